@@ -1,0 +1,24 @@
+"""The elements of a parameter that belong to each position of one of its axes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from prunec.compiler.ir import Axis, Program
+
+
+def axis_rows(program: Program, axis: Axis) -> torch.Tensor:
+    """The axis's tensor as a matrix [positions, elements]: row p holds what is removed with position p.
+
+    Dimension 1 of a grouped convolution's weight [out, in / groups, ...] has one row an *input channel*, holding the
+    columns that read it; for a transposed one, [in, out / groups, ...], a row an output channel.
+    """
+    tensor = program.tensors[axis.tensor].detach()
+    module = program.state.get(axis.owner)
+    grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and axis.dim == 1
+    if not grouped:
+        return tensor.movedim(axis.dim, 0).reshape(tensor.shape[axis.dim], -1)
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    blocks = tensor.unflatten(0, (module.groups, -1)).movedim(2, 1)  # [groups, dim 1, rows of a group, kernel...]
+    return blocks.flatten(0, 1).flatten(1)

@@ -1,0 +1,219 @@
+"""What a program costs, in closed form in its widths: a selection is costed without building the model.
+
+Every cost is a sum of terms `coefficient * width * width ...`, where a width is the number of positions of one array of
+labels that are kept. The widths of a selection are one sparse product, `fixed + counts @ keep`, and so is everything
+that follows from them.
+
+    macs      multiply-accumulates of one sample, in convolutions, linear layers and contractions (METHODS section 0:
+              C_out * C_in / groups * k_h * k_w * H_out * W_out; linear: in * out)
+    params    elements of parameters
+    memory    elements of the values that are alive at once, at the worst node, for one sample
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import fx, nn
+
+from prunec.compiler.ir import Axis, IntArray, Program, module_tensors
+from prunec.compiler.labels import Product, elements, shape_of_argument
+from prunec.compiler.units import LOOSE, Analysis, BoolArray, FloatArray, analyse
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Figures of one program, for one sample."""
+
+    macs: int
+    params: int
+    memory: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain numbers, for reports."""
+        return {"macs": self.macs, "params": self.params, "memory": self.memory}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A sum of products: term i is `coefficient[i] * width[first[i]] * width[second[i]]`; width 0 is always 1."""
+
+    names: tuple[str, ...]
+    coefficient: FloatArray
+    first: IntArray
+    second: IntArray
+
+    def each(self, widths: FloatArray) -> FloatArray:
+        """The value of every term."""
+        return np.asarray(self.coefficient * widths[self.first] * widths[self.second])
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The costs of everything that can be left of a program."""
+
+    analysis: Analysis
+    counts: csr_matrix
+    """[widths, units]: how many positions of the width each unit holds."""
+    fixed: FloatArray
+    macs_terms: Terms
+    params_terms: Terms
+    memory_terms: Terms
+    births: IntArray
+    deaths: IntArray
+
+    def widths(self, keep: BoolArray) -> FloatArray:
+        """Every width, when the units in `keep` stay."""
+        return np.asarray(self.fixed + self.counts @ keep.astype(np.float64))
+
+    def macs(self, keep: BoolArray) -> int:
+        """Multiply-accumulates of one sample."""
+        return round(float(self.macs_terms.each(self.widths(keep)).sum()))
+
+    def params(self, keep: BoolArray) -> int:
+        """Elements of parameters."""
+        return round(float(self.params_terms.each(self.widths(keep)).sum()))
+
+    def memory(self, keep: BoolArray) -> int:
+        """The largest number of elements that are alive at once."""
+        sizes = self.memory_terms.each(self.widths(keep))
+        change = np.zeros(int(self.deaths.max(initial=0)) + 2)
+        np.add.at(change, self.births, sizes)
+        np.add.at(change, self.deaths + 1, -sizes)
+        return round(float(np.cumsum(change).max(initial=0.0)))
+
+    def cost(self, keep: BoolArray) -> Cost:
+        """All three."""
+        return Cost(self.macs(keep), self.params(keep), self.memory(keep))
+
+    @cached_property
+    def everything(self) -> BoolArray:
+        """The selection that keeps all."""
+        return np.ones(self.analysis.size, dtype=bool)
+
+    def by_node(self, keep: BoolArray | None = None) -> Mapping[str, int]:
+        """Multiply-accumulates of every node that has any."""
+        values = self.macs_terms.each(self.widths(self.everything if keep is None else keep))
+        found: dict[str, float] = {}
+        for name, value in zip(self.macs_terms.names, values, strict=True):
+            found[name] = found.get(name, 0.0) + float(value)
+        return {name: round(value) for name, value in found.items()}
+
+
+class _Widths:
+    """Numbers the distinct arrays of labels; the same array is the same width."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.index: dict[int, int] = {}
+        self.arrays: list[IntArray] = []
+
+    def of(self, labels: IntArray) -> int:
+        if id(labels) not in self.index:
+            self.arrays.append(labels)
+            self.index[id(labels)] = len(self.arrays)
+        return self.index[id(labels)]
+
+    def matrix(self) -> tuple[csr_matrix, FloatArray]:
+        rows = np.repeat(np.arange(1, len(self.arrays) + 1), [a.size for a in self.arrays])
+        flat = np.concatenate([a.ravel() for a in self.arrays]) if self.arrays else np.zeros(0, np.int64)
+        units = self.analysis.units(flat)
+        size = len(self.arrays) + 1
+        fixed = np.bincount(rows[units == LOOSE], minlength=size).astype(np.float64)
+        fixed[0] = 1.0
+        placed = units != LOOSE
+        shape = (size, self.analysis.size)
+        return csr_matrix((np.ones(int(placed.sum())), (rows[placed], units[placed])), shape=shape), fixed
+
+
+def cost_model(program: Program) -> CostModel:
+    """The closed-form costs of a program; made once for each program."""
+    known = program.__dict__.get("_cost_model")
+    if known is None:
+        known = _build(analyse(program))
+        program.__dict__["_cost_model"] = known
+    assert isinstance(known, CostModel)
+    return known
+
+
+def cost(program: Program) -> Cost:
+    """What the program costs as it is."""
+    model = cost_model(program)
+    return model.cost(model.everything)
+
+
+def _build(analysis: Analysis) -> CostModel:
+    widths, program = _Widths(analysis), analysis.program
+    batch = _batch(program)
+    macs = _terms(widths, [Product(p.node, p.coefficient / batch, p.widths) for p in analysis.flow.macs])
+    params = _terms(widths, _params(analysis))
+    products, births, deaths = _activations(analysis, batch)
+    memory = _terms(widths, products)
+    counts, fixed = widths.matrix()
+    return CostModel(analysis, counts, fixed, macs, params, memory, births, deaths)
+
+
+def _batch(program: Program) -> int:
+    return next((int(x.shape[0]) for x in program.inputs if x.ndim and x.shape[0]), 1)
+
+
+def _terms(widths: _Widths, products: Sequence[Product]) -> Terms:
+    rows = [(p.coefficient, [widths.of(w) for w in p.widths]) for p in products]
+    plain = [(c, (*w, 0, 0)[:2], w[2:]) for c, w in rows]
+    sizes = [c * elements([widths.arrays[i - 1].size for i in rest]) for c, _, rest in plain]
+    return Terms(
+        tuple(p.node for p in products),
+        np.array(sizes, dtype=np.float64),
+        np.array([pair[0] for _, pair, _ in plain], dtype=np.int64),
+        np.array([pair[1] for _, pair, _ in plain], dtype=np.int64),
+    )
+
+
+def _params(analysis: Analysis) -> list[Product]:
+    bindings = analysis.flow.bindings
+    products = []
+    for name, tensor in _parameters(analysis.program):
+        mine = [Axis(name, d) for d in range(tensor.ndim)]
+        axes = [bindings[axis] for axis in mine if axis in bindings and axis not in analysis.flow.by_group]
+        total = elements([b.labels.size for b in axes])
+        products.append(Product(name, tensor.numel() / max(total, 1), tuple(b.labels for b in axes)))
+    return products
+
+
+def _parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, value in program.state.items():
+        tensors = module_tensors(name, value) if isinstance(value, nn.Module) else ((name, value),)
+        for key, tensor in tensors:
+            if isinstance(tensor, nn.Parameter):
+                found.setdefault(id(tensor), (key, tensor))
+    return list(found.values())
+
+
+def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArray, IntArray]:
+    """A term for each value, and the steps at which it is made and last read. Views count as values of their own."""
+    order = {node: step for step, node in enumerate(analysis.program.graph.nodes)}
+    products, births, deaths = [], [], []
+    for node, step in order.items():
+        if node.op in ("output", "get_attr") or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        flat = tuple(_flat(analysis, f) for f in analysis.flow.fields(node) if f.size == max(f.shape))
+        total = elements(shape_of_argument(node)) / batch
+        products.append(Product(node.name, total / elements([w.size for w in flat]), flat))
+        births.append(step)
+        deaths.append(max((order[user] for user in node.users), default=step))
+    return products, np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
+
+
+def _flat(analysis: Analysis, labels: IntArray) -> IntArray:
+    return analysis.flow.flat(labels)
+
+
+def node_label(node: fx.Node) -> str:
+    """A node as reports call it: its module, or its own name."""
+    return str(node.target) if node.op == "call_module" else node.name

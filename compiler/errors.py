@@ -1,0 +1,101 @@
+"""What can go wrong, sorted by who can mend it.
+
+Every error carries a message and, where there is one, a place in a file (`Span`) and a hint. The command line prints
+
+    plan.yaml:4:5: unknown key 'ration'
+        ration: 0.5
+        ^^^^^^
+    hint: did you mean 'ratio'?
+
+and exits with the error's `exit_code`: 1 where the plan or the model is at fault, 2 where the compiler is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of one line of a source file; `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+    length: int = 1
+    text: str = ""
+
+    def caret(self) -> str:
+        """The line with carets under the stretch, indented by four; an empty string where the text isn't known."""
+        if not self.text.strip():
+            return ""
+        stripped = self.text.lstrip()
+        offset = self.column - 1 - (len(self.text) - len(stripped))
+        return f"    {stripped.rstrip()}\n    {' ' * max(offset, 0)}{'^' * max(self.length, 1)}"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+class PrunecError(Exception):
+    """The root of every error that `prunec` raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, at: Span | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.at = at
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [f"{self.at}: {self.message}" if self.at else self.message]
+        if self.at and self.at.caret():
+            lines.append(self.at.caret())
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class PlanError(PrunecError):
+    """The plan is at fault: its author can mend it."""
+
+
+class ModelError(PrunecError):
+    """The model, its weights or its inputs are at fault, or can't be taken as they are."""
+
+
+class DataError(PrunecError):
+    """The data that the plan names can't be read or don't fit."""
+
+
+class OutputError(PrunecError):
+    """The artifacts can't be written where they were asked for."""
+
+
+class TextError(PrunecError):
+    """A program's text doesn't parse."""
+
+
+class PassError(PrunecError):
+    """A pass can't do what its options ask of this program."""
+
+
+class VerifyError(PrunecError):
+    """A rewrite changed the function: a bug in the compiler or in a pass, never the user's fault."""
+
+    exit_code: ClassVar[int] = 2
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """A hint that names the valid spelling nearest to `name`, or lists the valid ones where there are few."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    if names and len(names) <= 12:
+        return "valid: " + ", ".join(names)
+    return None

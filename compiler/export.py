@@ -1,0 +1,332 @@
+"""ONNX: export a program, check the file, run it with onnxruntime and compare it with the module.
+
+The batch dimension stays dynamic where the model allows it; where it doesn't, the file is static and the report says
+why. A difference is relative, `max|onnx - torch| / max|torch|`, because a network's outputs may be of any size. Two
+float32 runtimes differ by 1e-7 to 1e-6 (they add in another order). Where they differ by more than 1e-5, a float64
+run of the module decides: deep networks with cancellation are as far from the truth in torch as in onnxruntime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.errors import ModelError, PlanError, VerifyError
+from prunec.compiler.ir import Program
+
+TOLERANCE = 1e-5
+TIMES_TORCH = 10.0
+"""How much farther from the float64 run onnxruntime may be than torch's float32 run."""
+OLDEST_OPSET = 18
+"""Torch's exporter writes nothing older, and doesn't say so."""
+BATCHES = (1, 3)
+WARM_UP = 3
+
+Tensors = tuple[torch.Tensor, ...]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was exported, and how near it is to the module."""
+
+    opset: int
+    ir_version: int
+    bytes: int
+    dynamic_batch: bool
+    static_reason: str
+    """Why the batch size is fixed; empty where it isn't."""
+    differences: Mapping[int, float]
+    """Batch size -> largest relative difference between onnxruntime and torch."""
+    max_difference: float
+    float64_note: str
+    """Where the difference is over the tolerance: how far both are from a float64 run. Else empty."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How near onnxruntime is to torch at one batch size; the note is the report's `float64_note`."""
+
+    difference: float
+    note: str = ""
+
+
+Checks = dict[int, Check]
+
+
+def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
+    """Write the program as one ONNX file, without external data, and compare it with the module.
+
+    The same program gives the same bytes. Raises `PlanError` for an opset that can't be written, `ModelError` where
+    an operation has no ONNX form, `VerifyError` where onnxruntime computes something else than the module.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
+    with _evaluating(program.module), torch.no_grad():
+        model, checks, reason = _export(program, path, opset)
+    worst = max(checks.values(), key=lambda check: check.difference)
+    return OnnxReport(
+        opset=opset,
+        ir_version=model.ir_version,
+        bytes=path.stat().st_size,
+        dynamic_batch=not reason,
+        static_reason=reason,
+        differences={size: check.difference for size, check in checks.items()},
+        max_difference=worst.difference,
+        float64_note=worst.note,
+    )
+
+
+def ort_latency(path: Path, inputs: Sequence[torch.Tensor], runs: int = 50) -> float:
+    """The median time of one run in seconds: onnxruntime, CPU, one thread, after a warm-up."""
+    session = _session(path)
+    feed = _feed(session, inputs)
+    times = []
+    for _ in range(WARM_UP + runs):
+        start = time.perf_counter()
+        session.run(None, feed)
+        times.append(time.perf_counter() - start)
+    return median(times[WARM_UP:])
+
+
+# --- exporting ---------------------------------------------------------------------------------------------------
+
+
+def _export(program: Program, path: Path, opset: int) -> tuple[onnx.ModelProto, Checks, str]:
+    """The model, how near it is, and why its batch is static (an empty string where it is dynamic)."""
+    reason = _why_static(program)
+    if not reason:
+        try:
+            return *_write_and_check(program, path, opset, dynamic=True), ""
+        except VerifyError as error:  # such as `x.squeeze()`, which gives a batch of 1 another shape
+            reason = error.message
+        except ModelError as error:
+            if _operator_in(error.__cause__):
+                raise
+            reason = error.message
+    return *_write_and_check(program, path, opset, dynamic=False), reason
+
+
+def _write_and_check(program: Program, path: Path, opset: int, *, dynamic: bool) -> tuple[onnx.ModelProto, Checks]:
+    """Export for any batch size or for the example's alone, and compare at several or at this one."""
+    model = _convert(program, opset, dynamic=dynamic)
+    _strip(model.graph)
+    for function in model.functions:
+        _strip(function)
+    written = {entry.domain: entry.version for entry in model.opset_import}[""]
+    if written != opset:
+        raise PlanError(f"opset {opset} can't be exported", hint=f"for this model the exporter gives opset {written}")
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    session = _session(path)
+    sizes = sorted({_batch(program), *(BATCHES if dynamic else ())})
+    return model, {size: _compare(session, program.module, _with_batch(program, size)) for size in sizes}
+
+
+def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
+    # A batch of 1 would let the exporter take the 1 for a constant.
+    inputs = _with_batch(program, max(_batch(program), 2)) if dynamic else program.inputs
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} if _is_batched(program, value) else None for value in program.inputs)
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program.module,
+                inputs,
+                dynamo=True,
+                external_data=False,
+                opset_version=opset,
+                dynamic_shapes=shapes if dynamic else None,
+                input_names=[str(node.target) for node in program.graph.nodes if node.op == "placeholder"],
+                output_names=_output_names(program.graph),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises errors of many unrelated kinds
+        raise _refusal(error) from error
+    assert exported is not None, "torch.onnx.export gave no program"
+    return exported.model_proto
+
+
+def _why_static(program: Program) -> str:
+    if not any(_is_batched(program, value) for value in program.inputs):
+        return "no input has a batch dimension"
+    for size in BATCHES:
+        try:
+            with _quiet():  # fx prints the code of a module that fails
+                program.module(*_with_batch(program, size))
+        except Exception as error:  # whatever the model's own code raises
+            return f"the model doesn't run on a batch of {size}: {_first_line(error)}"
+    return ""
+
+
+def _strip(part: Any) -> None:
+    """Take out the exporter's notes: they name files of this machine, and are longer than many a graph."""
+    for repeated in ("input", "output", "value_info", "initializer", "node"):
+        for item in getattr(part, repeated, ()):
+            if hasattr(item, "metadata_props"):
+                del item.metadata_props[:]
+            for attribute in getattr(item, "attribute", ()):
+                for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                    _strip(graph)
+    del part.metadata_props[:]
+
+
+def _output_names(graph: fx.Graph) -> list[str]:
+    """Names from the keys of a dict, or `output`, `output_1`, ... in order."""
+    returned = next(node for node in graph.nodes if node.op == "output").args[0]
+    values = pytree.tree_map(lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf, returned)
+    if isinstance(values, dict) and all(isinstance(value, torch.Tensor) for value in values.values()):
+        return [str(key) for key in values]
+    count = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(values))
+    return [f"output_{index}" if index else "output" for index in range(count)]
+
+
+def _operator_in(error: BaseException | None) -> str:
+    """The operation that the exporter's error names: `aten.linalg_eig`; empty where it names none."""
+    while error is not None:
+        match = re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", str(error))
+        if match:
+            return match[1]
+        error = error.__cause__
+    return ""
+
+
+def _refusal(error: Exception) -> ModelError:
+    operator = _operator_in(error)
+    if operator:
+        return ModelError(f"ONNX has no form of the operation '{operator}'", hint="take 'onnx' out of the exports")
+    return ModelError(f"torch's ONNX exporter can't take this model: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost cause in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints, warns and logs; nothing of it is for the user of a compile."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: the leaf modules are shared with other programs."""
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+def _batch(program: Program) -> int:
+    return next((value.shape[0] for value in program.inputs if value.ndim), 1)
+
+
+def _is_batched(program: Program, value: torch.Tensor) -> bool:
+    return value.ndim > 0 and value.shape[0] == _batch(program)
+
+
+def _with_batch(program: Program, size: int) -> Tensors:
+    """Inputs of another batch size: random numbers like the example's; where these are integers, the example's own."""
+    generator = torch.Generator().manual_seed(size)
+    return tuple(_resized(value, size, generator) if _is_batched(program, value) else value for value in program.inputs)
+
+
+def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    rows = value[torch.arange(size) % len(value)]
+    if not value.is_floating_point():
+        return rows
+    spread = float(value.std(correction=0)) or 1.0
+    return torch.randn(rows.shape, generator=generator).to(rows.dtype) * spread + float(value.mean())
+
+
+# --- comparing ---------------------------------------------------------------------------------------------------
+
+
+def _compare(session: Any, module: fx.GraphModule, inputs: Tensors) -> Check:
+    got = session.run(None, _feed(session, inputs))
+    expected = _run(module, inputs)
+    difference = relative_difference(got, expected)
+    if difference <= TOLERANCE:
+        return Check(difference)
+    exact = _run(copy.deepcopy(module).double(), tuple(v.double() if v.is_floating_point() else v for v in inputs))
+    ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
+    figures = f"onnxruntime is {ours:.1e} from the float64 run, torch's float32 {torchs:.1e}"
+    if not ours <= TIMES_TORCH * torchs:
+        size = len(inputs[0]) if inputs and inputs[0].ndim else 1
+        raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
+    return Check(difference, figures)
+
+
+def relative_difference(got: Sequence[Array], expected: Sequence[Array]) -> float:
+    """The largest `max|got - expected| / max|expected|` of the outputs; infinite where shapes differ or a NaN is."""
+    if [value.shape for value in got] != [value.shape for value in expected]:
+        return float("inf")
+    return max((_relative(one, other) for one, other in zip(got, expected, strict=True)), default=0.0)
+
+
+def _relative(got: Array, expected: Array) -> float:
+    if not expected.size:
+        return 0.0
+    reference = expected.astype(np.complex128 if np.iscomplexobj(expected) else np.float64)
+    difference = float(np.abs(got - reference).max())
+    scale = float(np.abs(reference).max())
+    if difference == 0.0:
+        return 0.0
+    return difference / scale if scale and np.isfinite(difference) and np.isfinite(scale) else float("inf")
+
+
+def _run(module: Callable[..., Any], inputs: Tensors) -> list[Array]:
+    """The module's tensors in the order of ONNX outputs. The inputs are copied: a model may write into them."""
+    outputs = pytree.tree_leaves(module(*(value.clone() for value in inputs)))
+    return [leaf.numpy() for leaf in outputs if isinstance(leaf, torch.Tensor)]
+
+
+def _session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _feed(session: Any, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
+    return {entry.name: value.detach().numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}

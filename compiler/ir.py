@@ -1,0 +1,170 @@
+"""The IR: a program is an fx graph whose every node knows its value's shape, and the state that the graph reads.
+
+    Program
+      graph    torch.fx.Graph; node.meta["val"] holds the value on the meta device (a tensor, a number, or a tuple)
+      state    dotted name -> leaf module (`call_module`) or tensor (`get_attr`), shared with other programs
+      inputs   example inputs, one tensor a placeholder
+      origin   axis -> the positions that are left of the original axis
+      facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
+
+A program is a value: nothing in it changes after it was made. A pass derives a new one with `derive`, and shares all
+that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+
+IntArray = npt.NDArray[np.int64]
+State = nn.Module | torch.Tensor
+
+
+class Axis(NamedTuple):
+    """One dimension of one parameter or buffer. Dimension 1 of a grouped convolution counts input channels."""
+
+    tensor: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+    @property
+    def owner(self) -> str:
+        """The dotted name of the module that holds the tensor: `layer1.0.conv1` of `layer1.0.conv1.weight`."""
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why something was left alone: the node, group or parameter, and the reason."""
+
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model as the compiler sees it; see the module's text for the fields."""
+
+    graph: fx.Graph
+    state: Mapping[str, State]
+    inputs: tuple[torch.Tensor, ...]
+    name: str = "Model"
+    training: bool = False
+    origin: Mapping[Axis, IntArray] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    shown: frozenset[str] = frozenset()
+    """Tensors whose values the program's text spells out."""
+
+    def derive(self, **changes: Any) -> Program:
+        """A new program with some fields replaced. A new graph or state drops the facts, unless they are given."""
+        if ("graph" in changes or "state" in changes) and "facts" not in changes:
+            changes["facts"] = {}
+        return replace(self, **changes)
+
+    def with_facts(self, **facts: Any) -> Program:
+        """The same program, knowing more."""
+        return replace(self, facts={**self.facts, **facts})
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The program as an `fx.GraphModule`, with the original's parameter names. Shares the leaf modules."""
+        return self._graph_module(dict(self.state))
+
+    def _graph_module(self, state: dict[str, Any]) -> fx.GraphModule:
+        with _quiet_getattr():
+            module = fx.GraphModule({**state, "training": self.training}, self.copy_graph(), class_name=self.name)
+        module.training = self.training
+        return module
+
+    def copy_graph(self) -> fx.Graph:
+        """A copy of the graph that may be edited; nodes keep their names and their metadata."""
+        return self.copy_graph_with_map()[0]
+
+    def copy_graph_with_map(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+        """`copy_graph`, and which new node stands for which old one."""
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(self.graph, mapping, return_output_node=True)
+        if output is not None:
+            value, old = output
+            node = graph.output(value)
+            node.meta = dict(old.meta)
+            mapping[old] = node
+        return graph, mapping
+
+    @cached_property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Every parameter and buffer that the graph reads, by its dotted name."""
+        found: dict[str, torch.Tensor] = {}
+        for name, value in self.state.items():
+            if isinstance(value, nn.Module):
+                found.update(module_tensors(name, value))
+            else:
+                found[name] = value
+        return MappingProxyType(found)
+
+    def size(self, axis: Axis) -> int:
+        """How many positions an axis has now (for a grouped convolution's dimension 1: input channels)."""
+        if axis in self.origin:
+            return len(self.origin[axis])
+        tensor = self.tensors[axis.tensor]
+        module = self.state.get(axis.owner)
+        groups = int(getattr(module, "groups", 1)) if axis.dim == 1 and isinstance(module, nn.Module) else 1
+        return int(tensor.shape[axis.dim]) * groups
+
+    def node_of(self, name: str) -> fx.Node:
+        """The node of that name."""
+        return next(node for node in self.graph.nodes if node.name == name)
+
+
+def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of a leaf module, with the module's name before their own."""
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        yield (f"{name}.{key}" if name else key), tensor
+
+
+def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None, **attributes: Any) -> nn.Module:
+    """A shallow copy of a leaf module with some tensors and attributes replaced; all else is shared.
+
+    A replaced parameter stays a parameter (and keeps `requires_grad`), a replaced buffer stays a buffer. `None` takes
+    the tensor out.
+    """
+    copy = module.__class__.__new__(module.__class__)
+    copy.__dict__.update(module.__dict__)
+    for table in ("_parameters", "_buffers", "_modules"):
+        copy.__dict__[table] = dict(module.__dict__[table])
+    for key, value in (tensors or {}).items():
+        table = "_buffers" if key in module._buffers else "_parameters"
+        if value is not None and table == "_parameters" and not isinstance(value, nn.Parameter):
+            old = module._parameters.get(key)
+            value = nn.Parameter(value, requires_grad=old is None or old.requires_grad)
+        copy.__dict__[table][key] = value
+    for key, value in attributes.items():
+        setattr(copy, key, value)
+    return copy
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor value."""
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor), f"{node.name} is no tensor but {type(value).__name__}"
+    return tuple(value.shape)
+
+
+def _quiet_getattr() -> warnings.catch_warnings[None]:
+    """fx warns of `self.training`, which is no parameter; the warning says nothing to a user."""
+    return warnings.catch_warnings(action="ignore")

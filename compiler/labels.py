@@ -1,0 +1,294 @@
+"""Channel labels: which positions of which parameters belong together, found by letting labels flow like data.
+
+Every tensor value carries *fields*: integer arrays of the value's rank, of size 1 along every dimension where they don't
+vary. Element (n, c, h, w) of a value with the field of shape [1, C, 1, 1] carries the label `field[0, c, 0, 0]`. A value
+may carry several fields along different dimensions (a weight that is itself a value has one along each), and no field
+at all (the image, a constant).
+
+    conv1 writes      [1, 8, 1, 1]   labels 0..7
+    relu  passes      [1, 8, 1, 1]   the same array
+    cat   with image  [1, 11, 1, 1]  labels 0..7, FIXED, FIXED, FIXED
+    conv2 reads       weight[1] is bound to those eleven, and writes labels 8..
+
+What the rules of `rules.py` report is only collected here: pairs of labels that must be removed together, labels that
+may not be removed, blocks that must stay rectangular, and the axis that each array of labels is bound to. `units.py`
+solves it all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from prunec.compiler.ir import Axis, IntArray, Program
+
+FIXED = -1
+"""The label of a position that is never removed: the image's, a constant's."""
+
+Fields = tuple[IntArray, ...]
+Labelled = Any
+"""What a node carries: `Fields` for a tensor, a list of `Labelled` for a tuple, `None` for anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two arrays of labels (broadcast against each other) that node `cause` couples, element by element."""
+
+    left: IntArray
+    right: IntArray
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Labels that may not be removed, and why."""
+
+    labels: IntArray
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """An axis and the label of each of its positions, as node `cause` binds them."""
+
+    axis: Axis
+    labels: IntArray
+    role: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A cost of `coefficient` times the number of kept positions of each array in `widths`."""
+
+    node: str
+    coefficient: float
+    widths: tuple[IntArray, ...]
+
+
+@dataclass
+class Flow:
+    """What flowing the labels through a program has found; filled by the rules, solved by `units.solve`."""
+
+    program: Program
+    values: dict[fx.Node, Labelled] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    blocks: list[tuple[IntArray, str]] = field(default_factory=list)
+    covers: list[IntArray] = field(default_factory=list)
+    counted: list[Pin] = field(default_factory=list)
+    """Labels whose *number* matters (statistics over channels): they may be removed, but not merged."""
+    by_group: set[Axis] = field(default_factory=set)
+    """Input axes of grouped convolutions that lose whole groups, so that a group's width stays."""
+    bindings: dict[Axis, Binding] = field(default_factory=dict)
+    macs: list[Product] = field(default_factory=list)
+    owners: list[tuple[int, Axis | None]] = field(default_factory=list)
+    """(first label, axis) of each run of fresh labels, in rising order."""
+    count: int = 0
+    _flats: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
+    _spreads: dict[tuple[int, int, int], tuple[IntArray, IntArray]] = field(default_factory=dict)
+
+    # -- what rules say --------------------------------------------------------------------------------------------
+
+    def fresh(self, size: int, owner: Axis | None = None) -> IntArray:
+        """`size` new labels; FIXED where there is one position only, since that can't be removed."""
+        if size == 1:
+            return np.full(1, FIXED, dtype=np.int64)
+        self.owners.append((self.count, owner))
+        self.count += size
+        return np.arange(self.count - size, self.count, dtype=np.int64)
+
+    def write(self, axis: Axis, size: int, node: fx.Node, role: str = "writer") -> IntArray:
+        """The labels of an axis that produces channels: fresh ones, or its first ones where it is used again."""
+        if axis not in self.bindings:
+            self.bindings[axis] = Binding(axis, self.fresh(size, axis), role, node.name)
+        return self.bindings[axis].labels
+
+    def bind(self, axis: Axis, labels: IntArray, node: fx.Node, role: str = "reader") -> None:
+        """Tie an axis to the labels that arrive; an axis that is bound already has its labels unified with them."""
+        bound = self.bindings.get(axis)
+        if bound is None:
+            self.bindings[axis] = Binding(axis, labels, role, node.name)
+        elif bound.labels is not labels:
+            self.unify(bound.labels, labels, node)
+
+    def unify(self, left: IntArray, right: IntArray, node: fx.Node) -> None:
+        """Labels that meet must be removed together; one that meets a FIXED position may not be removed."""
+        if left is not right:
+            self.pairs.append(Pair(left, right, node.name))
+
+    def pin(self, labels: IntArray, reason: str) -> None:
+        """These labels may not be removed."""
+        self.pins.append(Pin(labels, reason))
+
+    def pin_all(self, fields: Iterable[IntArray], reason: str) -> None:
+        """None of the fields' labels may be removed."""
+        for labels in fields:
+            self.pin(labels, reason)
+
+    def count_matters(self, labels: IntArray, reason: str) -> None:
+        """These labels may be removed, but merging them would change the result."""
+        self.counted.append(Pin(labels, reason))
+
+    # -- what rules ask --------------------------------------------------------------------------------------------
+
+    def fields(self, value: object) -> Fields:
+        """The fields of an argument: of a node that carries a tensor, else none."""
+        found = self.values.get(value) if isinstance(value, fx.Node) else None
+        return found if isinstance(found, tuple) else ()
+
+    def along(self, value: object, dim: int, node: fx.Node) -> tuple[IntArray, Fields]:
+        """The labels along one dimension, flat, and the fields that don't vary along it.
+
+        A field that varies along `dim` and along others can only be read when all that share a position of `dim` go
+        together, so these are unified.
+        """
+        shape = shape_of_argument(value)
+        dim %= len(shape)
+        mine = [labels for labels in self.fields(value) if labels.shape[dim] > 1]
+        rest = tuple(labels for labels in self.fields(value) if labels.shape[dim] == 1)
+        if not mine:
+            return np.full(shape[dim], FIXED, dtype=np.int64), rest
+        for other in mine[1:]:
+            self.pin_all((mine[0], other), f"two kinds of channels share a dimension at {node.name}")
+        return self.collapse(mine[0], dim, node), rest
+
+    def collapse(self, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
+        """The flat labels along `dim`, with everything that shares a position of it unified."""
+        if labels.size == labels.shape[dim]:
+            return self.flat(labels)
+        first = labels[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
+        self.unify(labels, np.broadcast_to(first, labels.shape), node)
+        return np.ascontiguousarray(first).reshape(-1)
+
+    def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
+        """A flat array of labels as the field of a value of that rank that varies along `dim` only."""
+        if labels.size == 1 or (labels[0] == FIXED and bool((labels == FIXED).all())):
+            if labels.size == 1 and labels[0] != FIXED:
+                self.pin(labels, "a single channel stands alone")
+            return ()
+        return (self._spread(labels, rank, dim % rank),)
+
+    def _spread(self, flat: IntArray, rank: int, dim: int) -> IntArray:
+        """A flat array as a field. The same array gives the same field: identity is what makes long chains cheap."""
+        key = (id(flat), rank, dim)
+        if key not in self._spreads:
+            shape = [1] * rank
+            shape[dim] = flat.size
+            spread = flat.reshape(shape)
+            self._spreads[key] = (flat, spread)
+            self._flats[id(spread)] = (spread, flat)
+        return self._spreads[key][1]
+
+    def flat(self, labels: IntArray) -> IntArray:
+        """A field that varies along one dimension, as the flat array that it was made of."""
+        if id(labels) not in self._flats:
+            self._flats[id(labels)] = (labels, labels.reshape(-1))
+        return self._flats[id(labels)][1]
+
+    def moved(self, fields: Iterable[IntArray], node: fx.Node) -> Fields:
+        """The fields of a value whose data was moved: compressed, with their blocks and covers noted."""
+        kept = []
+        for raw in fields:
+            labels = compress(raw)
+            if labels.size == 1:
+                if labels.item() != FIXED:
+                    self.pin(labels.reshape(-1), f"{node.name} picks a single channel")
+                continue
+            if bool((labels == FIXED).all()):
+                continue
+            if sum(size > 1 for size in labels.shape) > 1:
+                self.blocks.append((labels, node.name))
+            kept.append(labels)
+        return self.separate(kept, node)
+
+    def separate(self, fields: Sequence[IntArray], node: fx.Node) -> Fields:
+        """Fields that vary along different dimensions stay apart; where two overlap, neither may be removed."""
+        taken: list[IntArray] = []
+        for labels in fields:
+            clash = [other for other in taken if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape))]
+            if clash:
+                self.pin_all((labels, *clash), f"two kinds of channels share a dimension at {node.name}")
+            else:
+                taken.append(labels)
+        return tuple(taken)
+
+    def constant(self, value: object) -> Any:
+        """The real value of an argument that doesn't depend on the input: a literal, a number, a buffer; else None."""
+        if not isinstance(value, fx.Node):
+            return value
+        if value.op == "get_attr":
+            found = self.program.state.get(str(value.target))
+            return found if isinstance(found, torch.Tensor) and not found.is_floating_point() else None
+        known = value.meta.get("val")
+        return None if isinstance(known, torch.Tensor) else known
+
+
+def shape_of_argument(value: object) -> tuple[int, ...]:
+    """The shape of an argument that is a node with a tensor; () for a number."""
+    known = value.meta.get("val") if isinstance(value, fx.Node) else value
+    return tuple(known.shape) if isinstance(known, torch.Tensor) else ()
+
+
+def compress(labels: IntArray) -> IntArray:
+    """The same field, of size 1 along every dimension where it doesn't vary."""
+    for dim in range(labels.ndim):
+        if labels.shape[dim] == 1:
+            continue
+        first = labels[(slice(None),) * dim + (slice(0, 1),)]
+        if labels.strides[dim] == 0 or bool((labels == first).all()):
+            labels = first
+    return np.ascontiguousarray(labels)
+
+
+def expand(labels: IntArray, shape: Sequence[int]) -> IntArray:
+    """A field at its value's full shape, without copying."""
+    return np.broadcast_to(labels, tuple(shape))
+
+
+def reshape_labels(labels: IntArray, old: Sequence[int], new: Sequence[int]) -> IntArray:
+    """A field after its value of shape `old` is reshaped to `new`.
+
+    The two shapes are cut into the smallest runs of dimensions that hold equally many elements; a run along which the
+    field doesn't vary stays of size 1, so that nothing is written out along batch and image.
+    """
+    runs = list(_runs(old, new))
+    middle: list[int] = []
+    final: list[int] = []
+    for olds, news in runs:
+        varies = any(labels.shape[d] > 1 for d in olds)
+        middle += [old[d] if varies else 1 for d in olds]
+        final += [new[d] if varies else 1 for d in news]
+    return np.broadcast_to(labels, middle).reshape(final)
+
+
+def _runs(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[list[int], list[int]]]:
+    i = j = 0
+    while i < len(old) or j < len(new):
+        olds, news = [], []
+        left = right = 1
+        if i < len(old):
+            olds.append(i)
+            left, i = old[i], i + 1
+        if j < len(new):
+            news.append(j)
+            right, j = new[j], j + 1
+        while left != right:
+            if (left < right or right == 0) and i < len(old):
+                olds.append(i)
+                left, i = left * old[i], i + 1
+            else:
+                news.append(j)
+                right, j = right * new[j], j + 1
+        yield olds, news
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many elements a tensor of that shape has."""
+    return prod(shape)

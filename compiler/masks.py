@@ -1,0 +1,192 @@
+"""Marks: which elements of a value are removed, and how operations carry that on.
+
+    x     = conv1(image)    data [2, 4, 8, 8]    marks [1, 4, 1, 1] = K R K K     (weight row 1 is removed)
+    y     = relu(x)         data as it is        marks pass
+    z     = y.flatten(1)    data [2, 256]        marks [1, 256]: the operation itself is run on the marks
+    logit = fc(z)           z is zeroed at R, and fc.weight's columns must be R at the same places
+
+A mark is KEPT, REMOVED or FREE: a constant (padding, a buffer) that nobody misses once the channel it joins is
+removed. Marks are uint8 of the data's rank, of size 1 along dimensions where they don't vary; a plain tensor is kept
+everywhere. One principle makes the checks: *nothing kept may get lost*. A kept element whose every use meets a removed
+one, and an operation without a rule that a removed element reaches, are errors.
+
+This is the verifier's own account of the operations. It shares nothing with the analysis that rewrites rely on, so
+that an error in either shows as a difference between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.errors import VerifyError
+
+FREE: Final = 0
+KEPT: Final = 1
+REMOVED: Final = 2
+
+
+@dataclass(eq=False)
+class Marked:
+    """A tensor that isn't kept everywhere. Operations that write in place set its `marks` anew, as they do its data."""
+
+    data: Tensor
+    marks: Tensor
+
+    @property
+    def kept(self) -> Tensor:
+        """True where the element is not removed; of the data's shape."""
+        return (self.marks != REMOVED).expand(self.data.shape)
+
+    @property
+    def has_removed(self) -> bool:
+        return bool((self.marks == REMOVED).any())
+
+
+Value = Tensor | Marked
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of the graph, with its arguments."""
+
+    where: str
+    """The node, for messages."""
+    name: str
+    """The operation's functional name (`conv2d`, `flatten`), empty where it isn't one of torch's."""
+    run: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    module: nn.Module | None = None
+    params: Mapping[str, Value] = field(default_factory=dict)
+    """The module's own tensors, by their short names."""
+    in_place: bool = False
+
+    def plain(self) -> Any:
+        """The operation on the data alone."""
+        return self.run(*plain(self.args), **plain(self.kwargs))
+
+    def bind(self, *names: str) -> dict[str, Any]:
+        """Arguments by name; a module's further ones are its tensors and attributes. Absent ones are None."""
+        if self.module is None:
+            given = {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+            return {name: given.get(name) for name in names}
+        own = {name: self.params.get(name, getattr(self.module, name, None)) for name in names[1:]}
+        return {names[0]: self.args[0], **own}
+
+    def operands(self) -> list[Value]:
+        """All tensors among the arguments and parameters."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs), dict(self.params)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor | Marked)]
+
+    def error(self, problem: str) -> VerifyError:
+        return VerifyError(f"{problem} at {self.where}")
+
+
+def plain(tree: Any) -> Any:
+    """A nest of values without its marks."""
+    return pytree.tree_map(lambda x: x.data if isinstance(x, Marked) else x, tree)
+
+
+def marks_of(value: Value) -> Tensor:
+    """The marks of any value, compressed; of the value's rank."""
+    if isinstance(value, Marked):
+        return value.marks
+    return torch.full([1] * value.ndim, KEPT, dtype=torch.uint8)
+
+
+def mark(data: Tensor, marks: Tensor) -> Value:
+    """The data with these marks, compressed; the bare tensor where everything is kept."""
+    for dim in range(marks.ndim):
+        if marks.shape[dim] > 1 and bool((marks == marks.narrow(dim, 0, 1)).all()):
+            marks = marks.narrow(dim, 0, 1)
+    return data if bool((marks == KEPT).all()) else Marked(data, marks)
+
+
+def mark_all(data: Any, marks: Any) -> Any:
+    """`mark` for nests of the same structure; leaves that aren't tensors (sizes) stay."""
+    leaves, spec = pytree.tree_flatten(data)
+    pairs = zip(leaves, pytree.tree_leaves(marks), strict=True)
+    return pytree.tree_unflatten([mark(x, m.to(torch.uint8)) if isinstance(x, Tensor) else x for x, m in pairs], spec)
+
+
+def full_marks(tree: Any) -> Any:
+    """The marks of a nest as float tensors of the data's shapes, on which an operation can be run."""
+
+    def expand(value: Any) -> Any:
+        if not isinstance(value, Tensor | Marked):
+            return value
+        return marks_of(value).float().expand(plain(value).shape)
+
+    return pytree.tree_map(expand, tree)
+
+
+def collapse(call: Call, marks: Tensor, dims: Iterable[int], problem: str) -> Tensor:
+    """Marks that are the same along `dims`, up to free ones, with these dimensions at size 1."""
+    for dim in dims:
+        kept, removed = ((marks == bit).any(dim, keepdim=True) for bit in (KEPT, REMOVED))
+        if bool((kept & removed).any()):
+            raise call.error(problem)
+        marks = kept.to(torch.uint8) * KEPT + removed.to(torch.uint8) * REMOVED
+    return marks
+
+
+def zeroed(value: Value) -> Tensor:
+    """The data with zeros at the removed elements, as a reader is to see it."""
+    if not isinstance(value, Marked):
+        return value
+    return torch.where(value.marks == REMOVED, torch.zeros((), dtype=value.data.dtype), value.data)
+
+
+def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
+    """The marks of an elementwise result: removed where any operand is, provided that nothing kept is lost by that.
+
+    An operand that is broadcast (a gate of one channel) is lost only where all elements that it reaches are removed.
+    """
+    rank = len(shape)
+    aligned = [marks_of(x).reshape([1] * (rank - plain(x).ndim) + list(marks_of(x).shape)) for x in operands]
+    met = aligned[0]
+    for marks in aligned[1:]:
+        met = torch.maximum(met, marks)  # FREE < KEPT < REMOVED
+    gone = met == REMOVED
+    for value, marks in zip(operands, aligned, strict=True):
+        sizes = [1] * (rank - plain(value).ndim) + list(plain(value).shape)
+        lost = gone
+        for dim in (d for d in range(rank) if sizes[d] == 1 and shape[d] > 1):
+            lost = lost.all(dim, keepdim=True)
+        if bool((lost & (marks == KEPT)).any()):
+            raise call.error("channels that are kept meet channels that are removed")
+    return met
+
+
+def contract(call: Call, product: Callable[..., Tensor], *operands: Value, marks: Sequence[Tensor]) -> Tensor:
+    """The marks of a multilinear operation (convolution, matrix product, einsum), found by counting.
+
+    `product` is the operation on indicators of `marks`. A result is kept if it counts a term of kept factors. Then it
+    may count no term of a kept and a removed factor; and every kept factor must be in some kept term.
+    """
+    settled = [_settled(x, m) for x, m in zip(operands, marks, strict=True)]
+    with torch.enable_grad():
+        kept = [(m != REMOVED).float().requires_grad_() for m in settled]
+        terms = product(*kept)
+        uses = torch.autograd.grad(terms.sum(), kept)
+    factors, live = [k.detach() for k in kept], terms.detach() > 0
+    for index, used in enumerate(uses):
+        crossing = product(*factors[:index], 1 - factors[index], *factors[index + 1 :])
+        unused = (settled[index] == KEPT) & (used == 0)
+        if bool(((crossing > 0) & live).any()) or bool(unused.any()):
+            raise call.error("the removed positions of an axis are not those of the channels that arrive")
+    return torch.where(live, KEPT, REMOVED).to(torch.uint8)
+
+
+def _settled(value: Value, marks: Tensor) -> Tensor:
+    """Marks with FREE ones made KEPT, unless they stand on zeros, which a reader can drop."""
+    if not isinstance(value, Marked) or not bool((value.marks == FREE).any()):
+        return marks
+    zero = bool((torch.where(value.marks == FREE, value.data, torch.zeros((), dtype=value.data.dtype)) == 0).all())
+    return marks if zero else torch.where(marks == FREE, KEPT, marks)

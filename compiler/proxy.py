@@ -1,0 +1,266 @@
+"""Numbers that know where they come from: what traced code gets when it asks a tensor for its size.
+
+    n, c, h, w = x.shape          four `Int`s, each an int to Python, each an item of the node `x.shape` to the graph
+    if h > 7:                     decided: comparisons give a plain bool
+    x.view(n, c * h * w)          recorded: `n` and the product become nodes, so that the batch size stays dynamic
+    range(h), int(h), [0] * h     plain numbers
+
+They are true subclasses of `int`, `float` and `tuple`, so code that checks types, indexes lists or calls into C takes
+them as they are. A number becomes a node when the graph first reads it, not when it is computed.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol, SupportsIndex
+
+import torch
+from torch import fx
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_BITWISE = ("lshift", "rshift", "and", "or", "xor")
+
+
+class Refused(Exception):
+    """The model can't be traced; `trace` adds the place and raises it as a `ModelError`."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Recorder(Protocol):
+    """What a number needs of the tracer that made it."""
+
+    active: bool
+
+    def call_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
+        """A new node at the graph's end."""
+        ...
+
+
+class Handle:
+    """Where a traced value comes from: a node, which is made at the first read where it wasn't given."""
+
+    __slots__ = ("_make", "_node", "recorder", "value")
+
+    def __init__(self, recorder: Recorder, value: Any, make: fx.Node | Callable[[], fx.Node]) -> None:
+        self.recorder = recorder
+        self.value = value
+        self._node = make if isinstance(make, fx.Node) else None
+        self._make = None if isinstance(make, fx.Node) else make
+
+    @property
+    def node(self) -> fx.Node:
+        """The node that computes the value."""
+        if self._node is None:
+            assert self._make is not None, "a handle has a node or makes one"
+            self._node, self._make = self._make(), None
+        return self._node
+
+    def derive(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> Handle:
+        """A value computed from traced ones; its node waits until it is read."""
+        recorder = self.recorder
+        return Handle(recorder, value, lambda: recorder.call_node(function, args, value))
+
+    def item(self, key: Any, value: Any) -> Handle:
+        """`self[key]`, which is `value`."""
+        recorder = self.recorder
+        return Handle(recorder, value, lambda: recorder.call_node(operator.getitem, (self.node, key), value))
+
+
+class Number:
+    """The traced side of `Int` and `Float`."""
+
+    handle: Handle
+
+    @property
+    def plain(self) -> Any:
+        """The number without its history."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self.plain), (self.plain,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Number:
+        return self
+
+
+class Int(int, Number):
+    """A size, or what integer arithmetic made of sizes."""
+
+    def __new__(cls, value: int, handle: Handle) -> Int:
+        """`value` is what the example inputs give."""
+        self = super().__new__(cls, value)
+        self.handle = handle
+        return self
+
+    @property
+    def plain(self) -> int:
+        """The number without its history."""
+        return int.__int__(self)
+
+    __reduce__ = Number.__reduce__  # type: ignore[assignment]
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __floor__(self) -> int:
+        return self
+
+    __ceil__ = __trunc__ = __pos__ = __floor__
+
+
+class Float(float, Number):
+    """What true division, or arithmetic with a float, made of sizes."""
+
+    def __new__(cls, value: float, handle: Handle) -> Float:
+        """`value` is what the example inputs give."""
+        self = super().__new__(cls, value)
+        self.handle = handle
+        return self
+
+    @property
+    def plain(self) -> float:
+        """The number without its history."""
+        return float.__float__(self)
+
+    __reduce__ = Number.__reduce__  # type: ignore[assignment]
+
+
+class Flag(int, Number):
+    """`module.training`: false while a model is traced, an attribute of the model in the graph."""
+
+    def __new__(cls, handle: Handle) -> Flag:
+        """The flag of every module that is traced through."""
+        self = super().__new__(cls, 0)
+        self.handle = handle
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """`False`, since tracing is done in eval mode."""
+        return False
+
+    def __repr__(self) -> str:
+        return "False"
+
+    __reduce__ = Number.__reduce__  # type: ignore[assignment]
+
+
+class Shape(tuple[int, ...]):
+    """A tensor's size: a tuple of `Int`s that is a `torch.Size` to whoever asks, and one node to the graph."""
+
+    handle: Handle
+
+    def __new__(cls, sizes: tuple[int, ...], handle: Handle) -> Shape:
+        """`sizes` may hold traced numbers already; plain ones become items of `handle`."""
+        items = (size if isinstance(size, Int) else Int(size, handle.item(i, size)) for i, size in enumerate(sizes))
+        self = super().__new__(cls, items)
+        self.handle = handle
+        return self
+
+    @property
+    def __class__(self) -> type:
+        return torch.Size
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise TypeError("a traced shape keeps its class")
+
+    @property
+    def plain(self) -> torch.Size:
+        """The sizes without their history."""
+        return torch.Size(int.__int__(size) for size in self)
+
+    def numel(self) -> int:
+        """The product of the sizes."""
+        return Int(self.plain.numel(), self.handle.derive(math.prod, (self,), self.plain.numel()))
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        found = super().__getitem__(key)
+        return Shape(found, self.handle.item(key, torch.Size(found))) if isinstance(key, slice) else found
+
+    def __add__(self, other: Any) -> Any:
+        return self._join(self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._join(other, self)
+
+    def _join(self, left: Any, right: Any) -> Any:
+        """Either side's items keep their own history; a tuple with other things than sizes in it is a plain tuple."""
+        if not (isinstance(left, tuple) and isinstance(right, tuple)):
+            return NotImplemented
+        joined = (*left, *right)
+        if not all(isinstance(size, int) for size in joined):
+            return joined
+        return Shape(joined, self.handle.derive(_joined_size, (joined,), torch.Size(joined)))
+
+    def __repr__(self) -> str:
+        return repr(self.plain)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.Size, (tuple(self.plain),)
+
+
+def _joined_size(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sizes)
+
+
+def wrap_number(value: float, handle: Handle) -> Any:
+    """The traced form of a number; a bool stays what it is."""
+    if isinstance(value, bool):
+        return value
+    return Int(value, handle) if isinstance(value, int) else Float(value, handle)
+
+
+def plain_number(value: Any) -> Any:
+    """A number without its history."""
+    return value.plain if isinstance(value, Number) else value
+
+
+def _compute(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+    """Apply a function to numbers of which one is traced. After the trace they are numbers like any other."""
+    value = function(*map(plain_number, operands))
+    handle = next(operand.handle for operand in operands if isinstance(operand, Number))
+    if not handle.recorder.active or not isinstance(value, int | float):
+        return value
+    return wrap_number(value, handle.derive(function, operands, value))
+
+
+def _binary(function: Callable[..., Any], *, reflected: bool) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        return _compute(function, (other, self) if reflected else (self, other))
+
+    return method
+
+
+def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *rest: Any) -> Any:
+        return _compute(function, (self, *rest))
+
+    return method
+
+
+def _function(name: str) -> Callable[..., Any]:
+    return getattr(operator, f"{name}_" if name in {"and", "or"} else name)  # type: ignore[no-any-return]
+
+
+def _define(cls: type, names: tuple[str, ...]) -> None:
+    for name in names:
+        setattr(cls, f"__{name}__", _binary(_function(name), reflected=False))
+        setattr(cls, f"__r{name}__", _binary(_function(name), reflected=True))
+
+
+_define(Int, _BINARY + _BITWISE)
+_define(Float, _BINARY)
+for _kind in (Int, Float):
+    for _name, _operation in {"neg": operator.neg, "abs": operator.abs, "round": builtins.round}.items():
+        setattr(_kind, f"__{_name}__", _unary(_operation))
+for _name, _operation in {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}.items():
+    setattr(Float, f"__{_name}__", _unary(_operation))

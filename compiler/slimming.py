@@ -1,0 +1,276 @@
+"""Removing units from a program: parameters are gathered, module attributes and literal sizes follow.
+
+    conv1  Conv2d(3, 8)    weight [8, 3, 3, 3]      ->  Conv2d(3, 6)   weight[keep]
+    bn1    BatchNorm2d(8)                           ->  BatchNorm2d(6) all four vectors[keep]
+    view   %x.view(-1, 512)                         ->  %x.view(-1, 384)
+    fc     Linear(512, 10) weight [10, 512]         ->  Linear(384, 10) weight[:, keep]
+
+The order of what is kept never changes, and an operation that moves data gives on what is kept the same as what is kept
+of what it gave before: so the labels that arrive at a reader are the old ones without those that were removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, module_tensors
+from prunec.compiler.labels import shape_of_argument
+from prunec.compiler.movement import REWRITES
+from prunec.compiler.rules import op_name
+from prunec.compiler.units import Analysis, BoolArray, analyse
+
+
+def remove_units(program: Program, keep: BoolArray) -> Program:
+    """The program without the units that `keep` ([units], see `Analysis.free`) leaves out. Shares what doesn't change.
+
+    The caller has seen to it that only free units go and that no group and no cover is emptied.
+    """
+    analysis = analyse(program)
+    kept = _kept_positions(analysis, keep)
+    if not kept:
+        return program
+    state = _slim_state(program, kept)
+    graph = _slim_graph(program, _View(analysis, keep))
+    origin = dict(program.origin)
+    for axis, positions in kept.items():
+        before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
+        origin[axis] = before[positions]
+    return program.derive(graph=graph, state=state, origin=origin)
+
+
+def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
+    """The positions that go, by axis, as they are numbered now."""
+    everything = {axis: b.labels.size for axis, b in analysis.flow.bindings.items()}
+    return {
+        axis: np.setdiff1d(np.arange(everything[axis]), positions, assume_unique=True)
+        for axis, positions in _kept_positions(analysis, keep).items()
+    }
+
+
+def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
+    """The positions that stay, of every axis that loses any."""
+    known: dict[int, IntArray | None] = {}
+    kept: dict[Axis, IntArray] = {}
+    for axis, binding in analysis.flow.bindings.items():
+        key = id(binding.labels)
+        if key not in known:
+            mask = analysis.kept(binding.labels, keep)
+            known[key] = None if mask.all() else np.flatnonzero(mask)
+        positions = known[key]
+        if positions is not None:
+            kept[axis] = positions
+    return kept
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, State]:
+    by_tensor: dict[str, dict[int, IntArray]] = {}
+    for axis, positions in kept.items():
+        by_tensor.setdefault(axis.tensor, {})[axis.dim] = positions
+    state: dict[str, State] = dict(program.state)
+    for name, value in program.state.items():
+        if isinstance(value, nn.Module):
+            names = [tensor for tensor, _ in module_tensors(name, value) if tensor in by_tensor]
+            mine = {tensor[len(name) + 1 :]: by_tensor[tensor] for tensor in names}
+            if mine:
+                state[name] = slim_module(value, mine)
+        elif name in by_tensor:
+            state[name] = _gathered(value, by_tensor[name])
+    return state
+
+
+def _gathered(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
+    slim = gather(tensor, positions)
+    return nn.Parameter(slim, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else slim
+
+
+def gather(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
+    """The tensor at the given positions of some dimensions, as a tensor of its own."""
+    slim = tensor.detach()
+    for dim, places in sorted(positions.items(), key=lambda item: len(item[1])):
+        slim = slim.index_select(dim, torch.from_numpy(places))
+    return slim.clone() if slim is tensor else slim
+
+
+def _conv_sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    groups = module.groups
+    weight = tensors["weight"]
+    first, second = (int(s) for s in weight.shape[:2])
+    if module.transposed:
+        return {"in_channels": first, "out_channels": second * groups}
+    return {"in_channels": second * groups, "out_channels": first}
+
+
+SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, Any]]] = {
+    nn.modules.conv._ConvNd: _conv_sizes,
+    nn.Linear: lambda m, t: {"in_features": t["weight"].shape[1], "out_features": t["weight"].shape[0]},
+    nn.modules.batchnorm._NormBase: lambda m, t: {"num_features": len(next(iter(t.values())))},
+    nn.LayerNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
+    nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
+    nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
+    nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
+}
+"""Attributes that repeat a tensor's shape, by the module's class."""
+
+
+def slim_module(module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]]) -> nn.Module:
+    """A leaf module at the given positions of its tensors' dimensions; its sizes follow."""
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+        return _slim_grouped(module, positions)
+    tensors = {name: gather(getattr(module, name), places) for name, places in positions.items()}
+    return resized(module, tensors)
+
+
+def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes: Any) -> nn.Module:
+    """A leaf module with other tensors, and the sizes that follow from their shapes."""
+    present = {n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.ndim}
+    sizes = next((rule for cls, rule in SIZES.items() if isinstance(module, cls)), None)
+    assert sizes is not None, f"{type(module).__name__} has bound axes, so it needs a row in SIZES"
+    slim = clone_module(module, tensors, **attributes)
+    for key, value in sizes(slim, {**present, **tensors}).items():
+        setattr(slim, key, value)
+    return slim
+
+
+def _slim_grouped(module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]]) -> nn.Module:
+    """Whole groups vanish where all their inputs went; the others lose the same number of channels each."""
+    weight = module.weight.detach()
+    inner, outer = module.in_channels // module.groups, module.out_channels // module.groups
+    read, written = (1, 0) if not module.transposed else (0, 1)
+    places = positions.get("weight", {})
+    ins = places.get(read, np.arange(module.in_channels))
+    outs = places.get(written, np.arange(module.out_channels))
+    groups = np.unique(ins // inner)
+    assert np.array_equal(groups, np.unique(outs // outer)), "a group lost its inputs or its outputs alone"
+    ins, outs = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
+    group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
+    blocks = weight.unflatten(0, (module.groups, -1))  # [groups, rows of a group, columns of a group, kernel]
+    rows, columns = (outside, inside) if not module.transposed else (inside, outside)
+    slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
+    tensors = {"weight": slim}
+    if "bias" in positions:
+        tensors["bias"] = gather(module.bias, positions["bias"])  # type: ignore[arg-type]
+    return resized(module, tensors, groups=int(groups.size))
+
+
+# -- the graph -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _View:
+    """`movement.Slim` for one selection."""
+
+    analysis: Analysis
+    keep: BoolArray
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    """Slim values of nodes that give numbers, where they differ from the old."""
+    _masks: dict[int, tuple[IntArray, BoolArray | None]] = field(default_factory=dict)
+
+    def mask(self, labels: IntArray) -> BoolArray | None:
+        """Which elements of a field stay; None where all do."""
+        if id(labels) not in self._masks:
+            mask = self.analysis.kept(labels, self.keep)
+            self._masks[id(labels)] = (labels, None if mask.all() else mask)
+        return self._masks[id(labels)][1]
+
+    def kept(self, value: object, dim: int) -> BoolArray:
+        """Which positions of a value's dimension stay."""
+        shape = shape_of_argument(value)
+        kept = np.ones(shape[dim], dtype=bool)
+        for labels in self.analysis.flow.fields(value):
+            mask = self.mask(labels)
+            if mask is not None and labels.shape[dim] > 1:
+                kept &= mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
+        return kept
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The slim shape of a node's tensor."""
+        return self._shape(self.analysis.flow.fields(node), shape_of_argument(node))
+
+    def _shape(self, fields: tuple[IntArray, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+        slim = list(shape)
+        for labels in fields:
+            mask = self.mask(labels)
+            if mask is None:
+                continue
+            for dim, size in enumerate(labels.shape):
+                if size > 1:
+                    slim[dim] = int(mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)).sum())
+        return tuple(slim)
+
+    def meta(self, labelled: Any, known: Any) -> Any:
+        """A node's value on the meta device, slim; the very same object where nothing changes."""
+        if isinstance(known, torch.Tensor) and isinstance(labelled, tuple):
+            shape = self._shape(labelled, tuple(known.shape))
+            return known if shape == tuple(known.shape) else known.new_empty(shape)
+        if isinstance(known, tuple | list) and isinstance(labelled, list):
+            parts = [self.meta(a, b) for a, b in zip(labelled, known, strict=True)]
+            return known if all(a is b for a, b in zip(parts, known, strict=True)) else tuple(parts)
+        return known
+
+    def value(self, argument: object) -> Any:
+        """What a literal or a node that gives a number is in the slim program."""
+        if not isinstance(argument, fx.Node):
+            return argument
+        return self.values.get(argument, argument.meta.get("val"))
+
+
+def _slim_graph(program: Program, view: _View) -> fx.Graph:
+    """The graph with slim shapes on its nodes, and with the literals that these shapes need."""
+    graph, mapping = program.copy_graph_with_map()
+    changed: set[fx.Node] = set()
+    for old, new in mapping.items():
+        known = old.meta.get("val")
+        reads_changed = any(node in changed for node in old.all_input_nodes)
+        if _has_tensor(known):
+            slim = view.meta(view.analysis.flow.values.get(old), known)
+            if (slim is not known or reads_changed) and old.op not in ("placeholder", "get_attr", "output"):
+                _settle(old, new, view, mapping)
+        else:
+            slim = _number(old, view, mapping) if reads_changed and old.op != "output" else known
+            if slim is known or slim == known:
+                continue
+            view.values[old] = slim
+        if slim is not known:
+            changed.add(old)
+            new.meta = {**new.meta, "val": slim}
+    return graph
+
+
+def _settle(old: fx.Node, new: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> None:
+    """Let the literals of an operation follow; a number that was read off a size and means no size stays as it was."""
+    if old.op != "call_module" and op_name(old) in REWRITES:
+        REWRITES[op_name(old)](old, new, view)
+        return
+    frozen = {mapping[n]: n.meta["val"] for n in old.all_input_nodes if n in view.values}
+    if frozen:
+        new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))  # type: ignore[assignment]
+        new.kwargs = fx.node.map_arg(new.kwargs, lambda n: frozen.get(n, n))  # type: ignore[assignment]
+
+
+def _number(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> Any:
+    """The value of a node that gives no tensor, on slim operands."""
+
+    def slim(node: fx.Node) -> Any:
+        return mapping[node].meta.get("val")
+
+    args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
+    if callable(old.target):
+        return old.target(*args, **kwargs)  # type: ignore[misc]
+    return getattr(args[0], old.target)(*args[1:], **kwargs)  # type: ignore[index, misc]
+
+
+def _has_tensor(value: object) -> bool:
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return any(_has_tensor(part) for part in value)
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,369 @@
+"""A plan's text as plain values, and where each of them stands.
+
+    seed: 3            data       {"seed": 3}
+                       values     {("seed",): plan.yaml:1:7}
+                       keys       {("seed",): plan.yaml:1:1}
+
+YAML and JSON (which is YAML here) are read as a node graph, never constructed: a tag can't make an object, and nothing in
+a file runs. Scalars follow YAML 1.2 (`no` is text, `1e-4` a number, `1:30` text). `--set KEY=VALUE` is a source too: what
+it sets stands in the file called `--set`, so that a complaint about it shows the option that was typed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from prunec.compiler.errors import PlanError, Span
+
+Keys = tuple[str | int, ...]
+"""Where a value stands in a plan: `("passes", 1, "select", "ratio")`."""
+
+MAX_DEPTH: Final = 100
+MAX_VALUES: Final = 2_000_000
+"""A few nested aliases can stand for more values than there is memory."""
+
+_TAG: Final = "tag:yaml.org,2002:"
+_SCALARS: Final[Mapping[str, Callable[[str], Any]]] = {
+    _TAG + "null": lambda text: None,
+    _TAG + "bool": lambda text: text == "true",
+    _TAG + "int": int,
+    _TAG + "float": float,
+    _TAG + "str": str,
+}
+_COLLECTIONS: Final = frozenset({_TAG + "map", _TAG + "seq"})
+_MERGE: Final = _TAG + "merge"
+_LINE_BREAK: Final = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+_SET: Final = "--set"
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):  # type: ignore[misc]  # whichever of the two there is: the one in C is eight times faster
+    """PyYAML's loader with the scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+for _name, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|false)\Z", ["t", "f"]),
+    ("int", r"[-+]?[0-9]+\Z", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z", list("-+.0123456789")),
+    ("merge", r"<<\Z", ["<"]),
+):
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), _first)
+
+
+class PlanErrors(PlanError):
+    """Everything that is wrong with one plan; `at`, `message` and `hint` are the first error's."""
+
+    def __init__(self, errors: Sequence[PlanError]) -> None:
+        first = errors[0]
+        super().__init__(first.message, at=first.at, hint=first.hint)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.errors), f"{len(self.errors)} errors"])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong at `keys`; `on_key` where the key is to be shown and not its value."""
+
+    keys: Keys
+    message: str
+    hint: str | None = None
+    on_key: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Plain values, and the places of keys and values where they came from a text."""
+
+    file: str
+    data: Any
+    keys: Mapping[Keys, Span] = field(default_factory=dict, repr=False)
+    values: Mapping[Keys, Span] = field(default_factory=dict, repr=False)
+
+    def locate(self, keys: Keys, *, on_key: bool = False) -> Span | None:
+        """The place of what `keys` lead to; of the innermost thing around it where the text spells it shorter."""
+        found = self._follow(keys)
+        span = self.keys.get(found) if on_key or not isinstance(self._value(found), str | int | float) else None
+        return span or self.values.get(found)
+
+    def error(self, fault: Fault) -> PlanError:
+        """The fault with its place; where there is no text, its keys stand before the message."""
+        at = self.locate(fault.keys, on_key=fault.on_key)
+        where = dotted(self._follow(fault.keys))
+        message = fault.message if at or not where else f"{where}: {fault.message}"
+        return PlanError(message, at=at, hint=fault.hint)
+
+    def errors(self, faults: Iterable[Fault]) -> PlanError:
+        """One error for all the faults, in the order of the text. Needs at least one."""
+        errors = sorted(map(self.error, faults), key=_order)
+        return errors[0] if len(errors) == 1 else PlanErrors(errors)
+
+    def with_override(self, text: str) -> Source:
+        """This source with one `KEY=VALUE` of the command line laid over it.
+
+        Mappings that are missing on the way are made (whether their keys are valid is for the plan to say). Raises
+        `PlanError` where the key leads nowhere.
+        """
+        key, equals, value = text.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            at = Span(_SET, 1, 1, max(len(text), 1), text)
+            raise PlanError("expected KEY=VALUE, such as seed=1 or passes.0.score.criterion=l2", at=at)
+        new = parse(value, _SET, prefix=f"{key}=")
+        return _Override(self, text, new).apply(parts)
+
+    def _follow(self, keys: Keys) -> Keys:
+        found: Keys = ()
+        value = self.data
+        for key in keys:
+            if _holds(value, key):
+                value = value[key]
+                found = (*found, key)
+        return found
+
+    def _value(self, keys: Keys) -> Any:
+        value = self.data
+        for key in keys:
+            value = value[key]
+        return value
+
+
+def read(path: Path) -> Source:
+    """Read and parse a file; every error is a `PlanError`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PlanError(f"can't read the plan {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"can't read the plan {path}: it isn't UTF-8 text (byte {error.start})") from error
+    # JSON may be indented with tabs, YAML may not; inside JSON's strings there are none.
+    return parse(text.replace("\t", " ") if path.suffix == ".json" else text, str(path))
+
+
+def parse(text: str, file: str, *, prefix: str = "") -> Source:
+    """Parse a text; `prefix` stands before it on its first line where it is shown."""
+    return _Reader(file, _LINE_BREAK.split(prefix + text)).read(" " * len(prefix) + text)
+
+
+def plain(value: Any) -> Source:
+    """A source without places, from Python values: a copy of them, checked to be plain."""
+    return Source("", _plain(value, ()))
+
+
+def dotted(keys: Keys) -> str:
+    """The spelling of `--set` for a place in a plan: `passes.1.select.ratio`."""
+    return ".".join(map(str, keys))
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value as an error message quotes it, in the plan's spelling and cut to `limit` characters."""
+    if isinstance(value, str):
+        text = f"'{value}'"
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=lambda other: type(other).__name__)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@dataclass(frozen=True)
+class _Override:
+    source: Source
+    text: str
+    new: Source
+
+    def apply(self, parts: list[str]) -> Source:
+        keys: list[str | int] = []
+        data = self._put(self.source.data, parts, keys)
+        path = tuple(keys)
+        spans = {path[: i + 1]: self._span(parts, i) for i in range(len(path)) if isinstance(path[i], str)}
+        old_keys = {key: span for key, span in self.source.keys.items() if key[: len(path)] != path}
+        old_values = {key: span for key, span in self.source.values.items() if key[: len(path)] != path}
+        return Source(
+            self.source.file,
+            data,
+            {**spans, **old_keys, **{path + key: span for key, span in self.new.keys.items()}},
+            {**spans, **old_values, **{path + key: span for key, span in self.new.values.items()}},
+        )
+
+    def _put(self, old: Any, parts: list[str], keys: list[str | int]) -> Any:
+        """`old` with the value at `parts[len(keys):]` replaced; the keys that were walked are appended to `keys`."""
+        if len(keys) == len(parts):
+            return self.new.data
+        part = parts[len(keys)]
+        if isinstance(old, list):
+            index = self._index(old, parts, keys)
+            keys.append(index)
+            return [*old[:index], self._put(old[index], parts, keys), *old[index + 1 :]]
+        if old is None or old == part:  # `shrink:` and `shrink` are short for `shrink: {}`
+            old = {part: {}} if old == part else {}
+        if not isinstance(old, dict):
+            where = dotted(tuple(keys))
+            raise PlanError(
+                f"'{where}' is {shown(old)}, it has no key '{part}'",
+                at=self._span(parts, len(keys)),
+                hint=f"set the whole of it: {where}=VALUE",
+            )
+        keys.append(part)
+        return {**old, part: self._put(old.get(part), parts, keys)}
+
+    def _index(self, old: list[Any], parts: list[str], keys: list[str | int]) -> int:
+        part, where, at = parts[len(keys)], dotted(tuple(keys)), self._span(parts, len(keys))
+        if not part.isdecimal():
+            names = [name for entry in old for name in (entry if isinstance(entry, dict) else [entry])]
+            hint = f"'{part}' is entry {names.index(part)}: {where}.{names.index(part)}" if part in names else None
+            raise PlanError(f"'{where}' is a list: expected the number of an entry, got '{part}'", at=at, hint=hint)
+        if int(part) >= len(old):
+            hint = f"the entries are 0 to {len(old) - 1}" if old else "the list is empty"
+            raise PlanError(f"'{where}' has no entry {part}", at=at, hint=hint)
+        return int(part)
+
+    def _span(self, parts: list[str], i: int) -> Span:
+        column = 1 + len(self.text) - len(self.text.lstrip()) + sum(len(part) + 1 for part in parts[:i])
+        return Span(_SET, 1, column, len(parts[i]), self.text)
+
+
+@dataclass
+class _Reader:
+    """Walks the node graph of one text."""
+
+    file: str
+    lines: list[str]
+    keys: dict[Keys, Span] = field(default_factory=dict)
+    values: dict[Keys, Span] = field(default_factory=dict)
+    open: list[yaml.Node] = field(default_factory=list)
+
+    def read(self, text: str) -> Source:
+        try:
+            self._check_depth(text)
+            node = yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            hint = "YAML is indented with spaces, not tabs" if mark and "\t" in self._line(mark.line) else None
+            context = f" {error.context}" if error.context and error.context.startswith("while") else ""
+            raise self._error(f"not valid YAML{context}: {error.problem}", mark, mark, hint) from error
+        except yaml.YAMLError as error:  # a character that no YAML text may hold; it has no mark
+            raise PlanError(f"not valid YAML: {error}", at=Span(self.file, 1, 1)) from error
+        data = None if node is None else self._value(node, ())
+        return Source(self.file, data, self.keys, self.values)
+
+    def _check_depth(self, text: str) -> None:
+        """Composing recurses in C, without a guard: a file of brackets alone would end the process."""
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise self._error(f"nested deeper than {MAX_DEPTH} levels", event.start_mark, event.end_mark)
+
+    def _value(self, node: yaml.Node, keys: Keys) -> Any:
+        self.values[keys] = self._span(node.start_mark, node.end_mark)
+        if node.tag not in _SCALARS and node.tag not in _COLLECTIONS:
+            hint = "a plan is data: write plain values"
+            raise self._node_error(f"the tag '{node.tag}' isn't allowed", node, hint)
+        if node in self.open:
+            raise self._node_error("a value can't contain itself", node)
+        if len(self.values) > MAX_VALUES:
+            raise self._node_error(f"the plan holds more than {MAX_VALUES:,} values", node)
+        self.open.append(node)
+        value = self._plain(node, keys)
+        self.open.pop()
+        return value
+
+    def _plain(self, node: yaml.Node, keys: Keys) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, (*keys, i)) for i, item in enumerate(node.value)]
+        try:
+            return _SCALARS[node.tag](node.value)
+        except (KeyError, ValueError) as error:
+            kind = node.tag.removeprefix(_TAG)
+            raise self._node_error(f"the tag '!!{kind}' doesn't fit {shown(node.value)}", node) from error
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in self._entries(node):
+            key = self._key(key_node)
+            inner = (*keys, key)
+            if key in result:
+                hint = f"first on line {self.keys[inner].line}"
+                raise self._node_error(f"the key '{key}' stands here twice", key_node, hint)
+            self.keys[inner] = self._span(key_node.start_mark, key_node.end_mark)
+            result[key] = self._value(value_node, inner)
+        return result
+
+    def _entries(self, node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+        """A mapping's own entries, then what it merges from others (`<<: *base`) and doesn't have itself."""
+        own = [entry for entry in node.value if entry[0].tag != _MERGE]
+        yield from own
+        seen = {self._key(key) for key, _ in own}
+        for base in self._bases(node):
+            new = [entry for entry in self._entries(base) if self._key(entry[0]) not in seen]
+            seen |= {self._key(key) for key, _ in new}
+            yield from new
+
+    def _bases(self, node: yaml.MappingNode) -> Iterator[yaml.MappingNode]:
+        for value in (value for key, value in node.value if key.tag == _MERGE):
+            for base in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(base, yaml.MappingNode) or base in self.open:
+                    raise self._node_error("'<<' takes another mapping, or a list of them", value)
+                yield base
+
+    def _key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._node_error("a key must be text", node)
+        if node.tag != _TAG + "str":
+            raise self._node_error(f"a key must be text, got {node.value}", node, f"write it as '{node.value}'")
+        return str(node.value)
+
+    def _node_error(self, message: str, node: yaml.Node, hint: str | None = None) -> PlanError:
+        return self._error(message, node.start_mark, node.end_mark, hint)
+
+    def _error(
+        self, message: str, start: yaml.Mark | None, end: yaml.Mark | None, hint: str | None = None
+    ) -> PlanError:
+        at = self._span(start, end) if start and end else Span(self.file, 1, 1)
+        return PlanError(message, at=at, hint=hint)
+
+    def _span(self, start: yaml.Mark, end: yaml.Mark) -> Span:
+        line = self._line(start.line)
+        stop = end.column if end.line == start.line else len(line.rstrip())
+        return Span(self.file, start.line + 1, start.column + 1, max(stop - start.column, 1), line)
+
+    def _line(self, number: int) -> str:
+        return self.lines[number] if number < len(self.lines) else ""
+
+
+def _holds(value: Any, key: str | int) -> bool:
+    if isinstance(value, dict):
+        return key in value
+    return isinstance(value, list) and isinstance(key, int) and key < len(value)
+
+
+def _order(error: PlanError) -> tuple[bool, int, int]:
+    """In the order of the file, then what the command line sets."""
+    return (error.at.file == _SET, error.at.line, error.at.column) if error.at else (False, 0, 0)
+
+
+def _plain(value: Any, keys: Keys) -> Any:
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise PlanError(f"{dotted(keys) or 'the plan'}: a key must be text, got {wrong!r}")
+        return {key: _plain(item, (*keys, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, (*keys, i)) for i, item in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise PlanError(f"{dotted(keys) or 'the plan'}: expected plain values, got a {type(value).__name__}")

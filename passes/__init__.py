@@ -1,0 +1,3 @@
+"""The passes that a plan can name; one file each."""
+
+from __future__ import annotations
