@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from prunec.compiler.ir import Note, Program
 
 if TYPE_CHECKING:
+    from prunec.compiler.cost import Cost
     from prunec.compiler.verify import Reference
 
 
@@ -56,6 +57,8 @@ class Context:
     seed: int = 0
     data: Data | None = None
     progress: Progress = silent
+    baseline: Cost | None = None
+    """What the traced model costs: shares such as `50%` are shares of this."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""
@@ -88,6 +91,18 @@ class Pass(BaseModel, ABC):
     @abstractmethod
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the new program; raise `PassError` where the options can't be met on this program."""
+
+    def check(self, program: Program) -> None:
+        """Raise `PassError` for options that name what the program doesn't have; nothing is run."""
+        return
+
+    def required(self) -> frozenset[str]:
+        """The facts that this pass needs, given its options."""
+        return self.needs
+
+    def resolved(self, result: PassResult) -> tuple[Pass, ...]:
+        """What the lock records: passes that give the same result again without deciding anything anew."""
+        return (self,)
 
     def reference(self, before: Program, after: Program) -> Reference:
         """What the rewritten program must compute; by default, what the old one computed."""

@@ -41,16 +41,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Terms:
-    """A sum of products: term i is `coefficient[i] * width[first[i]] * width[second[i]]`; width 0 is always 1."""
+    """A sum of products: term i is `coefficient[i] * prod(width[factors[i]])`; width 0 is always 1."""
 
     names: tuple[str, ...]
     coefficient: FloatArray
-    first: IntArray
-    second: IntArray
+    factors: IntArray
+    """[terms, as many as the longest product has]"""
 
     def each(self, widths: FloatArray) -> FloatArray:
         """The value of every term."""
-        return np.asarray(self.coefficient * widths[self.first] * widths[self.second])
+        return np.asarray(self.coefficient * widths[self.factors].prod(axis=1))
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def cost(program: Program) -> Cost:
 def _build(analysis: Analysis) -> CostModel:
     widths, program = _Widths(analysis), analysis.program
     batch = _batch(program)
-    macs = _terms(widths, [Product(p.node, p.coefficient / batch, p.widths) for p in analysis.flow.macs])
+    macs = _terms(widths, [_flattened(analysis, product, batch) for product in analysis.flow.macs])
     params = _terms(widths, _params(analysis))
     products, births, deaths = _activations(analysis, batch)
     memory = _terms(widths, products)
@@ -162,16 +162,19 @@ def _batch(program: Program) -> int:
     return next((int(x.shape[0]) for x in program.inputs if x.ndim and x.shape[0]), 1)
 
 
+def _flattened(analysis: Analysis, product: Product, batch: int) -> Product:
+    """The product for one sample. A width along several dimensions, of which one can shrink, becomes that one."""
+    lines = tuple(analysis.line(labels) for labels in product.widths)
+    fixed = elements([w.size for w in product.widths]) / elements([line.size for line in lines])
+    return Product(product.node, product.coefficient * fixed / batch, lines)
+
+
 def _terms(widths: _Widths, products: Sequence[Product]) -> Terms:
-    rows = [(p.coefficient, [widths.of(w) for w in p.widths]) for p in products]
-    plain = [(c, (*w, 0, 0)[:2], w[2:]) for c, w in rows]
-    sizes = [c * elements([widths.arrays[i - 1].size for i in rest]) for c, _, rest in plain]
-    return Terms(
-        tuple(p.node for p in products),
-        np.array(sizes, dtype=np.float64),
-        np.array([pair[0] for _, pair, _ in plain], dtype=np.int64),
-        np.array([pair[1] for _, pair, _ in plain], dtype=np.int64),
-    )
+    rows = [[widths.of(labels) for labels in product.widths] for product in products]
+    longest = max(map(len, rows), default=0)
+    factors = np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int64)
+    coefficients = np.array([product.coefficient for product in products], dtype=np.float64)
+    return Terms(tuple(p.node for p in products), coefficients, factors.reshape(len(rows), longest))
 
 
 def _params(analysis: Analysis) -> list[Product]:
@@ -202,16 +205,12 @@ def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArra
     for node, step in order.items():
         if node.op in ("output", "get_attr") or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
-        flat = tuple(_flat(analysis, f) for f in analysis.flow.fields(node) if f.size == max(f.shape))
+        flat = tuple(analysis.line(labels) for labels in analysis.flow.fields(node))
         total = elements(shape_of_argument(node)) / batch
         products.append(Product(node.name, total / elements([w.size for w in flat]), flat))
         births.append(step)
         deaths.append(max((order[user] for user in node.users), default=step))
     return products, np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
-
-
-def _flat(analysis: Analysis, labels: IntArray) -> IntArray:
-    return analysis.flow.flat(labels)
 
 
 def node_label(node: fx.Node) -> str:

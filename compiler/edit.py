@@ -1,7 +1,7 @@
 """What every graph rewrite asks: who writes in place, who may share memory, which names a glob means, what is left.
 
-A pass edits a copy of the graph (`Program.copy_graph`) and hands it to `rebuild`, which takes along the state, the
-origins and the shown tensors that the new graph still reads.
+A pass edits a copy of the graph (`Program.copy_graph`) and hands it to `rebuild`, which takes along the state and the
+shown tensors that the new graph still reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from prunec.compiler.ir import Program, State, module_tensors
 from prunec.compiler.rules import op_name
 from prunec.compiler.spelling import IN_PLACE
 
-_WRITERS = frozenset({*IN_PLACE, operator.setitem, operator.delitem})
+_WRITERS = frozenset({*IN_PLACE, operator.setitem, operator.imatmul, operator.ilshift, operator.irshift})
+"""Functions that write into their first operand, beyond those that torch spells with an underscore."""
+
 _FRESH_MODULES = frozenset(
     f"torch.nn.modules.{part}"
     for part in ("activation", "batchnorm", "conv", "instancenorm", "linear", "normalization", "pooling", "sparse")
@@ -106,13 +108,14 @@ def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> f
     for pattern in patterns:
         matched = fnmatch.filter(known, pattern)
         if not matched:
-            raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known))
+            raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known), keys=(option,))
         found.update(matched)
     return frozenset(found)
 
 
 def rebuild(program: Program, graph: fx.Graph, state: Mapping[str, State]) -> Program:
-    """The program with a new graph, and with what that graph still reads of the state, the origins and `shown`."""
+    """The program with a new graph, and with what that graph still reads of the state and `shown`. Origins of tensors
+    that are gone stay: the lock tells what was removed from them before."""
     graph.lint()
     read = {node.target for node in graph.nodes if node.op in {"call_module", "get_attr"}}
     kept = {name: value for name, value in state.items() if name in read}
@@ -121,5 +124,4 @@ def rebuild(program: Program, graph: fx.Graph, state: Mapping[str, State]) -> Pr
         for name, value in kept.items()
         for key in ([pair[0] for pair in module_tensors(name, value)] if isinstance(value, nn.Module) else [name])
     }
-    origin = {axis: positions for axis, positions in program.origin.items() if axis.tensor in tensors}
-    return program.derive(graph=graph, state=kept, origin=origin, shown=program.shown & tensors)
+    return program.derive(graph=graph, state=kept, shown=program.shown & tensors)

@@ -78,7 +78,10 @@ def emit_source(program: Program) -> str:
         weights=WEIGHTS,
         training=program.training,
         imports=speller.imports,
-        records=[f"{name} = namedtuple({quote(name)}, {list(fields)})" for name, fields in speller.records.items()],
+        records=[
+            f"{name} = namedtuple({quote(name)}, [{', '.join(map(quote, fields))}])"
+            for name, fields in speller.records.items()
+        ],
         uses_parts=uses_parts or root_is_parts,
         base="Parts" if root_is_parts else "nn.Module",
         construction=[*_construction(parts.tree), *parts.ties, *parts.frozen],

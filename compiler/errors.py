@@ -81,7 +81,13 @@ class TextError(PrunecError):
 
 
 class PassError(PrunecError):
-    """A pass can't do what its options ask of this program."""
+    """A pass can't do what its options ask of this program. `keys` leads from the pass's options to the one at fault."""
+
+    def __init__(
+        self, message: str, *, keys: tuple[str | int, ...] = (), at: Span | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, at=at, hint=hint)
+        self.keys = keys
 
 
 class VerifyError(PrunecError):

@@ -135,7 +135,10 @@ def _write_and_check(program: Program, path: Path, opset: int, *, dynamic: bool)
     written = {entry.domain: entry.version for entry in model.opset_import}[""]
     if written != opset:
         raise PlanError(f"opset {opset} can't be exported", hint=f"for this model the exporter gives opset {written}")
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"the exporter made a graph that is no valid ONNX: {_first_line(error)}") from error
     path.write_bytes(model.SerializeToString(deterministic=True))
     session = _session(path)
     sizes = sorted({_batch(program), *(BATCHES if dynamic else ())})
@@ -163,7 +166,15 @@ def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
     except Exception as error:  # the exporter raises errors of many unrelated kinds
         raise _refusal(error) from error
     assert exported is not None, "torch.onnx.export gave no program"
-    return exported.model_proto
+    model = exported.model_proto
+    if dynamic and not any(value.type.tensor_type.shape.dim[0].dim_param for value in _ranked(model)):
+        raise ModelError(f"the exporter can't leave the batch size open, and fixed it at {max(_batch(program), 2)}")
+    return model
+
+
+def _ranked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that have dimensions."""
+    return [value for value in model.graph.input if value.type.tensor_type.shape.dim]
 
 
 def _why_static(program: Program) -> str:
@@ -282,7 +293,11 @@ def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torc
 
 
 def _compare(session: Any, module: fx.GraphModule, inputs: Tensors) -> Check:
-    got = session.run(None, _feed(session, inputs))
+    size = len(inputs[0]) if inputs and inputs[0].ndim else 1
+    try:
+        got = session.run(None, _feed(session, inputs))
+    except Exception as error:  # onnxruntime's errors have no root of their own
+        raise VerifyError(f"onnxruntime can't run the ONNX file at batch {size}: {_first_line(error)}") from error
     expected = _run(module, inputs)
     difference = relative_difference(got, expected)
     if difference <= TOLERANCE:
@@ -291,7 +306,6 @@ def _compare(session: Any, module: fx.GraphModule, inputs: Tensors) -> Check:
     ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
     figures = f"onnxruntime is {ours:.1e} from the float64 run, torch's float32 {torchs:.1e}"
     if not ours <= TIMES_TORCH * torchs:
-        size = len(inputs[0]) if inputs and inputs[0].ndim else 1
         raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
     return Check(difference, figures)
 
@@ -325,7 +339,10 @@ def _session(path: Path) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no root of their own
+        raise ModelError(f"onnxruntime can't load the ONNX file: {_first_line(error)}") from error
 
 
 def _feed(session: Any, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:

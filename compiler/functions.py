@@ -24,15 +24,74 @@ from prunec.compiler.spelling import NAMESPACES, public_name
 Function = Callable[..., Any]
 
 _BUILTINS = frozenset(
-    "abs all any bool dict divmod float getattr int isinstance len list max min pow range round slice sorted str sum "
-    "tuple zip".split()
+    [
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "dict",
+        "divmod",
+        "float",
+        "getattr",
+        "int",
+        "isinstance",
+        "len",
+        "list",
+        "max",
+        "min",
+        "pow",
+        "range",
+        "round",
+        "slice",
+        "sorted",
+        "str",
+        "sum",
+        "tuple",
+        "zip",
+    ]
 )
 
 _TORCH = frozenset(
-    "arange as_strided as_tensor asarray bartlett_window blackman_window broadcast_shapes can_cast empty empty_strided "
-    "eye fill full hamming_window hann_window is_grad_enabled is_tensor kaiser_window linspace logspace normal ones "
-    "promote_types rand rand_like randint randint_like randn randn_like randperm range result_type scalar_tensor "
-    "tensor tril_indices triu_indices vander zeros".split()
+    [
+        "arange",
+        "as_strided",
+        "as_tensor",
+        "asarray",
+        "bartlett_window",
+        "blackman_window",
+        "broadcast_shapes",
+        "can_cast",
+        "empty",
+        "empty_strided",
+        "eye",
+        "fill",
+        "full",
+        "hamming_window",
+        "hann_window",
+        "is_grad_enabled",
+        "is_tensor",
+        "kaiser_window",
+        "linspace",
+        "logspace",
+        "normal",
+        "ones",
+        "promote_types",
+        "rand",
+        "rand_like",
+        "randint",
+        "randint_like",
+        "randn",
+        "randn_like",
+        "randperm",
+        "range",
+        "result_type",
+        "scalar_tensor",
+        "tensor",
+        "tril_indices",
+        "triu_indices",
+        "vander",
+        "zeros",
+    ]
 )
 """Functions of `torch` that make tensors or ask about types, and so can't be overridden on a tensor."""
 
@@ -67,7 +126,7 @@ def _functions() -> Mapping[str, Function]:
     table: dict[str, Function] = {"torch._assert": torch._assert}
     pure = {id(function) for function in torch.overrides.get_testing_overrides()}
     for prefix, namespace in NAMESPACES:
-        for name, value in vars(namespace).items():
+        for name, value in inspect.getmembers_static(namespace):
             full = f"{prefix}.{name}" if prefix else name
             if callable(value) and not name.startswith("_") and _is_allowed(prefix, name, value, pure):
                 table[full] = value
@@ -82,7 +141,7 @@ def _is_allowed(prefix: str, name: str, value: Any, pure: set[int]) -> bool:
     if prefix == "torch":
         in_place = inspect.isbuiltin(value) and name.endswith("_")
         return in_place or name in _TORCH or id(value) in pure
-    return prefix != "torch.Tensor" or id(value) in pure
+    return prefix != "torch.Tensor" or inspect.ismethoddescriptor(value)
 
 
 @cache
@@ -102,5 +161,3 @@ def _resolve_op(path: list[str]) -> Function | None:
     for part in path:
         found = getattr(found, part, None)
     return found if callable(found) else None
-
-

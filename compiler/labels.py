@@ -87,10 +87,13 @@ class Flow:
     by_group: set[Axis] = field(default_factory=set)
     """Input axes of grouped convolutions that lose whole groups, so that a group's width stays."""
     bindings: dict[Axis, Binding] = field(default_factory=dict)
+    by_module: set[Axis] = field(default_factory=set)
+    """Axes that a leaf module's rule has bound: what the module does with the others isn't known."""
     macs: list[Product] = field(default_factory=list)
     owners: list[tuple[int, Axis | None]] = field(default_factory=list)
     """(first label, axis) of each run of fresh labels, in rising order."""
     count: int = 0
+    _subjects: dict[str, IntArray] = field(default_factory=dict)
     _flats: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
     _spreads: dict[tuple[int, int, int], tuple[IntArray, IntArray]] = field(default_factory=dict)
 
@@ -106,17 +109,31 @@ class Flow:
 
     def write(self, axis: Axis, size: int, node: fx.Node, role: str = "writer") -> IntArray:
         """The labels of an axis that produces channels: fresh ones, or its first ones where it is used again."""
+        self._note(axis, node)
         if axis not in self.bindings:
             self.bindings[axis] = Binding(axis, self.fresh(size, axis), role, node.name)
         return self.bindings[axis].labels
 
     def bind(self, axis: Axis, labels: IntArray, node: fx.Node, role: str = "reader") -> None:
         """Tie an axis to the labels that arrive; an axis that is bound already has its labels unified with them."""
+        self._note(axis, node)
         bound = self.bindings.get(axis)
         if bound is None:
             self.bindings[axis] = Binding(axis, labels, role, node.name)
         elif bound.labels is not labels:
             self.unify(bound.labels, labels, node)
+
+    def _note(self, axis: Axis, node: fx.Node) -> None:
+        if node.op == "call_module":
+            self.by_module.add(axis)
+
+    def same_width(self, subject: str, labels: IntArray, node: fx.Node) -> None:
+        """What `subject` (a size that a module holds and no tensor shows) meets here is what it meets everywhere."""
+        first = self._subjects.setdefault(subject, labels)
+        if first.shape == labels.shape:
+            self.unify(first, labels, node)
+        else:
+            self.pin_all((first, labels), f"has one of several widths at {node.name}")
 
     def unify(self, left: IntArray, right: IntArray, node: fx.Node) -> None:
         """Labels that meet must be removed together; one that meets a FIXED position may not be removed."""

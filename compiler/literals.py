@@ -1,13 +1,13 @@
 """Python values as text and back: the literals of the textual IR, of module constructors and of generated source.
 
-`literal` writes Python source that needs nothing but `import torch` (`float("inf")`, `torch.float32`, `slice(0, 3, None)`),
-`Reader` reads it through `ast` and evaluates nothing: what isn't a literal is a `TextError` with its place.
+`literal` writes Python source that needs nothing but `import torch` (`float("inf")`, `torch.float32`,
+`slice(0, 3, None)`), `Reader` reads it through `ast` and evaluates nothing: what isn't a literal is a `TextError` with
+its place.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from prunec.compiler.errors import ModelError, Span, TextError, nearest
+from prunec.compiler.spelling import quote
 
 TORCH_CONSTANTS = (torch.dtype, torch.memory_format, torch.layout)
 
@@ -40,7 +41,7 @@ def literal(value: Any, node: Callable[[fx.Node], str] = percent_name) -> str:
         case float():
             return repr(value) if math.isfinite(value) else f'float("{value}")'
         case str():
-            return json.dumps(value, ensure_ascii=False)
+            return quote(value)
         case slice():
             return f"slice({', '.join(literal(part, node) for part in (value.start, value.stop, value.step))})"
         case torch.device():
@@ -118,11 +119,13 @@ class Fragment:
 
         Masking keeps every column, so that the syntax tree's offsets are the text's.
         """
-        masked = "_" * callee + _TOKEN.sub(lambda m: m[0].replace("%", "_", 1) if m["node"] else m[0], self.code[callee:])
+        masked = "_" * callee + _TOKEN.sub(
+            lambda m: m[0].replace("%", "_", 1) if m["node"] else m[0], self.code[callee:]
+        )
         try:
             return ast.parse(masked, mode="eval").body
         except SyntaxError as fault:
-            column = min(max((fault.offset or 1) - 1, 0), max(len(masked) - 1, 0))
+            column = min((fault.offset or len(masked) or 1), len(masked) or 1) - 1  # 0 is the end
             place = replace(self, start=self.start + column, stop=self.start + column + 1)
             raise place.error(f"expected an expression, got {self.code!r}: {fault.msg}") from fault
 

@@ -13,7 +13,6 @@ An operation without a row is fine as long as no removed channel reaches it.
 from __future__ import annotations
 
 import itertools
-import operator
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -218,20 +217,26 @@ def _run_zeroed(call: Call) -> Any:
 def _linear(call: Call) -> Any:
     bound = call.bind("input", "weight", "bias")
     x, weight = bound["input"], bound["weight"]
-    marks = contract(call, F.linear, x, weight, marks=(_expanded(x, -1), _expanded(weight, -1)))
+    marks = contract(call, F.linear, x, weight, marks=(_expanded(x, *range(plain(x).ndim - 1)), _expanded(weight, 0)))
     return _with_bias(call, _run_zeroed(call), marks, bound["bias"], channel=-1)
 
 
-def _expanded(value: Value, dim: int) -> Tensor:
-    """The value's marks, of full size along one dimension."""
-    marks, size = marks_of(value), list(marks_of(value).shape)
-    size[dim] = plain(value).shape[dim]
-    return marks.expand(size)
+def _expanded(value: Value, *small: int) -> Tensor:
+    """The value's marks at the data's size, except along the `small` dimensions.
+
+    Dimensions that two factors share must be of full size in both, or a factor that is kept along all of it would pass
+    for one that is used as long as any of it is.
+    """
+    sizes = list(plain(value).shape)
+    for dim in small:
+        sizes[dim] = marks_of(value).shape[dim]
+    return marks_of(value).expand(sizes)
 
 
 def _matmul_marks(call: Call, left: Value, right: Value) -> Tensor:
-    pair = (_expanded(left, -1), _expanded(right, -2 if plain(right).ndim > 1 else -1))
-    return contract(call, torch.matmul, left, right, marks=pair)
+    rows = [-2] if plain(left).ndim > 1 else []
+    columns = [-1] if plain(right).ndim > 1 else []
+    return contract(call, torch.matmul, left, right, marks=(_expanded(left, *rows), _expanded(right, *columns)))
 
 
 def _matmul(call: Call) -> Any:
@@ -243,8 +248,16 @@ def _einsum(call: Call) -> Any:
     equation, *operands = call.args
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
-    marks = contract(call, partial(torch.einsum, equation), *operands, marks=[marks_of(x) for x in operands])
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    own = [_einsum_marks(x, term, "".join(terms)) for x, term in zip(operands, terms, strict=True)]
+    marks = contract(call, partial(torch.einsum, equation), *operands, marks=own)
     return mark(_run_zeroed(call), marks)
+
+
+def _einsum_marks(value: Value, term: str, letters: str) -> Tensor:
+    """The operand's marks, compressed along the letters that stand in no other operand."""
+    own = [] if "." in letters else [dim for dim, letter in enumerate(term) if letters.count(letter) == 1]
+    return _expanded(value, *own)
 
 
 def _attention(call: Call) -> Any:
@@ -379,42 +392,3 @@ RULES: Final[Mapping[str, Rule]] = {
 }
 MARKING: Final = frozenset(["pad", *_CREATORS])
 """Operations whose result has marks though no argument has."""
-
-_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg)
-_FAMILIES: Final[Mapping[str, str]] = {
-    "torch.nn.modules.dropout": "dropout",
-    "torch.nn.modules.padding": "pad",
-    "torch.nn.modules.upsampling": "interpolate",
-    "torch.nn.modules.activation": "relu",
-}
-_MODULES: Final[Mapping[type[nn.Module], str]] = {
-    nn.PReLU: "prelu", nn.GLU: "glu", nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax", nn.Softmin: "softmin",
-    nn.RMSNorm: "rms_norm", nn.MultiheadAttention: "", nn.Softmax2d: "", nn.Unfold: "unfold",
-}  # fmt: skip
-
-
-def function_name(target: Callable[..., Any]) -> str:
-    """The name of a function of torch or `operator`, without in-place underscores; empty for anyone else's."""
-    name = getattr(target, "__name__", "")
-    if target is getattr:
-        return "getattr"
-    known = any(getattr(space, name, None) is target for space in _NAMESPACES)
-    return method_name(name) if known else ""
-
-
-def method_name(name: str) -> str:
-    """A method's name without in-place underscores."""
-    return name if name in RULES else name.rstrip("_")
-
-
-def module_name(module: nn.Module) -> str:
-    """The functional name of a standard module's operation; empty for others."""
-    kind = type(module)
-    if not kind.__module__.startswith("torch.nn.modules."):
-        return ""
-    if kind in _MODULES:
-        return _MODULES[kind]
-    if kind.__module__ in _FAMILIES:
-        return _FAMILIES[kind.__module__]
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
-    return re.sub(r"(?<=norm)\dd$", "", snake)

@@ -121,7 +121,7 @@ def full_marks(tree: Any) -> Any:
     def expand(value: Any) -> Any:
         if not isinstance(value, Tensor | Marked):
             return value
-        return marks_of(value).float().expand(plain(value).shape)
+        return marks_of(value).float().expand(plain(value).shape).contiguous()  # as `view` wants it
 
     return pytree.tree_map(expand, tree)
 
@@ -175,10 +175,11 @@ def contract(call: Call, product: Callable[..., Tensor], *operands: Value, marks
         kept = [(m != REMOVED).float().requires_grad_() for m in settled]
         terms = product(*kept)
         uses = torch.autograd.grad(terms.sum(), kept)
-    factors, live = [k.detach() for k in kept], terms.detach() > 0
+    strict, gone = ([(m == bit).float() for m in settled] for bit in (KEPT, REMOVED))
+    live = terms.detach() > 0
     for index, used in enumerate(uses):
-        crossing = product(*factors[:index], 1 - factors[index], *factors[index + 1 :])
-        unused = (settled[index] == KEPT) & (used == 0)
+        crossing = product(*strict[:index], gone[index], *strict[index + 1 :])
+        unused = (strict[index] > 0) & (used == 0)
         if bool(((crossing > 0) & live).any()) or bool(unused.any()):
             raise call.error("the removed positions of an axis are not those of the channels that arrive")
     return torch.where(live, KEPT, REMOVED).to(torch.uint8)

@@ -41,7 +41,9 @@ class Constructor:
 
     def source(self, prefix: str = "nn.") -> str:
         """The call as Python source, where `prefix` leads to `torch.nn`."""
-        required = [name for name, p in signature(self.cls).items() if p.default is p.empty and p.kind != p.KEYWORD_ONLY]
+        required = [
+            name for name, p in signature(self.cls).items() if p.default is p.empty and p.kind != p.KEYWORD_ONLY
+        ]
         given = dict(self.args)
         leading = [literal(given.pop(name)) for name in required[:POSITIONAL] if name in given]
         named = [f"{name}={literal(value)}" for name, value in given.items()]
@@ -63,7 +65,6 @@ class Constructor:
         return Constructor(self.cls, (*self.args, ("dtype", dtype)))
 
 
-@cache
 def signature(cls: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
     """The named parameters of a class's constructor, without `self`."""
     own = _named(cls)
@@ -90,11 +91,13 @@ def constructor(module: nn.Module) -> Constructor:
     found = {name: _plain(module, name, value) for name, value in _arguments(module, wanted)}
     probe = _defaults(cls, {name: found[name] for name in found if wanted[name] is inspect.Parameter.empty})
     implied = wanted if probe is None else dict(_arguments(probe, wanted))
-    return Constructor(cls, tuple((n, v) for n, v in found.items() if _is_required(wanted[n]) or not _same(v, implied[n])))
+    return Constructor(
+        cls, tuple((n, v) for n, v in found.items() if _is_required(wanted[n]) or not _same(v, implied[n]))
+    )
 
 
 def check_constructor(module: nn.Module) -> Constructor:
-    """`constructor`, or `ModelError` where the call would give other tensors, attributes or behaviour than the module's."""
+    """`constructor`, or `ModelError` where the call would give other tensors, attributes or behaviour."""
     made = constructor(module)
     title = type(module).__name__
     try:
@@ -244,9 +247,11 @@ def _own_differences(module: nn.Module, built: nn.Module | None) -> Iterator[tup
     if type(module) is not type(built):
         yield "class", type(module).__name__, type(built).__name__
         return
-    for name in ("forward", "_forward_hooks", "_forward_pre_hooks"):
-        if vars(module).get(name):
-            yield name, "replaced" if name == "forward" else "not empty", "the class's own"
+    if "forward" in vars(module):
+        yield "forward", "a function of its own", "the class's"
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        if vars(module)[name]:
+            yield name, "not", "empty"
     for name, value in vars(built).items():
         ours = vars(module).get(name)
         if name != "training" and _is_plain(value) and _is_plain(ours) and ours != value:
@@ -255,4 +260,3 @@ def _own_differences(module: nn.Module, built: nn.Module | None) -> Iterator[tup
 
 def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, _PLAIN)
-

@@ -12,25 +12,28 @@ Each row has two columns. `flow` gives the labels of the result, by executing th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.contractions import whole
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, expand, reshape_labels, shape_of_argument
+from prunec.compiler.labels import FIXED, Flow, Labelled, compress, elements, reshape_labels, shape_of_argument
+from prunec.compiler.reductions import mixed
 from prunec.compiler.rules import (
     argument,
     combine,
-    mixed,
+    dims_of,
     on_module,
     on_op,
     op_name,
     operand,
     rank_of,
+    subject,
     unknown,
+    without_labels,
 )
 
 
@@ -46,6 +49,9 @@ class Slim(Protocol):
     def value(self, argument: object) -> Any:
         """What an argument (a literal, or a node that gives a number) is in the slim program."""
 
+    def items(self, size: fx.Node, count: int) -> list[Any]:
+        """New nodes for the items of a node that gives a size."""
+
 
 Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
 """(old node, new node, slim): sets the new node's arguments. Runs only where the node's sizes change."""
@@ -53,112 +59,175 @@ Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
 REWRITES: dict[str, Rewrite] = {}
 """By `op_name`; an operation without an entry needs no rewriting."""
 
+SIZED: set[str] = set()
+"""Operations whose rewriter decides itself about numbers that were read off a size; for others they stay as they were."""
 
-def rewriter(*names: str) -> Callable[[Rewrite], Rewrite]:
+
+def rewriter(*names: str, sized: bool = False) -> Callable[[Rewrite], Rewrite]:
     """Register how the literals of these operations follow the labels."""
 
     def register(rewrite: Rewrite) -> Rewrite:
         for name in names:
             assert name not in REWRITES, f"{name} is rewritten already"
             REWRITES[name] = rewrite
+        SIZED.update(names if sized else ())
         return rewrite
 
     return register
 
 
-def execute(fields: Fields, shape: Sequence[int], op: Callable[[torch.Tensor], torch.Tensor]) -> list[IntArray]:
-    """Each field after the operation was executed on it."""
-    return [op(torch.from_numpy(np.require(f, requirements="CW")).expand(*shape)).numpy() for f in fields]
+def executed(labels: IntArray, shape: Sequence[int], op: Callable[[torch.Tensor], torch.Tensor]) -> IntArray:
+    """A field after the operation was executed on it."""
+    return op(torch.from_numpy(np.require(labels, requirements="CW")).expand(*shape)).numpy()
+
+
+def constants(flow: Flow, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments behind the operand, as the numbers that they are."""
+    rest = fx.node.map_arg(node.args[1:], flow.constant)
+    named = {key: value for key, value in node.kwargs.items() if key != "input"}
+    return rest, fx.node.map_arg(named, flow.constant)  # type: ignore[return-value]
 
 
 # -- the same elements in another shape ----------------------------------------------------------------------------
 
 
-@on_op("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel")
+@on_op("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel")
 @on_module(nn.Flatten, nn.Unflatten)
 def reshape(flow: Flow, node: fx.Node) -> Labelled:
     """Row-major order stays, so the shapes say all."""
-    value = argument(node, 0, "input")
-    if not isinstance(node.meta.get("val"), torch.Tensor) or not shape_of_argument(value):
-        return unknown(flow, node)
+    value = subject(flow, node)
     old, new = shape_of_argument(value), shape_of_argument(node)
+    if elements(old) != elements(new) or not elements(old):
+        return unknown(flow, node)  # a view as another type
     return flow.moved((reshape_labels(f, old, new) for f in flow.fields(value)), node)
 
 
-@rewriter("view", "reshape", "expand", "unflatten")
+@on_op("view_as", "reshape_as")
+def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
+    """Reshaped, and as wide as the second operand whatever is removed."""
+    value, other = argument(node, 0, "input"), argument(node, 1, "other")
+    old, new = shape_of_argument(value), shape_of_argument(node)
+    moved = flow.moved((reshape_labels(f, old, new) for f in flow.fields(value)), node)
+    return combine(flow, node, ((moved, new), operand(flow, other)))
+
+
+@rewriter("view", "reshape", "expand", "broadcast_to", "unflatten", sized=True)
 def sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Every size that isn't what the slim program needs becomes a literal; -1 and sizes that follow by themselves stay."""
+    """Every size that isn't what the slim program needs is replaced; -1 and sizes that follow by themselves stay."""
     first = 2 if op_name(old) == "unflatten" else 1
-    dim = argument(old, 1, "dim") % len(shape_of_argument(old.args[0])) if first == 2 else 0
-    nested = len(old.args) > first and isinstance(old.args[first], tuple | list)
-    given = list(old.args[first]) if nested else list(old.args[first:])  # type: ignore[arg-type]
-    if not given:
-        key = next(k for k in ("size", "shape", "sizes") if k in old.kwargs)
-        given, nested = list(old.kwargs[key]), True  # type: ignore[arg-type]
-        wanted = _sizes(old, given, given, dim, slim)
-        new.kwargs = {**new.kwargs, key: tuple(wanted)}
+    value = argument(old, 0, "input")
+    skipped = int(_known(argument(old, 1, "dim"))) % len(shape_of_argument(value)) if first == 2 else 0
+    key = next((key for key in ("size", "shape", "sizes") if key in old.kwargs), None)
+    given: Any = old.kwargs[key] if key else old.args[first] if len(old.args) == first + 1 else list(old.args[first:])
+    current: Any = new.kwargs[key] if key else new.args[first] if len(new.args) == first + 1 else list(new.args[first:])
+    if isinstance(slim.value(given), int):
+        given, current = [given], [current]
+    if isinstance(given, fx.Node):
+        given = [given] * len(slim.value(given))
+    wanted = _sizes(old, given, current, slim.shape(old)[skipped:], slim)
+    if wanted is None:
         return
-    current = new.args[first] if nested else new.args[first:]
-    wanted = _sizes(old, given, list(current), dim, slim)  # type: ignore[call-overload]
-    new.args = (*new.args[:first], tuple(wanted)) if nested else (*new.args[:first], *wanted)
+    if key:
+        new.kwargs = {**new.kwargs, key: wanted}
+    else:
+        new.args = (*new.args[:first], wanted)
 
 
-def _sizes(old: fx.Node, given: list[Any], current: list[Any], dim: int, slim: Slim) -> list[Any]:
-    target, before = slim.shape(old), shape_of_argument(old)
-    wanted = []
-    for index, (size, now) in enumerate(zip(given, current), start=dim):
-        value = slim.value(size)
-        settled = value == -1 or value == target[index] or (isinstance(size, fx.Node) and before[index] == target[index])
-        wanted.append(now if settled else target[index])
-    return wanted
+def _sizes(
+    old: fx.Node, given: Sequence[Any], current: Any, target: Sequence[int], slim: Slim
+) -> tuple[Any, ...] | None:
+    """The sizes that give the slim shape, as literals only where the given ones don't; None where these do."""
+    whole = isinstance(current, fx.Node)
+    values = [slim.value(g)[i] if whole else slim.value(g) for i, g in enumerate(given)]
+    settled = [value in (-1, wanted) for value, wanted in zip(values, target)]
+    if all(settled):
+        return None
+    places = slim.items(current, len(given)) if whole else list(current)
+    literal = [place for place, fine in enumerate(settled) if not fine]
+    for place in literal:
+        dynamic = isinstance(places[place], fx.Node)
+        free = op_name(old) in ("view", "reshape") and -1 not in values and len(literal) == 1
+        places[place] = -1 if dynamic and free else target[place]
+    return tuple(places)
+
+
+@rewriter("squeeze")
+def squeezed(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """A dimension of which a single position is left is still there; only those that were of size 1 go."""
+    value = argument(old, 0, "input")
+    before = shape_of_argument(value)
+    shrunk = [dim for dim, size in enumerate(before) if size > 1 and slim.kept(value, dim).sum() == 1]
+    given = argument(old, 1, "dim")
+    asked = range(len(before)) if given is None else given if isinstance(given, tuple | list) else [given]
+    dims = {int(_known(dim)) % len(before) for dim in asked}
+    if dims.intersection(shrunk):
+        new.args = (argument(new, 0, "input"), tuple(sorted(dim for dim in dims if before[dim] == 1)))
+        new.kwargs = {}
 
 
 @on_op("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint")
 def permute(flow: Flow, node: fx.Node) -> Labelled:
     """Dimensions change places; a compressed field needs no expanding for that."""
-    value = argument(node, 0, "input")
-    rest, kwargs = node.args[1:], {k: v for k, v in node.kwargs.items() if k != "input"}
-    name = op_name(node)
-    return flow.moved(
-        (getattr(torch.from_numpy(np.require(f, requirements="CW")), name)(*rest, **kwargs).numpy() for f in flow.fields(value)), node
-    )
+    value, (rest, kwargs), name = subject(flow, node), constants(flow, node), op_name(node)
+    arrays = (torch.from_numpy(np.require(f, requirements="CW")) for f in flow.fields(value))
+    return flow.moved((getattr(array, name)(*rest, **kwargs).numpy() for array in arrays), node)
 
 
-@on_op("expand", "expand_as", "broadcast_to")
+@on_op("expand", "broadcast_to")
 def expansion(flow: Flow, node: fx.Node) -> Labelled:
     """New or longer dimensions, along which nothing varies."""
     rank = rank_of(node)
-    return flow.moved(
-        (f.reshape((1,) * (rank - f.ndim) + f.shape) for f in flow.fields(argument(node, 0, "input"))), node
-    )
+    return flow.moved((f.reshape((1,) * (rank - f.ndim) + f.shape) for f in flow.fields(subject(flow, node))), node)
 
 
-@on_op("repeat", "tile", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle")
-def executed(flow: Flow, node: fx.Node) -> Labelled:
-    """One operand, moved around in ways that removing channels doesn't disturb."""
-    value = argument(node, 0, "input")
-    rest = [flow.constant(a) for a in fx.node.map_arg(node.args[1:], flow.constant)]
-    kwargs = {k: flow.constant(v) for k, v in node.kwargs.items() if k != "input"}
-    name, home = op_name(node), torch.nn.functional if hasattr(torch.nn.functional, op_name(node)) else torch.Tensor
-    op = getattr(home, name)
-    return flow.moved(execute(flow.fields(value), shape_of_argument(value), lambda t: op(t, *rest, **kwargs)), node)
+@on_op("expand_as")
+def expansion_as(flow: Flow, node: fx.Node) -> Labelled:
+    """As wide as the second operand, so what varies there varies here."""
+    return combine(flow, node, (operand(flow, argument(node, 0, "input")), operand(flow, argument(node, 1, "other"))))
 
 
-@on_module(nn.PixelShuffle, nn.PixelUnshuffle)
-def executed_module(flow: Flow, node: fx.Node) -> Labelled:
-    """The module itself, on the labels."""
-    value = argument(node, 0, "input")
-    module = flow.program.state[str(node.target)]
-    return flow.moved(execute(flow.fields(value), shape_of_argument(value), module), node)  # type: ignore[arg-type]
+@on_op("repeat", "tile", "repeat_interleave")
+def repeated(flow: Flow, node: fx.Node) -> Labelled:
+    """Every position several times; as often as a literal says, or as a number that doesn't change."""
+    value, (rest, kwargs) = subject(flow, node), constants(flow, node)
+    if any(isinstance(a, fx.Node) and _is_tensor(a) for a in (*node.args[1:], *node.kwargs.values())):
+        return unknown(flow, node)
+    shape, op = shape_of_argument(value), getattr(torch.Tensor, op_name(node))
+    return flow.moved((executed(f, shape, lambda t: op(t, *rest, **kwargs)) for f in flow.fields(value)), node)
+
+
+@on_module(nn.PixelShuffle)
+@on_op("pixel_shuffle")
+def pixel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
+    """The channels that make up the pixels of one go together."""
+    value = subject(flow, node)
+    labels, rest = flow.along(value, -3, node)
+    keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
+    flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"is shuffled at {node.name}")
+    rows = labels.reshape(shape_of_argument(node)[-3], -1)
+    flow.unify(rows, rows[:, :1], node)
+    return (*keep, *flow.result(rows[:, 0].copy(), rank_of(node), -3))
+
+
+@on_module(nn.PixelUnshuffle)
+@on_op("pixel_unshuffle")
+def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
+    """The pixels of a channel become channels."""
+    value = subject(flow, node)
+    labels, rest = flow.along(value, -3, node)
+    keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
+    flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"is shuffled at {node.name}")
+    wider = np.repeat(labels, shape_of_argument(node)[-3] // labels.size)
+    return (*keep, *flow.result(wider, rank_of(node), -3))
 
 
 @on_module(nn.ChannelShuffle)
 @on_op("channel_shuffle")
 def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
     """The same position of every group goes, so that groups stay equally wide."""
-    value = argument(node, 0, "input")
+    value = subject(flow, node)
     module = flow.program.state[str(node.target)] if node.op == "call_module" else None
-    groups = module.groups if isinstance(module, nn.ChannelShuffle) else argument(node, 1, "groups")
+    groups = module.groups if isinstance(module, nn.ChannelShuffle) else flow.constant(argument(node, 1, "groups"))
     labels, rest = flow.along(value, 1, node)
     rows = labels.reshape(groups, -1)
     flow.unify(rows, rows[:1], node)
@@ -168,22 +237,21 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
 @on_op("roll")
 def roll(flow: Flow, node: fx.Node) -> Labelled:
     """Rolling along labelled dimensions would need another shift for every selection: those are pinned."""
-    value = argument(node, 0, "input")
-    dims = argument(node, 2, "dims")
-    rank = rank_of(node)
-    return mixed(flow, node, value, range(rank) if dims is None else [dims] if isinstance(dims, int) else dims, "is rolled")
+    value = subject(flow, node)
+    dims = dims_of(flow, argument(node, 2, "dims"), len(shape_of_argument(value)))
+    return mixed(flow, node, value, dims, "is rolled")
 
 
 @on_op("unfold")
 def unfold(flow: Flow, node: fx.Node) -> Labelled:
     """`F.unfold`: every channel becomes kernel-size many columns of one dimension."""
-    if node.op != "call_function":
+    if node.target is not torch.nn.functional.unfold:
         return unknown(flow, node)
-    value = argument(node, 0, "input")
-    labels, rest = flow.along(value, 1, node)
+    value = subject(flow, node)
+    labels, rest = flow.along(value, -3, node)
     flow.pin_all(rest, f"is unfolded at {node.name}")
-    width = shape_of_argument(node)[1] // labels.size
-    return flow.result(np.repeat(labels, width), rank_of(node), 1)
+    width = shape_of_argument(node)[-2] // labels.size
+    return flow.result(np.repeat(labels, width), rank_of(node), -2)
 
 
 # -- joining -------------------------------------------------------------------------------------------------------
@@ -193,9 +261,9 @@ def unfold(flow: Flow, node: fx.Node) -> Labelled:
 def concatenate(flow: Flow, node: fx.Node) -> Labelled:
     """End to end along one dimension; along the others the operands must agree."""
     parts = argument(node, 0, "tensors")
-    if isinstance(parts, fx.Node):
+    if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) != rank_of(node) for part in parts):
         return unknown(flow, node)
-    dim = argument(node, 1, "dim", 0) % rank_of(node)
+    [dim] = dims_of(flow, argument(node, 1, "dim", 0), rank_of(node))
     across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
     shapes = [shape_of_argument(p) for p in parts]
     fields = combine(
@@ -223,8 +291,9 @@ def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> In
 def stack(flow: Flow, node: fx.Node) -> Labelled:
     """A new dimension: along the old ones the operands must agree."""
     parts = argument(node, 0, "tensors")
-    rank = rank_of(node)
-    dim = argument(node, 1, "dim", 0) % rank
+    if isinstance(parts, fx.Node):
+        return unknown(flow, node)
+    [dim] = dims_of(flow, argument(node, 1, "dim", 0), rank_of(node))
     fields = combine(flow, node, [operand(flow, p) for p in parts])
     return tuple(np.expand_dims(f, dim) for f in fields)
 
@@ -232,11 +301,10 @@ def stack(flow: Flow, node: fx.Node) -> Labelled:
 @on_op("pad")
 def pad(flow: Flow, node: fx.Node) -> Labelled:
     """Constant padding of channels adds positions of its own, that go with whatever they meet."""
-    value, amounts = argument(node, 0, "input"), argument(node, 1, "pad")
-    mode = argument(node, 2, "mode", "constant")
+    value, amounts = subject(flow, node), [flow.constant(a) for a in flow.constant(argument(node, 1, "pad"))]
     rank = rank_of(node)
-    padded = [rank - 1 - i // 2 for i in range(len(amounts)) if flow.constant(amounts[i])]
-    if mode != "constant":
+    padded = [rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
+    if argument(node, 2, "mode", "constant") != "constant" or min(amounts) < 0:
         return mixed(flow, node, value, padded, "is padded")
     out: list[IntArray] = []
     for labels in flow.fields(value):
@@ -247,7 +315,7 @@ def pad(flow: Flow, node: fx.Node) -> Labelled:
         if len(dims) > 1 or labels.size != labels.shape[dims[0]]:
             flow.pin(labels, f"is padded at {node.name}")
             continue
-        before, after = _amounts(flow, amounts, rank, dims[0])
+        before, after = amounts[2 * (rank - 1 - dims[0]) :][:2]
         columns = [_padding(flow, before), flow.flat(labels), _padding(flow, after)]
         out += flow.result(np.concatenate(columns), rank, dims[0])
     return tuple(out)
@@ -261,15 +329,10 @@ def _padding(flow: Flow, size: int) -> IntArray:
     return np.arange(flow.count - size, flow.count, dtype=np.int64)
 
 
-def _amounts(flow: Flow, amounts: Sequence[Any], rank: int, dim: int) -> tuple[int, int]:
-    index = 2 * (rank - 1 - dim)
-    return int(flow.constant(amounts[index])), int(flow.constant(amounts[index + 1]))
-
-
 @rewriter("pad")
 def pad_amounts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """As many zeros on each side as are kept."""
-    given, amounts = argument(old, 1, "pad"), list(argument(new, 1, "pad"))
+    given, amounts = _known(argument(old, 1, "pad")), list(argument(new, 1, "pad"))
     rank, before = rank_of(old), shape_of_argument(argument(old, 0, "input"))
     for dim in range(rank):
         kept = slim.kept(old, dim)
@@ -296,9 +359,8 @@ def _set(node: fx.Node, position: int, name: str, value: Any) -> None:
 @on_op("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
 def split(flow: Flow, node: fx.Node) -> Labelled:
     """Consecutive pieces of one dimension; each must keep a position."""
-    value = argument(node, 0, "input")
-    shape = shape_of_argument(value)
-    dim = argument(node, 2, "dim", 0) % len(shape)
+    value = subject(flow, node)
+    [dim] = dims_of(flow, argument(node, 2, "dim", 0), len(shape_of_argument(value)))
     lengths = [part.shape[dim] for part in node.meta["val"]]
     starts = np.cumsum([0, *lengths])
     pieces: list[Labelled] = []
@@ -315,11 +377,11 @@ def split(flow: Flow, node: fx.Node) -> Labelled:
     return pieces
 
 
-@rewriter("chunk", "split", "tensor_split", "split_with_sizes")
+@rewriter("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
 def split_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """Literal lengths, since the pieces needn't be equally long any more."""
     value = argument(old, 0, "input")
-    dim = argument(old, 2, "dim", 0) % len(shape_of_argument(value))
+    dim = int(_known(argument(old, 2, "dim", 0))) % len(shape_of_argument(value))
     kept = slim.kept(value, dim)
     if kept.all():
         return
@@ -331,13 +393,12 @@ def split_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 @on_op("unbind")
 def unbind(flow: Flow, node: fx.Node) -> Labelled:
-    """One piece a position of a dimension, which is gone."""
-    value = argument(node, 0, "input")
-    dim = argument(node, 1, "dim", 0) % len(shape_of_argument(value))
-    return [
-        flow.moved((np.take(f, min(i, f.shape[dim] - 1), axis=dim) for f in flow.fields(value)), node)
-        for i in range(len(node.meta["val"]))
-    ]
+    """One piece a position of a dimension, which is gone; so none of its positions can go alone."""
+    value = subject(flow, node)
+    [dim] = dims_of(flow, argument(node, 1, "dim", 0), len(shape_of_argument(value)))
+    fields = [whole(flow, f, dim, node) if f.shape[dim] > 1 else f for f in flow.fields(value)]
+    piece = flow.moved((np.squeeze(f, axis=dim) for f in fields), node)
+    return [piece for _ in node.meta["val"]]
 
 
 @on_op("getattr")
@@ -345,9 +406,14 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
     """`x.shape` and the like are plain; `x.T` moves data."""
     value, name = node.args[0], node.args[1]
     if not isinstance(node.meta.get("val"), torch.Tensor):
-        return None
+        return without_labels(flow, node)
+    source = flow.values.get(value) if isinstance(value, fx.Node) else None
+    if isinstance(source, list):
+        fields = getattr(type(node.args[0].meta["val"]), "_fields", ())  # type: ignore[union-attr]
+        return source[fields.index(name)] if name in fields else unknown(flow, node)
     if name in ("T", "mT", "H", "mH"):
-        return flow.moved((getattr(torch.from_numpy(np.require(f, requirements="CW")), str(name)).numpy() for f in flow.fields(value)), node)
+        arrays = (torch.from_numpy(np.require(f, requirements="CW")) for f in flow.fields(value))
+        return flow.moved((getattr(array, str(name)).numpy() for array in arrays), node)
     if name in ("data", "real"):
         return flow.fields(value)
     return unknown(flow, node)
@@ -361,14 +427,16 @@ def getitem(flow: Flow, node: fx.Node) -> Labelled:
     if isinstance(source, list):
         return source[index] if isinstance(index, int | slice) else unknown(flow, node)
     if source is None:
-        return None
+        return without_labels(flow, node)
     entries = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(entry, fx.Node | torch.Tensor) and _is_tensor(entry) or isinstance(entry, list) for entry in entries):
+    if any(_is_tensor(entry) or isinstance(entry, list | bool) for entry in entries):
         return _indexed_by_tensors(flow, node, entries)
     known = tuple(_constant_index(flow, entry) for entry in entries)
+    if sum(isinstance(entry, slice) and entry.step not in (None, 1) for entry in known) > 1:
+        return unknown(flow, node)  # what is kept of them can't be said in one index
     fields: list[IntArray] = []
     for labels in flow.fields(value):
-        [piece] = execute((labels,), shape_of_argument(value), lambda t: t[known])
+        piece = compress(executed(labels, shape_of_argument(value), lambda t: t[known]))
         if _sliced_dims(known, labels):
             flow.covers.append(piece)
         fields += flow.moved((piece,), node)
@@ -382,19 +450,19 @@ def _is_tensor(entry: object) -> bool:
 
 
 def _indexed_by_tensors(flow: Flow, node: fx.Node, entries: Sequence[object]) -> Labelled:
-    """Only dimensions that carry no labels may be indexed by tensors; the others pass."""
-    value = node.args[0]
-    tensors = [e for e in entries if e is not None and e is not Ellipsis]
-    first = 0 if entries[0] is not Ellipsis else len(shape_of_argument(value)) - len(tensors)
-    simple = len(tensors) == 1 and isinstance(tensors[0], fx.Node) and None not in entries
-    labelled = [f for f in flow.fields(value) if any(s > 1 for s in f.shape[first : first + len(tensors)])]
-    if not simple or labelled:
+    """One tensor of positions along a dimension without labels: the other dimensions pass."""
+    value = subject(flow, node)
+    rank = len(shape_of_argument(value))
+    indices = [entry for entry in entries if entry is not Ellipsis and entry != slice(None)]
+    if len(indices) != 1 or not isinstance(indices[0], fx.Node) or not _is_tensor(indices[0]):
         return unknown(flow, node)
-    index_rank = len(shape_of_argument(tensors[0]))
-    if tensors[0].meta["val"].dtype == torch.bool:  # type: ignore[union-attr]
+    if indices[0].meta["val"].dtype in (torch.bool, torch.uint8):
         return unknown(flow, node)
-    out = [f.reshape(*f.shape[:first], *(1,) * index_rank, *f.shape[first + 1 :]) for f in flow.fields(value)]
-    return flow.moved(out, node)
+    [dim] = (d for place, d in _dims(entries, rank) if entries[place] is indices[0])
+    if any(f.shape[dim] > 1 for f in flow.fields(value)):
+        return unknown(flow, node)
+    between = (1,) * len(shape_of_argument(indices[0]))
+    return flow.moved((f.reshape(*f.shape[:dim], *between, *f.shape[dim + 1 :]) for f in flow.fields(value)), node)
 
 
 def _constant_index(flow: Flow, entry: object) -> Any:
@@ -456,10 +524,12 @@ def _known(entry: Any) -> Any:
 @on_op("narrow", "select")
 def narrow(flow: Flow, node: fx.Node) -> Labelled:
     """A piece of one dimension by start and length, or one position of it."""
-    value, dim = argument(node, 0, "input"), argument(node, 1, "dim")
-    dim %= len(shape_of_argument(value))
+    value = subject(flow, node)
+    [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
     start = flow.constant(argument(node, 2, "start" if op_name(node) == "narrow" else "index"))
     length = flow.constant(argument(node, 3, "length", 1))
+    if start is None or length is None:
+        return unknown(flow, node)
     fields: list[IntArray] = []
     for labels in flow.fields(value):
         piece = labels
@@ -474,7 +544,7 @@ def narrow(flow: Flow, node: fx.Node) -> Labelled:
 @rewriter("narrow", "select")
 def narrow_bounds(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """Start and length, counted in kept positions."""
-    value, dim = argument(old, 0, "input"), argument(old, 1, "dim")
+    value, dim = argument(old, 0, "input"), int(_known(argument(old, 1, "dim")))
     kept = slim.kept(value, dim % len(shape_of_argument(value)))
     if kept.all():
         return
@@ -486,8 +556,37 @@ def narrow_bounds(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         _set(new, 3, "length", int(kept[start : start + length].sum()))
 
 
-@rewriter("layer_norm", "rms_norm")
+# -- other literals that repeat a size -----------------------------------------------------------------------------
+
+
+@rewriter("layer_norm", "rms_norm", sized=True)
 def normalized_shape(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """The trailing sizes."""
-    width = len(argument(old, 1, "normalized_shape"))
-    _set(new, 1, "normalized_shape", tuple(slim.shape(old)[-width:]))
+    given = slim.value(argument(old, 1, "normalized_shape"))
+    wanted = tuple(slim.shape(old)[-len(given) :])
+    if tuple(slim.value(size) for size in given) != wanted:
+        _set(new, 1, "normalized_shape", wanted)
+
+
+@rewriter("group_norm")
+def norm_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """Groups of one channel each are as many as there are channels."""
+    if int(_known(argument(old, 1, "num_groups"))) == shape_of_argument(old)[1]:
+        _set(new, 1, "num_groups", slim.shape(old)[1])
+
+
+@rewriter("conv1d", "conv2d", "conv3d")
+def convolution_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """A depthwise convolution has as many groups as channels."""
+    weight = argument(old, 1, "weight")
+    if int(_known(argument(old, 6, "groups", 1))) > 1 and shape_of_argument(weight)[1] == 1:
+        _set(new, 6, "groups", slim.shape(weight)[0])
+
+
+@rewriter("scaled_dot_product_attention")
+def attention_scale(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The scale that is taken from the width when none is given stays what it was."""
+    query = argument(old, 0, "query")
+    width = shape_of_argument(query)[-1]
+    if old.kwargs.get("scale") is None and slim.shape(query)[-1] != width:
+        new.kwargs = {**new.kwargs, "scale": width**-0.5}

@@ -9,8 +9,8 @@
         - select: {ratio: 1.5}
                           ^^^
 
-A validator of a pass raises `ValueError("must ...")`; the key before and `got ...` behind are added here. A validator that
-also knows the way out raises `wrong("must ...", hint="...")`.
+A validator of a pass raises `ValueError("must ...")`; the key before and `got ...` behind are added here. A validator
+that also knows the way out raises `wrong("must ...", hint="...")`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from prunec.compiler.errors import nearest
-from prunec.compiler.source import Fault, Keys, shown
+from prunec.compiler.source import Fault, Keys, holds, shown
 
 _CUSTOM: Final = "plan"
 
@@ -169,7 +169,7 @@ def _real(item: ErrorDetails, data: Any) -> Keys:
     """pydantic's place without what isn't in the data: tags of unions, steps of validators; a missing key stays."""
     real: list[str | int] = []
     for key in item["loc"]:
-        if (isinstance(data, dict) and key in data) or (isinstance(data, list) and key in range(len(data))):
+        if holds(data, key):
             data = data[key]
             real.append(key)
     return (*real, item["loc"][-1]) if item["type"] == "missing" else tuple(real)

@@ -15,221 +15,38 @@ folder of the plan). Everything that is wrong is reported at once, each fault wh
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
+    GetCoreSchemaHandler,
     InstanceOf,
-    JsonValue,
-    PlainSerializer,
-    PlainValidator,
     PrivateAttr,
-    SerializationInfo,
     StrictInt,
     ValidationError,
-    ValidationInfo,
     WithJsonSchema,
-    field_validator,
-    model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue, models_json_schema
+from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
 from pydantic_core import CoreSchema
+from pydantic_core.core_schema import is_instance_schema
 
 from prunec.compiler import registry
 from prunec.compiler.base import Pass
-from prunec.compiler.errors import PlanError, Span, nearest
+from prunec.compiler.errors import Span, nearest
 from prunec.compiler.options import faults, label, wrong
+from prunec.compiler.parts import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport
 from prunec.compiler.source import Fault, Keys, Source, plain, read, shown
 
 VERSIONS: Final = (1,)
 """The versions of the plan language that this compiler reads."""
 
 _Made = TypeVar("_Made", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A name in a module, or in a Python file: `package.module:name`, `path/to/file.py:name`."""
-
-    module: str | Path
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}:{self.name}"
-
-
-def _path(text: str, info: ValidationInfo) -> Path:
-    """A path as written, absolute: from the plan's folder."""
-    folder: Path = (info.context or {}).get("folder", Path.cwd())
-    return Path(os.path.normpath(folder / Path(text).expanduser()))
-
-
-def _parse_ref(value: object, info: ValidationInfo) -> Ref:
-    usage = "must be package.module:name or path/to/file.py:name"
-    module, colon, name = str(value).rpartition(":")
-    if not isinstance(value, str) or not colon or not all(part.isidentifier() for part in name.split(".")):
-        raise wrong(usage)
-    if not module.endswith(".py"):
-        if all(part.isidentifier() for part in module.split(".")):
-            return Ref(module, name)
-        raise wrong(usage)
-    path = _path(module, info)
-    if not path.is_file():
-        raise wrong(f"no file {path}", hint=_neighbours(path))
-    return Ref(path, name)
-
-
-def _parse_path(value: object, info: ValidationInfo) -> Path:
-    if not isinstance(value, str) or not value:
-        raise wrong("must be a path")
-    path = _path(value, info)
-    if not path.exists():
-        raise wrong(f"no file {path}", hint=_neighbours(path))
-    return path
-
-
-def _neighbours(path: Path) -> str | None:
-    """A hint at a file of nearly that name in the same folder."""
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    hint = nearest(path.name, [other.name for other in path.parent.iterdir()])
-    return hint if hint and hint.startswith("did") else None
-
-
-def _relative(value: Path, info: SerializationInfo) -> str:
-    base = (info.context or {}).get("relative_to")
-    return Path(os.path.relpath(value, base)).as_posix() if base else str(value)
-
-
-def _ref_text(ref: Ref, info: SerializationInfo) -> str:
-    return f"{_relative(ref.module, info)}:{ref.name}" if isinstance(ref.module, Path) else str(ref)
-
-
-PlanRef = Annotated[
-    Ref, PlainValidator(_parse_ref), PlainSerializer(_ref_text), WithJsonSchema({"type": "string", "pattern": ":"})
-]
-PlanPath = Annotated[
-    Path, PlainValidator(_parse_path), PlainSerializer(_relative), WithJsonSchema({"type": "string", "minLength": 1})
-]
-
-
-class _Part(BaseModel):
-    """A mapping in a plan; a part with a `shorthand` may be written as the bare value of that key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    shorthand: ClassVar[str | None] = None
-    short_types: ClassVar[tuple[type, ...]] = (str,)
-    usage: ClassVar[str] = "a mapping"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        if cls.shorthand and isinstance(value, cls.short_types):
-            return {cls.shorthand: value}
-        if not isinstance(value, dict | cls):
-            raise wrong(f"must be {cls.usage}")
-        return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler(core)
-        if not cls.shorthand:
-            return schema
-        return {"anyOf": [schema, handler.resolve_ref_schema(schema)["properties"][cls.shorthand]]}
-
-
-class Factory(_Part):
-    """Something that a plan has made by calling a function."""
-
-    shorthand = "factory"
-    usage = "package.module:name or a mapping with the key 'factory'"
-
-    factory: PlanRef = Field(examples=["package.module:name"])
-    args: dict[str, JsonValue] = {}
-
-
-class ModelSpec(_Part):
-    """Where the model comes from: a factory, with weights or with its own; or a folder that `prunec compile` wrote."""
-
-    shorthand = "factory"
-    usage = "package.module:name or a mapping with the key 'factory' or 'saved'"
-
-    factory: PlanRef | None = None
-    args: dict[str, JsonValue] = {}
-    weights: PlanPath | None = None
-    saved: PlanPath | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _is_file(cls, path: Path | None) -> Path | None:
-        if path and not path.is_file():
-            raise wrong(f"{path} is a folder, expected a file of weights")
-        return path
-
-    @field_validator("saved")
-    @classmethod
-    def _is_saved(cls, path: Path | None) -> Path | None:
-        if path and not (path / "model.py").is_file():
-            raise wrong(f"no model.py in {path}", hint="'saved' takes a folder that `prunec compile` wrote")
-        return path
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.factory is None) == (self.saved is None):
-            raise wrong("must have either the key 'factory' or the key 'saved'")
-        if self.saved and (self.args or self.weights):
-            raise wrong("must not have 'args' or 'weights' beside 'saved': a saved model holds its own")
-        return self
-
-
-Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"]
-
-
-class InputSpec(_Part):
-    """One example input. Whole numbers are drawn from 0 to `high - 1`, others are normally distributed."""
-
-    shorthand = "shape"
-    short_types = (list,)
-    usage = "a shape such as [1, 3, 32, 32] or a mapping with the key 'shape'"
-
-    shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(min_length=1, examples=["[1, 3, 32, 32]"])
-    dtype: Dtype = "float32"
-    high: Annotated[StrictInt, Field(ge=1)] | None = None
-
-    @property
-    def whole(self) -> bool:
-        """True where the input is of whole numbers: tokens, categories."""
-        return "int" in self.dtype
-
-    @model_validator(mode="after")
-    def _high_fits(self) -> Self:
-        if self.whole and self.high is None:
-            raise wrong(f"must have the key 'high' beside dtype {self.dtype}", hint="for example: high: 1000")
-        if not self.whole and self.high is not None:
-            raise wrong(f"must not have the key 'high' beside dtype {self.dtype}", hint="for example: dtype: int64")
-        return self
-
-
-class OnnxExport(BaseModel):
-    """Write `model.onnx`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: ClassVar[str] = "onnx"
-    shorthand: ClassVar[str | None] = None
-
-    opset: Annotated[StrictInt, Field(ge=18)] = 20
-
-
-EXPORTS: Final[Mapping[str, type[OnnxExport]]] = {OnnxExport.name: OnnxExport}
 
 
 @dataclass(frozen=True)
@@ -240,6 +57,11 @@ class PlanPass:
     options: Mapping[str, Any]
     pass_: Pass
     at: Span | None = field(default=None, compare=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """It is made before pydantic sees it."""
+        return is_instance_schema(cls)
 
 
 def _is_list_of_shapes(value: Any) -> Any:
@@ -257,9 +79,13 @@ class Plan(BaseModel):
     model: ModelSpec | None = None
     inputs: Annotated[tuple[InputSpec, ...], BeforeValidator(_is_list_of_shapes)] = ()
     data: Factory | None = None
-    passes: Annotated[tuple[InstanceOf[PlanPass], ...], WithJsonSchema({})] = ()
-    export: Annotated[tuple[InstanceOf[OnnxExport], ...], WithJsonSchema({})] = ()
+    passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
+    export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    removed: dict[str, dict[str, list[int]]] | None = None
+    versions: dict[str, str] | None = None
+    hashes: dict[str, str] | None = None
+    """A lock's own keys, see `lock.py`; a plan that a person writes has none of them."""
     _source: Source = PrivateAttr(default_factory=lambda: plain({}))
 
     @classmethod
@@ -271,9 +97,12 @@ class Plan(BaseModel):
         return _build(source, Path(path).resolve().parent)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], folder: str | Path = ".") -> Plan:
-        """A plan from plain values; relative paths are meant from `folder`. Raises `PlanError`."""
-        return _build(plain(data), Path(folder).resolve())
+    def from_dict(cls, data: Mapping[str, Any], folder: str | Path = ".", overrides: Sequence[str] = ()) -> Plan:
+        """A plan from plain values, with overrides; relative paths are meant from `folder`. Raises `PlanError`."""
+        source = plain(data)
+        for override in overrides:
+            source = source.with_override(override)
+        return _build(source, Path(folder).resolve())
 
     @classmethod
     def of(cls, plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
@@ -282,9 +111,9 @@ class Plan(BaseModel):
             return plan
         return cls.from_dict(plan) if isinstance(plan, Mapping) else cls.load(plan)
 
-    def at(self, *keys: str | int) -> Span | None:
-        """Where a value stands in the plan's file, for messages; `None` where the plan came from no file."""
-        return self._source.locate(keys)
+    def at(self, *keys: str | int, on_key: bool = False) -> Span | None:
+        """Where a value (or its key) stands in the plan's file, for messages; `None` where it came from no file."""
+        return self._source.locate(keys, on_key=on_key)
 
     def to_dict(self, relative_to: str | Path | None = None) -> dict[str, Any]:
         """Plain JSON values that load again to the same plan, with all defaults of the plan itself spelled out.
@@ -307,7 +136,9 @@ def _build(source: Source, folder: Path) -> Plan:
     passes = _entries(source, "passes", registry.names(), registry.pass_class, found)
     exports = _entries(source, "export", EXPORTS, EXPORTS.__getitem__, found)
     made = {
-        "passes": [PlanPass(name, options, pass_, source.locate(keys)) for name, options, pass_, keys in passes],
+        "passes": [
+            PlanPass(name, options, pass_, source.locate(keys, on_key=True)) for name, options, pass_, keys in passes
+        ],
         "export": [export for _, _, export, _ in exports],
     }
     try:
@@ -340,7 +171,7 @@ _Entry = tuple[str, Mapping[str, Any], _Made, Keys]
 def _entries(
     source: Source,
     key: str,
-    names: Sequence[str] | Mapping[str, Any],
+    names: Collection[str],
     find: Callable[[str], type[_Made]],
     found: list[Fault],
 ) -> list[_Entry[_Made]]:
@@ -405,14 +236,13 @@ def _make(made: type[_Made], name: str, value: Any, keys: Keys) -> _Entry[_Made]
 def schema() -> dict[str, Any]:
     """The JSON schema of a plan, with the options of every pass that is installed."""
     passes = registry.passes()
-    models = [(model, "validation") for model in (Plan, *passes.values(), *EXPORTS.values())]
-    refs, table = models_json_schema(models, ref_template="#/$defs/{model}")
+    mode: JsonSchemaMode = "validation"
+    models: list[type[BaseModel]] = [Plan, *passes.values(), *EXPORTS.values()]
+    refs, table = models_json_schema([(model, mode) for model in models], ref_template="#/$defs/{model}")
     definitions = table["$defs"]
-    plan = definitions.pop(refs[Plan, "validation"]["$ref"].rpartition("/")[2])
+    plan = definitions.pop(refs[Plan, mode]["$ref"].rpartition("/")[2])
     for key, classes in (("passes", passes), ("export", EXPORTS)):
-        forms = [
-            form for name, made in classes.items() for form in _forms(name, made, refs[made, "validation"], definitions)
-        ]
+        forms = [form for name, made in classes.items() for form in _forms(name, made, refs[made, mode], definitions)]
         plan["properties"][key] = {"type": "array", "items": {"anyOf": forms}, "default": []}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **plan, "$defs": definitions}
 

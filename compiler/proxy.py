@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, SupportsIndex
 
 import torch
@@ -103,7 +103,7 @@ class Int(int, Number):
         """The number without its history."""
         return int.__int__(self)
 
-    __reduce__ = Number.__reduce__  # type: ignore[assignment]
+    __reduce__ = Number.__reduce__
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -128,7 +128,7 @@ class Float(float, Number):
         """The number without its history."""
         return float.__float__(self)
 
-    __reduce__ = Number.__reduce__  # type: ignore[assignment]
+    __reduce__ = Number.__reduce__
 
 
 class Flag(int, Number):
@@ -148,17 +148,20 @@ class Flag(int, Number):
     def __repr__(self) -> str:
         return "False"
 
-    __reduce__ = Number.__reduce__  # type: ignore[assignment]
+    __reduce__ = Number.__reduce__
 
 
 class Shape(tuple[int, ...]):
-    """A tensor's size: a tuple of `Int`s that is a `torch.Size` to whoever asks, and one node to the graph."""
+    """A tensor's size: a tuple of `Int`s that is a `torch.Size` to whoever asks.
 
-    handle: Handle
+    `handle` is set where it is the whole size of a tensor, and so one node; of parts the items are read one by one.
+    """
 
-    def __new__(cls, sizes: tuple[int, ...], handle: Handle) -> Shape:
-        """`sizes` may hold traced numbers already; plain ones become items of `handle`."""
-        items = (size if isinstance(size, Int) else Int(size, handle.item(i, size)) for i, size in enumerate(sizes))
+    handle: Handle | None
+
+    def __new__(cls, sizes: Iterable[int], handle: Handle | None = None) -> Shape:
+        """With a handle, the sizes are plain and become its items; without, they keep the history that they have."""
+        items = sizes if handle is None else (Int(size, handle.item(i, size)) for i, size in enumerate(sizes))
         self = super().__new__(cls, items)
         self.handle = handle
         return self
@@ -174,30 +177,22 @@ class Shape(tuple[int, ...]):
     @property
     def plain(self) -> torch.Size:
         """The sizes without their history."""
-        return torch.Size(int.__int__(size) for size in self)
+        return torch.Size(map(int, self))
 
     def numel(self) -> int:
         """The product of the sizes."""
-        return Int(self.plain.numel(), self.handle.derive(math.prod, (self,), self.plain.numel()))
+        return math.prod(self)
 
     def __getitem__(self, key: SupportsIndex | slice) -> Any:
-        found = super().__getitem__(key)
-        return Shape(found, self.handle.item(key, torch.Size(found))) if isinstance(key, slice) else found
+        if isinstance(key, slice):
+            return Shape(super().__getitem__(key))
+        return super().__getitem__(key)
 
     def __add__(self, other: Any) -> Any:
-        return self._join(self, other)
+        return _join(self, other)
 
     def __radd__(self, other: Any) -> Any:
-        return self._join(other, self)
-
-    def _join(self, left: Any, right: Any) -> Any:
-        """Either side's items keep their own history; a tuple with other things than sizes in it is a plain tuple."""
-        if not (isinstance(left, tuple) and isinstance(right, tuple)):
-            return NotImplemented
-        joined = (*left, *right)
-        if not all(isinstance(size, int) for size in joined):
-            return joined
-        return Shape(joined, self.handle.derive(_joined_size, (joined,), torch.Size(joined)))
+        return _join(other, self)
 
     def __repr__(self) -> str:
         return repr(self.plain)
@@ -206,8 +201,12 @@ class Shape(tuple[int, ...]):
         return torch.Size, (tuple(self.plain),)
 
 
-def _joined_size(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sizes)
+def _join(left: Any, right: Any) -> Any:
+    """As `torch.Size` does it: sizes and sizes are sizes, sizes and other things a plain tuple."""
+    if not (isinstance(left, tuple) and isinstance(right, tuple)):
+        return NotImplemented
+    joined = (*left, *right)
+    return Shape(joined) if all(isinstance(size, int) for size in joined) else joined
 
 
 def wrap_number(value: float, handle: Handle) -> Any:
@@ -259,8 +258,8 @@ def _define(cls: type, names: tuple[str, ...]) -> None:
 
 _define(Int, _BINARY + _BITWISE)
 _define(Float, _BINARY)
-for _kind in (Int, Float):
-    for _name, _operation in {"neg": operator.neg, "abs": operator.abs, "round": builtins.round}.items():
+_UNARY: Mapping[str, Callable[..., Any]] = {"neg": operator.neg, "abs": operator.abs, "round": builtins.round}
+_ROUNDING: Mapping[str, Callable[..., Any]] = {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}
+for _kind, _operations in ((Int, _UNARY), (Float, {**_UNARY, **_ROUNDING})):
+    for _name, _operation in _operations.items():
         setattr(_kind, f"__{_name}__", _unary(_operation))
-for _name, _operation in {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}.items():
-    setattr(Float, f"__{_name}__", _unary(_operation))

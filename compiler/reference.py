@@ -11,10 +11,11 @@ use. Leaf modules are cast on the fly, so that a float64 run never holds a secon
 from __future__ import annotations
 
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir import Axis, IntArray, Program, clone_module
-from prunec.compiler.mask_rules import apply, function_name, method_name, module_name
+from prunec.compiler.mask_rules import RULES, apply
 from prunec.compiler.masks import FREE, KEPT, REMOVED, Call, Marked, Value, mark, plain
 
 Step = tuple[fx.Node, Any]
@@ -34,6 +35,18 @@ _DROPOUT: Final = frozenset(
 _TO_FLOAT: Final = frozenset(["float", "double", "half", "bfloat16"])
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
+
+_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg)
+_FAMILIES: Final[Mapping[str, str]] = {
+    "torch.nn.modules.dropout": "dropout",
+    "torch.nn.modules.padding": "pad",
+    "torch.nn.modules.upsampling": "interpolate",
+    "torch.nn.modules.activation": "relu",
+}
+_MODULES: Final[Mapping[type[nn.Module], str]] = {
+    nn.PReLU: "prelu", nn.GLU: "glu", nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax", nn.Softmin: "softmin",
+    nn.RMSNorm: "rms_norm", nn.MultiheadAttention: "", nn.Softmax2d: "", nn.Unfold: "unfold",
+}  # fmt: skip
 
 
 class StepError(RuntimeError):
@@ -61,7 +74,7 @@ class Interpreter:
     def steps(self, inputs: tuple[Tensor, ...]) -> Iterator[Step]:
         """Every node with its value, in order; the last is the output. Raises `StepError` where a node fails."""
         env: dict[fx.Node, Any] = {}
-        feeds = iter([self.cast(x.clone()) for x in inputs])
+        feeds = (self.cast(x.clone()) for x in inputs)
         dead = _last_uses(self.program.graph)
         for node in self.program.graph.nodes:
             with torch.no_grad(), _default_dtype(self.dtype):
@@ -86,8 +99,8 @@ class Interpreter:
         return tensor.to(self.dtype)
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer, cast."""
-        return self.cast(self.replaced[name] if name in self.replaced else self.program.tensors[name])
+        """A parameter or buffer, cast and detached."""
+        return self.cast(self.replaced[name] if name in self.replaced else self.program.tensors[name]).detach()
 
     def _step(self, node: fx.Node, feeds: Iterator[Tensor], env: Mapping[fx.Node, Any]) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
@@ -178,6 +191,33 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return dead
 
 
+def _function_name(target: Any) -> str:
+    """The name of a function of torch or `operator`, without in-place underscores; empty for anyone else's."""
+    name = getattr(target, "__name__", "")
+    if target is getattr:
+        return "getattr"
+    known = any(getattr(space, name, None) is target for space in _NAMESPACES)
+    return _method_name(name) if known else ""
+
+
+def _method_name(name: str) -> str:
+    """A method's name without in-place underscores."""
+    return name if name in RULES else name.rstrip("_")
+
+
+def _module_name(module: nn.Module) -> str:
+    """The functional name of a standard module's operation; empty for others."""
+    kind = type(module)
+    if not kind.__module__.startswith("torch.nn.modules."):
+        return ""
+    if kind in _MODULES:
+        return _MODULES[kind]
+    if kind.__module__ in _FAMILIES:
+        return _FAMILIES[kind.__module__]
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+    return re.sub(r"(?<=norm)\dd$", "", snake)
+
+
 class MaskedInterpreter(Interpreter):
     """An interpreter whose values carry marks; see `masks`."""
 
@@ -203,12 +243,12 @@ class MaskedInterpreter(Interpreter):
         if node.op == "call_module":
             own = (*run.named_parameters(), *run.named_buffers())
             params = {key: self._own(f"{node.target}.{key}", tensor) for key, tensor in own}
-            return Call(where, module_name(run), run, args, kwargs, run, params)
+            return Call(where, _module_name(run), run, args, kwargs, run, params)
         if node.op == "call_method":
             name = str(node.target)
-            return Call(where, method_name(name), run, args, kwargs, in_place=name.endswith("_"))
+            return Call(where, _method_name(name), run, args, kwargs, in_place=name.endswith("_"))
         in_place = node.target in _ASSIGNING or getattr(node.target, "__name__", "").endswith("_")
-        return Call(where, function_name(node.target), run, args, kwargs, in_place=in_place)
+        return Call(where, _function_name(node.target), run, args, kwargs, in_place=in_place)
 
     def _own(self, name: str, tensor: Tensor) -> Value:
         return mark(tensor, self.marks[name]) if name in self.marks else tensor
@@ -252,6 +292,9 @@ def _axis_marks(program: Program, axis: Axis, positions: IntArray) -> Tensor:
 class Reference(ABC):
     """What a rewritten program is compared with."""
 
+    nodewise: ClassVar[bool] = False
+    """Whether the rewritten program, where it has the same nodes, must agree at each of them."""
+
     def __init__(self, before: Program) -> None:
         self.before = before
 
@@ -262,9 +305,13 @@ class Reference(ABC):
     def run(self, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Any:
         """The outputs: plain tensors in the nest that the model returns. Raises `VerifyError` if they aren't whole."""
         outputs = self.interpreter(dtype).run(inputs)
+        self.check_whole(outputs)
+        return plain(outputs)
+
+    def check_whole(self, outputs: Any) -> None:
+        """Raise `VerifyError` where an output has lost elements."""
         if any(isinstance(leaf, Marked) and leaf.has_removed for leaf in pytree.tree_leaves(outputs)):
             raise VerifyError("removed channels reach the model's output")
-        return plain(outputs)
 
     def values(self, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Iterator[Step]:
         """Every node with its value, in order; removed elements are marked. Values are freed as the caller moves on."""
@@ -294,6 +341,8 @@ class Replaced(Reference):
 
 class Masked(Reference):
     """The old program with removed channels masked where they are read; positions are numbered as in `before`."""
+
+    nodewise: ClassVar[bool] = True
 
     def __init__(self, before: Program, removed: Mapping[Axis, IntArray]) -> None:
         super().__init__(before)

@@ -3,8 +3,8 @@
     [project.entry-points."prunec.passes"]         # in any package's pyproject.toml
     halve = "my_package.halve:Halve"
 
-The name is what a plan says, the object a subclass of `Pass` with that `name`. A pass is imported when it is first asked
-for, so that a broken package harms only the plans that use it.
+The name is what a plan says, the object a subclass of `Pass` with that `name`. A pass is imported when it is first
+asked for, so that a broken package harms only the plans that use it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ of what it gave before: so the labels that arrive at a reader are the old ones w
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +22,8 @@ from torch import fx, nn
 
 from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, module_tensors
 from prunec.compiler.labels import shape_of_argument
-from prunec.compiler.movement import REWRITES
-from prunec.compiler.rules import op_name
+from prunec.compiler.movement import REWRITES, SIZED
+from prunec.compiler.rules import argument, op_name
 from prunec.compiler.units import Analysis, BoolArray, analyse
 
 
@@ -35,8 +36,9 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
     kept = _kept_positions(analysis, keep)
     if not kept:
         return program
-    state = _slim_state(program, kept)
-    graph = _slim_graph(program, _View(analysis, keep))
+    view = _View(analysis, keep)
+    state = _with_sizes(program, _slim_state(program, kept), view)
+    graph = _slim_graph(program, view)
     origin = dict(program.origin)
     for axis, positions in kept.items():
         before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
@@ -76,20 +78,24 @@ def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, St
     for axis, positions in kept.items():
         by_tensor.setdefault(axis.tensor, {})[axis.dim] = positions
     state: dict[str, State] = dict(program.state)
+    made: dict[int, torch.Tensor] = {}
     for name, value in program.state.items():
         if isinstance(value, nn.Module):
             names = [tensor for tensor, _ in module_tensors(name, value) if tensor in by_tensor]
             mine = {tensor[len(name) + 1 :]: by_tensor[tensor] for tensor in names}
             if mine:
-                state[name] = slim_module(value, mine)
+                state[name] = slim_module(value, mine, made)
         elif name in by_tensor:
-            state[name] = _gathered(value, by_tensor[name])
+            state[name] = _once(value, gather(value, by_tensor[name]), made)
     return state
 
 
-def _gathered(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
-    slim = gather(tensor, positions)
-    return nn.Parameter(slim, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else slim
+def _once(tensor: torch.Tensor, slim: torch.Tensor, made: dict[int, torch.Tensor]) -> torch.Tensor:
+    """The slim form of a tensor, which is the same object under each of its names. A parameter stays one."""
+    if id(tensor) not in made:
+        parameter = isinstance(tensor, nn.Parameter)
+        made[id(tensor)] = nn.Parameter(slim, requires_grad=tensor.requires_grad) if parameter else slim
+    return made[id(tensor)]
 
 
 def gather(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
@@ -110,24 +116,61 @@ def _conv_sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[
     return {"in_channels": second * groups, "out_channels": first}
 
 
+def _group_norm_sizes(module: nn.Module, channels: int) -> dict[str, Any]:
+    """Groups of one channel each are as many as there are channels."""
+    single = module.num_groups == module.num_channels
+    return {"num_channels": channels, **({"num_groups": channels} if single else {})}
+
+
 SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, Any]]] = {
     nn.modules.conv._ConvNd: _conv_sizes,
     nn.Linear: lambda m, t: {"in_features": t["weight"].shape[1], "out_features": t["weight"].shape[0]},
     nn.modules.batchnorm._NormBase: lambda m, t: {"num_features": len(next(iter(t.values())))},
     nn.LayerNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
     nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
-    nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
+    nn.GroupNorm: lambda m, t: _group_norm_sizes(m, len(t["weight"])),
     nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
     nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
 }
 """Attributes that repeat a tensor's shape, by the module's class."""
 
 
-def slim_module(module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]]) -> nn.Module:
-    """A leaf module at the given positions of its tensors' dimensions; its sizes follow."""
+SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...]], dict[str, Any]]] = {
+    nn.modules.batchnorm._NormBase: lambda m, shape: {"num_features": shape[1]},
+    nn.LayerNorm: lambda m, shape: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.RMSNorm: lambda m, shape: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.GroupNorm: lambda m, shape: _group_norm_sizes(m, shape[1]),
+}
+"""Attributes that repeat the shape of what a module without tensors gives."""
+
+
+def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[str, State]:
+    """The state with the sizes of modules that have no tensor to show them (norms without scale and shift)."""
+    for node in program.graph.find_nodes(op="call_module"):
+        module = state[str(node.target)]
+        rule = next((rule for cls, rule in SHOWN.items() if isinstance(module, cls)), None)
+        if rule is None or any(True for _ in module_tensors("", module)):
+            continue
+        sizes = rule(program.state[str(node.target)], view.shape(node))
+        if any(getattr(module, key) != value for key, value in sizes.items()):
+            state[str(node.target)] = clone_module(module, **sizes)
+    return state
+
+
+def slim_module(
+    module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]], made: dict[int, torch.Tensor] | None = None
+) -> nn.Module:
+    """A leaf module at the given positions of its tensors' dimensions; its sizes follow.
+
+    `made` holds what was gathered already, by the id of the old tensor, for tensors that several modules share.
+    """
+    made = {} if made is None else made
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-        return _slim_grouped(module, positions)
-    tensors = {name: gather(getattr(module, name), places) for name, places in positions.items()}
+        return _slim_grouped(module, positions, made)
+    tensors = {
+        name: _once(getattr(module, name), gather(getattr(module, name), places), made)
+        for name, places in positions.items()
+    }
     return resized(module, tensors)
 
 
@@ -142,7 +185,9 @@ def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes
     return slim
 
 
-def _slim_grouped(module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]]) -> nn.Module:
+def _slim_grouped(
+    module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]], made: dict[int, torch.Tensor]
+) -> nn.Module:
     """Whole groups vanish where all their inputs went; the others lose the same number of channels each."""
     weight = module.weight.detach()
     inner, outer = module.in_channels // module.groups, module.out_channels // module.groups
@@ -157,9 +202,10 @@ def _slim_grouped(module: nn.modules.conv._ConvNd, positions: Mapping[str, Mappi
     blocks = weight.unflatten(0, (module.groups, -1))  # [groups, rows of a group, columns of a group, kernel]
     rows, columns = (outside, inside) if not module.transposed else (inside, outside)
     slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
-    tensors = {"weight": slim}
+    tensors = {"weight": _once(module.weight, slim, made)}
     if "bias" in positions:
-        tensors["bias"] = gather(module.bias, positions["bias"])  # type: ignore[arg-type]
+        assert module.bias is not None
+        tensors["bias"] = _once(module.bias, gather(module.bias, positions["bias"]), made)
     return resized(module, tensors, groups=int(groups.size))
 
 
@@ -224,6 +270,20 @@ class _View:
             return argument
         return self.values.get(argument, argument.meta.get("val"))
 
+    def items(self, size: fx.Node, count: int) -> list[Any]:
+        """New nodes for the items of a node that gives a size."""
+        return [_item(size, index, size.meta["val"][index]) for index in range(count)]
+
+
+def _item(size: fx.Node, index: int, value: int) -> fx.Node:
+    with size.graph.inserting_after(size):
+        return _valued(size.graph.call_function(operator.getitem, (size, index)), value)
+
+
+def _valued(node: fx.Node, value: Any) -> fx.Node:
+    node.meta["val"] = value
+    return node
+
 
 def _slim_graph(program: Program, view: _View) -> fx.Graph:
     """The graph with slim shapes on its nodes, and with the literals that these shapes need."""
@@ -231,34 +291,95 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
     changed: set[fx.Node] = set()
     for old, new in mapping.items():
         known = old.meta.get("val")
-        reads_changed = any(node in changed for node in old.all_input_nodes)
-        if _has_tensor(known):
+        follows = any(node in changed for node in old.all_input_nodes)
+        if _has_tensor(known) or old.op == "output":
             slim = view.meta(view.analysis.flow.values.get(old), known)
-            if (slim is not known or reads_changed) and old.op not in ("placeholder", "get_attr", "output"):
+            if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
                 _settle(old, new, view, mapping)
-        else:
-            slim = _number(old, view, mapping) if reads_changed and old.op != "output" else known
-            if slim is known or slim == known:
-                continue
+        elif follows and (slim := _number(old, mapping)) != known:
             view.values[old] = slim
+        else:
+            continue
         if slim is not known:
             changed.add(old)
             new.meta = {**new.meta, "val": slim}
+    _drop_idle_numbers(mapping)
     return graph
 
 
 def _settle(old: fx.Node, new: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> None:
     """Let the literals of an operation follow; a number that was read off a size and means no size stays as it was."""
-    if old.op != "call_module" and op_name(old) in REWRITES:
-        REWRITES[op_name(old)](old, new, view)
-        return
-    frozen = {mapping[n]: n.meta["val"] for n in old.all_input_nodes if n in view.values}
-    if frozen:
+    name = "" if old.op in ("call_module", "output") else op_name(old)
+    frozen = {mapping[n]: _frozen(n, view, mapping) for n in old.all_input_nodes if n in view.values}
+    if frozen and name not in SIZED:
         new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))  # type: ignore[assignment]
         new.kwargs = fx.node.map_arg(new.kwargs, lambda n: frozen.get(n, n))  # type: ignore[assignment]
+    if name in REWRITES:
+        REWRITES[name](old, new, view)
+    elif old.op == "call_module":
+        _settle_module(old, new, view)
 
 
-def _number(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> Any:
+def _settle_module(old: fx.Node, new: fx.Node, view: _View) -> None:
+    """`nn.Unflatten` holds sizes, and may be called for several groups: where they change, it becomes the function."""
+    module = view.analysis.program.state[str(old.target)]
+    value = argument(old, 0, "input")
+    if not isinstance(module, nn.Unflatten) or view.shape(old) == shape_of_argument(old):
+        return
+    dim = int(module.dim) % len(shape_of_argument(value))
+    sizes = view.shape(old)[dim : dim + len(module.unflattened_size)]
+    new.op, new.target = "call_function", torch.unflatten
+    new.args, new.kwargs = (argument(new, 0, "input"), dim, sizes), {}
+
+
+def _frozen(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> Any:
+    """What a number was before anything was removed, for every batch size.
+
+    Arithmetic is done again on the operands' old values; what is read off a tensor becomes a literal, or, where it counts
+    the batch too, is scaled.
+    """
+    new = mapping[old]
+    if old not in view.values:
+        return new
+    before, now = old.meta["val"], view.values[old]
+    if isinstance(before, tuple):
+        return tuple(
+            was if was != here else _item(new, i, here) for i, (was, here) in enumerate(zip(before, now, strict=True))
+        )
+    if old.op == "call_function" and getattr(old.target, "__module__", "") in ("_operator", "math") and not _reads(old):
+        args = fx.node.map_arg(old.args, lambda n: _frozen(n, view, mapping))
+        with new.graph.inserting_after(new):
+            return _valued(new.graph.call_function(old.target, args), before)
+    if not _counts_batch(old):
+        return before
+    with new.graph.inserting_after(new):
+        scaled = _valued(new.graph.call_function(operator.mul, (new, before)), before * now)
+    with new.graph.inserting_after(scaled):
+        return _valued(new.graph.call_function(operator.floordiv, (scaled, now)), before)
+
+
+def _reads(node: fx.Node) -> bool:
+    """Whether a number is read off a tensor or a size, rather than computed from numbers."""
+    return any(isinstance(n.meta.get("val"), torch.Tensor | tuple | list) for n in node.all_input_nodes)
+
+
+def _counts_batch(node: fx.Node) -> bool:
+    """Whether a number read off a tensor may grow with the batch: all but the size of a dimension behind the first."""
+    index = node.args[1] if len(node.args) == 2 else None
+    rank = len(node.all_input_nodes[0].meta["val"].shape) if _has_tensor(node.all_input_nodes[0].meta["val"]) else 0
+    rank = rank or len(node.all_input_nodes[0].meta["val"])
+    return not isinstance(index, int) or index % rank == 0
+
+
+def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
+    """Nodes that gave sizes which are literals now."""
+    for old, new in reversed(mapping.items()):
+        idle = not new.users and old.users
+        if idle and old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val")):
+            new.graph.erase_node(new)
+
+
+def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
     """The value of a node that gives no tensor, on slim operands."""
 
     def slim(node: fx.Node) -> Any:
@@ -266,8 +387,8 @@ def _number(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> An
 
     args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
     if callable(old.target):
-        return old.target(*args, **kwargs)  # type: ignore[misc]
-    return getattr(args[0], old.target)(*args[1:], **kwargs)  # type: ignore[index, misc]
+        return old.target(*args, **kwargs)
+    return getattr(args[0], old.target)(*args[1:], **kwargs)  # type: ignore[index]
 
 
 def _has_tensor(value: object) -> bool:

@@ -4,9 +4,9 @@
                        values     {("seed",): plan.yaml:1:7}
                        keys       {("seed",): plan.yaml:1:1}
 
-YAML and JSON (which is YAML here) are read as a node graph, never constructed: a tag can't make an object, and nothing in
-a file runs. Scalars follow YAML 1.2 (`no` is text, `1e-4` a number, `1:30` text). `--set KEY=VALUE` is a source too: what
-it sets stands in the file called `--set`, so that a complaint about it shows the option that was typed.
+YAML and JSON (which is YAML here) are read as a node graph, never constructed: a tag can't make an object, and nothing
+in a file runs. Scalars follow YAML 1.2 (`no` is text, `1e-4` a number, `1:30` text). `--set KEY=VALUE` is a source too:
+what it sets stands in the file called `--set`, so that a complaint about it shows the option that was typed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from yaml.reader import Reader
 
 from prunec.compiler.errors import PlanError, Span
 
@@ -26,6 +27,8 @@ Keys = tuple[str | int, ...]
 """Where a value stands in a plan: `("passes", 1, "select", "ratio")`."""
 
 MAX_DEPTH: Final = 100
+MAX_LINE: Final = 400
+"""A longer line (JSON without line breaks) isn't shown in an error."""
 MAX_VALUES: Final = 2_000_000
 """A few nested aliases can stand for more values than there is memory."""
 
@@ -41,6 +44,7 @@ _COLLECTIONS: Final = frozenset({_TAG + "map", _TAG + "seq"})
 _MERGE: Final = _TAG + "merge"
 _LINE_BREAK: Final = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _SET: Final = "--set"
+_Mark = Any  # yaml.Mark, or its like in C
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -127,7 +131,7 @@ class Source:
         found: Keys = ()
         value = self.data
         for key in keys:
-            if _holds(value, key):
+            if holds(value, key):
                 value = value[key]
                 found = (*found, key)
         return found
@@ -243,18 +247,31 @@ class _Reader:
     open: list[yaml.Node] = field(default_factory=list)
 
     def read(self, text: str) -> Source:
+        self._check_characters(text)
         try:
             self._check_depth(text)
             node = yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            hint = "YAML is indented with spaces, not tabs" if mark and "\t" in self._line(mark.line) else None
-            context = f" {error.context}" if error.context and error.context.startswith("while") else ""
-            raise self._error(f"not valid YAML{context}: {error.problem}", mark, mark, hint) from error
-        except yaml.YAMLError as error:  # a character that no YAML text may hold; it has no mark
-            raise PlanError(f"not valid YAML: {error}", at=Span(self.file, 1, 1)) from error
-        data = None if node is None else self._value(node, ())
-        return Source(self.file, data, self.keys, self.values)
+            raise self._syntax_error(error) from error
+        if node is None:
+            return Source(self.file, None, values={(): Span(self.file, 1, 1)})
+        return Source(self.file, self._value(node, ()), self.keys, self.values)
+
+    def _syntax_error(self, error: yaml.MarkedYAMLError) -> PlanError:
+        """The parser's own words, at the bracket or quote that was left open where it ran into the end of the text."""
+        mark = error.problem_mark or error.context_mark
+        if mark and error.context_mark and not self._line(mark.line)[mark.column :].strip():
+            mark = error.context_mark
+        hint = "YAML is indented with spaces, not tabs" if mark and "\t" in self._line(mark.line) else None
+        words = ", ".join(filter(None, (error.context, error.problem)))
+        return self._error(f"not valid YAML: {words}", mark, mark, hint)
+
+    def _check_characters(self, text: str) -> None:
+        found = Reader.NON_PRINTABLE.search(text)
+        if found:
+            before = _LINE_BREAK.split(text[: found.start()])
+            at = Span(self.file, len(before), len(before[-1]) + 1)
+            raise PlanError(f"the character U+{ord(found[0]):04X} may not stand in a plan", at=at)
 
     def _check_depth(self, text: str) -> None:
         """Composing recurses in C, without a guard: a file of brackets alone would end the process."""
@@ -328,22 +345,22 @@ class _Reader:
     def _node_error(self, message: str, node: yaml.Node, hint: str | None = None) -> PlanError:
         return self._error(message, node.start_mark, node.end_mark, hint)
 
-    def _error(
-        self, message: str, start: yaml.Mark | None, end: yaml.Mark | None, hint: str | None = None
-    ) -> PlanError:
+    def _error(self, message: str, start: _Mark | None, end: _Mark | None, hint: str | None = None) -> PlanError:
         at = self._span(start, end) if start and end else Span(self.file, 1, 1)
         return PlanError(message, at=at, hint=hint)
 
-    def _span(self, start: yaml.Mark, end: yaml.Mark) -> Span:
+    def _span(self, start: _Mark, end: _Mark) -> Span:
         line = self._line(start.line)
         stop = end.column if end.line == start.line else len(line.rstrip())
-        return Span(self.file, start.line + 1, start.column + 1, max(stop - start.column, 1), line)
+        text = line if len(line) <= MAX_LINE else ""
+        return Span(self.file, start.line + 1, start.column + 1, max(stop - start.column, 1), text)
 
     def _line(self, number: int) -> str:
         return self.lines[number] if number < len(self.lines) else ""
 
 
-def _holds(value: Any, key: str | int) -> bool:
+def holds(value: Any, key: str | int) -> bool:
+    """True where `value[key]` is there."""
     if isinstance(value, dict):
         return key in value
     return isinstance(value, list) and isinstance(key, int) and key < len(value)
@@ -366,4 +383,4 @@ def _plain(value: Any, keys: Keys) -> Any:
         return str(value)
     if value is None or type(value) in (str, int, float, bool):
         return value
-    raise PlanError(f"{dotted(keys) or 'the plan'}: expected plain values, got a {type(value).__name__}")
+    raise PlanError(f"{dotted(keys) or 'the plan'}: expected a plain value, got one of type {type(value).__name__}")

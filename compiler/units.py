@@ -8,7 +8,7 @@ that a group's units are one run of numbers and every figure about units is one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.labels import FIXED, Binding, Flow, Pin
 from prunec.compiler.rules import run_rules
@@ -46,17 +47,19 @@ class Group:
     start: int
     size: int
     pinned: tuple[str, ...]
-    members: tuple[Member, ...]
+    writers: tuple[Member, ...]
+    """The members that produce channels."""
+    table: Memberships = field(repr=False, compare=False)
 
     @cached_property
     def free(self) -> BoolArray:
         """Which units may be removed."""
         return np.array([not reason for reason in self.pinned], dtype=bool)
 
-    @property
-    def writers(self) -> tuple[Member, ...]:
-        """The members that produce channels."""
-        return tuple(m for m in self.members if m.role == "writer")
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """Every axis that has a part in the group, the writers first."""
+        return (*self.writers, *self.table.followers[self.start])
 
     @property
     def readers(self) -> tuple[Member, ...]:
@@ -67,6 +70,30 @@ class Group:
     def where(self) -> slice:
         """The group's run of the program-wide unit numbers."""
         return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class Memberships:
+    """Which axes have a part in which group, found when it is first asked for: a selection by writers needs none."""
+
+    flow: Flow
+    unit_of: IntArray
+    starts: IntArray
+
+    @cached_property
+    def followers(self) -> Mapping[int, list[Member]]:
+        """The members that aren't writers, by the group's first unit."""
+        found: dict[int, list[Member]] = {int(start): [] for start in self.starts}
+        parts: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
+        for binding in self.flow.bindings.values():
+            key = id(binding.labels)
+            if binding.role == "writer":
+                continue
+            if key not in parts:
+                parts[key] = list(_parts(_units(self.unit_of, binding.labels), self.starts))
+            for start, positions, units in parts[key]:
+                found[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,6 +130,15 @@ class Analysis:
         """The unit of each label, LOOSE for FIXED ones."""
         return np.where(labels == FIXED, LOOSE, self.unit_of[labels])
 
+    def line(self, labels: IntArray) -> IntArray:
+        """A field as the flat array of labels along the one dimension that can lose positions."""
+        if labels.size == max(labels.shape):
+            return self.flow.flat(labels)
+        units = self.units(labels)
+        wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
+        dim = next((d for d in wide if bool((units == first_along(units, d)).all())), wide[0])
+        return np.ascontiguousarray(first_along(labels, dim)).reshape(-1)
+
     def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
         """Which labels stay when the units in `keep` do."""
         units = self.units(labels)
@@ -121,18 +157,32 @@ def analyse(program: Program) -> Analysis:
     return known
 
 
+def hand_on(analysis: Analysis, program: Program) -> Program:
+    """Give an analysis to a program that differs in its tensors' values alone. Tensors that were one still go together,
+    though they may be two by now."""
+    program.__dict__["_analysis"] = replace(analysis, program=program)
+    return program
+
+
 def solve(flow: Flow) -> Analysis:
     """Join what must go together, pin what may not go, and sort the rest into groups."""
     flow.count = max(flow.count, 1)
     left, right, pins = _edges(flow)
     component = _components(flow.count, left, right)
-    component = _square_blocks(flow, component)
-    reasons = _pinned(component, [*pins, *flow.pins])
+    component, more = _square_blocks(flow, component)
+    reasons = _pinned(component, [*pins, *more, *flow.pins])
     unit_of, starts = _number_units(flow, component)
     pinned = {int(unit_of[label]): reason for label, reason in reasons.items() if unit_of[label] != LOOSE}
+    sizes = np.diff(starts, append=int(unit_of.max(initial=LOOSE)) + 1)
+    pieces = _covers(flow, unit_of, starts, sizes)
+    for unit in (int(unit) for unit in starts[sizes == 1]):
+        pinned.setdefault(unit, "is the only one of its group")
+    for unit in (int(piece[0]) for piece in pieces if piece.size == 1):
+        pinned.setdefault(unit, "is all that one piece of a split has")
     groups = _groups(flow, unit_of, starts, pinned)
     counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != LOOSE}
-    return Analysis(flow.program, flow, unit_of, groups, _covers(flow, unit_of, groups), counted)
+    covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
+    return Analysis(flow.program, flow, unit_of, groups, covers, counted)
 
 
 def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
@@ -162,37 +212,40 @@ def _components(count: int, left: IntArray, right: IntArray) -> IntArray:
     return np.asarray(smallest[component], dtype=np.int64)
 
 
-def _square_blocks(flow: Flow, component: IntArray) -> IntArray:
+def _square_blocks(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]:
     """Join labels until every value that varies along several dimensions stays rectangular whatever is removed.
 
     A value [g, n] is rectangular if whole rows go, or the same positions of each row. Where neither holds yet, the
     choice that leaves more units is taken. Joining may disturb another block, so it is repeated until nothing changes;
-    units only ever grow, so that ends.
+    units only ever grow, so that ends. What is joined with a FIXED position is pinned: FIXED, being -1, is the last
+    entry of `component` here.
     """
-    blocks = list({(labels.shape, labels.tobytes()): labels for labels, _ in flow.blocks}.values())
-    while True:
-        extra = [pair for labels in blocks if (pair := _squared(component, labels)) is not None]
-        if not extra:
-            return component
+    blocks = {(labels.shape, labels.tobytes()): (labels, node) for labels, node in flow.blocks}.values()
+    component = np.append(component, component.size)
+    while extra := [pair for labels, _ in blocks if (pair := _squared(component, labels)) is not None]:
         left = np.concatenate([np.arange(component.size), *(a for a, _ in extra)])
         right = np.concatenate([component, *(b for _, b in extra)])
         component = _components(component.size, left, right)
+    pins = [
+        Pin(labels[component[labels] == component[FIXED]], f"shares a block with fixed positions at {node}")
+        for labels, node in blocks
+    ]
+    return component[:-1], [pin for pin in pins if pin.labels.size]
 
 
 def _squared(component: IntArray, labels: IntArray) -> tuple[IntArray, IntArray] | None:
-    joined = np.where(labels == FIXED, FIXED, component[labels])
-    candidates = []
-    for dim in range(labels.ndim):
-        if labels.shape[dim] == 1:
-            continue
-        first = joined[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
-        if bool((joined == first).all()):
-            return None
-        candidates.append(first)
-    best = max(candidates, key=lambda first: np.unique(first).size)
-    left, right = joined.ravel(), np.broadcast_to(best, joined.shape).ravel()
-    valid = (left != FIXED) & (right != FIXED)
-    return left[valid], right[valid]
+    """The pairs to join so that only one dimension of a block can lose positions; None where that is so already."""
+    joined = component[labels]
+    edges = [first_along(joined, dim) for dim in range(labels.ndim) if labels.shape[dim] > 1]
+    if any(bool((joined == edge).all()) for edge in edges):
+        return None
+    best = max(edges, key=lambda edge: int(np.unique(edge).size))
+    return joined.ravel(), np.broadcast_to(best, joined.shape).ravel()
+
+
+def first_along(array: IntArray, dim: int) -> IntArray:
+    """The entries along `dim` at the first position of every other dimension; of the array's rank."""
+    return array[tuple(slice(None) if d == dim else slice(0, 1) for d in range(array.ndim))]
 
 
 def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
@@ -200,11 +253,13 @@ def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
     reason_of: dict[int, str] = {}
     for pin in pins:
         labels = pin.labels.ravel()
-        for root in np.unique(component[labels[labels != FIXED]]):
+        for root in distinct(component[labels[labels != FIXED]], component.size):
             reason_of.setdefault(int(root), pin.reason)
     if not reason_of:
         return {}
-    return {int(label): reason_of[int(component[label])] for label in np.flatnonzero(np.isin(component, list(reason_of)))}
+    return {
+        int(label): reason_of[int(component[label])] for label in np.flatnonzero(np.isin(component, list(reason_of)))
+    }
 
 
 def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
@@ -222,7 +277,7 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     left = np.concatenate(roots)
     right = np.repeat([r[0] for r in roots], [r.size for r in roots])
     family = _components(component.size, left, right)
-    written = np.unique(left)
+    written = distinct(left, component.size)
     order = np.lexsort((written, family[written]))
     ranked = written[order]
     number = np.full(component.size, LOOSE, dtype=np.int64)
@@ -232,61 +287,78 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     return number[component], starts
 
 
+def distinct(numbers: IntArray, below: int) -> IntArray:
+    """The distinct numbers of an array, rising; all lie in [0, below). Marking them is faster than sorting."""
+    if numbers.size < 32:
+        return np.array(sorted(set(numbers.tolist())), dtype=np.int64)
+    marks = np.zeros(below, dtype=bool)
+    marks[numbers] = True
+    return np.flatnonzero(marks)
+
+
 def _units(unit_of: IntArray, labels: IntArray) -> IntArray:
     return np.where(labels == FIXED, LOOSE, unit_of[labels])
 
 
 def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int, str]) -> dict[str, Group]:
-    total = int(unit_of.max()) + 1
-    ends = [*starts[1:], total]
-    members: list[list[Member]] = [[] for _ in starts]
-    parts: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
+    ends = [*starts[1:].tolist(), int(unit_of.max(initial=LOOSE)) + 1]
+    writers: dict[int, list[Member]] = {int(start): [] for start in starts}
     for binding in flow.bindings.values():
-        key = id(binding.labels)
-        if key not in parts:
-            parts[key] = list(_parts(_units(unit_of, binding.labels), starts))
-        for number, positions, units in parts[key]:
-            members[number].append(Member(binding.axis, binding.role, binding.cause, positions, units))
-    names = _names(members)
+        if binding.role == "writer":
+            for start, positions, units in _parts(_units(unit_of, binding.labels), starts):
+                writers[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
+    reasons = [""] * (ends[-1] if starts.size else 0)
+    for unit, reason in pinned.items():
+        reasons[unit] = reason
+    table = Memberships(flow, unit_of, starts)
+    names = _names(list(writers.values()))
     groups: dict[str, Group] = {}
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        reasons = tuple(pinned.get(unit, "") for unit in range(start, end))
-        ordered = sorted(members[number], key=lambda m: m.role != "writer")
-        groups[names[number]] = Group(names[number], int(start), int(end - start), reasons, tuple(ordered))
+    for name, (start, mine), end in zip(names, writers.items(), ends, strict=True):
+        groups[name] = Group(name, start, end - start, tuple(reasons[start:end]), tuple(mine), table)
     return groups
 
 
 def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
-    """(group number, positions, units within the group) of an axis, for each group that it has a part of."""
+    """(the group's first unit, positions, units within the group) of an axis, for each group that it has a part of."""
     placed = np.flatnonzero(units != LOOSE)
-    numbers = np.searchsorted(starts, units[placed], side="right") - 1
-    if numbers.size and numbers[0] == numbers[-1] and bool((numbers == numbers[0]).all()):
-        yield int(numbers[0]), placed, units[placed] - starts[numbers[0]]
-        return
-    for number in np.unique(numbers):
-        mine = placed[numbers == number]
-        yield int(number), mine, units[mine] - starts[number]
+    mine = units[placed]
+    numbers = np.searchsorted(starts, mine, side="right") - 1
+    edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), numbers.size]
+    first = numbers[edges[:-1]].tolist() if numbers.size else []
+    if len(set(first)) < len(first):  # a group's part is torn apart: a split whose pieces changed places
+        order = np.argsort(numbers, kind="stable")
+        yield from _parts_of(placed[order], mine[order], numbers[order], starts)
+    else:
+        for number, low, high in zip(first, edges, edges[1:]):
+            start = int(starts[number])
+            yield start, placed[low:high], mine[low:high] - start
+
+
+def _parts_of(
+    placed: IntArray, units: IntArray, numbers: IntArray, starts: IntArray
+) -> Iterator[tuple[int, IntArray, IntArray]]:
+    for number in distinct(numbers, starts.size):
+        inside = numbers == number
+        yield int(starts[number]), placed[inside], units[inside] - starts[number]
 
 
 def _names(members: list[list[Member]]) -> list[str]:
     """A group is called after the module of its first writer; where two would share a name, after the axis."""
-    first = [next(m.axis for m in group if m.role == "writer") for group in members]
+    first = [group[0].axis for group in members]
     short = [axis.owner if axis.tensor.endswith(".weight") else axis.tensor for axis in first]
     counts = {name: short.count(name) for name in set(short)} if len(set(short)) < len(short) else {}
     return [str(axis) if counts.get(name, 1) > 1 else name for axis, name in zip(first, short, strict=True)]
 
 
-def _covers(flow: Flow, unit_of: IntArray, groups: Mapping[str, Group]) -> tuple[IntArray, ...]:
-    """The pieces of splits that hold a part of a group only; a piece with a fixed position is never empty."""
-    whole = {group.start: group.size for group in groups.values()}
+def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) -> list[IntArray]:
+    """The units of each piece of a split that could lose them all: it has no fixed position and holds no whole group."""
     found: dict[bytes, IntArray] = {}
     for labels in flow.covers:
         units = np.unique(_units(unit_of, labels))
-        complete = any(units[0] <= s and s + n - 1 <= units[-1] and np.isin(np.arange(s, s + n), units).all()
-                       for s, n in whole.items() if s in units)
-        if units[0] != LOOSE and not complete:
+        numbers, counts = np.unique(np.searchsorted(starts, units, side="right") - 1, return_counts=True)
+        if units[0] != LOOSE and not bool((counts == sizes[numbers]).any()):
             found[units.tobytes()] = units
-    return tuple(found.values())
+    return list(found.values())
 
 
 def bindings_of(analysis: Analysis) -> Mapping[Axis, Binding]:

@@ -157,9 +157,7 @@ def _is_dead(draft: _Draft, node: fx.Node) -> bool:
     if node.users or node.op in ("placeholder", "output") or mutates(node, draft.state):
         return False
     if node.op == "call_module":
-        module = draft.module(node)
-        counts_batches = module.training and getattr(module, "track_running_stats", False)
-        return type(module).__module__.startswith("torch.nn.") and not counts_batches
+        return type(draft.module(node)).__module__.startswith("torch.nn.")
     if node.op == "call_method":
         return hasattr(torch.Tensor, str(node.target)) and node.target not in UNSEEN_EFFECTS
     return node.op == "get_attr" or ("." not in op_name(node) and op_name(node) not in ASSERTS)
@@ -179,16 +177,16 @@ def _dropout(draft: _Draft, node: fx.Node) -> Found | None:
     """A dropout that is off at inference."""
     module = draft.module(node)
     if type(module) in DROPOUTS:
-        probability, training = module.p, module.training
-    elif node.target in FUNCTIONAL_DROPOUTS:
+        return _instead(operand(node))
+    if node.target in FUNCTIONAL_DROPOUTS:
         given = arguments(node)
-        probability, training = given["p"], given["training"]
+        training = given["training"]
     elif node.target in NATIVE_DROPOUTS:
         given = {**dict(zip(("input", "p", "train"), node.args, strict=False)), **node.kwargs}
-        probability, training = given["p"], given["train"]
+        training = given["train"]
     else:
         return None
-    if probability == 0 or training is False or _is_training_flag(training):
+    if given["p"] == 0 or training is False or _is_training_flag(training):
         return _instead(operand(node))
     return Found(reason="it is on at inference too" if training is True else "whether it is on is computed")
 
@@ -220,7 +218,7 @@ def _copy_named(name: str) -> Callable[[_Draft, fx.Node], Found | None]:
 
 
 def _arithmetic(draft: _Draft, node: fx.Node) -> Found | None:
-    """Arithmetic with a Python number that changes neither the numbers nor their type."""
+    """Arithmetic with a Python number that changes neither the values nor their type (but that -0.0 + 0 is 0.0)."""
     if _op(node) not in NEUTRAL or len(node.args) != 2 or node.kwargs:
         return None
     number, commutes = NEUTRAL[_op(node)]
@@ -229,17 +227,14 @@ def _arithmetic(draft: _Draft, node: fx.Node) -> Found | None:
         left, right = right, left
     if not isinstance(left, fx.Node) or not isinstance(right, (int, float)) or right != number:
         return None
-    return _copy(draft, node, left) if _same(node, left) and _dtype(node) == _dtype(left) else None
+    same = _same(node, left) and node.meta["val"].dtype == left.meta["val"].dtype
+    return _copy(draft, node, left) if same else None
 
 
 def _same(node: fx.Node, value: fx.Node) -> bool:
     """Whether both are tensors of one shape, for the example inputs."""
     tensors = all(isinstance(each.meta.get("val"), torch.Tensor) for each in (node, value))
     return tensors and shape_of(node) == shape_of(value)
-
-
-def _dtype(node: fx.Node) -> torch.dtype:
-    return node.meta["val"].dtype
 
 
 def _copy(draft: _Draft, node: fx.Node, value: fx.Node | None) -> Found | None:

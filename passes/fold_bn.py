@@ -1,6 +1,6 @@
 """Fold batch norm into the neighbouring convolution or linear layer, on either side where that is exact.
 
-With its statistics fixed, a batch norm is one line for each channel:
+At inference a batch norm's statistics are fixed, and it is one line for each channel:
 
     y = scale * x + shift      scale = gamma / sqrt(var + eps),  shift = beta - mean * scale
 
@@ -10,7 +10,8 @@ With its statistics fixed, a batch norm is one line for each channel:
 `after` holds for every convolution, transposed and grouped ones too. `before` needs a layer that reads the shift
 everywhere: where a convolution pads with zeros, the batch norm would have left those zeros alone, and at the border
 the results differ. Padding that repeats the input (`reflect`, `replicate`, `circular`) commutes with the batch norm.
-A batch norm that several layers read is folded into all of them or none.
+A batch norm that several layers read is folded into all of them or none. In training the slim network has no batch
+statistics any more: fold last.
 
 What stays says why in a note. The arithmetic is done in float64 and rounded once, to the weight's own type.
 """
@@ -159,8 +160,6 @@ def _norm_problems(draft: _Draft, node: fx.Node) -> Iterator[str]:
     norm = draft.module(node)
     if norm.running_mean is None or norm.running_var is None:
         yield "it keeps no running statistics"
-    if norm.training:
-        yield "it is in training mode: its statistics are the batch's"
     if str(node.target) in draft.shared:
         yield "it is shared with another call"
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from prunec.compiler.base import Context, PassResult
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Axis, Program, clone_module
+from prunec.compiler.ir import Axis, Program
 from prunec.compiler.trace import trace
 from prunec.passes.fold_bn import NORMS, FoldBN
 
@@ -278,11 +278,13 @@ def test_declines_with_a_reason(model: nn.Module, shape: tuple[int, ...], notes:
         assert text in str(note)
 
 
-def test_declines_a_batch_norm_in_training_mode():
+def test_a_model_in_training_mode_is_read_as_at_inference():
     model = lively(chain(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4)))
-    before = trace(model, (torch.zeros(2, 3, 7, 7, dtype=torch.float64),))
-    training = before.derive(state={**before.state, "bn": clone_module(before.state["bn"], training=True)})
-    assert "training mode" in fold(training).notes[0].reason
+    x = torch.randn(IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = model(x)
+    after = fold(trace(model.train(), (x,))).program
+    torch.testing.assert_close(after.module(x), expected, rtol=0, atol=1e-9)
+    assert modules(after) == ["conv"]
 
 
 def test_declines_weights_that_would_not_be_finite():
@@ -337,7 +339,9 @@ def test_origins_follow_the_tensors():
     model = chain(conv=nn.Conv2d(3, 2, 3, bias=False), bn=nn.BatchNorm2d(2))
     before = program_of(model, *IMAGE)
     rows = torch.tensor([1, 5]).numpy()
-    before = before.derive(origin={Axis("conv.weight", 0): rows, Axis("bn.weight", 0): rows}, shown=frozenset({"bn.weight"}))
+    before = before.derive(
+        origin={Axis("conv.weight", 0): rows, Axis("bn.weight", 0): rows}, shown=frozenset({"bn.weight"})
+    )
     after = fold(before).program
     assert {str(axis): list(positions) for axis, positions in after.origin.items()} == {
         "conv.weight[0]": [1, 5],

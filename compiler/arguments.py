@@ -1,0 +1,75 @@
+"""What calls are given and give back: nested containers of tensors, numbers and literals.
+
+leaves((x, [h, slice(0, n)]))      x, h, 0, n, None
+rebuilt((x, [h]), f)               (f(x), [f(h)])
+returned(Result(logits=y))         {"logits": y}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunec.compiler.proxy import Number, Refused
+
+_SIMPLE = (int, float, bool, str, bytes, complex, range, type(None), type(...))
+SIMPLE_TYPES = frozenset({*_SIMPLE, torch.dtype, torch.layout, torch.memory_format})
+_CONTAINERS = (tuple, list, dict, slice)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Everything in nested containers that is no container itself."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
+    """A container of the same kind with `function` applied to its items, and a numpy number as a plain one. A size is
+    a plain tuple, since its items need not be numbers any more."""
+    if isinstance(value, tuple):
+        items = tuple(map(function, value))
+        return type(value)(*items) if hasattr(value, "_fields") else items
+    if isinstance(value, list):
+        return list(map(function, value))
+    if isinstance(value, dict):
+        return {key: function(item) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(function(value.start), function(value.stop), function(value.step))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_foreign(leaf: Any) -> bool:
+    """Whether an argument is of a kind that neither a graph nor generated source can hold."""
+    if type(leaf) in SIMPLE_TYPES:
+        return False
+    return not isinstance(leaf, torch.Tensor | Number | torch.device | np.generic)
+
+
+def returned(value: Any) -> Any:
+    """What a model gives back, in plain containers: mappings and dataclasses become dicts by field name. A named tuple
+    keeps its type where it is the whole result; generated code can't spell an inner one, which becomes a plain tuple.
+    Raises `Refused` for other objects, which a graph can't make."""
+    if isinstance(value, Mapping):
+        return {key: returned(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: returned(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, _CONTAINERS):
+        return rebuilt(value, lambda item: returned(tuple(item) if hasattr(item, "_fields") else item))
+    if is_foreign(value):
+        kind = type(value).__name__
+        raise Refused(
+            f"the model gives back a {kind}, which a graph can't make", "return tensors, in tuples, lists or dicts"
+        )
+    return value

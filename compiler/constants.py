@@ -1,0 +1,119 @@
+"""What a traced forward knows beyond shapes: values that depend on the model's buffers and on literals alone.
+
+    if self.flag:                    decided, where `flag` is a buffer
+    mask = torch.ones(7, 7).tril()   after the trace one stored tensor, `_tensor_constant0`
+
+A tensor that anything writes into is no constant, nor is a view of it: memory tells which tensors these are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+_RANDOM = re.compile("(rand|normal|bernoulli|multinomial|poisson|dropout|alpha_dropout|feature_dropout|empty).*")
+
+
+class Constants:
+    """The values known during one trace. `added` are the tensors that belong to no module, by their new names."""
+
+    def __init__(self, owned: Mapping[str, torch.Tensor]) -> None:
+        self.added: dict[str, torch.Tensor] = {}
+        self._owned = owned
+        self._known: set[fx.Node] = set()
+        self._values: dict[fx.Node, Any] = {}
+        self._written: set[int] = set()
+
+    def add(self, tensor: torch.Tensor) -> str:
+        """Store a tensor under a new name."""
+        taken = len(self.added)
+        while (name := f"_tensor_constant{taken}") in self._owned or name in self.added:
+            taken += 1
+        self.added[name] = tensor
+        return name
+
+    def note(self, node: fx.Node) -> None:
+        """See a new node: does it depend on constants alone?"""
+        if node.op == "get_attr":
+            constant = node.target in self.added or node.target in self._owned
+        else:
+            constant = node.op in {"call_function", "call_method"} and not _is_random(node)
+        if constant and all(source in self._known for source in node.all_input_nodes):
+            self._known.add(node)
+
+    def spoil(self, tensors: Iterable[torch.Tensor]) -> None:
+        """From now on, nothing that shares memory with these tensors (as they are on the meta device) is constant."""
+        self._written.update(tensor.untyped_storage()._cdata for tensor in tensors)
+
+    def evaluate(self, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any] | None:
+        """`function` of a node's arguments, in a tuple; `None` where they aren't constant."""
+        sources: list[fx.Node] = []
+        fx.node.map_arg((args, kwargs), sources.append)
+        if not all(map(self._is_constant, sources)):
+            return None
+        real_args, real_kwargs = fx.node.map_arg((args, kwargs), self._value)
+        return (function(*real_args, **real_kwargs),)
+
+    def fold(self, graph: fx.Graph) -> None:
+        """Replace what is computed from literals alone by stored tensors. Parameters and buffers stay what they are,
+        so that the model may be trained on."""
+        fixed: set[fx.Node] = set()
+        for node in graph.nodes:
+            literal = node.target in self.added if node.op == "get_attr" else node in self._known
+            if literal and self._is_constant(node) and all(source in fixed for source in node.all_input_nodes):
+                fixed.add(node)
+        for node in [node for node in graph.nodes if node in fixed and node.op != "get_attr"]:
+            readers = [user for user in node.users if user not in fixed]
+            if readers and isinstance(node.meta["val"], torch.Tensor):
+                self._store(graph, node, readers)
+
+    def _store(self, graph: fx.Graph, node: fx.Node, readers: list[fx.Node]) -> None:
+        with graph.inserting_before(node):
+            stored = graph.get_attr(self.add(self._value(node).detach()))
+        stored.meta = dict(node.meta)
+        for reader in readers:
+            reader.replace_input_with(node, stored)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether the node is known and nothing that it comes from was written into."""
+        if node not in self._known or _writes(node) or self._storages(node) & self._written:
+            return False
+        return all(map(self._is_constant, node.all_input_nodes))
+
+    def _storages(self, node: fx.Node) -> set[int]:
+        found: set[int] = set()
+        value = node.meta["val"]
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, torch.Tensor):
+                found.add(item.untyped_storage()._cdata)
+        return found
+
+    def _value(self, node: fx.Node) -> Any:
+        """The real value of a constant node."""
+        if node not in self._values:
+            self._values[node] = self._compute(node)
+        return self._values[node]
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            tensor = self.added.get(str(node.target), self._owned.get(str(node.target)))
+            assert tensor is not None, f"{node.target} is a constant"
+            return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target), f"{node.name} calls a function"
+        return node.target(*args, **kwargs)
+
+
+def _writes(node: fx.Node) -> bool:
+    return bool(node.meta.get("mutates"))
+
+
+def _is_random(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return _RANDOM.match(name) is not None

@@ -1,0 +1,176 @@
+"""From a plan and a model to a result: trace, run the passes, measure, and write the artifacts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+import prunec.compiler
+from prunec.compiler.artifacts import LOCK, check_writable, write_atomically
+from prunec.compiler.base import Context, Data, Progress, silent
+from prunec.compiler.cost import cost, cost_model
+from prunec.compiler.emit import emit_source, save_weights
+from prunec.compiler.errors import PlanError, nearest
+from prunec.compiler.factory import example_inputs as inputs_of
+from prunec.compiler.factory import load_data, load_model
+from prunec.compiler.ir import Program
+from prunec.compiler.lock import check_model, check_result, make_lock
+from prunec.compiler.measure import compare_accuracy, weights_size, write_onnx
+from prunec.compiler.pipeline import Outcome, Step, check_needs, run_passes
+from prunec.compiler.plan import Plan
+from prunec.compiler.report import report_html
+from prunec.compiler.trace import trace
+from prunec.compiler.units import analyse
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a compile gives; `save` writes it to a folder."""
+
+    plan: Plan
+    before: Program
+    program: Program
+    lock: dict[str, Any]
+    report: dict[str, Any]
+    progress: Progress = field(default=silent, repr=False)
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The slim model, with the original's parameter names."""
+        return self.program.module
+
+    def save(self, directory: str | Path) -> dict[str, Any]:
+        """Write the artifacts, all or none, and give the report with what was measured on them.
+
+        Raises `OutputError` where the folder can't be written, and what the exports raise.
+        """
+        target = Path(directory)
+        report = dict(self.report)
+        write_atomically(target, partial(self._write, report=report, target=target))
+        return report
+
+    def _write(self, folder: Path, report: dict[str, Any], target: Path) -> None:
+        (folder / "model.py").write_text(emit_source(self.program), encoding="utf-8")
+        weights = folder / "model.safetensors"
+        save_weights(self.program, weights)
+        report["weights"] = {"before": weights_size(self.before), "after": weights.stat().st_size}
+        for export in self.plan.export:
+            path = folder / "model.onnx"
+            report["onnx"] = write_onnx(self.before, self.program, path, export.opset, self.progress)
+        lock = {**self.lock, **_moved(self.plan, target)}
+        (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(report_html(report), encoding="utf-8")
+
+
+def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The plan's entries that hold paths, as they are written in that folder."""
+    there = plan.to_dict(relative_to=folder)
+    return {key: there[key] for key in ("model", "data") if key in there}
+
+
+def compile(  # noqa: A001  (the word that users know)
+    model: nn.Module | None,
+    plan: Plan | Mapping[str, Any] | str | Path,
+    example_inputs: Sequence[torch.Tensor] | None = None,
+    data: Data | None = None,
+    *,
+    progress: Progress = silent,
+) -> Result:
+    """Compile a model by a plan.
+
+    `model`, `example_inputs` and `data` take the place of the plan's; where they are None the plan must name them.
+    Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
+    """
+    plan = Plan.of(plan)
+    start = time.perf_counter()
+    steps = steps_of(plan)
+    check_needs(steps)
+    progress("trace", 0, 1)
+    before = load_program(plan, model, example_inputs)
+    progress("trace", 1, 1)
+    data = data if data is not None else load_data(plan)
+    traced = time.perf_counter() - start
+    check_model(plan.hashes, before, plan.at("hashes"))
+    context = Context(seed=plan.seed, data=data, progress=progress, baseline=cost(before))
+    outcome = run_passes(before, steps, context)
+    lock = make_lock(plan, outcome.resolved, before, outcome.program)
+    report = make_report(plan, before, outcome, traced)
+    if data is not None:
+        report["accuracy"] = compare_accuracy(before, outcome.program, data, progress)
+    return Result(plan, before, outcome.program, lock, report, progress)
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """The plan's passes with their places in its file."""
+    return [
+        Step(entry.pass_, entry.at, partial(plan.at, "passes", index, entry.name))
+        for index, entry in enumerate(plan.passes)
+    ]
+
+
+def load_program(
+    plan: Plan, model: nn.Module | None = None, example_inputs: Sequence[torch.Tensor] | None = None
+) -> Program:
+    """The plan's model, traced."""
+    found = load_model(plan) if model is None else model
+    inputs = inputs_of(plan) if example_inputs is None else tuple(example_inputs)
+    return trace(found, inputs)
+
+
+def program_after(plan: Plan, name: str | None) -> Program:
+    """The plan's program after the first pass of that name; as traced, where it is None. Raises `PlanError`."""
+    steps = steps_of(plan)
+    names = [step.pass_.name for step in steps]
+    if name is not None and name not in names:
+        raise PlanError(f"the plan has no pass '{name}'", at=plan.at("passes"), hint=nearest(name, names))
+    program = load_program(plan)
+    if name is None:
+        return program
+    context = Context(seed=plan.seed, data=load_data(plan))
+    return run_passes(program, steps, context, until=name).program
+
+
+def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """The report as plain JSON values: costs, passes with their verification, widths, and warnings."""
+    after = outcome.program
+    warning = check_result(plan.hashes, after)
+    return {
+        "prunec": prunec.compiler.__version__,
+        "model": before.name,
+        "inputs": [list(x.shape) for x in before.inputs],
+        "cost": {"before": cost(before).to_dict(), "after": cost(after).to_dict()},
+        "groups": group_widths(before, after),
+        "macs_by_node": {"before": dict(cost_model(before).by_node()), "after": dict(cost_model(after).by_node())},
+        "trace_seconds": round(seconds, 4),
+        "passes": [record.to_dict() for record in outcome.records],
+        "warnings": [warning] if warning else [],
+    }
+
+
+def group_widths(before: Program, after: Program) -> list[dict[str, Any]]:
+    """Each group's channels before and after, as its first writer counts them, and how many units are pinned, and why."""
+    found = []
+    for group in analyse(before).groups.values():
+        first = group.writers[0]
+        left = after.origin.get(first.axis)
+        kept = first.positions.size if left is None else int(np.isin(first.positions, left).sum())
+        channels = {"before": first.positions.size, "after": kept}
+        pinned = dict(Counter(reason for reason in group.pinned if reason))
+        found.append({"name": group.name, "units": group.size, "channels": channels, "pinned": pinned})
+    return found
+
+
+def ready_to_write(directory: str | Path) -> None:
+    """Refuse a folder that can't be written before any work is done. Raises `OutputError`."""
+    check_writable(Path(directory))

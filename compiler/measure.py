@@ -1,0 +1,86 @@
+"""What a compile gained, measured on both models in one process: accuracy, file sizes, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import fx
+
+from prunec.compiler.base import Data, Progress, silent
+from prunec.compiler.emit import save_weights
+from prunec.compiler.errors import DataError
+from prunec.compiler.export import OnnxReport, export_onnx, ort_latency
+from prunec.compiler.ir import Program
+
+ROUNDS = 5
+"""The two models take turns this often, so that a change of the machine's speed meets both."""
+
+
+def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress = silent) -> float:
+    """The share of samples whose largest output is at their label. Raises `DataError` where the data don't fit."""
+    batches, right, total = list(batches), 0, 0
+    with torch.no_grad():
+        for index, (inputs, labels) in enumerate(batches):
+            progress("accuracy", index, len(batches))
+            try:
+                outputs = module(inputs)
+            except RuntimeError as error:
+                raise DataError(
+                    f"the model can't take the data's batches, of shape {list(inputs.shape)}: {error}"
+                ) from error
+            if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+                raise DataError("accuracy needs a model with one output [samples, classes]", hint="leave out data")
+            right += int((outputs.argmax(1) == labels).sum())
+            total += len(labels)
+    progress("accuracy", len(batches), len(batches))
+    if not total:
+        raise DataError("the data's test split is empty")
+    return right / total
+
+
+def compare_accuracy(before: Program, after: Program, data: Data, progress: Progress = silent) -> dict[str, float]:
+    """Both models' accuracy on the test split."""
+    return {
+        "before": accuracy(before.module, data.test(), progress),
+        "after": accuracy(after.module, data.test(), progress),
+    }
+
+
+def write_onnx(before: Program, after: Program, path: Path, opset: int, progress: Progress = silent) -> dict[str, Any]:
+    """Write the slim model's ONNX file, and compare its size and latency with the original's."""
+    with TemporaryDirectory() as folder:
+        old = Path(folder) / "before.onnx"
+        progress("onnx", 0, 3)
+        new_report = export_onnx(after, path, opset=opset)
+        progress("onnx", 1, 3)
+        old_report = export_onnx(before, old, opset=opset)
+        progress("onnx", 2, 3)
+        latency = _latencies(old, path, before)
+        progress("onnx", 3, 3)
+    return {**_plain(new_report), "bytes": {"before": old_report.bytes, "after": new_report.bytes}, "latency": latency}
+
+
+def _plain(report: OnnxReport) -> dict[str, Any]:
+    fields = asdict(report)
+    return {**fields, "differences": {str(size): value for size, value in report.differences.items()}}
+
+
+def _latencies(old: Path, new: Path, program: Program) -> dict[str, float]:
+    """Median seconds a run, onnxruntime on one thread, of both in turn."""
+    runs = 20
+    pairs = [(ort_latency(old, program.inputs, runs), ort_latency(new, program.inputs, runs)) for _ in range(ROUNDS)]
+    return {"before": median(pair[0] for pair in pairs), "after": median(pair[1] for pair in pairs)}
+
+
+def weights_size(program: Program) -> int:
+    """The bytes of the program's safetensors file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_weights(program, path)
+        return path.stat().st_size

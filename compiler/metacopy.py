@@ -1,0 +1,152 @@
+"""A stand-in for a model that has every tensor's shape and no tensor's data.
+
+    model.layer1[0].conv.weight     [64, 64, 3, 3] on the CPU
+    copy.layer1[0].conv.weight      the same on the meta device, still a parameter, known as "layer1.0.conv.weight"
+
+The copy shares everything else that it can with the model: containers are rebuilt, so that a forward that appends to
+a list or sets an attribute does so on the copy, and whatever is in them is shared. Modules get their final form before
+their attributes are filled in, so shared modules and back references come out as in the original.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from prunec.compiler.ir import clone_module
+from prunec.compiler.proxy import Refused
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+_TRACED_THROUGH = frozenset({"torch.nn.modules.container", "torch.nn.modules.transformer"})
+"""Modules of torch that only put other modules together."""
+_ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A module's copy and what the tracer asks of it."""
+
+    name: str
+    original: nn.Module
+    copy: nn.Module
+    leaf: bool
+    config: Hashable | None
+    """All that a leaf's output shape may depend on besides its inputs; `None` where that can't be told."""
+
+
+@dataclass(frozen=True)
+class MetaCopy:
+    """A model's stand-in. `modules` is keyed by the ids of original and copy alike."""
+
+    root: nn.Module
+    modules: Mapping[int, StandIn]
+    tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    """Dotted name -> (the original parameter or buffer, its stand-in)."""
+
+
+def meta_copy(model: nn.Module) -> MetaCopy:
+    """Copy a model onto the meta device, in eval mode. Raises `Refused` for modules that can't be copied so."""
+    originals = dict(model.named_modules())
+    copies = {id(module): _blank(name, module) for name, module in originals.items()}
+    tensors = {
+        name: (tensor, _meta_like(name, tensor))
+        for table in (model.named_parameters(), model.named_buffers())
+        for name, tensor in table
+    }
+    meta = {id(tensor): copy for tensor, copy in tensors.values()}
+    modules: dict[int, StandIn] = {}
+    for name, module in originals.items():
+        copy = copies[id(module)]
+        _fill(module, copy, copies, meta)
+        leaf = bool(name) and is_leaf(module)
+        standin = StandIn(name, module, copy, leaf, _config(copy) if leaf else None)
+        modules[id(module)] = modules[id(copy)] = standin
+    return MetaCopy(copies[id(model)], modules, tensors)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module stays one node: those of torch do, but for the ones that only put others together."""
+    home = type(module).__module__
+    return home.startswith(("torch.nn.", "torch.ao.nn.")) and home not in _TRACED_THROUGH
+
+
+def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same size, strides and type without data."""
+    if tensor.layout != torch.strided:
+        return tensor.to("meta")
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _blank(name: str, module: nn.Module) -> nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Refused(f"{name or 'the model'} is a scripted module", "give the module that was scripted instead")
+    return object.__new__(module.__class__)
+
+
+def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if is_lazy(tensor):
+        raise Refused(f"{name} has no size yet", "run the model once, so that its lazy layers know their inputs")
+    meta = to_meta(tensor.detach())
+    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+def _fill(
+    module: nn.Module, copy: nn.Module, copies: Mapping[int, nn.Module], meta: Mapping[int, torch.Tensor]
+) -> None:
+    """Give a blank copy its tensors, its children and its other attributes."""
+
+    def swap(value: Any) -> Any:
+        return copies.get(id(value), value) if isinstance(value, nn.Module) else meta.get(id(value), value)
+
+    for key, value in module.__dict__.items():
+        if key in _TABLES:
+            copy.__dict__[key] = {k: swap(v) for k, v in value.items()}
+        else:
+            copy.__dict__[key] = value if type(value) in _ATOMS else _rebuild(value, swap)
+    copy.__dict__["training"] = False
+
+
+def _rebuild(value: Any, swap: Callable[[Any], Any]) -> Any:
+    """An attribute for the copy: containers anew, modules and parameters swapped, everything else shared."""
+    if isinstance(value, dict):
+        if not value and type(value) in (dict, OrderedDict):
+            return type(value)()
+        rebuilt = value.copy()
+        rebuilt.update((key, _rebuild(item, swap)) for key, item in value.items())
+        return rebuilt
+    if type(value) in (list, tuple, set):
+        return type(value)(_rebuild(item, swap) for item in value)
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, swap(value.__self__))
+    return swap(value)
+
+
+def _config(module: nn.Module) -> Hashable | None:
+    """The class, attributes and tensor shapes of a leaf without children, hooks or attributes of unknown kind."""
+    if module._modules or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    attributes = []
+    for key, value in module.__dict__.items():
+        if type(value) in _ATOMS or (type(value) is tuple and all(type(item) in _ATOMS for item in value)):
+            attributes.append((key, value))
+        elif key not in _TABLES and not (isinstance(value, dict | list | set) and not value):
+            return None
+    tensors = (*module._parameters.items(), *module._buffers.items())
+    shapes = tuple((key, None if t is None else (t.shape, t.dtype)) for key, t in tensors)
+    return type(module), tuple(attributes), shapes
+
+
+def eval_copy(module: nn.Module) -> nn.Module:
+    """The module itself where it is in eval mode, children and all; else a copy that is, with the same tensors."""
+    if not any(part.training for part in module.modules()):
+        return module
+    copy = clone_module(module, training=False)
+    copy.__dict__["_modules"] = {name: child and eval_copy(child) for name, child in module._modules.items()}
+    return copy

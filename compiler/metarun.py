@@ -1,0 +1,139 @@
+"""Shapes without arithmetic: runs functions and leaf modules on meta tensors, and remembers what came out.
+
+Many of torch's meta kernels are written in Python and take a millisecond: as long as the real thing. A network repeats
+itself, so what was asked before (the same function or layer, on the same shapes) is answered from memory, and the
+layers that keep their input's shape aren't run at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from prunec.compiler.calls import Call
+from prunec.compiler.metacopy import StandIn, eval_copy, to_meta
+
+_Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+class Unhashable(Exception):
+    """An argument that no key can be made of."""
+
+
+class MetaRunner:
+    """Runs calls on the meta device for one trace."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, _Template] = {}
+
+    def call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of a function of tensors."""
+        return self._remembered(call.function, args, kwargs, lambda: call.function(*args, **kwargs))
+
+    def module(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of a leaf module."""
+        kept = _KEEPERS.get(type(standin.copy))
+        if kept and len(args) == 1 and not kwargs and _keeps(standin.copy, args[0], kept):
+            return to_meta(args[0])
+        if standin.config is None:
+            return _run(standin, args, kwargs)
+        return self._remembered(standin.config, args, kwargs, lambda: _run(standin, args, kwargs))
+
+    def _remembered(self, what: Hashable, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
+        try:
+            key = (what, _signature(args), _signature(kwargs))
+        except Unhashable:
+            return run()
+        if key in self._known:
+            size, stride, dtype = self._known[key]
+            return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        value = run()
+        if type(value) is torch.Tensor and not _shares_memory(value, (args, kwargs)):
+            self._known[key] = value.size(), value.stride(), value.dtype
+        return value
+
+
+def _run(standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a leaf's copy. Where that fails, the layer itself is run on zeros: there may be no meta kernel for it, and
+    if its input is at fault, its own message is clearer than the meta kernel's."""
+    try:
+        return standin.copy(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, ValueError):
+        tensors = (*standin.original.parameters(), *standin.original.buffers())
+        if any(tensor.is_meta for tensor in tensors):
+            raise
+        device = tensors[0].device if tensors else torch.device("cpu")
+        real = _map_tensors((args, kwargs), lambda t: torch.zeros(t.size(), dtype=t.dtype, device=device))
+        return _map_tensors(eval_copy(standin.original)(*real[0], **real[1]), to_meta)
+
+
+def _map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    return fx.node.map_aggregate(value, lambda a: function(a) if isinstance(a, torch.Tensor) else a)
+
+
+def _signature(value: Any) -> Hashable:
+    """All of an argument that a result's shape can depend on."""
+    if isinstance(value, torch.Tensor):
+        return value.size(), value.stride(), value.dtype
+    if isinstance(value, tuple | list):
+        return type(value), tuple(map(_signature, value))
+    if isinstance(value, dict):
+        return tuple((key, _signature(item)) for key, item in value.items())
+    if isinstance(value, slice):
+        return "slice", value.start, value.stop, value.step
+    if isinstance(value, Hashable):
+        return type(value), value
+    raise Unhashable
+
+
+def _shares_memory(value: torch.Tensor, operands: Any) -> bool:
+    """Whether a result is a view of an operand, or the operand itself: then it has to be made anew each time."""
+    found: list[torch.Tensor] = []
+    _map_tensors(operands, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+    storage = value.untyped_storage()._cdata
+    return any(storage == tensor.untyped_storage()._cdata for tensor in found)
+
+
+Fits = Callable[[Any, torch.Tensor], bool]
+
+
+def _keeps(module: nn.Module, x: Any, fits: Fits) -> bool:
+    """Whether the layer is known to give this input's shape, strides and type back in new memory."""
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.is_contiguous()):
+        return False
+    if getattr(module, "inplace", False) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return all(p is None or p.dtype == x.dtype for p in module._parameters.values()) and fits(module, x)
+
+
+def _batch_norm(*ranks: int) -> Fits:
+    return lambda module, x: x.dim() in ranks and x.shape[1] == module.num_features
+
+
+_ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Softplus,
+)
+_KEEPERS: Mapping[type[nn.Module], Fits] = {
+    **dict.fromkeys(_ACTIVATIONS, lambda module, x: True),
+    nn.BatchNorm1d: _batch_norm(2, 3),
+    nn.BatchNorm2d: _batch_norm(4),
+    nn.BatchNorm3d: _batch_norm(5),
+    nn.LayerNorm: lambda module, x: tuple(x.shape[-len(module.normalized_shape) :]) == module.normalized_shape,
+    nn.GroupNorm: lambda module, x: x.dim() >= 2 and x.shape[1] == module.num_channels,
+}
+"""Layers that give back what they get, and what must hold of their input (else they are run, and complain)."""

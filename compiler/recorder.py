@@ -1,0 +1,288 @@
+"""The tracer's inner half: a function mode that runs a forward on meta tensors and writes down what it calls.
+
+    forward runs                                        the graph gets
+      y = self.conv(x)          a leaf module             call_module   conv (x,)
+      y += x                    a tensor's operator       call_function operator.iadd (conv, x)
+      y.view(y.size(0), -1)     a method, a size          call_method   size (iadd, 0); view (iadd, size, -1)
+      F.dropout(y, training=self.training)                get_attr      training; call_function F.dropout
+
+The tensors that user code holds are true tensors on the meta device, and each is known by its identity: a table says
+which node it comes from. So whatever user code does with types, containers and Python functions just works, and an
+operation that writes in place (seen by the tensor's version counter) makes later readers read the writing node.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned
+from prunec.compiler.calls import Call, describe
+from prunec.compiler.constants import Constants
+from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
+from prunec.compiler.metarun import MetaRunner
+from prunec.compiler.places import in_meta_kernel, user_line
+from prunec.compiler.proxy import Flag, Handle, Number, Refused, Shape, wrap_number
+
+_META = torch.device("meta")
+_CALL = nn.Module.__call__
+
+
+class Recorder(TorchFunctionMode):
+    """Runs one model once. `graph` is what it wrote down; `constants` are the tensors that no module owns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.active = True
+        self.failed: tuple[BaseException, StandIn] | None = None
+        self.copy: MetaCopy = meta_copy(model)
+        self.constants = Constants({name: original for name, (original, _) in self.copy.tensors.items()})
+        self._scopes: list[StandIn] = []
+        self._runner = MetaRunner()
+        self._handles: dict[int, Handle] = {}
+        self._kept: list[torch.Tensor] = []
+        self._device: Handle | None = None
+        self._adopt_model()
+
+    def run_forward(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Call the model's copy on the stand-ins of the example inputs, and finish the graph."""
+        with torch.inference_mode(False), torch.no_grad():
+            arguments = [self._placeholder(name, example) for name, example in inputs.items()]
+            with _patched(self), self:
+                result = returned(nn.Module.__call__(self.copy.root, *arguments))
+            node = self.graph.output(self.to_graph(result))
+            node.meta["val"] = self.to_value(result)
+            self.active = False
+
+    # ---- values and their nodes ---------------------------------------------------------------------------------
+
+    def _adopt_model(self) -> None:
+        """Enter the model's tensors in the table, each a node when it is first read; and the flag `training`."""
+        for name, (original, copy) in self.copy.tensors.items():
+            handle = Handle(self, copy, lambda name=name, copy=copy: self._get_attr(name, copy))  # type: ignore[misc]
+            self._handles[id(original)] = self._handles[id(copy)] = handle
+        flag = Flag(Handle(self, False, lambda: self._get_attr("training", False)))
+        for standin in self.copy.modules.values():
+            if not standin.leaf:
+                standin.copy.__dict__["training"] = flag
+
+    def _placeholder(self, name: str, example: torch.Tensor) -> torch.Tensor:
+        value = to_meta(example.detach())
+        self._handles[id(value)] = Handle(self, value, self._finish(self.graph.placeholder(name), value))
+        self._kept.append(value)
+        if self._device is None:
+            self._device = Handle(self, _META, lambda: self.call_node(getattr, (value, "device"), _META))
+        return value
+
+    def _get_attr(self, name: str, value: Any) -> fx.Node:
+        return self._finish(self.graph.get_attr(name), value)
+
+    def _constant(self, tensor: torch.Tensor) -> Handle:
+        """Adopt a tensor that the forward got neither from the model's parameters and buffers nor from an operation."""
+        if tensor.is_meta:
+            raise Refused(
+                "a tensor comes from code that the tracer can't look into (a scripted function, a compiled extension)",
+                "write it as plain Python",
+            )
+        name, meta = self.constants.add(tensor), to_meta(tensor.detach())
+        handle = Handle(self, meta, lambda: self._get_attr(name, meta))
+        self._handles[id(tensor)] = self._handles[id(meta)] = handle
+        self._kept += (tensor, meta)
+        return handle
+
+    def call_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
+        """A call of a Python function, at the graph's end."""
+        return self._finish(self.graph.call_function(function, self.to_graph(args)), value)
+
+    def _finish(self, node: fx.Node, value: Any) -> fx.Node:
+        """Give a new node what later stages want to know: its value, the module it ran in, and the source line."""
+        node.meta["val"] = value
+        if self._scopes:
+            node.meta["scope"] = self._scopes[-1].name
+            node.meta["at"] = user_line(sys._getframe(1))
+        self.constants.note(node)
+        return node
+
+    def to_graph(self, value: Any) -> Any:
+        """An argument as the graph holds it: what is traced becomes its node."""
+        if type(value) in SIMPLE_TYPES or isinstance(value, fx.Node):
+            return value
+        if isinstance(value, torch.Tensor):
+            return (self._handles.get(id(value)) or self._constant(value)).node
+        if isinstance(value, Number):
+            return value.handle.node if value.handle.recorder is self else value.plain
+        if type(value) is Shape and value.handle is not None and value.handle.recorder is self:
+            return value.handle.node
+        if isinstance(value, torch.device):
+            return self._device.node if value == _META and self._device else value
+        return rebuilt(value, self.to_graph)
+
+    def to_value(self, value: Any) -> Any:
+        """An argument as it is run: plain numbers, and every tensor and device on the meta device."""
+        if type(value) in SIMPLE_TYPES:
+            return value
+        if isinstance(value, torch.Tensor):
+            return value if value.is_meta else (self._handles.get(id(value)) or self._constant(value)).value
+        if isinstance(value, Number | Shape):
+            return value.plain
+        return _META if isinstance(value, torch.device) else rebuilt(value, self.to_value)
+
+    def _wrap(self, value: Any, handle: Handle) -> Any:
+        """A result as user code gets it: tensors entered in the table, sizes as traced numbers."""
+        if isinstance(value, torch.Tensor):
+            self._handles[id(value)] = handle
+            self._kept.append(value)
+            return value
+        if isinstance(value, torch.Size):
+            return Shape(value, handle)
+        if isinstance(value, int | float):
+            return wrap_number(value, handle)
+        if not isinstance(value, tuple | list):
+            return value
+        items = [self._wrap(item, handle.item(i, item)) for i, item in enumerate(value)]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+
+    # ---- operations ---------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if in_meta_kernel(sys._getframe(1)):
+            return func(*args, **kwargs)  # compiled code runs on the user's tensors; what it gives is refused when used
+        call = describe(func, args, kwargs)
+        operands = list(leaves((args, kwargs)))
+        tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
+        traced = bool(tensors) or any(isinstance(operand, Number) or operand is _META for operand in operands)
+        if call.untraced or not self._can_record(call, operands, traced):
+            return func(*args, **kwargs)
+        versions = [_version(tensor) for tensor in tensors]
+        value = self._execute(call, args, kwargs, bool(tensors))
+        if call.is_plain(value) or not (traced or _has_tensor(value)):
+            return value
+        written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
+        value = _distinct(value, tensors, written)
+        graph_args, graph_kwargs = call.arrange(self.to_graph(args), self.to_graph(kwargs))
+        return self._enter(self.graph.create_node(call.kind, call.target, graph_args, graph_kwargs), value, written)
+
+    def _can_record(self, call: Call, operands: Iterable[Any], traced: bool) -> bool:
+        """Whether a call can be a node. One of literals alone that can't (a numpy array) gives a constant instead."""
+        if call.kind == "set":
+            raise Refused("the data of a tensor are replaced", "use an operation, such as copy_, instead of `.data =`")
+        foreign = next((operand for operand in operands if is_foreign(operand)), None)
+        if foreign is not None and traced:
+            kind = type(foreign).__name__
+            raise Refused(f"{call.name} gets a {kind}, which a graph can't hold", "give tensors, numbers or strings")
+        return foreign is None
+
+    def _execute(self, call: Call, args: Any, kwargs: Any, on_tensors: bool) -> Any:
+        """The call's value on the meta device; from the values themselves where they are needed and known."""
+        plain_args, plain_kwargs = call.on_meta(self.to_value(args), self.to_value(kwargs))
+        if call.moves:
+            return plain_args[0]
+        if not on_tensors:
+            with torch.device("meta"):
+                return call.function(*plain_args, **plain_kwargs)
+        try:
+            return self._runner.call(call, plain_args, plain_kwargs)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            known = self._known(call, args, kwargs)
+            if known is not None:
+                return fx.node.map_aggregate(known[0], lambda a: to_meta(a) if isinstance(a, torch.Tensor) else a)
+            if call.reads_values or isinstance(error, NotImplementedError):
+                raise Refused(*call.complaint()) from error
+            raise
+
+    def _known(self, call: Call, args: Any, kwargs: Any) -> tuple[Any] | None:
+        """The call's value, in a tuple, where constants decide it; of `x[mask]` the mask alone decides the shape."""
+        if call.name == "__getitem__":
+            shape = self.to_value(args[0]).shape
+            blank = torch.zeros((), dtype=args[0].dtype).expand(shape)
+            return self.constants.evaluate(blank.__getitem__, self.to_graph(args[1:]), {})
+        return self.constants.evaluate(call.function, self.to_graph(args), self.to_graph(kwargs))
+
+    def _enter(self, node: fx.Node, value: Any, written: Sequence[torch.Tensor]) -> Any:
+        """Finish the node of a call and hand its value to user code."""
+        if written:
+            node.meta["mutates"] = True
+            self.constants.spoil(written)
+        return self._wrap(value, Handle(self, value, self._finish(node, value)))
+
+    # ---- modules ------------------------------------------------------------------------------------------------
+
+    def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`module(*args, **kwargs)`: one node for a leaf, the forward's own operations for any other."""
+        standin = self.copy.modules.get(id(module))
+        if standin is None or not torch._C._is_torch_function_mode_enabled():
+            return _CALL(module, *args, **kwargs)
+        try:
+            return (self._call_leaf if standin.leaf else self._call_through)(standin, args, kwargs)
+        except BaseException as error:
+            if self.failed is None or self.failed[0] is not error:
+                self.failed = (error, standin)
+            raise
+
+    def _call_through(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._scopes.append(standin)
+        try:
+            return _CALL(standin.copy, *args, **kwargs)
+        finally:
+            self._scopes.pop()
+
+    def _call_leaf(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch._C.DisableTorchFunction():
+            plain_args, plain_kwargs = self.to_value(args), self.to_value(kwargs)
+            tensors = [a for a in leaves((plain_args, plain_kwargs)) if isinstance(a, torch.Tensor)]
+            versions = [_version(tensor) for tensor in tensors]
+            value = self._runner.module(standin, plain_args, plain_kwargs)
+            written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
+            node = self.graph.call_module(standin.name, self.to_graph(args), self.to_graph(kwargs))
+            return self._enter(node, _distinct(value, tensors, written), written)
+
+
+@contextmanager
+def _patched(recorder: Recorder) -> Iterator[None]:
+    """Send this thread's module calls to the recorder."""
+    thread = threading.get_ident()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return _CALL(module, *args, **kwargs)
+        return recorder.call_module(module, args, kwargs)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = _CALL  # type: ignore[method-assign]
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often the tensor's memory was written to; inference tensors don't count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(item, torch.Tensor) for item in leaves(value))
+
+
+def _distinct(value: Any, operands: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Any:
+    """A result with every operand that an operation gave back as it was (dropout does) under a new identity, so that
+    later readers of the operand and of the result can be told apart."""
+    kept = {id(tensor) for tensor in written}
+    given = {id(tensor) for tensor in operands} - kept
+
+    def renew(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            return item.detach() if id(item) in given else item
+        return rebuilt(item, renew) if type(item) in (tuple, list) else item
+
+    return renew(value)

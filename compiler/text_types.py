@@ -1,0 +1,64 @@
+"""The types of values in a program's text: `f32[1, 3, 8, 8]` for a tensor, the value itself for anything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+
+from prunec.compiler.errors import ModelError, nearest
+from prunec.compiler.literals import Fragment, literal
+
+SHORT: Final[Mapping[str, torch.dtype]] = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+    "c64": torch.complex64,
+    "c128": torch.complex128,
+}
+_SPELLING: Final = {dtype: name for name, dtype in SHORT.items()}
+
+_TENSOR: Final = re.compile(r"(?P<dtype>\w+)\s*\[\s*(?P<shape>(?:\d+(?:\s*,\s*\d+)*)?)\s*\]")
+
+
+def type_text(value: Any) -> str:
+    """The type of a node's value; nested values keep their structure."""
+    if isinstance(value, torch.Tensor):
+        dtype = _SPELLING.get(value.dtype, str(value.dtype).removeprefix("torch."))
+        return f"{dtype}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{literal(key)}: {type_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(type_text, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(type_text, value))}{',' if len(value) == 1 else ''})"
+    try:
+        return literal(value)
+    except ModelError:  # an object that an operation passed on: its class is all there is to say
+        return type(value).__name__
+
+
+def read_tensor_type(fragment: Fragment) -> torch.Tensor:
+    """A meta tensor of the type that the text states."""
+    match = _TENSOR.fullmatch(fragment.code)
+    if match is None:
+        raise fragment.error(f"expected a shape such as f32[1, 3, 8, 8], got '{fragment.code}'")
+    name = match["dtype"]
+    dtype = SHORT.get(name, getattr(torch, name, None))
+    if not isinstance(dtype, torch.dtype):
+        raise fragment.part(0, len(name)).error(f"expected a type such as f32, got '{name}'", nearest(name, SHORT))
+    return torch.empty([int(size) for size in match["shape"].split(",") if size], dtype=dtype, device="meta")
+
+
+def same_type(one: str, other: str) -> bool:
+    """Whether two texts state the same type, whatever the space in them."""
+    return "".join(one.split()) == "".join(other.split())

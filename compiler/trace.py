@@ -1,0 +1,118 @@
+"""From a model to a program: one run of its forward in eval mode, on tensors that have shapes and no data.
+
+    model, (x,)  --trace-->  Program
+                               graph   one node an operation, node.meta["val"] its value on the meta device
+                               state   the original's leaf modules and tensors by their dotted names, shared
+
+What Python decides during the run (`if x.shape[2] > 7`, loops over sizes, buffers used as flags) is decided by the
+example inputs; arithmetic on sizes stays in the graph. `node.meta` also holds, where it is known, `scope` (the dotted
+name of the module whose forward made the node), `at` (file and line) and `mutates` (the node writes into an operand).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from prunec.compiler.batch import check_batch
+from prunec.compiler.errors import ModelError
+from prunec.compiler.ir import Program, State
+from prunec.compiler.metacopy import eval_copy
+from prunec.compiler.places import user_span
+from prunec.compiler.proxy import Refused
+from prunec.compiler.recorder import Recorder
+
+
+def trace(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *, name: str | None = None) -> Program:
+    """The program of a model for inputs like the example's. The model isn't changed, and its weights are shared.
+
+    A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
+    (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
+    """
+    inputs = _named_inputs(model, example_inputs)
+    recorder: Recorder | None = None
+    try:
+        recorder = Recorder(model)
+        recorder.run_forward(inputs)
+    except Exception as error:
+        raise _explained(error, model, recorder, inputs) from error
+    recorder.constants.fold(recorder.graph)
+    recorder.graph.eliminate_dead_code(is_impure)
+    recorder.graph.lint()
+    program = Program(
+        graph=recorder.graph,
+        state=_state(recorder),
+        inputs=tuple(example_inputs),
+        name=name or type(model).__name__,
+        training=False,
+    )
+    check_batch(program)
+    return program
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node does something besides giving its value, so that it must stay though nobody reads it."""
+    if node.op in {"placeholder", "output"} or node.meta.get("mutates"):
+        return True
+    return node.op == "call_function" and node.is_impure(impure_random=False)
+
+
+def _named_inputs(model: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
+    """The example inputs by the names of forward's parameters; those of `*args` are numbered."""
+    if not isinstance(inputs, tuple | list) or not all(isinstance(x, torch.Tensor) for x in inputs):
+        found = (
+            ", ".join(type(x).__name__ for x in inputs) if isinstance(inputs, tuple | list) else type(inputs).__name__
+        )
+        raise ModelError(f"the example inputs must be a tuple of tensors, not {found}", hint="for one input write (x,)")
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*inputs)
+    except TypeError as error:
+        wanted = f"{type(model).__name__}.forward{signature}"
+        raise ModelError(f"{len(inputs)} example inputs don't fit {wanted}: {error}", hint=None) from error
+    named: dict[str, torch.Tensor] = {}
+    for key, value in bound.arguments.items():
+        several = signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL
+        named.update({f"{key}_{i}": x for i, x in enumerate(value)} if several else {key: value})
+    return named
+
+
+def _state(recorder: Recorder) -> dict[str, State]:
+    """What the graph reads, by name: the original's modules (in eval mode) and tensors."""
+    state: dict[str, State] = {}
+    modules = {standin.name: standin.original for standin in recorder.copy.modules.values()}
+    for node in recorder.graph.nodes:
+        target = str(node.target)
+        if target in state:
+            continue
+        if node.op == "call_module":
+            state[target] = eval_copy(modules[target])
+        elif node.op == "get_attr" and target in recorder.copy.tensors:
+            state[target] = recorder.copy.tensors[target][0]
+        elif node.op == "get_attr" and target in recorder.constants.added:
+            state[target] = recorder.constants.added[target]
+    return state
+
+
+def _explained(
+    error: Exception, model: nn.Module, recorder: Recorder | None, inputs: dict[str, torch.Tensor]
+) -> ModelError:
+    """The error in words: which module, which line, what is wrong and what would be right."""
+    where = type(model).__name__
+    if recorder and recorder.failed and recorder.failed[0] is error and recorder.failed[1].name:
+        standin = recorder.failed[1]
+        where = f"{standin.name} ({type(standin.original).__name__})"
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, Refused):
+        return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=error.hint)
+    if not isinstance(error, RuntimeError | ValueError):
+        text = f"{type(error).__name__}: {text}"
+    if "must be bool, not Flag" in text:
+        hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
+        return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
+    shapes = ", ".join(f"{key} {list(x.shape)}" for key, x in inputs.items())
+    hint = f"the example inputs are {shapes}: does the model run on such inputs?"
+    return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)

@@ -1,0 +1,241 @@
+"""Find clusters of channels that are to become one: the units that `merge` joins, or that training pulls together.
+
+    - cluster: {ratio: 25%}                                        k-means on the kernels, a quarter of the units less
+    - cluster: {method: even, widths: {"layer1.*": 12}}            runs of neighbours, 12 clusters in each group
+    - cluster: {method: identical}                                 whatever is equal already
+    - cluster: {method: given, clusters: {conv1: [[0, 3], [1, 2]]}}
+
+The fact `clusters` holds, by group, every cluster of two units or more: sorted, by their smallest unit. A unit that
+stays alone isn't listed, nor is a group in which all do.
+
+Writers that are coupled (all convolutions that add to one residual stream) share their clusters. These come from the
+kernels of the *pacesetter*, the writer that is least deep: the projection, the stem, the first of a chain; or from the
+kernels of all writers, one behind the other (`source: concat`). Units that can't stand for each other, since they are
+pinned, counted by a norm over channels, or not in the same places everywhere, never share a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from prunec.compiler.base import Context, Pass, PassResult
+from prunec.compiler.errors import PassError, nearest
+from prunec.compiler.ir import IntArray, Note, Program
+from prunec.compiler.merging import Clusters, chi, identical, kinds, tidy, unit_rows, unmergeable
+from prunec.compiler.options import Fraction01, wrong
+from prunec.compiler.patterns import chosen, matching
+from prunec.compiler.units import LOOSE, Analysis, FloatArray, Group, Member, analyse
+
+Count = Annotated[int, Field(ge=1)]
+Unit = Annotated[int, Field(ge=0)]
+
+
+class Cluster(Pass):
+    """Find clusters of channels that `merge` can join."""
+
+    name = "cluster"
+    gives = frozenset({"clusters"})
+    shorthand = "ratio"
+
+    method: Literal["kmeans", "even", "identical", "given"] = Field(
+        default="kmeans",
+        description="by k-means on kernels; runs of neighbours; what is equal already; or as `clusters` says",
+    )
+    ratio: Fraction01 | None = Field(
+        default=None, description="the share of each group's units that goes", examples=["25%"]
+    )
+    widths: dict[str, Count] | None = Field(
+        default=None,
+        description="glob patterns of groups, and how many units are left of each",
+        examples=[{"layer1.*": 12}],
+    )
+    clusters: dict[str, tuple[tuple[Unit, ...], ...]] | None = Field(
+        default=None,
+        description="the clusters of each group, for `method: given`",
+        examples=[{"conv1": [[0, 3], [1, 2]]}],
+    )
+    source: Literal["pacesetter", "concat"] = Field(
+        default="pacesetter", description="whose kernels k-means looks at, where several writers are coupled"
+    )
+    only: tuple[str, ...] = Field(
+        default=(), description="glob patterns of the groups to cluster; all where none is named"
+    )
+    protect: tuple[str, ...] = Field(default=(), description="glob patterns of groups that are left alone")
+    multiple_of: Count = Field(default=1, description="round the number of units that are left up to a multiple")
+    tolerance: float = Field(
+        default=1e-6, ge=0, description="`identical`: largest difference, relative to the tensor's largest value"
+    )
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Cluster:
+        """Every method says in one way only how many units are left."""
+        sized = self.method in ("kmeans", "even")
+        if sized and (self.ratio is None) == (self.widths is None):
+            raise wrong(f"must name one of 'ratio' and 'widths' for method '{self.method}'")
+        if not sized and (self.ratio is not None or self.widths is not None):
+            raise wrong(f"must not name 'ratio' or 'widths' for method '{self.method}', which finds its own")
+        if (self.method == "given") != (self.clusters is not None):
+            raise wrong("must name 'clusters' for method 'given', and for no other")
+        if self.method == "given" and (self.only or self.protect):
+            raise wrong("must not name 'only' or 'protect' for method 'given', which names its groups")
+        return self
+
+    def check(self, program: Program) -> None:
+        """Every pattern and cluster names what there is, and no group is to be wider than it is."""
+        analysis = analyse(program)
+        if self.clusters is not None:
+            _given(analysis, self.clusters)
+        else:
+            self._targets(analysis)
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Find the clusters. Raises PassError where the plan names what there is not, or asks for what can't be."""
+        analysis = analyse(program)
+        notes: list[Note] = []
+        if self.clusters is not None:
+            found = _given(analysis, self.clusters)
+        else:
+            found, notes = self._found(analysis, context)
+        groups = analysis.groups
+        details = {
+            "groups": {n: {"units": groups[n].size, "left": _left(groups[n].size, found[n])} for n in found},
+            "chi": chi(program, groups, found),
+        }
+        return PassResult(program.with_facts(clusters=found), tuple(notes), details)
+
+    def resolved(self, result: PassResult) -> tuple[Pass, ...]:
+        """The clusters themselves."""
+        return (Cluster(method="given", clusters=result.program.facts["clusters"]),)
+
+    def _found(self, analysis: Analysis, context: Context) -> tuple[dict[str, Clusters], list[Note]]:
+        found: dict[str, Clusters] = {}
+        notes: list[Note] = []
+        kind = kinds(analysis)
+        for name, (group, width) in self._targets(analysis).items():
+            parts = _parts(kind[group.where])
+            if not parts:
+                notes.append(Note(name, unmergeable(analysis, group)))
+                continue
+            movable = sum(part.size for part in parts)
+            widths = _shares([part.size for part in parts], width - (group.size - movable))
+            pieces = (self._split(analysis, group, part, w, context) for part, w in zip(parts, widths, strict=True))
+            clusters = tidy(cluster for piece in pieces for cluster in piece)
+            if self.method != "identical" and (left := _left(group.size, clusters)) > width:
+                notes.append(Note(name, f"{left} units are left instead of {width}: {unmergeable(analysis, group)}"))
+            if clusters:
+                found[name] = clusters
+        return found, notes
+
+    def _targets(self, analysis: Analysis) -> dict[str, tuple[Group, int]]:
+        """The groups to cluster, and how many units are to be left of each."""
+        groups = chosen(analysis.groups, self.only, self.protect)
+        if self.widths is None:
+            share = 1 - (self.ratio or 0.0)
+            return {n: (g, self._rounded(g, max(1, int(np.floor(g.size * share + 1e-9))))) for n, g in groups.items()}
+        targets: dict[str, tuple[Group, int]] = {}
+        for pattern, names in matching(self.widths, analysis.groups, option="widths").items():
+            for name in (n for n in names if n in groups):
+                group, width = groups[name], self.widths[pattern]
+                if width > group.size:
+                    raise PassError(f"widths: '{pattern}' asks for {width} units, but '{name}' has {group.size}")
+                if targets.get(name, (group, width))[1] != width:
+                    raise PassError(f"widths: two patterns ask for different widths of '{name}'")
+                targets[name] = group, self._rounded(group, width)
+        return targets
+
+    def _rounded(self, group: Group, width: int) -> int:
+        return min(group.size, -(-width // self.multiple_of) * self.multiple_of)
+
+    def _split(
+        self, analysis: Analysis, group: Group, units: IntArray, width: int, context: Context
+    ) -> Iterable[Sequence[int]]:
+        """Units of one kind, split into `width` clusters."""
+        if self.method == "identical":
+            return identical(analysis.program, group, units, self.tolerance)
+        if width == units.size:
+            return ()
+        if self.method == "even":
+            return (run.tolist() for run in np.array_split(units, width))
+        writers = [m for m in group.writers if np.isin(units, m.units).all()]
+        if self.source == "pacesetter":
+            writers = [pacesetter(analysis, writers)]
+        kernels = np.concatenate([unit_rows(analysis.program, m, units).double().numpy() for m in writers], axis=1)
+        rng = context.rng("cluster", group.name, str(units[0]))
+        return (units[found].tolist() for found in kmeans(kernels, width, rng))
+
+
+def pacesetter(analysis: Analysis, writers: Sequence[Member]) -> Member:
+    """The writer that clusters come from: of layers, rather than free parameters, the one with fewest before it.
+
+    Where a projection runs beside a chain of convolutions it is the projection; in a stream that only identities
+    carry on it is the layer that begins it.
+    """
+    nodes = {node.name: node for node in analysis.program.graph.nodes}
+    writing = {member.cause for group in analysis.groups.values() for member in group.writers}
+    depth: dict[str, int] = {}
+    for name, node in nodes.items():
+        depth[name] = max((depth[source.name] for source in node.all_input_nodes), default=0) + (name in writing)
+    order = {name: index for index, name in enumerate(nodes)}
+    return min(writers, key=lambda m: (nodes[m.cause].op == "get_attr", depth[m.cause], order[m.cause]))
+
+
+def kmeans(rows: FloatArray, width: int, rng: np.random.Generator) -> list[IntArray]:
+    """The rows' indices in exactly `width` clusters, none of them empty, by k-means with seeded starts.
+
+    Where fewer rows than `width` differ, equal rows are spread over clusters.
+    """
+    from sklearn.cluster import KMeans  # noqa: PLC0415  (slow to import, and few plans need it)
+
+    unique, of_row, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    seed = int(rng.integers(2**31))
+    if len(unique) > width:
+        model = KMeans(width, n_init=4, random_state=seed).fit(unique, sample_weight=counts)
+        of_row = model.labels_[of_row]
+    found = [np.flatnonzero(of_row == label) for label in np.unique(of_row)]
+    while len(found) < width:
+        largest = max(range(len(found)), key=lambda index: found[index].size)
+        found[largest : largest + 1] = np.array_split(found[largest], 2)
+    return found
+
+
+def _parts(kind: IntArray) -> list[IntArray]:
+    """The units of each kind that has two or more."""
+    parts = [np.flatnonzero(kind == value) for value in np.unique(kind[kind != LOOSE])]
+    return [part for part in parts if part.size > 1]
+
+
+def _shares(sizes: Sequence[int], total: int) -> list[int]:
+    """`total` dealt out in proportion to the sizes: at least 1 to each, at most its size."""
+    quota = np.array(sizes) * total / max(sum(sizes), 1)
+    shares = np.clip(np.floor(quota + 1e-9), 1, sizes).astype(np.int64)
+    while shares.sum() < total:
+        shares[np.argmax(np.where(shares < sizes, quota - shares, -np.inf))] += 1
+    while shares.sum() > max(total, len(sizes)):
+        shares[np.argmax(np.where(shares > 1, shares - quota, -np.inf))] -= 1
+    return [int(share) for share in shares]
+
+
+def _left(size: int, clusters: Clusters) -> int:
+    return size - sum(len(cluster) - 1 for cluster in clusters)
+
+
+def _given(analysis: Analysis, clusters: Mapping[str, Clusters]) -> dict[str, Clusters]:
+    """The plan's own clusters, checked. Raises PassError for a group or unit that there is not, or that is pinned."""
+    for name, found in clusters.items():
+        group = analysis.groups.get(name)
+        if group is None:
+            raise PassError(f"clusters: there is no group '{name}'", hint=nearest(name, analysis.groups))
+        units = [unit for cluster in found for unit in cluster]
+        if high := [unit for unit in units if unit >= group.size]:
+            raise PassError(f"clusters: '{name}' has units 0 to {group.size - 1}, got {high[0]}")
+        if twice := [unit for unit in units if units.count(unit) > 1]:
+            raise PassError(f"clusters: unit {twice[0]} of '{name}' is named twice")
+        for unit in (unit for cluster in found if len(cluster) > 1 for unit in cluster):
+            if group.pinned[unit]:
+                raise PassError(f"clusters: unit {unit} of '{name}' can't be merged: it {group.pinned[unit]}")
+    tidied = {name: tidy(found) for name, found in clusters.items()}
+    return {name: found for name, found in tidied.items() if found}

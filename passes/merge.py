@@ -1,0 +1,159 @@
+"""Join the channels of each cluster: one writer stays, the readers' columns of the others are added into its own.
+
+    before    conv1.weight [4, ...]  rows a b a c        conv2.weight [..., 4]  columns p q r s
+    after     conv1.weight [3, ...]  rows a b c          conv2.weight [..., 3]  columns p+r q s
+
+Where the channels of a cluster are identical the program computes what it did before. Where they differ, `inexact:
+mean` gives all of them the mean of their weights, biases and norm vectors first; the result is then compared with the
+old program with these means in it.
+
+The unit that stays is the smallest of its cluster. Behind a flatten a channel has a block of columns, and each is added
+to the same pixel's. A depthwise convolution, and any grouped one that loses whole groups, reads no other channel: its
+kernels belong to the channel like a batch norm's scale, and nothing is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from prunec.compiler.base import Context, Pass, PassResult
+from prunec.compiler.errors import PassError
+from prunec.compiler.ir import Axis, IntArray, Note, Program
+from prunec.compiler.merging import Clusters, Gap, Tensors, chi, gaps, kinds, producers, representatives, unmergeable
+from prunec.compiler.slimming import remove_units
+from prunec.compiler.units import LOOSE, Analysis, Member, analyse, hand_on
+from prunec.compiler.verify import Reference, Replaced, Same
+
+
+class Merge(Pass):
+    """Join the channels of each cluster into one."""
+
+    name = "merge"
+    rewrites = True
+    needs = frozenset({"clusters"})
+    shorthand = "inexact"
+
+    inexact: Literal["refuse", "mean"] = Field(
+        default="refuse",
+        description="what to do where channels of a cluster differ: stop, or give them their mean first",
+    )
+    tolerance: float = Field(1e-6, ge=0, description="what counts as different, relative to the tensor's largest value")
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Merge. Raises PassError where channels differ and may not."""
+        analysis = analyse(program)
+        clusters, notes = _mergeable(analysis)
+        apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
+        worst = _widest(gap for gap in apart.values() if gap)
+        if self.inexact == "refuse" and worst is not None and worst.size > self.tolerance:
+            raise _refusal(worst, self.tolerance)
+        details = {
+            "removed": {name: sum(len(cluster) - 1 for cluster in part) for name, part in clusters.items()},
+            "largest_difference": 0.0 if worst is None else worst.size,
+            "chi": chi(program, analysis.groups, clusters),
+        }
+        differing = {name for name, gap in apart.items() if gap and gap.size}
+        after = _merged(analysis, clusters, differing) if clusters else program
+        return PassResult(after, notes, details)
+
+    def reference(self, before: Program, after: Program) -> Reference:
+        """The old program; with the means of the clusters in it where these aren't identical."""
+        means = _means(analyse(before))
+        return Replaced(before, means) if means else Same(before)
+
+
+def _mergeable(analysis: Analysis) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
+    """The clusters whose units can stand for each other, and why the others stay."""
+    kind = kinds(analysis)
+    clusters: dict[str, Clusters] = {}
+    notes = []
+    for name, found in analysis.program.facts["clusters"].items():
+        group = analysis.groups[name]
+        alike = tuple(cluster for cluster in found if _same_kind(kind[group.where], cluster))
+        for cluster in (c for c in found if c not in alike):
+            reason = unmergeable(analysis, group, cluster)
+            notes.append(Note(name, f"cluster {_spelled(cluster)} isn't merged: {reason}"))
+        if alike:
+            clusters[name] = alike
+    return clusters, tuple(notes)
+
+
+def _same_kind(kind: IntArray, cluster: tuple[int, ...]) -> bool:
+    return bool((kind[list(cluster)] == kind[cluster[0]]).all()) and kind[cluster[0]] != LOOSE
+
+
+def _widest(found: Iterable[Gap]) -> Gap | None:
+    return max(found, key=lambda gap: gap.size, default=None)
+
+
+def _merged(analysis: Analysis, clusters: Mapping[str, Clusters], differing: Set[str]) -> Program:
+    """Means into the writers of the groups that need them, sums into the readers; then the units that gave them go."""
+    tensors = Tensors(analysis.program)
+    keep = np.ones(analysis.size, dtype=bool)
+    for name, found in clusters.items():
+        group = analysis.groups[name]
+        into = representatives(group.size, found)
+        for member in producers(group) if name in differing else ():
+            tensors.average(member, into)
+        for member in group.readers:
+            if member.axis not in analysis.flow.by_group:
+                tensors.add(member, into)
+        keep[group.where] = into == np.arange(group.size)
+    return remove_units(hand_on(analysis, tensors.finish()), keep)
+
+
+def _refusal(gap: Gap, tolerance: float) -> PassError:
+    return PassError(
+        f"group '{gap.group}': the channels of cluster {_spelled(gap.cluster)} aren't identical: they differ by "
+        f"{gap.size:.2g} of the largest value of {gap.axis}, more than the tolerance {tolerance:.2g}",
+        hint="train until they agree, or merge their means: {inexact: mean}",
+    )
+
+
+def _spelled(cluster: tuple[int, ...]) -> str:
+    return "[" + ", ".join(str(unit) for unit in cluster) + "]"
+
+
+# -- the reference: means by plain loops, apart from what the rewrite uses ------------------------------------------
+
+
+def _means(analysis: Analysis) -> dict[str, torch.Tensor]:
+    """The tensors that the cluster means change, by name."""
+    changed: dict[str, torch.Tensor] = {}
+    clusters, _ = _mergeable(analysis)
+    for name, found in clusters.items():
+        for member in producers(analysis.groups[name]):
+            tensor = changed.get(member.axis.tensor)
+            if tensor is None:
+                tensor = analysis.program.tensors[member.axis.tensor].detach().clone()
+            if _level(analysis.program, member, tensor, found):
+                changed[member.axis.tensor] = tensor
+    return changed
+
+
+def _level(program: Program, member: Member, tensor: torch.Tensor, clusters: Clusters) -> bool:
+    """Write the mean over each cluster into a tensor; whether anything differed."""
+    differed = False
+    for cluster in clusters:
+        places = [member.positions[member.units == unit].tolist() for unit in cluster]
+        for corresponding in zip(*places, strict=True):
+            lines = [_line(program, member.axis, tensor, position) for position in corresponding]
+            if all(torch.equal(line, lines[0]) for line in lines):
+                continue
+            mean = torch.stack([line.double() for line in lines]).mean(0)
+            differed = True
+            for line in lines:
+                line.copy_(mean)
+    return differed
+
+
+def _line(program: Program, axis: Axis, tensor: torch.Tensor, position: int) -> torch.Tensor:
+    """A view of what belongs to one position of an axis."""
+    blocks = getattr(program.state.get(axis.owner), "groups", 1) if axis.dim == 1 else 1
+    width = tensor.shape[axis.dim]
+    return tensor.chunk(blocks)[position // width].select(axis.dim, position % width)

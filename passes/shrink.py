@@ -1,0 +1,69 @@
+"""`shrink`: the selected units are removed from the program.
+
+%conv1 = conv1(%x) : f32[1, 8, 6, 6]      conv1 = Conv2d(3, 8, ...)
+%relu  = F.relu(%conv1)                   fc    = Linear(288, 10)
+selection conv1 = [2, 5]
+                 |
+                 v
+%conv1 = conv1(%x) : f32[1, 6, 6, 6]      conv1 = Conv2d(3, 6, ...)
+%relu  = F.relu(%conv1)                   fc    = Linear(216, 10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from prunec.compiler.base import Context, Pass, PassResult
+from prunec.compiler.errors import PassError, nearest
+from prunec.compiler.ir import IntArray, Program
+from prunec.compiler.slimming import remove_units, removed_positions
+from prunec.compiler.units import Analysis, BoolArray, analyse
+from prunec.compiler.verify import Masked, Reference
+
+
+class Shrink(Pass):
+    """Remove the selected units: parameters, module attributes and literal sizes follow."""
+
+    name: ClassVar[str] = "shrink"
+    rewrites: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"selection"})
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Give the program without the units in the fact `selection`."""
+        analysis = analyse(program)
+        keep = kept_units(analysis, program.facts["selection"])
+        removed = {g.name: int((~keep[g.where]).sum()) for g in analysis.groups.values()}
+        slim = remove_units(program, keep)
+        return PassResult(slim, details={"removed_units": {name: n for name, n in removed.items() if n}})
+
+    def reference(self, before: Program, after: Program) -> Reference:
+        """The old program with the removed channels masked where they are read."""
+        analysis = analyse(before)
+        keep = kept_units(analysis, before.facts["selection"])
+        return Masked(before, removed_positions(analysis, keep))
+
+
+def kept_units(analysis: Analysis, selection: Mapping[str, IntArray]) -> BoolArray:
+    """The units that stay, [units] over all groups. Raises `PassError` where the selection isn't legal."""
+    keep = np.ones(analysis.size, dtype=bool)
+    for name, units in selection.items():
+        group = analysis.groups.get(name)
+        if group is None:
+            raise PassError(
+                f"the selection names group '{name}', which isn't there", hint=nearest(name, analysis.groups)
+            )
+        if len(units) and (min(units) < 0 or max(units) >= group.size):
+            raise PassError(f"the selection names unit {max(units)} of '{name}', which has units 0 to {group.size - 1}")
+        bound = next((u for u in units if group.pinned[u]), None)
+        if bound is not None:
+            raise PassError(f"unit {bound} of '{name}' may not be removed: it {group.pinned[bound]}")
+        keep[group.start + np.asarray(units, dtype=np.int64)] = False
+        if not keep[group.where].any():
+            raise PassError(f"the selection removes all {group.size} units of '{name}'", hint="one has to stay")
+    for units in analysis.covers:
+        if not keep[units].any():
+            raise PassError("the selection empties one piece of a split", hint="keep a channel in every piece")
+    return keep

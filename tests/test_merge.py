@@ -1,0 +1,416 @@
+"""Merging clustered channels: the readers' columns are summed, and what can't be merged soundly is left alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunec.compiler.base import Context
+from prunec.compiler.errors import PassError
+from prunec.compiler.merging import chi, kinds, producers
+from prunec.compiler.slimming import remove_units
+from prunec.compiler.trace import trace
+from prunec.compiler.units import analyse
+from prunec.compiler.verify import Replaced, Same, difference, verify
+from prunec.models.densenet import densenet
+from prunec.models.resnet import resnet
+from prunec.passes.cluster import Cluster
+from prunec.passes.merge import Merge
+
+
+class Net(nn.Module):
+    """A module whose children are given by name."""
+
+    def __init__(self, **children):
+        super().__init__()
+        for name, child in children.items():
+            if isinstance(child, nn.Parameter):
+                self.register_parameter(name, child)
+            else:
+                self.add_module(name, child)
+
+
+class Chain(Net):
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class Residual(Net):
+    def forward(self, x):
+        y = self.bn(self.stem(x))
+        y = F.relu(y + self.second(F.relu(self.first(y))))
+        return self.head(y)
+
+
+class Concat(Net):
+    def forward(self, x):
+        a, b = F.relu(self.left(x)), torch.tanh(self.right(x))
+        return self.head(torch.cat([a, x, b, a], 1))
+
+
+class Gate(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        gate = torch.sigmoid(self.expand(F.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return self.head(y * gate)
+
+
+class Twice(Net):
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        return self.head(F.relu(self.again(F.relu(self.again(x)))))
+
+
+class Nhwc(Net):
+    def forward(self, x):
+        y = F.relu(self.conv(x)) * self.scale
+        return self.head(y.permute(0, 2, 3, 1).flatten(1))
+
+
+class Shuffle(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        n, _, h, w = y.shape
+        return self.head(y.view(n, 2, -1, h, w).transpose(1, 2).reshape(n, -1, h, w))
+
+
+class Halves(Net):
+    """Both halves of `conv` are read at the same place of the same layer, but only one is rectified."""
+
+    def forward(self, x):
+        a, b = self.conv(x).chunk(2, 1)
+        return self.head(torch.cat([F.relu(a), b], 1))
+
+
+class Interleaved(Net):
+    """Channels and their mirror images alternate, so a unit's places are another pattern for each unit."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.head(torch.stack([y, torch.tanh(y.flip(1))], 2).flatten(1, 2))
+
+
+class Attention(Net):
+    def forward(self, x):
+        b, t, _ = x.shape
+        q, k, v = (layer(x).view(b, t, 2, -1).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.head(y.transpose(1, 2).reshape(b, t, -1))
+
+
+class Tied(Net):
+    """One weight under two names: its columns are written by the embedding and read by the decoder."""
+
+    def __init__(self):
+        super().__init__(embedding=nn.Embedding(10, 6), decoder=nn.Linear(6, 10, bias=False))
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.decoder(torch.tanh(self.embedding(x)))
+
+
+class FunctionalHead(Net):
+    def forward(self, x):
+        return F.conv2d(F.relu(self.conv(x)), self.weight)
+
+
+def conv(inputs, outputs, **options):
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+def flat_net():
+    return Chain(conv=conv(3, 6), bn=nn.BatchNorm2d(6), act=nn.PReLU(6), flat=nn.Flatten(), fc=nn.Linear(6 * 16, 5))
+
+
+def residual_net():
+    return Residual(stem=conv(3, 8), bn=nn.BatchNorm2d(8), first=conv(8, 6), second=conv(6, 8), head=conv(8, 4))
+
+
+def middle(layer, width=6):
+    """A convolution of 6 channels, the layer, and a reader of `width` channels."""
+    return Chain(conv=conv(3, 6), bn=nn.BatchNorm2d(6), relu=nn.ReLU(), layer=layer, head=conv(width, 4))
+
+
+NETS = {
+    "chain": lambda: Chain(a=conv(3, 6), relu=nn.ReLU(), b=conv(6, 8), bn=nn.BatchNorm2d(8), c=conv(8, 4)),
+    "flatten": flat_net,
+    "nhwc_flatten": lambda: Nhwc(conv=conv(3, 6), scale=nn.Parameter(torch.randn(6, 1, 1)), head=nn.Linear(96, 5)),
+    "residual": residual_net,
+    "concat": lambda: Concat(left=conv(3, 6), right=conv(3, 6), head=conv(6 + 3 + 6 + 6, 4)),
+    "depthwise": lambda: middle(conv(6, 6, groups=6)),
+    "depthwise_multiplier": lambda: middle(conv(6, 12, groups=6), 12),
+    "grouped_in": lambda: middle(conv(6, 3, groups=3), 3),
+    "grouped": lambda: middle(conv(6, 8, groups=2), 8),
+    "transposed": lambda: middle(nn.ConvTranspose2d(6, 8, 2, stride=2), 8),
+    "transposed_grouped": lambda: middle(nn.ConvTranspose2d(6, 8, 2, stride=2, groups=2), 8),
+    "transposed_depthwise": lambda: middle(nn.ConvTranspose2d(6, 6, 2, stride=2, groups=6)),
+    "squeeze_excite": lambda: Gate(conv=conv(3, 8), squeeze=conv(8, 4), expand=conv(4, 8), head=conv(8, 4)),
+    "shared": lambda: Twice(stem=conv(3, 6), again=conv(6, 6), head=conv(6, 4)),
+    "shuffle": lambda: Shuffle(conv=conv(3, 8), head=conv(8, 4)),
+    "pixel_shuffle": lambda: middle(nn.Sequential(nn.PixelUnshuffle(2)), 24),
+    "resnet_projection": lambda: resnet(8, "projection", widths=(4, 8, 12)),
+    "resnet_zero_pad": lambda: resnet(8, "zero_pad", widths=(4, 8, 12)),
+    "densenet": lambda: densenet(7, growth=4, stem=6),
+}
+
+
+def traced(model, *shape):
+    """The program of a float64 model in which no norm is an identity."""
+    generator = torch.Generator().manual_seed(7)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            values = torch.rand(tensor.shape, generator=generator) + 0.5
+            tensor.copy_(values if "var" in name else values - 0.9)
+    x = torch.randn(*(shape or (2, 3, 4, 4)), generator=generator, dtype=torch.float64)
+    return trace(model.double().eval(), (x,))
+
+
+def small(name):
+    torch.manual_seed(0)
+    return traced(NETS[name](), *((2, 3, 32, 32) if "net_" in name or name == "densenet" else ()))
+
+
+def clustered(program, **options):
+    return Cluster(**{"method": "even", "ratio": 0.5, **options}).run(program, Context()).program
+
+
+def channel(program, axis, position):
+    """A view of what one position of an axis holds; a grouped transposed convolution counts outputs through groups."""
+    tensor = program.tensors[axis.tensor].detach()
+    blocks = getattr(program.state.get(axis.owner), "groups", 1) if axis.dim == 1 else 1
+    block, place = divmod(position, tensor.shape[axis.dim])
+    return tensor.chunk(blocks)[block].select(axis.dim, place)
+
+
+def make_identical(program, strength=1.0):
+    """Move every unit of a cluster towards the cluster's first, in the model's own tensors."""
+    for name, clusters in program.facts["clusters"].items():
+        for member in producers(analyse(program).groups[name]):
+            for cluster in clusters:
+                places = [member.positions[member.units == unit].tolist() for unit in cluster]
+                for first, *others in zip(*places, strict=True):
+                    for other in others:
+                        mine = channel(program, member.axis, other)
+                        mine.copy_(torch.lerp(mine, channel(program, member.axis, first), strength))
+
+
+def outputs(program):
+    with torch.no_grad():
+        return program.module(*program.inputs)
+
+
+def dropped(program):
+    """The program with the units removed that a merge removes, but with nothing added."""
+    analysis = analyse(program)
+    keep = np.ones(analysis.size, dtype=bool)
+    for name, clusters in program.facts["clusters"].items():
+        for cluster in clusters:
+            keep[[analysis.groups[name].start + unit for unit in cluster[1:]]] = False
+    return remove_units(program, keep)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_identical_channels_merge_without_loss(name):
+    program = clustered(small(name))
+    make_identical(program)
+    merge = Merge()
+    result = merge.run(program, Context())
+    assert sum(result.details["removed"].values()) > 0
+    assert result.details["largest_difference"] == 0
+    assert difference(outputs(result.program), outputs(program)) < 1e-9
+    assert difference(outputs(dropped(program)), outputs(program)) > 1e-3
+    reference = merge.reference(program, result.program)
+    assert isinstance(reference, Same)
+    assert verify(result.program, reference, pass_name="merge").difference < 1e-9
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_means_are_checked_against_the_old_program_with_means(name):
+    program = clustered(small(name))
+    merge = Merge(inexact="mean")
+    result = merge.run(program, Context())
+    reference = merge.reference(program, result.program)
+    assert isinstance(reference, Replaced)
+    assert verify(result.program, reference, pass_name="merge").difference < 1e-9
+    assert difference(outputs(result.program), outputs(program)) > 1e-3
+    assert result.details["chi"] > 0
+
+
+def test_flatten_sums_the_same_pixels_columns():
+    program = small("flatten").with_facts(clusters={"conv": ((1, 4),)})
+    make_identical(program)
+    old = program.tensors["fc.weight"].detach().reshape(5, 6, 16)
+    new = Merge().run(program, Context()).program.tensors["fc.weight"].detach().reshape(5, 5, 16)
+    expected = old[:, [0, 1, 2, 3, 5]].clone()
+    expected[:, 1] += old[:, 4]
+    torch.testing.assert_close(new, expected, rtol=0, atol=0)
+
+
+def test_origins_name_the_units_that_stay():
+    program = small("flatten").with_facts(clusters={"conv": ((1, 4), (2, 3, 5))})
+    make_identical(program)
+    after = Merge().run(program, Context()).program
+    left = {str(axis): positions.tolist() for axis, positions in after.origin.items()}
+    assert left["conv.weight[0]"] == left["bn.running_var[0]"] == left["act.weight[0]"] == [0, 1, 2]
+    assert left["fc.weight[1]"] == list(range(48))
+    assert after.facts == {}
+
+
+def test_the_old_program_is_left_alone():
+    program = clustered(small("residual"))
+    before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
+    Merge(inexact="mean").run(program, Context())
+    assert all(torch.equal(before[name], tensor) for name, tensor in program.tensors.items())
+
+
+def test_one_differing_norm_vector_is_refused():
+    program = small("flatten").with_facts(clusters={"conv": ((1, 4),)})
+    make_identical(program)
+    vector = program.tensors["bn.running_mean"]
+    vector[:] = torch.tensor([0.0, 1.0, 0.5, -4.0, 2.0, 1.0])
+    with pytest.raises(PassError) as caught:
+        Merge().run(program, Context())
+    assert str(caught.value) == (
+        "group 'conv': the channels of cluster [1, 4] aren't identical: they differ by 0.25 of the largest value of "
+        "bn.running_mean[0], more than the tolerance 1e-06\n"
+        "hint: train until they agree, or merge their means: {inexact: mean}"
+    )
+
+
+def test_differing_depthwise_kernels_are_refused():
+    program = small("depthwise").with_facts(clusters={"conv": ((0, 1),)})
+    make_identical(program)
+    program.tensors["layer.weight"].detach()[1] += 1
+    with pytest.raises(PassError, match=r"largest value of layer\.weight\[0\]"):
+        Merge().run(program, Context())
+
+
+def test_within_the_tolerance_the_mean_is_taken():
+    program = clustered(small("residual"))
+    make_identical(program, strength=1 - 1e-9)
+    result = Merge().run(program, Context())
+    assert 0 < result.details["largest_difference"] < 1e-6
+    assert isinstance(Merge().reference(program, result.program), Replaced)
+    assert difference(outputs(result.program), outputs(program)) < 1e-6
+
+
+def test_the_error_shrinks_with_chi():
+    errors, spreads = [], []
+    for strength in (0.0, 0.9, 0.99, 0.999):
+        program = clustered(small("residual"))
+        make_identical(program, strength)
+        spreads.append(chi(program, analyse(program).groups, program.facts["clusters"]))
+        after = Merge(inexact="mean").run(program, Context()).program
+        errors.append(difference(outputs(after), outputs(program)))
+    assert spreads == sorted(spreads, reverse=True)
+    assert all(later < 0.3 * earlier for earlier, later in pairwise(errors))
+
+
+def test_chi_is_the_distance_from_the_means():
+    program = small("residual").with_facts(clusters={"first": ((0, 2, 5),)})
+    kernels = program.tensors["first.weight"].detach()[[0, 2, 5]]
+    expected = sum((kernel - kernels.mean(0)).square().sum() for kernel in kernels)
+    assert chi(program, analyse(program).groups, program.facts["clusters"]) == pytest.approx(float(expected))
+
+
+def test_without_clusters_nothing_changes():
+    program = clustered(small("residual"), ratio=0)
+    result = Merge().run(program, Context())
+    assert result.program is program
+    assert result.notes == ()
+
+
+def test_half_precision_keeps_its_dtype():
+    program = trace(residual_net().half().eval(), (torch.randn(2, 3, 4, 4).half(),))
+    after = Merge(inexact="mean").run(clustered(program), Context()).program
+    assert {tensor.dtype for tensor in after.tensors.values() if tensor.is_floating_point()} == {torch.float16}
+    assert after.tensors["head.weight"].shape[1] == 4
+
+
+def test_frozen_parameters_stay_frozen():
+    model = residual_net()
+    model.head.weight.requires_grad_(False)
+    program = clustered(traced(model))
+    after = Merge(inexact="mean").run(program, Context()).program
+    assert not after.tensors["head.weight"].requires_grad
+    assert after.tensors["first.weight"].requires_grad
+
+
+def test_a_tied_weight_is_kept_where_it_writes_and_summed_where_it_reads():
+    model = Tied().eval()
+    with torch.no_grad():
+        model.embedding.weight[:, 4] = model.embedding.weight[:, 1]
+    program = trace(model, (torch.randint(0, 10, (2, 5)),)).with_facts(clusters={"embedding": ((1, 4),)})
+    merge = Merge()
+    after = merge.run(program, Context()).program
+    assert verify(after, merge.reference(program, after), pass_name="merge").difference < 1e-6
+    assert torch.equal(after.tensors["decoder.weight"][:, 1], 2 * after.tensors["embedding.weight"][:, 1])
+
+
+DECLINED = {
+    "layer_norm": (
+        lambda: Chain(fc=nn.Linear(8, 6), norm=nn.LayerNorm(6), head=nn.Linear(6, 4)),
+        (2, 8),
+        "fc: cluster [0, 1] isn't merged: counted by norm (LayerNorm)",
+    ),
+    "group_norm": (
+        lambda: middle(nn.GroupNorm(2, 6)),
+        (2, 3, 4, 4),
+        "conv: cluster [0, 1] isn't merged: counted by layer (GroupNorm)",
+    ),
+    "attention": (
+        lambda: Attention(**{n: nn.Linear(8, 8) for n in ("query", "key", "value")}, head=nn.Linear(8, 4)),
+        (2, 5, 8),
+        "query: cluster [0, 1] isn't merged: contracted at scaled_dot_product_attention",
+    ),
+    "functional_convolution": (
+        lambda: FunctionalHead(conv=conv(3, 6), weight=nn.Parameter(torch.randn(4, 6, 3, 3))),
+        (2, 3, 4, 4),
+        "conv: cluster [0, 1] isn't merged: contracted at conv2d",
+    ),
+    "interleaved": (
+        lambda: Interleaved(conv=conv(3, 6), head=conv(12, 4)),
+        (2, 3, 4, 4),
+        "conv: cluster [0, 1] isn't merged: no two of its units are produced and read alike",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_what_cannot_be_merged_is_left_alone_with_a_reason(name):
+    build, shape, note = DECLINED[name]
+    program = traced(build(), *shape)
+    program = program.with_facts(clusters={note.split(":")[0]: ((0, 1),)})
+    result = Merge(inexact="mean").run(program, Context())
+    assert [str(each) for each in result.notes] == [note]
+    assert result.program is program
+
+
+def test_channels_that_meet_different_operations_are_of_different_kinds():
+    program = traced(Halves(conv=conv(3, 8), head=conv(8, 4)))
+    analysis = analyse(program)
+    kind = kinds(analysis)[analysis.groups["conv"].where].tolist()
+    assert len(set(kind[:4])) == len(set(kind[4:])) == 1
+    assert kind[0] != kind[4]
+    result = Merge(inexact="mean").run(program.with_facts(clusters={"conv": ((0, 1), (2, 6))}), Context())
+    assert result.details["removed"] == {"conv": 1}
+    assert [str(note) for note in result.notes] == [
+        "conv: cluster [2, 6] isn't merged: no two of its units are produced and read alike"
+    ]
+
+
+def test_padded_streams_have_a_kind_for_each_stage():
+    program = small("resnet_zero_pad")
+    analysis = analyse(program)
+    stream = analysis.groups["conv1"]
+    kind = kinds(analysis)[stream.where]
+    written = np.array([sum(unit in member.units for member in stream.writers) for unit in range(stream.size)])
+    assert {len(set(written[kind == value])) for value in set(kind)} == {1}
+    assert len(set(kind)) >= 3
