@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from prunec.compiler.driver import Result, compile  # noqa: A004  (the word that users know)
+    from prunec.compiler.driver import Result, compile
     from prunec.compiler.errors import PrunecError
     from prunec.compiler.plan import Plan
     from prunec.compiler.trace import trace

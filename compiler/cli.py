@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from prunec.compiler import __version__
-from prunec.compiler.errors import PlanError, PrunecError, nearest
+from prunec.compiler.errors import PlanError, PrunecError
 
 if TYPE_CHECKING:
     from prunec.compiler.plan import Plan
@@ -86,7 +86,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 _USAGE: Final = 2
-"""What the command-line parser exits with when it is used wrongly; here that is a fault of the caller's, like a plan's."""
+"""What the command-line parser exits with when it is used wrongly; here that is 1, like any fault of the caller's."""
 
 
 def _version(wanted: bool) -> None:
@@ -114,7 +114,7 @@ def compile_(
 ) -> None:
     """Compile a plan: write the slim model, its ONNX file, the lock and the report, or nothing at all."""
     from prunec.compiler.console import bars, show_report  # noqa: PLC0415
-    from prunec.compiler.driver import compile, ready_to_write  # noqa: A004, PLC0415  (imports torch)
+    from prunec.compiler.driver import compile, ready_to_write  # noqa: PLC0415  (imports torch)
     from prunec.compiler.plan import Plan  # noqa: PLC0415  (imports torch)
 
     loaded = Plan.load(plan, overrides or ())

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunec.compiler.errors import PrunecError
-from prunec.compiler.figures import checked, duration, figures, gathered, left_alone, removed, size
+from prunec.compiler.figures import checked, duration, figures, gathered, left_alone, removed
 
 PLAIN_WIDTH: Final = 140
 """Columns of a table where nobody watches and a terminal's width isn't known."""
@@ -152,8 +152,3 @@ def _show_reasons(report: Mapping[str, Any]) -> None:
         for reason, subjects in gathered(notes):
             more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
             say(Text(f"{source}: {', '.join(subjects[:3])}{more}: {reason}", "dim"))
-
-
-def sizes(report: Mapping[str, Any]) -> str:
-    """The weights file's size before and after, for one line."""
-    return " -> ".join(size(report["weights"][side]) for side in ("before", "after"))

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
+from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program, module_tensors
 from prunec.compiler.labels import Product, elements, shape_of_argument
 from prunec.compiler.units import LOOSE, Analysis, BoolArray, FloatArray, analyse
@@ -131,6 +133,7 @@ class _Widths:
         return csr_matrix((np.ones(int(placed.sum())), (rows[placed], units[placed])), shape=shape), fixed
 
 
+@uncollected()
 def cost_model(program: Program) -> CostModel:
     """The closed-form costs of a program; made once for each program."""
     known = program.__dict__.get("_cost_model")
@@ -209,8 +212,13 @@ def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArra
         total = elements(shape_of_argument(node)) / batch
         products.append(Product(node.name, total / elements([w.size for w in flat]), flat))
         births.append(step)
-        deaths.append(max((order[user] for user in node.users), default=step))
+        deaths.append(max((order[user] for user in node.users if _reads_data(user)), default=step))
     return products, np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
+
+
+def _reads_data(user: fx.Node) -> bool:
+    """Not a node that asks for a size: that may well be answered before."""
+    return any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(user.meta.get("val"))) or user.op == "output"
 
 
 def node_label(node: fx.Node) -> str:

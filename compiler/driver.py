@@ -79,7 +79,7 @@ def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
     return {key: there[key] for key in ("model", "data") if key in there}
 
 
-def compile(  # noqa: A001  (the word that users know)
+def compile(
     model: nn.Module | None,
     plan: Plan | Mapping[str, Any] | str | Path,
     example_inputs: Sequence[torch.Tensor] | None = None,
@@ -133,7 +133,7 @@ def program_after(plan: Plan, name: str | None) -> Program:
     steps = steps_of(plan)
     names = [step.pass_.name for step in steps]
     if name is not None and name not in names:
-        raise PlanError(f"the plan has no pass '{name}'", at=plan.at("passes"), hint=nearest(name, names))
+        raise PlanError(f"the plan has no pass '{name}'", hint=nearest(name, names))
     program = load_program(plan)
     if name is None:
         return program
@@ -159,7 +159,7 @@ def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float) -
 
 
 def group_widths(before: Program, after: Program) -> list[dict[str, Any]]:
-    """Each group's channels before and after, as its first writer counts them, and how many units are pinned, and why."""
+    """Each group's channels before and after, as its first writer counts them; how many units are pinned, and why."""
     found = []
     for group in analyse(before).groups.values():
         first = group.writers[0]

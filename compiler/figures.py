@@ -83,9 +83,9 @@ def figures(report: Mapping[str, Any]) -> list[Figure]:
 def _pair(report: Mapping[str, Any], keys: tuple[str, ...]) -> Pair | None:
     if keys[0] == "cost":
         return {side: report["cost"][side][keys[1]] for side in ("before", "after")}
-    found: Any = report
+    found: Mapping[str, Any] | None = report
     for key in keys:
-        found = (found or {}).get(key)
+        found = found.get(key) if found else None
     return found
 
 

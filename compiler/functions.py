@@ -23,76 +23,18 @@ from prunec.compiler.spelling import NAMESPACES, public_name
 
 Function = Callable[..., Any]
 
-_BUILTINS = frozenset(
-    [
-        "abs",
-        "all",
-        "any",
-        "bool",
-        "dict",
-        "divmod",
-        "float",
-        "getattr",
-        "int",
-        "isinstance",
-        "len",
-        "list",
-        "max",
-        "min",
-        "pow",
-        "range",
-        "round",
-        "slice",
-        "sorted",
-        "str",
-        "sum",
-        "tuple",
-        "zip",
-    ]
-)
+_BUILTINS = frozenset({
+    "abs", "all", "any", "bool", "dict", "divmod", "float", "getattr", "int", "isinstance", "len", "list", "max",
+    "min", "pow", "range", "round", "slice", "sorted", "str", "sum", "tuple", "zip",
+})  # fmt: skip
 
-_TORCH = frozenset(
-    [
-        "arange",
-        "as_strided",
-        "as_tensor",
-        "asarray",
-        "bartlett_window",
-        "blackman_window",
-        "broadcast_shapes",
-        "can_cast",
-        "empty",
-        "empty_strided",
-        "eye",
-        "fill",
-        "full",
-        "hamming_window",
-        "hann_window",
-        "is_grad_enabled",
-        "is_tensor",
-        "kaiser_window",
-        "linspace",
-        "logspace",
-        "normal",
-        "ones",
-        "promote_types",
-        "rand",
-        "rand_like",
-        "randint",
-        "randint_like",
-        "randn",
-        "randn_like",
-        "randperm",
-        "range",
-        "result_type",
-        "scalar_tensor",
-        "tensor",
-        "tril_indices",
-        "triu_indices",
-        "vander",
-        "zeros",
-    ]
-)
+_TORCH = frozenset({
+    "arange", "as_strided", "as_tensor", "asarray", "bartlett_window", "blackman_window", "broadcast_shapes",
+    "can_cast", "empty", "empty_strided", "eye", "fill", "full", "hamming_window", "hann_window",
+    "is_grad_enabled", "is_tensor", "kaiser_window", "linspace", "logspace", "normal", "ones", "promote_types",
+    "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "range", "result_type",
+    "scalar_tensor", "tensor", "tril_indices", "triu_indices", "vander", "zeros",
+})  # fmt: skip
 """Functions of `torch` that make tensors or ask about types, and so can't be overridden on a tensor."""
 
 _FORBIDDEN = frozenset({"operator.call", "operator.attrgetter", "operator.itemgetter", "operator.methodcaller"})

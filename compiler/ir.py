@@ -25,6 +25,8 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
+from prunec.compiler.collector import uncollected
+
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
 
@@ -76,8 +78,10 @@ class Program:
         return replace(self, **changes)
 
     def with_facts(self, **facts: Any) -> Program:
-        """The same program, knowing more."""
-        return replace(self, facts={**self.facts, **facts})
+        """The same program, knowing more. What was computed from its graph and state, such as its analysis, still holds."""
+        known = replace(self, facts={**self.facts, **facts})
+        known.__dict__.update({key: value for key, value in self.__dict__.items() if key not in known.__dict__})
+        return known
 
     @cached_property
     def module(self) -> fx.GraphModule:
@@ -85,7 +89,7 @@ class Program:
         return self._graph_module(dict(self.state))
 
     def _graph_module(self, state: dict[str, Any]) -> fx.GraphModule:
-        with _quiet_getattr():
+        with _quiet_getattr(), uncollected():
             module = fx.GraphModule({**state, "training": self.training}, self.copy_graph(), class_name=self.name)
         module.training = self.training
         return module
@@ -133,8 +137,12 @@ class Program:
 
 def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters and buffers of a leaf module, with the module's name before their own."""
-    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-        yield (f"{name}.{key}" if name else key), tensor
+    nested = bool(module._modules)  # most have no children; for these, torch's own search takes ten times as long
+    parameters = dict(module.named_parameters()) if nested else module._parameters
+    buffers = dict(module.named_buffers()) if nested else module._buffers
+    for key, tensor in (*parameters.items(), *buffers.items()):
+        if tensor is not None:
+            yield (f"{name}.{key}" if name else key), tensor
 
 
 def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None, **attributes: Any) -> nn.Module:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -203,7 +204,9 @@ def _convolution(call: Call) -> Any:
     own = own.expand(*plain(weight).shape[:2], 1)
     count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
     marks = contract(call, count, x, weight, marks=(arriving, own))
-    return _with_bias(call, _run_zeroed(call), marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
+    channels = Marked(plain(x), arriving.reshape(1, -1, *[1] * (rank - 2)))  # with the free rim of a removed channel
+    data = _run_zeroed(replace(call, args=(channels, *call.args[1:])))
+    return _with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
 
 
 def _run_zeroed(call: Call) -> Any:
@@ -343,8 +346,8 @@ DIMENSION_AT: Final[Mapping[str, tuple[int, int | None]]] = {
 
 _MOVES: Final = _words("""
     reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint cat concat concatenate
-    stack hstack vstack dstack chunk split tensor_split unbind getitem select narrow index_select gather take_along_dim
-    roll flip expand expand_as view_as reshape_as broadcast_to repeat tile repeat_interleave squeeze unsqueeze
+    stack hstack vstack dstack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind getitem select narrow index_select gather take_along_dim
+    roll flip expand view_as reshape_as broadcast_to repeat tile repeat_interleave squeeze unsqueeze
     pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim ndimension numel stride ravel rot90 meshgrid
     diagonal is_floating_point
 """)
@@ -356,15 +359,16 @@ _ELEMENTWISE: Final = _words("""
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink
     softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh to type type_as float half bfloat16 double int long
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
-    requires_grad
+    requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
+    fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
 """)
 _REDUCTIONS: Final = _words("""
     sum mean prod max min amax amin var std var_mean std_mean median argmax argmin all any norm logsumexp nansum
-    softmax log_softmax softmin normalize cumsum cumprod sort argsort topk
+    softmax log_softmax softmin normalize cumsum cumprod sort argsort topk aminmax logcumsumexp nanmean
 """)
 _CREATORS: Final = _words("""
     zeros ones full empty arange linspace eye tensor zeros_like ones_like full_like empty_like new_zeros new_ones
-    new_full new_empty new_tensor
+    new_full new_empty new_tensor rand_like randn_like
 """)
 _POOLS: Final = [
     f"{adapt}{kind}_pool{rank}d" for adapt in ("", "adaptive_") for kind in ("avg", "max", "lp") for rank in (1, 2, 3)

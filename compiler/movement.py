@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from prunec.compiler.contractions import whole
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import FIXED, Flow, Labelled, compress, elements, reshape_labels, shape_of_argument
+from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, compress, elements, reshape_labels, shape_of_argument
 from prunec.compiler.reductions import mixed
 from prunec.compiler.rules import (
     argument,
@@ -432,7 +432,7 @@ def getitem(flow: Flow, node: fx.Node) -> Labelled:
     if any(_is_tensor(entry) or isinstance(entry, list | bool) for entry in entries):
         return _indexed_by_tensors(flow, node, entries)
     known = tuple(_constant_index(flow, entry) for entry in entries)
-    if sum(isinstance(entry, slice) and entry.step not in (None, 1) for entry in known) > 1:
+    if sum(_strides(known[place], dim, flow.fields(value)) for place, dim in _dims(known, len(shape_of_argument(value)))) > 1:
         return unknown(flow, node)  # what is kept of them can't be said in one index
     fields: list[IntArray] = []
     for labels in flow.fields(value):
@@ -441,6 +441,10 @@ def getitem(flow: Flow, node: fx.Node) -> Labelled:
             flow.covers.append(piece)
         fields += flow.moved((piece,), node)
     return flow.separate(fields, node)
+
+
+def _strides(entry: object, dim: int, fields: Fields) -> bool:
+    return isinstance(entry, slice) and entry.step not in (None, 1) and any(f.shape[dim] > 1 for f in fields)
 
 
 def _is_tensor(entry: object) -> bool:

@@ -20,7 +20,7 @@ class Step:
 
     pass_: Pass
     at: Span | None = None
-    locate: Callable[..., Span | None] = lambda *keys: None
+    locate: Callable[..., Span | None] = lambda *keys, on_key=False: None
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def _giver(fact: str, step: Step, steps: Sequence[Step]) -> str:
 def run_passes(program: Program, steps: Sequence[Step], context: Context, *, until: str | None = None) -> Outcome:
     """Run the passes in order; stop after the first one named `until`.
 
-    Raises `PlanError` where a fact is missing, `PassError` (with its place in the plan) where a pass can't do what it is
-    asked, and `VerifyError` where a rewrite changed the function.
+    Raises `PlanError` where a fact is missing, `PassError` (with its place in the plan) where a pass can't do what it
+    is asked, and `VerifyError` where a rewrite changed the function.
     """
     check_needs(steps)
     context = context if context.baseline else replace(context, baseline=cost(program))
@@ -120,7 +120,10 @@ def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:
 
 
 def _locate(error: PassError, step: Step) -> None:
-    error.at = error.at or (step.locate(*error.keys) if error.keys else None) or step.at
+    """Give the error its place: the value of an option, or within a mapping the key, such as a pattern."""
+    keys = error.keys
+    on_key = len(keys) > 1 and isinstance(keys[-1], str)
+    error.at = error.at or (step.locate(*keys, on_key=on_key) if keys else None) or step.at
 
 
 def _run(program: Program, step: Step, context: Context) -> tuple[PassResult, Record]:

@@ -6,12 +6,14 @@ channels alone is another number.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.contractions import whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
 from prunec.compiler.rules import (
@@ -29,16 +31,22 @@ from prunec.compiler.rules import (
 
 
 def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: str) -> Fields:
-    """The fields that don't vary along `dims`; those that do are pinned."""
+    """The fields as they are when nothing may vary along `dims`.
+
+    One that varies there alone is pinned; one that varies elsewhere too can lose what all positions of `dims` share.
+    """
     rank = len(shape_of_argument(value))
     along = {d % max(rank, 1) for d in dims}
     kept: list[IntArray] = []
     for labels in flow.fields(value):
-        if any(labels.shape[d] > 1 for d in along):
+        here = [d for d in along if labels.shape[d] > 1]
+        if here and labels.size == np.prod([labels.shape[d] for d in here]):
             flow.pin(labels, f"{verb} at {node.name}")
-        else:
-            kept.append(labels)
-    return tuple(kept)
+            continue
+        for dim in here:
+            labels = whole(flow, labels, dim, node)
+        kept.append(labels)
+    return flow.moved(kept, node) if any(map(operator.is_not, kept, flow.fields(value))) else tuple(kept)
 
 
 def _local(width: int) -> Rule:
@@ -59,7 +67,7 @@ for _width, _suffix in ((1, "1d"), (2, "2d"), (3, "3d")):
 
 
 @on_module(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-@on_op("interpolate", "upsample", "grid_sample")
+@on_op("interpolate", "upsample")
 def interpolation(flow: Flow, node: fx.Node) -> Labelled:
     """Everything behind the channel dimension is mixed."""
     return mixed(flow, node, subject(flow, node), range(2, rank_of(node)), "is interpolated over")

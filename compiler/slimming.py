@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, module_tensors
 from prunec.compiler.labels import shape_of_argument
 from prunec.compiler.movement import REWRITES, SIZED
@@ -27,6 +28,7 @@ from prunec.compiler.rules import argument, op_name
 from prunec.compiler.units import Analysis, BoolArray, analyse
 
 
+@uncollected()
 def remove_units(program: Program, keep: BoolArray) -> Program:
     """The program without the units that `keep` ([units], see `Analysis.free`) leaves out. Shares what doesn't change.
 
@@ -221,6 +223,7 @@ class _View:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     """Slim values of nodes that give numbers, where they differ from the old."""
     _masks: dict[int, tuple[IntArray, BoolArray | None]] = field(default_factory=dict)
+    _blanks: dict[tuple[tuple[int, ...], torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, labels: IntArray) -> BoolArray | None:
         """Which elements of a field stay; None where all do."""
@@ -251,18 +254,26 @@ class _View:
                 continue
             for dim, size in enumerate(labels.shape):
                 if size > 1:
-                    slim[dim] = int(mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)).sum())
+                    others = tuple(d for d in range(mask.ndim) if d != dim)
+                    slim[dim] = np.count_nonzero(mask if size == mask.size else mask.any(axis=others))
         return tuple(slim)
 
     def meta(self, labelled: Any, known: Any) -> Any:
         """A node's value on the meta device, slim; the very same object where nothing changes."""
         if isinstance(known, torch.Tensor) and isinstance(labelled, tuple):
             shape = self._shape(labelled, tuple(known.shape))
-            return known if shape == tuple(known.shape) else known.new_empty(shape)
+            return known if shape == tuple(known.shape) else self._blank(known, shape)
         if isinstance(known, tuple | list) and isinstance(labelled, list):
             parts = [self.meta(a, b) for a, b in zip(labelled, known, strict=True)]
             return known if all(a is b for a, b in zip(parts, known, strict=True)) else tuple(parts)
         return known
+
+    def _blank(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """A value of another shape. Nodes share it: it is never written to."""
+        key = (shape, like.dtype)
+        if key not in self._blanks:
+            self._blanks[key] = like.new_empty(shape)
+        return self._blanks[key]
 
     def value(self, argument: object) -> Any:
         """What a literal or a node that gives a number is in the slim program."""

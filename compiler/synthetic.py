@@ -6,6 +6,7 @@ The scales are those of a trained network, so that what flows through it stays n
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -26,8 +27,8 @@ def synthetic(name: str, like: torch.Tensor) -> torch.Tensor:
         return (0.5 + torch.rand(shape, generator=generator)).to(like.dtype)
     normal = torch.randn(shape, generator=generator)
     if len(shape) > 1:
-        fan_in = max(normal[0].numel(), 1) if shape[0] else 1
-        return (normal / fan_in**0.5).to(like.dtype)
+        fan_in = max(math.prod(shape[1:]), 1)
+        return (normal / math.sqrt(fan_in)).to(like.dtype)
     if key == "weight":
         return (1 + 0.1 * normal).to(like.dtype)
     return (0.1 * normal if "." in name else normal).to(like.dtype)

@@ -17,6 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
+from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.labels import FIXED, Binding, Flow, Pin
 from prunec.compiler.rules import run_rules
@@ -135,6 +136,7 @@ class Analysis:
         if labels.size == max(labels.shape):
             return self.flow.flat(labels)
         units = self.units(labels)
+        units = np.where(np.append(self.free, False)[units], units, LOOSE)
         wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
         dim = next((d for d in wide if bool((units == first_along(units, d)).all())), wide[0])
         return np.ascontiguousarray(first_along(labels, dim)).reshape(-1)
@@ -142,9 +144,10 @@ class Analysis:
     def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
         """Which labels stay when the units in `keep` do."""
         units = self.units(labels)
-        return np.where(units == LOOSE, True, np.append(keep, True)[units])
+        return (units == LOOSE) | keep[units] if keep.size else np.ones(labels.shape, dtype=bool)
 
 
+@uncollected()
 def analyse(program: Program) -> Analysis:
     """The units and groups of a program; computed once for each program."""
     known = program.__dict__.get("_analysis")
@@ -239,7 +242,7 @@ def _squared(component: IntArray, labels: IntArray) -> tuple[IntArray, IntArray]
     edges = [first_along(joined, dim) for dim in range(labels.ndim) if labels.shape[dim] > 1]
     if any(bool((joined == edge).all()) for edge in edges):
         return None
-    best = max(edges, key=lambda edge: int(np.unique(edge).size))
+    best = max(edges, key=lambda edge: (len(set(edge.flat)), sorted(set(edge.flat))))
     return joined.ravel(), np.broadcast_to(best, joined.shape).ravel()
 
 
@@ -351,12 +354,20 @@ def _names(members: list[list[Member]]) -> list[str]:
 
 
 def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) -> list[IntArray]:
-    """The units of each piece of a split that could lose them all: it has no fixed position and holds no whole group."""
+    """The units of each value that could lose them all: it has no fixed position and holds no whole group.
+
+    Such are the pieces of a split, and what a layer writes that is padded to the width of its group.
+    """
     found: dict[bytes, IntArray] = {}
-    for labels in flow.covers:
-        units = np.unique(_units(unit_of, labels))
-        numbers, counts = np.unique(np.searchsorted(starts, units, side="right") - 1, return_counts=True)
-        if units[0] != LOOSE and not bool((counts == sizes[numbers]).any()):
+    written = [binding.labels for binding in flow.bindings.values() if binding.role == "writer"]
+    for labels in (*flow.covers, *written):
+        units = _units(unit_of, labels).ravel()
+        if units.min() == LOOSE:
+            continue
+        units = distinct(units, unit_of.size)
+        numbers = np.searchsorted(starts, units, side="right") - 1
+        counts = np.bincount(numbers - numbers[0])
+        if not bool((counts == sizes[numbers[0] : numbers[0] + counts.size]).any()):
             found[units.tobytes()] = units
     return list(found.values())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -56,7 +57,8 @@ def read_weights(path: Path, at: Span | None = None) -> State:
 
 def _unpickle(path: Path, at: Span | None) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch doubts rare pickle protocols: that they load says all
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it names {name[1]}" if name else "it isn't plain tensors"

@@ -1,6 +1,6 @@
 """How important is each position of an axis: the criteria that `score` may name.
 
-A criterion takes a program, a member of a group and a generator, and gives one number a position, [positions], or None
+A criterion takes a program, a member of a group and what makes a generator, and gives one number a position, [positions], or None
 where it has nothing to say about that axis (`bn_scale` about a convolution).
 
     l1        sum of |w| over what goes with the position (Li et al.)
@@ -22,7 +22,10 @@ from prunec.compiler.axes import axis_rows
 from prunec.compiler.ir import Program
 from prunec.compiler.units import FloatArray, Member
 
-Criterion = Callable[[Program, Member, np.random.Generator], FloatArray | None]
+Random = Callable[[], np.random.Generator]
+"""Makes the member's generator, which takes longer than most criteria do."""
+
+Criterion = Callable[[Program, Member, Random], FloatArray | None]
 
 
 def _numbers(values: torch.Tensor) -> FloatArray:
@@ -34,21 +37,21 @@ def _is_weight(program: Program, member: Member) -> bool:
     return program.tensors[member.axis.tensor].ndim > 1
 
 
-def l1(program: Program, member: Member, rng: np.random.Generator) -> FloatArray | None:
+def l1(program: Program, member: Member, random: Random) -> FloatArray | None:
     """Sum of absolute weights, METHODS 2a: `s_j = sum |W[j]|`."""
     if not _is_weight(program, member):
         return None
     return _numbers(axis_rows(program, member.axis).abs().sum(1))
 
 
-def l2(program: Program, member: Member, rng: np.random.Generator) -> FloatArray | None:
+def l2(program: Program, member: Member, random: Random) -> FloatArray | None:
     """Euclidean norm of the weights."""
     if not _is_weight(program, member):
         return None
     return _numbers(torch.linalg.vector_norm(axis_rows(program, member.axis), dim=1))
 
 
-def bn_scale(program: Program, member: Member, rng: np.random.Generator) -> FloatArray | None:
+def bn_scale(program: Program, member: Member, random: Random) -> FloatArray | None:
     """|gamma|, METHODS 2b."""
     module = program.state.get(member.axis.owner)
     if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not member.axis.tensor.endswith(".weight"):
@@ -56,9 +59,9 @@ def bn_scale(program: Program, member: Member, rng: np.random.Generator) -> Floa
     return _numbers(program.tensors[member.axis.tensor].detach().abs())
 
 
-def uniform(program: Program, member: Member, rng: np.random.Generator) -> FloatArray | None:
+def uniform(program: Program, member: Member, random: Random) -> FloatArray | None:
     """A number from 0 to 1 for each position."""
-    return rng.random(program.size(member.axis))
+    return random().random(program.size(member.axis))
 
 
 CRITERIA: Final[Mapping[str, Criterion]] = {"l1": l1, "l2": l2, "bn_scale": bn_scale, "random": uniform}

@@ -1,7 +1,7 @@
 """In which order units go, and how many: the arithmetic behind `select`, on plain arrays.
 
-Each group is a queue of units, the least important first. What may never go (pinned units, the `keep_at_least` best, the
-best of every piece of a split) isn't in the queue. A selection is a number for each queue: how many have left it.
+Each group is a queue of units, the least important first. What may never go (pinned units, the `keep_at_least` best,
+the best of every piece of a split) isn't in the queue. A selection is a number for each queue: how many have left it.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def _step(group: Group, multiple: int) -> int:
 def meet_budget(ranking: Ranking, budget: Mapping[str, float], scope: str, baseline: Cost | None) -> BoolArray:
     """The units that stay when the least important ones go until every cost is within its budget.
 
-    `budget` maps `macs` or `params` to a share (at most 1) of the baseline or to an absolute number. With scope `global`
-    the queues are merged by score, with `local` every group loses the same share. What was removed beyond the budget
-    by the last steps is put back, the most important first, as far as it fits. Raises `PassError` when the budget is
+    `budget` maps `macs` or `params` to a share (at most 1) of the baseline or to an absolute number. With scope
+    `global` the queues are merged by score, with `local` every group loses the same share. What was removed beyond the
+    budget by the last steps is put back, the most important first, as far as it fits. Raises `PassError` when it is
     out of reach.
     """
     model = cost_model(ranking.analysis.program)
@@ -166,18 +166,19 @@ def _filled(
 ) -> IntArray:
     """Fewer gone, as far as the budget allows: the units that matter most come back first."""
     starts = np.concatenate([[0], np.cumsum(ranking.lengths)])[:-1]
-    open_queues = set(np.flatnonzero(gone).tolist())
-    while open_queues and _gap(ranking, model, targets, gone) > CLOSE:
-        best = max(open_queues, key=lambda q: (importance[starts[q] + gone[q] - 1], -q))
+    is_open = gone > 0
+    while is_open.any() and _gap(ranking, model, targets, gone) > CLOSE:
+        queues = np.flatnonzero(is_open)
+        best = queues[np.argmax(importance[starts[queues] + gone[queues] - 1])]
         trial = gone.copy()
         back = gone[best] % ranking.steps[best] or ranking.steps[best]
         trial[best] = max(gone[best] - back, 0)
         if _gap(ranking, model, targets, trial) < 0:
-            open_queues.discard(best)
+            is_open[best] = False
             continue
         gone = trial
         if not gone[best]:
-            open_queues.discard(best)
+            is_open[best] = False
     return gone
 
 
@@ -193,8 +194,10 @@ def _out_of_reach(
     least = model.cost(ranking.keep(gone))
     name, target = next((k, t) for k, t in targets.items() if getattr(least, k) > t)
     reached, base = getattr(least, name), getattr(whole, name)
+    enough = np.ceil(1000 * reached / base) / 1000
     return PassError(
         f"the budget can't be met: {name} {target / base:.1%} is {target:,.0f}, but with every unit gone that may go "
         f"{reached:,} are left ({reached / base:.1%})",
-        hint=f"ask for at least {reached / base:.1%}, protect fewer groups, or lower keep_at_least or multiple_of",
+        keys=("budget", name),
+        hint=f"ask for at least {enough:.1%}, protect fewer groups, or lower keep_at_least or multiple_of",
     )

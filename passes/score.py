@@ -10,6 +10,7 @@ normalize   makes groups comparable
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import ClassVar, Final, Literal
 
 import numpy as np
@@ -45,10 +46,14 @@ class Score(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({"scores"})
     shorthand: ClassVar[str | None] = "criterion"
 
-    criterion: str = Field("l1", description="a number for each position: " + ", ".join(CRITERIA))
-    aggregate: Literal["mean", "sum", "max"] = Field("mean", description="joins the numbers of a unit's positions")
-    normalize: Literal["none", "mean", "max", "l2"] = Field("none", description="what a group's scores are divided by")
-    axes: Literal["writers", "readers", "all"] = Field("writers", description="the axes that are looked at")
+    criterion: str = Field(default="l1", description="a number for each position: " + ", ".join(CRITERIA))
+    aggregate: Literal["mean", "sum", "max"] = Field(
+        default="mean", description="joins the numbers of a unit's positions"
+    )
+    normalize: Literal["none", "mean", "max", "l2"] = Field(
+        default="none", description="what a group's scores are divided by"
+    )
+    axes: Literal["writers", "readers", "all"] = Field(default="writers", description="the axes that are looked at")
 
     @field_validator("criterion")
     @classmethod
@@ -90,12 +95,12 @@ class Score(Pass):
         if self.criterion == "bn_scale":
             roles = ("carrier",)
         seen: set[tuple[str, int]] = set()
-        for member in group.members:
+        for member in group.writers if roles == ("writer",) else group.members:
             if member.role not in roles or member.axis in seen:
                 continue
             seen.add(member.axis)
-            rng = context.rng("score", group.name, str(member.axis))
-            figures = CRITERIA[self.criterion](program, member, rng)
+            random = partial(context.rng, "score", group.name, str(member.axis))
+            figures = CRITERIA[self.criterion](program, member, random)
             if figures is not None:
                 yield member, figures[member.positions]
 

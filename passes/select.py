@@ -47,24 +47,32 @@ class Select(Pass):
     shorthand: ClassVar[str | None] = "ratio"
 
     ratio: Fraction01 | dict[str, Fraction01] | None = Field(
-        None, description="the share of units that goes: of every group, or by pattern", examples=[{"layer1.*": 0.1}]
+        default=None,
+        description="the share of units that goes: of every group, or by pattern",
+        examples=[{"layer1.*": 0.1}],
     )
     widths: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
-        None, description="the channels that stay, by pattern", examples=[{"features.conv1": 32}]
+        default=None, description="the channels that stay, by pattern", examples=[{"features.conv1": 32}]
     )
     budget: dict[Resource, Budget] | None = Field(
-        None,
+        default=None,
         description="what may be left: a share of the traced model's, or an absolute number",
         examples=[{"macs": 0.5}],
     )
-    units: dict[str, list[int]] | None = Field(None, description="the units that go, spelled out by group")
+    units: dict[str, list[int]] | None = Field(default=None, description="the units that go, spelled out by group")
     scope: Literal["global", "local"] = Field(
-        "global", description="`budget`: rank all groups' units together, or take the same share of every group"
+        default="global", description="`budget`: rank all groups' units together, or take the same share of every group"
     )
-    keep_at_least: Annotated[int, Field(ge=1)] = Field(1, description="channels that every group keeps")
-    multiple_of: Annotated[int, Field(ge=1)] = Field(1, description="a cut group keeps a multiple of so many channels")
-    protect: list[str] = Field([], description="glob patterns of groups that stay whole, whatever else names them")
-    only: list[str] = Field([], description="glob patterns of the groups that may be cut; all where none is named")
+    keep_at_least: Annotated[int, Field(ge=1)] = Field(default=1, description="channels that every group keeps")
+    multiple_of: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="a cut group keeps a multiple of so many channels"
+    )
+    protect: list[str] = Field(
+        default=[], description="glob patterns of groups that stay whole, whatever else names them"
+    )
+    only: list[str] = Field(
+        default=[], description="glob patterns of the groups that may be cut; all where none is named"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Select:

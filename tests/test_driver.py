@@ -1,0 +1,191 @@
+"""The API from end to end: results, locks that compile again to the same bytes, and outputs that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import prunec.compiler
+from prunec.compiler import compile
+from prunec.compiler.driver import load_program
+from prunec.compiler.errors import DataError, ModelError, PlanError
+from prunec.compiler.plan import Plan
+from prunec.models.convnet import convnet
+from prunec.models.data import random
+from prunec.models.digits import cnn
+from prunec.models.mlp import mlp
+
+PLANS = Path(__file__).parent.parent / "plans"
+X = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+HALVE = {"plan": 1, "passes": ["score", {"select": 0.5}, "shrink"]}
+
+
+def run(*arguments: str) -> None:
+    """The command line, in a process of its own."""
+    subprocess.run([*command(*arguments)], check=True, capture_output=True)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from prunec.compiler.cli import main; main()", *arguments]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import prunec.compiler.trace; from prunec.compiler import trace",
+        "from prunec.compiler import trace; import prunec.compiler.trace",
+        "from prunec.compiler.trace import trace as first; from prunec.compiler import trace; assert first is trace",
+        "from prunec.compiler import trace; from prunec.compiler.trace import trace as then; assert then is trace",
+        "from prunec.compiler import compile, trace, Plan, Result, PrunecError",
+        "from prunec.compiler import *",
+    ],
+)
+def test_the_names_mean_the_same_in_any_order(code):
+    check = "import inspect, prunec.compiler; assert inspect.isfunction(trace) and prunec.compiler.trace is trace"
+    subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=True)
+
+
+def test_the_package_is_light_and_complete():
+    code = "import sys, prunec.compiler; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pydantic')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in prunec.compiler.__all__:
+        assert getattr(prunec.compiler, name)
+        assert name in dir(prunec.compiler)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = prunec.compiler.nothing
+
+
+def test_removed_positions_are_numbered_as_in_the_original():
+    plan = {"plan": 1, "passes": [{"select": {"units": {"conv3": [0, 3]}}}, "shrink"]}
+    result = compile(convnet((2, 2, 4)), plan, (torch.randn(1, 1, 28, 28),))
+    columns = [*range(49), *range(3 * 49, 4 * 49)]
+    expected = {"conv3.weight": {"0": [0, 3]}, "conv3.bias": {"0": [0, 3]}, "fc.weight": {"1": columns}}
+    assert result.lock["removed"] == expected
+    again = {**plan, "passes": [*plan["passes"], {"select": {"units": {"conv3": [1]}}}, "shrink"]}
+    twice = compile(convnet((2, 2, 4)), again, (torch.randn(1, 1, 28, 28),))
+    assert twice.lock["removed"]["conv3.weight"] == {"0": [0, 2, 3]}
+
+
+def test_the_slim_module_keeps_its_names_and_leaves_the_original_alone():
+    model = cnn().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = compile(model, HALVE, (X,))
+    assert [name for name, _ in result.module.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert result.module(X.expand(5, -1, -1, -1)).shape == (5, 10)
+
+
+def test_the_report_is_plain_json_and_says_what_happened():
+    report = compile(cnn(), HALVE, (X,), data=random((1, 8, 8), samples=20)).report
+    assert json.loads(json.dumps(report)) == report
+    assert [record["pass"] for record in report["passes"]] == ["score", "select", "shrink"]
+    assert report["passes"][2]["verification"]["difference"] <= 1e-5
+    assert [record["verification"] for record in report["passes"][:2]] == [None, None]
+    assert set(report["accuracy"]) == {"before", "after"}
+    assert {group["name"]: group["channels"] for group in report["groups"]}["conv2"] == {"before": 32, "after": 16}
+    assert sum(report["macs_by_node"]["after"].values()) == report["cost"]["after"]["macs"]
+
+
+def test_progress_is_told():
+    told: list[tuple[str, int, int]] = []
+    compile(mlp((64, 8, 10)), HALVE, (X,), random((1, 8, 8)), progress=lambda *step: told.append(step))
+    assert {what for what, _, _ in told} == {"trace", "passes", "accuracy"}
+    for what in ("trace", "passes", "accuracy"):
+        steps = [(done, total) for name, done, total in told if name == what]
+        assert steps[-1][0] == steps[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "data", "error", "message"),
+    [
+        (None, HALVE, None, PlanError, "the plan names no model"),
+        (mlp((64, 10)), {"plan": 1, "passes": ["shrink"]}, None, PlanError, "pass 'shrink' needs selection"),
+        (nn.Conv2d(3, 4, 1), {"plan": 1}, None, ModelError, "to have 3 channels, but got 1"),
+        (mlp((64, 10)), {"plan": 1}, random((1, 9, 9), samples=4), DataError, "can't take the data's batches"),
+        (nn.Conv2d(1, 4, 1), {"plan": 1}, random((1, 8, 8), samples=4), DataError, "one output [samples, classes]"),
+        (mlp((64, 10)), {"plan": 1}, random((1, 8, 8), samples=0), DataError, "test split is empty"),
+    ],
+    ids=["no model", "missing fact", "inputs", "data's shape", "no classifier", "no data"],
+)
+def test_faults_of_the_plan_the_model_and_the_data(model, plan, data, error, message):
+    with pytest.raises(error) as caught:
+        compile(model, plan, (X,), data)
+    assert message in caught.value.message
+
+
+def test_a_lock_compiles_in_another_process_to_the_same_bytes(tmp_path):
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    run("compile", str(PLANS / "digits.yaml"), "-o", str(first), "--set", "export=[]")
+    run("compile", str(first / "plan.lock.json"), "-o", str(second))
+    assert digest(first / "model.safetensors") == digest(second / "model.safetensors")
+    assert (first / "model.py").read_bytes() == (second / "model.py").read_bytes()
+    locks = [json.loads((folder / "plan.lock.json").read_text()) for folder in (first, second)]
+    assert locks[0] == locks[1]
+    assert json.loads((second / "report.json").read_text())["warnings"] == []
+    # A lock's paths lead from where it lies: moved as a folder's neighbour, it still finds its weights.
+    first.rename(third)
+    assert load_program(Plan.load(third / "plan.lock.json")).name == "DigitsCNN"
+
+
+def test_a_lock_of_clusters_compiles_again_to_the_same_weights(tmp_path):
+    first = compile(None, PLANS / "digits_merge.yaml")
+    first.save(tmp_path / "first")
+    again = compile(None, tmp_path / "first" / "plan.lock.json")
+    assert again.lock["hashes"] == first.lock["hashes"]
+    assert again.lock["removed"] == first.lock["removed"]
+
+
+def test_a_lock_holds_for_its_own_weights_alone(tmp_path):
+    plan = {**HALVE, "model": "prunec.models.mlp:mlp", "inputs": [[1, 784]]}
+    compile(None, plan).save(tmp_path / "out")
+    lock = tmp_path / "out" / "plan.lock.json"
+    other = Plan.load(lock, ["seed=1"])
+    with pytest.raises(ModelError, match="the model's weights are not those that the lock was made of") as caught:
+        compile(None, other)
+    assert caught.value.at is not None
+    changed = json.loads(lock.read_text())
+    changed["hashes"]["result"] = "0" * 64
+    (warning,) = compile(None, Plan.from_dict(changed)).report["warnings"]
+    assert "the result's weights differ from the lock's" in warning
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: digest(path) for path in folder.iterdir()}
+
+
+def test_kill_9_in_the_middle_of_writing_leaves_the_output_as_it_was(tmp_path):
+    out = tmp_path / "out"
+    compile(None, PLANS / "convnet_8_16_32.yaml").save(out)
+    before = contents(out)
+    arguments = ("compile", str(PLANS / "digits.yaml"), "-o", str(out))
+    with subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        # The weights lie in the sibling folder, and the ONNX export that comes next takes seconds.
+        wait_for(lambda: any(tmp_path.glob(".out.*/model.safetensors")), process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert contents(out) == before
+    assert any(tmp_path.glob(".out.*"))
+    compile(None, PLANS / "mlp_50_100.yaml").save(out)
+    assert contents(out) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the compile ended before it could be killed"
+        assert time.monotonic() < end, "the compile took too long"
+        time.sleep(0.01)
