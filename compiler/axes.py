@@ -20,5 +20,5 @@ def axis_rows(program: Program, axis: Axis) -> torch.Tensor:
     if not grouped:
         return tensor.movedim(axis.dim, 0).reshape(tensor.shape[axis.dim], -1)
     assert isinstance(module, nn.modules.conv._ConvNd)
-    blocks = tensor.unflatten(0, (module.groups, -1)).movedim(2, 1)  # [groups, dim 1, rows of a group, kernel...]
-    return blocks.flatten(0, 1).flatten(1)
+    rows = tensor.reshape(module.groups, -1, *tensor.shape[1:])  # [groups, rows of a group, dim 1, kernel...]
+    return rows.movedim(2, 1).flatten(0, 1).flatten(1)

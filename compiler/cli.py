@@ -136,6 +136,21 @@ def check(plan: PlanFile, overrides: Sets = None) -> None:
 
 
 @app.command()
+def explain(
+    target: Target,
+    group: Annotated[str | None, typer.Option("--group", metavar="NAME", help="every axis of this group")] = None,
+    inputs: Inputs = None,
+    overrides: Sets = None,
+) -> None:
+    """Show the groups of a model or plan: what may be removed, what may not, and why."""
+    from prunec.compiler.console import console  # noqa: PLC0415
+    from prunec.compiler.driver import load_program  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.explain import explain as explained  # noqa: PLC0415  (imports torch)
+
+    console().print(explained(load_program(_plan_of(target, inputs, overrides)), group))
+
+
+@app.command()
 def ir(
     target: Target,
     after: Annotated[str | None, typer.Option("--after", metavar="PASS", help="the program after this pass")] = None,

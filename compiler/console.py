@@ -21,6 +21,9 @@ from prunec.compiler.figures import checked, duration, figures, gathered, left_a
 PLAIN_WIDTH: Final = 140
 """Columns of a table where nobody watches and a terminal's width isn't known."""
 
+REASONS: Final = 5
+"""How many reasons of one pass are shown; the page has them all."""
+
 _LINE_STYLES: Final = (
     (re.compile(r"hint: "), "cyan"),
     (re.compile(r" *\^+$"), "bold red"),
@@ -149,6 +152,9 @@ def _did(record: Mapping[str, Any]) -> str:
 def _show_reasons(report: Mapping[str, Any]) -> None:
     whole = [("left alone", left_alone(report)), *((r["pass"], r["notes"]) for r in report["passes"])]
     for source, notes in whole:
-        for reason, subjects in gathered(notes):
+        reasons = list(gathered(notes))
+        for reason, subjects in reasons[:REASONS]:
             more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
             say(Text(f"{source}: {', '.join(subjects[:3])}{more}: {reason}", "dim"))
+        if len(reasons) > REASONS:
+            say(Text(f"{source}: {len(reasons) - REASONS} more reasons stand in report.html", "dim"))

@@ -24,10 +24,11 @@ class Figure:
 
 
 def scaled(value: float, steps: Sequence[tuple[float, str]]) -> str:
-    """The value in the largest unit that it reaches, with three digits or, where it has more, without decimals."""
+    """The value in the largest unit that it reaches, with three digits; counted ones and zero without decimals."""
     size, unit = next((step for step in steps if abs(value) >= step[0]), steps[-1])
     number = value / size
-    digits = 0 if abs(number) >= 100 or number == int(number) else 1 if abs(number) >= 10 else 2
+    whole = abs(number) >= 100 or value == 0 or (size == 1 and value == int(value))
+    digits = 0 if whole else 1 if abs(number) >= 10 else 2
     return f"{number:.{digits}f} {unit}".rstrip()
 
 

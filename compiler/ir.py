@@ -102,9 +102,9 @@ class Program:
         """`copy_graph`, and which new node stands for which old one."""
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
-        output = graph.graph_copy(self.graph, mapping, return_output_node=True)
-        if output is not None:
-            value, old = output
+        copied: Any = graph.graph_copy(self.graph, mapping, return_output_node=True)
+        if copied is not None:
+            value, old = copied
             node = graph.output(value)
             node.meta = dict(old.meta)
             mapping[old] = node
@@ -129,10 +129,6 @@ class Program:
         module = self.state.get(axis.owner)
         groups = int(getattr(module, "groups", 1)) if axis.dim == 1 and isinstance(module, nn.Module) else 1
         return int(tensor.shape[axis.dim]) * groups
-
-    def node_of(self, name: str) -> fx.Node:
-        """The node of that name."""
-        return next(node for node in self.graph.nodes if node.name == name)
 
 
 def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

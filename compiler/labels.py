@@ -1,9 +1,9 @@
 """Channel labels: which positions of which parameters belong together, found by letting labels flow like data.
 
-Every tensor value carries *fields*: integer arrays of the value's rank, of size 1 along every dimension where they don't
-vary. Element (n, c, h, w) of a value with the field of shape [1, C, 1, 1] carries the label `field[0, c, 0, 0]`. A value
-may carry several fields along different dimensions (a weight that is itself a value has one along each), and no field
-at all (the image, a constant).
+Every tensor value carries *fields*: integer arrays of the value's rank, of size 1 along every dimension where they
+don't vary. Element (n, c, h, w) of a value with the field of shape [1, C, 1, 1] carries the label `field[0, c, 0, 0]`.
+A value may carry several fields along different dimensions (a weight that is itself a value has one along each), and no
+field at all (the image, a constant).
 
     conv1 writes      [1, 8, 1, 1]   labels 0..7
     relu  passes      [1, 8, 1, 1]   the same array
@@ -229,7 +229,9 @@ class Flow:
         """Fields that vary along different dimensions stay apart; where two overlap, neither may be removed."""
         taken: list[IntArray] = []
         for labels in fields:
-            clash = [other for other in taken if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape))]
+            clash = [
+                other for other in taken if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape, strict=True))
+            ]
             if clash:
                 self.pin_all((labels, *clash), f"two kinds of channels share a dimension at {node.name}")
             else:

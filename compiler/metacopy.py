@@ -26,6 +26,7 @@ from prunec.compiler.proxy import Refused
 _TABLES = ("_parameters", "_buffers", "_modules")
 _TRACED_THROUGH = frozenset({"torch.nn.modules.container", "torch.nn.modules.transformer"})
 """Modules of torch that only put other modules together."""
+_DICTS = frozenset((dict, OrderedDict))
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
 
 
@@ -93,7 +94,7 @@ def _blank(name: str, module: nn.Module) -> nn.Module:
 def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if is_lazy(tensor):
         raise Refused(f"{name} has no size yet", "run the model once, so that its lazy layers know their inputs")
-    meta = to_meta(tensor.detach())
+    meta = to_meta(tensor if tensor.layout == torch.strided else tensor.detach())
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
@@ -106,7 +107,9 @@ def _fill(
         return copies.get(id(value), value) if isinstance(value, nn.Module) else meta.get(id(value), value)
 
     for key, value in module.__dict__.items():
-        if key in _TABLES:
+        if type(value) in _DICTS and not value:
+            copy.__dict__[key] = type(value)()
+        elif key in _TABLES:
             copy.__dict__[key] = {k: swap(v) for k, v in value.items()}
         else:
             copy.__dict__[key] = value if type(value) in _ATOMS else _rebuild(value, swap)
@@ -116,8 +119,6 @@ def _fill(
 def _rebuild(value: Any, swap: Callable[[Any], Any]) -> Any:
     """An attribute for the copy: containers anew, modules and parameters swapped, everything else shared."""
     if isinstance(value, dict):
-        if not value and type(value) in (dict, OrderedDict):
-            return type(value)()
         rebuilt = value.copy()
         rebuilt.update((key, _rebuild(item, swap)) for key, item in value.items())
         return rebuilt

@@ -2,7 +2,8 @@
 
 Many of torch's meta kernels are written in Python and take a millisecond: as long as the real thing. A network repeats
 itself, so what was asked before (the same function or layer, on the same shapes) is answered from memory, and the
-layers that keep their input's shape aren't run at all.
+layers that keep their input's shape aren't run at all; one that works in place writes zeros, which marks its input as
+written to.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class MetaRunner:
         """The value of a leaf module."""
         kept = _KEEPERS.get(type(standin.copy))
         if kept and len(args) == 1 and not kwargs and _keeps(standin.copy, args[0], kept):
-            return to_meta(args[0])
+            return args[0].zero_() if getattr(standin.copy, "inplace", False) else to_meta(args[0])
         if standin.config is None:
             return _run(standin, args, kwargs)
         return self._remembered(standin.config, args, kwargs, lambda: _run(standin, args, kwargs))
@@ -101,10 +102,10 @@ Fits = Callable[[Any, torch.Tensor], bool]
 
 
 def _keeps(module: nn.Module, x: Any, fits: Fits) -> bool:
-    """Whether the layer is known to give this input's shape, strides and type back in new memory."""
+    """Whether the layer is known to give back this input's shape, strides and type: in new memory, or written over it."""
     if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.is_contiguous()):
         return False
-    if getattr(module, "inplace", False) or module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or module._forward_pre_hooks:
         return False
     return all(p is None or p.dtype == x.dtype for p in module._parameters.values()) and fits(module, x)
 

@@ -59,15 +59,21 @@ def report_html(report: Mapping[str, Any]) -> str:
 
 
 def group_bars(report: Mapping[str, Any]) -> list[Bar]:
-    """A bar for each group: its channels before and after, as parts of the widest group's."""
-    widest = max((group["channels"]["before"] for group in report["groups"]), default=1)
-    return [_bar(group, widest) for group in report["groups"]]
+    """A bar for each group: its channels before and after, as parts of the widest that may be cut.
+
+    A wider one that is wholly pinned, such as a thousand classes, would make all others look alike: its bar is full.
+    """
+    groups = report["groups"]
+    open_groups = [group for group in groups if sum(group["pinned"].values()) < group["units"]]
+    widest = max((group["channels"]["before"] for group in open_groups or groups), default=1)
+    return [_bar(group, widest) for group in groups]
 
 
 def _bar(group: Mapping[str, Any], widest: int) -> Bar:
     before, after = group["channels"]["before"], group["channels"]["after"]
     note = "; ".join(f"{units} of {group['units']} units: {reason}" for reason, units in group["pinned"].items())
-    return Bar(group["name"], before, after, 100 * before / widest, 100 * after / widest, note)
+    whole, left = (min(100.0, 100 * channels / widest) for channels in (before, after))
+    return Bar(group["name"], before, after, whole, left, note)
 
 
 def skyline(macs: Mapping[str, Mapping[str, int]]) -> list[Column]:

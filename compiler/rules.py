@@ -9,7 +9,8 @@
     reduction    mean, softmax, ...           pins the labels along what it reduces (reductions.py)
     movement     reshape, cat, slice, ...     the operation itself is executed on the labels (movement.py)
 
-An operation without a row pins whatever reaches it: not knowing an operation costs prunable channels, never correctness.
+An operation without a row pins whatever reaches it: not knowing an operation costs prunable channels, never
+correctness.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ def on_op(*names: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
 
 
 _HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
@@ -277,7 +282,7 @@ def _meet(
 def _take(taken: list[IntArray], labels: IntArray) -> None:
     """Keep one field for each set of dimensions: of two that overlap, the one that spans more."""
     for index, other in enumerate(taken):
-        if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape)):
+        if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape, strict=True)):
             if sum(a > 1 for a in labels.shape) > sum(b > 1 for b in other.shape):
                 taken[index] = labels
             return
@@ -290,15 +295,118 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
 
 
 @on_op(
-    *"add sub mul div truediv floordiv floor_divide true_divide remainder mod fmod pow rsub radd neg pos abs absolute".split(),
-    *"iadd isub imul itruediv ifloordiv and or xor invert logical_and logical_or logical_not logical_xor".split(),
-    *"eq ne lt le gt ge maximum minimum fmax fmin where masked_fill clamp clip clamp_min clamp_max hardtanh".split(),
-    *"relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid hardsigmoid hardswish tanh hardshrink softshrink".split(),
-    *"tanhshrink softplus softsign logsigmoid threshold rrelu exp exp2 expm1 log log2 log10 log1p sqrt rsqrt".split(),
-    *"square reciprocal sin cos tan sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp".split(),
-    *"addcmul addcdiv nan_to_num isnan isinf isfinite bitwise_and bitwise_or bitwise_not".split(),
-    *"dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d".split(),
-    *"positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign".split(),
+    *[
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "truediv",
+        "floordiv",
+        "floor_divide",
+        "true_divide",
+        "remainder",
+        "mod",
+        "fmod",
+        "pow",
+        "rsub",
+        "radd",
+        "neg",
+        "pos",
+        "abs",
+        "absolute",
+    ],
+    *[
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "ifloordiv",
+        "and",
+        "or",
+        "xor",
+        "invert",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "logical_xor",
+    ],
+    *[
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "where",
+        "masked_fill",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "clamp_max",
+        "hardtanh",
+    ],
+    *[
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "sigmoid",
+        "hardsigmoid",
+        "hardswish",
+        "tanh",
+        "hardshrink",
+        "softshrink",
+    ],
+    *[
+        "tanhshrink",
+        "softplus",
+        "softsign",
+        "logsigmoid",
+        "threshold",
+        "rrelu",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+    ],
+    *[
+        "square",
+        "reciprocal",
+        "sin",
+        "cos",
+        "tan",
+        "sinh",
+        "cosh",
+        "asin",
+        "acos",
+        "atan",
+        "erf",
+        "erfc",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "frac",
+        "lerp",
+    ],
+    *["addcmul", "addcdiv", "nan_to_num", "isnan", "isinf", "isfinite", "bitwise_and", "bitwise_or", "bitwise_not"],
+    *["dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"],
+    *["positive", "atan2", "hypot", "subtract", "multiply", "divide", "negative", "xlogy", "heaviside", "copysign"],
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     """Every tensor operand is broadcast against the others."""
@@ -308,8 +416,22 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
 
 
 @on_op(
-    *"contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias".split(),
-    *"zeros_like ones_like full_like rand_like randn_like empty_like".split(),
+    *[
+        "contiguous",
+        "clone",
+        "detach",
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "cpu",
+        "type",
+        "type_as",
+        "requires_grad",
+        "alias",
+    ],
+    *["zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like"],
 )
 def converted(flow: Flow, node: fx.Node) -> Labelled:
     """The first operand in another form; of a second one only the type is read."""
@@ -337,7 +459,11 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
 # -- plain values --------------------------------------------------------------------------------------------------
 
 
-@on_op(*"size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert".split())
+@on_op(
+    *_words("""
+    size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
+    """)
+)
 @on_op("sym_sqrt", "isqrt", "prod", "get_device", "element_size")
 def plain(flow: Flow, node: fx.Node) -> Labelled:
     """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""

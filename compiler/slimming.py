@@ -23,7 +23,7 @@ from torch import fx, nn
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, module_tensors
 from prunec.compiler.labels import shape_of_argument
-from prunec.compiler.movement import REWRITES, SIZED
+from prunec.compiler.rewriting import REWRITES, SIZED
 from prunec.compiler.rules import argument, op_name
 from prunec.compiler.units import Analysis, BoolArray, analyse
 
@@ -182,8 +182,7 @@ def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes
     sizes = next((rule for cls, rule in SIZES.items() if isinstance(module, cls)), None)
     assert sizes is not None, f"{type(module).__name__} has bound axes, so it needs a row in SIZES"
     slim = clone_module(module, tensors, **attributes)
-    for key, value in sizes(slim, {**present, **tensors}).items():
-        setattr(slim, key, value)
+    slim.__dict__.update(sizes(slim, {**present, **tensors}))
     return slim
 
 
@@ -216,7 +215,7 @@ def _slim_grouped(
 
 @dataclass
 class _View:
-    """`movement.Slim` for one selection."""
+    """`rewriting.Slim` for one selection."""
 
     analysis: Analysis
     keep: BoolArray
@@ -255,7 +254,7 @@ class _View:
             for dim, size in enumerate(labels.shape):
                 if size > 1:
                     others = tuple(d for d in range(mask.ndim) if d != dim)
-                    slim[dim] = np.count_nonzero(mask if size == mask.size else mask.any(axis=others))
+                    slim[dim] = int(np.count_nonzero(mask if size == mask.size else mask.any(axis=others)))
         return tuple(slim)
 
     def meta(self, labelled: Any, known: Any) -> Any:
@@ -346,8 +345,8 @@ def _settle_module(old: fx.Node, new: fx.Node, view: _View) -> None:
 def _frozen(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> Any:
     """What a number was before anything was removed, for every batch size.
 
-    Arithmetic is done again on the operands' old values; what is read off a tensor becomes a literal, or, where it counts
-    the batch too, is scaled.
+    Arithmetic is done again on the operands' old values; what is read off a tensor becomes a literal, or, where it
+    counts the batch too, is scaled.
     """
     new = mapping[old]
     if old not in view.values:

@@ -1,8 +1,8 @@
 """From labels to units and groups: everything that the label flow has collected is solved here, once.
 
-A *unit* is a connected component of labels: positions, over all axes, that go together or not at all. A *group* joins the
-units of axes that produce channels together. Units are numbered through, group by group, in the order of the graph, so
-that a group's units are one run of numbers and every figure about units is one flat array.
+A *unit* is a connected component of labels: positions, over all axes, that go together or not at all. A *group* joins
+the units of axes that produce channels together. Units are numbered through, group by group, in the order of the graph,
+so that a group's units are one run of numbers and every figure about units is one flat array.
 """
 
 from __future__ import annotations
@@ -304,13 +304,13 @@ def _units(unit_of: IntArray, labels: IntArray) -> IntArray:
 
 
 def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int, str]) -> dict[str, Group]:
-    ends = [*starts[1:].tolist(), int(unit_of.max(initial=LOOSE)) + 1]
+    ends = [*starts[1:].tolist(), int(unit_of.max(initial=LOOSE)) + 1] if starts.size else []
     writers: dict[int, list[Member]] = {int(start): [] for start in starts}
     for binding in flow.bindings.values():
         if binding.role == "writer":
             for start, positions, units in _parts(_units(unit_of, binding.labels), starts):
                 writers[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
-    reasons = [""] * (ends[-1] if starts.size else 0)
+    reasons = [""] * (ends[-1] if ends else 0)
     for unit, reason in pinned.items():
         reasons[unit] = reason
     table = Memberships(flow, unit_of, starts)
@@ -324,15 +324,17 @@ def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int
 def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
     """(the group's first unit, positions, units within the group) of an axis, for each group that it has a part of."""
     placed = np.flatnonzero(units != LOOSE)
+    if not placed.size:
+        return
     mine = units[placed]
     numbers = np.searchsorted(starts, mine, side="right") - 1
     edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), numbers.size]
-    first = numbers[edges[:-1]].tolist() if numbers.size else []
+    first = numbers[edges[:-1]].tolist()
     if len(set(first)) < len(first):  # a group's part is torn apart: a split whose pieces changed places
         order = np.argsort(numbers, kind="stable")
         yield from _parts_of(placed[order], mine[order], numbers[order], starts)
     else:
-        for number, low, high in zip(first, edges, edges[1:]):
+        for number, low, high in zip(first, edges[:-1], edges[1:], strict=True):
             start = int(starts[number])
             yield start, placed[low:high], mine[low:high] - start
 

@@ -1,7 +1,7 @@
 """How important is each position of an axis: the criteria that `score` may name.
 
-A criterion takes a program, a member of a group and what makes a generator, and gives one number a position, [positions], or None
-where it has nothing to say about that axis (`bn_scale` about a convolution).
+A criterion takes a program, a member of a group and what makes a generator, and gives one number a position,
+[positions], or None where it has nothing to say about that axis (`bn_scale` about a convolution).
 
     l1        sum of |w| over what goes with the position (Li et al.)
     l2        square root of the sum of w^2
@@ -41,7 +41,7 @@ def l1(program: Program, member: Member, random: Random) -> FloatArray | None:
     """Sum of absolute weights, METHODS 2a: `s_j = sum |W[j]|`."""
     if not _is_weight(program, member):
         return None
-    return _numbers(axis_rows(program, member.axis).abs().sum(1))
+    return _numbers(torch.linalg.vector_norm(axis_rows(program, member.axis), ord=1, dim=1))
 
 
 def l2(program: Program, member: Member, random: Random) -> FloatArray | None:

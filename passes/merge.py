@@ -47,7 +47,7 @@ class Merge(Pass):
     def run(self, program: Program, context: Context) -> PassResult:
         """Merge. Raises PassError where channels differ and may not."""
         analysis = analyse(program)
-        clusters, notes = _mergeable(analysis)
+        clusters, notes = _mergeable(program)
         apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
         worst = _widest(gap for gap in apart.values() if gap)
         if self.inexact == "refuse" and worst is not None and worst.size > self.tolerance:
@@ -63,16 +63,17 @@ class Merge(Pass):
 
     def reference(self, before: Program, after: Program) -> Reference:
         """The old program; with the means of the clusters in it where these aren't identical."""
-        means = _means(analyse(before))
+        means = _means(before)
         return Replaced(before, means) if means else Same(before)
 
 
-def _mergeable(analysis: Analysis) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
+def _mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
     """The clusters whose units can stand for each other, and why the others stay."""
+    analysis = analyse(program)
     kind = kinds(analysis)
     clusters: dict[str, Clusters] = {}
     notes = []
-    for name, found in analysis.program.facts["clusters"].items():
+    for name, found in program.facts["clusters"].items():
         group = analysis.groups[name]
         alike = tuple(cluster for cluster in found if _same_kind(kind[group.where], cluster))
         for cluster in (c for c in found if c not in alike):
@@ -122,16 +123,17 @@ def _spelled(cluster: tuple[int, ...]) -> str:
 # -- the reference: means by plain loops, apart from what the rewrite uses ------------------------------------------
 
 
-def _means(analysis: Analysis) -> dict[str, torch.Tensor]:
+def _means(program: Program) -> dict[str, torch.Tensor]:
     """The tensors that the cluster means change, by name."""
     changed: dict[str, torch.Tensor] = {}
-    clusters, _ = _mergeable(analysis)
+    groups = analyse(program).groups
+    clusters, _ = _mergeable(program)
     for name, found in clusters.items():
-        for member in producers(analysis.groups[name]):
+        for member in producers(groups[name]):
             tensor = changed.get(member.axis.tensor)
             if tensor is None:
-                tensor = analysis.program.tensors[member.axis.tensor].detach().clone()
-            if _level(analysis.program, member, tensor, found):
+                tensor = program.tensors[member.axis.tensor].detach().clone()
+            if _level(program, member, tensor, found):
                 changed[member.axis.tensor] = tensor
     return changed
 

@@ -185,7 +185,7 @@ def _filled(
 def _gap(ranking: Ranking, model: CostModel, targets: Mapping[str, float], gone: IntArray) -> float:
     """The share of the tightest budget that isn't used; negative where it is exceeded."""
     keep = ranking.keep(gone)
-    return min(1 - getattr(model, k)(keep) / target for k, target in targets.items())
+    return min(float(1 - getattr(model, k)(keep) / target) for k, target in targets.items())
 
 
 def _out_of_reach(

@@ -115,7 +115,7 @@ class Select(Pass):
         limits = self._limits(analysis)
         ranking = Ranking.of(analysis, program.facts["scores"], limits)
         if self.budget is not None:
-            return meet_budget(ranking, self.budget, self.scope, context.baseline)
+            return meet_budget(ranking, dict(self.budget.items()), self.scope, context.baseline)
         return ranking.cut(self._counts(analysis, ranking, limits.barred))
 
     def _limits(self, analysis: Analysis) -> Limits:

@@ -1,7 +1,8 @@
 """Small networks, one for each way in which channels can be tied together, with what the analysis has to find.
 
-An entry is a name, the network's parts, its forward, and for each group (units, how many of them may be removed); `pins`
-holds a part of the reason that a group's pinned units give. A part `fc` is the classifier, whose outputs are pinned.
+An entry is a name, the network's parts, its forward, and for each group (units, how many of them may be removed);
+`pins` holds a part of the reason that a group's pinned units give. A part `fc` is the classifier, whose outputs are
+pinned.
 """
 
 from __future__ import annotations
@@ -326,7 +327,13 @@ net(
 
 net(
     "depthwise",
-    lambda: {"a": conv(3, 8), "d": conv(8, 8, groups=8), "bn": nn.BatchNorm2d(8), "b": conv(8, 5), "fc": nn.Linear(5, 4)},
+    lambda: {
+        "a": conv(3, 8),
+        "d": conv(8, 8, groups=8),
+        "bn": nn.BatchNorm2d(8),
+        "b": conv(8, 5),
+        "fc": nn.Linear(5, 4),
+    },
     lambda m, x: m.fc(pooled(m.b(F.relu6(m.bn(m.d(m.a(x))))))),
     {"a": (8, 8), "b": (5, 5)},
 )
@@ -584,7 +591,9 @@ net(
 net(
     "space_to_depth",
     lambda: {"a": conv(3, 4), "b": conv(16, 5), "fc": nn.Linear(5, 4)},
-    lambda m, x: (lambda y: m.fc(pooled(m.b(torch.cat([y[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)))))(m.a(x)),
+    lambda m, x: (lambda y: m.fc(pooled(m.b(torch.cat([y[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)))))(
+        m.a(x)
+    ),
     {"a": (4, 4), "b": (5, 5)},
 )
 net(
@@ -602,12 +611,16 @@ net(
 net(
     "heads_in_batch",
     lambda: {"a": nn.Linear(6, 8), "fc": nn.Linear(8, 4)},
-    lambda m, x: (lambda n, t: m.fc(
-        m.a(x).view(n, t, 4, 2).transpose(1, 2).reshape(n * 4, t, 2).reshape(n, 4, t, 2).transpose(1, 2).flatten(2).mean(1)
-    ))(x.shape[0], x.shape[1]),
+    lambda m, x: m.fc(_through_batch(m.a(x), 4, *x.shape[:2]).mean(1)),
     {"a": (4, 4)},
     shapes=(TOKENS,),
 )  # fmt: skip
+
+
+def _through_batch(x: Tensor, heads: int, n: int, t: int) -> Tensor:
+    """Heads are folded into the batch and taken out again."""
+    folded = x.view(n, t, heads, 2).transpose(1, 2).reshape(n * heads, t, 2)
+    return folded.reshape(n, heads, t, 2).transpose(1, 2).flatten(2)
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
@@ -657,7 +670,7 @@ def _attention(m: Any, x: Tensor, heads: int) -> Tensor:
 
 
 def _fused(m: Any, x: Tensor, heads: int) -> Tensor:
-    n, t, c = x.shape
+    n, t, _ = x.shape
     q, k, v = m.qkv(x).reshape(n, t, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, -1))
 
@@ -759,14 +772,24 @@ net(
 )
 net(
     "layer_norm_without_scale",
-    lambda: {"a": nn.Linear(6, 8), "n": nn.LayerNorm(8, elementwise_affine=False), "b": nn.Linear(6, 8), "fc": nn.Linear(8, 4)},
+    lambda: {
+        "a": nn.Linear(6, 8),
+        "n": nn.LayerNorm(8, elementwise_affine=False),
+        "b": nn.Linear(6, 8),
+        "fc": nn.Linear(8, 4),
+    },
     lambda m, x: m.fc((m.n(m.a(x)) * 2).mean(1)) + m.fc(m.n(m.b(x)).mean(1)),
     {"a": (8, 8)},
     shapes=(TOKENS,),
 )
 net(
     "layer_norm_without_scale_on_two_groups",
-    lambda: {"a": nn.Linear(6, 8), "n": nn.LayerNorm(8, elementwise_affine=False), "b": nn.Linear(6, 8), "c": nn.Linear(16, 5)},
+    lambda: {
+        "a": nn.Linear(6, 8),
+        "n": nn.LayerNorm(8, elementwise_affine=False),
+        "b": nn.Linear(6, 8),
+        "c": nn.Linear(16, 5),
+    },
     lambda m, x: m.c(torch.cat([m.n(m.a(x)), m.n(m.b(x))], -1)),
     {"a": (8, 8), "c": (5, 0)},
     shapes=(TOKENS,),
@@ -872,7 +895,13 @@ net(
 )
 net(
     "pooling_with_indices",
-    lambda: {"a": conv(3, 8), "p": nn.MaxPool2d(2, return_indices=True), "u": nn.MaxUnpool2d(2), "b": conv(3, 8), "fc": nn.Linear(8, 4)},
+    lambda: {
+        "a": conv(3, 8),
+        "p": nn.MaxPool2d(2, return_indices=True),
+        "u": nn.MaxUnpool2d(2),
+        "b": conv(3, 8),
+        "fc": nn.Linear(8, 4),
+    },
     lambda m, x: (lambda p: m.fc(pooled(m.u(F.max_pool2d(m.b(x), 2), p[1]))))(m.p(m.a(x))),
     {"a": (8, 0), "b": (8, 0)},
     {"a": "unknown op", "b": "unknown op"},

@@ -383,6 +383,19 @@ def test_ir(folder, capsys, arguments, width):
     assert capsys.readouterr().out == IR.replace("WIDTH", str(width)).replace("FLAT", str(64 * width))
 
 
+def test_explain(folder, capsys):
+    assert cli.run(["explain", "plan.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert any("conv1 8 8" in " ".join(line.replace("│", " ").split()) for line in out.splitlines())
+    assert "reaches the model's output" in out
+    assert cli.run(["explain", "nets.py:Net", "--inputs", "1,1,8,8", "--group", "conv1"]) == 0
+    out = capsys.readouterr().out
+    for axis in ("conv1.weight[0]", "conv1.bias[0]", "fc.weight[1]"):
+        assert axis in out
+    assert cli.run(["explain", "plan.yaml", "--group", "conv2"]) == 1
+    assert capsys.readouterr().err.endswith("hint: did you mean 'conv1'?\n")
+
+
 def test_schema_is_the_schema_of_plans(folder, capsys):
     assert cli.run(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "a prunec plan"

@@ -1,4 +1,4 @@
-"""The API from end to end: results, locks that compile again to the same bytes, and outputs that are whole or absent."""
+"""The API from end to end: results, locks that compile again to the same bytes, outputs that are whole or absent."""
 
 from __future__ import annotations
 
@@ -45,13 +45,11 @@ def digest(path: Path) -> str:
 @pytest.mark.parametrize(
     "code",
     [
-        "import prunec.compiler.trace; from prunec.compiler import trace",
-        "from prunec.compiler import trace; import prunec.compiler.trace",
         "from prunec.compiler.trace import trace as first; from prunec.compiler import trace; assert first is trace",
         "from prunec.compiler import trace; from prunec.compiler.trace import trace as then; assert then is trace",
-        "from prunec.compiler import compile, trace, Plan, Result, PrunecError",
-        "from prunec.compiler import *",
+        "import prunec.compiler.trace; from prunec.compiler import *; assert compile.__module__.endswith('driver')",
     ],
+    ids=["module first", "function first", "all of them"],
 )
 def test_the_names_mean_the_same_in_any_order(code):
     check = "import inspect, prunec.compiler; assert inspect.isfunction(trace) and prunec.compiler.trace is trace"
@@ -83,7 +81,7 @@ def test_the_slim_module_keeps_its_names_and_leaves_the_original_alone():
     model = cnn().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = compile(model, HALVE, (X,))
-    assert [name for name, _ in result.module.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert {name for name, _ in result.module.named_parameters()} == {name for name, _ in model.named_parameters()}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert result.module(X.expand(5, -1, -1, -1)).shape == (5, 10)
 
@@ -113,7 +111,7 @@ def test_progress_is_told():
     [
         (None, HALVE, None, PlanError, "the plan names no model"),
         (mlp((64, 10)), {"plan": 1, "passes": ["shrink"]}, None, PlanError, "pass 'shrink' needs selection"),
-        (nn.Conv2d(3, 4, 1), {"plan": 1}, None, ModelError, "to have 3 channels, but got 1"),
+        (mlp((63, 10)), {"plan": 1}, None, ModelError, "layers.fc1 (Linear)"),
         (mlp((64, 10)), {"plan": 1}, random((1, 9, 9), samples=4), DataError, "can't take the data's batches"),
         (nn.Conv2d(1, 4, 1), {"plan": 1}, random((1, 8, 8), samples=4), DataError, "one output [samples, classes]"),
         (mlp((64, 10)), {"plan": 1}, random((1, 8, 8), samples=0), DataError, "test split is empty"),
@@ -128,7 +126,7 @@ def test_faults_of_the_plan_the_model_and_the_data(model, plan, data, error, mes
 
 def test_a_lock_compiles_in_another_process_to_the_same_bytes(tmp_path):
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
-    run("compile", str(PLANS / "digits.yaml"), "-o", str(first), "--set", "export=[]")
+    compile(None, Plan.load(PLANS / "digits.yaml", ["export=[]"])).save(first)
     run("compile", str(first / "plan.lock.json"), "-o", str(second))
     assert digest(first / "model.safetensors") == digest(second / "model.safetensors")
     assert (first / "model.py").read_bytes() == (second / "model.py").read_bytes()

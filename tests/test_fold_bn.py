@@ -336,6 +336,7 @@ def test_keeps_names_types_and_whether_parameters_are_trained():
 
 
 def test_origins_follow_the_tensors():
+    """Those of a batch norm that is gone stay: the lock tells what was removed from it before."""
     model = chain(conv=nn.Conv2d(3, 2, 3, bias=False), bn=nn.BatchNorm2d(2))
     before = program_of(model, *IMAGE)
     rows = torch.tensor([1, 5]).numpy()
@@ -346,5 +347,6 @@ def test_origins_follow_the_tensors():
     assert {str(axis): list(positions) for axis, positions in after.origin.items()} == {
         "conv.weight[0]": [1, 5],
         "conv.bias[0]": [1, 5],
+        "bn.weight[0]": [1, 5],
     }
     assert after.shown == frozenset()

@@ -166,6 +166,8 @@ def test_the_skyline_has_a_column_for_each_node_in_the_graphs_order():
         (figures.duration, 0.0000542, "54.2 µs"),
         (figures.duration, 14.6, "14.6 s"),
         (figures.duration, 0.0, "0 µs"),
+        (figures.duration, 2.0, "2 s"),
+        (figures.count, 5_000, "5.00 k"),
         (figures.percent, 0.99444, "99.44%"),
     ],
 )

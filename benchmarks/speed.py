@@ -1,0 +1,311 @@
+"""How long it takes from a model to its slim form, stage by stage, beside torch-pruning on the same model.
+
+    python benchmarks/speed.py                              everything
+    python benchmarks/speed.py resnet18 dense_128           some
+    python benchmarks/speed.py --csv FILE --repeat N --timeout SECONDS
+
+Both tools remove half of every group's channels by the L1 norm of their weights. Each model has a process of its own, in
+which the two take turns, with one thread, on models built anew. Of N repeats the fastest counts.
+
+    prunec   trace + labels + cost + score + select + shrink (with the `fx.GraphModule` made)
+    peer     dependency graph + pruner + step
+
+Two columns stand apart, since the peer has nothing like them: `budget` is a selection that leaves half of the
+multiply-accumulates, in place of the ratio; `verify` compares the slim program with the masked original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import torch
+import torch_pruning
+import torchvision
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from prunec.compiler import trace
+from prunec.compiler.base import Context
+from prunec.compiler.cost import cost
+from prunec.compiler.ir import Program
+from prunec.compiler.units import analyse
+from prunec.compiler.verify import verify
+from prunec.passes.score import Score
+from prunec.passes.select import Select
+from prunec.passes.shrink import Shrink
+
+CLASSIFIERS = (
+    "resnet18",
+    "resnet50",
+    "vgg16_bn",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "densenet121",
+    "googlenet",
+    "inception_v3",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "resnext50_32x4d",
+    "squeezenet1_0",
+    "mnasnet0_5",
+)
+"""What the median is taken over."""
+
+GROWING = {"chain": (218, 902, 3602), "dense": (32, 64, 128)}
+MODELS = (*CLASSIFIERS, "densenet201", *(f"{kind}_{size}" for kind, sizes in GROWING.items() for size in sizes))
+
+STAGES = ("trace", "labels", "cost", "score", "select", "shrink")
+"""The stages that add up to `total`."""
+
+RATIO = 0.5
+
+
+@dataclass
+class Measured:
+    """What one model's process has reported."""
+
+    model: str
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Stage, or `peer`, or `budget`, or `verify` -> a figure for each repeat."""
+    peer_fault: str = ""
+
+    def best(self, name: str) -> float | None:
+        """The fastest repeat."""
+        return min(self.seconds[name]) if self.seconds.get(name) else None
+
+    @property
+    def total(self) -> float | None:
+        """The fastest repeat of all stages together."""
+        repeats = list(zip(*(self.seconds.get(stage, []) for stage in STAGES), strict=True))
+        return min(map(sum, repeats)) if repeats else None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as long the peer takes."""
+        peer, total = self.best("peer"), self.total
+        return peer / total if peer and total else None
+
+
+# -- in the model's own process --------------------------------------------------------------------------------------
+
+
+def build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The model, with random weights and in eval mode, and an example input."""
+    torch.manual_seed(0)
+    kind, _, size = name.partition("_")
+    if kind in GROWING:
+        factory = {"chain": networks.residual_chain, "dense": networks.dense_block}[kind]
+        return factory(int(size)).eval(), torch.zeros(networks.IMAGE)
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    edge = 299 if name == "inception_v3" else 224
+    return torchvision.models.get_model(name, weights=None, **options).eval(), torch.zeros(1, 3, edge, edge)
+
+
+def prunec_seconds(name: str, check: bool) -> dict[str, float]:
+    """One run of every stage; `verify` only where asked for."""
+    model, example = build(name)
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds[stage] = time.perf_counter() - start
+        return result
+
+    def shrink() -> Program:
+        slim = Shrink().run(chosen, context).program
+        assert slim.module is not None
+        return slim
+
+    gc.collect()
+    program = timed("trace", lambda: trace(model, (example,)))
+    timed("labels", lambda: analyse(program))
+    context = Context(baseline=timed("cost", lambda: cost(program)))
+    scored = timed("score", lambda: Score(criterion="l1").run(program, context).program)
+    timed("budget", lambda: Select(budget={"macs": RATIO}).run(scored, context))
+    chosen = timed("select", lambda: Select(ratio=RATIO).run(scored, context).program)
+    slim = timed("shrink", shrink)
+    if check:
+        timed("verify", lambda: verify(slim, Shrink().reference(chosen, slim), pass_name="shrink"))
+    return seconds
+
+
+def peer_seconds(name: str) -> dict[str, float]:
+    """One run of the peer, with the classifier's last layer left out as its users must."""
+    model, example = build(name)
+    classes = int(model(example).shape[-1])
+    last = [m for m in model.modules() if classes in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
+    gc.collect()
+    start = time.perf_counter()
+    importance = torch_pruning.importance.MagnitudeImportance(p=1)
+    pruner = torch_pruning.pruner.BasePruner(
+        model, example, importance=importance, pruning_ratio=RATIO, ignored_layers=last
+    )
+    pruner.step()
+    return {"peer": time.perf_counter() - start}
+
+
+def run_child(name: str, repeat: int) -> None:
+    """Measure one model, the tools taking turns, and print a JSON object a line as soon as it is known."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    prunec_seconds("chain_6", check=True)
+    peer_seconds("chain_6")
+    peer: Callable[[], dict[str, float]] | None = partial(peer_seconds, name)
+    for index in range(repeat):
+        _say(prunec_seconds(name, check=index == 0))
+        if peer is None:
+            continue
+        try:
+            _say(peer())
+        except Exception as error:
+            _say({"fault": f"{type(error).__name__}: {error}".splitlines()[0][:80]})
+            peer = None
+
+
+def _say(found: dict[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
+
+
+# -- in the main process ---------------------------------------------------------------------------------------------
+
+
+def measure(name: str, repeat: int, timeout: float) -> Measured:
+    """Run a model's process; it is ended when it says nothing for `timeout` seconds."""
+    found = Measured(name)
+    command = [sys.executable, __file__, name, "--child", "--repeat", str(repeat)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        timer = _timer(child, timeout)
+        for line in child.stdout:
+            timer.cancel()
+            timer = _timer(child, timeout)
+            _take(found, line)
+        timer.cancel()
+        complaint = child.stderr.read()
+    if child.returncode < 0:
+        found.peer_fault = f"no answer in {timeout:g} s"
+    elif child.returncode:
+        raise SystemExit(f"{name}:\n{complaint}")
+    return found
+
+
+def _timer(child: subprocess.Popen[str], timeout: float) -> threading.Timer:
+    timer = threading.Timer(timeout, child.kill)
+    timer.start()
+    return timer
+
+
+def _take(found: Measured, line: str) -> None:
+    if not line.startswith("{"):
+        return  # the peer prints
+    values: dict[str, Any] = json.loads(line)
+    found.peer_fault = values.pop("fault", found.peer_fault)
+    for key, value in values.items():
+        found.seconds.setdefault(key, []).append(value)
+
+
+def exponent(sizes: Sequence[int], seconds: Sequence[float | None]) -> float | None:
+    """The p of `seconds = c * size ** p` that fits best; None with fewer than two figures."""
+    known = [(size, value) for size, value in zip(sizes, seconds, strict=True) if value]
+    if len(known) < 2:
+        return None
+    logs = np.log(np.array(known))
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+
+
+def summary(results: Iterable[Measured]) -> Iterable[str]:
+    """The median ratio over the classifiers, and how the time grows."""
+    by_name = {found.model: found for found in results}
+    ratios = [by_name[n].ratio for n in CLASSIFIERS if n in by_name]
+    known = [ratio for ratio in ratios if ratio]
+    if known:
+        yield f"median over {len(known)} classifiers: {statistics.median(known):.1f} times as fast as torch-pruning"
+    for kind, sizes in GROWING.items():
+        mine = [by_name[f"{kind}_{size}"] for size in sizes if f"{kind}_{size}" in by_name]
+        sizes = tuple(int(found.model.partition("_")[2]) for found in mine)
+        own = exponent(sizes, [found.total for found in mine])
+        peer = exponent(sizes, [found.best("peer") for found in mine])
+        if own is not None:
+            yield f"{kind}: time grows with size ** {own:.2f}" + (f", the peer's with {peer:.2f}" if peer else "")
+
+
+def row(found: Measured) -> dict[str, str]:
+    """A line of the table: seconds as text, '' where there is no figure."""
+    figures = {**{stage: found.best(stage) for stage in STAGES}, "total": found.total}
+    figures |= {name: found.best(name) for name in ("budget", "verify", "peer")}
+    texts = {name: "" if value is None else f"{value:.3f}" for name, value in figures.items()}
+    texts["peer"] = found.peer_fault or texts["peer"]
+    return {"model": found.model, **texts, "ratio": f"{found.ratio:.1f}" if found.ratio else ""}
+
+
+def show(rows: Sequence[dict[str, str]], console: Console) -> None:
+    """The table for a person."""
+    table = Table(title=f"seconds; one thread, half of every group, torch {torch.__version__}")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for texts in rows:
+        table.add_row(*texts.values())
+    console.print(table)
+
+
+def write_csv(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """The same table for a program. Models that were not measured this time keep their line."""
+    kept: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [old for old in csv.DictReader(file) if old["model"] not in {new["model"] for new in rows}]
+    order = {name: index for index, name in enumerate(MODELS)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(sorted((*kept, *rows), key=lambda texts: order.get(texts["model"], len(order))))
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="chain_DEPTH, dense_LAYERS or torchvision's name")
+    parser.add_argument("--csv", type=Path, help="write the table there too")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=180, help="seconds that a tool has for one run")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        run_child(options.models[0], options.repeat)
+        return
+    console, results = Console(width=max(140, Console().width)), []
+    for name in options.models or MODELS:
+        console.print(f"[dim]{name} ...[/dim]")
+        results.append(measure(name, options.repeat, options.timeout))
+    rows = [row(found) for found in results]
+    show(rows, console)
+    for line in summary(results):
+        console.print(line)
+    if options.csv:
+        write_csv(rows, options.csv)
+
+
+if __name__ == "__main__":
+    main()

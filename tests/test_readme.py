@@ -1,0 +1,54 @@
+"""The README tells the truth: what it shows of files and output is what they are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from prunec.compiler import registry
+from prunec.compiler.plan import Plan
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(name: str) -> str:
+    """The fenced block between `<!-- name -->` and `<!-- end -->`."""
+    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- end -->", README, re.DOTALL)
+    assert found, f"README.md has no block '{name}'"
+    return found[1]
+
+
+def test_the_plan_is_the_file():
+    assert block("plan") == (ROOT / "plans/digits.yaml").read_text()
+
+
+def test_the_case_is_in_the_case_files():
+    assert block("case").strip() in (ROOT / "tests/cases/shrink.case").read_text()
+
+
+def test_the_pass_is_the_third_partys():
+    source = (ROOT / "tests/thirdparty/acme_passes.py").read_text()
+    assert block("pass").strip() in source
+
+
+def test_the_output_names_every_pass_of_the_plan():
+    passes = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in yaml.safe_load(block("plan"))["passes"]]
+    assert all(name in block("output") for name in passes)
+
+
+def test_the_python_example_is_a_plan():
+    Plan.from_dict({"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]})
+    assert '{"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}' in README
+
+
+def test_the_pass_table_is_complete():
+    rows = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    own = [name for name, cls in registry.passes().items() if cls.__module__.startswith("prunec.")]
+    assert sorted(rows) == sorted(own)
+
+
+def test_the_two_commands_are_one_line_each():
+    assert block("main").count("\n") == block("test").count("\n") == 1
