@@ -1,6 +1,6 @@
 """Networks that grow: what `speed.py` measures growth on, next to torchvision's classifiers.
 
-    residual_chain(depth)   stem - [conv bn relu conv bn + relu] x (depth - 2) / 2 - linear      one group through it all
+    residual_chain(depth)   stem - [conv bn relu conv bn + relu] x (depth - 2) / 2 - linear
     dense_block(layers)     stem - [bn relu 1x1 bn relu 3x3, concatenated to its input] x layers - linear
 
 They are narrow and their images small, so that time goes to the graph and not to the arithmetic on weights.

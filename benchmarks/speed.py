@@ -4,8 +4,8 @@
     python benchmarks/speed.py resnet18 dense_128           some
     python benchmarks/speed.py --csv FILE --repeat N --timeout SECONDS
 
-Both tools remove half of every group's channels by the L1 norm of their weights. Each model has a process of its own, in
-which the two take turns, with one thread, on models built anew. Of N repeats the fastest counts.
+Both tools remove half of every group's channels by the L1 norm of their weights. Each model has a process of its own,
+in which the two take turns, with one thread, on models built anew. Of N repeats the fastest counts.
 
     prunec   trace + labels + cost + score + select + shrink (with the `fx.GraphModule` made)
     peer     dependency graph + pruner + step

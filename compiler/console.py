@@ -114,7 +114,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text
 def show_report(report: Mapping[str, Any], folder: Path) -> None:
     """The summary, a line for each pass, what was left alone, warnings, and where the artifacts are."""
     sides = ("before", "after", "change")
-    rows = [[f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)]
+    rows: list[list[str | Text]] = [
+        [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
+    ]
     table(f"{report['model']}", ("", *sides), rows, right=sides)
     say("")
     _show_passes(report)
@@ -137,7 +139,7 @@ def _show_passes(report: Mapping[str, Any]) -> None:
     gone = [group for group in report["groups"] if removed(group)]
     if gone:
         total = sum(removed(group) for group in gone)
-        say(f"\n{total} channels of {len(gone)} groups are gone, of {len(report['groups'])} groups")
+        say(f"\n{total} channels are gone, from {len(gone)} of {len(report['groups'])} groups")
 
 
 def _did(record: Mapping[str, Any]) -> str:

@@ -78,7 +78,7 @@ class Program:
         return replace(self, **changes)
 
     def with_facts(self, **facts: Any) -> Program:
-        """The same program, knowing more. What was computed from its graph and state, such as its analysis, still holds."""
+        """The same program, knowing more. What was computed from its graph and state (its analysis) still holds."""
         known = replace(self, facts={**self.facts, **facts})
         known.__dict__.update({key: value for key, value in self.__dict__.items() if key not in known.__dict__})
         return known

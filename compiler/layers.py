@@ -210,7 +210,7 @@ def channel_norm(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _is_single(module: nn.modules.instancenorm._InstanceNorm, rank: int) -> bool:
-    return rank == module._get_no_batch_dim()
+    return rank == int(module._get_no_batch_dim())  # type: ignore[no-untyped-call]
 
 
 @on_module(nn.LayerNorm, nn.RMSNorm)

@@ -34,16 +34,21 @@ from prunec.compiler.rules import (
 )
 
 
+def _writable(labels: IntArray) -> torch.Tensor:
+    """The labels as a tensor; torch takes no read-only memory."""
+    return torch.from_numpy(np.require(labels, requirements=["C", "W"]))
+
+
 def executed(labels: IntArray, shape: Sequence[int], op: Callable[[torch.Tensor], torch.Tensor]) -> IntArray:
     """A field after the operation was executed on it."""
-    return op(torch.from_numpy(np.require(labels, requirements="CW")).expand(*shape)).numpy()
+    return op(_writable(labels).expand(*shape)).numpy()
 
 
 def constants(flow: Flow, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments behind the operand, as the numbers that they are."""
     rest = fx.node.map_arg(node.args[1:], flow.constant)
     named = {key: value for key, value in node.kwargs.items() if key != "input"}
-    return rest, fx.node.map_arg(named, flow.constant)  # type: ignore[return-value]
+    return rest, fx.node.map_arg(named, flow.constant)
 
 
 # -- the same elements in another shape ----------------------------------------------------------------------------
@@ -73,7 +78,7 @@ def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
 def permute(flow: Flow, node: fx.Node) -> Labelled:
     """Dimensions change places; a compressed field needs no expanding for that."""
     value, (rest, kwargs), name = subject(flow, node), constants(flow, node), op_name(node)
-    arrays = (torch.from_numpy(np.require(f, requirements="CW")) for f in flow.fields(value))
+    arrays = (_writable(f) for f in flow.fields(value))
     return flow.moved((getattr(array, name)(*rest, **kwargs).numpy() for array in arrays), node)
 
 
@@ -278,7 +283,7 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
         fields = getattr(type(node.args[0].meta["val"]), "_fields", ())  # type: ignore[union-attr]
         return source[fields.index(name)] if name in fields else unknown(flow, node)
     if name in ("T", "mT", "H", "mH"):
-        arrays = (torch.from_numpy(np.require(f, requirements="CW")) for f in flow.fields(value))
+        arrays = (_writable(f) for f in flow.fields(value))
         return flow.moved((getattr(array, str(name)).numpy() for array in arrays), node)
     if name in ("data", "real"):
         return flow.fields(value)

@@ -76,7 +76,7 @@ def sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         given, current = [given], [current]
     if isinstance(given, fx.Node):
         given = [given] * len(slim.value(given))
-    wanted = _sizes(old, given, current, slim.shape(old)[skipped:], slim)
+    wanted = _sizes(old, given, current, slim.shape(old)[skipped:][: len(given)], slim)
     if wanted is None:
         return
     if key:

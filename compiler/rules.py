@@ -295,118 +295,16 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
 
 
 @on_op(
-    *[
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "truediv",
-        "floordiv",
-        "floor_divide",
-        "true_divide",
-        "remainder",
-        "mod",
-        "fmod",
-        "pow",
-        "rsub",
-        "radd",
-        "neg",
-        "pos",
-        "abs",
-        "absolute",
-    ],
-    *[
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "ifloordiv",
-        "and",
-        "or",
-        "xor",
-        "invert",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "logical_xor",
-    ],
-    *[
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "where",
-        "masked_fill",
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-        "hardtanh",
-    ],
-    *[
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "sigmoid",
-        "hardsigmoid",
-        "hardswish",
-        "tanh",
-        "hardshrink",
-        "softshrink",
-    ],
-    *[
-        "tanhshrink",
-        "softplus",
-        "softsign",
-        "logsigmoid",
-        "threshold",
-        "rrelu",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "sqrt",
-        "rsqrt",
-    ],
-    *[
-        "square",
-        "reciprocal",
-        "sin",
-        "cos",
-        "tan",
-        "sinh",
-        "cosh",
-        "asin",
-        "acos",
-        "atan",
-        "erf",
-        "erfc",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "frac",
-        "lerp",
-    ],
-    *["addcmul", "addcdiv", "nan_to_num", "isnan", "isinf", "isfinite", "bitwise_and", "bitwise_or", "bitwise_not"],
-    *["dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"],
-    *["positive", "atan2", "hypot", "subtract", "multiply", "divide", "negative", "xlogy", "heaviside", "copysign"],
+    *_words("""
+        add sub mul div truediv floordiv floor_divide true_divide remainder mod fmod pow rsub radd neg pos abs absolute
+        iadd isub imul itruediv ifloordiv and or xor invert logical_and logical_or logical_not logical_xor eq ne lt le
+        gt ge maximum minimum fmax fmin where masked_fill clamp clip clamp_min clamp_max hardtanh relu relu6 leaky_relu
+        elu selu celu gelu silu mish sigmoid hardsigmoid hardswish tanh hardshrink softshrink tanhshrink softplus
+        softsign logsigmoid threshold rrelu exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
+        sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
+        isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
+        dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
+    """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     """Every tensor operand is broadcast against the others."""
@@ -416,22 +314,10 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
 
 
 @on_op(
-    *[
-        "contiguous",
-        "clone",
-        "detach",
-        "to",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "cpu",
-        "type",
-        "type_as",
-        "requires_grad",
-        "alias",
-    ],
-    *["zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like"],
+    *_words("""
+        contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias zeros_like ones_like
+        full_like rand_like randn_like empty_like
+    """)
 )
 def converted(flow: Flow, node: fx.Node) -> Labelled:
     """The first operand in another form; of a second one only the type is read."""

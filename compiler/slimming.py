@@ -150,6 +150,7 @@ def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[
     """The state with the sizes of modules that have no tensor to show them (norms without scale and shift)."""
     for node in program.graph.find_nodes(op="call_module"):
         module = state[str(node.target)]
+        assert isinstance(module, nn.Module), f"{node.target} is called"
         rule = next((rule for cls, rule in SHOWN.items() if isinstance(module, cls)), None)
         if rule is None or any(True for _ in module_tensors("", module)):
             continue
@@ -200,7 +201,7 @@ def _slim_grouped(
     assert np.array_equal(groups, np.unique(outs // outer)), "a group lost its inputs or its outputs alone"
     ins, outs = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
     group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
-    blocks = weight.unflatten(0, (module.groups, -1))  # [groups, rows of a group, columns of a group, kernel]
+    blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows of a group, columns of a group, kernel]  # type: ignore[no-untyped-call]
     rows, columns = (outside, inside) if not module.transposed else (inside, outside)
     slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
     tensors = {"weight": _once(module.weight, slim, made)}
@@ -320,10 +321,11 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
 def _settle(old: fx.Node, new: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> None:
     """Let the literals of an operation follow; a number that was read off a size and means no size stays as it was."""
     name = "" if old.op in ("call_module", "output") else op_name(old)
-    frozen = {mapping[n]: _frozen(n, view, mapping) for n in old.all_input_nodes if n in view.values}
-    if frozen and name not in SIZED:
-        new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))  # type: ignore[assignment]
-        new.kwargs = fx.node.map_arg(new.kwargs, lambda n: frozen.get(n, n))  # type: ignore[assignment]
+    numbers = [n for n in old.all_input_nodes if n in view.values]
+    if numbers and name not in SIZED:
+        frozen = {mapping[n]: _frozen(n, view, mapping) for n in numbers}
+        new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))
+        new.kwargs = fx.node.map_arg(new.kwargs, lambda n: frozen.get(n, n))
     if name in REWRITES:
         REWRITES[name](old, new, view)
     elif old.op == "call_module":
@@ -356,7 +358,7 @@ def _frozen(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> An
         return tuple(
             was if was != here else _item(new, i, here) for i, (was, here) in enumerate(zip(before, now, strict=True))
         )
-    if old.op == "call_function" and getattr(old.target, "__module__", "") in ("_operator", "math") and not _reads(old):
+    if callable(old.target) and not _reads(old):
         args = fx.node.map_arg(old.args, lambda n: _frozen(n, view, mapping))
         with new.graph.inserting_after(new):
             return _valued(new.graph.call_function(old.target, args), before)
@@ -376,14 +378,14 @@ def _reads(node: fx.Node) -> bool:
 def _counts_batch(node: fx.Node) -> bool:
     """Whether a number read off a tensor may grow with the batch: all but the size of a dimension behind the first."""
     index = node.args[1] if len(node.args) == 2 else None
-    rank = len(node.all_input_nodes[0].meta["val"].shape) if _has_tensor(node.all_input_nodes[0].meta["val"]) else 0
-    rank = rank or len(node.all_input_nodes[0].meta["val"])
+    source = node.all_input_nodes[0].meta["val"]
+    rank = source.ndim if isinstance(source, torch.Tensor) else len(source)
     return not isinstance(index, int) or index % rank == 0
 
 
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
     """Nodes that gave sizes which are literals now."""
-    for old, new in reversed(mapping.items()):
+    for old, new in reversed(list(mapping.items())):
         idle = not new.users and old.users
         if idle and old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val")):
             new.graph.erase_node(new)
@@ -398,7 +400,7 @@ def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
     args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
     if callable(old.target):
         return old.target(*args, **kwargs)
-    return getattr(args[0], old.target)(*args[1:], **kwargs)  # type: ignore[index]
+    return getattr(args[0], old.target)(*args[1:], **kwargs)
 
 
 def _has_tensor(value: object) -> bool:

@@ -31,7 +31,7 @@ def assert_closed_form(program: Program, seed: int, share: float):
 def test_the_closed_form_is_the_cost_of_the_slim_program(name):
     net = NETS[name]
     program = trace(net.build(), net.inputs())
-    for seed, share in enumerate((0.0, 0.2, 0.5, 1.0)):
+    for seed, share in enumerate((0.0, 0.4, 1.0)):
         assert_closed_form(program, seed, share)
 
 
@@ -115,6 +115,10 @@ def test_published_figures(name):
 # -- single figures ----------------------------------------------------------------------------------------------------
 
 
+def _words(text):
+    return text.split()
+
+
 def costed(parts, forward, *shapes) -> Cost:
     return cost(trace(Made(parts, forward), tuple(torch.zeros(shape) for shape in shapes)))
 
@@ -138,20 +142,7 @@ def costed(parts, forward, *shapes) -> Cost:
             5 * 6 * 8 + 2 * 2 * 5 * 5 * 4,
         ),
     ],
-    ids=[
-        *[
-            "conv",
-            "grouped",
-            "depthwise",
-            "transposed",
-            "grouped_transposed",
-            "linear",
-            "matmul",
-            "einsum",
-            "products",
-            "attention",
-        ]
-    ],
+    ids=_words("conv grouped depthwise transposed grouped_transposed linear matmul einsum products attention"),
 )
 def test_multiply_accumulates(parts, forward, shape, macs):
     assert costed(parts, forward, shape).macs == macs

