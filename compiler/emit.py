@@ -108,7 +108,7 @@ def save_weights(program: Program, path: Path) -> None:
         if storage not in seen:
             tensors[name] = tensor.detach().cpu().contiguous()
         seen.add(storage)
-    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))  # `save_file` bars others from reading
 
 
 def saved_tensors(program: Program) -> dict[str, torch.Tensor]:

@@ -99,15 +99,20 @@ class Program:
         return self.copy_graph_with_map()[0]
 
     def copy_graph_with_map(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-        """`copy_graph`, and which new node stands for which old one."""
+        """`copy_graph`, and which new node stands for which old one.
+
+        A node gets its operands after it is made: that way fx doesn't search them for symbolic numbers, which takes
+        longer than all the rest.
+        """
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
-        copied: Any = graph.graph_copy(self.graph, mapping, return_output_node=True)
-        if copied is not None:
-            value, old = copied
-            node = graph.output(value)
-            node.meta = dict(old.meta)
-            mapping[old] = node
+        for old in self.graph.nodes:
+            new = graph.create_node(old.op, old.target, name=old.name, type_expr=old.type)
+            new.args = fx.node.map_arg(old.args, mapping.__getitem__)  # type: ignore[assignment]
+            if old.kwargs:
+                new.kwargs = fx.node.map_arg(old.kwargs, mapping.__getitem__)  # type: ignore[assignment]
+            new.meta = dict(old.meta)
+            mapping[old] = new
         return graph, mapping
 
     @cached_property

@@ -102,7 +102,7 @@ Fits = Callable[[Any, torch.Tensor], bool]
 
 
 def _keeps(module: nn.Module, x: Any, fits: Fits) -> bool:
-    """Whether the layer is known to give back this input's shape, strides and type, in new memory or written over it."""
+    """Whether the layer is known to give back this input's shape, strides and type, in new memory or in its place."""
     if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.is_contiguous()):
         return False
     if module._forward_hooks or module._forward_pre_hooks:

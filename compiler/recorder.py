@@ -170,8 +170,8 @@ class Recorder(TorchFunctionMode):
             return value
         written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
         value = _distinct(value, tensors, written)
-        graph_args, graph_kwargs = call.arrange(self.to_graph(args), self.to_graph(kwargs))
-        return self._enter(self.graph.create_node(call.kind, call.target, graph_args, graph_kwargs), value, written)
+        arranged = call.arrange(self.to_graph(args), self.to_graph(kwargs))
+        return self._enter(self._node(call.kind, call.target, *arranged), value, written)
 
     def _can_record(self, call: Call, operands: Iterable[Any], traced: bool) -> bool:
         """Whether a call can be a node. One of literals alone that can't (a numpy array) gives a constant instead."""
@@ -209,6 +209,13 @@ class Recorder(TorchFunctionMode):
             return self.constants.evaluate(blank.__getitem__, self.to_graph(args[1:]), {})
         return self.constants.evaluate(call.function, self.to_graph(args), self.to_graph(kwargs))
 
+    def _node(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """A node at the graph's end. Operands that are given later aren't searched for symbolic numbers, which takes fx
+        longer than all the rest."""
+        node = self.graph.create_node(kind, target)
+        node.args, node.kwargs = args, kwargs
+        return node
+
     def _enter(self, node: fx.Node, value: Any, written: Sequence[torch.Tensor]) -> Any:
         """Finish the node of a call and hand its value to user code."""
         if written:
@@ -244,7 +251,7 @@ class Recorder(TorchFunctionMode):
             versions = [_version(tensor) for tensor in tensors]
             value = self._runner.module(standin, plain_args, plain_kwargs)
             written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
-            node = self.graph.call_module(standin.name, self.to_graph(args), self.to_graph(kwargs))
+            node = self._node("call_module", standin.name, self.to_graph(args), self.to_graph(kwargs))
             return self._enter(node, _distinct(value, tensors, written), written)
 
 

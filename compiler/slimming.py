@@ -201,7 +201,7 @@ def _slim_grouped(
     assert np.array_equal(groups, np.unique(outs // outer)), "a group lost its inputs or its outputs alone"
     ins, outs = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
     group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
-    blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows of a group, columns of a group, kernel]  # type: ignore[no-untyped-call]
+    blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows, columns, kernel]
     rows, columns = (outside, inside) if not module.transposed else (inside, outside)
     slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
     tensors = {"weight": _once(module.weight, slim, made)}

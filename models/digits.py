@@ -1,6 +1,6 @@
 """Small networks for 8x8 grey digits, trained in seconds; their weights come with the package.
 
-    cnn:  conv1 16 - bn - relu - residual block - pool 2 - conv2 32 - bn - relu - residual block - mean - fc
+    cnn:  conv1 32 - bn - relu - residual block - pool 2 - conv2 64 - bn - relu - residual block - mean - fc
     mlp:  64 - 48 - 32 - 10
 
 In `WEIGHTS`, `digits.safetensors` fits `cnn()`, `digits_mlp.safetensors` fits `mlp()`, and `digits_resnet.safetensors`
@@ -65,7 +65,7 @@ class DigitsCNN(nn.Module):
         return logits
 
 
-def cnn(widths: tuple[int, int] = (16, 32), num_classes: int = 10) -> DigitsCNN:
+def cnn(widths: tuple[int, int] = (32, 64), num_classes: int = 10) -> DigitsCNN:
     """The convolutional network; `widths` before and after the pool."""
     return DigitsCNN(widths, num_classes)
 

@@ -46,7 +46,7 @@ class Recipe:
 
 
 RECIPES: Final = {
-    "digits": Recipe(digits.cnn, epochs=40, sparsity=0.03),
+    "digits": Recipe(digits.cnn, epochs=40, sparsity=0.02),
     "digits_mlp": Recipe(digits.mlp, epochs=60),
     "digits_resnet": Recipe(digits.resnet, epochs=40),
 }

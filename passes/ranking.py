@@ -14,7 +14,7 @@ import numpy as np
 from prunec.compiler.cost import Cost, CostModel, cost_model
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir import IntArray
-from prunec.compiler.units import Analysis, BoolArray, FloatArray, Group
+from prunec.compiler.units import Analysis, BoolArray, FloatArray, Group, distinct
 
 CLOSE = 0.002
 """A budget that is met within this share isn't filled up any further."""
@@ -108,7 +108,7 @@ def _order(analysis: Analysis, group: Group, scores: FloatArray, limits: Limits)
             stays[mine[np.argmax(scores[mine])]] = True
     missing = least - int(stays.sum())
     if missing > 0:
-        stays[[u for u in rising[::-1] if not stays[u]][:missing]] = True
+        stays[rising[~stays[rising]][-missing:]] = True
     return np.asarray(rising[~stays[rising]], dtype=np.int64)
 
 
@@ -119,7 +119,7 @@ def _rising(scores: FloatArray, order: IntArray) -> FloatArray:
 def channels_of_a_unit(group: Group) -> int:
     """How many channels of the group's first writer one unit holds."""
     first = group.writers[0]
-    return max(1, first.positions.size // max(np.unique(first.units).size, 1))
+    return max(1, first.positions.size // max(distinct(first.units, group.size).size, 1))
 
 
 def _step(group: Group, multiple: int) -> int:

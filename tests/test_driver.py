@@ -78,7 +78,7 @@ def test_removed_positions_are_numbered_as_in_the_original():
 
 
 def test_the_slim_module_keeps_its_names_and_leaves_the_original_alone():
-    model = cnn().eval()
+    model = cnn((16, 32)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = compile(model, HALVE, (X,))
     assert {name for name, _ in result.module.named_parameters()} == {name for name, _ in model.named_parameters()}
@@ -87,7 +87,7 @@ def test_the_slim_module_keeps_its_names_and_leaves_the_original_alone():
 
 
 def test_the_report_is_plain_json_and_says_what_happened():
-    report = compile(cnn(), HALVE, (X,), data=random((1, 8, 8), samples=20)).report
+    report = compile(cnn((16, 32)), HALVE, (X,), data=random((1, 8, 8), samples=20)).report
     assert json.loads(json.dumps(report)) == report
     assert [record["pass"] for record in report["passes"]] == ["score", "select", "shrink"]
     assert report["passes"][2]["verification"]["difference"] <= 1e-5

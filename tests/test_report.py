@@ -55,7 +55,7 @@ def report():
         "inputs": [[1, 1, 8, 8]],
         "passes": [{"score": "l1"}, {"select": {"ratio": 0.5, "protect": ["conv1"]}}, "shrink", "fold_bn"],
     }
-    return compile(cnn(), plan, data=random((1, 8, 8), samples=20)).report
+    return compile(cnn((16, 32)), plan, data=random((1, 8, 8), samples=20)).report
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ def test_it_works_in_a_plan(digit_image):
     result = compile(cnn(), plan, (digit_image,))
     conv = result.module.get_submodule("conv1")
     assert isinstance(conv, nn.Conv2d)
-    assert conv.out_channels == 8
-    assert result.lock["removed"]["conv1.weight"]["0"] == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert conv.out_channels == 16
+    assert result.lock["removed"]["conv1.weight"]["0"] == list(range(1, 32, 2))
 
 
 def test_its_options_are_checked():
