@@ -8,7 +8,7 @@
 
         def run(self, program: Program, context: Context) -> PassResult: ...
 
-Options are pydantic fields, so that `prunec passes halve`, the JSON schema and the plan's error messages come from them.
+Options are pydantic fields: `prunec passes halve`, the JSON schema and the plan's error messages come from them.
 A pass that changes what is computed sets `rewrites = True`; then the pipeline compares the new program with
 `reference(before, after)` and stops the compile when they differ.
 """

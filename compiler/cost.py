@@ -4,7 +4,7 @@ Every cost is a sum of terms `coefficient * width * width ...`, where a width is
 labels that are kept. The widths of a selection are one sparse product, `fixed + counts @ keep`, and so is everything
 that follows from them.
 
-    macs      multiply-accumulates of one sample, in convolutions, linear layers and contractions (METHODS section 0:
+    macs      multiply-accumulates of one sample, in convolutions, linear layers and contractions (
               C_out * C_in / groups * k_h * k_w * H_out * W_out; linear: in * out)
     params    elements of parameters
     memory    elements of the values that are alive at once, at the worst node, for one sample

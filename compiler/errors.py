@@ -81,7 +81,7 @@ class TextError(PrunecError):
 
 
 class PassError(PrunecError):
-    """A pass can't do what its options ask of this program. `keys` leads from the pass's options to the one at fault."""
+    """A pass can't do what its options ask of this program. `keys` leads from its options to the one at fault."""
 
     def __init__(
         self, message: str, *, keys: tuple[str | int, ...] = (), at: Span | None = None, hint: str | None = None

@@ -108,9 +108,9 @@ class Program:
         mapping: dict[fx.Node, fx.Node] = {}
         for old in self.graph.nodes:
             new = graph.create_node(old.op, old.target, name=old.name, type_expr=old.type)
-            new.args = fx.node.map_arg(old.args, mapping.__getitem__)  # type: ignore[assignment]
+            new.args = fx.node.map_arg(old.args, mapping.__getitem__)
             if old.kwargs:
-                new.kwargs = fx.node.map_arg(old.kwargs, mapping.__getitem__)  # type: ignore[assignment]
+                new.kwargs = fx.node.map_arg(old.kwargs, mapping.__getitem__)
             new.meta = dict(old.meta)
             mapping[old] = new
         return graph, mapping

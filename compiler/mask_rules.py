@@ -346,7 +346,8 @@ DIMENSION_AT: Final[Mapping[str, tuple[int, int | None]]] = {
 
 _MOVES: Final = _words("""
     reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint cat concat concatenate
-    stack hstack vstack dstack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind getitem select narrow index_select gather take_along_dim
+    stack hstack vstack dstack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind
+    getitem select narrow index_select gather take_along_dim
     roll flip expand view_as reshape_as broadcast_to repeat tile repeat_interleave squeeze unsqueeze
     pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim ndimension numel stride ravel rot90 meshgrid
     diagonal is_floating_point

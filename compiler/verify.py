@@ -265,9 +265,7 @@ class _Comparison:
     """The same elements, in another order."""
 
 
-def _first_difference(
-    after: Program, reference: Reference, trial: _Trial, dtype: torch.dtype, tolerance: float
-) -> str:
+def _first_difference(after: Program, reference: Reference, trial: _Trial, dtype: torch.dtype, tolerance: float) -> str:
     """A sentence on the first node that differs, and that the difference of the output comes from.
 
     A rewrite may change a value on purpose (a convolution with a batch norm folded in). Then the values agree again

@@ -41,8 +41,8 @@ class Recipe:
     smoothing: float = 0.1
     """Label smoothing."""
     sparsity: float = 0.0
-    """The weight of the batch norms' summed |gamma| in the loss (network slimming, Liu et al. 2017): channels that the task
-    doesn't need are shut already in training."""
+    """The weight of the batch norms' summed |gamma| in the loss (network slimming, Liu et al. 2017): channels that the
+    task doesn't need are shut already in training."""
 
 
 RECIPES: Final = {

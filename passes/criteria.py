@@ -41,12 +41,12 @@ def _is_weight(program: Program, member: Member) -> bool:
 
 
 def l1(program: Program, member: Member, random: Random) -> FloatArray | None:
-    """Sum of absolute weights, METHODS 2a: `s_j = sum |W[j]|`."""
+    """Sum of absolute weights, `s_j = sum |W[j]|` (Li et al. 2017)."""
     if not _is_weight(program, member):
         return None
     rows = axis_rows(program, member.axis)
     some = max(1, CACHED // max(rows.shape[1], 1))
-    return _numbers(torch.cat([part.abs().sum(1) for part in rows.split(some)]))
+    return _numbers(torch.cat([part.abs().sum(1) for part in torch.split(rows, some)]))
 
 
 def l2(program: Program, member: Member, random: Random) -> FloatArray | None:
@@ -57,7 +57,7 @@ def l2(program: Program, member: Member, random: Random) -> FloatArray | None:
 
 
 def bn_scale(program: Program, member: Member, random: Random) -> FloatArray | None:
-    """|gamma|, METHODS 2b."""
+    """|gamma| (Liu et al. 2017)."""
     module = program.state.get(member.axis.owner)
     if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not member.axis.tensor.endswith(".weight"):
         return None

@@ -158,5 +158,5 @@ def _why_not(group: Group) -> str:
 
 
 def kept_share(size: int, ratio: float) -> int:
-    """`int(size * (1 - ratio))`, the rounding of METHODS 2a, unharmed by binary fractions."""
+    """`int(size * (1 - ratio))`, the rounding of Li et al. (2017), unharmed by binary fractions."""
     return int(size * (1 - ratio) + 1e-9)

@@ -35,7 +35,8 @@ def test_the_pass_is_the_third_partys():
 
 
 def test_the_output_names_every_pass_of_the_plan():
-    passes = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in yaml.safe_load(block("plan"))["passes"]]
+    entries = yaml.safe_load(block("plan"))["passes"]
+    passes = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
     assert all(name in block("output") for name in passes)
 
 
