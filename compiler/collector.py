@@ -2,7 +2,7 @@
 
 A graph of ten thousand nodes is a million objects that all refer to each other and that all stay. The collector walks
 over every one of them again and again and finds nothing to free: half the time of a compile. What is built here is
-bounded by the size of the model, so nothing is lost by looking for garbage when a stage is done.
+bounded by the size of the model, so nothing is lost by looking for garbage later.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No cycle is looked for in here; also a decorator. Inside another such block it changes nothing."""
+    """No cycle is looked for in here; also a decorator. Inside another such block it changes nothing.
+
+    What was made joins the oldest objects, which are looked at when many more have been made, not at once.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_on:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

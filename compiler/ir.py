@@ -111,7 +111,7 @@ class Program:
             new.args = fx.node.map_arg(old.args, mapping.__getitem__)
             if old.kwargs:
                 new.kwargs = fx.node.map_arg(old.kwargs, mapping.__getitem__)
-            new.meta = dict(old.meta)
+            new.meta.update(old.meta)
             mapping[old] = new
         return graph, mapping
 

@@ -213,7 +213,9 @@ class Recorder(TorchFunctionMode):
         """A node at the graph's end. Operands that are given later aren't searched for symbolic numbers, which takes fx
         longer than all the rest."""
         node = self.graph.create_node(kind, target)
-        node.args, node.kwargs = args, kwargs
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
         return node
 
     def _enter(self, node: fx.Node, value: Any, written: Sequence[torch.Tensor]) -> Any:

@@ -82,7 +82,8 @@ def sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     if key:
         new.kwargs = {**new.kwargs, key: wanted}
     else:
-        new.args = (*new.args[:first], wanted)
+        spread = len(old.args) > first + 1  # view(-1, 512) stays as it was written
+        new.args = (*new.args[:first], *(wanted if spread else (wanted,)))
 
 
 def _sizes(

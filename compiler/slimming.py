@@ -313,7 +313,7 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
             continue
         if slim is not known:
             changed.add(old)
-            new.meta = {**new.meta, "val": slim}
+            new.meta["val"] = slim
     _drop_idle_numbers(mapping)
     return graph
 

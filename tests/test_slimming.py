@@ -139,7 +139,7 @@ def slim_of(parts, forward, shape, *gone):
 @pytest.mark.parametrize(
     ("forward", "node", "arguments"),
     [
-        (lambda m, x: m.fc(F.max_pool2d(m.a(x), 6).view(-1, 8)), "view", ((-1, 6),)),
+        (lambda m, x: m.fc(F.max_pool2d(m.a(x), 6).view(-1, 8)), "view", (-1, 6)),
         (lambda m, x: m.fc(m.a(x)[:, :8, 0, 0]), "getitem", ((slice(None), slice(None), 0, 0),)),
         (lambda m, x: m.h(m.a(x)[:, 2:6, 0, 0]), "getitem", ((slice(None), slice(1, 4), 0, 0),)),
         (lambda m, x: m.h(m.a(x)[:, ::2, 0, 0]), "getitem", ((slice(None), [0, 2, 4], 0, 0),)),
