@@ -219,8 +219,3 @@ def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArra
 def _reads_data(user: fx.Node) -> bool:
     """Not a node that asks for a size: that may well be answered before."""
     return any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(user.meta.get("val"))) or user.op == "output"
-
-
-def node_label(node: fx.Node) -> str:
-    """A node as reports call it: its module, or its own name."""
-    return str(node.target) if node.op == "call_module" else node.name

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program
-from prunec.compiler.labels import FIXED, Binding, Flow, Pin
+from prunec.compiler.labels import FIXED, Flow, Pin
 from prunec.compiler.rules import run_rules
 
 BoolArray = npt.NDArray[np.bool_]
@@ -372,8 +372,3 @@ def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) ->
         if not bool((counts == sizes[numbers[0] : numbers[0] + counts.size]).any()):
             found[units.tobytes()] = units
     return list(found.values())
-
-
-def bindings_of(analysis: Analysis) -> Mapping[Axis, Binding]:
-    """Every axis and the labels that it is bound to."""
-    return analysis.flow.bindings
