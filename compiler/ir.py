@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from prunec.compiler.collector import uncollected
 
@@ -85,12 +86,15 @@ class Program:
 
     @cached_property
     def module(self) -> fx.GraphModule:
-        """The program as an `fx.GraphModule`, with the original's parameter names. Shares the leaf modules."""
+        """The program as an `fx.GraphModule`, with the original's parameter names. Shares the leaf modules.
+
+        fx generates its Python code when it is first called, or its `code` is read.
+        """
         return self._graph_module(dict(self.state))
 
     def _graph_module(self, state: dict[str, Any]) -> fx.GraphModule:
         with _quiet_getattr(), uncollected():
-            module = fx.GraphModule({**state, "training": self.training}, self.copy_graph(), class_name=self.name)
+            module = _LazyGraphModule({**state, "training": self.training}, self.copy_graph(), class_name=self.name)
         module.training = self.training
         return module
 

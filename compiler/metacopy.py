@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 _TRACED_THROUGH = frozenset({"torch.nn.modules.container", "torch.nn.modules.transformer"})
 """Modules of torch that only put other modules together."""
 _DICTS = frozenset((dict, OrderedDict))
+_CONTAINERS = _DICTS | {list, set}
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
 
 
@@ -56,11 +57,7 @@ def meta_copy(model: nn.Module) -> MetaCopy:
     """Copy a model onto the meta device, in eval mode. Raises `Refused` for modules that can't be copied so."""
     originals = dict(model.named_modules())
     copies = {id(module): _blank(name, module) for name, module in originals.items()}
-    tensors = {
-        name: (tensor, _meta_like(name, tensor))
-        for table in (model.named_parameters(), model.named_buffers())
-        for name, tensor in table
-    }
+    tensors = {name: (tensor, _meta_like(name, tensor)) for name, tensor in _named_tensors(originals)}
     meta = {id(tensor): copy for tensor, copy in tensors.values()}
     modules: dict[int, StandIn] = {}
     for name, module in originals.items():
@@ -70,6 +67,18 @@ def meta_copy(model: nn.Module) -> MetaCopy:
         standin = StandIn(name, module, copy, leaf, _config(copy) if leaf else None)
         modules[id(module)] = modules[id(copy)] = standin
     return MetaCopy(copies[id(model)], modules, tensors)
+
+
+def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter, then every buffer, by its first name: what torch's own search gives, without walking the modules
+    once more for each."""
+    seen: set[int] = set()
+    for table in ("_parameters", "_buffers"):
+        for prefix, module in modules.items():
+            for key, tensor in module.__dict__[table].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield (f"{prefix}.{key}" if prefix else key), tensor
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -106,14 +115,25 @@ def _fill(
     def swap(value: Any) -> Any:
         return copies.get(id(value), value) if isinstance(value, nn.Module) else meta.get(id(value), value)
 
+    attributes = module.__dict__.copy()
     for key, value in module.__dict__.items():
-        if type(value) in _DICTS and not value:
-            copy.__dict__[key] = type(value)()
+        if _is_plain(value):
+            continue
+        kind = type(value)
+        if kind in _DICTS and not value:
+            attributes[key] = kind()
         elif key in _TABLES:
-            copy.__dict__[key] = {k: swap(v) for k, v in value.items()}
+            attributes[key] = {k: swap(v) for k, v in value.items()}
         else:
-            copy.__dict__[key] = value if type(value) in _ATOMS else _rebuild(value, swap)
-    copy.__dict__["training"] = False
+            attributes[key] = _rebuild(value, swap)
+    attributes["training"] = False
+    copy.__dict__.update(attributes)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an attribute is an immutable value that holds no module and no tensor."""
+    kind = type(value)
+    return kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value))
 
 
 def _rebuild(value: Any, swap: Callable[[Any], Any]) -> Any:
@@ -135,9 +155,9 @@ def _config(module: nn.Module) -> Hashable | None:
         return None
     attributes = []
     for key, value in module.__dict__.items():
-        if type(value) in _ATOMS or (type(value) is tuple and all(type(item) in _ATOMS for item in value)):
+        if _is_plain(value):
             attributes.append((key, value))
-        elif key not in _TABLES and not (isinstance(value, dict | list | set) and not value):
+        elif key not in _TABLES and (type(value) not in _CONTAINERS or value):
             return None
     tensors = (*module._parameters.items(), *module._buffers.items())
     shapes = tuple((key, None if t is None else (t.shape, t.dtype)) for key, t in tensors)

@@ -1,21 +1,22 @@
 """Shapes without arithmetic: runs functions and leaf modules on meta tensors, and remembers what came out.
 
 Many of torch's meta kernels are written in Python and take a millisecond: as long as the real thing. A network repeats
-itself, so what was asked before (the same function or layer, on the same shapes) is answered from memory, and the
-layers that keep their input's shape aren't run at all; one that works in place writes zeros, which marks its input as
-written to.
+itself, so what was asked before (the same function or layer, on the same shapes) is answered from memory. The layers
+that keep their input's shape, convolutions, sums and concatenations of dense tensors aren't run at all: `metashapes`
+knows what they give. One that works in place writes zeros, which marks its input as written to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from prunec.compiler.calls import Call
 from prunec.compiler.metacopy import StandIn, eval_copy, to_meta
+from prunec.compiler.metashapes import IN_PLACE, dense, function_shape, module_shape
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
@@ -32,13 +33,14 @@ class MetaRunner:
 
     def call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a function of tensors."""
+        if (known := function_shape(call.target, args, kwargs)) is not None:
+            return args[0].zero_() if call.target in IN_PLACE else dense(*known)
         return self._remembered(call.function, args, kwargs, lambda: call.function(*args, **kwargs))
 
     def module(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a leaf module."""
-        kept = _KEEPERS.get(type(standin.copy))
-        if kept and len(args) == 1 and not kwargs and _keeps(standin.copy, args[0], kept):
-            return args[0].zero_() if getattr(standin.copy, "inplace", False) else to_meta(args[0])
+        if len(args) == 1 and not kwargs and (shape := module_shape(standin.copy, args[0])) is not None:
+            return args[0].zero_() if getattr(standin.copy, "inplace", False) else dense(shape, args[0].dtype)
         if standin.config is None:
             return _run(standin, args, kwargs)
         return self._remembered(standin.config, args, kwargs, lambda: _run(standin, args, kwargs))
@@ -96,45 +98,3 @@ def _shares_memory(value: torch.Tensor, operands: Any) -> bool:
     _map_tensors(operands, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
     storage = value.untyped_storage()._cdata
     return any(storage == tensor.untyped_storage()._cdata for tensor in found)
-
-
-Fits = Callable[[Any, torch.Tensor], bool]
-
-
-def _keeps(module: nn.Module, x: Any, fits: Fits) -> bool:
-    """Whether the layer is known to give back this input's shape, strides and type, in new memory or in its place."""
-    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.is_contiguous()):
-        return False
-    if module._forward_hooks or module._forward_pre_hooks:
-        return False
-    return all(p is None or p.dtype == x.dtype for p in module._parameters.values()) and fits(module, x)
-
-
-def _batch_norm(*ranks: int) -> Fits:
-    return lambda module, x: x.dim() in ranks and x.shape[1] == module.num_features
-
-
-_ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Softplus,
-)
-_KEEPERS: Mapping[type[nn.Module], Fits] = {
-    **dict.fromkeys(_ACTIVATIONS, lambda module, x: True),
-    nn.BatchNorm1d: _batch_norm(2, 3),
-    nn.BatchNorm2d: _batch_norm(4),
-    nn.BatchNorm3d: _batch_norm(5),
-    nn.LayerNorm: lambda module, x: tuple(x.shape[-len(module.normalized_shape) :]) == module.normalized_shape,
-    nn.GroupNorm: lambda module, x: x.dim() >= 2 and x.shape[1] == module.num_channels,
-}
-"""Layers that give back what they get, and what must hold of their input (else they are run, and complain)."""

@@ -101,9 +101,10 @@ def _once(tensor: torch.Tensor, slim: torch.Tensor, made: dict[int, torch.Tensor
 
 
 def gather(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
-    """The tensor at the given positions of some dimensions, as a tensor of its own."""
+    """The tensor at the given positions of some dimensions, as a tensor of its own. Outer dimensions go first: their
+    slices lie together in memory."""
     slim = tensor.detach()
-    for dim, places in sorted(positions.items(), key=lambda item: len(item[1])):
+    for dim, places in sorted(positions.items()):
         slim = slim.index_select(dim, torch.from_numpy(places))
     return slim.clone() if slim is tensor else slim
 
@@ -203,7 +204,10 @@ def _slim_grouped(
     group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
     blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows, columns, kernel]
     rows, columns = (outside, inside) if not module.transposed else (inside, outside)
-    slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
+    if blocks.shape[1] == blocks.shape[2] == 1:  # depthwise
+        slim = weight.index_select(0, group)
+    else:
+        slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
     tensors = {"weight": _once(module.weight, slim, made)}
     if "bias" in positions:
         assert module.bias is not None
