@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,13 @@ TIMES_TORCH = 10.0
 OLDEST_OPSET = 18
 """Torch's exporter writes nothing older, and doesn't say so."""
 BATCHES = (1, 3)
-WARM_UP = 3
+WARM_UP = 5
+BLOCK = 0.02
+"""Seconds that one file is run for before it is another's turn."""
 
 Tensors = tuple[torch.Tensor, ...]
 Array = npt.NDArray[Any]
+Feed = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,36 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
     )
 
 
-def ort_latency(path: Path, inputs: Sequence[torch.Tensor], runs: int = 50) -> float:
-    """The median time of one run in seconds: onnxruntime, CPU, one thread, after a warm-up."""
-    session = _session(path)
-    feed = _feed(session, inputs)
+def ort_latency(paths: Sequence[Path], inputs: Sequence[torch.Tensor], seconds: float = 1.0) -> tuple[float, ...]:
+    """The time of one run of each file in seconds: onnxruntime, CPU, one thread.
+
+    The files take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each, so that a change of the
+    machine's speed meets all of them. Of each block the median counts, and of the blocks the lower quartile: what other
+    programs do to a run only ever makes it slower.
+    """
+    sessions = [_session(path) for path in paths]
+    feeds = [_feed(session, inputs) for session in sessions]
+    lengths = [_block(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
+    rounds = max(5, round(seconds / BLOCK))
+    blocks = [
+        [_median_run(session, feed, runs) for session, feed, runs in zip(sessions, feeds, lengths, strict=True)]
+        for _ in range(rounds)
+    ]
+    return tuple(quantiles(times, n=4)[0] for times in zip(*blocks, strict=True))
+
+
+def _block(session: onnxruntime.InferenceSession, feed: Feed) -> int:
+    """How many runs fill a block; they warm the session up, too."""
+    return max(1, round(BLOCK / _median_run(session, feed, WARM_UP)))
+
+
+def _median_run(session: onnxruntime.InferenceSession, feed: Feed, runs: int) -> float:
     times = []
-    for _ in range(WARM_UP + runs):
+    for _ in range(runs):
         start = time.perf_counter()
         session.run(None, feed)
         times.append(time.perf_counter() - start)
-    return median(times[WARM_UP:])
+    return median(times)
 
 
 # --- exporting ---------------------------------------------------------------------------------------------------

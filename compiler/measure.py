@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,9 +16,6 @@ from prunec.compiler.emit import save_weights
 from prunec.compiler.errors import DataError
 from prunec.compiler.export import OnnxReport, export_onnx, ort_latency
 from prunec.compiler.ir import Program
-
-ROUNDS = 5
-"""The two models take turns this often, so that a change of the machine's speed meets both."""
 
 
 def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress = silent) -> float:
@@ -61,7 +57,7 @@ def write_onnx(before: Program, after: Program, path: Path, opset: int, progress
         progress("onnx", 1, 3)
         old_report = export_onnx(before, old, opset=opset)
         progress("onnx", 2, 3)
-        latency = _latencies(old, path, before)
+        latency = dict(zip(("before", "after"), ort_latency((old, path), before.inputs), strict=True))
         progress("onnx", 3, 3)
     return {**_plain(new_report), "bytes": {"before": old_report.bytes, "after": new_report.bytes}, "latency": latency}
 
@@ -69,13 +65,6 @@ def write_onnx(before: Program, after: Program, path: Path, opset: int, progress
 def _plain(report: OnnxReport) -> dict[str, Any]:
     fields = asdict(report)
     return {**fields, "differences": {str(size): value for size, value in report.differences.items()}}
-
-
-def _latencies(old: Path, new: Path, program: Program) -> dict[str, float]:
-    """Median seconds a run, onnxruntime on one thread, of both in turn."""
-    runs = 20
-    pairs = [(ort_latency(old, program.inputs, runs), ort_latency(new, program.inputs, runs)) for _ in range(ROUNDS)]
-    return {"before": median(pair[0] for pair in pairs), "after": median(pair[1] for pair in pairs)}
 
 
 def weights_size(program: Program) -> int:
