@@ -1,0 +1,92 @@
+"""Every model of torchvision, with the smallest inputs that show all of it: what `coverage.py` goes through.
+
+    FAMILIES      classification, segmentation, video, quantization, detection, flow
+    CASES         name -> Case: how to build the model, what to call it with, and which region to compile if not all
+
+Weights are random. Quantisable models are the float ones that quantisation starts from. Segmentation models have their
+auxiliary heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import get_model, list_models
+
+FAMILIES = ("classification", "segmentation", "video", "quantization", "detection", "flow")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model."""
+
+    name: str
+    family: str
+    build: Callable[[], nn.Module]
+    example: Callable[[], tuple[Any, ...]]
+    region: str | None = None
+    """The submodule to compile, where data decide what the whole model does."""
+
+
+_LARGE = ("vit_", "maxvit", "swin_")
+"""Parts of the names of models made for images of 224 pixels."""
+
+
+def _edge(name: str) -> int:
+    return 224 if name.startswith(_LARGE) else 96
+
+
+def _image(name: str) -> tuple[Any, ...]:
+    return (torch.randn(1, 3, _edge(name), _edge(name)),)
+
+
+def _clip(name: str) -> tuple[Any, ...]:
+    frames, edge = (16, 224) if name.startswith(("mvit", "s3d")) else (4, 64)
+    return (torch.randn(1, 3, frames, edge, edge),)
+
+
+def _pictures(name: str) -> tuple[Any, ...]:
+    edge = 300 if "ssd" in name else 128
+    return ([torch.rand(3, edge, edge)],)
+
+
+def _pair(name: str) -> tuple[Any, ...]:
+    return torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)
+
+
+def _make(name: str, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = get_model(name, weights=None, **options)
+    return model.eval()
+
+
+_QUIET = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
+"""Their own initialisation takes half a minute."""
+_SOURCES: Mapping[str, tuple[Any, Callable[[str], tuple[Any, ...]], Mapping[str, Any], str | None]] = {
+    "classification": (torchvision.models, _image, {}, None),
+    "segmentation": (torchvision.models.segmentation, _image, {"weights_backbone": None, "aux_loss": True}, None),
+    "video": (torchvision.models.video, _clip, {}, None),
+    "quantization": (torchvision.models.quantization, _image, {"quantize": False}, None),
+    "detection": (torchvision.models.detection, _pictures, {"weights_backbone": None}, "backbone"),
+    "flow": (torchvision.models.optical_flow, _pair, {}, None),
+}
+
+
+def _cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for family, (module, example, options, region) in _SOURCES.items():
+        for name in list_models(module=module):
+            mine = {**options, **_QUIET.get(name.removeprefix("quantized_"), {})}
+            if name.startswith("lraspp"):
+                del mine["aux_loss"]
+            cases[name] = Case(name, family, partial(_make, name, **mine), partial(example, name), region)
+    return cases
+
+
+CASES = _cases()
