@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                              everything
     python benchmarks/speed.py resnet18 dense_128           some
+    python benchmarks/speed.py --classifiers                every classifier of torchvision
     python benchmarks/speed.py --csv FILE --repeat N --timeout SECONDS
 
 Both tools remove half of every group's channels by the L1 norm of their weights. Each model has a process of its own,
@@ -41,6 +42,7 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torchvision.models import list_models
 
 from prunec.compiler import trace
 from prunec.compiler.base import Context
@@ -67,7 +69,7 @@ CLASSIFIERS = (
     "squeezenet1_0",
     "mnasnet0_5",
 )
-"""What the median is taken over."""
+"""The classifiers that are measured unless others are asked for."""
 
 GROWING = {"chain": (218, 902, 3602), "dense": (32, 64, 128)}
 MODELS = (*CLASSIFIERS, "densenet201", *(f"{kind}_{size}" for kind, sizes in GROWING.items() for size in sizes))
@@ -237,10 +239,13 @@ def exponent(sizes: Sequence[int], seconds: Sequence[float | None]) -> float | N
 def summary(results: Iterable[Measured]) -> Iterable[str]:
     """The median ratio over the classifiers, and how the time grows."""
     by_name = {found.model: found for found in results}
-    ratios = [by_name[n].ratio for n in CLASSIFIERS if n in by_name]
-    known = [ratio for ratio in ratios if ratio]
+    mine = [found for name, found in by_name.items() if name.partition("_")[0] not in GROWING]
+    known = [found.ratio for found in mine if found.ratio]
     if known:
         yield f"median over {len(known)} classifiers: {statistics.median(known):.1f} times as fast as torch-pruning"
+        yield f"which has no result for {len(mine) - len(known)} others of {len(mine)}"
+        slowest = max(mine, key=lambda found: found.total or 0.0)
+        yield f"slowest: {slowest.model}, {slowest.total:.2f} s"
     for kind, sizes in GROWING.items():
         mine = [by_name[f"{kind}_{size}"] for size in sizes if f"{kind}_{size}" in by_name]
         sizes = tuple(int(found.model.partition("_")[2]) for found in mine)
@@ -287,6 +292,7 @@ def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="chain_DEPTH, dense_LAYERS or torchvision's name")
+    parser.add_argument("--classifiers", action="store_true", help="every classifier of torchvision")
     parser.add_argument("--csv", type=Path, help="write the table there too")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=180, help="seconds that a tool has for one run")
@@ -296,7 +302,8 @@ def main() -> None:
         run_child(options.models[0], options.repeat)
         return
     console, results = Console(width=max(140, Console().width)), []
-    for name in options.models or MODELS:
+    everything = list_models(module=torchvision.models) if options.classifiers else MODELS
+    for name in options.models or everything:
         console.print(f"[dim]{name} ...[/dim]")
         results.append(measure(name, options.repeat, options.timeout))
     rows = [row(found) for found in results]
