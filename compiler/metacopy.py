@@ -14,6 +14,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ _CONTAINERS = _DICTS | {list, set}
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StandIn:
     """A module's copy and what the tracer asks of it."""
 
@@ -39,8 +40,11 @@ class StandIn:
     original: nn.Module
     copy: nn.Module
     leaf: bool
-    config: Hashable | None
-    """All that a leaf's output shape may depend on besides its inputs; `None` where that can't be told."""
+
+    @cached_property
+    def config(self) -> Hashable | None:
+        """All that a leaf's output shape may depend on besides its inputs; `None` where that can't be told."""
+        return _config(self.copy)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def meta_copy(model: nn.Module) -> MetaCopy:
         copy = copies[id(module)]
         _fill(module, copy, copies, meta)
         leaf = bool(name) and is_leaf(module)
-        standin = StandIn(name, module, copy, leaf, _config(copy) if leaf else None)
+        standin = StandIn(name, module, copy, leaf)
         modules[id(module)] = modules[id(copy)] = standin
     return MetaCopy(copies[id(model)], modules, tensors)
 
