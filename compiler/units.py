@@ -7,7 +7,7 @@ so that a group's units are one run of numbers and every figure about units is o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
+from prunec.compiler.balance import Balance, Balanced, balances
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.labels import FIXED, Flow, Pin
@@ -110,6 +111,10 @@ class Analysis:
     """Sets of units of which one must stay (the pieces of a split)."""
     counted: Mapping[int, str] = field(default_factory=dict)
     """unit -> why it can't be merged."""
+    balanced: tuple[Balanced, ...] = ()
+    """Blocks of units of which every row must lose equally many."""
+    balances: tuple[Balance, ...] = ()
+    """Which units leave together so that they do."""
 
     @cached_property
     def size(self) -> int:
@@ -182,10 +187,14 @@ def solve(flow: Flow) -> Analysis:
         pinned.setdefault(unit, "is the only one of its group")
     for unit in (int(piece[0]) for piece in pieces if piece.size == 1):
         pinned.setdefault(unit, "is all that one piece of a split has")
+    balanced = tuple(Balanced(_units(unit_of, labels), node) for labels, node in flow.balanced)
+    tied = balances(balanced, sum(sizes.tolist()))
+    _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
     groups = _groups(flow, unit_of, starts, pinned)
     counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != LOOSE}
+    counted |= {int(u): f"stands in a block of {b.node}, whose rows stay even" for b in tied for u in b.units}
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
-    return Analysis(flow.program, flow, unit_of, groups, covers, counted)
+    return Analysis(flow.program, flow, unit_of, groups, covers, counted, balanced, tied)
 
 
 def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
@@ -215,20 +224,59 @@ def _components(count: int, left: IntArray, right: IntArray) -> IntArray:
     return np.asarray(smallest[component], dtype=np.int64)
 
 
+def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinned: dict[int, str], size: int) -> None:
+    """Pin the units of blocks whose rows don't hold equally many, and of those that no equal share can leave."""
+    for block in balanced:
+        if not block.fits:
+            for unit in (int(unit) for unit in np.unique(block.units) if unit != LOOSE):
+                pinned.setdefault(unit, f"shares a block with fixed positions at {block.node}")
+    free = np.ones(size, dtype=bool)
+    free[list(pinned)] = False
+    for balance in tied:
+        if not balance.packs(free):
+            for unit in balance.units.tolist():
+                pinned.setdefault(unit, f"can't leave every row of a block of {balance.node} in equal numbers")
+
+
+def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
+    """Join labels of blocks [rows, positions] that aren't rectangular yet, where the plan says how to divide them.
+
+    One after the other in the graph's order: a block that was transposed since is found to be rectangular then.
+    """
+    for labels, node in flow.blocks if flow.program.division.grouped else ():
+        wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
+        if len(wide) != 2 or _squared(component, labels) is None:
+            continue
+        shape = f"{labels.shape[wide[0]]} rows of {labels.shape[wide[1]]}"
+        choice = flow.divide("grouped", node, shape, flow.writers(labels), fallback="")
+        if choice == "equal":  # what a view gives must keep its order
+            flow.settle(node, "same")
+        if choice:
+            joined = component[labels]
+            edge = first_along(joined, wide[0] if choice == "whole" else wide[1])
+            component = _joined(component, [(joined.ravel(), np.broadcast_to(edge, joined.shape).ravel())])
+    return component
+
+
+def _joined(component: IntArray, pairs: Sequence[tuple[IntArray, IntArray]]) -> IntArray:
+    """The components when the pairs are joined too."""
+    left = np.concatenate([np.arange(component.size), *(a for a, _ in pairs)])
+    right = np.concatenate([component, *(b for _, b in pairs)])
+    return _components(component.size, left, right)
+
+
 def _square_blocks(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]:
     """Join labels until every value that varies along several dimensions stays rectangular whatever is removed.
 
-    A value [g, n] is rectangular if whole rows go, or the same positions of each row. Where neither holds yet, the
-    choice that leaves more units is taken. Joining may disturb another block, so it is repeated until nothing changes;
-    units only ever grow, so that ends. What is joined with a FIXED position is pinned: FIXED, being -1, is the last
-    entry of `component` here.
+    A value [g, n] is rectangular if whole rows go, or the same positions of each row. Where neither holds yet and the
+    plan doesn't say, the choice that leaves more units is taken. Joining may disturb another block, so it is repeated
+    until nothing changes; units only ever grow, so that ends. What is joined with a FIXED position is pinned: FIXED,
+    being -1, is the last entry of `component` here.
     """
     blocks = {(labels.shape, labels.tobytes()): (labels, node) for labels, node in flow.blocks}.values()
-    component = np.append(component, component.size)
+    component = _divide_blocks(flow, np.append(component, component.size))
     while extra := [pair for labels, _ in blocks if (pair := _squared(component, labels)) is not None]:
-        left = np.concatenate([np.arange(component.size), *(a for a, _ in extra)])
-        right = np.concatenate([component, *(b for _, b in extra)])
-        component = _components(component.size, left, right)
+        component = _joined(component, extra)
     pins = [
         Pin(labels[component[labels] == component[FIXED]], f"shares a block with fixed positions at {node}")
         for labels, node in blocks
@@ -268,8 +316,8 @@ def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
 def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     """label -> unit number, and the first unit of each group.
 
-    Units that a parameter writes are numbered by group, groups in the order of their first label. What no parameter
-    writes (a buffer's own, a padding's own) is LOOSE.
+    Units that a parameter writes are numbered by group, groups in the order of their first label; what must lose
+    equally many is in one group. What no parameter writes (a buffer's own, a padding's own) is LOOSE.
     """
     writers = [b.labels for b in flow.bindings.values() if b.role == "writer"]
     roots = [component[labels[labels != FIXED]] for labels in writers]
@@ -277,9 +325,11 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     unit_of = np.full(component.size, LOOSE, dtype=np.int64)
     if not roots:
         return unit_of, np.zeros(0, dtype=np.int64)
+    even = [component[labels.ravel()] for labels, _ in flow.balanced]
+    joined = [*roots, *even]
     left = np.concatenate(roots)
-    right = np.repeat([r[0] for r in roots], [r.size for r in roots])
-    family = _components(component.size, left, right)
+    right = np.repeat([r[0] for r in joined], [r.size for r in joined])
+    family = _components(component.size, np.concatenate(joined), right)
     written = distinct(left, component.size)
     order = np.lexsort((written, family[written]))
     ranked = written[order]
