@@ -15,7 +15,7 @@ That is a little less than what the blocks allow, and it is what can be counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -25,6 +25,11 @@ import numpy.typing as npt
 from prunec.compiler.ir import IntArray
 
 BoolArray = npt.NDArray[np.bool_]
+
+Place = tuple[int, int, int]
+"""(block, row, how often): where a unit lies."""
+Cell = tuple[tuple[Place, ...], list[int]]
+"""Where its units lie, and its units."""
 
 OUTSIDE = -1
 """A position of a block that belongs to no unit: it never goes."""
@@ -55,7 +60,8 @@ class Balance:
 
     cells: tuple[IntArray, ...]
     each: tuple[int, ...]
-    node: str
+    nodes: tuple[str, ...]
+    """Those that ask for it."""
 
     @property
     def units(self) -> IntArray:
@@ -74,47 +80,43 @@ class Balance:
         return min(whole - 1, *(int(free[cell].sum()) // count for cell, count in each))
 
 
-def balances(blocks: Sequence[Balanced], size: int) -> tuple[Balance, ...]:
-    """The balances that blocks over `size` units ask for. Units that every row of a block holds alike aren't bound."""
-    seen = {(block.units.shape, block.units.tobytes()): block for block in blocks}
-    rows = {unit: tuple(found) for unit, found in _rows_of(list(seen.values()), size).items()}
-    cells: dict[tuple[tuple[int, int, int], ...], list[int]] = {}
-    for unit in sorted(rows):
-        cells.setdefault(rows[unit], []).append(unit)
-    names = [block.node for block in seen.values()]
-    return tuple(_balance(family, names[family[0][0][0][0]]) for family in _families(cells))
+def balances(blocks: Sequence[Balanced]) -> tuple[Balance, ...]:
+    """The balances that blocks ask for. Units that every row of a block holds alike aren't bound by it."""
+    places = _places(blocks)
+    cells: dict[tuple[Place, ...], list[int]] = {}
+    for unit in sorted(places):
+        cells.setdefault(tuple(places[unit]), []).append(unit)
+    names = [block.node for block in blocks]
+    return tuple(_balance(family, names) for family in _families(cells))
 
 
-def _balance(family: Sequence[tuple[tuple[tuple[int, int, int], ...], list[int]]], node: str) -> Balance:
+def _balance(family: Sequence[Cell], names: Sequence[str]) -> Balance:
     cells = tuple(np.array(units, dtype=np.int64) for _, units in family)
     share = gcd(*(cell.size for cell in cells))
-    return Balance(cells, tuple(cell.size // share for cell in cells), node)
+    asking = sorted({block for places, _ in family for block, _, _ in places})
+    return Balance(cells, tuple(cell.size // share for cell in cells), tuple(names[block] for block in asking))
 
 
-def _rows_of(blocks: Sequence[Balanced], size: int) -> dict[int, list[tuple[int, int, int]]]:
-    """unit -> (block, row, how often) for every row of every block that doesn't hold it as often as all others do."""
-    found: dict[int, list[tuple[int, int, int]]] = {}
+def _places(blocks: Sequence[Balanced]) -> dict[int, list[Place]]:
+    """The places of every unit in the blocks whose rows don't hold it equally often."""
+    found: dict[int, list[Place]] = {}
     for number, block in enumerate(blocks):
-        count, _ = block.units.shape
-        codes = np.arange(count)[:, None] * (size + 1) + np.where(block.units == OUTSIDE, size, block.units)
-        table = np.bincount(codes.ravel(), minlength=count * (size + 1)).reshape(count, -1)[:, :size]
-        uneven = np.flatnonzero((table != table[:1]).any(axis=0))
-        for unit, row in np.argwhere(table[:, uneven].T):
-            place = int(uneven[unit])
-            found.setdefault(place, []).append((number, int(row), int(table[row, place])))
+        rows = len(block.units)
+        units, place = np.unique(block.units, return_inverse=True)
+        codes = np.arange(rows)[:, None] * units.size + place.reshape(rows, -1)
+        often = np.bincount(codes.ravel(), minlength=rows * units.size).reshape(rows, -1)
+        uneven = (often != often[:1]).any(axis=0) & (units != OUTSIDE)
+        for column, row in np.argwhere((often > 0).T & uneven[:, None]):
+            found.setdefault(int(units[column]), []).append((number, int(row), int(often[row, column])))
     return found
 
 
-def _families(
-    cells: dict[tuple[tuple[int, int, int], ...], list[int]],
-) -> Iterable[list[tuple[tuple[tuple[int, int, int], ...], list[int]]]]:
+def _families(cells: Mapping[tuple[Place, ...], list[int]]) -> Iterable[list[Cell]]:
     """The cells that a chain of blocks ties together, by their first unit."""
     family_of: dict[int, int] = {}
-    families: dict[int, list[tuple[tuple[tuple[int, int, int], ...], list[int]]]] = {}
-    for number, (places, units) in enumerate(cells.items()):
-        blocks = {block for block, _, _ in places}
-        joined = {family_of[block] for block in blocks if block in family_of}
-        families[number] = [cell for old in sorted(joined) for cell in families.pop(old)] + [(places, units)]
-        moved = {block for cell, _ in families[number] for block, _, _ in cell}
-        family_of.update(dict.fromkeys(moved, number))
+    families: dict[int, list[Cell]] = {}
+    for number, cell in enumerate(cells.items()):
+        joined = sorted({family_of[block] for block, _, _ in cell[0] if block in family_of})
+        families[number] = [known for old in joined for known in families.pop(old)] + [cell]
+        family_of.update({block: number for places, _ in families[number] for block, _, _ in places})
     return families.values()

@@ -2,7 +2,7 @@
 
     program Model {
       input %x : f32[1, 3, 8, 8]
-      axes grouped = {'layer1.*': 'whole'}             # how blocks of channels are divided, where a plan says so
+      axes grouped = {"layer1.*": "whole"}             # how blocks of channels are divided, where a plan says so
       module conv1 = Conv2d(3, 2, kernel_size=(1, 1), bias=False)
       value conv1.weight = [[[[1.0]], [[0.0]], [[2.0]]], [[[0.5]], [[0.5]], [[0.5]]]]    # of tensors in `shown`
       param scale : f32[2, 1, 1]

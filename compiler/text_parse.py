@@ -190,7 +190,7 @@ class _Parser:
         self.ties[name.code] = other.code
 
     def _axes(self, rest: Fragment) -> None:
-        kind, spelled = self._split(rest, _ASSIGNED, "grouped = {'layer1.*': 'whole'}")
+        kind, spelled = self._split(rest, _ASSIGNED, 'grouped = {"layer1.*": "whole"}')
         said = self._literal(spelled)
         if complaint := misread(kind.code, said):
             raise rest.error(complaint)

@@ -188,11 +188,11 @@ def solve(flow: Flow) -> Analysis:
     for unit in (int(piece[0]) for piece in pieces if piece.size == 1):
         pinned.setdefault(unit, "is all that one piece of a split has")
     balanced = tuple(Balanced(_units(unit_of, labels), node) for labels, node in flow.balanced)
-    tied = balances(balanced, sum(sizes.tolist()))
+    tied = balances(balanced)
     _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
     groups = _groups(flow, unit_of, starts, pinned)
     counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != LOOSE}
-    counted |= {int(u): f"stands in a block of {b.node}, whose rows stay even" for b in tied for u in b.units}
+    counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
     return Analysis(flow.program, flow, unit_of, groups, covers, counted, balanced, tied)
 
@@ -235,7 +235,7 @@ def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinne
     for balance in tied:
         if not balance.packs(free):
             for unit in balance.units.tolist():
-                pinned.setdefault(unit, f"can't leave every row of a block of {balance.node} in equal numbers")
+                pinned.setdefault(unit, f"can't leave every row of a block of {balance.nodes[0]} in equal numbers")
 
 
 def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:

@@ -82,8 +82,10 @@ class Axes(Pass):
         divided = self.foreseen(program)
         self._check(divided)
         blocks = analyse(divided).flow.divided.values()
-        notes = tuple(_note(block, asked) for block in blocks if (asked := _overruled(divided, block)))
-        return PassResult(divided, notes, {"divided": {b.node: b.choice for b in blocks if b.choice}})
+        idle = [kind for kind in CHOICES if getattr(self, kind) and all(block.kind != kind for block in blocks)]
+        notes = [Note(kind, "the model has nothing to divide that way") for kind in idle]
+        notes += [_note(block, asked) for block in blocks if (asked := _overruled(divided, block))]
+        return PassResult(divided, tuple(notes), {"divided": {b.node: b.choice for b in blocks if b.choice}})
 
     def foreseen(self, program: Program) -> Program:
         """The program with this division; what an option doesn't speak of stays as it was divided."""
@@ -103,8 +105,6 @@ class Axes(Pass):
             for pattern in given if isinstance(given, Mapping) else ():
                 if not any(block.answers(pattern) for block in mine):
                     raise _unknown(kind, pattern, mine)
-            if given is not None and not mine:
-                raise PassError(f"{kind}: the model has nothing to divide that way", keys=(kind,))
 
 
 def _patterns(given: str | Mapping[str, str]) -> Patterns:
