@@ -244,6 +244,15 @@ def norm_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         put(new, 1, "num_groups", left)
 
 
+@rewriter("channel_shuffle")
+def shuffled_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many groups as keep a channel; they come interleaved."""
+    groups = int(known(argument(old, 1, "groups")))
+    left = int(slim.kept(old, 1).reshape(-1, groups).any(axis=0).sum())
+    if left != groups:
+        put(new, 1, "groups", left)
+
+
 @rewriter("conv1d", "conv2d", "conv3d")
 def convolution_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A depthwise convolution has as many groups as channels."""

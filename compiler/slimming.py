@@ -11,6 +11,7 @@ of what it gave before: so the labels that arrive at a reader are the old ones w
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -142,6 +143,7 @@ SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], BoolArray], dict
     nn.LayerNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
     nn.RMSNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
     nn.GroupNorm: lambda m, shape, kept: {"num_channels": shape[1], "num_groups": groups_left(kept, m.num_groups)},
+    nn.ChannelShuffle: lambda m, shape, kept: {"groups": int(kept.reshape(-1, m.groups).any(axis=0).sum())},
 }
 """Attributes that repeat the shape of what a module without tensors gives, and which positions of its dimension 1
 are kept."""
@@ -401,15 +403,21 @@ def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
 
 
 def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """The value of a node that gives no tensor, on slim operands."""
+    """The value of a node that gives no tensor, on slim operands; not a number where there is none.
+
+    `(7 // 8) ** -0.5` can't be computed and so means no size: where it is used, what it was stays (see `_settle`).
+    """
 
     def slim(node: fx.Node) -> Any:
         return mapping[node].meta.get("val")
 
     args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
-    if callable(old.target):
-        return old.target(*args, **kwargs)
-    return getattr(args[0], old.target)(*args[1:], **kwargs)
+    try:
+        return (
+            old.target(*args, **kwargs) if callable(old.target) else getattr(args[0], old.target)(*args[1:], **kwargs)
+        )
+    except ArithmeticError:
+        return math.nan
 
 
 def _has_tensor(value: object) -> bool:

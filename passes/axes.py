@@ -14,8 +14,8 @@ grouped      same         the same positions of every group go
 
 The first pattern that fits counts. Patterns name grouped convolutions and group norms, and views that split channels
 into rows by the layers that write them; for attention, the projections. A layer that none names is divided as without
-this pass: whole heads, the same positions of groups, and of a view what leaves more units. A view keeps the same
-positions where `equal` is asked for, since the order of what it gives must be known.
+this pass: whole heads, the same positions of groups, and of a view what leaves more units. A view or a channel shuffle
+loses the same positions of every row where `equal` is asked for: with others, what it gives would change its order.
 
 The division stays with the program, so that later rounds of `score`, `select` and `shrink` use it. Heads and head
 widths can't be units at once, since a row and a column of a grid share an element; cut them in two rounds:
@@ -118,7 +118,7 @@ def _overruled(divided: Program, block: Block) -> str:
 
 
 def _note(block: Block, asked: str) -> Note:
-    why = "it is a view" if block.kind == "grouped" else "its heads meet positions that are fixed"
+    why = "what it gives must keep its order" if block.kind == "grouped" else "its heads meet positions that are fixed"
     return Note(block.node, f"{block.choice} instead of {asked}, since {why}")
 
 

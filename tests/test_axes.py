@@ -107,6 +107,14 @@ GROUPED: dict[str, tuple[Parts, Callable[..., Tensor]]] = {
         lambda: {"a": nn.Conv1d(3, 8, 1), "g": nn.Conv1d(8, 12, 3, groups=2), "fc": nn.Linear(12, 4)},
         lambda m, x: m.fc(m.g(m.a(x.flatten(2))).mean(2)),
     ),
+    "shuffle module": (
+        lambda: {"a": conv(3, 8), "s": nn.ChannelShuffle(2), "b": conv(8, 5), "fc": nn.Linear(5, 4)},
+        lambda m, x: m.fc(pooled(m.b(m.s(m.a(x))))),
+    ),
+    "functional shuffle": (
+        lambda: {"a": conv(3, 12), "b": conv(12, 5), "fc": nn.Linear(5, 4)},
+        lambda m, x: m.fc(pooled(m.b(F.relu(F.channel_shuffle(m.a(x), 3))))),
+    ),
     "shuffled": (
         lambda: {"a": conv(3, 8), "g": conv(8, 8, groups=2), "h": conv(8, 8, groups=2), "fc": nn.Linear(8, 4)},
         lambda m, x: m.fc(pooled(m.h(m.g(m.a(x)).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)))),
@@ -208,6 +216,8 @@ def _sizes(name: str, choice: str) -> dict[str, tuple[int, int]]:
         ("two counts in one chain", "equal", {"a": (12, 12), "g": (12, 12), "h": (12, 12)}),
         ("two counts in one chain", "whole", {"a": (1, 0)}),
         ("grouped after concat", "equal", {"a": (12, 12), "g": (8, 8)}),
+        ("shuffle module", "equal", {"a": (4, 4), "b": (5, 5)}),
+        ("shuffle module", "whole", {"a": (2, 2), "b": (5, 5)}),
         ("shuffled", "equal", {"a": (8, 8), "g": (4, 4), "h": (8, 8)}),
         ("attention", "heads", {"q": (4, 4), "o": (6, 0)}),
         ("attention", "head_width", {"q": (2, 2), "v": (2, 2), "o": (6, 0)}),
@@ -439,7 +449,9 @@ def test_all_is_refused_with_the_way_out():
 
 def test_a_view_keeps_the_same_positions_and_says_so():
     result = Axes(grouped="equal").run(built("shuffled")[0], Context())
-    assert [str(note) for note in result.notes] == ["unflatten: same instead of equal, since it is a view"]
+    assert [str(note) for note in result.notes] == [
+        "unflatten: same instead of equal, since what it gives must keep its order"
+    ]
 
 
 def test_heads_that_cannot_go_are_noted():
