@@ -7,17 +7,16 @@ so that a group's units are one run of numbers and every figure about units is o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
 from prunec.compiler.balance import Balance, Balanced, balances
+from prunec.compiler.blocks import components, first_along, square_blocks
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.labels import FIXED, Flow, Pin
@@ -176,8 +175,8 @@ def solve(flow: Flow) -> Analysis:
     """Join what must go together, pin what may not go, and sort the rest into groups."""
     flow.count = max(flow.count, 1)
     left, right, pins = _edges(flow)
-    component = _components(flow.count, left, right)
-    component, more = _square_blocks(flow, component)
+    component = components(flow.count, left, right)
+    component, more = square_blocks(flow, component)
     reasons = _pinned(component, [*pins, *more, *flow.pins])
     unit_of, starts = _number_units(flow, component)
     pinned = {int(unit_of[label]): reason for label, reason in reasons.items() if unit_of[label] != LOOSE}
@@ -215,15 +214,6 @@ def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
     return left[both], right[both], pins
 
 
-def _components(count: int, left: IntArray, right: IntArray) -> IntArray:
-    """label -> the smallest label that it is joined with."""
-    graph = coo_matrix((np.ones(left.size, dtype=np.int8), (left, right)), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    smallest = np.full(component.max() + 1, count, dtype=np.int64)
-    np.minimum.at(smallest, component, np.arange(count))
-    return np.asarray(smallest[component], dtype=np.int64)
-
-
 def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinned: dict[int, str], size: int) -> None:
     """Pin the units of blocks whose rows don't hold equally many, and of those that no equal share can leave."""
     for block in balanced:
@@ -236,67 +226,6 @@ def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinne
         if not balance.packs(free):
             for unit in balance.units.tolist():
                 pinned.setdefault(unit, f"can't leave every row of a block of {balance.nodes[0]} in equal numbers")
-
-
-def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
-    """Join labels of blocks [rows, positions] that aren't rectangular yet, where the plan says how to divide them.
-
-    One after the other in the graph's order: a block that was transposed since is found to be rectangular then.
-    """
-    for labels, node in flow.blocks if flow.program.division.grouped else ():
-        wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
-        if len(wide) != 2 or _squared(component, labels) is None:
-            continue
-        shape = f"{labels.shape[wide[0]]} rows of {labels.shape[wide[1]]}"
-        choice = flow.divide("grouped", node, shape, flow.writers(labels), fallback="")
-        if choice == "equal":  # what a view gives must keep its order
-            flow.settle(node, "same")
-        if choice:
-            joined = component[labels]
-            edge = first_along(joined, wide[0] if choice == "whole" else wide[1])
-            component = _joined(component, [(joined.ravel(), np.broadcast_to(edge, joined.shape).ravel())])
-    return component
-
-
-def _joined(component: IntArray, pairs: Sequence[tuple[IntArray, IntArray]]) -> IntArray:
-    """The components when the pairs are joined too."""
-    left = np.concatenate([np.arange(component.size), *(a for a, _ in pairs)])
-    right = np.concatenate([component, *(b for _, b in pairs)])
-    return _components(component.size, left, right)
-
-
-def _square_blocks(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]:
-    """Join labels until every value that varies along several dimensions stays rectangular whatever is removed.
-
-    A value [g, n] is rectangular if whole rows go, or the same positions of each row. Where neither holds yet and the
-    plan doesn't say, the choice that leaves more units is taken. Joining may disturb another block, so it is repeated
-    until nothing changes; units only ever grow, so that ends. What is joined with a FIXED position is pinned: FIXED,
-    being -1, is the last entry of `component` here.
-    """
-    blocks = {(labels.shape, labels.tobytes()): (labels, node) for labels, node in flow.blocks}.values()
-    component = _divide_blocks(flow, np.append(component, component.size))
-    while extra := [pair for labels, _ in blocks if (pair := _squared(component, labels)) is not None]:
-        component = _joined(component, extra)
-    pins = [
-        Pin(labels[component[labels] == component[FIXED]], f"shares a block with fixed positions at {node}")
-        for labels, node in blocks
-    ]
-    return component[:-1], [pin for pin in pins if pin.labels.size]
-
-
-def _squared(component: IntArray, labels: IntArray) -> tuple[IntArray, IntArray] | None:
-    """The pairs to join so that only one dimension of a block can lose positions; None where that is so already."""
-    joined = component[labels]
-    edges = [first_along(joined, dim) for dim in range(labels.ndim) if labels.shape[dim] > 1]
-    if any(bool((joined == edge).all()) for edge in edges):
-        return None
-    best = max(edges, key=lambda edge: (len(set(edge.flat)), sorted(set(edge.flat))))
-    return joined.ravel(), np.broadcast_to(best, joined.shape).ravel()
-
-
-def first_along(array: IntArray, dim: int) -> IntArray:
-    """The entries along `dim` at the first position of every other dimension; of the array's rank."""
-    return array[tuple(slice(None) if d == dim else slice(0, 1) for d in range(array.ndim))]
 
 
 def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
@@ -329,7 +258,7 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     joined = [*roots, *even]
     left = np.concatenate(roots)
     right = np.repeat([r[0] for r in joined], [r.size for r in joined])
-    family = _components(component.size, np.concatenate(joined), right)
+    family = components(component.size, np.concatenate(joined), right)
     written = distinct(left, component.size)
     order = np.lexsort((written, family[written]))
     ranked = written[order]

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import NETS, Made, Net, conv, lively, pooled
 from oracle import difference, legal, masked, run
+from random_nets import programs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -196,6 +197,17 @@ def test_equal_keeps_more_to_choose_from_than_same(name):
     """Freedom is only added: what may go when each row chooses is at least what may go when all agree."""
     free = {choice: int(analyse(divided(name, choice)[0]).free.sum()) for choice in ("same", "equal")}
     assert free["equal"] >= free["same"]
+
+
+@given(programs(), st.sampled_from(sorted(DIVISIONS)), st.integers(0, 99))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+def test_random_programs(made, choice, seed):
+    program = trace(made.model, made.inputs(2)).derive(division=DIVISIONS[choice])
+    keep = selection(analyse(program), seed, (0.3, 0.6, 1.0)[seed % 3])
+    assert_balanced(analyse(program), keep)
+    inputs = made.inputs(3)
+    assert difference(run(program, keep, inputs), masked(program, keep, inputs)) < TOLERANCE
+    assert cost_model(program).cost(keep) == cost(remove_units(program, keep))
 
 
 # -- what is in a unit -------------------------------------------------------------------------------------------------
