@@ -33,9 +33,9 @@ widths can't be units at once, since a row and a column of a grid share an eleme
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, field_validator
 
 from prunec.compiler.base import Context, Pass, PassResult
 from prunec.compiler.division import CHOICES, Block, Division, Patterns
@@ -44,16 +44,7 @@ from prunec.compiler.ir import Note, Program
 from prunec.compiler.options import wrong
 from prunec.compiler.units import analyse
 
-
-def _one_kind(value: object) -> object:
-    """`all` is what one asks for first; say how it is had."""
-    if value == "all":
-        hint = "cut them one after the other: axes: heads, score, select, shrink, then the same with axes: head_width"
-        raise wrong("must be heads or head_width; a row and a column of one grid can't both be units", hint=hint)
-    return value
-
-
-Attention = Annotated[Literal["heads", "head_width"], BeforeValidator(_one_kind)]
+Attention = Literal["heads", "head_width"]
 Grouped = Literal["same", "equal", "whole"]
 
 
@@ -71,6 +62,19 @@ class Axes(Pass):
         description="what grouped layers and split channels lose: everywhere, or by pattern",
         examples=[{"layer1.*": "whole"}],
     )
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _one_kind(cls, value: object) -> object:
+        """`all` is what one asks for first; say how it is had."""
+        if value == "all":
+            hint = (
+                "cut them one after the other: axes: heads, score, select, shrink, then the same with axes: head_width"
+            )
+            raise wrong(
+                "must be heads or head_width, for a row and a column of one grid can't both be units", hint=hint
+            )
+        return value
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the program with this division; units are numbered anew. Raises PassError after `score` or `select`."""

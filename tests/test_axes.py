@@ -290,6 +290,21 @@ def test_balanced_units_are_not_merged():
     assert result.program is clusters.program or cost(result.program) == cost(program)
 
 
+def test_whole_groups_that_are_alike_are_merged():
+    """Both halves of the input and of the grouped convolution are the same: the reader's columns are added up."""
+    program, inputs = divided("residual of grouped", "whole")
+    with torch.no_grad():
+        for name in ("a", "g"):
+            for tensor in (program.state[name].weight, program.state[name].bias):
+                tensor[4:] = tensor[:4]
+    clusters = Cluster(method="given", clusters={"a": [[0, 1]]}).run(program, Context()).program
+    merged = Merge().run(clusters, Context()).program
+    assert merged.state["g"].groups == 1
+    x = inputs(3)
+    with torch.no_grad():
+        assert difference(merged.module(*x), program.module(*x)) < TOLERANCE
+
+
 @given(st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=1, max_size=4), st.integers(0, 10**6), st.booleans())
 @settings(max_examples=80, deadline=None, derandomize=True)
 def test_packs_keep_every_block_even(counts, seed, shuffled):
