@@ -1,7 +1,8 @@
 """Products that sum over a dimension which both operands have: matmul, einsum, attention.
 
 Labels along the contracted dimension unify. A label that varies along a batch dimension too (an attention head) can
-only go with all that the sum runs over, so the head becomes the unit.
+only go with all that the sum runs over, so the head becomes the unit; or, where a plan divides it so, the same
+position of every head (`heads.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import fx
 
+from prunec.compiler.heads import by_width
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
 from prunec.compiler.rules import argument, combine, count_macs, on_op, op_name, operand, rank_of, unknown
@@ -30,6 +32,7 @@ def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand) -> Fields
     if min(len(left[1]), len(right[1])) < 2:
         flow.pin_all((*left[0], *right[0]), f"is contracted with a vector at {node.name}")
         return ()
+    left, right = by_width(flow, node, (left, right), inner=(-2, -1))
     a_flat, a_rest = _contracted(flow, node, left, -1)
     b_flat, b_rest = _contracted(flow, node, right, -2)
     flow.unify(a_flat, b_flat, node)
@@ -83,6 +86,8 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     terms, result = parsed
     letters = list(dict.fromkeys("".join(terms)))
     spread = [_spread(operand(flow, value), term, letters) for value, term in zip(operands, terms, strict=True)]
+    single = [d for d, letter in enumerate(letters) if letter not in result or sum(letter in t for t in terms) == 1]
+    spread = by_width(flow, node, spread, inner=[d - len(letters) for d in single])
     summed = [d for d, letter in enumerate(letters) if letter not in result]
     fields = combine(flow, node, spread)
     sizes = [max(shape[d] for _, shape in spread) for d in range(len(letters))]
@@ -144,18 +149,19 @@ def attention(flow: Flow, node: fx.Node) -> Labelled:
     query, key, value = (argument(node, i, n) for i, n in enumerate(("query", "key", "value")))
     if argument(node, 7, "enable_gqa", False):
         return unknown(flow, node)
-    q_shape, k_shape, v_shape = (shape_of_argument(v) for v in (query, key, value))
-    flat_q, rest_q = _contracted(flow, node, operand(flow, query), -1)
-    flat_k, rest_k = _contracted(flow, node, operand(flow, key), -1)
-    flow.unify(flat_q, flat_k, node)
     mask = argument(node, 3, "attn_mask")
+    given = [operand(flow, factor) for factor in (query, key, value, mask) if factor is not None]
+    factors = by_width(flow, node, given, inner=(-2, -1))
+    (_, q_shape), (_, k_shape), (v_fields, v_shape) = factors[:3]
+    flat_q, rest_q = _contracted(flow, node, factors[0], -1)
+    flat_k, rest_k = _contracted(flow, node, factors[1], -1)
+    flow.unify(flat_q, flat_k, node)
     parts = [_heads(flow, node, rest_q, q_shape), _heads(flow, node, rest_k, k_shape)]
-    if isinstance(mask, fx.Node):
-        parts.append(_heads(flow, node, flow.fields(mask), shape_of_argument(mask)))
+    parts += [_heads(flow, node, *factor) for factor in factors[3:]]
     scores = combine(flow, node, parts)
-    summed = tuple(labels for labels in flow.fields(value) if labels.shape[-2] > 1)
+    summed = tuple(labels for labels in v_fields if labels.shape[-2] > 1)
     flow.pin_all(summed, f"is summed over at {node.name}")
-    out = tuple(labels for labels in flow.fields(value) if labels.shape[-2] == 1)
+    out = tuple(labels for labels in v_fields if labels.shape[-2] == 1)
     shapes = ((*v_shape[:-2], 1, v_shape[-1]), (*q_shape[:-2], 1, 1))
     fields = combine(flow, node, zip((out, scores), shapes, strict=True))
     tokens = elements(q_shape[:-1]) * k_shape[-2]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,14 @@ def load_program(
     found = load_model(plan) if model is None else model
     inputs = inputs_of(plan) if example_inputs is None else tuple(example_inputs)
     return trace(found, inputs)
+
+
+def load_divided(plan: Plan) -> Program:
+    """The plan's model, traced, with its channels divided into units as the passes before the first rewrite ask."""
+    program = load_program(plan)
+    for step in takewhile(lambda step: not step.pass_.rewrites, steps_of(plan)):
+        program = step.pass_.foreseen(program)
+    return program
 
 
 def program_after(plan: Plan, name: str | None) -> Program:

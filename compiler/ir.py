@@ -6,6 +6,7 @@
       inputs   example inputs, one tensor a placeholder
       origin   axis -> the positions that are left of the original axis
       facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
+      division how blocks of channels are divided into units, where a plan has said so; see `division`
 
 A program is a value: nothing in it changes after it was made. A pass derives a new one with `derive`, and shares all
 that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is first asked for.
@@ -27,6 +28,7 @@ from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from prunec.compiler.collector import uncollected
+from prunec.compiler.division import Division
 
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
@@ -71,6 +73,7 @@ class Program:
     facts: Mapping[str, Any] = field(default_factory=dict)
     shown: frozenset[str] = frozenset()
     """Tensors whose values the program's text spells out."""
+    division: Division = field(default_factory=Division)
 
     def derive(self, **changes: Any) -> Program:
         """A new program with some fields replaced. A new graph or state drops the facts, unless they are given."""

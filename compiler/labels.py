@@ -11,14 +11,14 @@ field at all (the image, a constant).
     conv2 reads       weight[1] is bound to those eleven, and writes labels 8..
 
 What the rules of `rules.py` report is only collected here: pairs of labels that must be removed together, labels that
-may not be removed, blocks that must stay rectangular, and the axis that each array of labels is bound to. `units.py`
-solves it all at once.
+may not be removed, blocks that must stay rectangular or balanced, and the axis that each array of labels is bound to.
+`units.py` solves it all at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from prunec.compiler.division import Block
 from prunec.compiler.ir import Axis, IntArray, Program
 
 FIXED = -1
@@ -81,6 +82,10 @@ class Flow:
     pairs: list[Pair] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     blocks: list[tuple[IntArray, str]] = field(default_factory=list)
+    balanced: list[tuple[IntArray, str]] = field(default_factory=list)
+    """Labels [rows, positions] of which every row must lose the same number, and the node that asks for it."""
+    divided: dict[str, Block] = field(default_factory=dict)
+    """Node -> the block that is divided there."""
     covers: list[IntArray] = field(default_factory=list)
     counted: list[Pin] = field(default_factory=list)
     """Labels whose *number* matters (statistics over channels): they may be removed, but not merged."""
@@ -152,6 +157,24 @@ class Flow:
     def count_matters(self, labels: IntArray, reason: str) -> None:
         """These labels may be removed, but merging them would change the result."""
         self.counted.append(Pin(labels, reason))
+
+    def balance(self, rows: IntArray, node: fx.Node) -> None:
+        """Every row must lose the same number; where one holds fixed positions, the same positions of each."""
+        if bool((rows == FIXED).any()):
+            self.unify(rows, rows[:1], node)
+        else:
+            self.balanced.append((rows, node.name))
+
+    def divide(self, kind: str, node: str, shape: str, names: Iterable[str], fallback: str) -> str:
+        """How the block at a node is divided: as the plan says, else by `fallback`."""
+        known = (*dict.fromkeys(names), node)
+        choice = self.program.division.choice(kind, known) or fallback
+        self.divided[node] = Block(kind, node, shape, known, choice)
+        return choice
+
+    def settle(self, node: str, choice: str) -> None:
+        """The block at a node is divided in another way than was asked for."""
+        self.divided[node] = replace(self.divided[node], choice=choice)
 
     # -- what rules ask --------------------------------------------------------------------------------------------
 
@@ -237,6 +260,13 @@ class Flow:
             else:
                 taken.append(labels)
         return tuple(taken)
+
+    def writers(self, labels: IntArray) -> list[str]:
+        """The modules and tensors whose axes the labels were made for."""
+        starts = np.array([start for start, _ in self.owners], dtype=np.int64)
+        runs = np.unique(np.searchsorted(starts, labels[labels != FIXED], side="right") - 1)
+        axes = [axis for axis in (self.owners[run][1] for run in runs) if axis is not None]
+        return [name for axis in axes for name in (axis.owner, axis.tensor) if name]
 
     def constant(self, value: object) -> Any:
         """The real value of an argument that doesn't depend on the input: a literal, a number, a buffer; else None."""

@@ -69,23 +69,36 @@ def _grouped(
     """The labels of a grouped convolution's two axes.
 
     One input and one output a group (depthwise): the channel passes. One input or one output a group: a whole group is
-    the unit. Else the same position of every group goes, so that groups stay equally wide.
+    the unit. Else groups stay equally wide, or go as a whole, as the plan divides them.
     """
     groups, inner, outer = module.groups, module.in_channels // module.groups, module.out_channels // module.groups
-    if inner == 1 or outer == 1:
+    whole = inner == 1 or outer == 1 or _division(flow, node, f"{groups} groups of {inner} and {outer}") == "whole"
+    if whole:
         flow.by_group.add(axes[0])
     if inner == outer == 1:
         flow.bind(axes[1], arriving, node, "carrier")
         return arriving, arriving
     written = flow.write(axes[1], module.out_channels, node)
-    if inner == 1 or outer == 1:
+    if whole:
         flow.unify(written.reshape(groups, outer), arriving.reshape(groups, inner)[:, :1], node)
         flow.unify(written.reshape(groups, outer)[:, :1], arriving.reshape(groups, inner), node)
         return arriving, written
-    for labels, width in ((arriving, inner), (written, outer)):
-        rows = labels.reshape(groups, width)
-        flow.unify(rows, rows[:1], node)
+    for labels in (arriving, written):
+        _keep_even(flow, node, labels.reshape(groups, -1))
     return arriving, written
+
+
+def _division(flow: Flow, node: fx.Node, shape: str) -> str:
+    names = [str(node.target)] if node.op == "call_module" else []
+    return flow.divide("grouped", node.name, shape, names, fallback="same")
+
+
+def _keep_even(flow: Flow, node: fx.Node, rows: IntArray) -> None:
+    """Groups, one a row, stay equally wide, as their division says: the same positions go, or equally many."""
+    if flow.divided[node.name].choice == "equal":
+        flow.balance(rows, node)
+    else:
+        flow.unify(rows, rows[:1], node)
 
 
 @on_module(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -237,12 +250,15 @@ def group_norm(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _group_statistics(flow: Flow, node: fx.Node, value: object, groups: int) -> IntArray:
-    """The same position of every group goes, so that groups stay equally wide; of groups of one, any."""
+    """Groups stay equally wide or go as a whole, as the plan divides them; of groups of one, any channel may go."""
     labels, rest = flow.along(value, 1, node)
     flow.pin_all((f for f in rest if any(size > 1 for size in f.shape[2:])), f"is normalised over at {node.name}")
     if groups < labels.size:
         rows = labels.reshape(groups, -1)
-        flow.unify(rows, rows[:1], node)
+        if _division(flow, node, f"{groups} groups of {rows.shape[1]}") == "whole":
+            flow.unify(rows, rows[:, :1], node)
+        else:
+            _keep_even(flow, node, rows)
         flow.count_matters(labels, f"counted by {describe(flow, node)}")
     return labels
 

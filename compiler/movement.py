@@ -133,13 +133,17 @@ def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
 @on_module(nn.ChannelShuffle)
 @on_op("channel_shuffle")
 def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The same position of every group goes, so that groups stay equally wide."""
+    """The same position of every group goes, so that groups stay equally wide; or whole groups, where a plan asks."""
     value = subject(flow, node)
     module = flow.program.state[str(node.target)] if node.op == "call_module" else None
     groups = module.groups if isinstance(module, nn.ChannelShuffle) else flow.constant(argument(node, 1, "groups"))
     labels, rest = flow.along(value, 1, node)
     rows = labels.reshape(groups, -1)
-    flow.unify(rows, rows[:1], node)
+    names = [str(node.target)] if module is not None else []
+    choice = flow.divide("grouped", node.name, f"{groups} groups of {rows.shape[1]}", names, fallback="same")
+    if choice == "equal":  # what it gives must keep its order
+        flow.settle(node.name, "same")
+    flow.unify(rows, rows[:, :1] if choice == "whole" else rows[:1], node)
     return (*rest, *flow.result(np.ascontiguousarray(rows.T).reshape(-1).copy(), rank_of(node), 1))
 
 

@@ -237,9 +237,20 @@ def normalized_shape(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 @rewriter("group_norm")
 def norm_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Groups of one channel each are as many as there are channels."""
-    if int(known(argument(old, 1, "num_groups"))) == shape_of_argument(old)[1]:
-        put(new, 1, "num_groups", slim.shape(old)[1])
+    """As many groups as keep a channel."""
+    groups = int(known(argument(old, 1, "num_groups")))
+    left = int(slim.kept(old, 1).reshape(groups, -1).any(axis=1).sum())
+    if left != groups:
+        put(new, 1, "num_groups", left)
+
+
+@rewriter("channel_shuffle")
+def shuffled_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many groups as keep a channel; they come interleaved."""
+    groups = int(known(argument(old, 1, "groups")))
+    left = int(slim.kept(old, 1).reshape(-1, groups).any(axis=0).sum())
+    if left != groups:
+        put(new, 1, "groups", left)
 
 
 @rewriter("conv1d", "conv2d", "conv3d")

@@ -11,6 +11,7 @@ of what it gave before: so the labels that arrive at a reader are the old ones w
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -119,32 +120,33 @@ def _conv_sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[
     return {"in_channels": second * groups, "out_channels": first}
 
 
-def _group_norm_sizes(module: nn.Module, channels: int) -> dict[str, Any]:
-    """Groups of one channel each are as many as there are channels."""
-    single = module.num_groups == module.num_channels
-    return {"num_channels": channels, **({"num_groups": channels} if single else {})}
-
-
 SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, Any]]] = {
     nn.modules.conv._ConvNd: _conv_sizes,
     nn.Linear: lambda m, t: {"in_features": t["weight"].shape[1], "out_features": t["weight"].shape[0]},
     nn.modules.batchnorm._NormBase: lambda m, t: {"num_features": len(next(iter(t.values())))},
     nn.LayerNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
     nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
-    nn.GroupNorm: lambda m, t: _group_norm_sizes(m, len(t["weight"])),
+    nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
     nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
     nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
 }
 """Attributes that repeat a tensor's shape, by the module's class."""
 
 
-SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...]], dict[str, Any]]] = {
-    nn.modules.batchnorm._NormBase: lambda m, shape: {"num_features": shape[1]},
-    nn.LayerNorm: lambda m, shape: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.RMSNorm: lambda m, shape: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.GroupNorm: lambda m, shape: _group_norm_sizes(m, shape[1]),
+def groups_left(kept: BoolArray, groups: int) -> int:
+    """How many of the equally wide groups of channels keep any."""
+    return int(kept.reshape(groups, -1).any(axis=1).sum())
+
+
+SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], BoolArray], dict[str, Any]]] = {
+    nn.modules.batchnorm._NormBase: lambda m, shape, kept: {"num_features": shape[1]},
+    nn.LayerNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.RMSNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.GroupNorm: lambda m, shape, kept: {"num_channels": shape[1], "num_groups": groups_left(kept, m.num_groups)},
+    nn.ChannelShuffle: lambda m, shape, kept: {"groups": int(kept.reshape(-1, m.groups).any(axis=0).sum())},
 }
-"""Attributes that repeat the shape of what a module without tensors gives."""
+"""Attributes that repeat the shape of what a module without tensors gives, and which positions of its dimension 1
+are kept."""
 
 
 def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[str, State]:
@@ -155,7 +157,8 @@ def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[
         rule = next((rule for cls, rule in SHOWN.items() if isinstance(module, cls)), None)
         if rule is None or any(True for _ in module_tensors("", module)):
             continue
-        sizes = rule(program.state[str(node.target)], view.shape(node))
+        kept = view.kept(node, min(1, len(shape_of_argument(node)) - 1))
+        sizes = rule(program.state[str(node.target)], view.shape(node), kept)
         if any(getattr(module, key) != value for key, value in sizes.items()):
             state[str(node.target)] = clone_module(module, **sizes)
     return state
@@ -175,6 +178,10 @@ def slim_module(
         name: _once(getattr(module, name), gather(getattr(module, name), places), made)
         for name, places in positions.items()
     }
+    if isinstance(module, nn.GroupNorm):
+        kept = np.zeros(module.num_channels, dtype=bool)
+        kept[positions["weight"][0]] = True
+        return resized(module, tensors, num_groups=groups_left(kept, module.num_groups))
     return resized(module, tensors)
 
 
@@ -396,15 +403,21 @@ def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
 
 
 def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """The value of a node that gives no tensor, on slim operands."""
+    """The value of a node that gives no tensor, on slim operands; not a number where there is none.
+
+    `(7 // 8) ** -0.5` can't be computed and so means no size: where it is used, what it was stays (see `_settle`).
+    """
 
     def slim(node: fx.Node) -> Any:
         return mapping[node].meta.get("val")
 
     args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
-    if callable(old.target):
-        return old.target(*args, **kwargs)
-    return getattr(args[0], old.target)(*args[1:], **kwargs)
+    try:
+        return (
+            old.target(*args, **kwargs) if callable(old.target) else getattr(args[0], old.target)(*args[1:], **kwargs)
+        )
+    except ArithmeticError:
+        return math.nan
 
 
 def _has_tensor(value: object) -> bool:

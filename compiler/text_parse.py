@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from prunec.compiler.division import Division, Patterns, misread
 from prunec.compiler.errors import nearest
 from prunec.compiler.functions import function_names, resolve_function
 from prunec.compiler.ir import Program, State, module_tensors
@@ -85,6 +86,7 @@ class _Parser:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Patterns] = field(default_factory=dict)
 
     def read(self, line: Fragment) -> None:
         """Take in one line that isn't empty."""
@@ -115,7 +117,10 @@ class _Parser:
         values = ((node.target, node.meta["val"]) for node in self.graph.find_nodes(op="placeholder"))
         inputs = tuple(example_input(str(name), value) for name, value in values if isinstance(value, torch.Tensor))
         shown = frozenset(self.values)
-        return Program(self.graph, state, inputs, self.name or "", self.training, facts=self.facts, shown=shown)
+        division = Division(**self.axes)
+        return Program(
+            self.graph, state, inputs, self.name or "", self.training, facts=self.facts, shown=shown, division=division
+        )
 
     # --- lines --------------------------------------------------------------------------------------------------------
 
@@ -183,6 +188,13 @@ class _Parser:
         if tied != source:
             raise other.error(f"expected a tensor of type {tied}, got {source}")
         self.ties[name.code] = other.code
+
+    def _axes(self, rest: Fragment) -> None:
+        kind, spelled = self._split(rest, _ASSIGNED, 'grouped = {"layer1.*": "whole"}')
+        said = self._literal(spelled)
+        if complaint := misread(kind.code, said):
+            raise rest.error(complaint)
+        self.axes[kind.code] = tuple(said.items())
 
     def _return(self, rest: Fragment) -> None:
         value = self._literal(rest)
@@ -394,6 +406,7 @@ _STATEMENTS: Final[Mapping[str, Callable[[_Parser, Fragment], None]]] = {
     "buffer": _Parser._buffer,
     "value": _Parser._value,
     "tie": _Parser._tie,
+    "axes": _Parser._axes,
     "return": _Parser._return,
 }
 KEYWORDS: Final = frozenset(_STATEMENTS)
