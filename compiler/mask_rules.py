@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.masks import (
     FREE,
+    REMOVED,
     Call,
     Marked,
     Value,
@@ -83,15 +84,31 @@ def _move(call: Call) -> Any:
 
 
 def _pad(call: Call) -> Any:
-    """Padding: constants are free; reflected and repeated elements are what they are copied from."""
+    """Padding: constants are free, but for the rim of a removed channel; reflected and repeated elements are what they
+    are copied from."""
     data = call.plain()
     bound = call.bind("input", "padding" if call.module is not None else "pad", "mode")
     source = full_marks(bound["input"])
     if call.module is not None:
         constant = isinstance(call.module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d)
-        marks = F.pad(source, bound["padding"]) if constant else call.run(source)
+        marks = _rimmed(source, bound["padding"]) if constant else call.run(source)
         return mark(data, marks.to(torch.uint8))
-    return mark(data, F.pad(source, plain(bound["pad"]), mode=bound["mode"] or "constant").to(torch.uint8))
+    mode = bound["mode"] or "constant"
+    marks = _rimmed(source, plain(bound["pad"])) if mode == "constant" else F.pad(source, plain(bound["pad"]), mode)
+    return mark(data, marks.to(torch.uint8))
+
+
+def _rimmed(source: Tensor, pad: Sequence[int]) -> Tensor:
+    """Marks that are padded, one dimension after the other: with REMOVED beside a line of removed elements (statistics
+    over channels don't count the rim of one that is gone), else with FREE."""
+    for index in range(0, len(pad), 2):
+        dim = source.ndim - 1 - index // 2
+        lost = (source == REMOVED).all(dim, keepdim=True).to(source.dtype) * REMOVED
+        before, after = (max(amount, 0) for amount in pad[index : index + 2])
+        rims = [lost.expand(*[-1] * dim, amount, *[-1] * (source.ndim - dim - 1)) for amount in (before, after)]
+        kept = F.pad(source, [0] * index + [min(amount, 0) for amount in pad[index : index + 2]])
+        source = torch.cat([rims[0], kept, rims[1]], dim)
+    return source
 
 
 def _create(call: Call) -> Any:
@@ -181,6 +198,19 @@ def _windows(call: Call) -> Any:
     return pytree.tree_map(partial(mark, marks=marks), call.plain())
 
 
+def _triangle(call: Call) -> Any:
+    marks = marks_of(call.args[0])
+    return mark(call.plain(), collapse(call, marks, [marks.ndim - 2, marks.ndim - 1], "removed tokens are cut"))
+
+
+def _complex(call: Call) -> Any:
+    """Two real numbers as one complex number, and back: the parts of one are kept or removed together."""
+    marks = marks_of(call.args[0])
+    if call.name == "view_as_real":
+        return mark(call.plain(), marks[..., None])
+    return mark(call.plain(), collapse(call, marks, [marks.ndim - 1], "half of a number is removed")[..., 0])
+
+
 # --- rules: readers -------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +277,22 @@ def _matmul(call: Call) -> Any:
     return mark(_run_zeroed(call), _matmul_marks(call, left, right))
 
 
+def _added_product(call: Call) -> Any:
+    bound = call.bind("input", *(("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
+    added, left, right = bound.values()
+    data = _run_zeroed(call)
+    product = mark(data, _matmul_marks(call, left, right))
+    return mark(data, meet(call, [product, added], data.shape))
+
+
+def _outer(call: Call) -> Any:
+    data = call.plain()
+    left, right = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["vec2"]
+    column = mark(plain(left)[:, None], marks_of(left)[:, None])
+    row = mark(plain(right)[None], marks_of(right)[None])
+    return mark(data, meet(call, [column, row], data.shape))
+
+
 def _einsum(call: Call) -> Any:
     equation, *operands = call.args
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
@@ -267,7 +313,8 @@ def _attention(call: Call) -> Any:
     """Scaled dot-product attention: two matrix products around a softmax over the keys."""
     bound = call.bind("query", "key", "value", "attn_mask")
     if call.kwargs.get("enable_gqa"):
-        raise call.error("removed channels reach grouped-query attention, which the reference doesn't know")
+        times = plain(bound["query"]).shape[-3] // plain(bound["key"]).shape[-3]
+        bound |= {name: _repeated_heads(bound[name], times) for name in ("key", "value")}
     query, key, value, bias = (bound[name] for name in ("query", "key", "value", "attn_mask"))
     flipped = mark(plain(key).mT, marks_of(key).mT)
     marks = _matmul_marks(call, query, flipped)
@@ -277,6 +324,12 @@ def _attention(call: Call) -> Any:
         marks = meet(call, [scores, bias], shape)
     marks = collapse(call, marks, [marks.ndim - 1], "softmax over removed positions")
     return mark(_run_zeroed(call), _matmul_marks(call, mark(plain(scores), marks), value))
+
+
+def _repeated_heads(value: Value, times: int) -> Value:
+    marks = marks_of(value)
+    wide = marks if marks.shape[-3] == 1 else marks.repeat_interleave(times, -3)
+    return mark(plain(value).repeat_interleave(times, -3), wide)
 
 
 # --- rules: norms over channels -------------------------------------------------------------------------------------
@@ -362,6 +415,7 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
+    zero fill
 """)
 _REDUCTIONS: Final = _words("""
     sum mean prod max min amax amin var std var_mean std_mean median argmax argmin all any norm logsumexp nansum
@@ -390,6 +444,10 @@ RULES: Final[Mapping[str, Rule]] = {
     "linear": _linear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(["addmm", "baddbmm"], _added_product),
+    **dict.fromkeys(["outer", "ger"], _outer),
+    **dict.fromkeys(["tril", "triu"], _triangle),
+    **dict.fromkeys(["view_as_complex", "view_as_real"], _complex),
     "embedding": _embed,
     "glu": _gated,
     "pad": _pad,

@@ -87,7 +87,11 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a module stays one node: those of torch do, but for the ones that only put others together, and the ones
     that are written out."""
     home = type(module).__module__
-    return type(module) not in lowering.MODULES and home.startswith(("torch.nn.", "torch.ao.nn.")) and home not in _TRACED_THROUGH
+    return (
+        type(module) not in lowering.MODULES
+        and home.startswith(("torch.nn.", "torch.ao.nn."))
+        and home not in _TRACED_THROUGH
+    )
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -239,8 +239,9 @@ def rank_of(node: fx.Node) -> int:
 def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[int, ...]]]) -> Fields:
     """Unify operands that are broadcast against each other; `operands` are (fields, shape) pairs.
 
-    Fields along the same dimensions are coupled element by element. A field that meets an operand which spans one of
-    its dimensions without labels there may not be removed.
+    Fields along the same dimensions are coupled element by element. A field that meets an operand which spans its
+    dimensions without labels may not be removed; where that spans some of them only (a table of angles over the widths
+    of all heads), all that differ along these go together.
     """
     lifted = [(fields, shape) for fields, shape in operands if shape]
     if len(lifted) == 1:
@@ -251,11 +252,11 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
     taken: list[IntArray] = []
     for index, fields in enumerate(raised):
         for labels in fields:
-            support = [d for d, size in enumerate(labels.shape) if size > 1]
+            met = labels
             for other, shape in enumerate(sized):
                 if other != index:
-                    _meet(flow, node, labels, support, raised[other], shape)
-            _take(taken, labels)
+                    met = _meet(flow, node, met, raised[other], shape)
+            _take(taken, met)
     return tuple(taken)
 
 
@@ -268,22 +269,37 @@ def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
     return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
 
 
-def _meet(
-    flow: Flow, node: fx.Node, labels: IntArray, support: list[int], others: list[IntArray], shape: tuple[int, ...]
-) -> None:
-    spanned = [d for d in support if shape[d] > 1]
+def _meet(flow: Flow, node: fx.Node, labels: IntArray, others: list[IntArray], shape: tuple[int, ...]) -> IntArray:
+    """A field that has met one operand: as it was, or without the dimensions along which it can't lose positions."""
+    support = [d for d, size in enumerate(labels.shape) if size > 1]
     touching = [other for other in others if any(other.shape[d] > 1 for d in support)]
     for other in touching:
         flow.unify(labels, other, node)
-    if any(all(other.shape[d] == 1 for other in touching) for d in spanned):
+    spanned = [d for d in support if shape[d] > 1]
+    if touching or not spanned:
+        return labels  # one that varies along fewer dimensions couples all that differ along the rest
+    if spanned == support:
         flow.pin(labels, f"meets positions that are fixed at {node.name}")
+        return labels
+    for dim in spanned:
+        labels = whole(flow, labels, dim, node)
+    return labels
+
+
+def whole(flow: Flow, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
+    """The field at size 1 along `dim`, with all that differ along it unified."""
+    index = [slice(None)] * labels.ndim
+    index[dim] = slice(0, 1)
+    first = labels[tuple(index)]
+    flow.unify(labels, np.broadcast_to(first, labels.shape), node)
+    return first
 
 
 def _take(taken: list[IntArray], labels: IntArray) -> None:
-    """Keep one field for each set of dimensions: of two that overlap, the one that spans more."""
+    """Keep one field for each set of dimensions: of two that overlap, and so are unified, the one that spans less."""
     for index, other in enumerate(taken):
         if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape, strict=True)):
-            if sum(a > 1 for a in labels.shape) > sum(b > 1 for b in other.shape):
+            if sum(a > 1 for a in labels.shape) < sum(b > 1 for b in other.shape):
                 taken[index] = labels
             return
     taken.append(labels)
@@ -304,6 +320,7 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
         dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
+        copy
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
@@ -316,7 +333,7 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
 @on_op(
     *_words("""
         contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias zeros_like ones_like
-        full_like rand_like randn_like empty_like
+        full_like rand_like randn_like empty_like zero fill
     """)
 )
 def converted(flow: Flow, node: fx.Node) -> Labelled:
@@ -356,7 +373,7 @@ def plain(flow: Flow, node: fx.Node) -> Labelled:
     return without_labels(flow, node)
 
 
-@on_op("new_zeros", "new_ones", "new_empty")
+@on_op("new_zeros", "new_ones", "new_empty", "new_full")
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Only the type of the tensor is read; literal sizes stay."""
     return bare(node.meta.get("val"))
