@@ -143,7 +143,7 @@ def plain_linear(module: nn.Module) -> nn.Module:
     return made
 
 
-def _out_projection(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def _out_projection(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The layer reads its projection's tensors and never calls it, so that hooks on it don't count."""
     if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear) and not _is_hooked(module):
         return module
@@ -210,7 +210,7 @@ def _extended(x: Tensor, added: Tensor | None) -> Tensor:
 
 
 def _heads(x: Tensor, weights: Weights) -> Tensor:
-    return x.unflatten(-1, (weights.heads, weights.width // weights.heads)).transpose(1, 2)
+    return torch.unflatten(x, -1, (weights.heads, weights.width // weights.heads)).transpose(1, 2)
 
 
 def _fused(tensors: Three, weights: Weights, options: Options, masks: list[Tensor]) -> Result:
@@ -245,7 +245,7 @@ def _masks(weights: Weights, options: Options, batched: bool) -> list[Tensor]:
     implied = options.causal and options.padding is None and not options.weights
     if options.mask is not None and not implied:
         grouped = options.mask.dim() == 3
-        masks.append(options.mask.unflatten(0, (-1, weights.heads)) if grouped else options.mask)
+        masks.append(torch.unflatten(options.mask, 0, (-1, weights.heads)) if grouped else options.mask)
     if options.padding is not None:
         masks.append((options.padding if batched else options.padding.unsqueeze(0)).unsqueeze(1).unsqueeze(2))
     added = weights.zero_key + (weights.extra[0] is not None)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.masks import (
     FREE,
     REMOVED,
@@ -38,7 +39,6 @@ from prunec.compiler.masks import (
     marks_of,
     meet,
     plain,
-    zeroed,
 )
 
 Rule = Callable[[Call], Any]
@@ -132,16 +132,8 @@ def _channelwise(call: Call) -> Any:
     data = call.plain()
     bound = call.bind(*ARGUMENTS[call.name])
     rank = data.ndim
-    params = [_along_channels(bound[name], rank) for name in PARAMETERS if isinstance(bound.get(name), Tensor | Marked)]
+    params = [along_channels(bound[name], rank) for name in PARAMETERS if isinstance(bound.get(name), Tensor | Marked)]
     return mark(data, meet(call, [bound["input"], *params], data.shape))
-
-
-def _along_channels(value: Value, rank: int) -> Value:
-    """A vector as a value of `rank` dimensions that lies along dimension 1."""
-    shape = [1, -1, *[1] * (rank - 2)]
-    if isinstance(value, Marked):
-        return Marked(value.data.reshape(shape), value.marks.reshape(shape))
-    return value.reshape(shape)
 
 
 def _gated(call: Call) -> Any:
@@ -214,14 +206,6 @@ def _complex(call: Call) -> Any:
 # --- rules: readers -------------------------------------------------------------------------------------------------
 
 
-def _with_bias(call: Call, data: Tensor, marks: Tensor, bias: Value | None, *, channel: int) -> Value:
-    result = Marked(data, marks)
-    if bias is None:
-        return mark(data, marks)
-    vector = _along_channels(bias, data.ndim) if channel == 1 else bias
-    return mark(data, meet(call, [result, vector], data.shape))
-
-
 def _convolution(call: Call) -> Any:
     """Convolutions, grouped and transposed ones too: counted on channels alone."""
     transposed = "transpose" in call.name
@@ -235,101 +219,8 @@ def _convolution(call: Call) -> Any:
     count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
     marks = contract(call, count, x, weight, marks=(arriving, own))
     channels = Marked(plain(x), arriving.reshape(1, -1, *[1] * (rank - 2)))  # with the free rim of a removed channel
-    data = _run_zeroed(replace(call, args=(channels, *call.args[1:])))
-    return _with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
-
-
-def _run_zeroed(call: Call) -> Any:
-    """The operation on data that are zero where they are removed."""
-    clean = pytree.tree_map(
-        lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, (call.args, dict(call.kwargs))
-    )
-    return call.run(*clean[0], **clean[1])
-
-
-def _linear(call: Call) -> Any:
-    bound = call.bind("input", "weight", "bias")
-    x, weight = bound["input"], bound["weight"]
-    marks = contract(call, F.linear, x, weight, marks=(_expanded(x, *range(plain(x).ndim - 1)), _expanded(weight, 0)))
-    return _with_bias(call, _run_zeroed(call), marks, bound["bias"], channel=-1)
-
-
-def _expanded(value: Value, *small: int) -> Tensor:
-    """The value's marks at the data's size, except along the `small` dimensions.
-
-    Dimensions that two factors share must be of full size in both, or a factor that is kept along all of it would pass
-    for one that is used as long as any of it is.
-    """
-    sizes = list(plain(value).shape)
-    for dim in small:
-        sizes[dim] = marks_of(value).shape[dim]
-    return marks_of(value).expand(sizes)
-
-
-def _matmul_marks(call: Call, left: Value, right: Value) -> Tensor:
-    rows = [-2] if plain(left).ndim > 1 else []
-    columns = [-1] if plain(right).ndim > 1 else []
-    return contract(call, torch.matmul, left, right, marks=(_expanded(left, *rows), _expanded(right, *columns)))
-
-
-def _matmul(call: Call) -> Any:
-    left, right = call.args[0], call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()))
-    return mark(_run_zeroed(call), _matmul_marks(call, left, right))
-
-
-def _added_product(call: Call) -> Any:
-    bound = call.bind("input", *(("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
-    added, left, right = bound.values()
-    data = _run_zeroed(call)
-    product = mark(data, _matmul_marks(call, left, right))
-    return mark(data, meet(call, [product, added], data.shape))
-
-
-def _outer(call: Call) -> Any:
-    data = call.plain()
-    left, right = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["vec2"]
-    column = mark(plain(left)[:, None], marks_of(left)[:, None])
-    row = mark(plain(right)[None], marks_of(right)[None])
-    return mark(data, meet(call, [column, row], data.shape))
-
-
-def _einsum(call: Call) -> Any:
-    equation, *operands = call.args
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    own = [_einsum_marks(x, term, "".join(terms)) for x, term in zip(operands, terms, strict=True)]
-    marks = contract(call, partial(torch.einsum, equation), *operands, marks=own)
-    return mark(_run_zeroed(call), marks)
-
-
-def _einsum_marks(value: Value, term: str, letters: str) -> Tensor:
-    """The operand's marks, compressed along the letters that stand in no other operand."""
-    own = [] if "." in letters else [dim for dim, letter in enumerate(term) if letters.count(letter) == 1]
-    return _expanded(value, *own)
-
-
-def _attention(call: Call) -> Any:
-    """Scaled dot-product attention: two matrix products around a softmax over the keys."""
-    bound = call.bind("query", "key", "value", "attn_mask")
-    if call.kwargs.get("enable_gqa"):
-        times = plain(bound["query"]).shape[-3] // plain(bound["key"]).shape[-3]
-        bound |= {name: _repeated_heads(bound[name], times) for name in ("key", "value")}
-    query, key, value, bias = (bound[name] for name in ("query", "key", "value", "attn_mask"))
-    flipped = mark(plain(key).mT, marks_of(key).mT)
-    marks = _matmul_marks(call, query, flipped)
-    shape = [*plain(query).shape[:-1], plain(key).shape[-2]]
-    scores = mark(torch.empty(1).expand(shape), marks)
-    if isinstance(bias, Tensor | Marked):
-        marks = meet(call, [scores, bias], shape)
-    marks = collapse(call, marks, [marks.ndim - 1], "softmax over removed positions")
-    return mark(_run_zeroed(call), _matmul_marks(call, mark(plain(scores), marks), value))
-
-
-def _repeated_heads(value: Value, times: int) -> Value:
-    marks = marks_of(value)
-    wide = marks if marks.shape[-3] == 1 else marks.repeat_interleave(times, -3)
-    return mark(plain(value).repeat_interleave(times, -3), wide)
+    data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
+    return with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
 
 
 # --- rules: norms over channels -------------------------------------------------------------------------------------
@@ -362,7 +253,7 @@ def _group_norm(call: Call) -> Any:
     rows = (data.shape[0], bound["num_groups"], -1)
     eps = 1e-5 if bound["eps"] is None else bound["eps"]
     out = _normalised(data.reshape(rows), kept.reshape(rows), eps, centre=True).reshape(data.shape)
-    scale, shift = (None if p is None else _along_channels(p, data.ndim) for p in (bound["weight"], bound["bias"]))
+    scale, shift = (None if p is None else along_channels(p, data.ndim) for p in (bound["weight"], bound["bias"]))
     return _affine(call, out, x, scale, shift)
 
 
@@ -436,16 +327,11 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_CREATORS, _create),
     **dict.fromkeys([*_POOLS, "interpolate", "upsample"], _windows),
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
-    **dict.fromkeys(["matmul", "bmm", "mm", "mv"], _matmul),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),
     "layer_norm": partial(_norm_over, centre=True),
     "rms_norm": partial(_norm_over, centre=False),
     "group_norm": _group_norm,
-    "linear": _linear,
-    "einsum": _einsum,
-    "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(["addmm", "baddbmm"], _added_product),
-    **dict.fromkeys(["outer", "ger"], _outer),
+    **PRODUCTS,
     **dict.fromkeys(["tril", "triu"], _triangle),
     **dict.fromkeys(["view_as_complex", "view_as_real"], _complex),
     "embedding": _embed,
