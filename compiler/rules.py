@@ -122,10 +122,11 @@ def _label(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _tensor(flow: Flow, node: fx.Node) -> Labelled:
-    """A parameter or buffer that is itself a value: fresh labels along each dimension."""
+    """A parameter or buffer that is itself a value: fresh labels along each dimension. One of whole numbers holds
+    positions or counts, not channels."""
     name = str(node.target)
     value = flow.program.state.get(name)
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+    if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.dtype == torch.bool):
         return () if isinstance(value, torch.Tensor) else None
     if _is_grouped(flow, name):
         return ()

@@ -736,8 +736,7 @@ net(
     "attention_with_boolean_mask",
     lambda: {**_packed(), "mask": torch.ones(1, 4, 5, 5, dtype=torch.bool).tril()},
     lambda m, x: m.fc(_chunked(m, x, 4, m.mask).mean(1)),
-    {"qkv": (4, 0), "o": (6, 6)},
-    {"qkv": "meets positions that are fixed"},
+    {"qkv": (4, 4), "o": (6, 6)},
     shapes=(TOKENS,),
 )
 net(
