@@ -127,6 +127,12 @@ def _elementwise(call: Call) -> Any:
     return mark(data, meet(call, call.operands(), data.shape))
 
 
+def _converted(call: Call) -> Any:
+    """The first operand in another form; of a second one only the type is read."""
+    data = call.plain()
+    return mark(data, marks_of(call.args[0])) if isinstance(data, Tensor) else data
+
+
 def _channelwise(call: Call) -> Any:
     """One operation per channel (dimension 1), each with its own parameters: batch and instance norm, PReLU."""
     data = call.plain()
@@ -302,7 +308,7 @@ _ELEMENTWISE: Final = _words("""
     trunc sign where masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
     not_ logical_and logical_or logical_not isnan isinf nan_to_num lerp addcmul addcdiv atan2 fmod remainder mod pos
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink
-    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh to type type_as float half bfloat16 double int long
+    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh type float half bfloat16 double int long
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
@@ -323,6 +329,7 @@ _POOLS: Final = [
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(["to", "type_as"], _converted),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_CREATORS, _create),
     **dict.fromkeys([*_POOLS, "interpolate", "upsample"], _windows),

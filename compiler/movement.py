@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.combining import whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Flow, Labelled, elements, reshape_labels, shape_of_argument
 from prunec.compiler.reductions import mixed
@@ -29,7 +30,6 @@ from prunec.compiler.rules import (
     rank_of,
     subject,
     unknown,
-    whole,
     without_labels,
 )
 

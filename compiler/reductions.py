@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.combining import whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
 from prunec.compiler.rules import (
@@ -25,7 +26,6 @@ from prunec.compiler.rules import (
     op_name,
     rank_of,
     subject,
-    whole,
     without_labels,
 )
 

@@ -125,27 +125,27 @@ form(
     "layer_of_single_sequences",
     layer(batch_first=False),
     lambda m, x: m.fc(torch.stack([m.a(y, y, y)[0] for y in m.stem(x).unbind(1)], 1)),
-    LAYER,
+    {**LAYER, "a.out_proj": (8, 8)},
 )
 form(
     "layer_across",
     lambda: {**layer()(), "other": nn.Linear(3, 8)},
     lambda m, x, z: (lambda y, c: m.fc(y + m.a(y, c, c)[0]))(m.stem(x), m.other(z)),
-    {"stem": (8, 8), "other": (8, 8), "a.in_proj_weight[0]": (4, 4)},
+    LAYER,
     (TOKENS, (2, 7, 3)),
 )
 form(
     "layer_across_three",
     lambda: {**layer()(), "other": nn.Linear(3, 8)},
     lambda m, x, z: (lambda y, c: m.fc(y + m.a(y, c, c.relu())[0]))(m.stem(x), m.other(z)),
-    {"stem": (8, 8), "other": (8, 8), "a.in_proj_weight[0]": (4, 4)},
+    LAYER,
     (TOKENS, (2, 7, 3)),
 )
 form(
     "layer_of_other_widths",
     lambda: {**layer(kdim=3, vdim=5)(), "key": nn.Linear(3, 3), "value": nn.Linear(3, 5)},
     lambda m, x, z: (lambda y: m.fc(y + m.a(y, m.key(z), m.value(z))[0]))(m.stem(x)),
-    {"stem": (8, 8), "key": (3, 3), "value": (5, 5), "a.q_proj_weight": (4, 4)},
+    {"stem": (8, 8), "key": (3, 3), "value": (5, 5), "a.in_proj_bias": (4, 4)},
     (TOKENS, (2, 7, 3)),
 )
 form(
@@ -207,7 +207,7 @@ form(
     "layer_of_a_subclass",
     lambda: {"stem": nn.Linear(6, 8), "a": OwnLayer(8, HEADS, batch_first=True), "fc": nn.Linear(8, 4)},
     lambda m, x: (lambda y: m.fc(y + m.a(y)))(m.stem(x)),
-    {"stem": (8, 8), "a.in_proj_weight[0]": (4, 4), "a.out_proj.weight": (8, 8)},
+    LAYER,
 )
 
 
@@ -270,9 +270,8 @@ form(
     lambda m, x, z: m.fc(m.t(m.stem(x), m.memory(z))),
     {
         "stem": (8, 8),
-        "memory": (8, 8),
         "t.self_attn.in_proj_weight": (4, 4),
-        "t.multihead_attn.in_proj_weight[0]": (4, 4),
+        "t.multihead_attn.in_proj_weight": (4, 4),
         "t.linear1": (10, 10),
     },
     (TOKENS, (2, 7, 3)),
@@ -282,12 +281,11 @@ form(
     lambda: {**transformer(lambda: nn.Transformer(8, HEADS, 1, 1, 10, batch_first=True))(), "memory": nn.Linear(3, 8)},
     lambda m, x, z: m.fc(m.t(m.memory(z), m.stem(x))),
     {
-        "stem": (8, 8),
         "memory": (8, 8),
         "t.encoder.layers.0.self_attn.in_proj_weight": (4, 4),
         "t.encoder.layers.0.linear1": (10, 10),
         "t.decoder.layers.0.self_attn.in_proj_weight": (4, 4),
-        "t.decoder.layers.0.multihead_attn.in_proj_weight[0]": (4, 4),
+        "t.decoder.layers.0.multihead_attn.in_proj_weight": (4, 4),
         "t.decoder.layers.0.linear1": (10, 10),
     },
     (TOKENS, (2, 7, 3)),
@@ -323,7 +321,7 @@ form(
     "keys_and_values_in_one",
     lambda: {"q": nn.Linear(6, 8), "kv": nn.Linear(6, 16), "o": nn.Linear(8, 6), "fc": nn.Linear(6, 4)},
     lambda m, x: (lambda kv: closed(m, x, mixed(heads(m.q(x)), *kv)))([heads(p) for p in m.kv(x).chunk(2, -1)]),
-    OWN,
+    {"kv": (4, 4), "o": (6, 6)},
 )
 form("einsum", packed(), lambda m, x: by_einsum(m, x, "bhid,bhjd->bhij", "bhij,bhjd->bhid"), WHOLE)
 form(
@@ -332,7 +330,9 @@ form(
     lambda m, x: by_einsum(m, x, "b h i d, b h j d -> b h i j", "b h i j, b h j d -> b h i d"),
     WHOLE,
 )
-form("einsum_with_an_ellipsis", packed(), lambda m, x: by_einsum(m, x, "...id,...jd->...ij", "...ij,...jd->...id"), WHOLE)
+form(
+    "einsum_with_an_ellipsis", packed(), lambda m, x: by_einsum(m, x, "...id,...jd->...ij", "...ij,...jd->...id"), WHOLE
+)
 form(
     "einsum_without_an_arrow",
     packed(),
@@ -341,9 +341,37 @@ form(
 )
 form(
     "einsum_of_one_operand_short",
+    packed(g=lambda: free(HEADS, 2)),
+    lambda m, x: (lambda q, k, v: closed(m, x, mixed(q, k, torch.einsum("bhld,hd->bhld", v, m.g))))(*parted(m, x)),
+    {**WHOLE, "g": (2, 0)},
+)
+form(
+    "biases_of_queries",
+    packed(u=lambda: free(HEADS, 2), w=lambda: free(HEADS, 1, 2)),
+    lambda m, x: (lambda q, k, v: closed(m, x, mixed((q.transpose(1, 2) + m.u).transpose(1, 2), k + m.w, v)))(
+        *parted(m, x)
+    ),
+    {**WHOLE, "u": (2, 0), "w": (2, 0)},
+)
+form(
+    "root_mean_squares_of_queries_and_keys",
     packed(g=lambda: free(2)),
-    lambda m, x: (lambda q, k, v: closed(m, x, mixed(q, k, torch.einsum("...d,d->...d", v, m.g))))(*parted(m, x)),
-    {"qkv": (6, 6), "o": (6, 6)},
+    lambda m, x: (lambda q, k, v: closed(m, x, mixed(_rms(q) * m.g, _rms(k), v)))(*parted(m, x)),
+    {**WHOLE, "g": (2, 0)},
+)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+form(
+    "functional_norms_of_queries_and_keys",
+    packed(g=lambda: free(2), b=lambda: free(2)),
+    lambda m, x: (lambda q, k, v: closed(m, x, mixed(F.layer_norm(q, (2,), m.g, m.b), F.rms_norm(k, (2,)), v)))(
+        *parted(m, x)
+    ),
+    {**WHOLE, "g": (2, 0)},
 )
 form(
     "products_of_batched_matrices",
@@ -441,48 +469,47 @@ def relative(m: Any) -> Tensor:
     return m.table[m.index.view(-1)].view(5, 5, -1).permute(2, 0, 1).unsqueeze(0)
 
 
-TABLE = {"o": (6, 6), "table[0]": (9, 0), "qkv": (4, 4)}
 form(
     "relative_bias",
     packed(table=lambda: free(9, HEADS), index=positions),
     lambda m, x: closed(m, x, mixed(*parted(m, x), relative(m))),
-    {"o": (6, 6), "table[0]": (9, 0), "table[1]": (4, 4)},
+    {**WHOLE, "table": (9, 0)},
 )
 form(
     "relative_bias_as_a_mask",
     packed(table=lambda: free(9, HEADS), index=positions),
     lambda m, x: closed(m, x, F.scaled_dot_product_attention(*parted(m, x), attn_mask=relative(m))),
-    {"o": (6, 6), "table[0]": (9, 0), "table[1]": (4, 4)},
+    {**WHOLE, "table": (9, 0)},
 )
 form(
     "relative_bias_of_an_embedding",
     packed(table=lambda: nn.Embedding(9, HEADS), index=positions),
     lambda m, x: closed(m, x, mixed(*parted(m, x), m.table(m.index).permute(2, 0, 1))),
-    {"o": (6, 6), "table": (4, 4)},
+    WHOLE,
 )
 form(
     "relative_bias_by_selection",
     packed(table=lambda: free(HEADS, 9), index=positions),
     lambda m, x: closed(m, x, mixed(*parted(m, x), m.table.index_select(1, m.index.flatten()).view(-1, 5, 5))),
-    {"o": (6, 6), "table[0]": (4, 4), "table[1]": (9, 0)},
+    {**WHOLE, "table": (9, 0)},
 )
 form(
     "relative_bias_behind_a_slice",
     packed(table=lambda: free(HEADS, 9), index=positions),
     lambda m, x: closed(m, x, mixed(*parted(m, x), m.table[:, m.index][None])),
-    {"o": (6, 6), "table[0]": (4, 4), "table[1]": (9, 0)},
+    {**WHOLE, "table": (9, 0)},
 )
 form(
     "relative_bias_by_pairs",
     packed(table=lambda: free(5, 5, HEADS), rows=lambda: torch.arange(5).flip(0), columns=lambda: torch.arange(5)),
     lambda m, x: closed(m, x, mixed(*parted(m, x), m.table[m.rows[:, None], m.columns].permute(2, 0, 1))),
-    {"o": (6, 6), "table[0]": (5, 0), "table[1]": (5, 0), "table[2]": (4, 4)},
+    {**WHOLE, "table[0]": (5, 0), "table[1]": (5, 0)},
 )
 form(
     "functional_lookup",
     packed(table=lambda: free(9, HEADS), index=positions),
     lambda m, x: closed(m, x, mixed(*parted(m, x), F.embedding(m.index, m.table).permute(2, 0, 1))),
-    {"o": (6, 6), "table[0]": (9, 0), "table[1]": (4, 4)},
+    {**WHOLE, "table": (9, 0)},
 )
 form(
     "continuous_bias",
@@ -493,7 +520,7 @@ form(
         index=positions,
     ),
     lambda m, x: closed(m, x, _cosine(m, x)),
-    {"mlp.0": (7, 7), "mlp.2": (4, 4), "o": (6, 6)},
+    {**WHOLE, "mlp.0": (7, 7)},
 )
 
 
@@ -508,9 +535,9 @@ def _cosine(m: Any, x: Tensor) -> Tensor:
 
 form(
     "bias_with_a_silent_part",
-    packed(b=lambda: free(24)),
-    lambda m, x: closed(m, x, mixed(*(heads(p) for p in F.linear(x, m.qkv.weight, _silenced(m.b)).chunk(3, -1)))),
-    {"o": (6, 6), "qkv.weight[0]": (4, 4), "qkv.weight[1]": (6, 0)},
+    lambda: {"w": free(24, 6), "b": free(24), "o": nn.Linear(8, 6), "fc": nn.Linear(6, 4)},
+    lambda m, x: closed(m, x, mixed(*(heads(p) for p in F.linear(x, m.w, _silenced(m.b)).chunk(3, -1)))),
+    {"b": (4, 4), "w": (6, 0), "o": (6, 6)},
 )
 
 
@@ -538,7 +565,7 @@ form(
     "norms_of_queries_and_keys",
     packed(qn=lambda: nn.LayerNorm(2), kn=lambda: nn.RMSNorm(2)),
     lambda m, x: (lambda q, k, v: closed(m, x, mixed(m.qn(q), m.kn(k), v)))(*parted(m, x)),
-    {"qkv": (6, 6), "o": (6, 6)},
+    WHOLE,
 )
 form(
     "lower_triangle",
@@ -688,7 +715,7 @@ def pooled_heads(m: Any, x: Tensor) -> Tensor:
 
 def _pool(conv: nn.Module, x: Tensor) -> Tensor:
     token, rest = torch.tensor_split(x, indices=(1,), dim=2)
-    n, h, t, d = rest.shape
+    n, h, _, d = rest.shape
     image = rest.reshape(n * h, 2, 2, d).permute(0, 3, 1, 2).contiguous()
     image = conv(image)
     return torch.cat((token, image.reshape(n, h, d, -1).transpose(2, 3)), 2)

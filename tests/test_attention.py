@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import types
 
-import numpy as np
 import pytest
 import torch
-from attention_nets import FORMS, attended, build
+from attention_nets import FORMS, build
 from oracle import difference, masked, run, selection
 from torch import nn
 
 from prunec.compiler.emit import WEIGHTS, emit_source, save_weights
-from prunec.compiler.export import export_onnx
-from prunec.compiler.slimming import remove_units, removed_positions
+from prunec.compiler.slimming import remove_units
 from prunec.compiler.text import to_text
 from prunec.compiler.text_parse import from_text
 from prunec.compiler.trace import trace
 from prunec.compiler.units import analyse
-from prunec.compiler.verify import Masked, verify
 
 TOLERANCE = 1e-9
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
 UNWRITTEN = {"rotary_by_complex_numbers"}
 """Holds a buffer of complex numbers, that no weight file keeps."""
 
@@ -33,11 +31,11 @@ def found(request):
 
 
 def test_the_trace_is_exact(found):
+    """With gradients: without, torch's transformers give zeros at padded tokens, by their fused path."""
     name, model, program = found
     for batch in (2, 3):
         inputs = FORMS[name].inputs(batch if "padding" not in name and "added_keys_and" not in name else 2)
-        with torch.no_grad():
-            assert difference(program.module(*inputs), model(*inputs)) < 1e-12
+        assert difference(program.module(*inputs).detach(), model(*inputs).detach()) < 1e-12
 
 
 def test_no_parameter_is_renamed_or_lost(found):
