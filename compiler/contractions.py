@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import fx
 
-from prunec.compiler.combining import whole
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
-from prunec.compiler.rules import argument, combine, count_macs, on_op, op_name, operand, rank_of, unknown
+from prunec.compiler.rules import argument, count_macs, on_op, op_name, operand, rank_of, unknown
 
 Operand = tuple[Fields, tuple[int, ...]]
 

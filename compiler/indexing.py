@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from prunec.compiler.combining import combine
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, compress, shape_of_argument
 from prunec.compiler.movement import executed, writable
@@ -20,7 +21,6 @@ from prunec.compiler.reductions import mixed
 from prunec.compiler.rewriting import index_dims, is_tensor
 from prunec.compiler.rules import (
     argument,
-    combine,
     dims_of,
     on_op,
     operand,

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.combining import whole
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import Axis, IntArray
 from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
 from prunec.compiler.rules import (
     argument,
-    combine,
     count_macs,
     describe,
     on_module,

@@ -238,8 +238,8 @@ def _heads(x: Tensor, weights: Weights) -> Tensor:
 
 def _fused(tensors: Three, weights: Weights, options: Options, masks: list[Tensor]) -> Result:
     """Without the weights: one fused operation, whose one mask says what counts, or what is added."""
-    # Dropout of a layer that drops nothing needs no flag in the graph.
-    dropout = options.dropout * options.training if options.dropout else 0.0
+    # A float on the left would multiply the flag as a plain number. What drops nothing needs no flag in the graph.
+    dropout = options.training * options.dropout if options.dropout else 0.0
     mask = _one_mask(masks)
     # The hint replaces the mask, which the layer wants all the same.
     causal = options.causal and options.padding is None

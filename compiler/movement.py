@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.combining import whole
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Flow, Labelled, elements, reshape_labels, shape_of_argument
 from prunec.compiler.reductions import mixed
 from prunec.compiler.rewriting import is_tensor
 from prunec.compiler.rules import (
     argument,
-    combine,
     dims_of,
     on_module,
     on_op,
