@@ -81,8 +81,6 @@ def _indexed_by_tensors(flow: Flow, value: object, entries: Sequence[Any], node:
     picked = [dim for place, dim in places if is_tensor(entries[place]) or isinstance(entries[place], list)]
     fields: list[IntArray] = []
     for labels in mixed(flow, node, value, picked, "is picked from"):
-        if all(labels.shape[dim] > 1 for dim in picked):
-            continue  # pinned
         small = list(entries)
         for place, dim in places:
             small[place] = _first_or_known(flow, entries[place], labels.shape[dim] > 1)
@@ -109,8 +107,7 @@ def index_select(flow: Flow, node: fx.Node) -> Labelled:
     """Positions of one dimension without labels; the other dimensions pass."""
     value = subject(flow, node)
     [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
-    fields = mixed(flow, node, value, [dim], "is picked from")
-    return tuple(f for f in fields if f.shape[dim] == 1)
+    return mixed(flow, node, value, [dim], "is picked from")
 
 
 @on_op("embedding")

@@ -1,13 +1,14 @@
 """What each operation does to channel labels: one row an operation, one function a kind of operation.
 
-    elementwise  relu, add, mul, ...          unifies its operands (here)
+    elementwise  relu, add, mul, ...          unifies its operands (combining.py)
     plain        size, shape, device          gives no tensor (here)
     writer       conv, linear, embedding      binds its input axis to what arrives, writes fresh labels (layers.py)
     carrier      batch norm, prelu, ...       binds its axes to what arrives, passes it on (layers.py)
     contraction  matmul, einsum, attention    unifies what it contracts (contractions.py)
     local        pooling, interpolation       mixes trailing dimensions, passes the rest (reductions.py)
     reduction    mean, softmax, ...           pins the labels along what it reduces (reductions.py)
-    movement     reshape, cat, slice, ...     the operation itself is executed on the labels (movement.py)
+    movement     reshape, cat, roll, ...      the operation itself is executed on the labels (movement.py)
+    index        slices, positions, x[i] = y  the same; what a tensor of positions picks from stays (indexing.py)
 
 An operation without a row pins whatever reaches it: not knowing an operation costs prunable channels, never
 correctness.

@@ -645,7 +645,7 @@ def windows(m: Any, x: Tensor) -> Tensor:
     for number, (rows, columns) in enumerate((r, s) for r in _bands() for s in _bands()):
         scores_mask[rows, columns] = number
     groups = scores_mask.view(2, 4, 2, 4).permute(0, 2, 1, 3).reshape(4, 16)
-    mask = (groups.unsqueeze(1) - groups.unsqueeze(2)).ne(0).double() * -100
+    mask = (groups.unsqueeze(1) - groups.unsqueeze(2)).ne(0).to(x) * -100
     q, k, v = m.qkv(x).reshape(n * 4, 16, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
     scores = (q * (c // HEADS) ** -0.5) @ k.transpose(-2, -1)
     scores = (scores.view(n, 4, HEADS, 16, 16) + mask.unsqueeze(1).unsqueeze(0)).view(-1, HEADS, 16, 16)
