@@ -29,7 +29,9 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
         return lifted[0][0]
     rank = max((len(shape) for _, shape in lifted), default=0)
     sized = [(1,) * (rank - len(shape)) + shape for _, shape in lifted]
-    raised = _untied(flow, node, [[_lift(flow, f, rank) for f in fields] for fields, _ in lifted])
+    raised = [[_lift(flow, f, rank) for f in fields] for fields, _ in lifted]
+    if any(len(fields) > 1 for fields in raised):
+        raised = _untied(flow, node, raised)
     taken: list[IntArray] = []
     for index, fields in enumerate(raised):
         for labels in fields:
