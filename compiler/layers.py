@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import Axis, IntArray
-from prunec.compiler.labels import Fields, Flow, Labelled, elements, shape_of_argument
+from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
 from prunec.compiler.rules import (
     argument,
-    combine,
     count_macs,
     describe,
     on_module,
@@ -232,11 +232,31 @@ def layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     module, value = flow.program.state[str(node.target)], subject(flow, node)
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     rank = len(module.normalized_shape)
+    fields = _whole_heads(flow, node, flow.fields(value), rank)
     for index in range(rank):
-        labels, _ = flow.along(value, index - rank, node)
+        labels = _line(flow, fields, shape_of_argument(value), index - rank)
         flow.count_matters(labels, f"counted by {describe(flow, node)}")
         _carry(flow, node, labels, ("weight", "bias"), dim=index)
-    return flow.fields(value)
+    return fields
+
+
+def _whole_heads(flow: Flow, node: fx.Node, fields: Fields, rank: int) -> Fields:
+    """The fields before statistics over the last `rank` dimensions. One that varies elsewhere too (the widths of all
+    heads) loses whole heads: the vectors of the norm, which all heads share, stay."""
+    out: list[IntArray] = []
+    for labels in fields:
+        mine = [d for d in range(labels.ndim - rank, labels.ndim) if labels.shape[d] > 1]
+        if labels.size > elements([labels.shape[d] for d in mine]) or len(mine) > 1:
+            for dim in mine:
+                labels = whole(flow, labels, dim, node)
+        out.append(labels)
+    return flow.moved(out, node) if any(a is not b for a, b in zip(out, fields, strict=True)) else fields
+
+
+def _line(flow: Flow, fields: Fields, shape: tuple[int, ...], dim: int) -> IntArray:
+    """The flat labels of a dimension along which one field varies, or none does."""
+    found = next((f for f in fields if f.shape[dim] > 1), None)
+    return np.full(shape[dim], FIXED, dtype=np.int64) if found is None else flow.flat(found)
 
 
 @on_module(nn.GroupNorm)
@@ -280,10 +300,12 @@ def functional_layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     value, shape = argument(node, 0, "input"), flow.constant(argument(node, 1, "normalized_shape"))
     names = ("weight", "bias") if op_name(node) == "layer_norm" else ("weight",)
     parts = [argument(node, 2 + i, name) for i, name in enumerate(names)]
-    for index in range(len(shape)):
-        labels, _ = flow.along(value, index - len(shape), node)
-        flow.count_matters(labels, f"counted by {node.name}")
-    return combine(flow, node, [operand(flow, value), *(operand(flow, p) for p in parts if p is not None)])
+    fields = _whole_heads(flow, node, flow.fields(value), len(shape))
+    for labels in fields:
+        if any(size > 1 for size in labels.shape[-len(shape) :]):
+            flow.count_matters(flow.flat(labels), f"counted by {node.name}")
+    operands = [(fields, shape_of_argument(value)), *(operand(flow, p) for p in parts if p is not None)]
+    return combine(flow, node, operands)
 
 
 @on_op("batch_norm", "instance_norm")

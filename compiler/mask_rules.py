@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.masks import (
     FREE,
+    REMOVED,
     Call,
     Marked,
     Value,
@@ -37,7 +39,6 @@ from prunec.compiler.masks import (
     marks_of,
     meet,
     plain,
-    zeroed,
 )
 
 Rule = Callable[[Call], Any]
@@ -83,15 +84,31 @@ def _move(call: Call) -> Any:
 
 
 def _pad(call: Call) -> Any:
-    """Padding: constants are free; reflected and repeated elements are what they are copied from."""
+    """Padding: constants are free, but for the rim of a removed channel; reflected and repeated elements are what they
+    are copied from."""
     data = call.plain()
     bound = call.bind("input", "padding" if call.module is not None else "pad", "mode")
     source = full_marks(bound["input"])
     if call.module is not None:
         constant = isinstance(call.module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d)
-        marks = F.pad(source, bound["padding"]) if constant else call.run(source)
+        marks = _rimmed(source, bound["padding"]) if constant else call.run(source)
         return mark(data, marks.to(torch.uint8))
-    return mark(data, F.pad(source, plain(bound["pad"]), mode=bound["mode"] or "constant").to(torch.uint8))
+    mode = bound["mode"] or "constant"
+    marks = _rimmed(source, plain(bound["pad"])) if mode == "constant" else F.pad(source, plain(bound["pad"]), mode)
+    return mark(data, marks.to(torch.uint8))
+
+
+def _rimmed(source: Tensor, pad: Sequence[int]) -> Tensor:
+    """Marks that are padded, one dimension after the other: with REMOVED beside a line of removed elements (statistics
+    over channels don't count the rim of one that is gone), else with FREE."""
+    for index in range(0, len(pad), 2):
+        dim = source.ndim - 1 - index // 2
+        lost = (source == REMOVED).all(dim, keepdim=True).to(source.dtype) * REMOVED
+        before, after = (max(amount, 0) for amount in pad[index : index + 2])
+        rims = [lost.expand(*[-1] * dim, amount, *[-1] * (source.ndim - dim - 1)) for amount in (before, after)]
+        kept = F.pad(source, [0] * index + [min(amount, 0) for amount in pad[index : index + 2]])
+        source = torch.cat([rims[0], kept, rims[1]], dim)
+    return source
 
 
 def _create(call: Call) -> Any:
@@ -110,21 +127,19 @@ def _elementwise(call: Call) -> Any:
     return mark(data, meet(call, call.operands(), data.shape))
 
 
+def _converted(call: Call) -> Any:
+    """The first operand in another form; of a second one only the type is read."""
+    data = call.plain()
+    return mark(data, marks_of(call.args[0])) if isinstance(data, Tensor) else data
+
+
 def _channelwise(call: Call) -> Any:
     """One operation per channel (dimension 1), each with its own parameters: batch and instance norm, PReLU."""
     data = call.plain()
     bound = call.bind(*ARGUMENTS[call.name])
     rank = data.ndim
-    params = [_along_channels(bound[name], rank) for name in PARAMETERS if isinstance(bound.get(name), Tensor | Marked)]
+    params = [along_channels(bound[name], rank) for name in PARAMETERS if isinstance(bound.get(name), Tensor | Marked)]
     return mark(data, meet(call, [bound["input"], *params], data.shape))
-
-
-def _along_channels(value: Value, rank: int) -> Value:
-    """A vector as a value of `rank` dimensions that lies along dimension 1."""
-    shape = [1, -1, *[1] * (rank - 2)]
-    if isinstance(value, Marked):
-        return Marked(value.data.reshape(shape), value.marks.reshape(shape))
-    return value.reshape(shape)
 
 
 def _gated(call: Call) -> Any:
@@ -181,15 +196,20 @@ def _windows(call: Call) -> Any:
     return pytree.tree_map(partial(mark, marks=marks), call.plain())
 
 
+def _triangle(call: Call) -> Any:
+    marks = marks_of(call.args[0])
+    return mark(call.plain(), collapse(call, marks, [marks.ndim - 2, marks.ndim - 1], "removed tokens are cut"))
+
+
+def _complex(call: Call) -> Any:
+    """Two real numbers as one complex number, and back: the parts of one are kept or removed together."""
+    marks = marks_of(call.args[0])
+    if call.name == "view_as_real":
+        return mark(call.plain(), marks[..., None])
+    return mark(call.plain(), collapse(call, marks, [marks.ndim - 1], "half of a number is removed")[..., 0])
+
+
 # --- rules: readers -------------------------------------------------------------------------------------------------
-
-
-def _with_bias(call: Call, data: Tensor, marks: Tensor, bias: Value | None, *, channel: int) -> Value:
-    result = Marked(data, marks)
-    if bias is None:
-        return mark(data, marks)
-    vector = _along_channels(bias, data.ndim) if channel == 1 else bias
-    return mark(data, meet(call, [result, vector], data.shape))
 
 
 def _convolution(call: Call) -> Any:
@@ -205,78 +225,8 @@ def _convolution(call: Call) -> Any:
     count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
     marks = contract(call, count, x, weight, marks=(arriving, own))
     channels = Marked(plain(x), arriving.reshape(1, -1, *[1] * (rank - 2)))  # with the free rim of a removed channel
-    data = _run_zeroed(replace(call, args=(channels, *call.args[1:])))
-    return _with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
-
-
-def _run_zeroed(call: Call) -> Any:
-    """The operation on data that are zero where they are removed."""
-    clean = pytree.tree_map(
-        lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, (call.args, dict(call.kwargs))
-    )
-    return call.run(*clean[0], **clean[1])
-
-
-def _linear(call: Call) -> Any:
-    bound = call.bind("input", "weight", "bias")
-    x, weight = bound["input"], bound["weight"]
-    marks = contract(call, F.linear, x, weight, marks=(_expanded(x, *range(plain(x).ndim - 1)), _expanded(weight, 0)))
-    return _with_bias(call, _run_zeroed(call), marks, bound["bias"], channel=-1)
-
-
-def _expanded(value: Value, *small: int) -> Tensor:
-    """The value's marks at the data's size, except along the `small` dimensions.
-
-    Dimensions that two factors share must be of full size in both, or a factor that is kept along all of it would pass
-    for one that is used as long as any of it is.
-    """
-    sizes = list(plain(value).shape)
-    for dim in small:
-        sizes[dim] = marks_of(value).shape[dim]
-    return marks_of(value).expand(sizes)
-
-
-def _matmul_marks(call: Call, left: Value, right: Value) -> Tensor:
-    rows = [-2] if plain(left).ndim > 1 else []
-    columns = [-1] if plain(right).ndim > 1 else []
-    return contract(call, torch.matmul, left, right, marks=(_expanded(left, *rows), _expanded(right, *columns)))
-
-
-def _matmul(call: Call) -> Any:
-    left, right = call.args[0], call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()))
-    return mark(_run_zeroed(call), _matmul_marks(call, left, right))
-
-
-def _einsum(call: Call) -> Any:
-    equation, *operands = call.args
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    own = [_einsum_marks(x, term, "".join(terms)) for x, term in zip(operands, terms, strict=True)]
-    marks = contract(call, partial(torch.einsum, equation), *operands, marks=own)
-    return mark(_run_zeroed(call), marks)
-
-
-def _einsum_marks(value: Value, term: str, letters: str) -> Tensor:
-    """The operand's marks, compressed along the letters that stand in no other operand."""
-    own = [] if "." in letters else [dim for dim, letter in enumerate(term) if letters.count(letter) == 1]
-    return _expanded(value, *own)
-
-
-def _attention(call: Call) -> Any:
-    """Scaled dot-product attention: two matrix products around a softmax over the keys."""
-    bound = call.bind("query", "key", "value", "attn_mask")
-    if call.kwargs.get("enable_gqa"):
-        raise call.error("removed channels reach grouped-query attention, which the reference doesn't know")
-    query, key, value, bias = (bound[name] for name in ("query", "key", "value", "attn_mask"))
-    flipped = mark(plain(key).mT, marks_of(key).mT)
-    marks = _matmul_marks(call, query, flipped)
-    shape = [*plain(query).shape[:-1], plain(key).shape[-2]]
-    scores = mark(torch.empty(1).expand(shape), marks)
-    if isinstance(bias, Tensor | Marked):
-        marks = meet(call, [scores, bias], shape)
-    marks = collapse(call, marks, [marks.ndim - 1], "softmax over removed positions")
-    return mark(_run_zeroed(call), _matmul_marks(call, mark(plain(scores), marks), value))
+    data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
+    return with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
 
 
 # --- rules: norms over channels -------------------------------------------------------------------------------------
@@ -309,7 +259,7 @@ def _group_norm(call: Call) -> Any:
     rows = (data.shape[0], bound["num_groups"], -1)
     eps = 1e-5 if bound["eps"] is None else bound["eps"]
     out = _normalised(data.reshape(rows), kept.reshape(rows), eps, centre=True).reshape(data.shape)
-    scale, shift = (None if p is None else _along_channels(p, data.ndim) for p in (bound["weight"], bound["bias"]))
+    scale, shift = (None if p is None else along_channels(p, data.ndim) for p in (bound["weight"], bound["bias"]))
     return _affine(call, out, x, scale, shift)
 
 
@@ -358,10 +308,11 @@ _ELEMENTWISE: Final = _words("""
     trunc sign where masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
     not_ logical_and logical_or logical_not isnan isinf nan_to_num lerp addcmul addcdiv atan2 fmod remainder mod pos
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink
-    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh to type type_as float half bfloat16 double int long
+    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh type float half bfloat16 double int long
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
+    zero fill
 """)
 _REDUCTIONS: Final = _words("""
     sum mean prod max min amax amin var std var_mean std_mean median argmax argmin all any norm logsumexp nansum
@@ -378,18 +329,18 @@ _POOLS: Final = [
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(["to", "type_as"], _converted),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_CREATORS, _create),
     **dict.fromkeys([*_POOLS, "interpolate", "upsample"], _windows),
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
-    **dict.fromkeys(["matmul", "bmm", "mm", "mv"], _matmul),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),
     "layer_norm": partial(_norm_over, centre=True),
     "rms_norm": partial(_norm_over, centre=False),
     "group_norm": _group_norm,
-    "linear": _linear,
-    "einsum": _einsum,
-    "scaled_dot_product_attention": _attention,
+    **PRODUCTS,
+    **dict.fromkeys(["tril", "triu"], _triangle),
+    **dict.fromkeys(["view_as_complex", "view_as_real"], _complex),
     "embedding": _embed,
     "glu": _gated,
     "pad": _pad,

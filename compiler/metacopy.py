@@ -14,13 +14,14 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from prunec.compiler import lowering
 from prunec.compiler.ir import clone_module
 from prunec.compiler.proxy import Refused
 
@@ -86,9 +87,14 @@ def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torc
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module stays one node: those of torch do, but for the ones that only put others together."""
+    """Whether a module stays one node: those of torch do, but for the ones that only put others together, and the ones
+    that are written out."""
     home = type(module).__module__
-    return home.startswith(("torch.nn.", "torch.ao.nn.")) and home not in _TRACED_THROUGH
+    return (
+        type(module) not in lowering.MODULES
+        and home.startswith(("torch.nn.", "torch.ao.nn."))
+        and home not in _TRACED_THROUGH
+    )
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,6 +138,8 @@ def _fill(
             attributes[key] = _rebuild(value, swap)
     attributes["training"] = False
     copy.__dict__.update(attributes)
+    if type(module) in lowering.MODULES:
+        copy.__dict__["forward"] = partial(lowering.MODULES[type(module)], copy)
 
 
 def _is_plain(value: Any) -> bool:

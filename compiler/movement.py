@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.contractions import whole
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, compress, elements, reshape_labels, shape_of_argument
+from prunec.compiler.labels import FIXED, Flow, Labelled, elements, reshape_labels, shape_of_argument
 from prunec.compiler.reductions import mixed
-from prunec.compiler.rewriting import index_dims, is_tensor
+from prunec.compiler.rewriting import is_tensor
 from prunec.compiler.rules import (
     argument,
-    combine,
     dims_of,
     on_module,
     on_op,
@@ -34,14 +33,14 @@ from prunec.compiler.rules import (
 )
 
 
-def _writable(labels: IntArray) -> torch.Tensor:
+def writable(labels: IntArray) -> torch.Tensor:
     """The labels as a tensor; torch takes no read-only memory."""
     return torch.from_numpy(np.require(labels, requirements=["C", "W"]))
 
 
 def executed(labels: IntArray, shape: Sequence[int], op: Callable[[torch.Tensor], torch.Tensor]) -> IntArray:
     """A field after the operation was executed on it."""
-    return op(_writable(labels).expand(*shape)).numpy()
+    return op(writable(labels).expand(*shape)).numpy()
 
 
 def constants(flow: Flow, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -78,7 +77,7 @@ def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
 def permute(flow: Flow, node: fx.Node) -> Labelled:
     """Dimensions change places; a compressed field needs no expanding for that."""
     value, (rest, kwargs), name = subject(flow, node), constants(flow, node), op_name(node)
-    arrays = (_writable(f) for f in flow.fields(value))
+    arrays = (writable(f) for f in flow.fields(value))
     return flow.moved((getattr(array, name)(*rest, **kwargs).numpy() for array in arrays), node)
 
 
@@ -287,71 +286,11 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
         fields = getattr(type(node.args[0].meta["val"]), "_fields", ())  # type: ignore[union-attr]
         return source[fields.index(name)] if name in fields else unknown(flow, node)
     if name in ("T", "mT", "H", "mH"):
-        arrays = (_writable(f) for f in flow.fields(value))
+        arrays = (writable(f) for f in flow.fields(value))
         return flow.moved((getattr(array, str(name)).numpy() for array in arrays), node)
     if name in ("data", "real"):
         return flow.fields(value)
     return unknown(flow, node)
-
-
-@on_op("getitem", "__getitem__")
-def getitem(flow: Flow, node: fx.Node) -> Labelled:
-    """An element of a tuple, or slices of a tensor."""
-    value, index = node.args
-    source = flow.values.get(value) if isinstance(value, fx.Node) else None
-    if isinstance(source, list):
-        return source[index] if isinstance(index, int | slice) else unknown(flow, node)
-    if source is None:
-        return without_labels(flow, node)
-    entries = index if isinstance(index, tuple) else (index,)
-    if any(is_tensor(entry) or isinstance(entry, list | bool) for entry in entries):
-        return _indexed_by_tensors(flow, node, entries)
-    known = tuple(_constant_index(flow, entry) for entry in entries)
-    if (
-        sum(
-            _strides(known[place], dim, flow.fields(value))
-            for place, dim in index_dims(known, len(shape_of_argument(value)))
-        )
-        > 1
-    ):
-        return unknown(flow, node)  # what is kept of them can't be said in one index
-    fields: list[IntArray] = []
-    for labels in flow.fields(value):
-        piece = compress(executed(labels, shape_of_argument(value), lambda t: t[known]))
-        if _sliced_dims(known, labels):
-            flow.covers.append(piece)
-        fields += flow.moved((piece,), node)
-    return flow.separate(fields, node)
-
-
-def _strides(entry: object, dim: int, fields: Fields) -> bool:
-    return isinstance(entry, slice) and entry.step not in (None, 1) and any(f.shape[dim] > 1 for f in fields)
-
-
-def _indexed_by_tensors(flow: Flow, node: fx.Node, entries: Sequence[object]) -> Labelled:
-    """One tensor of positions along a dimension without labels: the other dimensions pass."""
-    value = subject(flow, node)
-    rank = len(shape_of_argument(value))
-    indices = [entry for entry in entries if entry is not Ellipsis and entry != slice(None)]
-    if len(indices) != 1 or not isinstance(indices[0], fx.Node) or not is_tensor(indices[0]):
-        return unknown(flow, node)
-    if indices[0].meta["val"].dtype in (torch.bool, torch.uint8):
-        return unknown(flow, node)
-    [dim] = (d for place, d in index_dims(entries, rank) if entries[place] is indices[0])
-    if any(f.shape[dim] > 1 for f in flow.fields(value)):
-        return unknown(flow, node)
-    between = (1,) * len(shape_of_argument(indices[0]))
-    return flow.moved((f.reshape(*f.shape[:dim], *between, *f.shape[dim + 1 :]) for f in flow.fields(value)), node)
-
-
-def _constant_index(flow: Flow, entry: object) -> Any:
-    if isinstance(entry, slice):
-        return slice(*(flow.constant(part) for part in (entry.start, entry.stop, entry.step)))
-    return flow.constant(entry)
-
-
-def _sliced_dims(entries: Sequence[Any], labels: IntArray) -> bool:
-    return any(labels.shape[d] > 1 and entries[i] != slice(None) for i, d in index_dims(entries, labels.ndim))
 
 
 @on_op("narrow", "select")

@@ -258,6 +258,7 @@ def _define(cls: type, names: tuple[str, ...]) -> None:
 
 _define(Int, _BINARY + _BITWISE)
 _define(Float, _BINARY)
+_define(Flag, ("mul",))
 _UNARY: Mapping[str, Callable[..., Any]] = {"neg": operator.neg, "abs": operator.abs, "round": builtins.round}
 _ROUNDING: Mapping[str, Callable[..., Any]] = {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}
 for _kind, _operations in ((Int, _UNARY), (Float, {**_UNARY, **_ROUNDING})):

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned
 from prunec.compiler.calls import Call, describe
 from prunec.compiler.constants import Constants
+from prunec.compiler.lowering import lowers, multihead_attention_function, written_out
 from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
 from prunec.compiler.metarun import MetaRunner
 from prunec.compiler.places import in_meta_kernel, user_line
@@ -56,7 +57,7 @@ class Recorder(TorchFunctionMode):
         """Call the model's copy on the stand-ins of the example inputs, and finish the graph."""
         with torch.inference_mode(False), torch.no_grad():
             arguments = [self._placeholder(name, example) for name, example in inputs.items()]
-            with _patched(self), self:
+            with _patched(self), written_out(), self:
                 result = returned(nn.Module.__call__(self.copy.root, *arguments))
             node = self.graph.output(self.to_graph(result))
             node.meta["val"] = self.to_value(result)
@@ -158,6 +159,9 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if in_meta_kernel(sys._getframe(1)):
             return func(*args, **kwargs)  # compiled code runs on the user's tensors; what it gives is refused when used
+        if lowers(func, kwargs):
+            with self:
+                return multihead_attention_function(*args, **kwargs)
         call = describe(func, args, kwargs)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.contractions import whole
+from prunec.compiler.combining import whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
 from prunec.compiler.rules import (
@@ -123,3 +123,22 @@ def gated(flow: Flow, node: fx.Node) -> Labelled:
     halves = labels.reshape(2, -1)
     flow.unify(halves[0], halves[1], node)
     return (*rest, *flow.result(halves[0].copy(), rank_of(node), dim))
+
+
+@on_op("tril", "triu")
+def triangle(flow: Flow, node: fx.Node) -> Labelled:
+    """Part of the last two dimensions is set to zero."""
+    return mixed(flow, node, subject(flow, node), (-2, -1), "is cut at its diagonal")
+
+
+@on_op("view_as_complex")
+def as_complex(flow: Flow, node: fx.Node) -> Labelled:
+    """The last dimension holds the two parts of a number, which go together."""
+    value = subject(flow, node)
+    return flow.moved((whole(flow, f, f.ndim - 1, node)[..., 0] for f in flow.fields(value)), node)
+
+
+@on_op("view_as_real")
+def as_real(flow: Flow, node: fx.Node) -> Labelled:
+    """Both parts of a number go with it."""
+    return tuple(f[..., None] for f in flow.fields(subject(flow, node)))

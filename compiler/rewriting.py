@@ -176,10 +176,10 @@ def index_dims(entries: Sequence[Any], rank: int) -> list[tuple[int, int]]:
     return dims
 
 
-@rewriter("getitem", "__getitem__")
+@rewriter("getitem", "__getitem__", "setitem", "__setitem__")
 def slices(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A slice of a labelled dimension takes the positions that are left of those that it took."""
-    value, index = old.args
+    value, index = old.args[:2]
     if not is_tensor(value):
         return
     entries = list(index) if isinstance(index, tuple) else [index]
@@ -188,7 +188,7 @@ def slices(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         kept = slim.kept(value, dim)
         if not kept.all():
             changed[place] = _slim_index(entries[place], kept)
-    new.args = (new.args[0], tuple(changed) if isinstance(index, tuple) else changed[0])
+    new.args = (new.args[0], tuple(changed) if isinstance(index, tuple) else changed[0], *new.args[2:])
 
 
 def _slim_index(entry: Any, kept: np.ndarray[Any, Any]) -> Any:

@@ -15,6 +15,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -314,7 +315,7 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
     for old, new in mapping.items():
         known = old.meta.get("val")
         follows = any(node in changed for node in old.all_input_nodes)
-        if _has_tensor(known) or old.op == "output":
+        if _has_tensor(known) or known is None:  # an output, an assignment
             slim = view.meta(view.analysis.flow.values.get(old), known)
             if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
                 _settle(old, new, view, mapping)
@@ -403,21 +404,22 @@ def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
 
 
 def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """The value of a node that gives no tensor, on slim operands; not a number where there is none.
-
-    `(7 // 8) ** -0.5` can't be computed and so means no size: where it is used, what it was stays (see `_settle`).
-    """
+    """The value of a node that gives no tensor, on slim operands. NaN where they have none: a factor such as
+    `(width // heads) ** -0.5` stays what it was, so that it doesn't matter."""
 
     def slim(node: fx.Node) -> Any:
         return mapping[node].meta.get("val")
 
     args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
+    function = old.target if callable(old.target) else partial(_method, str(old.target))
     try:
-        return (
-            old.target(*args, **kwargs) if callable(old.target) else getattr(args[0], old.target)(*args[1:], **kwargs)
-        )
-    except ArithmeticError:
+        return function(*args, **kwargs)
+    except ZeroDivisionError:
         return math.nan
+
+
+def _method(name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(value, name)(*args, **kwargs)
 
 
 def _has_tensor(value: object) -> bool:

@@ -24,6 +24,7 @@ from prunec.compiler.batch import check_batch
 from prunec.compiler.collector import uncollected
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir import Program, State
+from prunec.compiler.lowering import plain_linear
 from prunec.compiler.metacopy import eval_copy
 from prunec.compiler.places import user_span
 from prunec.compiler.proxy import Refused
@@ -107,7 +108,7 @@ def _state(recorder: Recorder) -> dict[str, State]:
         if target in state:
             continue
         if node.op == "call_module":
-            state[target] = eval_copy(modules[target])
+            state[target] = eval_copy(plain_linear(modules[target]))
         elif node.op == "get_attr" and target in recorder.copy.tensors:
             state[target] = recorder.copy.tensors[target][0]
         elif node.op == "get_attr" and target in recorder.constants.added:

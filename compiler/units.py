@@ -14,7 +14,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
+from prunec.compiler import (  # noqa: F401  (their rules register themselves)
+    contractions,
+    indexing,
+    layers,
+    movement,
+    reductions,
+)
 from prunec.compiler.balance import Balance, Balanced, balances
 from prunec.compiler.blocks import components, first_along, square_blocks
 from prunec.compiler.collector import uncollected

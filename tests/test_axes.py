@@ -481,8 +481,18 @@ def test_a_view_keeps_the_same_positions_and_says_so():
     ]
 
 
+def _with_bias(m, x, bias):
+    """Attention of four heads, each with a bias that is an input."""
+    q, k, v = (part.unflatten(-1, (4, 3)).transpose(1, 2) for part in m.qkv(x).chunk(3, -1))
+    return m.o(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+
+
 def test_heads_that_cannot_go_are_noted():
-    result = Axes(attention="heads").run(built("attention_with_boolean_mask")[0], Context())
+    torch.manual_seed(0)
+    parts = {"qkv": nn.Linear(6, 36), "o": nn.Linear(12, 6), "fc": nn.Linear(6, 4)}
+    model = Made(parts, lambda m, x, bias: m.fc(_with_bias(m, x, bias).mean(1)))
+    program = trace(model.eval(), (torch.randn(2, 5, 6), torch.randn(2, 4, 5, 5)))
+    result = Axes(attention="heads").run(program, Context())
     assert "head_width instead of heads, since its heads meet positions that are fixed" in str(result.notes[0])
 
 
