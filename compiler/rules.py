@@ -125,9 +125,9 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
     """A parameter or buffer that is itself a value: fresh labels along each dimension."""
     name = str(node.target)
     value = flow.program.state.get(name)
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return () if isinstance(value, torch.Tensor) else None
-    if _is_grouped(flow, name):
+    if not isinstance(value, torch.Tensor):
+        return None
+    if _is_grouped(flow, name) or not (value.is_floating_point() or all(_is_mask(n) for n in _readers(flow, name))):
         return ()
     role = "writer" if isinstance(value, nn.Parameter) else "buffer"
     fields: Fields = ()
@@ -135,6 +135,27 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
         if size > 1:
             fields += flow.result(flow.write(Axis(name, dim), size, node, role), value.ndim, dim)
     return fields
+
+
+def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
+    return (user for node in flow.program.graph.find_nodes(op="get_attr", target=name) for user in node.users)
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Whether a reader of whole numbers or truth values takes them for factors or choices, not for places."""
+    name = "" if node.op in ("call_module", "output") else op_name(node)
+    known = node.meta.get("val")
+    if name not in _ON_MASKS or not isinstance(known, torch.Tensor):
+        return False
+    return known.is_floating_point() or all(map(_is_mask, node.users))
+
+
+_ON_MASKS = frozenset(
+    _words("""
+        add sub mul div truediv where masked_fill eq ne lt le gt ge logical_not logical_and logical_or invert and or to
+        float double half bfloat16 type type_as bool view reshape unsqueeze squeeze
+    """)
+)
 
 
 def _is_grouped(flow: Flow, name: str) -> bool:
@@ -303,7 +324,7 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         softsign logsigmoid threshold rrelu exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
-        dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
+        dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign copy fill zero
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
@@ -354,12 +375,6 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
 def plain(flow: Flow, node: fx.Node) -> Labelled:
     """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""
     return without_labels(flow, node)
-
-
-@on_op("new_zeros", "new_ones", "new_empty")
-def created(flow: Flow, node: fx.Node) -> Labelled:
-    """Only the type of the tensor is read; literal sizes stay."""
-    return bare(node.meta.get("val"))
 
 
 # -- what it costs -------------------------------------------------------------------------------------------------

@@ -133,6 +133,12 @@ SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]]
     nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
     nn.GroupNorm: lambda m, t: _group_norm_sizes(m, len(t["weight"])),
     nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.EmbeddingBag: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.Bilinear: lambda m, t: dict(
+        zip(("out_features", "in1_features", "in2_features"), t["weight"].shape, strict=True)
+    ),
+    nn.RNNBase: lambda m, t: {"input_size": t["weight_ih_l0"].shape[1], "hidden_size": t["weight_hh_l0"].shape[1]},
+    nn.RNNCellBase: lambda m, t: {"input_size": t["weight_ih"].shape[1], "hidden_size": t["weight_hh"].shape[1]},
     nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
 }
 """Attributes that repeat a tensor's shape, by the module's class."""
@@ -285,6 +291,10 @@ class _View:
             return argument
         return self.values.get(argument, argument.meta.get("val"))
 
+    def constant(self, argument: object) -> Any:
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
+        return self.analysis.flow.constant(argument)
+
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
         return [_item(size, index, size.meta["val"][index]) for index in range(count)]
@@ -307,7 +317,7 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
     for old, new in mapping.items():
         known = old.meta.get("val")
         follows = any(node in changed for node in old.all_input_nodes)
-        if _has_tensor(known) or old.op == "output":
+        if _has_tensor(known) or old.op == "output" or old.meta.get("mutates"):
             slim = view.meta(view.analysis.flow.values.get(old), known)
             if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
                 _settle(old, new, view, mapping)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
+from prunec.compiler import assignment, contractions, layers, movement, recurrent, reductions, windows  # noqa: F401  (rules register themselves)
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.labels import FIXED, Flow, Pin

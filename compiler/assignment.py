@@ -1,0 +1,44 @@
+"""Constants that the graph makes, and what is written into them.
+
+    y = x.new_zeros(n, 8, h, w)      the channels get labels of their own
+    y[:, :4] = self.a(x)             the first four go with a's channels
+    y[:, 4:].copy_(self.b(x))        the others with b's
+
+A constant's own labels belong to no parameter: such a position goes with what is written there or what it meets, and
+stays where that is nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from prunec.compiler.labels import Fields, Flow, Labelled
+from prunec.compiler.movement import taken
+from prunec.compiler.rules import bare, combine, on_op, operand, unknown
+
+
+@on_op("new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full")
+def created(flow: Flow, node: fx.Node) -> Labelled:
+    """Labels along the dimensions that may be channels: the second (the first of a vector) and the last."""
+    known = node.meta.get("val")
+    if not isinstance(known, torch.Tensor) or not known.is_floating_point():
+        return bare(known)
+    fields: Fields = ()
+    for dim in sorted({min(1, known.ndim - 1), known.ndim - 1}) if known.ndim else ():
+        if known.shape[dim] > 1:
+            fields += flow.result(flow.own(known.shape[dim]), known.ndim, dim)
+    return fields
+
+
+@on_op("setitem", "__setitem__")
+def assigned(flow: Flow, node: fx.Node) -> Labelled:
+    """What is written goes with the places that it is written to."""
+    target, index, value = node.args
+    entries = index if isinstance(index, tuple) else (index,)
+    piece = taken(flow, node, target, entries)
+    if piece is None:
+        return unknown(flow, node)
+    written = target.meta["val"][fx.node.map_arg(index, lambda n: n.meta["val"])]  # type: ignore[union-attr]
+    combine(flow, node, ((piece, tuple(written.shape)), operand(flow, value)))
+    return None
