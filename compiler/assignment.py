@@ -18,9 +18,12 @@ from prunec.compiler.movement import taken
 from prunec.compiler.rules import bare, combine, on_op, operand, unknown
 
 
-@on_op("new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full")
+@on_op("zeros", "empty", "new_zeros", "new_empty")
 def created(flow: Flow, node: fx.Node) -> Labelled:
-    """Labels along the dimensions that may be channels: the second (the first of a vector) and the last."""
+    """Labels along the dimensions that may be channels: the second (the first of a vector) and the last.
+
+    Of zeros nothing is missed when one goes. Other constants (ones) have no labels, and so stay.
+    """
     known = node.meta.get("val")
     if not isinstance(known, torch.Tensor) or not known.is_floating_point():
         return bare(known)

@@ -131,7 +131,7 @@ def embedding(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
-    """A convolution whose weight is a value of the graph: [out, in / groups, ...], transposed [in, out / groups, ...]."""
+    """A convolution whose weight is a value: [out, in / groups, ...], or transposed [in, out / groups, ...]."""
     value, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
     groups, transposed = int(flow.constant(argument(node, 6, "groups", 1))), "transpose" in op_name(node)
     dim = rank_of(node) - len(shape_of_argument(weight)) + 1

@@ -2,7 +2,8 @@
 
     moves           the operation itself is run on the marks                      reshape, cat, pixel_shuffle, pad, ...
     elementwise     removed where any operand is; nothing kept may be lost        add, relu, where, batch_norm, ...
-    reductions      the dimensions that it runs over must not hold removed ones   mean, softmax, argmax, ...
+    reductions      the dimensions that it runs over must not hold removed ones   var, softmax, argmax, ...
+    sums            removed elements are zeros (mask_layers.py)                   sum, mean, norm, ...
     windows         marks don't vary over space                                   max_pool2d, interpolate, ...
     readers         data are zeroed; the weight's removed positions must fit      conv2d, linear, matmul, einsum, ...
     norms           statistics of the kept elements alone                         layer_norm, group_norm, rms_norm
@@ -24,20 +25,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
+from prunec.compiler.mask_layers import run_zeroed as _run_zeroed
 from prunec.compiler.masks import (
     FREE,
     Call,
     Marked,
     Value,
     collapse,
+    compressed,
     contract,
     full_marks,
+    linked,
     mark,
     mark_all,
     marks_of,
     meet,
     plain,
-    zeroed,
 )
 
 Rule = Callable[[Call], Any]
@@ -62,9 +66,10 @@ def apply(call: Call) -> Any:
 
 def _written_in_place(call: Call, value: Any) -> Any:
     first = call.args[0] if call.args else None
-    if call.in_place and isinstance(first, Marked) and isinstance(value, Tensor | Marked):
-        first.marks = marks_of(value)
-    return value
+    if not call.in_place or not isinstance(first, Marked) or not isinstance(value, Tensor | Marked):
+        return value
+    first.write(marks_of(value))
+    return first if plain(value).data_ptr() == first.data.data_ptr() else value
 
 
 # --- rules: movement and elementwise --------------------------------------------------------------------------------
@@ -79,7 +84,12 @@ def _move(call: Call) -> Any:
         raise call.error("removed channels are used as an index")
     if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
         return data
-    return mark_all(data, call.run(full_marks(source), *plain(rest[0]), **plain(rest[1])))
+    run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
+    return linked(mark_all(data, run(full_marks(source))), source, run)
+
+
+def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:
+    return run(marks, *args, **kwargs)
 
 
 def _pad(call: Call) -> Any:
@@ -146,8 +156,7 @@ def _assign(call: Call) -> None:
     marks = full_marks(target).clone()
     marks[plain(index)] = full_marks(value) if isinstance(value, Tensor | Marked) else float(FREE)
     call.plain()
-    written = mark(target.data, marks.to(torch.uint8))
-    target.marks = marks_of(written)
+    target.write(compressed(marks.to(torch.uint8)))
 
 
 # --- rules: reductions and windows ----------------------------------------------------------------------------------
@@ -157,12 +166,7 @@ def _reduce(call: Call) -> Any:
     """Operations over whole dimensions (sum, max, softmax, sort): these must not hold removed channels."""
     if len(call.args) > 1 and isinstance(call.args[1], Tensor | Marked):
         return _elementwise(call)  # max(x, y)
-    position, default = DIMENSION_AT.get(call.name, (1, None))
-    bound = call.bind("input", *["_"] * (position - 1), "dim")
-    value, dim = bound["input"], call.kwargs.get("axis", bound["dim"])
-    dim = default if dim is None else dim
-    rank = plain(value).ndim
-    dims = range(rank) if dim is None else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
+    value, dims = call.args[0], reduced_dims(call, *DIMENSION_AT.get(call.name, (1, None)))
     marks = collapse(call, marks_of(value), dims, "an operation reduces over removed channels")
     return pytree.tree_map(partial(_mark_reduced, marks=marks, dims=tuple(dims)), call.plain())
 
@@ -207,14 +211,6 @@ def _convolution(call: Call) -> Any:
     channels = Marked(plain(x), arriving.reshape(1, -1, *[1] * (rank - 2)))  # with the free rim of a removed channel
     data = _run_zeroed(replace(call, args=(channels, *call.args[1:])))
     return _with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
-
-
-def _run_zeroed(call: Call) -> Any:
-    """The operation on data that are zero where they are removed."""
-    clean = pytree.tree_map(
-        lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, (call.args, dict(call.kwargs))
-    )
-    return call.run(*clean[0], **clean[1])
 
 
 def _linear(call: Call) -> Any:
@@ -341,12 +337,12 @@ ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
 PARAMETERS: Final = ("running_mean", "running_var", "weight", "bias")
 
 DIMENSION_AT: Final[Mapping[str, tuple[int, int | None]]] = {
-    "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "normalize": (2, 1), "norm": (2, None),
+    "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "msort": (9, 0), "kthvalue": (2, -1), "mode": (1, -1),
 }  # fmt: skip
 
 _MOVES: Final = _words("""
     reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint cat concat concatenate
-    stack hstack vstack dstack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind
+    stack hstack vstack dstack row_stack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind
     getitem select narrow index_select gather take_along_dim
     roll flip expand view_as reshape_as broadcast_to repeat tile repeat_interleave squeeze unsqueeze
     pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim ndimension numel stride ravel rot90 meshgrid
@@ -358,14 +354,15 @@ _ELEMENTWISE: Final = _words("""
     trunc sign where masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
     not_ logical_and logical_or logical_not isnan isinf nan_to_num lerp addcmul addcdiv atan2 fmod remainder mod pos
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink
-    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh to type type_as float half bfloat16 double int long
+    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh type float half bfloat16 double int long
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
+    fill zero
 """)
 _REDUCTIONS: Final = _words("""
-    sum mean prod max min amax amin var std var_mean std_mean median argmax argmin all any norm logsumexp nansum
-    softmax log_softmax softmin normalize cumsum cumprod sort argsort topk aminmax logcumsumexp nanmean
+    prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
+    softmax log_softmax softmin cumsum cumprod sort argsort topk msort kthvalue aminmax logcumsumexp nanmean
 """)
 _CREATORS: Final = _words("""
     zeros ones full empty arange linspace eye tensor zeros_like ones_like full_like empty_like new_zeros new_ones
@@ -384,6 +381,8 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
     **dict.fromkeys(["matmul", "bmm", "mm", "mv"], _matmul),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),
+    **ROWS,
+    **dict.fromkeys(["amax", "max"], partial(maximum, otherwise=_reduce)),
     "layer_norm": partial(_norm_over, centre=True),
     "rms_norm": partial(_norm_over, centre=False),
     "group_norm": _group_norm,

@@ -188,7 +188,7 @@ def stack(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("pad")
 def pad(flow: Flow, node: fx.Node) -> Labelled:
-    """Constant padding of channels adds positions of its own, that go with whatever they meet; a crop takes some off."""
+    """Constant padding of channels adds positions of its own, that go with what they meet; a crop takes some off."""
     value, amounts = subject(flow, node), [flow.constant(a) for a in flow.constant(argument(node, 1, "pad"))]
     rank = rank_of(node)
     padded = [rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount]

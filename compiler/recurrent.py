@@ -1,6 +1,6 @@
 """Recurrent layers: what arrives is read, and the state is written and read again.
 
-    LSTM(6, 5)   weight_ih [4 * 5, 6]   dimension 1 is bound to the labels that arrive, dimension 0 to the state, per gate
+    LSTM(6, 5)   weight_ih [4 * 5, 6]   dimension 1 is bound to the labels that arrive, 0 to the state, gate by gate
                  weight_hh [4 * 5, 5]   both dimensions to the state
                  bias      [4 * 5]
 

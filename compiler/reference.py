@@ -36,7 +36,7 @@ _TO_FLOAT: Final = frozenset(["float", "double", "half", "bfloat16"])
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
 
-_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg)
+_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch._C._linalg)
 _FAMILIES: Final[Mapping[str, str]] = {
     "torch.nn.modules.dropout": "dropout",
     "torch.nn.modules.padding": "pad",

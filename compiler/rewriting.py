@@ -261,7 +261,9 @@ def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     rank, given = len(shape_of_argument(value)), known(argument(old, 1, "dim"))
     asked = range(rank) if given is None or given in ([], ()) else given if isinstance(given, tuple | list) else [given]
     masks = [slim.kept(value, int(known(dim)) % rank) for dim in asked]
-    left, size = (prod(int(count) for count in counts) for counts in zip(*((m.sum(), m.size) for m in masks), strict=True))
+    left, size = (
+        prod(int(count) for count in counts) for counts in zip(*((m.sum(), m.size) for m in masks), strict=True)
+    )
     if left == size:
         return
     with new.graph.inserting_before(new):
@@ -271,22 +273,21 @@ def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     new.args, new.kwargs = (inner, left / size), {}
 
 
-@rewriter("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", sized=True)
+@rewriter("zeros", "empty", "new_zeros", "new_empty", sized=True)
 def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A constant is as large as what it meets."""
     first = 1 if op_name(old).startswith("new_") else 0
-    if "size" in old.kwargs:
-        given, current = old.kwargs["size"], new.kwargs["size"]
-    else:
-        spread = not isinstance(slim.value(old.args[first]), tuple | list)
-        given, current = (node.args[first:] if spread else node.args[first] for node in (old, new))
-    wanted = _sizes(old, [given] * len(slim.value(given)) if isinstance(given, fx.Node) else given, current, slim.shape(old), slim)
-    if wanted is None:
-        return
-    if "size" in old.kwargs:
+    named = "size" in old.kwargs
+    spread = not named and not isinstance(slim.value(old.args[first]), tuple | list)
+    given, current = (
+        node.kwargs["size"] if named else node.args[first:] if spread else node.args[first] for node in (old, new)
+    )
+    every = [given] * len(slim.value(given)) if isinstance(given, fx.Node) else given
+    wanted = _sizes(old, every, current, slim.shape(old), slim)
+    if wanted is not None and named:
         new.kwargs = {**new.kwargs, "size": wanted}
-    else:
-        new.args = (*new.args[:first], *wanted) if spread else (*new.args[:first], wanted, *new.args[first + 1 :])
+    elif wanted is not None:
+        new.args = (*new.args[:first], *(wanted if spread else (wanted,)))
 
 
 def known(entry: Any) -> Any:

@@ -324,7 +324,8 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         softsign logsigmoid threshold rrelu exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
-        dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign copy fill zero
+        dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
+        copy fill zero
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
@@ -375,6 +376,12 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
 def plain(flow: Flow, node: fx.Node) -> Labelled:
     """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""
     return without_labels(flow, node)
+
+
+@on_op("new_ones", "new_full")
+def created(flow: Flow, node: fx.Node) -> Labelled:
+    """Only the type of the tensor is read; literal sizes stay."""
+    return bare(node.meta.get("val"))
 
 
 # -- what it costs -------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Operations on windows of the image, and those that move channels to pixels and back.
 
-    unfold          channel c becomes the columns (c, i, j) of a window     they go with it
-    fold            and back                                                the columns of one channel go together
-    pixel_shuffle   channels (c, i, j) become the pixels of c               they go together
-    grid_sample     mixes pixels, by a grid that must stay whole            channels pass
-    max_unpool      puts pixels where the indices say                       channels and indices go together
+unfold          channel c becomes the columns (c, i, j) of a window     they go with it
+fold            and back                                                the columns of one channel go together
+pixel_shuffle   channels (c, i, j) become the pixels of c               they go together
+grid_sample     mixes pixels, by a grid that must stay whole            channels pass
+max_unpool      puts pixels where the indices say                       channels and indices go together
 """
 
 from __future__ import annotations
