@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from prunec.compiler.labels import Fields, Flow, Labelled
+from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
 from prunec.compiler.movement import taken
 from prunec.compiler.rules import bare, combine, on_op, operand, unknown
 
@@ -38,6 +38,9 @@ def created(flow: Flow, node: fx.Node) -> Labelled:
 def assigned(flow: Flow, node: fx.Node) -> Labelled:
     """What is written goes with the places that it is written to."""
     target, index, value = node.args
+    if _chooses_elements(target, index) and not isinstance(value, fx.Node):
+        combine(flow, node, (operand(flow, target), operand(flow, index)))
+        return None
     entries = index if isinstance(index, tuple) else (index,)
     piece = taken(flow, node, target, entries)
     if piece is None:
@@ -45,3 +48,10 @@ def assigned(flow: Flow, node: fx.Node) -> Labelled:
     written = target.meta["val"][fx.node.map_arg(index, lambda n: n.meta["val"])]  # type: ignore[union-attr]
     combine(flow, node, ((piece, tuple(written.shape)), operand(flow, value)))
     return None
+
+
+def _chooses_elements(target: object, index: object) -> bool:
+    """Whether an index is a mask of the target's shape, so that a number is written to single elements."""
+    known = index.meta.get("val") if isinstance(index, fx.Node) else None
+    mask = isinstance(known, torch.Tensor) and known.dtype == torch.bool
+    return mask and shape_of_argument(index) == shape_of_argument(target)

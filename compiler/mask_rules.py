@@ -153,8 +153,11 @@ def _assign(call: Call) -> None:
     target, index, value = call.args
     if not isinstance(target, Marked):
         raise call.error("removed channels are written into a tensor that is kept")
+    if not isinstance(value, Tensor | Marked):
+        call.plain()  # a number is kept or removed with the channel that it is written to
+        return
     marks = full_marks(target).clone()
-    marks[plain(index)] = full_marks(value) if isinstance(value, Tensor | Marked) else float(FREE)
+    marks[plain(index)] = full_marks(value)
     call.plain()
     target.write(compressed(marks.to(torch.uint8)))
 
@@ -178,7 +181,7 @@ def _mark_reduced(data: Tensor, *, marks: Tensor, dims: tuple[int, ...]) -> Valu
 def _windows(call: Call) -> Any:
     """Pooling and interpolation: the last dimensions are space, where marks don't vary."""
     value = call.args[0] if call.args else call.kwargs["input"]
-    digits = re.search(r"(\d)d$", call.name)
+    digits = re.search(r"(\d)d", call.name)
     rank = plain(value).ndim
     space = int(digits.group(1)) if digits else rank - 2
     marks = collapse(call, marks_of(value), range(rank - space, rank), "the removed elements are no whole channels")
@@ -377,7 +380,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_CREATORS, _create),
-    **dict.fromkeys([*_POOLS, "interpolate", "upsample"], _windows),
+    **dict.fromkeys([*_POOLS, *(f"{pool}_with_indices" for pool in _POOLS), "interpolate", "upsample"], _windows),
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
     **dict.fromkeys(["matmul", "bmm", "mm", "mv"], _matmul),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),

@@ -88,6 +88,7 @@ for _width, _suffix in ((1, "1d"), (2, "2d"), (3, "3d")):
     for _pool in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "LPPool"):
         on_module(getattr(nn, _pool + _suffix))(_local(_width))
     on_op(*(f"{p}_pool{_suffix}" for p in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")))(_local(_width))
+    on_op(*(f"{p}_pool{_suffix}_with_indices" for p in ("max", "adaptive_max")))(_local(_width))
     for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
         on_module(getattr(nn, _pad + _suffix))(_local(_width))
 

@@ -260,8 +260,9 @@ def rank_of(node: fx.Node) -> int:
 def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[int, ...]]]) -> Fields:
     """Unify operands that are broadcast against each other; `operands` are (fields, shape) pairs.
 
-    Fields along the same dimensions are coupled element by element. A field that meets an operand which spans one of
-    its dimensions without labels there may not be removed.
+    Fields along the same dimensions are coupled element by element, and one that varies along fewer with all that it is
+    broadcast to. A field that meets an operand which spans one of its dimensions, and has labels along none, may not be
+    removed.
     """
     lifted = [(fields, shape) for fields, shape in operands if shape]
     if len(lifted) == 1:
@@ -296,7 +297,7 @@ def _meet(
     touching = [other for other in others if any(other.shape[d] > 1 for d in support)]
     for other in touching:
         flow.unify(labels, other, node)
-    if any(all(other.shape[d] == 1 for other in touching) for d in spanned):
+    if spanned and not touching:
         flow.pin(labels, f"meets positions that are fixed at {node.name}")
 
 
