@@ -39,8 +39,8 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
     if not kept:
         return program
     view = _View(analysis, keep)
-    state = _with_sizes(program, _slim_state(program, kept), view)
     graph = _slim_graph(program, view)
+    state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view)
     origin = dict(program.origin)
     for axis, positions in kept.items():
         before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
@@ -73,6 +73,12 @@ def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def _read_state(state: dict[str, State], old: fx.Graph, new: fx.Graph) -> dict[str, State]:
+    """The state without tensors that only the old graph reads: indices that are literals now."""
+    before, after = ({str(node.target) for node in graph.find_nodes(op="get_attr")} for graph in (old, new))
+    return {name: value for name, value in state.items() if name not in before - after}
 
 
 def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, State]:
@@ -398,10 +404,11 @@ def _counts_batch(node: fx.Node) -> bool:
 
 
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """Nodes that gave sizes which are literals now."""
+    """Nodes that gave sizes or indices which are literals now."""
     for old, new in reversed(list(mapping.items())):
         idle = not new.users and old.users
-        if idle and old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val")):
+        sized = old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val"))
+        if idle and (sized or old.op == "get_attr"):
             new.graph.erase_node(new)
 
 

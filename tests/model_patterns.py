@@ -403,7 +403,7 @@ LAYERS: Mapping[str, tuple[Callable[[], nn.Module], Mapping[str, tuple[int, int]
     "grouped transposed": (lambda: nn.ConvTranspose2d(8, 12, 3, stride=2, groups=2), {"a": (4, 4), "l": (6, 6)}),
     "transposed": (lambda: nn.ConvTranspose2d(8, 6, 3, 2, output_padding=1), {"a": (8, 8), "l": (6, 6)}),
     "dilated": (lambda: nn.Conv2d(8, 6, 3, dilation=2, padding=2), {"a": (8, 8), "l": (6, 6)}),
-    "same": (lambda: nn.Conv2d(8, 6, (3, 2), padding="same"), {"a": (8, 8), "l": (6, 6)}),
+    "same": (lambda: nn.Conv2d(8, 6, (3, 5), padding="same"), {"a": (8, 8), "l": (6, 6)}),
     "valid": (lambda: nn.Conv2d(8, 6, 3, padding="valid"), {"a": (8, 8), "l": (6, 6)}),
     "circular": (lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"), {"a": (8, 8), "l": (6, 6)}),
     "reflecting": (lambda: nn.Conv2d(8, 6, 3, padding=2, padding_mode="reflect"), {"a": (8, 8), "l": (6, 6)}),
@@ -488,7 +488,7 @@ FUNCTIONS: Mapping[str, tuple[Mapping[str, tuple[int, ...]], Run, Mapping[str, t
     ),
     "batch norm": (
         {"w": (8,), "v": (8,)},
-        lambda m, y: F.batch_norm(y, m.mean, m.variance, m.w, bias=m.v),
+        lambda m, y: F.batch_norm(y, m.mean, m.var, m.w, bias=m.v),
         {"a": (8, 8)},
     ),
     "instance norm": ({"w": (8,), "v": (8,)}, lambda m, y: F.instance_norm(y, weight=m.w, bias=m.v), {"a": (8, 8)}),
@@ -512,7 +512,7 @@ FUNCTIONS: Mapping[str, tuple[Mapping[str, tuple[int, ...]], Run, Mapping[str, t
 
 def _read_by(width: int, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[], Parts]:
     more = {name: (lambda shape=shape: free(*shape)) for name, shape in shapes.items()}
-    return between(width, **more, mean=lambda: torch.randn(8), variance=lambda: torch.rand(8))
+    return between(width, **more, mean=lambda: torch.randn(8), var=lambda: torch.rand(8))
 
 
 for _name, (_shapes, _move, _groups) in FUNCTIONS.items():
