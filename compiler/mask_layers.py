@@ -96,7 +96,7 @@ def _similarity(call: Call) -> Any:
     rank = max(plain(left).ndim, plain(right).ndim)
     given = getattr(call.module, "dim", None) if call.module is not None else (*call.args[2:], *call.kwargs.values())
     dim = (given if isinstance(given, int) else given[0] if given else 1) % rank
-    shape = torch.broadcast_shapes(plain(left).shape, plain(right).shape)
+    shape = torch.broadcast_tensors(plain(left), plain(right))[0].shape  # type: ignore[no-untyped-call]
     return mark(run_zeroed(call), _added(meet(call, [left, right], shape), [dim]).squeeze(dim))
 
 
@@ -114,7 +114,7 @@ def _fold(call: Call) -> Any:
     data, value = call.plain(), call.args[0]
     marks = collapse(call, marks_of(value), [plain(value).ndim - 1], "the removed elements are no whole channels")
     rows = marks.expand(*marks.shape[:-2], plain(value).shape[-2], 1)
-    rows = rows.unflatten(-2, (data.shape[-3], -1)).squeeze(-1)
+    rows = rows.reshape(*rows.shape[:-2], data.shape[-3], -1)
     whole = collapse(call, rows, [rows.ndim - 1], "the removed elements are no whole channels")
     return mark(data, whole[..., None])
 
@@ -170,8 +170,8 @@ def _bilinear(call: Call) -> Any:
 
 def _gone(value: Value, dim: int) -> Tensor:
     """Which positions of a matrix's (a vector's) dimension are removed in all of it."""
-    gone = full_marks(value) == REMOVED
-    return gone if gone.ndim == 1 else gone.all(1 - dim)
+    marks: Tensor = full_marks(value)
+    return marks == REMOVED if marks.ndim == 1 else (marks == REMOVED).all(1 - dim)
 
 
 def _last(call: Call, value: Value) -> Tensor:

@@ -315,10 +315,10 @@ def _indexed_by_places(flow: Flow, node: fx.Node, value: object, entries: Sequen
     return picked(flow, node, value, dim, indices[0])
 
 
-def picked(flow: Flow, node: fx.Node, value: object, dim: int, index: object) -> Fields | None:
+def picked(flow: Flow, node: fx.Node, value: object, dim: int, index: Any) -> Fields | None:
     """The fields of a value of which places of one dimension are picked, by a tensor of any shape or a list; None
     where the dimension has labels and the places aren't known."""
-    shape = shape_of_argument(index) if isinstance(index, fx.Node) else np.shape(index)  # type: ignore[arg-type]
+    shape = shape_of_argument(index) if isinstance(index, fx.Node) else np.shape(index)
     if isinstance(index, fx.Node):
         if index.meta["val"].dtype in (torch.bool, torch.uint8):
             return None

@@ -12,7 +12,7 @@ removed channel is, a zero wherever it is read:
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -140,7 +140,8 @@ def similarity(flow: Flow, node: fx.Node) -> Labelled:
     gone = dim % max(map(len, known))
     if len(known[0]) != len(known[1]) or known[0][gone] != known[1][gone]:
         return unknown(flow, node)
-    flow.unify(*(flow.along(value, gone, node)[0] for value in pair), node)
+    left, right = (flow.along(value, gone, node)[0] for value in pair)
+    flow.unify(left, right, node)
     rest = [added_up(flow, node, value, (gone,)) for value in pair]
     shapes = [(*shape[:gone], 1, *shape[gone + 1 :]) for shape in known]
     fields = combine(flow, node, zip(rest, shapes, strict=True))
@@ -156,14 +157,20 @@ def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
         return not_negative(flow, argument(node, 0, "input"))
     if name not in _POWERS:
         return False
-    given = flow.constant(argument(node, 1, *_POWERS[name]))
+    key, default = _POWERS[name]
+    given = flow.constant(argument(node, 1, key, default))
     if name == "linalg_norm" and given is not None:
         dims = flow.constant(argument(node, 2, "dim"))
         return isinstance(dims, int) and _positive(given)  # of two dimensions it is a matrix norm
     return given in (None, "fro") or _positive(given)
 
 
-_POWERS = {"norm": ("p", "fro"), "normalize": ("p", 2.0), "linalg_norm": ("ord",), "linalg_vector_norm": ("ord", 2)}
+_POWERS: Mapping[str, tuple[str, object]] = {
+    "norm": ("p", "fro"),
+    "normalize": ("p", 2.0),
+    "linalg_norm": ("ord", None),
+    "linalg_vector_norm": ("ord", 2),
+}
 """The argument that says which norm it is, and its default."""
 
 

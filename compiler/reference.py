@@ -36,7 +36,7 @@ _TO_FLOAT: Final = frozenset(["float", "double", "half", "bfloat16"])
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
 
-_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch._C._linalg)
+_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg)
 _FAMILIES: Final[Mapping[str, str]] = {
     "torch.nn.modules.dropout": "dropout",
     "torch.nn.modules.padding": "pad",
@@ -196,7 +196,8 @@ def _function_name(target: Any) -> str:
     name = getattr(target, "__name__", "")
     if target is getattr:
         return "getattr"
-    known = any(getattr(space, name, None) is target for space in _NAMESPACES)
+    short = name.removeprefix("linalg_")  # the name that `torch.linalg.vector_norm` has itself
+    known = any(getattr(space, key, None) is target for space in _NAMESPACES for key in (name, short))
     return _method_name(name) if known else ""
 
 

@@ -279,6 +279,8 @@ def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     first = 1 if op_name(old).startswith("new_") else 0
     named = "size" in old.kwargs
     spread = not named and not isinstance(slim.value(old.args[first]), tuple | list)
+    given: Any
+    current: Any
     given, current = (
         node.kwargs["size"] if named else node.args[first:] if spread else node.args[first] for node in (old, new)
     )
