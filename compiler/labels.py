@@ -235,6 +235,8 @@ class Flow:
     def separate(self, fields: Sequence[IntArray], node: fx.Node) -> Fields:
         """Fields that vary along different dimensions stay apart. Of those that overlap, one keeps its freedom: the
         first that a parameter writes. The others are pinned, so that a position goes with the one label alone."""
+        if len(fields) < 2:
+            return tuple(fields)
         taken: list[IntArray] = []
         for labels in sorted(fields, key=lambda labels: not self._written(labels)):
             if any(_overlap(labels, other) for other in taken):

@@ -327,6 +327,8 @@ def picked(flow: Flow, node: fx.Node, value: object, dim: int, index: Any) -> Fi
         between = (1,) * len(shape)
         return flow.moved((f.reshape(*f.shape[:dim], *between, *f.shape[dim + 1 :]) for f in flow.fields(value)), node)
     places = known_places(flow.constant(index))
+    if isinstance(value, fx.Node) and value.op == "get_attr" and (places is None or len(set(places)) < len(places)):
+        return _looked_up(flow, node, value, dim, len(shape))
     if places is None:
         return None
     fields: list[IntArray] = []
@@ -336,6 +338,17 @@ def picked(flow: Flow, node: fx.Node, value: object, dim: int, index: Any) -> Fi
             flow.covers.append(piece)
         fields += flow.moved((piece,), node)
     return flow.separate(fields, node)
+
+
+def _looked_up(flow: Flow, node: fx.Node, table: fx.Node, dim: int, rank: int) -> Fields:
+    """Rows of a table, some of them several times: all stay, and what varies along its other dimensions passes."""
+    fields: list[IntArray] = []
+    for labels in flow.fields(table):
+        if labels.shape[dim] > 1:
+            flow.pin(labels, f"is looked up at {node.name}")
+        else:
+            fields.append(labels.reshape(*labels.shape[:dim], *(1,) * rank, *labels.shape[dim + 1 :]))
+    return flow.moved(fields, node)
 
 
 @on_op("index_select")

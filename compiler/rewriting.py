@@ -216,10 +216,11 @@ def _as_index(places: np.ndarray[Any, Any], size: int) -> Any:
 
 
 def known_places(index: object) -> list[int] | None:
-    """A list or vector of whole numbers as a list; None for anything else."""
+    """A list or vector of whole numbers as a list; None for anything else, and for one without data."""
     if isinstance(index, torch.Tensor):
         whole = not index.is_floating_point() and index.dtype not in (torch.bool, torch.uint8)
-        return [int(place) for place in index.tolist()] if index.ndim == 1 and whole else None
+        known = index.ndim == 1 and whole and not index.is_meta
+        return [int(place) for place in index.tolist()] if known else None
     if not isinstance(index, list | tuple) or not index or any(type(place) is not int for place in index):
         return None
     return list(index)

@@ -568,6 +568,20 @@ pattern(
     shapes=(TOKENS,),
 )
 
+pattern(
+    "rows of a table",
+    lambda: {
+        "a": nn.Linear(6, 8),
+        "table": free(3, 8),
+        "places": torch.tensor([0, 0, 2, 1, 2]),
+        "fc": nn.Linear(8, 4),
+    },
+    lambda m, x: m.fc((m.a(x) + m.table[m.places]).relu().mean(1)),
+    {"a": (8, 8), "table": (3, 0)},
+    {"table": "is looked up"},
+    shapes=(TOKENS,),
+)
+
 
 def _places(x: Tensor) -> Tensor:
     """Whole numbers from 0 to 8."""

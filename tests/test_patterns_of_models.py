@@ -175,3 +175,11 @@ def test_an_index_that_is_a_literal_now_is_dropped():
     program = trace(net.build(), net.inputs())
     assert "order" in program.tensors
     assert "order" not in slimmed(program, 1).tensors
+
+
+def test_an_index_without_data_pins():
+    net = PATTERNS["moved: permuted by a buffer"]
+    with torch.device("meta"):
+        model = net.build()
+    analysis = analyse(trace(model, net.inputs()))
+    assert set(analysis.groups["a"].pinned) == {"read by unknown op getitem at getitem"}
