@@ -1,8 +1,8 @@
-"""What an index takes of a value: elements of a tuple, slices, positions that a tensor holds, and assignments.
+"""What an index takes of a value: elements of a tuple, slices, positions that a tensor or a list holds.
 
 x[..., 0::2, :]        the slice is taken of the labels
 table[index]           [P, heads] by positions [T, T]: rows are picked from, so that they stay; heads pass
-x[:, 0] = y            what is written over goes with what it becomes
+x[:, [2, 0, 1]]        known places are taken of the labels
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
-from prunec.compiler.combining import combine
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, compress, shape_of_argument
 from prunec.compiler.movement import executed, writable
 from prunec.compiler.reductions import mixed
-from prunec.compiler.rewriting import index_dims, is_tensor
+from prunec.compiler.rewriting import index_dims, is_tensor, known_places
 from prunec.compiler.rules import (
     argument,
     dims_of,
     on_op,
-    operand,
-    rank_of,
     subject,
     unknown,
     without_labels,
@@ -41,23 +39,27 @@ def getitem(flow: Flow, node: fx.Node) -> Labelled:
     if source is None:
         return without_labels(flow, node)
     entries = index if isinstance(index, tuple) else (index,)
-    fields = _picked(flow, value, entries, node)
+    fields = taken(flow, value, entries, node)
     return unknown(flow, node) if fields is None else fields
 
 
-def _picked(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -> Fields | None:
+def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -> Fields | None:
     """The fields of `value[entries]`; None where the index isn't one that can follow."""
     if any(isinstance(entry, bool) for entry in entries):
         return None
-    if any(is_tensor(entry) or isinstance(entry, list) for entry in entries):
+    if any(map(_is_picking, entries)):
         return _indexed_by_tensors(flow, value, entries, node)
     known = tuple(_constant_index(flow, entry) for entry in entries)
     rank = len(shape_of_argument(value))
-    if sum(_strides(known[place], dim, flow.fields(value)) for place, dim in index_dims(known, rank)) > 1:
+    places = index_dims(known, rank)
+    steps = sum(_strides(known[place], dim, flow.fields(value)) for place, dim in places)
+    if steps > 1 or (steps and any(not isinstance(known[place], slice) for place, _ in places)):
         return None  # what is kept of them can't be said in one index
     fields: list[IntArray] = []
     for labels in flow.fields(value):
         piece = compress(executed(labels, shape_of_argument(value), lambda t: t[known]))
+        if not piece.size:
+            return None
         if _sliced_dims(known, labels):
             flow.covers.append(piece)
         fields += flow.moved((piece,), node)
@@ -69,7 +71,8 @@ def _strides(entry: object, dim: int, fields: Fields) -> bool:
 
 
 def _indexed_by_tensors(flow: Flow, value: object, entries: Sequence[Any], node: fx.Node) -> Fields | None:
-    """Tensors of positions along dimensions without labels (a table of biases by distance): the others pass.
+    """Places of one labelled dimension that are known, or tensors of positions along dimensions without labels (a table
+    of biases by distance), of which the others pass.
 
     Along the dimensions that are picked from a field is of size 1, so that position 0 stands for all.
     """
@@ -78,7 +81,12 @@ def _indexed_by_tensors(flow: Flow, value: object, entries: Sequence[Any], node:
             return None
         flow.pin_all(flow.fields(entry), f"is an index at {node.name}")
     places = index_dims(entries, len(shape_of_argument(value)))
-    picked = [dim for place, dim in places if is_tensor(entries[place]) or isinstance(entries[place], list)]
+    picked = [dim for place, dim in places if _is_picking(entries[place])]
+    rest = [entry for entry in entries if not _is_picking(entry)]
+    if len(picked) == 1 and all(entry is Ellipsis or entry == slice(None) for entry in rest):
+        known = _at_places(flow, value, picked[0], next(filter(_is_picking, entries)), node)
+        if known is not None:
+            return known
     fields: list[IntArray] = []
     for labels in mixed(flow, node, value, picked, "is picked from"):
         small = list(entries)
@@ -93,9 +101,31 @@ def _indexed_by_tensors(flow: Flow, value: object, entries: Sequence[Any], node:
     return flow.separate(fields, node)
 
 
+def _is_picking(entry: object) -> bool:
+    return is_tensor(entry) or isinstance(entry, list)
+
+
+def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node) -> Fields | None:
+    """The fields of a value of which known places of a labelled dimension are picked, by a list or a constant vector;
+    None where they aren't known or the dimension has no labels. Rows of a table that are looked up several times stay.
+    """
+    places = known_places(flow.constant(index))
+    if places is None or all(labels.shape[dim] == 1 for labels in flow.fields(value)):
+        return None
+    if isinstance(value, fx.Node) and value.op == "get_attr" and len(set(places)) < len(places):
+        return None
+    fields: list[IntArray] = []
+    for labels in flow.fields(value):
+        piece = np.take(labels, places, axis=dim) if labels.shape[dim] > 1 else labels
+        if piece is not labels:
+            flow.covers.append(piece)
+        fields += flow.moved((piece,), node)
+    return flow.separate(fields, node)
+
+
 def _first_or_known(flow: Flow, entry: Any, varies: bool) -> Any:
     """An entry of an index for labels that don't vary along its dimension, or do."""
-    if is_tensor(entry) or isinstance(entry, list):
+    if _is_picking(entry):
         return torch.zeros((1,) * max(len(shape_of_argument(entry)), isinstance(entry, list)), dtype=torch.int64)
     if varies or entry is None or entry is Ellipsis:
         return _constant_index(flow, entry)
@@ -104,41 +134,11 @@ def _first_or_known(flow: Flow, entry: Any, varies: bool) -> Any:
 
 @on_op("index_select")
 def index_select(flow: Flow, node: fx.Node) -> Labelled:
-    """Positions of one dimension without labels; the other dimensions pass."""
-    value = subject(flow, node)
+    """Like an index that is a vector."""
+    value, index = argument(node, 0, "input"), argument(node, 2, "index")
     [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
-    return mixed(flow, node, value, [dim], "is picked from")
-
-
-@on_op("embedding")
-def functional_embedding(flow: Flow, node: fx.Node) -> Labelled:
-    """Rows of a table that is a value of the graph: the width passes."""
-    index, table = argument(node, 0, "input"), argument(node, 1, "weight")
-    flow.pin_all(flow.fields(index), f"is looked up at {node.name}")
-    if argument(node, 3, "max_norm") is not None:
-        return unknown(flow, node)
-    labels, rest = flow.along(table, 1, node)
-    flow.pin_all(rest, f"is picked from at {node.name}")
-    return flow.result(labels, rank_of(node), -1)
-
-
-@on_op("setitem", "__setitem__")
-def assigned(flow: Flow, node: fx.Node) -> Labelled:
-    """`target[index] = value`: what is written over goes with what it becomes."""
-    target, index, value = node.args
-    entries = index if isinstance(index, tuple) else (index,)
-    fields = _picked(flow, target, entries, node)
-    if fields is None or not isinstance(target, fx.Node):
-        return unknown(flow, node)
-    blank = target.meta["val"].new_empty(()).expand(target.meta["val"].shape)
-    shape = tuple(blank[fx.node.map_arg(index, known_value)].shape)
-    combine(flow, node, ((fields, shape), operand(flow, value)))
-    return None
-
-
-def known_value(node: fx.Node) -> Any:
-    """What a node gives: a number, or a tensor on the meta device."""
-    return node.meta["val"]
+    fields = _at_places(flow, value, dim, index, node)
+    return mixed(flow, node, subject(flow, node), [dim], "is picked from") if fields is None else fields
 
 
 def _constant_index(flow: Flow, entry: object) -> Any:

@@ -171,6 +171,8 @@ def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None =
         copy.__dict__[table][key] = value
     for key, value in attributes.items():
         setattr(copy, key, value)
+    if isinstance(module, nn.RNNBase):  # it runs on this list, not on its attributes
+        copy.__dict__["_flat_weights"] = [getattr(copy, key) for key in module._flat_weights_names]
     return copy
 
 

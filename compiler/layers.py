@@ -128,11 +128,11 @@ def linear(flow: Flow, node: fx.Node) -> Labelled:
     return (*rest, *flow.result(written, rank_of(node), -1))
 
 
-@on_module(nn.Embedding)
+@on_module(nn.Embedding, nn.EmbeddingBag)
 def embedding(flow: Flow, node: fx.Node) -> Labelled:
     """The embedding width is written; the vocabulary stays."""
     module = flow.program.state[str(node.target)]
-    assert isinstance(module, nn.Embedding)
+    assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
     subject(flow, node)
     written = flow.write(Axis(f"{node.target}.weight", 1), module.embedding_dim, node)
     if module.max_norm is not None:
@@ -142,36 +142,54 @@ def embedding(flow: Flow, node: fx.Node) -> Labelled:
     return flow.result(written, rank_of(node), -1)
 
 
-@on_op("conv1d", "conv2d", "conv3d")
+@on_op(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
-    """A convolution whose weight is a value of the graph."""
+    """A convolution whose weight is a value: [out, in / groups, ...], or transposed [in, out / groups, ...]."""
     value, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
-    groups, inner = int(flow.constant(argument(node, 6, "groups", 1))), shape_of_argument(weight)[1]
+    groups, transposed = int(flow.constant(argument(node, 6, "groups", 1))), "transpose" in op_name(node)
     dim = rank_of(node) - len(shape_of_argument(weight)) + 1
     arriving, rest = flow.along(value, dim, node)
     keep, mixed = _behind(rest, dim)
     flow.pin_all(mixed, f"is convolved over at {node.name}")
-    columns, _ = flow.along(weight, 1, node)
-    written, _ = flow.along(weight, 0, node)
-    depthwise = inner == 1 and written.size == groups
-    if groups == 1:
-        flow.unify(columns, arriving, node)
-        flow.count_matters(arriving, f"contracted at {node.name}")
-    elif depthwise:
-        flow.unify(written, arriving, node)
-    else:
-        flow.pin_all((arriving, columns, written), f"is in a grouped functional convolution at {node.name}")
     _, kernel = _behind(flow.fields(weight), 2)
     flow.pin_all(kernel, f"is a kernel dimension of {node.name}")
+    rows, columns = (flow.along(weight, d, node)[0] for d in (0, 1))
+    written, whole = _grouped_value(flow, node, arriving, (rows, columns), groups, transposed)
     if isinstance(bias, fx.Node):
         flow.unify(flow.along(bias, 0, node)[0], written, node)
-    total = elements(shape_of_argument(weight)) * elements((*shape_of_argument(node)[:dim], *_space(node, dim)))
-    count_macs(flow, node, total, (written, *keep) if depthwise else (written, arriving, *keep))
+    places = elements(shape_of_argument(value if transposed else node)[dim + 1 :])
+    total = elements(shape_of_argument(weight)) * elements(shape_of_argument(node)[:dim]) * places
+    count_macs(flow, node, total, (written, *keep) if whole else (written, arriving, *keep))
     return (*keep, *flow.result(written, rank_of(node), dim))
 
 
-def _space(node: fx.Node, dim: int) -> tuple[int, ...]:
-    return shape_of_argument(node)[dim + 1 :]
+def _grouped_value(
+    flow: Flow, node: fx.Node, arriving: IntArray, own: tuple[IntArray, IntArray], groups: int, transposed: bool
+) -> tuple[IntArray, bool]:
+    """What a convolution writes whose weight [rows, columns, ...] is a value, and whether it loses whole groups.
+
+    Rows stand one group after the other; every group has the same columns. So a group of one input or one output goes
+    as a whole, which takes rows away, and of wider ones the same rows of each group, and columns.
+    """
+    rows, columns = own
+    if groups == 1:
+        reads = (rows, arriving) if transposed else (columns, arriving)
+        flow.unify(*reads, node)
+        flow.count_matters(arriving, f"contracted at {node.name}")
+        return (columns if transposed else rows), False
+    inner, height = arriving.size // groups, rows.size // groups
+    whole = inner == 1 or (columns.size if transposed else height) == 1
+    if not whole:
+        blocks = rows.reshape(groups, height)
+        flow.unify(blocks, blocks[:1], node)
+        flow.unify(arriving, rows if transposed else np.tile(columns, groups), node)
+        return (np.tile(columns, groups) if transposed else rows), False
+    flow.pin(columns, f"is a column of each group at {node.name}")
+    group_of = rows.reshape(groups, height)[:, :1]
+    flow.unify(rows.reshape(groups, height), group_of, node)
+    flow.unify(arriving.reshape(groups, inner), group_of, node)
+    width = columns.size if transposed else height
+    return np.repeat(group_of.reshape(-1), width), True
 
 
 @on_op("linear")
@@ -188,6 +206,38 @@ def functional_linear(flow: Flow, node: fx.Node) -> Labelled:
         flow.unify(flow.along(bias, 0, node)[0], written, node)
     total = elements(shape_of_argument(value)) * written.size
     count_macs(flow, node, total, (written, arriving, *rest))
+    return (*rest, *flow.result(written, rank_of(node), -1))
+
+
+@on_op("embedding")
+def functional_embedding(flow: Flow, node: fx.Node) -> Labelled:
+    """Like the module; the table is a value of the graph."""
+    places, table = argument(node, 0, "input"), argument(node, 1, "weight")
+    flow.pin_all(flow.fields(places), f"is looked up at {node.name}")
+    written, rows = flow.along(table, 1, node)
+    flow.pin_all(rows, f"is a row of the table at {node.name}")
+    if argument(node, 3, "max_norm") is not None:
+        flow.pin(written, f"is counted in the norms that {describe(flow, node)} limits")
+    return flow.result(written, rank_of(node), -1)
+
+
+@on_module(nn.Bilinear)
+def bilinear(flow: Flow, node: fx.Node) -> Labelled:
+    """weight [out, in1, in2]: both inputs' last dimensions are read."""
+    module = flow.program.state[str(node.target)]
+    assert isinstance(module, nn.Bilinear)
+    written = flow.write(Axis(f"{node.target}.weight", 0), module.out_features, node)
+    fields: list[Fields] = []
+    for index, value in enumerate((argument(node, 0, "input1"), argument(node, 1, "input2"))):
+        arriving, rest = flow.along(value, -1, node)
+        flow.bind(Axis(f"{node.target}.weight", 1 + index), arriving, node)
+        flow.count_matters(arriving, f"contracted at {node.name}")
+        fields.append(rest)
+    if module.bias is not None:
+        flow.bind(Axis(f"{node.target}.bias", 0), written, node, "carrier")
+    rest = combine(flow, node, [(own, (*shape_of_argument(node)[:-1], 1)) for own in fields])
+    widths = [flow.bindings[Axis(f"{node.target}.weight", dim)].labels for dim in range(3)]
+    count_macs(flow, node, elements(shape_of_argument(node)[:-1]) * elements(module.weight.shape), (*widths, *rest))
     return (*rest, *flow.result(written, rank_of(node), -1))
 
 

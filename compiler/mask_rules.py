@@ -2,7 +2,8 @@
 
     moves           the operation itself is run on the marks                      reshape, cat, pixel_shuffle, pad, ...
     elementwise     removed where any operand is; nothing kept may be lost        add, relu, where, batch_norm, ...
-    reductions      the dimensions that it runs over must not hold removed ones   mean, softmax, argmax, ...
+    reductions      the dimensions that it runs over must not hold removed ones   var, softmax, argmax, ...
+    sums            removed elements are zeros (mask_layers.py)                   sum, mean, norm, ...
     windows         marks don't vary over space                                   max_pool2d, interpolate, ...
     readers         data are zeroed; the weight's removed positions must fit      conv2d, linear, matmul, einsum, ...
     norms           statistics of the kept elements alone                         layer_norm, group_norm, rms_norm
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
 from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.masks import (
     FREE,
@@ -32,8 +34,10 @@ from prunec.compiler.masks import (
     Marked,
     Value,
     collapse,
+    compressed,
     contract,
     full_marks,
+    linked,
     mark,
     mark_all,
     marks_of,
@@ -63,9 +67,10 @@ def apply(call: Call) -> Any:
 
 def _written_in_place(call: Call, value: Any) -> Any:
     first = call.args[0] if call.args else None
-    if call.in_place and isinstance(first, Marked) and isinstance(value, Tensor | Marked):
-        first.marks = marks_of(value)
-    return value
+    if not call.in_place or not isinstance(first, Marked) or not isinstance(value, Tensor | Marked):
+        return value
+    first.write(marks_of(value))
+    return first if plain(value).data_ptr() == first.data.data_ptr() else value
 
 
 # --- rules: movement and elementwise --------------------------------------------------------------------------------
@@ -80,7 +85,12 @@ def _move(call: Call) -> Any:
         raise call.error("removed channels are used as an index")
     if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
         return data
-    return mark_all(data, call.run(full_marks(source), *plain(rest[0]), **plain(rest[1])))
+    run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
+    return linked(mark_all(data, run(full_marks(source))), source, run)
+
+
+def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:
+    return run(marks, *args, **kwargs)
 
 
 def _pad(call: Call) -> Any:
@@ -158,11 +168,13 @@ def _assign(call: Call) -> None:
     target, index, value = call.args
     if not isinstance(target, Marked):
         raise call.error("removed channels are written into a tensor that is kept")
+    if not isinstance(value, Tensor | Marked):
+        call.plain()  # a number is kept or removed with the channel that it is written to
+        return
     marks = full_marks(target).clone()
-    marks[plain(index)] = full_marks(value) if isinstance(value, Tensor | Marked) else float(FREE)
+    marks[plain(index)] = full_marks(value)
     call.plain()
-    written = mark(target.data, marks.to(torch.uint8))
-    target.marks = marks_of(written)
+    target.write(compressed(marks.to(torch.uint8)))
 
 
 # --- rules: reductions and windows ----------------------------------------------------------------------------------
@@ -172,12 +184,7 @@ def _reduce(call: Call) -> Any:
     """Operations over whole dimensions (sum, max, softmax, sort): these must not hold removed channels."""
     if len(call.args) > 1 and isinstance(call.args[1], Tensor | Marked):
         return _elementwise(call)  # max(x, y)
-    position, default = DIMENSION_AT.get(call.name, (1, None))
-    bound = call.bind("input", *["_"] * (position - 1), "dim")
-    value, dim = bound["input"], call.kwargs.get("axis", bound["dim"])
-    dim = default if dim is None else dim
-    rank = plain(value).ndim
-    dims = range(rank) if dim is None else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
+    value, dims = call.args[0], reduced_dims(call, *DIMENSION_AT.get(call.name, (1, None)))
     marks = collapse(call, marks_of(value), dims, "an operation reduces over removed channels")
     return pytree.tree_map(partial(_mark_reduced, marks=marks, dims=tuple(dims)), call.plain())
 
@@ -189,7 +196,7 @@ def _mark_reduced(data: Tensor, *, marks: Tensor, dims: tuple[int, ...]) -> Valu
 def _windows(call: Call) -> Any:
     """Pooling and interpolation: the last dimensions are space, where marks don't vary."""
     value = call.args[0] if call.args else call.kwargs["input"]
-    digits = re.search(r"(\d)d$", call.name)
+    digits = re.search(r"(\d)d", call.name)
     rank = plain(value).ndim
     space = int(digits.group(1)) if digits else rank - 2
     marks = collapse(call, marks_of(value), range(rank - space, rank), "the removed elements are no whole channels")
@@ -291,12 +298,12 @@ ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
 PARAMETERS: Final = ("running_mean", "running_var", "weight", "bias")
 
 DIMENSION_AT: Final[Mapping[str, tuple[int, int | None]]] = {
-    "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "normalize": (2, 1), "norm": (2, None),
+    "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "msort": (9, 0), "kthvalue": (2, -1), "mode": (1, -1),
 }  # fmt: skip
 
 _MOVES: Final = _words("""
     reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint cat concat concatenate
-    stack hstack vstack dstack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind
+    stack hstack vstack dstack row_stack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind
     getitem select narrow index_select gather take_along_dim
     roll flip expand view_as reshape_as broadcast_to repeat tile repeat_interleave squeeze unsqueeze
     pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim ndimension numel stride ravel rot90 meshgrid
@@ -312,11 +319,11 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    zero fill
+    fill zero
 """)
 _REDUCTIONS: Final = _words("""
-    sum mean prod max min amax amin var std var_mean std_mean median argmax argmin all any norm logsumexp nansum
-    softmax log_softmax softmin normalize cumsum cumprod sort argsort topk aminmax logcumsumexp nanmean
+    prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
+    softmax log_softmax softmin cumsum cumprod sort argsort topk msort kthvalue aminmax logcumsumexp nanmean
 """)
 _CREATORS: Final = _words("""
     zeros ones full empty arange linspace eye tensor zeros_like ones_like full_like empty_like new_zeros new_ones
@@ -332,9 +339,11 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(["to", "type_as"], _converted),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_CREATORS, _create),
-    **dict.fromkeys([*_POOLS, "interpolate", "upsample"], _windows),
+    **dict.fromkeys([*_POOLS, *(f"{pool}_with_indices" for pool in _POOLS), "interpolate", "upsample"], _windows),
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),
+    **ROWS,
+    **dict.fromkeys(["amax", "max"], partial(maximum, otherwise=_reduce)),
     "layer_norm": partial(_norm_over, centre=True),
     "rms_norm": partial(_norm_over, centre=False),
     "group_norm": _group_norm,

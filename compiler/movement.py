@@ -73,7 +73,7 @@ def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
     return combine(flow, node, ((moved, new), operand(flow, other)))
 
 
-@on_op("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint")
+@on_op("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint", "rot90")
 def permute(flow: Flow, node: fx.Node) -> Labelled:
     """Dimensions change places; a compressed field needs no expanding for that."""
     value, (rest, kwargs), name = subject(flow, node), constants(flow, node), op_name(node)
@@ -104,31 +104,6 @@ def repeated(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved((executed(f, shape, lambda t: op(t, *rest, **kwargs)) for f in flow.fields(value)), node)
 
 
-@on_module(nn.PixelShuffle)
-@on_op("pixel_shuffle")
-def pixel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The channels that make up the pixels of one go together."""
-    value = subject(flow, node)
-    labels, rest = flow.along(value, -3, node)
-    keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
-    flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"is shuffled at {node.name}")
-    rows = labels.reshape(shape_of_argument(node)[-3], -1)
-    flow.unify(rows, rows[:, :1], node)
-    return (*keep, *flow.result(rows[:, 0].copy(), rank_of(node), -3))
-
-
-@on_module(nn.PixelUnshuffle)
-@on_op("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The pixels of a channel become channels."""
-    value = subject(flow, node)
-    labels, rest = flow.along(value, -3, node)
-    keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
-    flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"is shuffled at {node.name}")
-    wider = np.repeat(labels, shape_of_argument(node)[-3] // labels.size)
-    return (*keep, *flow.result(wider, rank_of(node), -3))
-
-
 @on_module(nn.ChannelShuffle)
 @on_op("channel_shuffle")
 def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
@@ -148,22 +123,13 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("roll")
 def roll(flow: Flow, node: fx.Node) -> Labelled:
-    """Rolling along labelled dimensions would need another shift for every selection: those are pinned."""
-    value = subject(flow, node)
-    dims = dims_of(flow, argument(node, 2, "dims"), len(shape_of_argument(value)))
-    return mixed(flow, node, value, dims, "is rolled")
-
-
-@on_op("unfold")
-def unfold(flow: Flow, node: fx.Node) -> Labelled:
-    """`F.unfold`: every channel becomes kernel-size many columns of one dimension."""
-    if node.target is not torch.nn.functional.unfold:
-        return unknown(flow, node)
-    value = subject(flow, node)
-    labels, rest = flow.along(value, -3, node)
-    flow.pin_all(rest, f"is unfolded at {node.name}")
-    width = shape_of_argument(node)[-2] // labels.size
-    return flow.result(np.repeat(labels, width), rank_of(node), -2)
+    """What is kept rolls as well, by as much as is kept of what comes round (`rewriting.shifts`)."""
+    value, (rest, kwargs) = subject(flow, node), constants(flow, node)
+    dims = argument(node, 2, "dims")
+    if dims is None or dims == ():  # the whole value as one line
+        return mixed(flow, node, value, range(rank_of(node)), "is rolled")
+    shape = shape_of_argument(value)
+    return flow.moved((executed(f, shape, lambda t: t.roll(*rest, **kwargs)) for f in flow.fields(value)), node)
 
 
 # -- joining -------------------------------------------------------------------------------------------------------
@@ -176,6 +142,10 @@ def concatenate(flow: Flow, node: fx.Node) -> Labelled:
     if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) != rank_of(node) for part in parts):
         return unknown(flow, node)
     [dim] = dims_of(flow, argument(node, 1, "dim", 0), rank_of(node))
+    return _concatenated(flow, node, parts, dim)
+
+
+def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> Labelled:
     across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
     shapes = [shape_of_argument(p) for p in parts]
     fields = combine(
@@ -199,6 +169,15 @@ def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> In
     return next(iter(flow.result(np.concatenate(flat), rank_of(node), dim)), None)
 
 
+@on_op("hstack", "vstack", "dstack", "row_stack")
+def stacked_along(flow: Flow, node: fx.Node) -> Labelled:
+    """A concatenation along a dimension that the name says, where the operands have it."""
+    parts, dim = argument(node, 0, "tensors"), {"hstack": 1, "dstack": 2}.get(op_name(node), 0)
+    if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) < max(dim + 1, 2) for part in parts):
+        return unknown(flow, node)
+    return _concatenated(flow, node, parts, dim)
+
+
 @on_op("stack")
 def stack(flow: Flow, node: fx.Node) -> Labelled:
     """A new dimension: along the old ones the operands must agree."""
@@ -212,33 +191,32 @@ def stack(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("pad")
 def pad(flow: Flow, node: fx.Node) -> Labelled:
-    """Constant padding of channels adds positions of its own, that go with whatever they meet."""
+    """Constant padding of channels adds positions of its own, that go with what they meet; a crop takes some off."""
     value, amounts = subject(flow, node), [flow.constant(a) for a in flow.constant(argument(node, 1, "pad"))]
     rank = rank_of(node)
     padded = [rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
-    if argument(node, 2, "mode", "constant") != "constant" or min(amounts) < 0:
+    if argument(node, 2, "mode", "constant") != "constant":
         return mixed(flow, node, value, padded, "is padded")
     out: list[IntArray] = []
     for labels in flow.fields(value):
         dims = [d for d in set(padded) if labels.shape[d] > 1]
         if not dims:
             out.append(labels)
-            continue
-        if len(dims) > 1 or labels.size != labels.shape[dims[0]]:
+        elif len(dims) > 1 or labels.size != labels.shape[dims[0]]:
             flow.pin(labels, f"is padded at {node.name}")
-            continue
-        before, after = amounts[2 * (rank - 1 - dims[0]) :][:2]
-        columns = [_padding(flow, before), flow.flat(labels), _padding(flow, after)]
-        out += flow.result(np.concatenate(columns), rank, dims[0])
+        else:
+            columns = _rimmed(flow, flow.flat(labels), amounts[2 * (rank - 1 - dims[0]) :][:2])
+            out += flow.result(columns, rank, dims[0])
     return tuple(out)
 
 
-def _padding(flow: Flow, size: int) -> IntArray:
-    """Labels of zeros: fresh even for a single one, since it goes with what it is added to."""
-    flow.count += size
-    if size:
-        flow.owners.append((flow.count - size, None))
-    return np.arange(flow.count - size, flow.count, dtype=np.int64)
+def _rimmed(flow: Flow, labels: IntArray, rims: Sequence[int]) -> IntArray:
+    """The labels with so many new ones before and behind them, or, where a number is negative, fewer."""
+    before, after = rims
+    inside = labels[max(-before, 0) : labels.size - max(-after, 0)]
+    if inside.size < labels.size:
+        flow.covers.append(inside)
+    return np.concatenate([flow.own(max(before, 0)), inside, flow.own(max(after, 0))])
 
 
 # -- taking apart --------------------------------------------------------------------------------------------------

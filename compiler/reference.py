@@ -196,7 +196,8 @@ def _function_name(target: Any) -> str:
     name = getattr(target, "__name__", "")
     if target is getattr:
         return "getattr"
-    known = any(getattr(space, name, None) is target for space in _NAMESPACES)
+    short = name.removeprefix("linalg_")  # the name that `torch.linalg.vector_norm` has itself
+    known = any(getattr(space, key, None) is target for space in _NAMESPACES for key in (name, short))
     return _method_name(name) if known else ""
 
 

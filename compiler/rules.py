@@ -127,9 +127,9 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
     positions or counts, not channels."""
     name = str(node.target)
     value = flow.program.state.get(name)
-    if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.dtype == torch.bool):
-        return () if isinstance(value, torch.Tensor) else None
-    if _is_grouped(flow, name):
+    if not isinstance(value, torch.Tensor):
+        return None
+    if _is_grouped(flow, name) or not (_is_boolean_or_real(value) or all(_is_mask(n) for n in _readers(flow, name))):
         return ()
     role = "writer" if isinstance(value, nn.Parameter) else "buffer"
     fields: Fields = ()
@@ -137,6 +137,31 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
         if size > 1:
             fields += flow.result(flow.write(Axis(name, dim), size, node, role), value.ndim, dim)
     return fields
+
+
+def _is_boolean_or_real(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.dtype == torch.bool
+
+
+def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
+    return (user for node in flow.program.graph.find_nodes(op="get_attr", target=name) for user in node.users)
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Whether a reader of whole numbers or truth values takes them for factors or choices, not for places."""
+    name = "" if node.op in ("call_module", "output") else op_name(node)
+    known = node.meta.get("val")
+    if name not in _ON_MASKS or not isinstance(known, torch.Tensor):
+        return False
+    return known.is_floating_point() or all(map(_is_mask, node.users))
+
+
+_ON_MASKS = frozenset(
+    _words("""
+        add sub mul div truediv where masked_fill eq ne lt le gt ge logical_not logical_and logical_or invert and or to
+        float double half bfloat16 type type_as bool view reshape unsqueeze squeeze
+    """)
+)
 
 
 def _is_grouped(flow: Flow, name: str) -> bool:
@@ -306,7 +331,7 @@ def plain(flow: Flow, node: fx.Node) -> Labelled:
     return without_labels(flow, node)
 
 
-@on_op("new_zeros", "new_ones", "new_empty", "new_full")
+@on_op("new_ones", "new_full")
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Only the type of the tensor is read; literal sizes stay."""
     return bare(node.meta.get("val"))

@@ -41,8 +41,8 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
     if not kept:
         return program
     view = _View(analysis, keep)
-    state = _with_sizes(program, _slim_state(program, kept), view)
     graph = _slim_graph(program, view)
+    state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view)
     origin = dict(program.origin)
     for axis, positions in kept.items():
         before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
@@ -75,6 +75,12 @@ def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def _read_state(state: dict[str, State], old: fx.Graph, new: fx.Graph) -> dict[str, State]:
+    """The state without tensors that only the old graph reads: indices that are literals now."""
+    before, after = ({str(node.target) for node in graph.find_nodes(op="get_attr")} for graph in (old, new))
+    return {name: value for name, value in state.items() if name not in before - after}
 
 
 def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, State]:
@@ -129,6 +135,12 @@ SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]]
     nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
     nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
     nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.EmbeddingBag: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.Bilinear: lambda m, t: dict(
+        zip(("out_features", "in1_features", "in2_features"), t["weight"].shape, strict=True)
+    ),
+    nn.RNNBase: lambda m, t: {"input_size": t["weight_ih_l0"].shape[1], "hidden_size": t["weight_hh_l0"].shape[1]},
+    nn.RNNCellBase: lambda m, t: {"input_size": t["weight_ih"].shape[1], "hidden_size": t["weight_hh"].shape[1]},
     nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
 }
 """Attributes that repeat a tensor's shape, by the module's class."""
@@ -293,6 +305,10 @@ class _View:
             return argument
         return self.values.get(argument, argument.meta.get("val"))
 
+    def constant(self, argument: object) -> Any:
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
+        return self.analysis.flow.constant(argument)
+
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
         return [_item(size, index, size.meta["val"][index]) for index in range(count)]
@@ -315,7 +331,7 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
     for old, new in mapping.items():
         known = old.meta.get("val")
         follows = any(node in changed for node in old.all_input_nodes)
-        if _has_tensor(known) or known is None:  # an output, an assignment
+        if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
             slim = view.meta(view.analysis.flow.values.get(old), known)
             if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
                 _settle(old, new, view, mapping)
@@ -396,10 +412,11 @@ def _counts_batch(node: fx.Node) -> bool:
 
 
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """Nodes that gave sizes which are literals now."""
+    """Nodes that gave sizes or indices which are literals now."""
     for old, new in reversed(list(mapping.items())):
         idle = not new.users and old.users
-        if idle and old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val")):
+        sized = old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val"))
+        if idle and (sized or old.op == "get_attr"):
             new.graph.erase_node(new)
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.compiler import (  # noqa: F401  (their rules register themselves)
+    assignment,
     contractions,
     indexing,
     layers,
     movement,
+    recurrent,
     reductions,
+    windows,
 )
 from prunec.compiler.balance import Balance, Balanced, balances
 from prunec.compiler.blocks import components, first_along, square_blocks

@@ -182,7 +182,7 @@ form(
     "layer_whose_weights_count",
     layer(),
     lambda m, x: (lambda y: (lambda out, w: m.fc(y + out) + w.sum((1, 2))[:, None, None])(*m.a(y, y, y)))(m.stem(x)),
-    {"stem": (8, 8), "a.in_proj_weight": (4, 0)},
+    {"stem": (8, 8), "a.in_proj_weight": (4, 4)},
 )
 form(
     "functional_layer",
