@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx, nn
 
 import prunec.compiler
@@ -23,6 +22,7 @@ from prunec.compiler.emit import emit_source, save_weights
 from prunec.compiler.errors import PlanError, nearest
 from prunec.compiler.factory import example_inputs as inputs_of
 from prunec.compiler.factory import load_data, load_model
+from prunec.compiler.inputs import Inputs, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.lock import check_model, check_result, make_lock
 from prunec.compiler.measure import compare_accuracy, weights_size, write_onnx
@@ -82,7 +82,7 @@ def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
 def compile(
     model: nn.Module | None,
     plan: Plan | Mapping[str, Any] | str | Path,
-    example_inputs: Sequence[torch.Tensor] | None = None,
+    example_inputs: Inputs | None = None,
     data: Data | None = None,
     *,
     progress: Progress = silent,
@@ -120,11 +120,11 @@ def steps_of(plan: Plan) -> list[Step]:
 
 
 def load_program(
-    plan: Plan, model: nn.Module | None = None, example_inputs: Sequence[torch.Tensor] | None = None
+    plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None
 ) -> Program:
     """The plan's model, traced."""
     found = load_model(plan) if model is None else model
-    inputs = inputs_of(plan) if example_inputs is None else tuple(example_inputs)
+    inputs = inputs_of(plan) if example_inputs is None else example_inputs
     return trace(found, inputs)
 
 
@@ -148,7 +148,7 @@ def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float) -
     return {
         "prunec": prunec.compiler.__version__,
         "model": before.name,
-        "inputs": [list(x.shape) for x in before.inputs],
+        "inputs": [list(x.shape) for x in tensors_in(before.inputs)],
         "cost": {"before": cost(before).to_dict(), "after": cost(after).to_dict()},
         "groups": group_widths(before, after),
         "macs_by_node": {"before": dict(cost_model(before).by_node()), "after": dict(cost_model(after).by_node())},

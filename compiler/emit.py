@@ -31,6 +31,7 @@ from torch import fx, nn
 
 from prunec.compiler import __version__
 from prunec.compiler.errors import ModelError
+from prunec.compiler.inputs import names_of, tensors_in
 from prunec.compiler.ir import Program, module_tensors
 from prunec.compiler.modules import check_constructor, parameter_dtype
 from prunec.compiler.spelling import RESERVED, Speller, attribute_path, is_attribute, quote
@@ -308,8 +309,8 @@ def _describe_inputs(placeholders: list[fx.Node]) -> str:
     shown = []
     for node in placeholders:
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor):
-            shown.append(f"{node.target} {list(value.shape)} {str(value.dtype).removeprefix('torch.')}")
+        for name, tensor in zip(names_of(str(node.target), value), tensors_in(value), strict=True):
+            shown.append(f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}")
     return "Inputs, as compiled: " + "; ".join(shown) + "."
 
 

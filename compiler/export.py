@@ -30,6 +30,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
+from prunec.compiler.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
 from prunec.compiler.ir import Program
 
 TOLERANCE = 1e-5
@@ -40,7 +41,7 @@ OLDEST_OPSET = 18
 BATCHES = (1, 3)
 WARM_UP = 3
 
-Tensors = tuple[torch.Tensor, ...]
+Values = tuple[Any, ...]
 Array = npt.NDArray[Any]
 
 
@@ -96,7 +97,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
     )
 
 
-def ort_latency(path: Path, inputs: Sequence[torch.Tensor], runs: int = 50) -> float:
+def ort_latency(path: Path, inputs: Sequence[Any], runs: int = 50) -> float:
     """The median time of one run in seconds: onnxruntime, CPU, one thread, after a warm-up."""
     session = _session(path)
     feed = _feed(session, inputs)
@@ -149,7 +150,8 @@ def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
     # A batch of 1 would let the exporter take the 1 for a constant.
     inputs = _with_batch(program, max(_batch(program), 2)) if dynamic else program.inputs
     batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if _is_batched(program, value) else None for value in program.inputs)
+    old = batch_of(program.inputs)
+    shapes = tuple(map_tensors(lambda x: {0: batch} if is_batched(x, old) else None, value) for value in program.inputs)
     try:
         with _quiet():
             exported = torch.onnx.export(
@@ -159,7 +161,7 @@ def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
                 external_data=False,
                 opset_version=opset,
                 dynamic_shapes=shapes if dynamic else None,
-                input_names=[str(node.target) for node in program.graph.nodes if node.op == "placeholder"],
+                input_names=_input_names(program),
                 output_names=_output_names(program.graph),
                 verbose=False,
             )
@@ -178,7 +180,7 @@ def _ranked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _why_static(program: Program) -> str:
-    if not any(_is_batched(program, value) for value in program.inputs):
+    if batch_of(program.inputs) is None:
         return "no input has a batch dimension"
     for size in BATCHES:
         try:
@@ -201,12 +203,18 @@ def _strip(part: Any) -> None:
     del part.metadata_props[:]
 
 
+def _input_names(program: Program) -> list[str]:
+    """A name for each tensor: the input's, with the keys that lead to it."""
+    inputs = zip(program.graph.find_nodes(op="placeholder"), program.inputs, strict=True)
+    return [name for node, value in inputs for name in names_of(str(node.target), value)]
+
+
 def _output_names(graph: fx.Graph) -> list[str]:
-    """Names from the keys of a dict, or `output`, `output_1`, ... in order."""
+    """Names from the keys of a dict, with the keys that lead on to nested tensors; or `output`, `output_1`, ..."""
     returned = next(node for node in graph.nodes if node.op == "output").args[0]
     values = pytree.tree_map(lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf, returned)
-    if isinstance(values, dict) and all(isinstance(value, torch.Tensor) for value in values.values()):
-        return [str(key) for key in values]
+    if isinstance(values, dict):
+        return [name for key, value in values.items() for name in names_of(str(key), value)]
     count = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(values))
     return [f"output_{index}" if index else "output" for index in range(count)]
 
@@ -268,17 +276,17 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _batch(program: Program) -> int:
-    return next((value.shape[0] for value in program.inputs if value.ndim), 1)
+    return batch_of(program.inputs) or 1
 
 
-def _is_batched(program: Program, value: torch.Tensor) -> bool:
-    return value.ndim > 0 and value.shape[0] == _batch(program)
-
-
-def _with_batch(program: Program, size: int) -> Tensors:
+def _with_batch(program: Program, size: int) -> Values:
     """Inputs of another batch size: random numbers like the example's; where these are integers, the example's own."""
-    generator = torch.Generator().manual_seed(size)
-    return tuple(_resized(value, size, generator) if _is_batched(program, value) else value for value in program.inputs)
+    generator, old = torch.Generator().manual_seed(size), batch_of(program.inputs)
+
+    def resized(value: torch.Tensor) -> torch.Tensor:
+        return _resized(value, size, generator) if is_batched(value, old) else value
+
+    return tuple(map_tensors(resized, value) for value in program.inputs)
 
 
 def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -292,8 +300,8 @@ def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torc
 # --- comparing ---------------------------------------------------------------------------------------------------
 
 
-def _compare(session: Any, module: fx.GraphModule, inputs: Tensors) -> Check:
-    size = len(inputs[0]) if inputs and inputs[0].ndim else 1
+def _compare(session: Any, module: fx.GraphModule, inputs: Values) -> Check:
+    size = batch_of(inputs) or 1
     try:
         got = session.run(None, _feed(session, inputs))
     except Exception as error:  # onnxruntime's errors have no root of their own
@@ -302,12 +310,16 @@ def _compare(session: Any, module: fx.GraphModule, inputs: Tensors) -> Check:
     difference = relative_difference(got, expected)
     if difference <= TOLERANCE:
         return Check(difference)
-    exact = _run(copy.deepcopy(module).double(), tuple(v.double() if v.is_floating_point() else v for v in inputs))
+    exact = _run(copy.deepcopy(module).double(), map_tensors(_to_double, inputs))
     ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
     figures = f"onnxruntime is {ours:.1e} from the float64 run, torch's float32 {torchs:.1e}"
     if not ours <= TIMES_TORCH * torchs:
         raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
     return Check(difference, figures)
+
+
+def _to_double(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def relative_difference(got: Sequence[Array], expected: Sequence[Array]) -> float:
@@ -328,9 +340,9 @@ def _relative(got: Array, expected: Array) -> float:
     return difference / scale if scale and np.isfinite(difference) and np.isfinite(scale) else float("inf")
 
 
-def _run(module: Callable[..., Any], inputs: Tensors) -> list[Array]:
+def _run(module: Callable[..., Any], inputs: Values) -> list[Array]:
     """The module's tensors in the order of ONNX outputs. The inputs are copied: a model may write into them."""
-    outputs = pytree.tree_leaves(module(*(value.clone() for value in inputs)))
+    outputs = pytree.tree_leaves(module(*map_tensors(torch.clone, inputs)))
     return [leaf.numpy() for leaf in outputs if isinstance(leaf, torch.Tensor)]
 
 
@@ -345,5 +357,6 @@ def _session(path: Path) -> Any:
         raise ModelError(f"onnxruntime can't load the ONNX file: {_first_line(error)}") from error
 
 
-def _feed(session: Any, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
-    return {entry.name: value.detach().numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
+def _feed(session: Any, inputs: Sequence[Any]) -> dict[str, Array]:
+    feeds = zip(session.get_inputs(), tensors_in(inputs), strict=True)
+    return {entry.name: value.detach().numpy() for entry, value in feeds}

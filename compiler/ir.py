@@ -3,7 +3,7 @@
     Program
       graph    torch.fx.Graph; node.meta["val"] holds the value on the meta device (a tensor, a number, or a tuple)
       state    dotted name -> leaf module (`call_module`) or tensor (`get_attr`), shared with other programs
-      inputs   example inputs, one tensor a placeholder
+      inputs   example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
       origin   axis -> the positions that are left of the original axis
       facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
 
@@ -64,7 +64,7 @@ class Program:
 
     graph: fx.Graph
     state: Mapping[str, State]
-    inputs: tuple[torch.Tensor, ...]
+    inputs: tuple[Any, ...]
     name: str = "Model"
     training: bool = False
     origin: Mapping[Axis, IntArray] = field(default_factory=dict)

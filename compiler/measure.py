@@ -16,6 +16,7 @@ from prunec.compiler.base import Data, Progress, silent
 from prunec.compiler.emit import save_weights
 from prunec.compiler.errors import DataError
 from prunec.compiler.export import OnnxReport, export_onnx, ort_latency
+from prunec.compiler.inputs import called, tensors_in
 from prunec.compiler.ir import Program
 
 ROUNDS = 5
@@ -29,10 +30,11 @@ def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress 
         for index, (inputs, labels) in enumerate(batches):
             progress("accuracy", index, len(batches))
             try:
-                outputs = module(inputs)
-            except RuntimeError as error:
+                outputs = called(module, inputs)
+            except (RuntimeError, TypeError) as error:
+                shapes = " and ".join(str(list(x.shape)) for x in tensors_in(inputs))
                 raise DataError(
-                    f"the model can't take the data's batches, of shape {list(inputs.shape)}: {error}"
+                    f"the model can't take the data's batches, of shape {shapes}: {error}"
                 ) from error
             if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
                 raise DataError("accuracy needs a model with one output [samples, classes]", hint="leave out data")

@@ -40,7 +40,7 @@ from prunec.compiler import registry
 from prunec.compiler.base import Pass
 from prunec.compiler.errors import Span, nearest
 from prunec.compiler.options import faults, label, wrong
-from prunec.compiler.parts import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport
+from prunec.compiler.parts import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport, PlanInput
 from prunec.compiler.source import Fault, Keys, Source, plain, read, shown
 
 VERSIONS: Final = (1,)
@@ -67,6 +67,8 @@ class PlanPass:
 def _is_list_of_shapes(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(size, int) for size in value):
         raise wrong("must be a list of shapes, one for each input", hint=f"write inputs: [{value}]")
+    if isinstance(value, dict) and isinstance(value.get("shape"), list) and value.keys() <= InputSpec.model_fields.keys():
+        raise wrong("must be a list of inputs or a mapping of them by name", hint="write inputs: [{shape: ...}]")
     return value
 
 
@@ -77,7 +79,7 @@ class Plan(BaseModel):
 
     plan: Literal[1]
     model: ModelSpec | None = None
-    inputs: Annotated[tuple[InputSpec, ...], BeforeValidator(_is_list_of_shapes)] = ()
+    inputs: Annotated[tuple[PlanInput, ...] | dict[str, PlanInput], BeforeValidator(_is_list_of_shapes)] = ()
     data: Factory | None = None
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned
 from prunec.compiler.calls import Call, describe
 from prunec.compiler.constants import Constants
+from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
 from prunec.compiler.metarun import MetaRunner
 from prunec.compiler.places import in_meta_kernel, user_line
@@ -52,12 +53,13 @@ class Recorder(TorchFunctionMode):
         self._device: Handle | None = None
         self._adopt_model()
 
-    def run_forward(self, inputs: Mapping[str, torch.Tensor]) -> None:
+    def run_forward(self, inputs: Arguments) -> None:
         """Call the model's copy on the stand-ins of the example inputs, and finish the graph."""
         with torch.inference_mode(False), torch.no_grad():
-            arguments = [self._placeholder(name, example) for name, example in inputs.items()]
+            values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
+            args, kwargs = inputs.call(values)
             with _patched(self), self:
-                result = returned(nn.Module.__call__(self.copy.root, *arguments))
+                result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs))
             node = self.graph.output(self.to_graph(result))
             node.meta["val"] = self.to_value(result)
             self.active = False
@@ -74,13 +76,22 @@ class Recorder(TorchFunctionMode):
             if not standin.leaf:
                 standin.copy.__dict__["training"] = flag
 
-    def _placeholder(self, name: str, example: torch.Tensor) -> torch.Tensor:
-        value = to_meta(example.detach())
-        self._handles[id(value)] = Handle(self, value, self._finish(self.graph.placeholder(name), value))
-        self._kept.append(value)
+    def _placeholder(self, name: str, example: Any) -> Any:
+        """An input on the meta device; of a nest, each tensor is an item of the placeholder."""
+        value = map_tensors(lambda tensor: to_meta(tensor.detach()), example)
+        self._adopt_input(value, Handle(self, value, self._finish(self.graph.placeholder(name), value)))
         if self._device is None:
-            self._device = Handle(self, _META, lambda: self.call_node(getattr, (value, "device"), _META))
+            first = next(tensors_in(value))
+            self._device = Handle(self, _META, lambda: self.call_node(getattr, (first, "device"), _META))
         return value
+
+    def _adopt_input(self, value: Any, handle: Handle) -> None:
+        if isinstance(value, torch.Tensor):
+            self._handles[id(value)] = handle
+            self._kept.append(value)
+        elif isinstance(value, Mapping | tuple | list):
+            for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+                self._adopt_input(item, handle.item(key, item))
 
     def _get_attr(self, name: str, value: Any) -> fx.Node:
         return self._finish(self.graph.get_attr(name), value)

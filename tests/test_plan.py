@@ -526,6 +526,7 @@ def accepts(rule: dict[str, Any], value: Any, definitions: dict[str, Any]) -> bo
     """Does a value fit a JSON schema? Knows the keywords that a plan's schema uses, and no other."""
     checks = {
         "$ref": lambda ref: accepts(definitions[ref.removeprefix("#/$defs/")], value, definitions),
+        "oneOf": lambda rules: sum(accepts(inner, value, definitions) for inner in rules) == 1,
         "anyOf": lambda rules: any(accepts(inner, value, definitions) for inner in rules),
         "const": lambda const: value == const,
         "enum": lambda values: value in values,
@@ -542,7 +543,9 @@ def accepts(rule: dict[str, Any], value: Any, definitions: dict[str, Any]) -> bo
             not isinstance(value, dict) or all(accepts(known[k], value[k], definitions) for k in known if k in value)
         ),
         "additionalProperties": lambda other: (
-            other is not False or not isinstance(value, dict) or value.keys() <= rule["properties"].keys()
+            other is True
+            or not isinstance(value, dict)
+            or all(other and accepts(other, value[k], definitions) for k in value.keys() - rule.get("properties", {}))
         ),
     }
     silent = {"$schema", "$defs", "title", "description", "default", "examples"}
@@ -585,6 +588,6 @@ def test_the_schema_describes_passes():
     assert rules["$defs"]["Pick"]["description"] == "Choose what to remove."
     assert set(rules["$defs"]["Pick"]["properties"]) == {"ratio", "budget", "keep", "norm", "protect"}
     assert set(rules["$defs"]) == {
-        *("Budget", "Factory", "InputSpec", "JsonValue", "ModelSpec", "OnnxExport"),
+        *("Budget", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "ModelSpec", "OnnxExport"),
         *("Pick", "Tidy", "Trim"),
     }
