@@ -119,9 +119,7 @@ def steps_of(plan: Plan) -> list[Step]:
     ]
 
 
-def load_program(
-    plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None
-) -> Program:
+def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> Program:
     """The plan's model, traced."""
     found = load_model(plan) if model is None else model
     inputs = inputs_of(plan) if example_inputs is None else example_inputs

@@ -72,7 +72,7 @@ def example_inputs(plan: Plan) -> Inputs:
     return _drawn(plan.inputs, generator)
 
 
-def _drawn(specs: Sequence[PlanInput] | Mapping[str, PlanInput], generator: torch.Generator) -> Any:
+def _drawn(specs: Sequence[PlanInput] | Mapping[str, PlanInput], generator: torch.Generator) -> Inputs:
     """A tuple or a dict of inputs."""
     if isinstance(specs, Mapping):
         return {name: _draw(spec, generator) for name, spec in specs.items()}

@@ -119,9 +119,9 @@ def _channelwise(call: Call) -> Any:
     return mark(data, meet(call, [bound["input"], *params], data.shape))
 
 
-def _along_channels(value: Value, rank: int) -> Value:
-    """A vector as a value of `rank` dimensions that lies along dimension 1."""
-    shape = [1, -1, *[1] * (rank - 2)]
+def _along_channels(value: Value, rank: int, channel: int = 1) -> Value:
+    """A vector as a value of `rank` dimensions that lies along one of them."""
+    shape = [-1 if dim == channel % rank else 1 for dim in range(rank)]
     if isinstance(value, Marked):
         return Marked(value.data.reshape(shape), value.marks.reshape(shape))
     return value.reshape(shape)
@@ -185,11 +185,9 @@ def _windows(call: Call) -> Any:
 
 
 def _with_bias(call: Call, data: Tensor, marks: Tensor, bias: Value | None, *, channel: int) -> Value:
-    result = Marked(data, marks)
     if bias is None:
         return mark(data, marks)
-    vector = _along_channels(bias, data.ndim) if channel == 1 else bias
-    return mark(data, meet(call, [result, vector], data.shape))
+    return mark(data, meet(call, [Marked(data, marks), _along_channels(bias, data.ndim, channel)], data.shape))
 
 
 def _convolution(call: Call) -> Any:
@@ -198,15 +196,17 @@ def _convolution(call: Call) -> Any:
     bound = call.bind(*ARGUMENTS["conv_transpose" if transposed else "conv"])
     x, weight = bound["input"], bound["weight"]
     rank, problem = plain(x).ndim, "the removed elements are no whole channels"
-    arriving = collapse(call, marks_of(x), [0, *range(2, rank)], problem).reshape(1, -1, 1)
-    arriving = arriving.expand(1, plain(x).shape[1], 1)
-    own = collapse(call, marks_of(weight), range(2, rank), problem).flatten(2)[:, :, :1]
+    channel = rank + 1 - plain(weight).ndim  # 0 for an image without a batch
+    shape = [-1 if dim == channel else 1 for dim in range(rank)]
+    arriving = collapse(call, marks_of(x), [d for d in range(rank) if d != channel], problem).reshape(1, -1, 1)
+    arriving = arriving.expand(1, plain(x).shape[channel], 1)
+    own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
     own = own.expand(*plain(weight).shape[:2], 1)
     count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
     marks = contract(call, count, x, weight, marks=(arriving, own))
-    channels = Marked(plain(x), arriving.reshape(1, -1, *[1] * (rank - 2)))  # with the free rim of a removed channel
+    channels = Marked(plain(x), arriving.reshape(shape))  # with the free rim of a removed channel
     data = _run_zeroed(replace(call, args=(channels, *call.args[1:])))
-    return _with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
+    return _with_bias(call, data, marks.reshape(shape), bound["bias"], channel=channel)
 
 
 def _run_zeroed(call: Call) -> Any:

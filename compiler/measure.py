@@ -33,9 +33,7 @@ def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress 
                 outputs = called(module, inputs)
             except (RuntimeError, TypeError) as error:
                 shapes = " and ".join(str(list(x.shape)) for x in tensors_in(inputs))
-                raise DataError(
-                    f"the model can't take the data's batches, of shape {shapes}: {error}"
-                ) from error
+                raise DataError(f"the model can't take the data's batches, of shape {shapes}: {error}") from error
             if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
                 raise DataError("accuracy needs a model with one output [samples, classes]", hint="leave out data")
             right += int((outputs.argmax(1) == labels).sum())

@@ -201,7 +201,9 @@ class InputSpec(_Part):
             raise wrong(f"must have the key 'high' beside dtype {self.dtype}", hint="for example: high: 1000")
         for key in ("high", "low"):
             if not self.whole and getattr(self, key) is not None:
-                raise wrong(f"must not have the key '{key}' beside dtype {self.dtype}", hint="for example: dtype: int64")
+                raise wrong(
+                    f"must not have the key '{key}' beside dtype {self.dtype}", hint="for example: dtype: int64"
+                )
         if self.high is not None and self.high > _HIGHEST[self.dtype]:
             raise wrong(f"must have 'high' at most {_HIGHEST[self.dtype]} beside dtype {self.dtype}")
         if self.high is not None and (self.low or 0) >= self.high:
@@ -221,7 +223,7 @@ class InputItems(_Part):
     shorthand = "items"
     short_types = (list,)
 
-    items: "tuple[PlanInput, ...] | dict[str, PlanInput]" = Field(examples=["[[3, 32, 32], [3, 40, 40]]"])
+    items: tuple[PlanInput, ...] | dict[str, PlanInput] = Field(examples=["[[3, 32, 32], [3, 40, 40]]"])
 
 
 class InputValue(_Part):

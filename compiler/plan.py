@@ -67,7 +67,11 @@ class PlanPass:
 def _is_list_of_shapes(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(size, int) for size in value):
         raise wrong("must be a list of shapes, one for each input", hint=f"write inputs: [{value}]")
-    if isinstance(value, dict) and isinstance(value.get("shape"), list) and value.keys() <= InputSpec.model_fields.keys():
+    if (
+        isinstance(value, dict)
+        and isinstance(value.get("shape"), list)
+        and value.keys() <= InputSpec.model_fields.keys()
+    ):
         raise wrong("must be a list of inputs or a mapping of them by name", hint="write inputs: [{shape: ...}]")
     return value
 

@@ -75,7 +75,7 @@ class Interpreter:
     def steps(self, inputs: tuple[Any, ...]) -> Iterator[Step]:
         """Every node with its value, in order; the last is the output. Raises `StepError` where a node fails."""
         env: dict[fx.Node, Any] = {}
-        feeds = iter(map_tensors(lambda x: self.cast(x.clone()), inputs))
+        feeds = (map_tensors(lambda x: self.cast(x.clone()), value) for value in inputs)
         dead = _last_uses(self.program.graph)
         for node in self.program.graph.nodes:
             with torch.no_grad(), _default_dtype(self.dtype):

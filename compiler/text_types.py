@@ -65,11 +65,15 @@ def read_type(fragment: Fragment) -> Any:
     if code[:1] in _BRACKETS and code[-1:] == _BRACKETS[code[0]]:
         items = list(_items(fragment.part(1, len(code) - 1)))
         if code[0] != "{":
-            return (list if code[0] == "[" else tuple)(map(read_type, items))
+            return (list if code[0] == "[" else tuple)(map(_read_item, items))
         return dict(map(_entry, items))
-    if _TENSOR.fullmatch(code) is None and "[" not in code:
-        return Reader(fragment, {}).value(fragment.expression())
     return read_tensor_type(fragment)
+
+
+def _read_item(fragment: Fragment) -> Any:
+    """A value in a nest: where it has no shape it is a literal."""
+    known = _TENSOR.fullmatch(fragment.code) or fragment.code[:1] in _BRACKETS
+    return read_type(fragment) if known else Reader(fragment, {}).value(fragment.expression())
 
 
 _BRACKETS: Final[Mapping[str, str]] = {"[": "]", "(": ")", "{": "}"}
@@ -88,7 +92,7 @@ def _entry(item: Fragment) -> tuple[Any, Any]:
     if colon < 0:
         raise item.error(f"expected a key and a type such as 'x': f32[8], got '{item.code}'")
     key = item.part(0, colon)
-    return Reader(key, {}).value(key.expression()), read_type(item.part(colon + 1))
+    return Reader(key, {}).value(key.expression()), _read_item(item.part(colon + 1))
 
 
 def same_type(one: str, other: str) -> bool:

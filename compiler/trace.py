@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from prunec.compiler.batch import check_batch
@@ -97,9 +96,7 @@ def _state(recorder: Recorder) -> dict[str, State]:
     return state
 
 
-def _explained(
-    error: Exception, model: nn.Module, recorder: Recorder | None, inputs: Arguments
-) -> ModelError:
+def _explained(error: Exception, model: nn.Module, recorder: Recorder | None, inputs: Arguments) -> ModelError:
     """The error in words: which module, which line, what is wrong and what would be right."""
     where = type(model).__name__
     if recorder and recorder.failed and recorder.failed[0] is error and recorder.failed[1].name:

@@ -592,8 +592,8 @@ def test_inputs_that_do_not_fit_name_the_layer(model, shape, message):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (torch.rand(1, 3), "tuple of tensors, not Tensor"),
-        (([1, 2],), "tuple of tensors, not list"),
+        (torch.rand(1, 3), "tuple of tensors, or a mapping by name, not Tensor"),
+        (([1, [object()]],), "the example input 'input' holds a object"),
         ((torch.rand(1), torch.rand(1)), "2 example inputs don't fit"),
         ((), "0 example inputs don't fit"),
     ],
