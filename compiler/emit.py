@@ -22,7 +22,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import jinja2
 import safetensors.torch
@@ -33,6 +33,7 @@ from prunec.compiler import __version__
 from prunec.compiler.errors import ModelError
 from prunec.compiler.inputs import names_of, tensors_in
 from prunec.compiler.ir import Program, module_tensors
+from prunec.compiler.literals import literal
 from prunec.compiler.modules import check_constructor, parameter_dtype
 from prunec.compiler.spelling import RESERVED, Speller, attribute_path, is_attribute, quote
 
@@ -60,7 +61,15 @@ Tree = dict[str, Union[str, "Tree"]]
 """A part's name -> the text that makes it, or its own parts."""
 
 
-def emit_source(program: Program) -> str:
+@dataclass(frozen=True)
+class Splice:
+    """The part of a larger model that a program is, and the arguments that were decided when it was traced."""
+
+    name: str
+    frozen: Mapping[str, Any]
+
+
+def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | None = None) -> str:
     """The source of a file with the model's class and `load()`; the same program always gives the same text.
 
     Raises `ModelError` where the graph calls something that can't be imported from torch or torchvision.
@@ -76,7 +85,10 @@ def emit_source(program: Program) -> str:
         name=class_name(program.name),
         version=__version__,
         inputs=_describe_inputs(placeholders),
-        weights=WEIGHTS,
+        weights=weights,
+        file=weights.removesuffix(".safetensors"),
+        splice=splice,
+        frozen=literal(dict(splice.frozen)) if splice else "",
         training=program.training,
         imports=speller.imports,
         records=[

@@ -33,6 +33,8 @@ class Arguments:
 
     inputs: Mapping[str, Any]
     """The name of each input -> a tensor, or a nest that holds some; those of `*args` are numbered."""
+    frozen: Mapping[str, Any]
+    """The arguments that hold no tensor, by name."""
     bound: inspect.BoundArguments
     _names: Mapping[str, Any]
 
@@ -50,13 +52,13 @@ class Arguments:
         return bound.args, bound.kwargs
 
 
-def arguments(model: nn.Module, inputs: Any) -> Arguments:
-    """The example inputs by the names of forward's parameters.
+def arguments(model: nn.Module, inputs: Any, named: Mapping[str, Any] | None = None) -> Arguments:
+    """The example inputs by the names of forward's parameters; `named` are given by name beside those in order.
 
     Raises ModelError where they don't fit forward, hold something that is neither a tensor nor a literal, or no tensor.
     """
     signature = inspect.signature(model.forward)
-    bound = _bind(model, signature, inputs)
+    bound = _bind(model, signature, inputs, named or {})
     names: dict[str, Any] = {}
     flat: dict[str, Any] = {}
     for key, value in bound.arguments.items():
@@ -73,16 +75,18 @@ def arguments(model: nn.Module, inputs: Any) -> Arguments:
     for name, value in flat.items():
         _check(name, value)
     found = {name: value for name, value in flat.items() if any(True for _ in tensors_in(value))}
-    return Arguments(found, bound, names)
+    return Arguments(found, {name: value for name, value in flat.items() if name not in found}, bound, names)
 
 
-def _bind(model: nn.Module, signature: inspect.Signature, inputs: Any) -> inspect.BoundArguments:
+def _bind(
+    model: nn.Module, signature: inspect.Signature, inputs: Any, extra: Mapping[str, Any]
+) -> inspect.BoundArguments:
     named = isinstance(inputs, Mapping)
     if not named and not isinstance(inputs, tuple | list):
         message = f"the example inputs must be a tuple of tensors, or a mapping by name, not {type(inputs).__name__}"
         raise ModelError(message, hint="for one input write (x,)")
     try:
-        return signature.bind(**inputs) if named else signature.bind(*inputs)
+        return signature.bind(**inputs, **extra) if named else signature.bind(*inputs, **extra)
     except TypeError as error:
         wanted = f"{type(model).__name__}.forward{signature}"
         unknown = next((name for name in inputs if name not in signature.parameters), None) if named else None

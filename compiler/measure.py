@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import fx
+from torch import nn
 
 from prunec.compiler.base import Data, Progress, silent
 from prunec.compiler.emit import save_weights
@@ -23,7 +23,7 @@ ROUNDS = 5
 """The two models take turns this often, so that a change of the machine's speed meets both."""
 
 
-def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress = silent) -> float:
+def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = silent) -> float:
     """The share of samples whose largest output is at their label. Raises `DataError` where the data don't fit."""
     batches, right, total = list(batches), 0, 0
     with torch.no_grad():
@@ -44,11 +44,11 @@ def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress 
     return right / total
 
 
-def compare_accuracy(before: Program, after: Program, data: Data, progress: Progress = silent) -> dict[str, float]:
+def compare_accuracy(before: nn.Module, after: nn.Module, data: Data, progress: Progress = silent) -> dict[str, float]:
     """Both models' accuracy on the test split."""
     return {
-        "before": accuracy(before.module, data.test(), progress),
-        "after": accuracy(after.module, data.test(), progress),
+        "before": accuracy(before, data.test(), progress),
+        "after": accuracy(after, data.test(), progress),
     }
 
 

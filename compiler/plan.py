@@ -76,6 +76,10 @@ def _is_list_of_shapes(value: Any) -> Any:
     return value
 
 
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Plan(BaseModel):
     """A valid plan; see the module's text. `model`, `inputs` and `data` may be left to the caller of `compile`."""
 
@@ -84,6 +88,8 @@ class Plan(BaseModel):
     plan: Literal[1]
     model: ModelSpec | None = None
     inputs: Annotated[tuple[PlanInput, ...] | dict[str, PlanInput], BeforeValidator(_is_list_of_shapes)] = ()
+    region: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)] = None
+    """Parts of the model that are compiled in their place, by their dotted names; None for all of it."""
     data: Factory | None = None
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from prunec.compiler.inputs import map_tensors, names_of
 from prunec.compiler.ir import module_tensors
@@ -42,6 +42,12 @@ def fill_module(name: str, module: nn.Module, given: Mapping[str, torch.Tensor])
         for key, tensor in module_tensors(name, module):
             tensor.copy_(given[key] if key in given else synthetic(key, tensor))
     return module
+
+
+def example_inputs(graph: fx.Graph) -> Iterator[Any]:
+    """An input for each placeholder that takes tensors."""
+    values = ((str(node.target), node.meta["val"]) for node in graph.find_nodes(op="placeholder"))
+    return (example_input(name, value) for name, value in values if names_of(name, value))
 
 
 def example_input(name: str, like: Any) -> Any:

@@ -20,12 +20,11 @@ from torch.fx.node import map_aggregate
 
 from prunec.compiler.errors import nearest
 from prunec.compiler.functions import function_names, resolve_function
-from prunec.compiler.inputs import names_of
 from prunec.compiler.ir import Program, State, module_tensors
 from prunec.compiler.literals import Fragment, Reader, blank_strings
 from prunec.compiler.modules import read_constructor
 from prunec.compiler.spelling import INFIX, PREFIX
-from prunec.compiler.synthetic import example_input, fill_module, synthetic
+from prunec.compiler.synthetic import example_inputs, fill_module, synthetic
 from prunec.compiler.text_types import read_tensor_type, read_type, same_type, type_text
 
 _HEADER: Final = re.compile(r"program\s+(?P<name>[A-Za-z_]\w*)(?P<training>\s+training)?\s*\{")
@@ -63,11 +62,6 @@ def from_text(text: str, file: str = "<text>") -> Program:
             parser.read(code)
             line = code
     return parser.program(line)
-
-
-def _examples(graph: fx.Graph) -> Iterator[Any]:
-    values = ((str(node.target), node.meta["val"]) for node in graph.find_nodes(op="placeholder"))
-    return (example_input(name, value) for name, value in values if names_of(name, value))
 
 
 def without_comment(line: str) -> str:
@@ -118,7 +112,7 @@ class _Parser:
             owner, _, key = str(node.target).rpartition(".")
             if isinstance(held := state.get(owner), nn.Module):
                 state[str(node.target)] = dict(module_tensors("", held))[key]
-        inputs = tuple(_examples(self.graph))
+        inputs = tuple(example_inputs(self.graph))
         shown = frozenset(self.values)
         return Program(self.graph, state, inputs, self.name or "", self.training, facts=self.facts, shown=shown)
 
