@@ -85,7 +85,7 @@ class Regions:
 
     def spliced(self, program: Program) -> nn.Module:
         """A copy of the whole model with the program's parts in the regions' places."""
-        return self._with(lambda region: self.part(program, region).module)
+        return self._with(lambda region: _generated(self.part(program, region).module))
 
     def check(self, program: Program) -> float:
         """The whole model with the slim parts, against the same with the parts run node by node.
@@ -212,6 +212,12 @@ class _Interpreted(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Interpreted:
         return self
+
+
+def _generated(module: fx.GraphModule) -> fx.GraphModule:
+    """The module with its code made: at its first call fx would call it twice, and so its hooks."""
+    assert module.code, "a graph has code"
+    return module
 
 
 def _floating(program: Program) -> torch.dtype:
