@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,9 @@ def _load(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None) ->
     found = load_model(plan) if model is None else model
     inputs = inputs_of(plan) if example_inputs is None else example_inputs
     if plan.region is None:
-        return trace(found, inputs), None
+        return trace(found, inputs, mode=plan.mode), None
     regions = find_regions(found, plan.region, inputs, plan.at("region"))
+    regions = replace(regions, mode=plan.mode)
     return regions.trace(), regions
 
 

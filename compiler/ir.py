@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ from prunec.compiler.collector import uncollected
 
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
+Mode = Literal["eval", "train"]
+"""Which branches of a model's Python code are traced."""
 
 
 class Axis(NamedTuple):

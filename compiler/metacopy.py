@@ -164,6 +164,22 @@ def _config(module: nn.Module) -> Hashable | None:
     return type(module), tuple(attributes), shapes
 
 
+def unhooked(module: nn.Module) -> nn.Module:
+    """A leaf module without the forward hooks that the tracer has run beside it; itself where it has none."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return module
+    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in _HOOKS})
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
 def eval_copy(module: nn.Module) -> nn.Module:
     """The module itself where it is in eval mode, children and all; else a copy that is, with the same tensors."""
     if not any(part.training for part in module.modules()):

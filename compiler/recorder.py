@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
@@ -39,7 +40,7 @@ _CALL = nn.Module.__call__
 class Recorder(TorchFunctionMode):
     """Runs one model once. `graph` is what it wrote down; `constants` are the tensors that no module owns."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, training: bool = False) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.active = True
@@ -51,6 +52,7 @@ class Recorder(TorchFunctionMode):
         self._handles: dict[int, Handle] = {}
         self._kept: list[torch.Tensor] = []
         self._device: Handle | None = None
+        self._training = training
         self._adopt_model()
 
     def run_forward(self, inputs: Arguments) -> None:
@@ -71,7 +73,7 @@ class Recorder(TorchFunctionMode):
         for name, (original, copy) in self.copy.tensors.items():
             handle = Handle(self, copy, lambda name=name, copy=copy: self._get_attr(name, copy))  # type: ignore[misc]
             self._handles[id(original)] = self._handles[id(copy)] = handle
-        flag = Flag(Handle(self, False, lambda: self._get_attr("training", False)))
+        flag = Flag(Handle(self, self._training, lambda: self._get_attr("training", self._training)))
         for standin in self.copy.modules.values():
             if not standin.leaf:
                 standin.copy.__dict__["training"] = flag
@@ -244,7 +246,7 @@ class Recorder(TorchFunctionMode):
         if standin is None or not torch._C._is_torch_function_mode_enabled():
             return _CALL(module, *args, **kwargs)
         try:
-            return (self._call_leaf if standin.leaf else self._call_through)(standin, args, kwargs)
+            return (self._call_hooked if standin.leaf else self._call_through)(standin, args, kwargs)
         except BaseException as error:
             if self.failed is None or self.failed[0] is not error:
                 self.failed = (error, standin)
@@ -256,6 +258,21 @@ class Recorder(TorchFunctionMode):
             return _CALL(standin.copy, *args, **kwargs)
         finally:
             self._scopes.pop()
+
+    def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A leaf between its hooks, whose own operations are recorded: a leaf in the graph has none."""
+        module = standin.copy
+        for key, before in module._forward_pre_hooks.items():
+            if key in module._forward_pre_hooks_with_kwargs:
+                args, kwargs = before(module, args, kwargs) or (args, kwargs)
+            elif (given := before(module, args)) is not None:
+                args = given if isinstance(given, tuple) else (given,)
+        value = self._call_leaf(standin, args, kwargs)
+        for key, after in module._forward_hooks.items():
+            more = (kwargs,) if key in module._forward_hooks_with_kwargs else ()
+            changed = after(module, args, *more, value)
+            value = value if changed is None else changed
+        return value
 
     def _call_leaf(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch._C.DisableTorchFunction():
@@ -279,10 +296,23 @@ def _patched(recorder: Recorder) -> Iterator[None]:
         return recorder.call_module(module, args, kwargs)
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
+    compiled = {name: getattr(torch, name) for name in _TAKES_FLAG}
+    for name, function in _TAKES_FLAG.items():
+        setattr(torch, name, function)
     try:
         yield
     finally:
         nn.Module.__call__ = _CALL  # type: ignore[method-assign]
+        for name, function in compiled.items():
+            setattr(torch, name, function)
+
+
+_TAKES_FLAG: Mapping[str, Callable[..., Any]] = {
+    "dropout": F.dropout,
+    "alpha_dropout": F.alpha_dropout,
+    "feature_alpha_dropout": F.feature_alpha_dropout,
+}
+"""Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -25,7 +25,7 @@ from torch import fx, nn
 
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
 from prunec.compiler.inputs import Arguments, Inputs, arguments, called
-from prunec.compiler.ir import Axis, Program, State
+from prunec.compiler.ir import Axis, Mode, Program, State
 from prunec.compiler.reference import Interpreter
 from prunec.compiler.trace import is_impure, trace
 from prunec.compiler.verify import TOLERANCE, difference
@@ -54,11 +54,12 @@ class Regions:
     model: nn.Module
     example: Inputs
     parts: tuple[Region, ...]
+    mode: Mode = "eval"
 
     def trace(self) -> Program:
         """All regions as one program, with the whole model's parameter names."""
         inputs = {name: value for part in self.parts for name, value in part.inputs.items()}
-        return trace(_Joint(self.parts), inputs, name=type(self.model).__name__)
+        return trace(_Joint(self.parts), inputs, name=type(self.model).__name__, mode=self.mode)
 
     def part(self, program: Program, region: Region) -> Program:
         """One region of the joint program as a program of its own, with the region's parameter names."""
@@ -66,14 +67,12 @@ class Regions:
         output = next(iter(reversed(graph.nodes)))
         output.args = (output.args[0][region.name],)
         output.meta["val"] = output.meta["val"][region.name]
+        _leave_out(graph, region.inputs)
         graph.eliminate_dead_code(is_impure)
-        inputs = []
-        for node, value in zip(graph.find_nodes(op="placeholder"), program.inputs, strict=True):
-            if node.target in region.inputs:
-                node.target = str(node.target).removeprefix(region.prefix)
-                inputs.append(value)
-            else:
-                graph.erase_node(node)
+        names = [str(node.target) for node in program.graph.find_nodes(op="placeholder")]
+        inputs = [value for name, value in zip(names, program.inputs, strict=True) if name in region.inputs]
+        for node in graph.find_nodes(op="placeholder"):
+            node.target = str(node.target).removeprefix(region.prefix)
         state: dict[str, State] = {}
         for node in graph.nodes:
             if node.op in {"call_module", "get_attr"} and str(node.target) in program.state:
@@ -212,6 +211,17 @@ class _Interpreted(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Interpreted:
         return self
+
+
+def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
+    """Erase what depends on other inputs than these, whether it writes in place or not: it is another region's."""
+    others = {node for node in graph.find_nodes(op="placeholder") if node.target not in inputs}
+    for node in graph.nodes:
+        if any(operand in others for operand in node.all_input_nodes):
+            others.add(node)
+    for node in reversed(list(graph.nodes)):
+        if node in others:
+            graph.erase_node(node)
 
 
 def _generated(module: fx.GraphModule) -> fx.GraphModule:

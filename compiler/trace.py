@@ -18,23 +18,26 @@ from typing import Any
 
 from torch import fx, nn
 
+from prunec.compiler.baking import baked
 from prunec.compiler.batch import check_batch
 from prunec.compiler.collector import uncollected
 from prunec.compiler.errors import ModelError
 from prunec.compiler.inputs import Arguments, Inputs, arguments, tensors_in
-from prunec.compiler.ir import Program, State
-from prunec.compiler.metacopy import eval_copy
+from prunec.compiler.ir import Mode, Program, State
+from prunec.compiler.metacopy import eval_copy, unhooked
 from prunec.compiler.places import user_span
 from prunec.compiler.proxy import Refused
 from prunec.compiler.recorder import Recorder
 
 
 @uncollected()
-def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None) -> Program:
+def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
     """The program of a model for inputs like the example's. The model isn't changed, and its weights are shared.
 
     `example_inputs` are forward's arguments: a tuple in order, or a mapping by name. Those that hold no tensor are
-    decided for good, see `inputs`.
+    decided for good, see `inputs`. In mode `train`, Python code that asks for `self.training` takes the branches of
+    train mode, such as those of auxiliary heads; dropout and batch norm follow the program's own flag in either mode.
+    Weights that are computed from others (weight norm, parametrizations) become plain ones, see `baking`.
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
     (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
     """
@@ -42,7 +45,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None) 
     recorder: Recorder | None = None
     try:
         with _collector_paused():
-            recorder = Recorder(model)
+            recorder = Recorder(baked(model), training=mode == "train")
             recorder.run_forward(inputs)
     except Exception as error:
         raise _explained(error, model, recorder, inputs) from error
@@ -88,7 +91,7 @@ def _state(recorder: Recorder) -> dict[str, State]:
         if target in state:
             continue
         if node.op == "call_module":
-            state[target] = eval_copy(modules[target])
+            state[target] = unhooked(eval_copy(modules[target]))
         elif node.op == "get_attr" and target in recorder.copy.tensors:
             state[target] = recorder.copy.tensors[target][0]
         elif node.op == "get_attr" and target in recorder.constants.added:

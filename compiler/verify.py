@@ -32,6 +32,9 @@ __all__ = ["Masked", "Reference", "Replaced", "Same", "Verification", "differenc
 
 TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float64: 1e-9}
 
+ROUNDED: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""The tolerance where weights were computed anew and rounded to this type."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -87,10 +90,12 @@ def verify(
 
 
 def _tolerance(reference: Reference, dtype: torch.dtype, exact: bool) -> float:
-    """How far outputs may be apart. A pass that computes float32 weights anew has rounded each of them once, which no
-    wider run takes back; gathered weights are the old ones, bit for bit."""
-    computed = not exact and not reference.nodewise and _dtypes(reference.before)[0] == torch.float32
-    return TOLERANCE[torch.float32] if computed else TOLERANCE[dtype]
+    """How far outputs may be apart. A pass that computes weights anew has rounded each of them once, which no wider run
+    takes back; gathered weights are the old ones, bit for bit."""
+    if exact or reference.nodewise:
+        return TOLERANCE[dtype]
+    kinds = {t.dtype for t in reference.before.tensors.values() if t.is_floating_point()}
+    return max((ROUNDED[kind] for kind in kinds if kind in ROUNDED), default=TOLERANCE[dtype])
 
 
 def _trials(

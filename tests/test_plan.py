@@ -175,6 +175,7 @@ def test_to_dict_spells_out_the_defaults(load):
         "plan": 1,
         "model": {"factory": "nets:small", "args": {}},
         "inputs": [],
+        "mode": "eval",
         "passes": ["tidy"],
         "export": [{"onnx": {"opset": 20}}],
         "seed": 0,
