@@ -82,6 +82,8 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
+    if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
+        raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
     with _evaluating(program.module), torch.no_grad():
         model, checks, reason = _export(program, path, opset)
     worst = max(checks.values(), key=lambda check: check.difference)

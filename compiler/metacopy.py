@@ -64,6 +64,8 @@ def meta_copy(model: nn.Module) -> MetaCopy:
         copy = copies[id(module)]
         _fill(module, copy, copies, meta)
         leaf = bool(name) and is_leaf(module)
+        if leaf:
+            copy.__dict__.update({key: OrderedDict() for key in _HOOKS if copy.__dict__.get(key)})
         standin = StandIn(name, module, copy, leaf, _config(copy) if leaf else None)
         modules[id(module)] = modules[id(copy)] = standin
     return MetaCopy(copies[id(model)], modules, tensors)

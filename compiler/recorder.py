@@ -74,6 +74,7 @@ class Recorder(TorchFunctionMode):
             handle = Handle(self, copy, lambda name=name, copy=copy: self._get_attr(name, copy))  # type: ignore[misc]
             self._handles[id(original)] = self._handles[id(copy)] = handle
         flag = Flag(Handle(self, self._training, lambda: self._get_attr("training", self._training)))
+        self._flag = flag
         for standin in self.copy.modules.values():
             if not standin.leaf:
                 standin.copy.__dict__["training"] = flag
@@ -171,6 +172,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if in_meta_kernel(sys._getframe(1)):
             return func(*args, **kwargs)  # compiled code runs on the user's tensors; what it gives is refused when used
+        if self._training and func in _FOLLOWS:
+            args, kwargs = _following(self._flag, _FOLLOWS[func], args, kwargs)
         call = describe(func, args, kwargs)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
@@ -261,15 +264,17 @@ class Recorder(TorchFunctionMode):
 
     def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A leaf between its hooks, whose own operations are recorded: a leaf in the graph has none."""
-        module = standin.copy
-        for key, before in module._forward_pre_hooks.items():
-            if key in module._forward_pre_hooks_with_kwargs:
+        module, hooked = standin.copy, standin.original
+        if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
+            raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
+        for key, before in hooked._forward_pre_hooks.items():
+            if key in hooked._forward_pre_hooks_with_kwargs:
                 args, kwargs = before(module, args, kwargs) or (args, kwargs)
             elif (given := before(module, args)) is not None:
                 args = given if isinstance(given, tuple) else (given,)
         value = self._call_leaf(standin, args, kwargs)
-        for key, after in module._forward_hooks.items():
-            more = (kwargs,) if key in module._forward_hooks_with_kwargs else ()
+        for key, after in hooked._forward_hooks.items():
+            more = (kwargs,) if key in hooked._forward_hooks_with_kwargs else ()
             changed = after(module, args, *more, value)
             value = value if changed is None else changed
         return value
@@ -313,6 +318,28 @@ _TAKES_FLAG: Mapping[str, Callable[..., Any]] = {
     "feature_alpha_dropout": F.feature_alpha_dropout,
 }
 """Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
+
+
+_FOLLOWS: Mapping[Callable[..., Any], tuple[int, bool]] = {
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), (2, True)),
+    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), (2, False)),
+    F.rrelu: (3, False),
+    F.batch_norm: (5, False),
+}
+"""Functions with a parameter `training` -> its position and its default."""
+
+
+def _following(
+    flag: Flag, parameter: tuple[int, bool], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with the flag in the place of a true `training`.
+
+    In train mode, Python makes `self.training and self.noisy` a bare True, which would drop out in eval mode as well.
+    """
+    position, default = parameter
+    if len(args) > position:
+        return (*args[:position], args[position] and flag, *args[position + 1 :]), kwargs
+    return args, {**kwargs, "training": kwargs.get("training", default) and flag}
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -36,7 +36,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
 
     `example_inputs` are forward's arguments: a tuple in order, or a mapping by name. Those that hold no tensor are
     decided for good, see `inputs`. In mode `train`, Python code that asks for `self.training` takes the branches of
-    train mode, such as those of auxiliary heads; dropout and batch norm follow the program's own flag in either mode.
+    train mode, such as those of auxiliary heads; dropout and batch norm follow the program's own flag in either mode,
+    in mode `train` also where they were given a bare `training=True`.
     Weights that are computed from others (weight norm, parametrizations) become plain ones, see `baking`.
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
     (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
