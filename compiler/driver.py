@@ -67,7 +67,7 @@ class Result:
         report["weights"] = {"before": weights_size(self.before), "after": sum(path.stat().st_size for path in written)}
         for export in self.plan.export:
             path = folder / "model.onnx"
-            report["onnx"] = write_onnx(self.before, self.program, path, export.opset, self.progress)
+            report["onnx"] = write_onnx(self.before, self.program, path, export, self.progress)
         lock = {**self.lock, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

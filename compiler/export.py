@@ -15,7 +15,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,6 +42,9 @@ BATCHES = (1, 3)
 WARM_UP = 3
 
 Values = tuple[Any, ...]
+Open = frozenset[str]
+"""The names of sizes that the file leaves open."""
+IMAGE: Open = frozenset({"height", "width"})
 Array = npt.NDArray[Any]
 
 
@@ -73,11 +76,13 @@ class Check:
 Checks = dict[int, Check]
 
 
-def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
+def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Collection[str] = ("batch",)) -> OnnxReport:
     """Write the program as one ONNX file, without external data, and compare it with the module.
 
-    The same program gives the same bytes. Raises `PlanError` for an opset that can't be written, `ModelError` where
-    an operation has no ONNX form, `VerifyError` where onnxruntime computes something else than the module.
+    `dynamic` are the sizes to leave open: `batch` where the model allows it, `height` and `width` (the last dimensions
+    of inputs that have four) or the export fails. The same program gives the same bytes. Raises `PlanError` for an
+    opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
+    `VerifyError` where onnxruntime computes something else than the module.
     """
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
@@ -85,7 +90,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
     if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
     with _evaluating(program.module), torch.no_grad():
-        model, checks, reason = _export(program, path, opset)
+        model, checks, reason = _export(program, path, opset, frozenset(dynamic))
     worst = max(checks.values(), key=lambda check: check.difference)
     return OnnxReport(
         opset=opset,
@@ -114,24 +119,24 @@ def ort_latency(path: Path, inputs: Sequence[Any], runs: int = 50) -> float:
 # --- exporting ---------------------------------------------------------------------------------------------------
 
 
-def _export(program: Program, path: Path, opset: int) -> tuple[onnx.ModelProto, Checks, str]:
+def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks, str]:
     """The model, how near it is, and why its batch is static (an empty string where it is dynamic)."""
-    reason = _why_static(program)
+    reason = _why_static(program) if "batch" in dynamic else "the plan leaves it out of 'dynamic'"
     if not reason:
         try:
-            return *_write_and_check(program, path, opset, dynamic=True), ""
+            return *_write_and_check(program, path, opset, dynamic), ""
         except VerifyError as error:  # such as `x.squeeze()`, which gives a batch of 1 another shape
             reason = error.message
         except ModelError as error:
             if _operator_in(error.__cause__):
                 raise
             reason = error.message
-    return *_write_and_check(program, path, opset, dynamic=False), reason
+    return *_write_and_check(program, path, opset, dynamic - {"batch"}), reason
 
 
-def _write_and_check(program: Program, path: Path, opset: int, *, dynamic: bool) -> tuple[onnx.ModelProto, Checks]:
-    """Export for any batch size or for the example's alone, and compare at several or at this one."""
-    model = _convert(program, opset, dynamic=dynamic)
+def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks]:
+    """Export with these sizes open, and compare at several sizes of those."""
+    model = _convert(program, opset, dynamic)
     _strip(model.graph)
     for function in model.functions:
         _strip(function)
@@ -144,16 +149,22 @@ def _write_and_check(program: Program, path: Path, opset: int, *, dynamic: bool)
         raise ModelError(f"the exporter made a graph that is no valid ONNX: {_first_line(error)}") from error
     path.write_bytes(model.SerializeToString(deterministic=True))
     session = _session(path)
-    sizes = sorted({_batch(program), *(BATCHES if dynamic else ())})
-    return model, {size: _compare(session, program.module, _with_batch(program, size)) for size in sizes}
+    sizes = sorted({_batch(program), *(BATCHES if "batch" in dynamic else ())})
+    checks = {size: _compare(session, program.module, _with_batch(program, size)) for size in sizes}
+    if IMAGE & dynamic:
+        larger = map_tensors(lambda value: _larger(value, dynamic), _with_batch(program, sizes[0]))
+        other = _compare(session, program.module, larger)
+        checks[sizes[0]] = max(checks[sizes[0]], other, key=lambda check: check.difference)
+    return model, checks
 
 
-def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
+def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
     # A batch of 1 would let the exporter take the 1 for a constant.
-    inputs = _with_batch(program, max(_batch(program), 2)) if dynamic else program.inputs
-    batch = torch.export.Dim("batch")
+    inputs = _with_batch(program, max(_batch(program), 2)) if "batch" in dynamic else program.inputs
+    dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}
     old = batch_of(program.inputs)
-    shapes = tuple(map_tensors(lambda x: {0: batch} if is_batched(x, old) else None, value) for value in program.inputs)
+    shapes = tuple(map_tensors(lambda x: _open_dims(x, old, dims), value) for value in program.inputs)
+    assert program.module.code, "fx makes the signature of `forward` together with the code"
     try:
         with _quiet():
             exported = torch.onnx.export(
@@ -162,7 +173,7 @@ def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
                 dynamo=True,
                 external_data=False,
                 opset_version=opset,
-                dynamic_shapes=shapes if dynamic else None,
+                dynamic_shapes=shapes if dims else None,
                 input_names=_input_names(program),
                 output_names=_output_names(program.graph),
                 verbose=False,
@@ -171,9 +182,27 @@ def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
         raise _refusal(error) from error
     assert exported is not None, "torch.onnx.export gave no program"
     model = exported.model_proto
-    if dynamic and not any(value.type.tensor_type.shape.dim[0].dim_param for value in _ranked(model)):
+    if "batch" in dynamic and not any(value.type.tensor_type.shape.dim[0].dim_param for value in _ranked(model)):
         raise ModelError(f"the exporter can't leave the batch size open, and fixed it at {max(_batch(program), 2)}")
+    for place, name in ((2, "height"), (3, "width")):
+        sizes = [value.type.tensor_type.shape.dim for value in _ranked(model)]
+        if name in dynamic and not any(len(dims) == 4 and dims[place].dim_param for dims in sizes):
+            raise ModelError(f"the {name} can't be left open: the model is made for one", hint=f"export without {name}")
     return model
+
+
+def _open_dims(value: torch.Tensor, batch: int | None, dims: Mapping[str, Any]) -> dict[int, Any] | None:
+    """The dimensions of an input that are left open."""
+    places = {"batch": 0} if is_batched(value, batch) else {}
+    places |= {"height": 2, "width": 3} if value.ndim == 4 else {}
+    return {place: dims[name] for name, place in places.items() if name in dims} or None
+
+
+def _larger(value: torch.Tensor, dynamic: Open) -> torch.Tensor:
+    """An image of twice the size along the open dimensions: what asks for a multiple of some size takes that too."""
+    if value.ndim != 4:
+        return value
+    return value.repeat(1, 1, 2 if "height" in dynamic else 1, 2 if "width" in dynamic else 1)
 
 
 def _ranked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -18,6 +18,7 @@ from prunec.compiler.errors import DataError
 from prunec.compiler.export import OnnxReport, export_onnx, ort_latency
 from prunec.compiler.inputs import called, tensors_in
 from prunec.compiler.ir import Program
+from prunec.compiler.parts import OnnxExport
 
 ROUNDS = 5
 """The two models take turns this often, so that a change of the machine's speed meets both."""
@@ -52,14 +53,16 @@ def compare_accuracy(before: nn.Module, after: nn.Module, data: Data, progress: 
     }
 
 
-def write_onnx(before: Program, after: Program, path: Path, opset: int, progress: Progress = silent) -> dict[str, Any]:
+def write_onnx(
+    before: Program, after: Program, path: Path, export: OnnxExport, progress: Progress = silent
+) -> dict[str, Any]:
     """Write the slim model's ONNX file, and compare its size and latency with the original's."""
     with TemporaryDirectory() as folder:
         old = Path(folder) / "before.onnx"
         progress("onnx", 0, 3)
-        new_report = export_onnx(after, path, opset=opset)
+        new_report = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic)
         progress("onnx", 1, 3)
-        old_report = export_onnx(before, old, opset=opset)
+        old_report = export_onnx(before, old, opset=export.opset, dynamic=export.dynamic)
         progress("onnx", 2, 3)
         latency = _latencies(old, path, before)
         progress("onnx", 3, 3)

@@ -266,6 +266,8 @@ class OnnxExport(BaseModel):
     shorthand: ClassVar[str | None] = None
 
     opset: Annotated[StrictInt, Field(ge=18)] = 20
+    dynamic: tuple[Literal["batch", "height", "width"], ...] = ("batch",)
+    """Sizes that the file leaves open: the batch where the model allows it; height and width, or the export fails."""
 
 
 EXPORTS: Final[Mapping[str, type[OnnxExport]]] = {OnnxExport.name: OnnxExport}

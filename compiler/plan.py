@@ -138,7 +138,11 @@ class Plan(BaseModel):
         context = {"relative_to": Path(relative_to).resolve() if relative_to else None}
         body = self.model_dump(mode="json", exclude={"passes", "export"}, exclude_none=True, context=context)
         entries = [{entry.name: plain(entry.options).data} if entry.options else entry.name for entry in self.passes]
-        return {**body, "passes": entries, "export": [{export.name: export.model_dump()} for export in self.export]}
+        return {
+            **body,
+            "passes": entries,
+            "export": [{export.name: export.model_dump(mode="json")} for export in self.export],
+        }
 
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, Plan) else NotImplemented

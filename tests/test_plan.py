@@ -177,7 +177,7 @@ def test_to_dict_spells_out_the_defaults(load):
         "inputs": [],
         "mode": "eval",
         "passes": ["tidy"],
-        "export": [{"onnx": {"opset": 20}}],
+        "export": [{"onnx": {"opset": 20, "dynamic": ["batch"]}}],
         "seed": 0,
     }
 
@@ -334,7 +334,7 @@ BASE = "plan: 1\nseed: 1\npasses:\n  - pick: {ratio: 0.5}\n  - trim: 0.5\n  - ti
         ("passes.1.trim=0.25", ("passes", 1, "trim"), {"ratio": 0.25}),
         ("passes.2=trim: 0.1", ("passes", 2, "trim"), {"ratio": 0.1}),
         ("passes.3.pick.norm=l2", ("passes", 3, "pick"), {"norm": "l2"}),
-        ("export=[onnx]", ("export",), [{"onnx": {"opset": 20}}]),
+        ("export=[onnx]", ("export",), [{"onnx": {"opset": 20, "dynamic": ["batch"]}}]),
         ("data.factory=a:b", ("data", "factory"), "a:b"),
         ("inputs=[[1, 2]]", ("inputs", 0, "shape"), [1, 2]),
     ],
