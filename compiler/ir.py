@@ -3,7 +3,7 @@
     Program
       graph    torch.fx.Graph; node.meta["val"] holds the value on the meta device (a tensor, a number, or a tuple)
       state    dotted name -> leaf module (`call_module`) or tensor (`get_attr`), shared with other programs
-      inputs   example inputs, one tensor a placeholder
+      inputs   example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
       origin   axis -> the positions that are left of the original axis
       facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
       division how blocks of channels are divided into units, where a plan has said so; see `division`
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ from prunec.compiler.division import Division
 
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
+Mode = Literal["eval", "train"]
+"""Which branches of a model's Python code are traced."""
 
 
 class Axis(NamedTuple):
@@ -66,7 +68,7 @@ class Program:
 
     graph: fx.Graph
     state: Mapping[str, State]
-    inputs: tuple[torch.Tensor, ...]
+    inputs: tuple[Any, ...]
     name: str = "Model"
     training: bool = False
     origin: Mapping[Axis, IntArray] = field(default_factory=dict)

@@ -225,15 +225,17 @@ def _convolution(call: Call) -> Any:
     bound = call.bind(*ARGUMENTS["conv_transpose" if transposed else "conv"])
     x, weight = bound["input"], bound["weight"]
     rank, problem = plain(x).ndim, "the removed elements are no whole channels"
-    arriving = collapse(call, marks_of(x), [0, *range(2, rank)], problem).reshape(1, -1, 1)
-    arriving = arriving.expand(1, plain(x).shape[1], 1)
-    own = collapse(call, marks_of(weight), range(2, rank), problem).flatten(2)[:, :, :1]
+    channel = rank + 1 - plain(weight).ndim  # 0 for an image without a batch
+    shape = [-1 if dim == channel else 1 for dim in range(rank)]
+    arriving = collapse(call, marks_of(x), [d for d in range(rank) if d != channel], problem).reshape(1, -1, 1)
+    arriving = arriving.expand(1, plain(x).shape[channel], 1)
+    own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
     own = own.expand(*plain(weight).shape[:2], 1)
     count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
     marks = contract(call, count, x, weight, marks=(arriving, own))
-    channels = Marked(plain(x), arriving.reshape(1, -1, *[1] * (rank - 2)))  # with the free rim of a removed channel
+    channels = Marked(plain(x), arriving.reshape(shape))  # with the free rim of a removed channel
     data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
-    return with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
+    return with_bias(call, data, marks.reshape(shape), bound["bias"], channel=channel)
 
 
 # --- rules: norms over channels -------------------------------------------------------------------------------------

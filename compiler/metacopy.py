@@ -69,6 +69,8 @@ def meta_copy(model: nn.Module) -> MetaCopy:
         copy = copies[id(module)]
         _fill(module, copy, copies, meta)
         leaf = bool(name) and is_leaf(module)
+        if leaf:
+            copy.__dict__.update({key: OrderedDict() for key in _HOOKS if copy.__dict__.get(key)})
         standin = StandIn(name, module, copy, leaf)
         modules[id(module)] = modules[id(copy)] = standin
     return MetaCopy(copies[id(model)], modules, tensors)
@@ -174,6 +176,22 @@ def _config(module: nn.Module) -> Hashable | None:
     tensors = (*module._parameters.items(), *module._buffers.items())
     shapes = tuple((key, None if t is None else (t.shape, t.dtype)) for key, t in tensors)
     return type(module), tuple(attributes), shapes
+
+
+def unhooked(module: nn.Module) -> nn.Module:
+    """A leaf module without the forward hooks that the tracer has run beside it; itself where it has none."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return module
+    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in _HOOKS})
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 
 def eval_copy(module: nn.Module) -> nn.Module:

@@ -132,21 +132,21 @@ class Float(float, Number):
 
 
 class Flag(int, Number):
-    """`module.training`: false while a model is traced, an attribute of the model in the graph."""
+    """`module.training`: fixed while a model is traced, an attribute of the model in the graph."""
 
     def __new__(cls, handle: Handle) -> Flag:
-        """The flag of every module that is traced through."""
-        self = super().__new__(cls, 0)
+        """The flag of every module that is traced through, as the handle's value says."""
+        self = super().__new__(cls, bool(handle.value))
         self.handle = handle
         return self
 
     @property
     def plain(self) -> bool:
-        """`False`, since tracing is done in eval mode."""
-        return False
+        """Which branches of the model's code are traced."""
+        return bool(int.__int__(self))
 
     def __repr__(self) -> str:
-        return "False"
+        return str(self.plain)
 
     __reduce__ = Number.__reduce__
 

@@ -110,7 +110,7 @@ def run_rules(flow: Flow) -> None:
 
 def _label(flow: Flow, node: fx.Node) -> Labelled:
     if node.op == "placeholder":
-        return ()
+        return () if isinstance(node.meta["val"], torch.Tensor) else None
     if node.op == "get_attr":
         return _tensor(flow, node)
     if node.op == "output":

@@ -25,8 +25,8 @@ from prunec.compiler.ir import Program, State, module_tensors
 from prunec.compiler.literals import Fragment, Reader, blank_strings
 from prunec.compiler.modules import read_constructor
 from prunec.compiler.spelling import INFIX, PREFIX
-from prunec.compiler.synthetic import example_input, fill_module, synthetic
-from prunec.compiler.text_types import read_tensor_type, same_type, type_text
+from prunec.compiler.synthetic import example_inputs, fill_module, synthetic
+from prunec.compiler.text_types import read_tensor_type, read_type, same_type, type_text
 
 _HEADER: Final = re.compile(r"program\s+(?P<name>[A-Za-z_]\w*)(?P<training>\s+training)?\s*\{")
 _NAME: Final = r"""[^\s()\[\]{}=:,#%"']+"""
@@ -114,8 +114,7 @@ class _Parser:
             owner, _, key = str(node.target).rpartition(".")
             if isinstance(held := state.get(owner), nn.Module):
                 state[str(node.target)] = dict(module_tensors("", held))[key]
-        values = ((node.target, node.meta["val"]) for node in self.graph.find_nodes(op="placeholder"))
-        inputs = tuple(example_input(str(name), value) for name, value in values if isinstance(value, torch.Tensor))
+        inputs = tuple(example_inputs(self.graph))
         shown = frozenset(self.values)
         division = Division(**self.axes)
         return Program(
@@ -146,7 +145,7 @@ class _Parser:
         given = match["default"]
         default = () if given is None else (self._literal(head.part(*match.span("default"))),)
         stated = rest.part(colon + 1)
-        value = self._literal(stated) if given is not None and "[" not in stated.code else read_tensor_type(stated)
+        value = self._literal(stated) if given is not None and "[" not in stated.code else read_type(stated)
         node = self._create(
             head.part(0, 1 + len(match["name"])), "placeholder", match["target"] or match["name"], default
         )

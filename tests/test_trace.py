@@ -535,7 +535,7 @@ def scripted(x):
 
 REFUSALS = {
     "scripted": (lambda self, x: scripted(x) + 1, r"code that the tracer can't look into", "plain Python"),
-    "flag": (lambda self, x: torch.dropout(x, 0.5, self.training), r"must be bool, not Flag", "torch.nn.functional"),
+    "flag": (lambda self, x: torch.rrelu(x, 0.1, 0.3, self.training), r"must be bool, not Flag", "torch.nn.functional"),
     "branch": (branch_on_values, r"a branch depends on the values of a tensor", "torch.where"),
     "item": (lambda self, x: x * x.mean().item(), r"read as Python numbers \(`.item\(\)`\)", "keep the value a tensor"),
     "int": (lambda self, x: x[: int(x.max())], r"read as Python numbers \(`int\(\)`\)", "keep the value a tensor"),
@@ -591,8 +591,8 @@ def test_inputs_that_do_not_fit_name_the_layer(model, shape, message):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (torch.rand(1, 3), "tuple of tensors, not Tensor"),
-        (([1, 2],), "tuple of tensors, not list"),
+        (torch.rand(1, 3), "tuple of tensors, or a mapping by name, not Tensor"),
+        (([1, [object()]],), "the example input 'input' holds a object"),
         ((torch.rand(1), torch.rand(1)), "2 example inputs don't fit"),
         ((), "0 example inputs don't fit"),
     ],
