@@ -113,16 +113,14 @@ def _repeated_heads(value: Value, times: int) -> Value:
 
 def with_bias(call: Call, data: Tensor, marks: Tensor, bias: Value | None, *, channel: int) -> Value:
     """A product with its bias, which must be removed where the product is."""
-    result = Marked(data, marks)
     if bias is None:
         return mark(data, marks)
-    vector = along_channels(bias, data.ndim) if channel == 1 else bias
-    return mark(data, meet(call, [result, vector], data.shape))
+    return mark(data, meet(call, [Marked(data, marks), along_channels(bias, data.ndim, channel)], data.shape))
 
 
-def along_channels(value: Value, rank: int) -> Value:
-    """A vector as a value of `rank` dimensions that lies along dimension 1."""
-    shape = [1, -1, *[1] * (rank - 2)]
+def along_channels(value: Value, rank: int, channel: int = 1) -> Value:
+    """A vector as a value of `rank` dimensions that lies along one of them."""
+    shape = [-1 if dim == channel % rank else 1 for dim in range(rank)]
     if isinstance(value, Marked):
         return Marked(value.data.reshape(shape), value.marks.reshape(shape))
     return value.reshape(shape)
