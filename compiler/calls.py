@@ -79,7 +79,7 @@ _PLAIN_NUMBERS = _words("ndim dim ndimension __len__ element_size itemsize get_d
 _WRITERS = frozenset({"__setitem__", "_assert"})
 """Calls that give nothing and still count."""
 
-_AROUND = "compile only parts of the model that can be traced, such as its backbone: region: NAME in a plan"
+_AROUND = "name a part to compile: region: backbone"
 _BRANCH = (
     "a branch depends on the values of a tensor",
     "decide by shapes, or compute both sides and use torch.where; or " + _AROUND,

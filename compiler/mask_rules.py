@@ -79,9 +79,10 @@ def _written_in_place(call: Call, value: Any) -> Any:
 def _move(call: Call) -> Any:
     """Operations that move data: the operation itself, run on the marks. Other tensor arguments are indices."""
     data = call.plain()
+    if call.name == "meshgrid" and isinstance(call.args[0], Tensor | Marked):
+        call = replace(call, args=(call.args,))  # `meshgrid(x, y)` is `meshgrid((x, y))`
     source, rest = call.args[0], (call.args[1:], dict(call.kwargs))
-    indices = [x for x in pytree.tree_leaves(rest) if isinstance(x, Marked)]
-    if any(x.has_removed for x in indices) and not call.name.endswith("_as"):
+    if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves(rest)) and call.name[-3:] != "_as":
         raise call.error("removed channels are used as an index")
     if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
         return data

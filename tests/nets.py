@@ -853,8 +853,7 @@ net(
     "parametrized",
     lambda: {"a": conv(3, 8), "b": nn.utils.parametrizations.weight_norm(conv(8, 5)), "fc": nn.Linear(5, 4)},
     lambda m, x: m.fc(pooled(m.b(m.a(x)))),
-    {"a": (8, 0)},
-    {"a": "unknown op"},
+    {"a": (8, 8), "b": (5, 5)},
 )
 
 # -- what mixes channels -----------------------------------------------------------------------------------------------

@@ -229,3 +229,21 @@ def test_eval_mode_has_none_and_can_still_be_trained():
     assert not hasattr(slim, "aux")
     slim.train()
     assert not torch.equal(slim(x), slim(x))
+
+
+class Grid(nn.Module):
+    """Adds the coordinates of its own pixels: numbers that are made of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        rows, columns = torch.meshgrid(torch.arange(x.shape[2] // 1), torch.arange(x.shape[3] // 1), indexing="ij")
+        return self.b(F.relu(self.a(x))) + torch.stack([rows, columns, rows, columns])
+
+
+def test_a_grid_of_coordinates():
+    result = compile(Grid(), {"plan": 1, "passes": PASSES}, example_inputs=(image(),))
+    assert result.module.a.weight.shape[0] < 16
+    assert result.module(torch.zeros(1, 3, 5, 4)).shape == (1, 4, 5, 4)
