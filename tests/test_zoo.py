@@ -34,8 +34,9 @@ NO_CHANNELS = (
     "is the only one of its group",
     "is all that one piece of a split has",
     "is a kernel dimension of ",
+    "is picked from at ",
 )
-"""Pins of what no channel is, or of what must stay for the network to be one."""
+"""Pins of what no channel is (kernels, rows of tables), or of what must stay for the network to be one."""
 ALLOWED = {
     "raft_large": ("meets positions that are fixed at update_block_motion_encoder_convflow1_2",),
     "raft_small": ("meets positions that are fixed at update_block_motion_encoder_convflow1_2",),
@@ -50,9 +51,10 @@ def test_only_outputs_are_pinned(name):
     with torch.device("cpu" if name.startswith(REFUSES_META) else "meta"):
         model = case.build()
     analysis = analyse(trace(model, case.example()))
-    reasons = {reason for group in analysis.groups.values() for reason in group.pinned if reason}
+    groups = [group for group in analysis.groups.values() if not coverage.are_positions(analysis, group)]
+    reasons = {reason for group in groups for reason in group.pinned if reason}
     assert not {r for r in reasons if not r.startswith(NO_CHANNELS + ALLOWED.get(name, ()))}
-    assert analysis.free.sum() > 0.4 * analysis.size
+    assert analysis.free.sum() > 0.4 * sum(group.size for group in groups)
 
 
 def _image(edge=64):
