@@ -39,6 +39,7 @@ from prunec.compiler.base import Context
 from prunec.compiler.cost import cost
 from prunec.compiler.export import export_onnx
 from prunec.compiler.ir import Program
+from prunec.compiler.region import find_regions
 from prunec.compiler.units import Analysis, Group, analyse
 from prunec.compiler.verify import verify
 from prunec.passes.score import Score
@@ -75,7 +76,8 @@ def examine(case: Case, *, onnx: bool = True, say: Callable[[dict[str, Any]], No
     say({"base_mb": _peak()})
     model, example = case.build(), case.example()
     start = time.perf_counter()
-    program: Program = timed("trace", lambda: trace(model, example))
+    regions = find_regions(model, case.regions, example) if case.regions else None
+    program: Program = timed("trace", regions.trace if regions else lambda: trace(model, example))
     say({"nodes": len(program.graph.nodes), "weights_mb": round(_megabytes(program))})
     analysis: Analysis = timed("labels", lambda: analyse(program))
     say(prunable(analysis))
@@ -86,6 +88,9 @@ def examine(case: Case, *, onnx: bool = True, say: Callable[[dict[str, Any]], No
     say({"compile": round(time.perf_counter() - start, 3), "peak_mb": _peak()})
     say({"macs": round(cost(slim).macs / cost(program).macs, 4)})
     timed("verify", lambda: say({"half": _difference(chosen, slim)}))
+    if regions:
+        say({"status": "splice"})
+        regions.check(slim)
     for name, share in (("random_10", 0.1), ("random_50", 0.5), ("minimum", 1.0)):
         say({"status": name, name: _random_difference(program, share)})
     if onnx and _megabytes(slim) * 1e6 < LARGEST_ONNX:

@@ -1,7 +1,7 @@
 """Every model of torchvision, with the smallest inputs that show all of it: what `coverage.py` goes through.
 
     FAMILIES      classification, segmentation, video, quantization, detection, flow
-    CASES         name -> Case: how to build the model, what to call it with, and which region to compile if not all
+    CASES         name -> Case: how to build the model, what to call it with, and which regions to compile if not all
 
 Weights are random. Quantisable models are the float ones that quantisation starts from. Segmentation models have their
 auxiliary heads.
@@ -30,8 +30,8 @@ class Case:
     family: str
     build: Callable[[], nn.Module]
     example: Callable[[], tuple[Any, ...]]
-    region: str | None = None
-    """The submodule to compile, where data decide what the whole model does."""
+    regions: tuple[str, ...] = ()
+    """The submodules to compile, where data decide what the whole model does."""
 
 
 _LARGE = ("vit_", "maxvit", "swin_")
@@ -68,24 +68,35 @@ def _make(name: str, **options: Any) -> nn.Module:
 
 _QUIET = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 """Their own initialisation takes half a minute."""
-_SOURCES: Mapping[str, tuple[Any, Callable[[str], tuple[Any, ...]], Mapping[str, Any], str | None]] = {
-    "classification": (torchvision.models, _image, {}, None),
-    "segmentation": (torchvision.models.segmentation, _image, {"weights_backbone": None, "aux_loss": True}, None),
-    "video": (torchvision.models.video, _clip, {}, None),
-    "quantization": (torchvision.models.quantization, _image, {"quantize": False}, None),
-    "detection": (torchvision.models.detection, _pictures, {"weights_backbone": None}, "backbone"),
-    "flow": (torchvision.models.optical_flow, _pair, {}, None),
+_SOURCES: Mapping[str, tuple[Any, Callable[[str], tuple[Any, ...]], Mapping[str, Any]]] = {
+    "classification": (torchvision.models, _image, {}),
+    "segmentation": (torchvision.models.segmentation, _image, {"weights_backbone": None, "aux_loss": True}),
+    "video": (torchvision.models.video, _clip, {}),
+    "quantization": (torchvision.models.quantization, _image, {"quantize": False}),
+    "detection": (torchvision.models.detection, _pictures, {"weights_backbone": None}),
+    "flow": (torchvision.models.optical_flow, _pair, {}),
 }
+
+
+def _regions(family: str, name: str) -> tuple[str, ...]:
+    """What of a detector runs the same whatever is found in the image: without the matching of boxes."""
+    if family != "detection":
+        return ()
+    if "rcnn" in name:
+        return "backbone", "rpn.head", "roi_heads.box_head"
+    return ("backbone",) if name == "ssd300_vgg16" else ("backbone", "head")
 
 
 def _cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
-    for family, (module, example, options, region) in _SOURCES.items():
+    for family, (module, example, options) in _SOURCES.items():
         for name in list_models(module=module):
             mine = {**options, **_QUIET.get(name.removeprefix("quantized_"), {})}
             if name.startswith("lraspp"):
                 del mine["aux_loss"]
-            cases[name] = Case(name, family, partial(_make, name, **mine), partial(example, name), region)
+            cases[name] = Case(
+                name, family, partial(_make, name, **mine), partial(example, name), _regions(family, name)
+            )
     return cases
 
 

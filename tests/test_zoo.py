@@ -25,7 +25,7 @@ from zoo import CASES, Case
 from prunec.compiler.trace import trace
 from prunec.compiler.units import analyse
 
-WHOLE = [name for name, case in CASES.items() if case.region is None]
+WHOLE = [name for name, case in CASES.items() if not case.regions]
 REFUSES_META = ("regnet",)
 """Their constructors read values of tensors."""
 
