@@ -68,5 +68,5 @@ def survivors(scores: torch.Tensor, sparsity: float, mode: str) -> torch.Tensor:
     lines = scores.reshape(1, -1) if mode == "global" else scores
     cut = int(lines.shape[1] * sparsity + 1e-9)
     left = torch.ones_like(lines, dtype=torch.bool)
-    left.scatter_(1, lines.argsort(1, stable=True)[:, :cut], False)
+    left.scatter_(1, lines.argsort(dim=1, stable=True)[:, :cut], False)
     return left.reshape(scores.shape)
