@@ -50,7 +50,9 @@ def batch_places(program: Program) -> dict[fx.Node, tuple[int, int]]:
     """
     batch = _rows(program.inputs[0]) if program.inputs else None
     places: dict[fx.Node, tuple[int, int]] = {}
-    for node, other in _values(program, batch + 1).items() if batch else ():
+    if not batch:
+        return places
+    for node, other in _values(program, batch + 1).items():
         known = node.meta.get("val")
         if not isinstance(known, torch.Tensor) or not isinstance(other, torch.Tensor) or known.ndim != other.ndim:
             continue

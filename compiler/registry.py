@@ -9,7 +9,7 @@ from prunec.compiler import extensions
 from prunec.compiler.base import Pass
 from prunec.compiler.extensions import Registry
 
-PASSES: Final = Registry("prunec.passes", "pass", Pass)
+PASSES: Final = Registry("prunec.passes", "pass", Pass)  # type: ignore[type-abstract]
 
 
 def names() -> tuple[str, ...]:

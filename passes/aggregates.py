@@ -1,9 +1,9 @@
 """What happens to a criterion's numbers: they are joined into one a unit, and made comparable between groups.
 
-    evidence of conv1.weight[0]    units 0 1 2 3    figures 4 1 2 2
-    evidence of conv2.weight[0]    units 0 1 2 3    figures 2 3 2 0
-    joined by mean                                  scores  3 2 2 1
-    normalised by max                               scores  1 .67 .67 .33
+evidence of conv1.weight[0]    units 0 1 2 3    figures 4 1 2 2
+evidence of conv2.weight[0]    units 0 1 2 3    figures 2 3 2 0
+joined by mean                                  scores  3 2 2 1
+normalised by max                               scores  1 .67 .67 .33
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ class Calibration:
     memory: int | None = None
     """Bytes that the values of one run may take."""
 
-    def pieces(self, program: Program, context: Context, bytes_each: int, at_once: int | None = None) -> Iterator[Piece]:
+    def pieces(
+        self, program: Program, context: Context, bytes_each: int, at_once: int | None = None
+    ) -> Iterator[Piece]:
         """The samples in the data's order, as many at a time as fit; one needs `bytes_each`.
 
         Raises `PassError` without data or where not even one sample fits, and `DataError` where there are no samples.

@@ -154,4 +154,3 @@ def _entropy(shares: FloatArray) -> FloatArray:
     """Of each row."""
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     return np.asarray(-(shares * logs).sum(1))
-

@@ -78,7 +78,7 @@ class ClassEvidence(Criterion):
             yield name, Evidence("classes", known, columns[known].max(1))
 
     def _wanted(self, table: FloatArray) -> list[int]:
-        seen = (~np.isnan(table)).any(0)
+        seen = np.asarray(np.isfinite(table).any(axis=0))
         if self.classes is None:
             return [int(c) for c in np.flatnonzero(seen)]
         for each in self.classes:

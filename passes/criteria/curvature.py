@@ -137,7 +137,7 @@ def surgeon(g: Tensor, w: Tensor, unit: Tensor, damping: float, layer: Tensor) -
 
     `g` [samples, positions, elements] are gradients of `w` [positions, elements], `unit` [positions] says which unit a
     position belongs to, and `layer` [samples, ...] are the gradients of all weights that may make up for a unit.
-    With K = G G' over all weights and K_Q over the unit's, both [samples, samples], and l what is added to the diagonal:
+    With K = G G' over all weights and K_Q over the unit's, both [samples, samples], and l added to the diagonal:
 
         s_Q = l/2 ( |w_Q|^2 + (G_Q w_Q)' (N l I + K - K_Q)^-1 (G_Q w_Q) )
     """
@@ -153,4 +153,5 @@ def surgeon(g: Tensor, w: Tensor, unit: Tensor, damping: float, layer: Tensor) -
 
 def _others(gram: Tensor, own: Tensor, along: Tensor) -> Tensor:
     """`a' (gram - K_Q)^-1 a`."""
-    return along @ torch.linalg.solve(gram - own @ own.T, along)
+    solved: Tensor = torch.linalg.solve(gram - own @ own.T, along)
+    return torch.dot(along, solved)

@@ -1,11 +1,11 @@
 """Criteria that look at the weights of one axis: norms, batch norm's scale, distances, and the control.
 
-    l1          sum of |w| over what goes with the position (Li et al. 2017)
-    l2          square root of the sum of w^2
-    bn_scale    |gamma| of batch norm (Liu et al. 2017)
-    fpgm        distances to all other filters of the layer: what is near the geometric median can be replaced by the
-                others (He et al. 2019)
-    random      uniform in [0, 1): the control
+l1          sum of |w| over what goes with the position (Li et al. 2017)
+l2          square root of the sum of w^2
+bn_scale    |gamma| of batch norm (Liu et al. 2017)
+fpgm        distances to all other filters of the layer: what is near the geometric median can be replaced by the
+            others (He et al. 2019)
+random      uniform in [0, 1): the control
 """
 
 from __future__ import annotations

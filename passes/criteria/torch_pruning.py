@@ -4,12 +4,13 @@
 
 An importance is called with a group of torch-pruning's: layers, what is pruned of each, and which of the group's
 channels each position is. Such a group is made of a group of ours, so that a network which torch-pruning can't trace is
-no obstacle. What an importance wants beforehand (gradients, those of single samples, activations) it gets from the data.
+no obstacle. What an importance wants beforehand (gradients, those of single samples, activations) it gets from data.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -87,7 +88,8 @@ class _Peer:
         layer = self.module.get_submodule(member.axis.owner)
         prune = getattr(self.tp.pruner.function, function)
         target = SimpleNamespace(module=layer, name=member.axis.owner)
-        item = _Item((SimpleNamespace(layer=layer, target=target, pruning_fn=prune, handler=prune), _list(member.positions)))
+        dependency = SimpleNamespace(layer=layer, target=target, pruning_fn=prune, handler=prune)
+        item = _Item((dependency, _list(member.positions)))
         item.root_idxs = _list(member.units)
         return item
 
@@ -138,11 +140,11 @@ class TorchPruning(Criterion):
         groups = {group.name: items for group in setting.groups if (items := peer.items(group))}
         prepare = next((way for name, way in WAYS.items() if isinstance(made, getattr(tp.importance, name))), None)
         if prepare is not None:
-            prepare(made, peer, list(groups.values()))
+            prepare(made, peer)
         for name, items in groups.items():
             try:
-                found = made(_Listed(items))
-            except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+                found = made(items)
+            except (RuntimeError, LookupError, TypeError, AttributeError) as error:
                 raise PassError(
                     f"torch-pruning's {self.importance} can't score group '{name}': {error}", keys=("criterion",)
                 ) from error
@@ -155,10 +157,6 @@ class TorchPruning(Criterion):
             return getattr(tp.importance, self.importance)(**self.args)
         except TypeError as error:
             raise PassError(f"{self.importance} can't be made: {error}", keys=("criterion",)) from error
-
-
-class _Listed(list[_Item]):
-    """A group: a list of items."""
 
 
 def _import() -> ModuleType:
@@ -176,47 +174,49 @@ def _import() -> ModuleType:
 # -- what an importance wants beforehand ---------------------------------------------------------------------------
 
 
-def _gradients(made: Any, peer: _Peer, groups: Sequence[Sequence[_Item]]) -> None:
+def _gradients(made: Any, peer: _Peer) -> None:
     """The mean loss's gradients in the parameters' `grad`."""
     count = 0
     for piece, losses in _losses(peer):
         count += piece
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
     for parameter in peer.module.parameters():
         if parameter.grad is not None:
             parameter.grad /= count
 
 
-def _each_sample(made: Any, peer: _Peer, groups: Sequence[Sequence[_Item]]) -> None:
+def _each_sample(made: Any, peer: _Peer) -> None:
     """Every sample's gradients, shown to `accumulate_grad`."""
     made.zero_grad()
     for _, losses in _losses(peer, at_once=1):
         peer.module.zero_grad()
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
         made.accumulate_grad(peer.module)
 
 
-def _kronecker(made: Any, peer: _Peer, groups: Sequence[Sequence[_Item]]) -> None:
+def _kronecker(made: Any, peer: _Peer) -> None:
     """Inputs and gradients of layers, which its own hooks collect; `step` after each piece."""
-    graph = SimpleNamespace(get_all_groups=lambda **_: [_Listed(items) for items in groups])
+    everything = [peer.items(group) for group in peer.setting.analysis.groups.values()]
+    graph = SimpleNamespace(get_all_groups=lambda **_: everything)
     pruner = SimpleNamespace(
         DG=graph, ignored_layers=[], root_module_types=[], _downstream_node_as_root_if_attention=lambda group: group
     )
     made._prepare_model(peer.module, pruner)
-    for _, losses in _losses(peer):
-        losses.mean().backward()
-        made.step()
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its hooks are of a kind torch warns of
+        for _, losses in _losses(peer):
+            torch.autograd.backward(losses.mean())
+            made.step()
     made._rm_hooks(peer.module)
 
 
-def _activations(made: Any, peer: _Peer, groups: Sequence[Sequence[_Item]]) -> None:
+def _activations(made: Any, peer: _Peer) -> None:
     """A forward pass within `compute_importance`; the last piece's figures are what it keeps."""
     with made.compute_importance(peer.module):
         for _ in _losses(peer):
             continue
 
 
-WAYS: Final[Mapping[str, Callable[[Any, _Peer, Sequence[Sequence[_Item]]], None]]] = {
+WAYS: Final[Mapping[str, Callable[[Any, _Peer], None]]] = {
     "OBDCImportance": _kronecker,
     "GroupHessianImportance": _each_sample,
     "GroupTaylorImportance": _gradients,

@@ -103,7 +103,8 @@ def watched(program: Program, reads: Sequence[Read], look: Look) -> fx.GraphModu
 
 def _reroute(consumer: fx.Node, source: fx.Node, tap: fx.Node) -> None:
     """Let the consumer read the tap. Where it reads another read's tap of the same value, that one comes after."""
-    earlier = [n for n in consumer.all_input_nodes if n.name.startswith("watch_") and n.args == (source,) and n is not tap]
+    inputs = consumer.all_input_nodes
+    earlier = [node for node in inputs if node.name.startswith("watch_") and node.args == (source,)]
     if source in consumer.all_input_nodes:
         consumer.replace_input_with(source, tap)
     else:
@@ -125,6 +126,6 @@ def _backwards(scalar: Tensor) -> None:
     if not scalar.requires_grad:
         return
     try:
-        scalar.backward()
+        torch.autograd.backward(scalar)
     except RuntimeError as error:
         raise PassError(f"the loss can't be taken backwards: {error}", keys=("criterion",)) from error

@@ -36,8 +36,8 @@ class Weighed:
 
     def rows(self, program: Program, values: Mapping[str, Tensor]) -> Tensor:
         """Figures of elements, by tensor, as [positions, elements]; the bias is the last column."""
-        parts = [axis_rows(program, Axis(name, self._dim(index)), values[name]) for index, name in enumerate(self.tensors)]
-        return torch.cat(parts, 1)
+        axes = [Axis(name, self._dim(index)) for index, name in enumerate(self.tensors)]
+        return torch.cat([axis_rows(program, axis, values[axis.tensor]) for axis in axes], 1)
 
     def _dim(self, index: int) -> int:
         return 0 if index else self.member.axis.dim
