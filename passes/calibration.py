@@ -106,8 +106,9 @@ class Calibration:
             if index == self.batches or done >= wanted:
                 break
             piece = _piece(program, batch)[: max(0, wanted - done)]
-            for start in range(0, piece.count, size or piece.count):
-                yield piece[start : start + (size or piece.count)]
+            step = size or max(piece.count, 1)
+            for start in range(0, piece.count, step):
+                yield piece[start : start + step]
             done += piece.count
             context.progress("calibrate", *((index + 1, self.batches) if self.batches else (done, max(wanted, done))))
         if not done:

@@ -147,7 +147,8 @@ def mutual_information(values: FloatArray, labels: IntArray, bins: int) -> Float
     cells = (np.arange(values.shape[1]) * bins + binned) * classes.size + of_sample[:, None]
     counts = np.bincount(cells.ravel(), minlength=values.shape[1] * bins * classes.size)
     joint = counts.reshape(values.shape[1], bins, classes.size) / len(values)
-    return _entropy(joint.sum(2)) + _entropy(joint.sum(1)) - _entropy(joint.reshape(len(joint), -1))
+    shared = _entropy(joint.sum(2)) + _entropy(joint.sum(1)) - _entropy(joint.reshape(len(joint), -1))
+    return np.maximum(shared, 0.0)  # of independent ones the last bits may be negative
 
 
 def _entropy(shares: FloatArray) -> FloatArray:

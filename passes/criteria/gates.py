@@ -70,10 +70,11 @@ class Gates:
 
     @staticmethod
     def of(setting: Setting, joint: bool) -> Gates:
-        """All reads as one source, or each as its own."""
+        """All reads as one source, or each as its own; and the units that nobody reads, of which all terms are zero."""
         reads = find_reads(setting.analysis)
         sources = (_together(reads, setting.analysis.size),) if joint and reads else tuple(map(_alone, reads))
-        return Gates(setting, reads, sources, joint)
+        unread = _unread(setting, sources)
+        return Gates(setting, reads, (*sources, unread) if unread.units.size else sources, joint)
 
     def run(self, term: Term, target: Target | None = None, figures: tuple[int, ...] = ()) -> Iterator[Seen]:
         """Each piece of the data, once, with what `term` makes of every read: an array of the shape `figures` for each
@@ -99,6 +100,17 @@ def _together(reads: Sequence[Read], size: int) -> Source:
         most[read.units] = np.maximum(most[read.units], read.elements)
     units = np.flatnonzero(most)
     return Source("gates", units, torch.from_numpy(most[units]))
+
+
+def _unread(setting: Setting, sources: Sequence[Source]) -> Source:
+    """Units that are dropped before anything reads them, in groups of which other units are read."""
+    read, unread = np.zeros((2, setting.analysis.size), dtype=bool)
+    for source in sources:
+        read[source.units] = True
+    for group in setting.groups:
+        unread[group.where] = group.free & ~read[group.where] & read[group.where].any()
+    units = np.flatnonzero(unread)
+    return Source("nobody", units, torch.ones(units.size, dtype=torch.float64))
 
 
 def _alone(read: Read) -> Source:
