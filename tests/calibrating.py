@@ -1,4 +1,4 @@
-"""What tests of criteria share: a small trained-looking network, data in batches of any size, and scores by group."""
+"""What tests of criteria share: small networks, data in batches of any size, scores by group, and gates on units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from prunec.compiler.base import Context
 from prunec.compiler.ir import Program
 from prunec.compiler.trace import trace
-from prunec.compiler.units import FloatArray
+from prunec.compiler.units import FloatArray, analyse
+from prunec.passes.criteria.reads import Read, find_reads
 from prunec.passes.score import Score
 
 
@@ -102,3 +103,30 @@ def scores(program: Program, criterion: Any, data: Samples | None = None, **opti
 def flat(found: dict[str, FloatArray]) -> FloatArray:
     """All groups' scores, one behind the other."""
     return np.concatenate(list(found.values()))
+
+
+class Gate(nn.Module):
+    """A factor on the units in `which` where they are read; 1 on all others."""
+
+    def __init__(self, read: Read, which: np.ndarray, factor: float) -> None:
+        super().__init__()
+        shape = [1] * len(read.source.meta["val"].shape)
+        for dim in read.dims:
+            shape[dim] = read.source.meta["val"].shape[dim]
+        factors = np.append(np.where(np.isin(read.units, which), factor, 1.0), 1.0)[read.place]
+        self.factors = torch.from_numpy(factors).reshape(shape)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value * self.factors
+
+
+def gated(program: Program, which: np.ndarray, factor: float = 0.0) -> nn.Module:
+    """The program with gates of that factor on these units, at every read."""
+    graph, mapping = program.copy_graph_with_map()
+    gates = {}
+    for number, read in enumerate(find_reads(analyse(program))):
+        gates[f"gate_{number}"] = Gate(read, which, factor)
+        with graph.inserting_before(mapping[read.consumer]):
+            gate = graph.call_module(f"gate_{number}", (mapping[read.source],))
+        mapping[read.consumer].replace_input_with(mapping[read.source], gate)
+    return program.derive(graph=graph, state={**program.state, **gates}).module

@@ -20,7 +20,7 @@ from prunec.passes.score import Score
 
 DATA = images()
 ON_DATA = [name for name in CRITERIA.names() if criterion(name).data and name != "torch_pruning"]
-EXACT = dict(rtol=1e-10, atol=1e-12)
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +318,23 @@ def test_a_value_that_was_overwritten_is_noticed():
     assert analyse(program).groups["a"].free.all()
     with pytest.raises(PassError, match="can't be taken backwards"):
         scores(program, "taylor", data)
+
+
+class Padded(nn.Module):
+    """A stream that is padded with channels when its map shrinks: the first three also live in the larger map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        small = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 3))
+        return self.c(torch.relu(small + torch.max_pool2d(self.b(x), 2))).mean((2, 3))
+
+
+def test_channels_that_also_live_in_larger_maps_count_for_no_less():
+    program = program_of(lively(Padded()), DATA)
+    signed, gate = scores(program, "taylor_signed", DATA), scores(program, "gate", DATA)
+    (name,) = (group.name for group in analyse(program).groups.values() if group.size == 6)
+    np.testing.assert_allclose(signed[name] * 36, gate[name], **EXACT)

@@ -1,52 +1,26 @@
-"""Where channels are read: gates of zero at a unit's reads do what removing the unit does, in every net of the table."""
+"""Where channels are read: gates of zero at a unit's reads do what removing it does, in every net of the table."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from calibrating import gated
 from nets import NETS
 from oracle import difference, masked
-from torch import Tensor, nn
+from torch import nn
 
 from prunec.compiler.ir import Program
 from prunec.compiler.trace import trace
 from prunec.compiler.units import Analysis, analyse
-from prunec.passes.criteria.reads import Read, find_reads
+from prunec.passes.criteria.reads import find_reads
 
 COUNTING = ("layer_norm", "group_norm", "rms_norm", "instance_norm")
 """Norms that count channels see a smaller number once some are removed, and a zero while they are gated."""
 
 
-class _Gate(nn.Module):
-    """Zeros where the units in `gone` are read."""
-
-    def __init__(self, read: Read, gone: np.ndarray) -> None:
-        super().__init__()
-        shape = [1] * len(read.source.meta["val"].shape)
-        for dim in read.dims:
-            shape[dim] = read.source.meta["val"].shape[dim]
-        kept = np.append(~np.isin(read.units, gone), True)[read.place]
-        self.kept = torch.from_numpy(kept).reshape(shape)
-
-    def forward(self, value: Tensor) -> Tensor:
-        return value * self.kept
-
-
 SCALED = "packed_qkv_one_head"
 """Its attention divides by the root of the number of channels, which a gate leaves as it is."""
-
-
-def gated(program: Program, reads: tuple[Read, ...], gone: np.ndarray) -> nn.Module:
-    """The program with gates of zero on these units."""
-    graph, mapping = program.copy_graph_with_map()
-    gates = {}
-    for number, read in enumerate(reads):
-        gates[f"gate_{number}"] = _Gate(read, gone)
-        with graph.inserting_before(mapping[read.consumer]):
-            gate = graph.call_module(f"gate_{number}", (mapping[read.source],))
-        mapping[read.consumer].replace_input_with(mapping[read.source], gate)
-    return program.derive(graph=graph, state={**program.state, **gates}).module
 
 
 def counts_channels(program: Program) -> bool:
@@ -75,7 +49,7 @@ def test_gates_of_zero_remove_a_unit(name):
         keep = np.ones(analysis.size, dtype=bool)
         keep[unit] = False
         with torch.no_grad():
-            got = gated(program, reads, np.array([unit]))(*net.inputs())
+            got = gated(program, np.array([unit]))(*net.inputs())
         assert difference(got, masked(program, keep, net.inputs())) < 1e-9, unit
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunec.compiler.errors import DataError
 from prunec.compiler.ir import IntArray
-from prunec.compiler.units import FloatArray
+from prunec.compiler.units import Analysis, FloatArray
 from prunec.passes.calibration import Piece, bytes_of_a_sample
 from prunec.passes.criteria.base import Found, Setting, numbers
 from prunec.passes.criteria.reads import Read, find_reads
@@ -41,7 +41,8 @@ class Source:
     name: str
     units: IntArray
     elements: Tensor
-    """[units]: how many elements of a sample a unit has there; where several reads are one source, the most."""
+    """[units]: how many elements of a sample a unit has there. Where several reads are one source, it is the most that
+    any unit of the group has: a stream's channels that also live in larger maps must not count for less."""
 
     def evidence(self, setting: Setting, figures: Tensor) -> Iterator[Found]:
         """Figures, [units] of the source, as evidence about groups."""
@@ -72,7 +73,7 @@ class Gates:
     def of(setting: Setting, joint: bool) -> Gates:
         """All reads as one source, or each as its own; and the units that nobody reads, of which all terms are zero."""
         reads = find_reads(setting.analysis)
-        sources = (_together(reads, setting.analysis.size),) if joint and reads else tuple(map(_alone, reads))
+        sources = (_together(reads, setting.analysis),) if joint and reads else tuple(map(_alone, reads))
         unread = _unread(setting, sources)
         return Gates(setting, reads, (*sources, unread) if unread.units.size else sources, joint)
 
@@ -94,11 +95,13 @@ class Gates:
         return self.setting.calibration.losses(outputs, piece).sum()
 
 
-def _together(reads: Sequence[Read], size: int) -> Source:
-    most = np.zeros(size)
+def _together(reads: Sequence[Read], analysis: Analysis) -> Source:
+    most = np.zeros(analysis.size)
     for read in reads:
         most[read.units] = np.maximum(most[read.units], read.elements)
     units = np.flatnonzero(most)
+    for group in analysis.groups.values():
+        most[group.where] = most[group.where].max()
     return Source("gates", units, torch.from_numpy(most[units]))
 
 
