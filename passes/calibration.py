@@ -145,7 +145,7 @@ class Calibration:
 def _split(context: Context, split: str) -> Any:
     if context.data is None:
         hint = "name a data factory, for example data: prunec.models.data:digits"
-        raise PassError("this looks at data, and the plan has none", keys=("criterion",), hint=hint)
+        raise PassError("calibration needs data, and the plan has none", keys=("criterion",), hint=hint)
     return getattr(context.data, split)()
 
 

@@ -277,7 +277,7 @@ def test_memory_is_a_bound(program):
 @pytest.mark.parametrize("name", [*ON_DATA, "torch_pruning"])
 def test_without_data(program, name):
     made = {name: {"importance": "TaylorImportance"}} if name == "torch_pruning" else name
-    with pytest.raises(PassError, match="looks at data, and the plan has none"):
+    with pytest.raises(PassError, match="calibration needs data, and the plan has none"):
         scores(program, made)
 
 

@@ -27,7 +27,7 @@ def criterion(value: Any) -> Criterion:
     if not isinstance(name, str):
         raise wrong("must be the name of a criterion, or one name with a mapping of its options")
     if name not in names:
-        raise wrong("must be one of " + ", ".join(names), hint=nearest(name, names))
+        raise wrong("must be the name of a criterion", hint=nearest(name, names) or "valid: " + ", ".join(names))
     try:
         made = CRITERIA.named(name)
     except PrunecError as error:
