@@ -39,7 +39,7 @@ from prunec.compiler.base import Context
 from prunec.compiler.cost import cost
 from prunec.compiler.export import export_onnx
 from prunec.compiler.ir import Program
-from prunec.compiler.units import Analysis, analyse
+from prunec.compiler.units import Analysis, Group, analyse
 from prunec.compiler.verify import verify
 from prunec.passes.score import Score
 from prunec.passes.select import Select
@@ -103,10 +103,22 @@ def _megabytes(program: Program) -> float:
 
 
 def prunable(analysis: Analysis) -> dict[str, Any]:
-    """How many units there are, how many may go, and why the others may not (reason -> how many)."""
-    free = int(analysis.free.sum())
-    reasons = Counter(reason for group in analysis.groups.values() for reason in group.pinned if reason)
-    return {"channels": analysis.size, "free": free, "pinned": dict(reasons.most_common())}
+    """How many channels there are (heads and the like count as one), how many may go, and why the others may not
+    (reason -> how many)."""
+    groups = [group for group in analysis.groups.values() if not are_positions(analysis, group)]
+    reasons = Counter(reason for group in groups for reason in group.pinned if reason)
+    return {
+        "channels": sum(group.size for group in groups),
+        "free": sum(int(group.free.sum()) for group in groups),
+        "pinned": dict(reasons.most_common()),
+    }
+
+
+def are_positions(analysis: Analysis, group: Group) -> bool:
+    """Whether a pinned group isn't one of channels but of places: a kernel's, a token's in a table of embeddings."""
+    state = analysis.program.state
+    tables = all(isinstance(state.get(member.axis.tensor), torch.Tensor) for member in group.writers)
+    return tables and not group.free.any()
 
 
 def _difference(chosen: Program, slim: Program) -> float:

@@ -31,7 +31,7 @@ import torch
 from prunec.compiler.errors import OutputError
 
 LOCK = "plan.lock.json"
-OWN_FILES = ("model.*", "report.*", LOCK, "__pycache__")
+OWN_FILES = ("model.*", "model_*", "report.*", LOCK, "__pycache__")
 """What an output folder holds; a folder with anything else in it is left alone."""
 
 _AT_FDCWD = -100

@@ -96,6 +96,10 @@ class Pass(BaseModel, ABC):
         """Raise `PassError` for options that name what the program doesn't have; nothing is run."""
         return
 
+    def foreseen(self, program: Program) -> Program:
+        """The program that the options of later passes are checked on before anything is run."""
+        return program
+
     def required(self) -> frozenset[str]:
         """The facts that this pass needs, given its options."""
         return self.needs

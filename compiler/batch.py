@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
+from prunec.compiler.inputs import batch_of, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.metacopy import meta_copy, to_meta
 from prunec.compiler.places import line_span
@@ -30,7 +31,7 @@ def check_batch(program: Program) -> None:
     Cheap unless an output has a multiple of the batch's rows behind such a view; then the graph is run once more, on
     the meta device, for another batch size, which settles whether they are rows of the batch.
     """
-    batch = _rows(program.inputs[0]) if program.inputs else None
+    batch = batch_of(program.inputs)
     suspects = [node for node in program.graph.nodes if batch and _cuts(node, batch)]
     outputs = _outputs(program) if suspects else []
     if not batch or not any(_factor(_rows(node.meta["val"]), batch) for node in outputs):
@@ -115,8 +116,8 @@ def _values(program: Program, batch: int) -> dict[fx.Node, Any]:
 
 def _steps(program: Program, batch: int) -> Iterator[tuple[fx.Node, Any]]:
     values: dict[fx.Node, Any] = {}
-    example = program.inputs[0].shape[0]
-    inputs = iter(_resized(to_meta(x.detach()), example, batch) for x in program.inputs)
+    example = batch_of(program.inputs)
+    inputs = iter(map_tensors(lambda x: _resized(to_meta(x.detach()), example, batch), program.inputs))
     for node in program.graph.nodes:
         if node.op == "output":
             return
@@ -127,8 +128,8 @@ def _steps(program: Program, batch: int) -> Iterator[tuple[fx.Node, Any]]:
         yield node, values[node]
 
 
-def _resized(x: torch.Tensor, example: int, batch: int) -> torch.Tensor:
-    same = x.dim() and x.shape[0] == example
+def _resized(x: torch.Tensor, example: int | None, batch: int) -> torch.Tensor:
+    same = is_batched(x, example)
     return torch.empty(batch, *x.shape[1:], dtype=x.dtype, device="meta") if same else x
 
 
@@ -153,7 +154,7 @@ def _fault(program: Program, view: fx.Node, factor: int) -> ModelError:
     given, made = source.meta["val"].shape, view.meta["val"].shape
     literal, right = math.prod(made[1:]), math.prod(given[1:])
     scope = view.meta.get("scope") or program.name
-    inputs = ", ".join(str(list(x.shape)) for x in program.inputs)
+    inputs = ", ".join(str(list(x.shape)) for x in tensors_in(program.inputs))
     return ModelError(
         f"{scope}: {view.name} turns N rows into {factor}N: {list(given)} has {right} values an image, and the view "
         f"asks for {literal}, so -1 becomes {made[0]} (the input is {inputs})",

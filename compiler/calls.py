@@ -79,9 +79,19 @@ _PLAIN_NUMBERS = _words("ndim dim ndimension __len__ element_size itemsize get_d
 _WRITERS = frozenset({"__setitem__", "_assert"})
 """Calls that give nothing and still count."""
 
-_BRANCH = ("a branch depends on the values of a tensor", "decide by shapes, or compute both sides and use torch.where")
-_NUMBER = ("a tensor's values are read as Python numbers", "keep the value a tensor; a graph can't hold what it was")
-_SIZE = ("the size of a result depends on the values of a tensor", "use a result of fixed size, such as a mask")
+_AROUND = "name a part to compile: region: backbone"
+_BRANCH = (
+    "a branch depends on the values of a tensor",
+    "decide by shapes, or compute both sides and use torch.where; or " + _AROUND,
+)
+_NUMBER = (
+    "a tensor's values are read as Python numbers",
+    "keep the value a tensor; a graph can't hold what it was; or " + _AROUND,
+)
+_SIZE = (
+    "the size of a result depends on the values of a tensor",
+    "use a result of fixed size, such as a mask; or " + _AROUND,
+)
 
 
 _NO_KERNEL = ("torch can't tell the shape that an operation gives", "register a meta kernel for it")

@@ -15,6 +15,7 @@ from prunec.compiler.cost import cost
 from prunec.compiler.driver import load_program, steps_of
 from prunec.compiler.errors import DataError
 from prunec.compiler.factory import load_data
+from prunec.compiler.inputs import tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.lock import check_model
 from prunec.compiler.measure import accuracy
@@ -48,7 +49,7 @@ def _listed(steps: Sequence[Step]) -> str:
 
 def _model_line(program: Program) -> str:
     found = cost(program)
-    shapes = " and ".join(str(list(x.shape)) for x in program.inputs)
+    shapes = " and ".join(str(list(x.shape)) for x in tensors_in(program.inputs))
     nodes = len(program.graph.nodes)
     return f"model: {program.name} on {shapes}: {nodes} nodes, {found.macs:,} MACs, {found.params:,} parameters"
 
@@ -68,4 +69,5 @@ def _data_line(program: Program, data: Data) -> str:
     if not batch:
         raise DataError("the data's test split is empty")
     accuracy(program.module, batch)
-    return f"data: the first test batch, {list(batch[0][0].shape)}, runs through the model"
+    shapes = " and ".join(str(list(x.shape)) for x in tensors_in(batch[0][0]))
+    return f"data: the first test batch, {shapes}, runs through the model"

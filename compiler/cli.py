@@ -144,10 +144,10 @@ def explain(
 ) -> None:
     """Show the groups of a model or plan: what may be removed, what may not, and why."""
     from prunec.compiler.console import console  # noqa: PLC0415
-    from prunec.compiler.driver import load_program  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.driver import load_divided  # noqa: PLC0415  (imports torch)
     from prunec.compiler.explain import explain as explained  # noqa: PLC0415  (imports torch)
 
-    console().print(explained(load_program(_plan_of(target, inputs, overrides)), group))
+    console().print(explained(load_divided(_plan_of(target, inputs, overrides)), group))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Products that sum over a dimension which both operands have: matmul, einsum, attention.
 
 Labels along the contracted dimension unify. A label that varies along a batch dimension too (an attention head) can
-only go with all that the sum runs over, so the head becomes the unit.
+only go with all that the sum runs over, so the head becomes the unit; or, where a plan divides it so, the same
+position of every head (`heads.py`).
 """
 
 from __future__ import annotations
@@ -11,58 +12,100 @@ from collections.abc import Sequence
 import numpy as np
 from torch import fx
 
+from prunec.compiler.combining import combine, whole
+from prunec.compiler.heads import by_width
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
-from prunec.compiler.rules import argument, combine, count_macs, on_op, op_name, operand, rank_of, unknown
+from prunec.compiler.rules import argument, count_macs, on_op, op_name, operand, rank_of, unknown
 
 Operand = tuple[Fields, tuple[int, ...]]
 
 
-@on_op("matmul", "bmm", "mm", "__matmul__")
+@on_op("matmul", "bmm", "mm", "mv", "__matmul__")
 def matmul(flow: Flow, node: fx.Node) -> Labelled:
-    """[..., m, k] by [..., k, n]."""
-    left, right = argument(node, 0, "input"), argument(node, 1, "mat2" if op_name(node) in ("mm", "bmm") else "other")
-    return _product(flow, node, operand(flow, left), operand(flow, right))
+    """[..., m, k] by [..., k, n]; a vector is a matrix of one row or column."""
+    name = _SECOND.get(op_name(node), "other")
+    left, right = operand(flow, argument(node, 0, "input")), operand(flow, argument(node, 1, name))
+    row, column = len(left[1]) == 1, len(right[1]) == 1
+    if row:
+        left = tuple(f[None] for f in left[0]), (1, *left[1])
+    if column:
+        right = tuple(f[:, None] for f in right[0]), (*right[1], 1)
+    gone = tuple(dim for dim, single in ((-2, row), (-1, column)) if single)
+    fields = _product(flow, node, left, right, rank_of(node) + len(gone))
+    return flow.moved((np.squeeze(f, gone) for f in fields), node) if gone else fields
 
 
-def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand) -> Fields:
-    rank = rank_of(node)
-    if min(len(left[1]), len(right[1])) < 2:
-        flow.pin_all((*left[0], *right[0]), f"is contracted with a vector at {node.name}")
-        return ()
-    a_flat, a_rest = _contracted(flow, node, left, -1)
-    b_flat, b_rest = _contracted(flow, node, right, -2)
-    flow.unify(a_flat, b_flat, node)
+_SECOND = {"mm": "mat2", "bmm": "mat2", "mv": "vec"}
+
+
+@on_op("addmm", "baddbmm")
+def added_product(flow: Flow, node: fx.Node) -> Labelled:
+    """A product that is added to something."""
+    names = ("mat1", "mat2") if op_name(node) == "addmm" else ("batch1", "batch2")
+    left, right = (operand(flow, argument(node, i, name)) for i, name in enumerate(names, start=1))
+    shape = shape_of_argument(node)
+    fields = _product(flow, node, left, right, len(shape))
+    return combine(flow, node, (operand(flow, argument(node, 0, "input")), (fields, shape)))
+
+
+@on_op("outer", "ger")
+def outer(flow: Flow, node: fx.Node) -> Labelled:
+    """Each element of one vector by each of another."""
+    (left, rows), (right, columns) = (operand(flow, argument(node, i, n)) for i, n in enumerate(("input", "vec2")))
+    lifted = ((tuple(f[:, None] for f in left), (*rows, 1)), (tuple(f[None] for f in right), (1, *columns)))
+    return combine(flow, node, lifted)
+
+
+def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int) -> Fields:
+    left, right = by_width(flow, node, (left, right), inner=(-2, -1))
+    flat, a_rest, b_rest = _contracted(flow, node, (left, -1), (right, -2))
     a_shape = (1,) * (rank - len(left[1])) + (*left[1][:-1], 1)
     b_shape = (1,) * (rank - len(right[1])) + (*right[1][:-2], 1, right[1][-1])
     fields = combine(flow, node, ((a_rest, a_shape), (b_rest, b_shape)))
-    count_macs(flow, node, elements(shape_of_argument(node)) * left[1][-1], (a_flat, *fields))
+    count_macs(flow, node, elements(shape_of_argument(node)) * left[1][-1], (flat, *fields))
     return fields
 
 
-def _contracted(flow: Flow, node: fx.Node, value: Operand, dim: int) -> tuple[IntArray, Fields]:
-    """The labels along the contracted dimension, and the fields that are left when it is gone (of size 1)."""
-    flat = np.full(value[1][dim], FIXED, dtype=np.int64)
-    rest: list[IntArray] = []
-    for labels in value[0]:
-        if labels.shape[dim] == 1:
-            rest.append(labels)
-            continue
+def _contracted(
+    flow: Flow, node: fx.Node, left: tuple[Operand, int], right: tuple[Operand, int]
+) -> tuple[IntArray, Fields, Fields]:
+    """The labels along the dimension that two operands share, and the fields that each has left when it is gone (of
+    size 1). `left` and `right` are an operand and its contracted dimension.
+
+    A field that varies along other dimensions too (the widths of all heads) goes as a whole along them, unless the
+    other operand has the same widths for all of them.
+    """
+    (a_fields, a_rest), (b_fields, b_rest) = (_along(value[0], dim) for value, dim in (left, right))
+    for labels in (*a_fields, *b_fields):
         flow.count_matters(labels.reshape(-1), f"contracted at {node.name}")
-        if labels.size == labels.shape[dim]:
-            flat = flow.flat(labels)
-        else:
-            rest += flow.moved((whole(flow, labels, dim, node),), node)
-    return flat, tuple(rest)
+    size = left[0][1][left[1]]
+    flat = _common(flow, node, [(f, left[1]) for f in a_fields] + [(f, right[1]) for f in b_fields], size)
+    if flat is None:
+        a_rest += flow.moved((whole(flow, f, left[1] % f.ndim, node) for f in a_fields), node)
+        b_rest += flow.moved((whole(flow, f, right[1] % f.ndim, node) for f in b_fields), node)
+        return np.full(size, FIXED, dtype=np.int64), a_rest, b_rest
+    for mine in (a_fields, b_fields):
+        if not mine:
+            flow.unify(flat, np.full(size, FIXED, dtype=np.int64), node)
+    return flat, a_rest, b_rest
 
 
-def whole(flow: Flow, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
-    """The field at size 1 along `dim`, with all that differ along it unified."""
-    index = [slice(None)] * labels.ndim
-    index[dim] = slice(0, 1)
-    first = labels[tuple(index)]
-    flow.unify(labels, np.broadcast_to(first, labels.shape), node)
-    return first
+def _along(fields: Fields, dim: int) -> tuple[Fields, Fields]:
+    """The fields that vary along a dimension, and those that don't."""
+    return tuple(f for f in fields if f.shape[dim] > 1), tuple(f for f in fields if f.shape[dim] == 1)
+
+
+def _common(flow: Flow, node: fx.Node, fields: list[tuple[IntArray, int]], size: int) -> IntArray | None:
+    """The flat labels of a dimension, unified with all that varies along it; None where no field varies along it
+    alone."""
+    flat = next((flow.flat(f) for f, _ in fields if f.size == size), None)
+    if flat is None:
+        return None
+    for labels, dim in fields:
+        behind = labels.ndim - 1 - dim % labels.ndim
+        flow.unify(flat.reshape(-1, *[1] * behind), labels, node)
+    return flat
 
 
 # -- einsum --------------------------------------------------------------------------------------------------------
@@ -77,12 +120,14 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     equation, operands = node.args[0], node.args[1:]
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
-    parsed = _letters(equation, len(operands))
+    parsed = _letters(equation, [len(shape_of_argument(value)) for value in operands])
     if parsed is None:
         return unknown(flow, node)
     terms, result = parsed
     letters = list(dict.fromkeys("".join(terms)))
     spread = [_spread(operand(flow, value), term, letters) for value, term in zip(operands, terms, strict=True)]
+    single = [d for d, letter in enumerate(letters) if letter not in result or sum(letter in t for t in terms) == 1]
+    spread = by_width(flow, node, spread, inner=[d - len(letters) for d in single])
     summed = [d for d, letter in enumerate(letters) if letter not in result]
     fields = combine(flow, node, spread)
     sizes = [max(shape[d] for _, shape in spread) for d in range(len(letters))]
@@ -94,16 +139,31 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved(moved, node)
 
 
-def _letters(equation: object, count: int) -> tuple[list[str], str] | None:
-    """The operands' letters and the result's; None where an ellipsis or a diagonal is asked for."""
-    if not isinstance(equation, str) or "." in equation:
+def _letters(equation: object, ranks: Sequence[int]) -> tuple[list[str], str] | None:
+    """The operands' letters and the result's; None where a diagonal is asked for.
+
+    The dimensions that an ellipsis stands for are broadcast from the last one on: they get characters of their own.
+    """
+    if not isinstance(equation, str):
         return None
     left, arrow, result = equation.replace(" ", "").partition("->")
     terms = left.split(",")
+    if len(terms) != len(ranks):
+        return None
+    widths = [rank - len(term) + 3 for term, rank in zip(terms, ranks, strict=True) if "..." in term]
+    dots = "".join(chr(_ELLIPSIS + i) for i in range(max(widths, default=0)))
+    spelled = [
+        term.replace("...", dots[len(dots) - (rank - len(term) + 3) :]) for term, rank in zip(terms, ranks, strict=True)
+    ]
     if not arrow:
-        result = "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
-    plain = len(terms) == count and all(len(set(term)) == len(term) for term in (*terms, result))
-    return (terms, result) if plain else None
+        single = sorted(letter for letter in set(left) - {",", "."} if left.count(letter) == 1)
+        result = "..." * bool(dots) + "".join(single)
+    result = result.replace("...", dots)
+    return (spelled, result) if all(len(set(term)) == len(term) for term in (*spelled, result)) else None
+
+
+_ELLIPSIS = ord("0")
+"""The character of the first dimension of an ellipsis: letters are none of these."""
 
 
 def _spread(value: Operand, term: str, letters: Sequence[str]) -> Operand:
@@ -141,27 +201,33 @@ def _ranks(order: Sequence[int]) -> list[int]:
 @on_op("scaled_dot_product_attention")
 def attention(flow: Flow, node: fx.Node) -> Labelled:
     """softmax(q k^T) v, as two contractions with a softmax over the keys between them."""
-    query, key, value = (argument(node, i, n) for i, n in enumerate(("query", "key", "value")))
-    if argument(node, 7, "enable_gqa", False):
-        return unknown(flow, node)
-    q_shape, k_shape, v_shape = (shape_of_argument(v) for v in (query, key, value))
-    flat_q, rest_q = _contracted(flow, node, operand(flow, query), -1)
-    flat_k, rest_k = _contracted(flow, node, operand(flow, key), -1)
-    flow.unify(flat_q, flat_k, node)
+    query, key, value = (operand(flow, argument(node, i, n)) for i, n in enumerate(("query", "key", "value")))
+    if flow.constant(argument(node, 7, "enable_gqa", False)):
+        key, value = (_repeated(shared, query[1][-3]) for shared in (key, value))
     mask = argument(node, 3, "attn_mask")
+    given = [query, key, value, *([operand(flow, mask)] if isinstance(mask, fx.Node) else [])]
+    factors = by_width(flow, node, given, inner=(-2, -1))
+    (_, q_shape), (_, k_shape), (v_fields, v_shape) = factors[:3]
+    flat, rest_q, rest_k = _contracted(flow, node, (factors[0], -1), (factors[1], -1))
     parts = [_heads(flow, node, rest_q, q_shape), _heads(flow, node, rest_k, k_shape)]
-    if isinstance(mask, fx.Node):
-        parts.append(_heads(flow, node, flow.fields(mask), shape_of_argument(mask)))
+    parts += [_heads(flow, node, *factor) for factor in factors[3:]]
     scores = combine(flow, node, parts)
-    summed = tuple(labels for labels in flow.fields(value) if labels.shape[-2] > 1)
+    summed, out = _along(v_fields, -2)
     flow.pin_all(summed, f"is summed over at {node.name}")
-    out = tuple(labels for labels in flow.fields(value) if labels.shape[-2] == 1)
     shapes = ((*v_shape[:-2], 1, v_shape[-1]), (*q_shape[:-2], 1, 1))
     fields = combine(flow, node, zip((out, scores), shapes, strict=True))
     tokens = elements(q_shape[:-1]) * k_shape[-2]
-    count_macs(flow, node, tokens * q_shape[-1], (flat_q, *scores))
+    count_macs(flow, node, tokens * q_shape[-1], (flat, *scores))
     count_macs(flow, node, tokens * v_shape[-1], fields)
     return fields
+
+
+def _repeated(value: Operand, heads: int) -> Operand:
+    """Keys or values of fewer heads than the queries have: each serves as many queries, one after the other."""
+    fields, shape = value
+    times = heads // shape[-3]
+    wide = tuple(np.repeat(f, times, axis=-3) if f.shape[-3] > 1 else f for f in fields)
+    return wide, (*shape[:-3], heads, *shape[-2:])
 
 
 def _heads(flow: Flow, node: fx.Node, fields: Fields, shape: tuple[int, ...]) -> Operand:

@@ -23,6 +23,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.collector import uncollected
+from prunec.compiler.inputs import batch_of
 from prunec.compiler.ir import Axis, IntArray, Program, module_tensors
 from prunec.compiler.labels import Product, elements, shape_of_argument
 from prunec.compiler.units import LOOSE, Analysis, BoolArray, FloatArray, analyse
@@ -162,7 +163,7 @@ def _build(analysis: Analysis) -> CostModel:
 
 
 def _batch(program: Program) -> int:
-    return next((int(x.shape[0]) for x in program.inputs if x.ndim and x.shape[0]), 1)
+    return batch_of(program.inputs) or 1
 
 
 def _flattened(analysis: Analysis, product: Product, batch: int) -> Product:

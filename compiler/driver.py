@@ -5,29 +5,31 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import fx, nn
+from torch import nn
 
 import prunec.compiler
 from prunec.compiler.artifacts import LOCK, check_writable, write_atomically
 from prunec.compiler.base import Context, Data, Progress, silent
 from prunec.compiler.cost import cost, cost_model
-from prunec.compiler.emit import emit_source, save_weights
+from prunec.compiler.emit import Splice, emit_source, save_weights
 from prunec.compiler.errors import PlanError, nearest
 from prunec.compiler.factory import example_inputs as inputs_of
 from prunec.compiler.factory import load_data, load_model
+from prunec.compiler.inputs import Inputs, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.lock import check_model, check_result, make_lock
 from prunec.compiler.measure import compare_accuracy, weights_size, write_onnx
 from prunec.compiler.pipeline import Outcome, Step, check_needs, run_passes
 from prunec.compiler.plan import Plan
+from prunec.compiler.region import Region, Regions, find_regions
 from prunec.compiler.report import report_html
 from prunec.compiler.trace import trace
 from prunec.compiler.units import analyse
@@ -43,11 +45,13 @@ class Result:
     lock: dict[str, Any]
     report: dict[str, Any]
     progress: Progress = field(default=silent, repr=False)
+    regions: Regions | None = field(default=None, repr=False)
 
-    @property
-    def module(self) -> fx.GraphModule:
-        """The slim model, with the original's parameter names."""
-        return self.program.module
+    @cached_property
+    def module(self) -> nn.Module:
+        """The slim model, with the original's parameter names: an `fx.GraphModule`; where the plan names regions, a
+        copy of the original with the slim parts in it."""
+        return self.program.module if self.regions is None else self.regions.spliced(self.program)
 
     def save(self, directory: str | Path) -> dict[str, Any]:
         """Write the artifacts, all or none, and give the report with what was measured on them.
@@ -60,17 +64,37 @@ class Result:
         return report
 
     def _write(self, folder: Path, report: dict[str, Any], target: Path) -> None:
-        (folder / "model.py").write_text(emit_source(self.program), encoding="utf-8")
-        weights = folder / "model.safetensors"
-        save_weights(self.program, weights)
-        report["weights"] = {"before": weights_size(self.before), "after": weights.stat().st_size}
+        written = [self._write_source(folder, *entry) for entry in self._sources()]
+        report["weights"] = {"before": weights_size(self.before), "after": sum(path.stat().st_size for path in written)}
         for export in self.plan.export:
             path = folder / "model.onnx"
-            report["onnx"] = write_onnx(self.before, self.program, path, export.opset, self.progress)
+            report["onnx"] = write_onnx(self.before, self.program, path, export, self.progress)
         lock = {**self.lock, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(report_html(report), encoding="utf-8")
+
+    def _sources(self) -> Iterator[tuple[str, Program, Region | None]]:
+        """The files of source to write: a name, the program, and the region that it is."""
+        if self.regions is None:
+            yield "model", self.program, None
+            return
+        for region in self.regions.parts:
+            yield source_name(self.regions, region), self.regions.part(self.program, region), region
+
+    def _write_source(self, folder: Path, name: str, program: Program, region: Region | None) -> Path:
+        """Write a program's source, and its weights beside it, whose path is given back."""
+        weights = folder / f"{name}.safetensors"
+        spliced = None if region is None else Splice(region.name, dict(region.taken.frozen))
+        source = emit_source(program, weights=weights.name, splice=spliced)
+        (folder / f"{name}.py").write_text(source, encoding="utf-8")
+        save_weights(program, weights)
+        return weights
+
+
+def source_name(regions: Regions, region: Region) -> str:
+    """The name of a region's file: `model`, or `model_rpn_head` where there are several."""
+    return f"model_{region.name.replace('.', '_')}" if len(regions.parts) > 1 else "model"
 
 
 def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -82,7 +106,7 @@ def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
 def compile(
     model: nn.Module | None,
     plan: Plan | Mapping[str, Any] | str | Path,
-    example_inputs: Sequence[torch.Tensor] | None = None,
+    example_inputs: Inputs | None = None,
     data: Data | None = None,
     *,
     progress: Progress = silent,
@@ -97,7 +121,7 @@ def compile(
     steps = steps_of(plan)
     check_needs(steps)
     progress("trace", 0, 1)
-    before = load_program(plan, model, example_inputs)
+    before, regions = _load(plan, model, example_inputs)
     progress("trace", 1, 1)
     data = data if data is not None else load_data(plan)
     traced = time.perf_counter() - start
@@ -106,9 +130,23 @@ def compile(
     outcome = run_passes(before, steps, context)
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced)
+    result = Result(plan, before, outcome.program, lock, report, progress, regions)
+    if regions is not None:
+        report["region"] = _region_report(regions, outcome.program)
     if data is not None:
-        report["accuracy"] = compare_accuracy(before, outcome.program, data, progress)
-    return Result(plan, before, outcome.program, lock, report, progress)
+        old = before.module if regions is None else regions.model
+        report["accuracy"] = compare_accuracy(old, result.module, data, progress)
+    return result
+
+
+def _region_report(regions: Regions, program: Program) -> dict[str, Any]:
+    """What was compiled, how the whole model was checked, and how to put the parts in their places."""
+    files = {region.name: source_name(regions, region) for region in regions.parts}
+    return {
+        "names": list(files),
+        "difference": regions.check(program),
+        "splice": [f"from {file} import splice; splice(model)" for file in files.values()],
+    }
 
 
 def steps_of(plan: Plan) -> list[Step]:
@@ -119,13 +157,27 @@ def steps_of(plan: Plan) -> list[Step]:
     ]
 
 
-def load_program(
-    plan: Plan, model: nn.Module | None = None, example_inputs: Sequence[torch.Tensor] | None = None
-) -> Program:
-    """The plan's model, traced."""
+def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> Program:
+    """The plan's model, or its regions, traced."""
+    return _load(plan, model, example_inputs)[0]
+
+
+def _load(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None) -> tuple[Program, Regions | None]:
     found = load_model(plan) if model is None else model
-    inputs = inputs_of(plan) if example_inputs is None else tuple(example_inputs)
-    return trace(found, inputs)
+    inputs = inputs_of(plan) if example_inputs is None else example_inputs
+    if plan.region is None:
+        return trace(found, inputs, mode=plan.mode), None
+    regions = find_regions(found, plan.region, inputs, plan.at("region"))
+    regions = replace(regions, mode=plan.mode)
+    return regions.trace(), regions
+
+
+def load_divided(plan: Plan) -> Program:
+    """The plan's model, traced, with its channels divided into units as the passes before the first rewrite ask."""
+    program = load_program(plan)
+    for step in takewhile(lambda step: not step.pass_.rewrites, steps_of(plan)):
+        program = step.pass_.foreseen(program)
+    return program
 
 
 def program_after(plan: Plan, name: str | None) -> Program:
@@ -148,7 +200,7 @@ def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float) -
     return {
         "prunec": prunec.compiler.__version__,
         "model": before.name,
-        "inputs": [list(x.shape) for x in before.inputs],
+        "inputs": [list(x.shape) for x in tensors_in(before.inputs)],
         "cost": {"before": cost(before).to_dict(), "after": cost(after).to_dict()},
         "groups": group_widths(before, after),
         "macs_by_node": {"before": dict(cost_model(before).by_node()), "after": dict(cost_model(after).by_node())},

@@ -22,7 +22,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import jinja2
 import safetensors.torch
@@ -31,7 +31,9 @@ from torch import fx, nn
 
 from prunec.compiler import __version__
 from prunec.compiler.errors import ModelError
+from prunec.compiler.inputs import names_of, tensors_in
 from prunec.compiler.ir import Program, module_tensors
+from prunec.compiler.literals import literal
 from prunec.compiler.modules import check_constructor, parameter_dtype
 from prunec.compiler.spelling import RESERVED, Speller, attribute_path, is_attribute, quote
 
@@ -59,7 +61,15 @@ Tree = dict[str, Union[str, "Tree"]]
 """A part's name -> the text that makes it, or its own parts."""
 
 
-def emit_source(program: Program) -> str:
+@dataclass(frozen=True)
+class Splice:
+    """The part of a larger model that a program is, and the arguments that were decided when it was traced."""
+
+    name: str
+    frozen: Mapping[str, Any]
+
+
+def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | None = None) -> str:
     """The source of a file with the model's class and `load()`; the same program always gives the same text.
 
     Raises `ModelError` where the graph calls something that can't be imported from torch or torchvision.
@@ -75,7 +85,10 @@ def emit_source(program: Program) -> str:
         name=class_name(program.name),
         version=__version__,
         inputs=_describe_inputs(placeholders),
-        weights=WEIGHTS,
+        weights=weights,
+        file=weights.removesuffix(".safetensors"),
+        splice=splice,
+        frozen=literal(dict(splice.frozen)) if splice else "",
         training=program.training,
         imports=speller.imports,
         records=[
@@ -308,8 +321,8 @@ def _describe_inputs(placeholders: list[fx.Node]) -> str:
     shown = []
     for node in placeholders:
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor):
-            shown.append(f"{node.target} {list(value.shape)} {str(value.dtype).removeprefix('torch.')}")
+        for name, tensor in zip(names_of(str(node.target), value), tensors_in(value), strict=True):
+            shown.append(f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}")
     return "Inputs, as compiled: " + "; ".join(shown) + "."
 
 

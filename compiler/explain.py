@@ -15,6 +15,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prunec.compiler.division import Block
 from prunec.compiler.errors import PlanError, nearest
 from prunec.compiler.ir import Program
 from prunec.compiler.units import Analysis, Group, Member, analyse
@@ -28,6 +29,7 @@ def explanation(program: Program, group: str | None = None) -> dict[str, Any]:
     channels, free_channels = _channels(analysis)
     return {
         "groups": [_group(found, members=False) for found in analysis.groups.values()],
+        "blocks": [_block(block, analysis) for block in analysis.flow.divided.values()],
         "totals": {
             "groups": len(analysis.groups),
             "units": analysis.size,
@@ -41,7 +43,7 @@ def explanation(program: Program, group: str | None = None) -> dict[str, Any]:
 def explain(program: Program, group: str | None = None) -> RenderableType:
     """The explanation as tables. Raises PlanError for a group that isn't there."""
     found = explanation(program, group)
-    return _one(found["group"]) if group is not None else _all(found["groups"], found["totals"])
+    return _one(found["group"]) if group is not None else _all(found["groups"], found["blocks"], found["totals"])
 
 
 def _named(analysis: Analysis, name: str) -> Group:
@@ -64,6 +66,18 @@ def _group(group: Group, *, members: bool) -> dict[str, Any]:
         "readers": [str(member.axis) for member in group.readers],
     }
     return {**found, "members": [_member(member) for member in group.members]} if members else found
+
+
+def _block(block: Block, analysis: Analysis) -> dict[str, Any]:
+    """How a block is divided, and how many units leave its rows at a time."""
+    together = [balance.size for balance in analysis.balances if block.node in balance.nodes]
+    return {
+        "node": block.node,
+        "kind": block.kind,
+        "shape": block.shape,
+        "choice": block.choice or None,
+        "leave_together": max(together, default=1),
+    }
 
 
 def _member(member: Member) -> dict[str, Any]:
@@ -90,7 +104,17 @@ def _channels(analysis: Analysis) -> tuple[int, int]:
 # -- tables --------------------------------------------------------------------------------------------------------
 
 
-def _all(groups: list[dict[str, Any]], totals: dict[str, int]) -> RenderableType:
+_DIVIDED = {
+    "heads": "whole heads go",
+    "head_width": "the same positions of every head go",
+    "same": "the same positions of each go",
+    "equal": "each loses as many, whichever these are",
+    "whole": "a whole one goes",
+    None: "what leaves more units goes",
+}
+
+
+def _all(groups: list[dict[str, Any]], blocks: list[dict[str, Any]], totals: dict[str, int]) -> RenderableType:
     table = Table("group", "units", "free", "pinned because", "written by", "read by", header_style="bold")
     for column in (1, 2):
         table.columns[column].justify = "right"
@@ -98,7 +122,12 @@ def _all(groups: list[dict[str, Any]], totals: dict[str, int]) -> RenderableType
         style = "" if group["free"] else "dim"
         shown = (group["name"], str(group["units"]), str(group["free"]), _reasons(group))
         table.add_row(*shown, _few(group["writers"]), _few(group["readers"]), style=style)
-    return Stack(table, Text(_summary(totals)))
+    return Stack(table, *map(_divided, blocks), Text(_summary(totals)))
+
+
+def _divided(block: dict[str, Any]) -> Text:
+    packs = f", {block['leave_together']} units at a time" if block["leave_together"] > 1 else ""
+    return Text(f"{block['node']}: of {block['shape']}, {_DIVIDED[block['choice']]}{packs}")
 
 
 def _summary(totals: dict[str, int]) -> str:

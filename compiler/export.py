@@ -15,7 +15,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -30,6 +30,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
+from prunec.compiler.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
 from prunec.compiler.ir import Program
 
 TOLERANCE = 1e-5
@@ -42,7 +43,10 @@ WARM_UP = 5
 BLOCK = 0.02
 """Seconds that one file is run for before it is another's turn."""
 
-Tensors = tuple[torch.Tensor, ...]
+Values = tuple[Any, ...]
+Open = frozenset[str]
+"""The names of sizes that the file leaves open."""
+IMAGE: Open = frozenset({"height", "width"})
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
@@ -75,17 +79,21 @@ class Check:
 Checks = dict[int, Check]
 
 
-def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
+def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Collection[str] = ("batch",)) -> OnnxReport:
     """Write the program as one ONNX file, without external data, and compare it with the module.
 
-    The same program gives the same bytes. Raises `PlanError` for an opset that can't be written, `ModelError` where
-    an operation has no ONNX form, `VerifyError` where onnxruntime computes something else than the module.
+    `dynamic` are the sizes to leave open: `batch` where the model allows it, `height` and `width` (the last dimensions
+    of inputs that have four) or the export fails. The same program gives the same bytes. Raises `PlanError` for an
+    opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
+    `VerifyError` where onnxruntime computes something else than the module.
     """
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
+    if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
+        raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
     with _evaluating(program.module), torch.no_grad():
-        model, checks, reason = _export(program, path, opset)
+        model, checks, reason = _export(program, path, opset, frozenset(dynamic))
     worst = max(checks.values(), key=lambda check: check.difference)
     return OnnxReport(
         opset=opset,
@@ -99,7 +107,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20) -> OnnxReport:
     )
 
 
-def ort_latency(paths: Sequence[Path], inputs: Sequence[torch.Tensor], seconds: float = 1.0) -> tuple[float, ...]:
+def ort_latency(paths: Sequence[Path], inputs: Sequence[Any], seconds: float = 1.0) -> tuple[float, ...]:
     """The time of one run of each file in seconds: onnxruntime, CPU, one thread.
 
     The files take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each, so that a change of the
@@ -134,24 +142,24 @@ def _median_run(session: onnxruntime.InferenceSession, feed: Feed, runs: int) ->
 # --- exporting ---------------------------------------------------------------------------------------------------
 
 
-def _export(program: Program, path: Path, opset: int) -> tuple[onnx.ModelProto, Checks, str]:
+def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks, str]:
     """The model, how near it is, and why its batch is static (an empty string where it is dynamic)."""
-    reason = _why_static(program)
+    reason = _why_static(program) if "batch" in dynamic else "the plan leaves it out of 'dynamic'"
     if not reason:
         try:
-            return *_write_and_check(program, path, opset, dynamic=True), ""
+            return *_write_and_check(program, path, opset, dynamic), ""
         except VerifyError as error:  # such as `x.squeeze()`, which gives a batch of 1 another shape
             reason = error.message
         except ModelError as error:
             if _operator_in(error.__cause__):
                 raise
             reason = error.message
-    return *_write_and_check(program, path, opset, dynamic=False), reason
+    return *_write_and_check(program, path, opset, dynamic - {"batch"}), reason
 
 
-def _write_and_check(program: Program, path: Path, opset: int, *, dynamic: bool) -> tuple[onnx.ModelProto, Checks]:
-    """Export for any batch size or for the example's alone, and compare at several or at this one."""
-    model = _convert(program, opset, dynamic=dynamic)
+def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks]:
+    """Export with these sizes open, and compare at several sizes of those."""
+    model = _convert(program, opset, dynamic)
     _strip(model.graph)
     for function in model.functions:
         _strip(function)
@@ -164,15 +172,22 @@ def _write_and_check(program: Program, path: Path, opset: int, *, dynamic: bool)
         raise ModelError(f"the exporter made a graph that is no valid ONNX: {_first_line(error)}") from error
     path.write_bytes(model.SerializeToString(deterministic=True))
     session = _session(path)
-    sizes = sorted({_batch(program), *(BATCHES if dynamic else ())})
-    return model, {size: _compare(session, program.module, _with_batch(program, size)) for size in sizes}
+    sizes = sorted({_batch(program), *(BATCHES if "batch" in dynamic else ())})
+    checks = {size: _compare(session, program.module, _with_batch(program, size)) for size in sizes}
+    if IMAGE & dynamic:
+        larger = map_tensors(lambda value: _larger(value, dynamic), _with_batch(program, sizes[0]))
+        other = _compare(session, program.module, larger)
+        checks[sizes[0]] = max(checks[sizes[0]], other, key=lambda check: check.difference)
+    return model, checks
 
 
-def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
+def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
     # A batch of 1 would let the exporter take the 1 for a constant.
-    inputs = _with_batch(program, max(_batch(program), 2)) if dynamic else program.inputs
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if _is_batched(program, value) else None for value in program.inputs)
+    inputs = _with_batch(program, max(_batch(program), 2)) if "batch" in dynamic else program.inputs
+    dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}
+    old = batch_of(program.inputs)
+    shapes = tuple(map_tensors(lambda x: _open_dims(x, old, dims), value) for value in program.inputs)
+    assert program.module.code, "fx makes the signature of `forward` together with the code"
     try:
         with _quiet():
             exported = torch.onnx.export(
@@ -181,8 +196,8 @@ def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
                 dynamo=True,
                 external_data=False,
                 opset_version=opset,
-                dynamic_shapes=shapes if dynamic else None,
-                input_names=[str(node.target) for node in program.graph.nodes if node.op == "placeholder"],
+                dynamic_shapes=shapes if dims else None,
+                input_names=_input_names(program),
                 output_names=_output_names(program.graph),
                 verbose=False,
             )
@@ -190,9 +205,27 @@ def _convert(program: Program, opset: int, *, dynamic: bool) -> onnx.ModelProto:
         raise _refusal(error) from error
     assert exported is not None, "torch.onnx.export gave no program"
     model = exported.model_proto
-    if dynamic and not any(value.type.tensor_type.shape.dim[0].dim_param for value in _ranked(model)):
+    if "batch" in dynamic and not any(value.type.tensor_type.shape.dim[0].dim_param for value in _ranked(model)):
         raise ModelError(f"the exporter can't leave the batch size open, and fixed it at {max(_batch(program), 2)}")
+    for place, name in ((2, "height"), (3, "width")):
+        sizes = [value.type.tensor_type.shape.dim for value in _ranked(model)]
+        if name in dynamic and not any(len(dims) == 4 and dims[place].dim_param for dims in sizes):
+            raise ModelError(f"the {name} can't be left open: the model is made for one", hint=f"export without {name}")
     return model
+
+
+def _open_dims(value: torch.Tensor, batch: int | None, dims: Mapping[str, Any]) -> dict[int, Any] | None:
+    """The dimensions of an input that are left open."""
+    places = {"batch": 0} if is_batched(value, batch) else {}
+    places |= {"height": 2, "width": 3} if value.ndim == 4 else {}
+    return {place: dims[name] for name, place in places.items() if name in dims} or None
+
+
+def _larger(value: torch.Tensor, dynamic: Open) -> torch.Tensor:
+    """An image of twice the size along the open dimensions: what asks for a multiple of some size takes that too."""
+    if value.ndim != 4:
+        return value
+    return value.repeat(1, 1, 2 if "height" in dynamic else 1, 2 if "width" in dynamic else 1)
 
 
 def _ranked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -201,7 +234,7 @@ def _ranked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _why_static(program: Program) -> str:
-    if not any(_is_batched(program, value) for value in program.inputs):
+    if batch_of(program.inputs) is None:
         return "no input has a batch dimension"
     for size in BATCHES:
         try:
@@ -224,12 +257,18 @@ def _strip(part: Any) -> None:
     del part.metadata_props[:]
 
 
+def _input_names(program: Program) -> list[str]:
+    """A name for each tensor: the input's, with the keys that lead to it."""
+    inputs = zip(program.graph.find_nodes(op="placeholder"), program.inputs, strict=True)
+    return [name for node, value in inputs for name in names_of(str(node.target), value)]
+
+
 def _output_names(graph: fx.Graph) -> list[str]:
-    """Names from the keys of a dict, or `output`, `output_1`, ... in order."""
+    """Names from the keys of a dict, with the keys that lead on to nested tensors; or `output`, `output_1`, ..."""
     returned = next(node for node in graph.nodes if node.op == "output").args[0]
     values = pytree.tree_map(lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf, returned)
-    if isinstance(values, dict) and all(isinstance(value, torch.Tensor) for value in values.values()):
-        return [str(key) for key in values]
+    if isinstance(values, dict):
+        return [name for key, value in values.items() for name in names_of(str(key), value)]
     count = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(values))
     return [f"output_{index}" if index else "output" for index in range(count)]
 
@@ -291,17 +330,17 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _batch(program: Program) -> int:
-    return next((value.shape[0] for value in program.inputs if value.ndim), 1)
+    return batch_of(program.inputs) or 1
 
 
-def _is_batched(program: Program, value: torch.Tensor) -> bool:
-    return value.ndim > 0 and value.shape[0] == _batch(program)
-
-
-def _with_batch(program: Program, size: int) -> Tensors:
+def _with_batch(program: Program, size: int) -> Values:
     """Inputs of another batch size: random numbers like the example's; where these are integers, the example's own."""
-    generator = torch.Generator().manual_seed(size)
-    return tuple(_resized(value, size, generator) if _is_batched(program, value) else value for value in program.inputs)
+    generator, old = torch.Generator().manual_seed(size), batch_of(program.inputs)
+
+    def resized(value: torch.Tensor) -> torch.Tensor:
+        return _resized(value, size, generator) if is_batched(value, old) else value
+
+    return tuple(map_tensors(resized, value) for value in program.inputs)
 
 
 def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -315,8 +354,8 @@ def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torc
 # --- comparing ---------------------------------------------------------------------------------------------------
 
 
-def _compare(session: Any, module: fx.GraphModule, inputs: Tensors) -> Check:
-    size = len(inputs[0]) if inputs and inputs[0].ndim else 1
+def _compare(session: Any, module: fx.GraphModule, inputs: Values) -> Check:
+    size = batch_of(inputs) or 1
     try:
         got = session.run(None, _feed(session, inputs))
     except Exception as error:  # onnxruntime's errors have no root of their own
@@ -325,12 +364,16 @@ def _compare(session: Any, module: fx.GraphModule, inputs: Tensors) -> Check:
     difference = relative_difference(got, expected)
     if difference <= TOLERANCE:
         return Check(difference)
-    exact = _run(copy.deepcopy(module).double(), tuple(v.double() if v.is_floating_point() else v for v in inputs))
+    exact = _run(copy.deepcopy(module).double(), map_tensors(_to_double, inputs))
     ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
     figures = f"onnxruntime is {ours:.1e} from the float64 run, torch's float32 {torchs:.1e}"
     if not ours <= TIMES_TORCH * torchs:
         raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
     return Check(difference, figures)
+
+
+def _to_double(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def relative_difference(got: Sequence[Array], expected: Sequence[Array]) -> float:
@@ -351,9 +394,9 @@ def _relative(got: Array, expected: Array) -> float:
     return difference / scale if scale and np.isfinite(difference) and np.isfinite(scale) else float("inf")
 
 
-def _run(module: Callable[..., Any], inputs: Tensors) -> list[Array]:
+def _run(module: Callable[..., Any], inputs: Values) -> list[Array]:
     """The module's tensors in the order of ONNX outputs. The inputs are copied: a model may write into them."""
-    outputs = pytree.tree_leaves(module(*(value.clone() for value in inputs)))
+    outputs = pytree.tree_leaves(module(*map_tensors(torch.clone, inputs)))
     return [leaf.numpy() for leaf in outputs if isinstance(leaf, torch.Tensor)]
 
 
@@ -368,5 +411,6 @@ def _session(path: Path) -> Any:
         raise ModelError(f"onnxruntime can't load the ONNX file: {_first_line(error)}") from error
 
 
-def _feed(session: Any, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
-    return {entry.name: value.detach().numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
+def _feed(session: Any, inputs: Sequence[Any]) -> dict[str, Array]:
+    feeds = zip(session.get_inputs(), tensors_in(inputs), strict=True)
+    return {entry.name: value.detach().numpy() for entry, value in feeds}

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,8 @@ from torch import nn
 
 from prunec.compiler.base import Data
 from prunec.compiler.errors import PlanError, Span, nearest
-from prunec.compiler.parts import InputSpec, Ref
+from prunec.compiler.inputs import Inputs
+from prunec.compiler.parts import InputItems, InputValue, PlanInput, Ref
 from prunec.compiler.plan import Plan
 from prunec.compiler.weights import load_weights
 
@@ -63,18 +64,32 @@ def load_data(plan: Plan) -> Data | None:
     return cast(Data, data)
 
 
-def example_inputs(plan: Plan) -> tuple[torch.Tensor, ...]:
-    """The plan's example inputs, drawn with its seed. Raises `PlanError` where it has none."""
+def example_inputs(plan: Plan) -> Inputs:
+    """The plan's example inputs, drawn with its seed: a tuple, or by name. Raises `PlanError` where it has none."""
     if not plan.inputs:
         raise PlanError("the plan has no inputs", at=plan.at(), hint="for example: inputs: [[1, 3, 32, 32]]")
     generator = torch.Generator().manual_seed(plan.seed)
-    return tuple(_draw(spec, generator) for spec in plan.inputs)
+    return _drawn(plan.inputs, generator)
 
 
-def _draw(spec: InputSpec, generator: torch.Generator) -> torch.Tensor:
+def _drawn(specs: Sequence[PlanInput] | Mapping[str, PlanInput], generator: torch.Generator) -> Inputs:
+    """A tuple or a dict of inputs."""
+    if isinstance(specs, Mapping):
+        return {name: _draw(spec, generator) for name, spec in specs.items()}
+    return tuple(_draw(spec, generator) for spec in specs)
+
+
+def _draw(spec: PlanInput, generator: torch.Generator) -> Any:
+    if isinstance(spec, InputValue):
+        return spec.value
+    if isinstance(spec, InputItems):
+        items = _drawn(spec.items, generator)
+        return list(items) if isinstance(items, tuple) else items
     dtype = cast(torch.dtype, getattr(torch, spec.dtype))
     if spec.high is not None:
-        return torch.randint(0, spec.high, spec.shape, generator=generator, dtype=dtype)
+        return torch.randint(spec.low or 0, spec.high, spec.shape, generator=generator, dtype=dtype)
+    if dtype == torch.bool:
+        return torch.randint(0, 2, spec.shape, generator=generator).to(dtype)
     return torch.randn(spec.shape, generator=generator, dtype=dtype)
 
 

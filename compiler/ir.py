@@ -3,9 +3,10 @@
     Program
       graph    torch.fx.Graph; node.meta["val"] holds the value on the meta device (a tensor, a number, or a tuple)
       state    dotted name -> leaf module (`call_module`) or tensor (`get_attr`), shared with other programs
-      inputs   example inputs, one tensor a placeholder
+      inputs   example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
       origin   axis -> the positions that are left of the original axis
       facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
+      division how blocks of channels are divided into units, where a plan has said so; see `division`
 
 A program is a value: nothing in it changes after it was made. A pass derives a new one with `derive`, and shares all
 that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is first asked for.
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,12 @@ from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from prunec.compiler.collector import uncollected
+from prunec.compiler.division import Division
 
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
+Mode = Literal["eval", "train"]
+"""Which branches of a model's Python code are traced."""
 
 
 class Axis(NamedTuple):
@@ -64,13 +68,14 @@ class Program:
 
     graph: fx.Graph
     state: Mapping[str, State]
-    inputs: tuple[torch.Tensor, ...]
+    inputs: tuple[Any, ...]
     name: str = "Model"
     training: bool = False
     origin: Mapping[Axis, IntArray] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     shown: frozenset[str] = frozenset()
     """Tensors whose values the program's text spells out."""
+    division: Division = field(default_factory=Division)
 
     def derive(self, **changes: Any) -> Program:
         """A new program with some fields replaced. A new graph or state drops the facts, unless they are given."""
@@ -168,6 +173,8 @@ def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None =
         copy.__dict__[table][key] = value
     for key, value in attributes.items():
         setattr(copy, key, value)
+    if isinstance(module, nn.RNNBase):  # it runs on this list, not on its attributes
+        copy.__dict__["_flat_weights"] = [getattr(copy, key) for key in module._flat_weights_names]
     return copy
 
 

@@ -11,14 +11,15 @@ field at all (the image, a constant).
     conv2 reads       weight[1] is bound to those eleven, and writes labels 8..
 
 What the rules of `rules.py` report is only collected here: pairs of labels that must be removed together, labels that
-may not be removed, blocks that must stay rectangular, and the axis that each array of labels is bound to. `units.py`
-solves it all at once.
+may not be removed, blocks that must stay rectangular or balanced, and the axis that each array of labels is bound to.
+`units.py` solves it all at once.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from prunec.compiler.division import Block
 from prunec.compiler.ir import Axis, IntArray, Program
 
 FIXED = -1
@@ -81,6 +83,10 @@ class Flow:
     pairs: list[Pair] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     blocks: list[tuple[IntArray, str]] = field(default_factory=list)
+    balanced: list[tuple[IntArray, str]] = field(default_factory=list)
+    """Labels [rows, positions] of which every row must lose the same number, and the node that asks for it."""
+    divided: dict[str, Block] = field(default_factory=dict)
+    """Node -> the block that is divided there."""
     covers: list[IntArray] = field(default_factory=list)
     counted: list[Pin] = field(default_factory=list)
     """Labels whose *number* matters (statistics over channels): they may be removed, but not merged."""
@@ -153,6 +159,24 @@ class Flow:
         """These labels may be removed, but merging them would change the result."""
         self.counted.append(Pin(labels, reason))
 
+    def balance(self, rows: IntArray, node: fx.Node) -> None:
+        """Every row must lose the same number; where one holds fixed positions, the same positions of each."""
+        if bool((rows == FIXED).any()):
+            self.unify(rows, rows[:1], node)
+        else:
+            self.balanced.append((rows, node.name))
+
+    def divide(self, kind: str, node: str, shape: str, names: Iterable[str], fallback: str) -> str:
+        """How the block at a node is divided: as the plan says, else by `fallback`."""
+        known = (*dict.fromkeys(names), node)
+        choice = self.program.division.choice(kind, known) or fallback
+        self.divided[node] = Block(kind, node, shape, known, choice)
+        return choice
+
+    def settle(self, node: str, choice: str) -> None:
+        """The block at a node is divided in another way than was asked for."""
+        self.divided[node] = replace(self.divided[node], choice=choice)
+
     # -- what rules ask --------------------------------------------------------------------------------------------
 
     def fields(self, value: object) -> Fields:
@@ -164,7 +188,7 @@ class Flow:
         """The labels along one dimension, flat, and the fields that don't vary along it.
 
         A field that varies along `dim` and along others can only be read when all that share a position of `dim` go
-        together, so these are unified.
+        together, so these are unified. Of several that vary along it, one is read, and the others are pinned.
         """
         shape = shape_of_argument(value)
         dim %= len(shape)
@@ -172,8 +196,7 @@ class Flow:
         rest = tuple(labels for labels in self.fields(value) if labels.shape[dim] == 1)
         if not mine:
             return np.full(shape[dim], FIXED, dtype=np.int64), rest
-        for other in mine[1:]:
-            self.pin_all((mine[0], other), f"two kinds of channels share a dimension at {node.name}")
+        self.pin_all(mine[1:], f"two kinds of channels share a dimension at {node.name}")
         return self.collapse(mine[0], dim, node), rest
 
     def collapse(self, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
@@ -183,6 +206,13 @@ class Flow:
         first = labels[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
         self.unify(labels, np.broadcast_to(first, labels.shape), node)
         return np.ascontiguousarray(first).reshape(-1)
+
+    def own(self, size: int) -> IntArray:
+        """Labels of a constant: new even for a single position, since it goes with what it meets."""
+        self.count += size
+        if size:
+            self.owners.append((self.count - size, None))
+        return np.arange(self.count - size, self.count, dtype=np.int64)
 
     def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
         """A flat array of labels as the field of a value of that rank that varies along `dim` only."""
@@ -226,17 +256,29 @@ class Flow:
         return self.separate(kept, node)
 
     def separate(self, fields: Sequence[IntArray], node: fx.Node) -> Fields:
-        """Fields that vary along different dimensions stay apart; where two overlap, neither may be removed."""
+        """Fields that vary along different dimensions stay apart. Of those that overlap, one keeps its freedom: the
+        first that a parameter writes. The others are pinned, so that a position goes with the one label alone."""
+        if len(fields) < 2:
+            return tuple(fields)
         taken: list[IntArray] = []
-        for labels in fields:
-            clash = [
-                other for other in taken if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape, strict=True))
-            ]
-            if clash:
-                self.pin_all((labels, *clash), f"two kinds of channels share a dimension at {node.name}")
+        for labels in sorted(fields, key=lambda labels: not self._written(labels)):
+            if any(_overlap(labels, other) for other in taken):
+                self.pin(labels, f"two kinds of channels share a dimension at {node.name}")
             else:
                 taken.append(labels)
-        return tuple(taken)
+        return tuple(labels for labels in fields if any(labels is other for other in taken))
+
+    def _written(self, labels: IntArray) -> bool:
+        """Whether a parameter or buffer owns a field's last label; a constant that the graph makes owns none."""
+        last = int(labels.max())
+        return last != FIXED and self.owners[bisect_right(self.owners, last, key=_first_label) - 1][1] is not None
+
+    def writers(self, labels: IntArray) -> list[str]:
+        """The modules and tensors whose axes the labels were made for."""
+        starts = np.array([start for start, _ in self.owners], dtype=np.int64)
+        runs = np.unique(np.searchsorted(starts, labels[labels != FIXED], side="right") - 1)
+        axes = [axis for axis in (self.owners[run][1] for run in runs) if axis is not None]
+        return [name for axis in axes for name in (axis.owner, axis.tensor) if name]
 
     def constant(self, value: object) -> Any:
         """The real value of an argument that doesn't depend on the input: a literal, a number, a buffer; else None."""
@@ -247,6 +289,14 @@ class Flow:
             return found if isinstance(found, torch.Tensor) and not found.is_floating_point() else None
         known = value.meta.get("val")
         return None if isinstance(known, torch.Tensor) else known
+
+
+def _first_label(run: tuple[int, Axis | None]) -> int:
+    return run[0]
+
+
+def _overlap(left: IntArray, right: IntArray) -> bool:
+    return any(a > 1 and b > 1 for a, b in zip(left.shape, right.shape, strict=True))
 
 
 def shape_of_argument(value: object) -> tuple[int, ...]:

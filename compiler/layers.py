@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import Axis, IntArray
-from prunec.compiler.labels import Fields, Flow, Labelled, elements, shape_of_argument
+from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
 from prunec.compiler.rules import (
     argument,
-    combine,
     count_macs,
     describe,
     on_module,
@@ -69,23 +69,36 @@ def _grouped(
     """The labels of a grouped convolution's two axes.
 
     One input and one output a group (depthwise): the channel passes. One input or one output a group: a whole group is
-    the unit. Else the same position of every group goes, so that groups stay equally wide.
+    the unit. Else groups stay equally wide, or go as a whole, as the plan divides them.
     """
     groups, inner, outer = module.groups, module.in_channels // module.groups, module.out_channels // module.groups
-    if inner == 1 or outer == 1:
+    whole = inner == 1 or outer == 1 or _division(flow, node, f"{groups} groups of {inner} and {outer}") == "whole"
+    if whole:
         flow.by_group.add(axes[0])
     if inner == outer == 1:
         flow.bind(axes[1], arriving, node, "carrier")
         return arriving, arriving
     written = flow.write(axes[1], module.out_channels, node)
-    if inner == 1 or outer == 1:
+    if whole:
         flow.unify(written.reshape(groups, outer), arriving.reshape(groups, inner)[:, :1], node)
         flow.unify(written.reshape(groups, outer)[:, :1], arriving.reshape(groups, inner), node)
         return arriving, written
-    for labels, width in ((arriving, inner), (written, outer)):
-        rows = labels.reshape(groups, width)
-        flow.unify(rows, rows[:1], node)
+    for labels in (arriving, written):
+        _keep_even(flow, node, labels.reshape(groups, -1))
     return arriving, written
+
+
+def _division(flow: Flow, node: fx.Node, shape: str) -> str:
+    names = [str(node.target)] if node.op == "call_module" else []
+    return flow.divide("grouped", node.name, shape, names, fallback="same")
+
+
+def _keep_even(flow: Flow, node: fx.Node, rows: IntArray) -> None:
+    """Groups, one a row, stay equally wide, as their division says: the same positions go, or equally many."""
+    if flow.divided[node.name].choice == "equal":
+        flow.balance(rows, node)
+    else:
+        flow.unify(rows, rows[:1], node)
 
 
 @on_module(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -115,11 +128,11 @@ def linear(flow: Flow, node: fx.Node) -> Labelled:
     return (*rest, *flow.result(written, rank_of(node), -1))
 
 
-@on_module(nn.Embedding)
+@on_module(nn.Embedding, nn.EmbeddingBag)
 def embedding(flow: Flow, node: fx.Node) -> Labelled:
     """The embedding width is written; the vocabulary stays."""
     module = flow.program.state[str(node.target)]
-    assert isinstance(module, nn.Embedding)
+    assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
     subject(flow, node)
     written = flow.write(Axis(f"{node.target}.weight", 1), module.embedding_dim, node)
     if module.max_norm is not None:
@@ -129,36 +142,54 @@ def embedding(flow: Flow, node: fx.Node) -> Labelled:
     return flow.result(written, rank_of(node), -1)
 
 
-@on_op("conv1d", "conv2d", "conv3d")
+@on_op(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
-    """A convolution whose weight is a value of the graph."""
+    """A convolution whose weight is a value: [out, in / groups, ...], or transposed [in, out / groups, ...]."""
     value, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
-    groups, inner = int(flow.constant(argument(node, 6, "groups", 1))), shape_of_argument(weight)[1]
+    groups, transposed = int(flow.constant(argument(node, 6, "groups", 1))), "transpose" in op_name(node)
     dim = rank_of(node) - len(shape_of_argument(weight)) + 1
     arriving, rest = flow.along(value, dim, node)
     keep, mixed = _behind(rest, dim)
     flow.pin_all(mixed, f"is convolved over at {node.name}")
-    columns, _ = flow.along(weight, 1, node)
-    written, _ = flow.along(weight, 0, node)
-    depthwise = inner == 1 and written.size == groups
-    if groups == 1:
-        flow.unify(columns, arriving, node)
-        flow.count_matters(arriving, f"contracted at {node.name}")
-    elif depthwise:
-        flow.unify(written, arriving, node)
-    else:
-        flow.pin_all((arriving, columns, written), f"is in a grouped functional convolution at {node.name}")
     _, kernel = _behind(flow.fields(weight), 2)
     flow.pin_all(kernel, f"is a kernel dimension of {node.name}")
+    rows, columns = (flow.along(weight, d, node)[0] for d in (0, 1))
+    written, whole = _grouped_value(flow, node, arriving, (rows, columns), groups, transposed)
     if isinstance(bias, fx.Node):
         flow.unify(flow.along(bias, 0, node)[0], written, node)
-    total = elements(shape_of_argument(weight)) * elements((*shape_of_argument(node)[:dim], *_space(node, dim)))
-    count_macs(flow, node, total, (written, *keep) if depthwise else (written, arriving, *keep))
+    places = elements(shape_of_argument(value if transposed else node)[dim + 1 :])
+    total = elements(shape_of_argument(weight)) * elements(shape_of_argument(node)[:dim]) * places
+    count_macs(flow, node, total, (written, *keep) if whole else (written, arriving, *keep))
     return (*keep, *flow.result(written, rank_of(node), dim))
 
 
-def _space(node: fx.Node, dim: int) -> tuple[int, ...]:
-    return shape_of_argument(node)[dim + 1 :]
+def _grouped_value(
+    flow: Flow, node: fx.Node, arriving: IntArray, own: tuple[IntArray, IntArray], groups: int, transposed: bool
+) -> tuple[IntArray, bool]:
+    """What a convolution writes whose weight [rows, columns, ...] is a value, and whether it loses whole groups.
+
+    Rows stand one group after the other; every group has the same columns. So a group of one input or one output goes
+    as a whole, which takes rows away, and of wider ones the same rows of each group, and columns.
+    """
+    rows, columns = own
+    if groups == 1:
+        reads = (rows, arriving) if transposed else (columns, arriving)
+        flow.unify(*reads, node)
+        flow.count_matters(arriving, f"contracted at {node.name}")
+        return (columns if transposed else rows), False
+    inner, height = arriving.size // groups, rows.size // groups
+    whole = inner == 1 or (columns.size if transposed else height) == 1
+    if not whole:
+        blocks = rows.reshape(groups, height)
+        flow.unify(blocks, blocks[:1], node)
+        flow.unify(arriving, rows if transposed else np.tile(columns, groups), node)
+        return (np.tile(columns, groups) if transposed else rows), False
+    flow.pin(columns, f"is a column of each group at {node.name}")
+    group_of = rows.reshape(groups, height)[:, :1]
+    flow.unify(rows.reshape(groups, height), group_of, node)
+    flow.unify(arriving.reshape(groups, inner), group_of, node)
+    width = columns.size if transposed else height
+    return np.repeat(group_of.reshape(-1), width), True
 
 
 @on_op("linear")
@@ -175,6 +206,38 @@ def functional_linear(flow: Flow, node: fx.Node) -> Labelled:
         flow.unify(flow.along(bias, 0, node)[0], written, node)
     total = elements(shape_of_argument(value)) * written.size
     count_macs(flow, node, total, (written, arriving, *rest))
+    return (*rest, *flow.result(written, rank_of(node), -1))
+
+
+@on_op("embedding")
+def functional_embedding(flow: Flow, node: fx.Node) -> Labelled:
+    """Like the module; the table is a value of the graph."""
+    places, table = argument(node, 0, "input"), argument(node, 1, "weight")
+    flow.pin_all(flow.fields(places), f"is looked up at {node.name}")
+    written, rows = flow.along(table, 1, node)
+    flow.pin_all(rows, f"is a row of the table at {node.name}")
+    if argument(node, 3, "max_norm") is not None:
+        flow.pin(written, f"is counted in the norms that {describe(flow, node)} limits")
+    return flow.result(written, rank_of(node), -1)
+
+
+@on_module(nn.Bilinear)
+def bilinear(flow: Flow, node: fx.Node) -> Labelled:
+    """weight [out, in1, in2]: both inputs' last dimensions are read."""
+    module = flow.program.state[str(node.target)]
+    assert isinstance(module, nn.Bilinear)
+    written = flow.write(Axis(f"{node.target}.weight", 0), module.out_features, node)
+    fields: list[Fields] = []
+    for index, value in enumerate((argument(node, 0, "input1"), argument(node, 1, "input2"))):
+        arriving, rest = flow.along(value, -1, node)
+        flow.bind(Axis(f"{node.target}.weight", 1 + index), arriving, node)
+        flow.count_matters(arriving, f"contracted at {node.name}")
+        fields.append(rest)
+    if module.bias is not None:
+        flow.bind(Axis(f"{node.target}.bias", 0), written, node, "carrier")
+    rest = combine(flow, node, [(own, (*shape_of_argument(node)[:-1], 1)) for own in fields])
+    widths = [flow.bindings[Axis(f"{node.target}.weight", dim)].labels for dim in range(3)]
+    count_macs(flow, node, elements(shape_of_argument(node)[:-1]) * elements(module.weight.shape), (*widths, *rest))
     return (*rest, *flow.result(written, rank_of(node), -1))
 
 
@@ -219,11 +282,31 @@ def layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     module, value = flow.program.state[str(node.target)], subject(flow, node)
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     rank = len(module.normalized_shape)
+    fields = _whole_heads(flow, node, flow.fields(value), rank)
     for index in range(rank):
-        labels, _ = flow.along(value, index - rank, node)
+        labels = _line(flow, fields, shape_of_argument(value), index - rank)
         flow.count_matters(labels, f"counted by {describe(flow, node)}")
         _carry(flow, node, labels, ("weight", "bias"), dim=index)
-    return flow.fields(value)
+    return fields
+
+
+def _whole_heads(flow: Flow, node: fx.Node, fields: Fields, rank: int) -> Fields:
+    """The fields before statistics over the last `rank` dimensions. One that varies elsewhere too (the widths of all
+    heads) loses whole heads: the vectors of the norm, which all heads share, stay."""
+    out: list[IntArray] = []
+    for labels in fields:
+        mine = [d for d in range(labels.ndim - rank, labels.ndim) if labels.shape[d] > 1]
+        if labels.size > elements([labels.shape[d] for d in mine]) or len(mine) > 1:
+            for dim in mine:
+                labels = whole(flow, labels, dim, node)
+        out.append(labels)
+    return flow.moved(out, node) if any(a is not b for a, b in zip(out, fields, strict=True)) else fields
+
+
+def _line(flow: Flow, fields: Fields, shape: tuple[int, ...], dim: int) -> IntArray:
+    """The flat labels of a dimension along which one field varies, or none does."""
+    found = next((f for f in fields if f.shape[dim] > 1), None)
+    return np.full(shape[dim], FIXED, dtype=np.int64) if found is None else flow.flat(found)
 
 
 @on_module(nn.GroupNorm)
@@ -237,12 +320,15 @@ def group_norm(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _group_statistics(flow: Flow, node: fx.Node, value: object, groups: int) -> IntArray:
-    """The same position of every group goes, so that groups stay equally wide; of groups of one, any."""
+    """Groups stay equally wide or go as a whole, as the plan divides them; of groups of one, any channel may go."""
     labels, rest = flow.along(value, 1, node)
     flow.pin_all((f for f in rest if any(size > 1 for size in f.shape[2:])), f"is normalised over at {node.name}")
     if groups < labels.size:
         rows = labels.reshape(groups, -1)
-        flow.unify(rows, rows[:1], node)
+        if _division(flow, node, f"{groups} groups of {rows.shape[1]}") == "whole":
+            flow.unify(rows, rows[:, :1], node)
+        else:
+            _keep_even(flow, node, rows)
         flow.count_matters(labels, f"counted by {describe(flow, node)}")
     return labels
 
@@ -264,10 +350,12 @@ def functional_layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     value, shape = argument(node, 0, "input"), flow.constant(argument(node, 1, "normalized_shape"))
     names = ("weight", "bias") if op_name(node) == "layer_norm" else ("weight",)
     parts = [argument(node, 2 + i, name) for i, name in enumerate(names)]
-    for index in range(len(shape)):
-        labels, _ = flow.along(value, index - len(shape), node)
-        flow.count_matters(labels, f"counted by {node.name}")
-    return combine(flow, node, [operand(flow, value), *(operand(flow, p) for p in parts if p is not None)])
+    fields = _whole_heads(flow, node, flow.fields(value), len(shape))
+    for labels in fields:
+        if any(size > 1 for size in labels.shape[-len(shape) :]):
+            flow.count_matters(flow.flat(labels), f"counted by {node.name}")
+    operands = [(fields, shape_of_argument(value)), *(operand(flow, p) for p in parts if p is not None)]
+    return combine(flow, node, operands)
 
 
 @on_op("batch_norm", "instance_norm")

@@ -2,7 +2,8 @@
 
     moves           the operation itself is run on the marks                      reshape, cat, pixel_shuffle, pad, ...
     elementwise     removed where any operand is; nothing kept may be lost        add, relu, where, batch_norm, ...
-    reductions      the dimensions that it runs over must not hold removed ones   mean, softmax, argmax, ...
+    reductions      the dimensions that it runs over must not hold removed ones   var, softmax, argmax, ...
+    sums            removed elements are zeros (mask_layers.py)                   sum, mean, norm, ...
     windows         marks don't vary over space                                   max_pool2d, interpolate, ...
     readers         data are zeroed; the weight's removed positions must fit      conv2d, linear, matmul, einsum, ...
     norms           statistics of the kept elements alone                         layer_norm, group_norm, rms_norm
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -24,20 +25,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
+from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.masks import (
     FREE,
+    REMOVED,
     Call,
     Marked,
     Value,
     collapse,
+    compressed,
     contract,
     full_marks,
+    linked,
     mark,
     mark_all,
     marks_of,
     meet,
     plain,
-    zeroed,
 )
 
 Rule = Callable[[Call], Any]
@@ -62,9 +67,10 @@ def apply(call: Call) -> Any:
 
 def _written_in_place(call: Call, value: Any) -> Any:
     first = call.args[0] if call.args else None
-    if call.in_place and isinstance(first, Marked) and isinstance(value, Tensor | Marked):
-        first.marks = marks_of(value)
-    return value
+    if not call.in_place or not isinstance(first, Marked) or not isinstance(value, Tensor | Marked):
+        return value
+    first.write(marks_of(value))
+    return first if plain(value).data_ptr() == first.data.data_ptr() else value
 
 
 # --- rules: movement and elementwise --------------------------------------------------------------------------------
@@ -73,25 +79,47 @@ def _written_in_place(call: Call, value: Any) -> Any:
 def _move(call: Call) -> Any:
     """Operations that move data: the operation itself, run on the marks. Other tensor arguments are indices."""
     data = call.plain()
+    if call.name == "meshgrid" and isinstance(call.args[0], Tensor | Marked):
+        call = replace(call, args=(call.args,))  # `meshgrid(x, y)` is `meshgrid((x, y))`
     source, rest = call.args[0], (call.args[1:], dict(call.kwargs))
-    indices = [x for x in pytree.tree_leaves(rest) if isinstance(x, Marked)]
-    if any(x.has_removed for x in indices) and not call.name.endswith("_as"):
+    if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves(rest)) and call.name[-3:] != "_as":
         raise call.error("removed channels are used as an index")
     if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
         return data
-    return mark_all(data, call.run(full_marks(source), *plain(rest[0]), **plain(rest[1])))
+    run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
+    return linked(mark_all(data, run(full_marks(source))), source, run)
+
+
+def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:
+    return run(marks, *args, **kwargs)
 
 
 def _pad(call: Call) -> Any:
-    """Padding: constants are free; reflected and repeated elements are what they are copied from."""
+    """Padding: constants are free, but for the rim of a removed channel; reflected and repeated elements are what they
+    are copied from."""
     data = call.plain()
     bound = call.bind("input", "padding" if call.module is not None else "pad", "mode")
     source = full_marks(bound["input"])
     if call.module is not None:
         constant = isinstance(call.module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d)
-        marks = F.pad(source, bound["padding"]) if constant else call.run(source)
+        marks = _rimmed(source, bound["padding"]) if constant else call.run(source)
         return mark(data, marks.to(torch.uint8))
-    return mark(data, F.pad(source, plain(bound["pad"]), mode=bound["mode"] or "constant").to(torch.uint8))
+    mode = bound["mode"] or "constant"
+    marks = _rimmed(source, plain(bound["pad"])) if mode == "constant" else F.pad(source, plain(bound["pad"]), mode)
+    return mark(data, marks.to(torch.uint8))
+
+
+def _rimmed(source: Tensor, pad: Sequence[int]) -> Tensor:
+    """Marks that are padded, one dimension after the other: with REMOVED beside a line of removed elements (statistics
+    over channels don't count the rim of one that is gone), else with FREE."""
+    for index in range(0, len(pad), 2):
+        dim = source.ndim - 1 - index // 2
+        lost = (source == REMOVED).all(dim, keepdim=True).to(source.dtype) * REMOVED
+        before, after = (max(amount, 0) for amount in pad[index : index + 2])
+        rims = [lost.expand(*[-1] * dim, amount, *[-1] * (source.ndim - dim - 1)) for amount in (before, after)]
+        kept = F.pad(source, [0] * index + [min(amount, 0) for amount in pad[index : index + 2]])
+        source = torch.cat([rims[0], kept, rims[1]], dim)
+    return source
 
 
 def _create(call: Call) -> Any:
@@ -110,21 +138,19 @@ def _elementwise(call: Call) -> Any:
     return mark(data, meet(call, call.operands(), data.shape))
 
 
+def _converted(call: Call) -> Any:
+    """The first operand in another form; of a second one only the type is read."""
+    data = call.plain()
+    return mark(data, marks_of(call.args[0])) if isinstance(data, Tensor) else data
+
+
 def _channelwise(call: Call) -> Any:
     """One operation per channel (dimension 1), each with its own parameters: batch and instance norm, PReLU."""
     data = call.plain()
     bound = call.bind(*ARGUMENTS[call.name])
     rank = data.ndim
-    params = [_along_channels(bound[name], rank) for name in PARAMETERS if isinstance(bound.get(name), Tensor | Marked)]
+    params = [along_channels(bound[name], rank) for name in PARAMETERS if isinstance(bound.get(name), Tensor | Marked)]
     return mark(data, meet(call, [bound["input"], *params], data.shape))
-
-
-def _along_channels(value: Value, rank: int) -> Value:
-    """A vector as a value of `rank` dimensions that lies along dimension 1."""
-    shape = [1, -1, *[1] * (rank - 2)]
-    if isinstance(value, Marked):
-        return Marked(value.data.reshape(shape), value.marks.reshape(shape))
-    return value.reshape(shape)
 
 
 def _gated(call: Call) -> Any:
@@ -143,11 +169,13 @@ def _assign(call: Call) -> None:
     target, index, value = call.args
     if not isinstance(target, Marked):
         raise call.error("removed channels are written into a tensor that is kept")
+    if not isinstance(value, Tensor | Marked):
+        call.plain()  # a number is kept or removed with the channel that it is written to
+        return
     marks = full_marks(target).clone()
-    marks[plain(index)] = full_marks(value) if isinstance(value, Tensor | Marked) else float(FREE)
+    marks[plain(index)] = full_marks(value)
     call.plain()
-    written = mark(target.data, marks.to(torch.uint8))
-    target.marks = marks_of(written)
+    target.write(compressed(marks.to(torch.uint8)))
 
 
 # --- rules: reductions and windows ----------------------------------------------------------------------------------
@@ -157,12 +185,7 @@ def _reduce(call: Call) -> Any:
     """Operations over whole dimensions (sum, max, softmax, sort): these must not hold removed channels."""
     if len(call.args) > 1 and isinstance(call.args[1], Tensor | Marked):
         return _elementwise(call)  # max(x, y)
-    position, default = DIMENSION_AT.get(call.name, (1, None))
-    bound = call.bind("input", *["_"] * (position - 1), "dim")
-    value, dim = bound["input"], call.kwargs.get("axis", bound["dim"])
-    dim = default if dim is None else dim
-    rank = plain(value).ndim
-    dims = range(rank) if dim is None else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
+    value, dims = call.args[0], reduced_dims(call, *DIMENSION_AT.get(call.name, (1, None)))
     marks = collapse(call, marks_of(value), dims, "an operation reduces over removed channels")
     return pytree.tree_map(partial(_mark_reduced, marks=marks, dims=tuple(dims)), call.plain())
 
@@ -174,22 +197,27 @@ def _mark_reduced(data: Tensor, *, marks: Tensor, dims: tuple[int, ...]) -> Valu
 def _windows(call: Call) -> Any:
     """Pooling and interpolation: the last dimensions are space, where marks don't vary."""
     value = call.args[0] if call.args else call.kwargs["input"]
-    digits = re.search(r"(\d)d$", call.name)
+    digits = re.search(r"(\d)d", call.name)
     rank = plain(value).ndim
     space = int(digits.group(1)) if digits else rank - 2
     marks = collapse(call, marks_of(value), range(rank - space, rank), "the removed elements are no whole channels")
     return pytree.tree_map(partial(mark, marks=marks), call.plain())
 
 
+def _triangle(call: Call) -> Any:
+    marks = marks_of(call.args[0])
+    return mark(call.plain(), collapse(call, marks, [marks.ndim - 2, marks.ndim - 1], "removed tokens are cut"))
+
+
+def _complex(call: Call) -> Any:
+    """Two real numbers as one complex number, and back: the parts of one are kept or removed together."""
+    marks = marks_of(call.args[0])
+    if call.name == "view_as_real":
+        return mark(call.plain(), marks[..., None])
+    return mark(call.plain(), collapse(call, marks, [marks.ndim - 1], "half of a number is removed")[..., 0])
+
+
 # --- rules: readers -------------------------------------------------------------------------------------------------
-
-
-def _with_bias(call: Call, data: Tensor, marks: Tensor, bias: Value | None, *, channel: int) -> Value:
-    result = Marked(data, marks)
-    if bias is None:
-        return mark(data, marks)
-    vector = _along_channels(bias, data.ndim) if channel == 1 else bias
-    return mark(data, meet(call, [result, vector], data.shape))
 
 
 def _convolution(call: Call) -> Any:
@@ -198,85 +226,17 @@ def _convolution(call: Call) -> Any:
     bound = call.bind(*ARGUMENTS["conv_transpose" if transposed else "conv"])
     x, weight = bound["input"], bound["weight"]
     rank, problem = plain(x).ndim, "the removed elements are no whole channels"
-    arriving = collapse(call, marks_of(x), [0, *range(2, rank)], problem).reshape(1, -1, 1)
-    arriving = arriving.expand(1, plain(x).shape[1], 1)
-    own = collapse(call, marks_of(weight), range(2, rank), problem).flatten(2)[:, :, :1]
+    channel = rank + 1 - plain(weight).ndim  # 0 for an image without a batch
+    shape = [-1 if dim == channel else 1 for dim in range(rank)]
+    arriving = collapse(call, marks_of(x), [d for d in range(rank) if d != channel], problem).reshape(1, -1, 1)
+    arriving = arriving.expand(1, plain(x).shape[channel], 1)
+    own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
     own = own.expand(*plain(weight).shape[:2], 1)
     count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
     marks = contract(call, count, x, weight, marks=(arriving, own))
-    channels = Marked(plain(x), arriving.reshape(1, -1, *[1] * (rank - 2)))  # with the free rim of a removed channel
-    data = _run_zeroed(replace(call, args=(channels, *call.args[1:])))
-    return _with_bias(call, data, marks.reshape(1, -1, *[1] * (rank - 2)), bound["bias"], channel=1)
-
-
-def _run_zeroed(call: Call) -> Any:
-    """The operation on data that are zero where they are removed."""
-    clean = pytree.tree_map(
-        lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, (call.args, dict(call.kwargs))
-    )
-    return call.run(*clean[0], **clean[1])
-
-
-def _linear(call: Call) -> Any:
-    bound = call.bind("input", "weight", "bias")
-    x, weight = bound["input"], bound["weight"]
-    marks = contract(call, F.linear, x, weight, marks=(_expanded(x, *range(plain(x).ndim - 1)), _expanded(weight, 0)))
-    return _with_bias(call, _run_zeroed(call), marks, bound["bias"], channel=-1)
-
-
-def _expanded(value: Value, *small: int) -> Tensor:
-    """The value's marks at the data's size, except along the `small` dimensions.
-
-    Dimensions that two factors share must be of full size in both, or a factor that is kept along all of it would pass
-    for one that is used as long as any of it is.
-    """
-    sizes = list(plain(value).shape)
-    for dim in small:
-        sizes[dim] = marks_of(value).shape[dim]
-    return marks_of(value).expand(sizes)
-
-
-def _matmul_marks(call: Call, left: Value, right: Value) -> Tensor:
-    rows = [-2] if plain(left).ndim > 1 else []
-    columns = [-1] if plain(right).ndim > 1 else []
-    return contract(call, torch.matmul, left, right, marks=(_expanded(left, *rows), _expanded(right, *columns)))
-
-
-def _matmul(call: Call) -> Any:
-    left, right = call.args[0], call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()))
-    return mark(_run_zeroed(call), _matmul_marks(call, left, right))
-
-
-def _einsum(call: Call) -> Any:
-    equation, *operands = call.args
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    own = [_einsum_marks(x, term, "".join(terms)) for x, term in zip(operands, terms, strict=True)]
-    marks = contract(call, partial(torch.einsum, equation), *operands, marks=own)
-    return mark(_run_zeroed(call), marks)
-
-
-def _einsum_marks(value: Value, term: str, letters: str) -> Tensor:
-    """The operand's marks, compressed along the letters that stand in no other operand."""
-    own = [] if "." in letters else [dim for dim, letter in enumerate(term) if letters.count(letter) == 1]
-    return _expanded(value, *own)
-
-
-def _attention(call: Call) -> Any:
-    """Scaled dot-product attention: two matrix products around a softmax over the keys."""
-    bound = call.bind("query", "key", "value", "attn_mask")
-    if call.kwargs.get("enable_gqa"):
-        raise call.error("removed channels reach grouped-query attention, which the reference doesn't know")
-    query, key, value, bias = (bound[name] for name in ("query", "key", "value", "attn_mask"))
-    flipped = mark(plain(key).mT, marks_of(key).mT)
-    marks = _matmul_marks(call, query, flipped)
-    shape = [*plain(query).shape[:-1], plain(key).shape[-2]]
-    scores = mark(torch.empty(1).expand(shape), marks)
-    if isinstance(bias, Tensor | Marked):
-        marks = meet(call, [scores, bias], shape)
-    marks = collapse(call, marks, [marks.ndim - 1], "softmax over removed positions")
-    return mark(_run_zeroed(call), _matmul_marks(call, mark(plain(scores), marks), value))
+    channels = Marked(plain(x), arriving.reshape(shape))  # with the free rim of a removed channel
+    data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
+    return with_bias(call, data, marks.reshape(shape), bound["bias"], channel=channel)
 
 
 # --- rules: norms over channels -------------------------------------------------------------------------------------
@@ -309,7 +269,7 @@ def _group_norm(call: Call) -> Any:
     rows = (data.shape[0], bound["num_groups"], -1)
     eps = 1e-5 if bound["eps"] is None else bound["eps"]
     out = _normalised(data.reshape(rows), kept.reshape(rows), eps, centre=True).reshape(data.shape)
-    scale, shift = (None if p is None else _along_channels(p, data.ndim) for p in (bound["weight"], bound["bias"]))
+    scale, shift = (None if p is None else along_channels(p, data.ndim) for p in (bound["weight"], bound["bias"]))
     return _affine(call, out, x, scale, shift)
 
 
@@ -341,12 +301,12 @@ ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
 PARAMETERS: Final = ("running_mean", "running_var", "weight", "bias")
 
 DIMENSION_AT: Final[Mapping[str, tuple[int, int | None]]] = {
-    "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "normalize": (2, 1), "norm": (2, None),
+    "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "msort": (9, 0), "kthvalue": (2, -1), "mode": (1, -1),
 }  # fmt: skip
 
 _MOVES: Final = _words("""
     reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint cat concat concatenate
-    stack hstack vstack dstack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind
+    stack hstack vstack dstack row_stack chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind
     getitem select narrow index_select gather take_along_dim
     roll flip expand view_as reshape_as broadcast_to repeat tile repeat_interleave squeeze unsqueeze
     pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim ndimension numel stride ravel rot90 meshgrid
@@ -358,14 +318,15 @@ _ELEMENTWISE: Final = _words("""
     trunc sign where masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
     not_ logical_and logical_or logical_not isnan isinf nan_to_num lerp addcmul addcdiv atan2 fmod remainder mod pos
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink
-    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh to type type_as float half bfloat16 double int long
+    softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh type float half bfloat16 double int long
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
+    fill zero
 """)
 _REDUCTIONS: Final = _words("""
-    sum mean prod max min amax amin var std var_mean std_mean median argmax argmin all any norm logsumexp nansum
-    softmax log_softmax softmin normalize cumsum cumprod sort argsort topk aminmax logcumsumexp nanmean
+    prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
+    softmax log_softmax softmin cumsum cumprod sort argsort topk msort kthvalue aminmax logcumsumexp nanmean
 """)
 _CREATORS: Final = _words("""
     zeros ones full empty arange linspace eye tensor zeros_like ones_like full_like empty_like new_zeros new_ones
@@ -378,18 +339,20 @@ _POOLS: Final = [
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(["to", "type_as"], _converted),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_CREATORS, _create),
-    **dict.fromkeys([*_POOLS, "interpolate", "upsample"], _windows),
+    **dict.fromkeys([*_POOLS, *(f"{pool}_with_indices" for pool in _POOLS), "interpolate", "upsample"], _windows),
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
-    **dict.fromkeys(["matmul", "bmm", "mm", "mv"], _matmul),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),
+    **ROWS,
+    **dict.fromkeys(["amax", "max"], partial(maximum, otherwise=_reduce)),
     "layer_norm": partial(_norm_over, centre=True),
     "rms_norm": partial(_norm_over, centre=False),
     "group_norm": _group_norm,
-    "linear": _linear,
-    "einsum": _einsum,
-    "scaled_dot_product_attention": _attention,
+    **PRODUCTS,
+    **dict.fromkeys(["tril", "triu"], _triangle),
+    **dict.fromkeys(["view_as_complex", "view_as_real"], _complex),
     "embedding": _embed,
     "glu": _gated,
     "pad": _pad,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -33,10 +34,22 @@ REMOVED: Final = 2
 
 @dataclass(eq=False)
 class Marked:
-    """A tensor that isn't kept everywhere. Operations that write in place set its `marks` anew, as they do its data."""
+    """A tensor that isn't kept everywhere. Operations that write in place `write` its marks, as they do its data."""
 
     data: Tensor
     marks: Tensor
+    source: Marked | None = None
+    """What it is a view of, where that holds constants that may be written over."""
+    view: Callable[[Tensor], Tensor] | None = None
+    """The view, as an operation on the source's marks."""
+
+    def write(self, marks: Tensor) -> None:
+        """Set the marks, also of what it is a view of."""
+        self.marks = marks
+        if self.source is not None and self.view is not None:
+            whole = self.source.marks.expand(self.source.data.shape).clone()
+            self.view(whole).copy_(marks)
+            self.source.write(compressed(whole))
 
     @property
     def kept(self) -> Tensor:
@@ -100,11 +113,17 @@ def marks_of(value: Value) -> Tensor:
     return torch.full([1] * value.ndim, KEPT, dtype=torch.uint8)
 
 
-def mark(data: Tensor, marks: Tensor) -> Value:
-    """The data with these marks, compressed; the bare tensor where everything is kept."""
+def compressed(marks: Tensor) -> Tensor:
+    """The marks, of size 1 along dimensions where they don't vary."""
     for dim in range(marks.ndim):
         if marks.shape[dim] > 1 and bool((marks == marks.narrow(dim, 0, 1)).all()):
             marks = marks.narrow(dim, 0, 1)
+    return marks
+
+
+def mark(data: Tensor, marks: Tensor) -> Value:
+    """The data with these marks, compressed; the bare tensor where everything is kept."""
+    marks = compressed(marks)
     return data if bool((marks == KEPT).all()) else Marked(data, marks)
 
 
@@ -134,6 +153,23 @@ def collapse(call: Call, marks: Tensor, dims: Iterable[int], problem: str) -> Te
             raise call.error(problem)
         marks = kept.to(torch.uint8) * KEPT + removed.to(torch.uint8) * REMOVED
     return marks
+
+
+def linked(result: Any, source: Value, run: Callable[[Tensor], Any]) -> Any:
+    """`result`, the value of `run` on `source`, with every tensor in it that is a view tied to the source's marks."""
+    if not isinstance(source, Marked) or not bool((source.marks == FREE).any()):
+        return result
+    memory = source.data.untyped_storage().data_ptr()
+    for place, leaf in enumerate(pytree.tree_leaves(result)):
+        if isinstance(leaf, Marked) and leaf.data.untyped_storage().data_ptr() == memory:
+            leaf.source, leaf.view = source, partial(_leaf_of, run, place)
+    return result
+
+
+def _leaf_of(run: Callable[[Tensor], Any], place: int, tensor: Tensor) -> Tensor:
+    leaf = pytree.tree_leaves(run(tensor))[place]
+    assert isinstance(leaf, Tensor), "a view is a tensor"
+    return leaf
 
 
 def zeroed(value: Value) -> Tensor:

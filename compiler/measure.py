@@ -9,27 +9,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import fx
+from torch import nn
 
 from prunec.compiler.base import Data, Progress, silent
 from prunec.compiler.emit import save_weights
 from prunec.compiler.errors import DataError
 from prunec.compiler.export import OnnxReport, export_onnx, ort_latency
+from prunec.compiler.inputs import called, tensors_in
 from prunec.compiler.ir import Program
+from prunec.compiler.parts import OnnxExport
 
 
-def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress = silent) -> float:
+def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = silent) -> float:
     """The share of samples whose largest output is at their label. Raises `DataError` where the data don't fit."""
     batches, right, total = list(batches), 0, 0
     with torch.no_grad():
         for index, (inputs, labels) in enumerate(batches):
             progress("accuracy", index, len(batches))
             try:
-                outputs = module(inputs)
-            except RuntimeError as error:
-                raise DataError(
-                    f"the model can't take the data's batches, of shape {list(inputs.shape)}: {error}"
-                ) from error
+                outputs = called(module, inputs)
+            except (RuntimeError, TypeError) as error:
+                shapes = " and ".join(str(list(x.shape)) for x in tensors_in(inputs))
+                raise DataError(f"the model can't take the data's batches, of shape {shapes}: {error}") from error
             if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
                 raise DataError("accuracy needs a model with one output [samples, classes]", hint="leave out data")
             right += int((outputs.argmax(1) == labels).sum())
@@ -40,22 +41,24 @@ def accuracy(module: fx.GraphModule, batches: Iterable[Any], progress: Progress 
     return right / total
 
 
-def compare_accuracy(before: Program, after: Program, data: Data, progress: Progress = silent) -> dict[str, float]:
+def compare_accuracy(before: nn.Module, after: nn.Module, data: Data, progress: Progress = silent) -> dict[str, float]:
     """Both models' accuracy on the test split."""
     return {
-        "before": accuracy(before.module, data.test(), progress),
-        "after": accuracy(after.module, data.test(), progress),
+        "before": accuracy(before, data.test(), progress),
+        "after": accuracy(after, data.test(), progress),
     }
 
 
-def write_onnx(before: Program, after: Program, path: Path, opset: int, progress: Progress = silent) -> dict[str, Any]:
+def write_onnx(
+    before: Program, after: Program, path: Path, export: OnnxExport, progress: Progress = silent
+) -> dict[str, Any]:
     """Write the slim model's ONNX file, and compare its size and latency with the original's."""
     with TemporaryDirectory() as folder:
         old = Path(folder) / "before.onnx"
         progress("onnx", 0, 3)
-        new_report = export_onnx(after, path, opset=opset)
+        new_report = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic)
         progress("onnx", 1, 3)
-        old_report = export_onnx(before, old, opset=opset)
+        old_report = export_onnx(before, old, opset=export.opset, dynamic=export.dynamic)
         progress("onnx", 2, 3)
         latency = dict(zip(("before", "after"), ort_latency((old, path), before.inputs), strict=True))
         progress("onnx", 3, 3)

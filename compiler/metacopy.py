@@ -14,12 +14,14 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from prunec.compiler import lowering
 from prunec.compiler.ir import clone_module
 from prunec.compiler.proxy import Refused
 
@@ -31,7 +33,7 @@ _CONTAINERS = _DICTS | {list, set}
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StandIn:
     """A module's copy and what the tracer asks of it."""
 
@@ -39,8 +41,11 @@ class StandIn:
     original: nn.Module
     copy: nn.Module
     leaf: bool
-    config: Hashable | None
-    """All that a leaf's output shape may depend on besides its inputs; `None` where that can't be told."""
+
+    @cached_property
+    def config(self) -> Hashable | None:
+        """All that a leaf's output shape may depend on besides its inputs; `None` where that can't be told."""
+        return _config(self.copy)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ def meta_copy(model: nn.Module) -> MetaCopy:
         copy = copies[id(module)]
         _fill(module, copy, copies, meta)
         leaf = bool(name) and is_leaf(module)
-        standin = StandIn(name, module, copy, leaf, _config(copy) if leaf else None)
+        if leaf:
+            copy.__dict__.update({key: OrderedDict() for key in _HOOKS if copy.__dict__.get(key)})
+        standin = StandIn(name, module, copy, leaf)
         modules[id(module)] = modules[id(copy)] = standin
     return MetaCopy(copies[id(model)], modules, tensors)
 
@@ -82,9 +89,14 @@ def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torc
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module stays one node: those of torch do, but for the ones that only put others together."""
+    """Whether a module stays one node: those of torch do, but for the ones that only put others together, and the ones
+    that are written out."""
     home = type(module).__module__
-    return home.startswith(("torch.nn.", "torch.ao.nn.")) and home not in _TRACED_THROUGH
+    return (
+        type(module) not in lowering.MODULES
+        and home.startswith(("torch.nn.", "torch.ao.nn."))
+        and home not in _TRACED_THROUGH
+    )
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -128,6 +140,8 @@ def _fill(
             attributes[key] = _rebuild(value, swap)
     attributes["training"] = False
     copy.__dict__.update(attributes)
+    if type(module) in lowering.MODULES:
+        copy.__dict__["forward"] = partial(lowering.MODULES[type(module)], copy)
 
 
 def _is_plain(value: Any) -> bool:
@@ -162,6 +176,22 @@ def _config(module: nn.Module) -> Hashable | None:
     tensors = (*module._parameters.items(), *module._buffers.items())
     shapes = tuple((key, None if t is None else (t.shape, t.dtype)) for key, t in tensors)
     return type(module), tuple(attributes), shapes
+
+
+def unhooked(module: nn.Module) -> nn.Module:
+    """A leaf module without the forward hooks that the tracer has run beside it; itself where it has none."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return module
+    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in _HOOKS})
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 
 def eval_copy(module: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from prunec.compiler.calls import Call
-from prunec.compiler.metacopy import StandIn, eval_copy, to_meta
+from prunec.compiler.metacopy import StandIn, eval_copy, to_meta, unhooked
 from prunec.compiler.metashapes import IN_PLACE, dense, function_shape, module_shape
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -70,7 +70,7 @@ def _run(standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
             raise
         device = tensors[0].device if tensors else torch.device("cpu")
         real = _map_tensors((args, kwargs), lambda t: torch.zeros(t.size(), dtype=t.dtype, device=device))
-        return _map_tensors(eval_copy(standin.original)(*real[0], **real[1]), to_meta)
+        return _map_tensors(unhooked(eval_copy(standin.original))(*real[0], **real[1]), to_meta)
 
 
 def _map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:

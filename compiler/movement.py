@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.contractions import whole
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, compress, elements, reshape_labels, shape_of_argument
+from prunec.compiler.labels import FIXED, Flow, Labelled, elements, reshape_labels, shape_of_argument
 from prunec.compiler.reductions import mixed
-from prunec.compiler.rewriting import index_dims, is_tensor
+from prunec.compiler.rewriting import is_tensor
 from prunec.compiler.rules import (
     argument,
-    combine,
     dims_of,
     on_module,
     on_op,
@@ -34,14 +33,14 @@ from prunec.compiler.rules import (
 )
 
 
-def _writable(labels: IntArray) -> torch.Tensor:
+def writable(labels: IntArray) -> torch.Tensor:
     """The labels as a tensor; torch takes no read-only memory."""
     return torch.from_numpy(np.require(labels, requirements=["C", "W"]))
 
 
 def executed(labels: IntArray, shape: Sequence[int], op: Callable[[torch.Tensor], torch.Tensor]) -> IntArray:
     """A field after the operation was executed on it."""
-    return op(_writable(labels).expand(*shape)).numpy()
+    return op(writable(labels).expand(*shape)).numpy()
 
 
 def constants(flow: Flow, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -74,11 +73,11 @@ def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
     return combine(flow, node, ((moved, new), operand(flow, other)))
 
 
-@on_op("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint")
+@on_op("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint", "rot90")
 def permute(flow: Flow, node: fx.Node) -> Labelled:
     """Dimensions change places; a compressed field needs no expanding for that."""
     value, (rest, kwargs), name = subject(flow, node), constants(flow, node), op_name(node)
-    arrays = (_writable(f) for f in flow.fields(value))
+    arrays = (writable(f) for f in flow.fields(value))
     return flow.moved((getattr(array, name)(*rest, **kwargs).numpy() for array in arrays), node)
 
 
@@ -105,62 +104,32 @@ def repeated(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved((executed(f, shape, lambda t: op(t, *rest, **kwargs)) for f in flow.fields(value)), node)
 
 
-@on_module(nn.PixelShuffle)
-@on_op("pixel_shuffle")
-def pixel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The channels that make up the pixels of one go together."""
-    value = subject(flow, node)
-    labels, rest = flow.along(value, -3, node)
-    keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
-    flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"is shuffled at {node.name}")
-    rows = labels.reshape(shape_of_argument(node)[-3], -1)
-    flow.unify(rows, rows[:, :1], node)
-    return (*keep, *flow.result(rows[:, 0].copy(), rank_of(node), -3))
-
-
-@on_module(nn.PixelUnshuffle)
-@on_op("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The pixels of a channel become channels."""
-    value = subject(flow, node)
-    labels, rest = flow.along(value, -3, node)
-    keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
-    flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"is shuffled at {node.name}")
-    wider = np.repeat(labels, shape_of_argument(node)[-3] // labels.size)
-    return (*keep, *flow.result(wider, rank_of(node), -3))
-
-
 @on_module(nn.ChannelShuffle)
 @on_op("channel_shuffle")
 def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The same position of every group goes, so that groups stay equally wide."""
+    """The same position of every group goes, so that groups stay equally wide; or whole groups, where a plan asks."""
     value = subject(flow, node)
     module = flow.program.state[str(node.target)] if node.op == "call_module" else None
     groups = module.groups if isinstance(module, nn.ChannelShuffle) else flow.constant(argument(node, 1, "groups"))
     labels, rest = flow.along(value, 1, node)
     rows = labels.reshape(groups, -1)
-    flow.unify(rows, rows[:1], node)
+    names = [str(node.target)] if module is not None else []
+    choice = flow.divide("grouped", node.name, f"{groups} groups of {rows.shape[1]}", names, fallback="same")
+    if choice == "equal":  # what it gives must keep its order
+        flow.settle(node.name, "same")
+    flow.unify(rows, rows[:, :1] if choice == "whole" else rows[:1], node)
     return (*rest, *flow.result(np.ascontiguousarray(rows.T).reshape(-1).copy(), rank_of(node), 1))
 
 
 @on_op("roll")
 def roll(flow: Flow, node: fx.Node) -> Labelled:
-    """Rolling along labelled dimensions would need another shift for every selection: those are pinned."""
-    value = subject(flow, node)
-    dims = dims_of(flow, argument(node, 2, "dims"), len(shape_of_argument(value)))
-    return mixed(flow, node, value, dims, "is rolled")
-
-
-@on_op("unfold")
-def unfold(flow: Flow, node: fx.Node) -> Labelled:
-    """`F.unfold`: every channel becomes kernel-size many columns of one dimension."""
-    if node.target is not torch.nn.functional.unfold:
-        return unknown(flow, node)
-    value = subject(flow, node)
-    labels, rest = flow.along(value, -3, node)
-    flow.pin_all(rest, f"is unfolded at {node.name}")
-    width = shape_of_argument(node)[-2] // labels.size
-    return flow.result(np.repeat(labels, width), rank_of(node), -2)
+    """What is kept rolls as well, by as much as is kept of what comes round (`rewriting.shifts`)."""
+    value, (rest, kwargs) = subject(flow, node), constants(flow, node)
+    dims = argument(node, 2, "dims")
+    if dims is None or dims == ():  # the whole value as one line
+        return mixed(flow, node, value, range(rank_of(node)), "is rolled")
+    shape = shape_of_argument(value)
+    return flow.moved((executed(f, shape, lambda t: t.roll(*rest, **kwargs)) for f in flow.fields(value)), node)
 
 
 # -- joining -------------------------------------------------------------------------------------------------------
@@ -173,6 +142,10 @@ def concatenate(flow: Flow, node: fx.Node) -> Labelled:
     if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) != rank_of(node) for part in parts):
         return unknown(flow, node)
     [dim] = dims_of(flow, argument(node, 1, "dim", 0), rank_of(node))
+    return _concatenated(flow, node, parts, dim)
+
+
+def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> Labelled:
     across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
     shapes = [shape_of_argument(p) for p in parts]
     fields = combine(
@@ -196,6 +169,15 @@ def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> In
     return next(iter(flow.result(np.concatenate(flat), rank_of(node), dim)), None)
 
 
+@on_op("hstack", "vstack", "dstack", "row_stack")
+def stacked_along(flow: Flow, node: fx.Node) -> Labelled:
+    """A concatenation along a dimension that the name says, where the operands have it."""
+    parts, dim = argument(node, 0, "tensors"), {"hstack": 1, "dstack": 2}.get(op_name(node), 0)
+    if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) < max(dim + 1, 2) for part in parts):
+        return unknown(flow, node)
+    return _concatenated(flow, node, parts, dim)
+
+
 @on_op("stack")
 def stack(flow: Flow, node: fx.Node) -> Labelled:
     """A new dimension: along the old ones the operands must agree."""
@@ -209,33 +191,32 @@ def stack(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("pad")
 def pad(flow: Flow, node: fx.Node) -> Labelled:
-    """Constant padding of channels adds positions of its own, that go with whatever they meet."""
+    """Constant padding of channels adds positions of its own, that go with what they meet; a crop takes some off."""
     value, amounts = subject(flow, node), [flow.constant(a) for a in flow.constant(argument(node, 1, "pad"))]
     rank = rank_of(node)
     padded = [rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
-    if argument(node, 2, "mode", "constant") != "constant" or min(amounts) < 0:
+    if argument(node, 2, "mode", "constant") != "constant":
         return mixed(flow, node, value, padded, "is padded")
     out: list[IntArray] = []
     for labels in flow.fields(value):
         dims = [d for d in set(padded) if labels.shape[d] > 1]
         if not dims:
             out.append(labels)
-            continue
-        if len(dims) > 1 or labels.size != labels.shape[dims[0]]:
+        elif len(dims) > 1 or labels.size != labels.shape[dims[0]]:
             flow.pin(labels, f"is padded at {node.name}")
-            continue
-        before, after = amounts[2 * (rank - 1 - dims[0]) :][:2]
-        columns = [_padding(flow, before), flow.flat(labels), _padding(flow, after)]
-        out += flow.result(np.concatenate(columns), rank, dims[0])
+        else:
+            columns = _rimmed(flow, flow.flat(labels), amounts[2 * (rank - 1 - dims[0]) :][:2])
+            out += flow.result(columns, rank, dims[0])
     return tuple(out)
 
 
-def _padding(flow: Flow, size: int) -> IntArray:
-    """Labels of zeros: fresh even for a single one, since it goes with what it is added to."""
-    flow.count += size
-    if size:
-        flow.owners.append((flow.count - size, None))
-    return np.arange(flow.count - size, flow.count, dtype=np.int64)
+def _rimmed(flow: Flow, labels: IntArray, rims: Sequence[int]) -> IntArray:
+    """The labels with so many new ones before and behind them, or, where a number is negative, fewer."""
+    before, after = rims
+    inside = labels[max(-before, 0) : labels.size - max(-after, 0)]
+    if inside.size < labels.size:
+        flow.covers.append(inside)
+    return np.concatenate([flow.own(max(before, 0)), inside, flow.own(max(after, 0))])
 
 
 # -- taking apart --------------------------------------------------------------------------------------------------
@@ -283,71 +264,11 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
         fields = getattr(type(node.args[0].meta["val"]), "_fields", ())  # type: ignore[union-attr]
         return source[fields.index(name)] if name in fields else unknown(flow, node)
     if name in ("T", "mT", "H", "mH"):
-        arrays = (_writable(f) for f in flow.fields(value))
+        arrays = (writable(f) for f in flow.fields(value))
         return flow.moved((getattr(array, str(name)).numpy() for array in arrays), node)
     if name in ("data", "real"):
         return flow.fields(value)
     return unknown(flow, node)
-
-
-@on_op("getitem", "__getitem__")
-def getitem(flow: Flow, node: fx.Node) -> Labelled:
-    """An element of a tuple, or slices of a tensor."""
-    value, index = node.args
-    source = flow.values.get(value) if isinstance(value, fx.Node) else None
-    if isinstance(source, list):
-        return source[index] if isinstance(index, int | slice) else unknown(flow, node)
-    if source is None:
-        return without_labels(flow, node)
-    entries = index if isinstance(index, tuple) else (index,)
-    if any(is_tensor(entry) or isinstance(entry, list | bool) for entry in entries):
-        return _indexed_by_tensors(flow, node, entries)
-    known = tuple(_constant_index(flow, entry) for entry in entries)
-    if (
-        sum(
-            _strides(known[place], dim, flow.fields(value))
-            for place, dim in index_dims(known, len(shape_of_argument(value)))
-        )
-        > 1
-    ):
-        return unknown(flow, node)  # what is kept of them can't be said in one index
-    fields: list[IntArray] = []
-    for labels in flow.fields(value):
-        piece = compress(executed(labels, shape_of_argument(value), lambda t: t[known]))
-        if _sliced_dims(known, labels):
-            flow.covers.append(piece)
-        fields += flow.moved((piece,), node)
-    return flow.separate(fields, node)
-
-
-def _strides(entry: object, dim: int, fields: Fields) -> bool:
-    return isinstance(entry, slice) and entry.step not in (None, 1) and any(f.shape[dim] > 1 for f in fields)
-
-
-def _indexed_by_tensors(flow: Flow, node: fx.Node, entries: Sequence[object]) -> Labelled:
-    """One tensor of positions along a dimension without labels: the other dimensions pass."""
-    value = subject(flow, node)
-    rank = len(shape_of_argument(value))
-    indices = [entry for entry in entries if entry is not Ellipsis and entry != slice(None)]
-    if len(indices) != 1 or not isinstance(indices[0], fx.Node) or not is_tensor(indices[0]):
-        return unknown(flow, node)
-    if indices[0].meta["val"].dtype in (torch.bool, torch.uint8):
-        return unknown(flow, node)
-    [dim] = (d for place, d in index_dims(entries, rank) if entries[place] is indices[0])
-    if any(f.shape[dim] > 1 for f in flow.fields(value)):
-        return unknown(flow, node)
-    between = (1,) * len(shape_of_argument(indices[0]))
-    return flow.moved((f.reshape(*f.shape[:dim], *between, *f.shape[dim + 1 :]) for f in flow.fields(value)), node)
-
-
-def _constant_index(flow: Flow, entry: object) -> Any:
-    if isinstance(entry, slice):
-        return slice(*(flow.constant(part) for part in (entry.start, entry.stop, entry.step)))
-    return flow.constant(entry)
-
-
-def _sliced_dims(entries: Sequence[Any], labels: IntArray) -> bool:
-    return any(labels.shape[d] > 1 and entries[i] != slice(None) for i, d in index_dims(entries, labels.ndim))
 
 
 @on_op("narrow", "select")

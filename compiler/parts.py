@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     GetJsonSchemaHandler,
     JsonValue,
@@ -23,9 +24,11 @@ from pydantic import (
     PlainValidator,
     SerializationInfo,
     StrictInt,
+    Tag,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -170,12 +173,13 @@ class ModelSpec(_Part):
         return self
 
 
-Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"]
+Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 _HIGHEST: Final = {"int64": 2**63 - 1, "int32": 2**31, "int16": 2**15, "int8": 2**7, "uint8": 2**8}
 
 
 class InputSpec(_Part):
-    """One example input. Whole numbers are drawn from 0 to `high - 1`, others are normally distributed."""
+    """One example tensor. Whole numbers are drawn from `low` to `high - 1`, truth values are as often true as false,
+    others are normally distributed."""
 
     shorthand = "shape"
     short_types = (list,)
@@ -183,6 +187,7 @@ class InputSpec(_Part):
 
     shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(min_length=1, examples=["[1, 3, 32, 32]"])
     dtype: Dtype = "float32"
+    low: StrictInt | None = None
     high: Annotated[StrictInt, Field(ge=1)] | None = None
 
     @property
@@ -191,14 +196,66 @@ class InputSpec(_Part):
         return self.dtype in _HIGHEST
 
     @model_validator(mode="after")
-    def _high_fits(self) -> Self:
+    def _range_fits(self) -> Self:
         if self.whole and self.high is None:
             raise wrong(f"must have the key 'high' beside dtype {self.dtype}", hint="for example: high: 1000")
-        if not self.whole and self.high is not None:
-            raise wrong(f"must not have the key 'high' beside dtype {self.dtype}", hint="for example: dtype: int64")
+        for key in ("high", "low"):
+            if not self.whole and getattr(self, key) is not None:
+                raise wrong(
+                    f"must not have the key '{key}' beside dtype {self.dtype}", hint="for example: dtype: int64"
+                )
         if self.high is not None and self.high > _HIGHEST[self.dtype]:
             raise wrong(f"must have 'high' at most {_HIGHEST[self.dtype]} beside dtype {self.dtype}")
+        if self.high is not None and (self.low or 0) >= self.high:
+            raise wrong(f"must have 'low' below 'high', which is {self.high}")
+        if self.low is not None and self.low < self._lowest:
+            raise wrong(f"must have 'low' at least {self._lowest} beside dtype {self.dtype}")
         return self
+
+    @property
+    def _lowest(self) -> int:
+        return 0 if self.dtype == "uint8" else -_HIGHEST[self.dtype]
+
+
+class InputItems(_Part):
+    """Several inputs in one argument: a list of tensors, or a mapping of them."""
+
+    shorthand = "items"
+    short_types = (list,)
+
+    items: tuple[PlanInput, ...] | dict[str, PlanInput] = Field(examples=["[[3, 32, 32], [3, 40, 40]]"])
+
+
+class InputValue(_Part):
+    """An argument that isn't a tensor: it is decided for good while the model is traced."""
+
+    value: bool | StrictInt | float | str | None
+
+    @model_serializer
+    def _kept(self) -> dict[str, Any]:
+        """None is a value here, not the lack of one."""
+        return {"value": self.value}
+
+
+def _input_kind(value: Any) -> str:
+    """Which class of input is meant, for pydantic's union; a tag is the name of its class."""
+    if isinstance(value, BaseModel):
+        return type(value).__name__
+    if isinstance(value, list):
+        return "InputItems" if any(isinstance(item, list | dict) for item in value) else "InputSpec"
+    keys = value if isinstance(value, dict) else ()
+    kinds = {"items": "InputItems", "value": "InputValue"}
+    return next((kind for key, kind in kinds.items() if key in keys and "shape" not in keys), "InputSpec")
+
+
+PlanInput = Annotated[
+    Annotated[InputSpec, Tag("InputSpec")]
+    | Annotated[InputItems, Tag("InputItems")]
+    | Annotated[InputValue, Tag("InputValue")],
+    Discriminator(_input_kind),
+]
+"""One argument of a model's forward."""
+InputItems.model_rebuild()
 
 
 class OnnxExport(BaseModel):
@@ -209,6 +266,8 @@ class OnnxExport(BaseModel):
     shorthand: ClassVar[str | None] = None
 
     opset: Annotated[StrictInt, Field(ge=18)] = 20
+    dynamic: tuple[Literal["batch", "height", "width"], ...] = ("batch",)
+    """Sizes that the file leaves open: the batch where the model allows it; height and width, or the export fails."""
 
 
 EXPORTS: Final[Mapping[str, type[OnnxExport]]] = {OnnxExport.name: OnnxExport}

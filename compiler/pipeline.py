@@ -113,6 +113,7 @@ def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:
     for step in checked:
         try:
             step.pass_.check(program)
+            program = step.pass_.foreseen(program)
         except PassError as error:
             _locate(error, step)
             raise

@@ -39,8 +39,9 @@ from pydantic_core.core_schema import is_instance_schema
 from prunec.compiler import registry
 from prunec.compiler.base import Pass
 from prunec.compiler.errors import Span, nearest
+from prunec.compiler.ir import Mode
 from prunec.compiler.options import faults, label, wrong
-from prunec.compiler.parts import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport
+from prunec.compiler.parts import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport, PlanInput
 from prunec.compiler.source import Fault, Keys, Source, plain, read, shown
 
 VERSIONS: Final = (1,)
@@ -67,7 +68,17 @@ class PlanPass:
 def _is_list_of_shapes(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(size, int) for size in value):
         raise wrong("must be a list of shapes, one for each input", hint=f"write inputs: [{value}]")
+    if (
+        isinstance(value, dict)
+        and isinstance(value.get("shape"), list)
+        and value.keys() <= InputSpec.model_fields.keys()
+    ):
+        raise wrong("must be a list of inputs or a mapping of them by name", hint="write inputs: [{shape: ...}]")
     return value
+
+
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class Plan(BaseModel):
@@ -77,7 +88,11 @@ class Plan(BaseModel):
 
     plan: Literal[1]
     model: ModelSpec | None = None
-    inputs: Annotated[tuple[InputSpec, ...], BeforeValidator(_is_list_of_shapes)] = ()
+    inputs: Annotated[tuple[PlanInput, ...] | dict[str, PlanInput], BeforeValidator(_is_list_of_shapes)] = ()
+    region: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)] = None
+    """Parts of the model that are compiled in their place, by their dotted names; None for all of it."""
+    mode: Mode = "eval"
+    """`train` compiles the branches of train mode, such as those of auxiliary heads."""
     data: Factory | None = None
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
@@ -123,7 +138,11 @@ class Plan(BaseModel):
         context = {"relative_to": Path(relative_to).resolve() if relative_to else None}
         body = self.model_dump(mode="json", exclude={"passes", "export"}, exclude_none=True, context=context)
         entries = [{entry.name: plain(entry.options).data} if entry.options else entry.name for entry in self.passes]
-        return {**body, "passes": entries, "export": [{export.name: export.model_dump()} for export in self.export]}
+        return {
+            **body,
+            "passes": entries,
+            "export": [{export.name: export.model_dump(mode="json")} for export in self.export],
+        }
 
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, Plan) else NotImplemented

@@ -132,21 +132,21 @@ class Float(float, Number):
 
 
 class Flag(int, Number):
-    """`module.training`: false while a model is traced, an attribute of the model in the graph."""
+    """`module.training`: fixed while a model is traced, an attribute of the model in the graph."""
 
     def __new__(cls, handle: Handle) -> Flag:
-        """The flag of every module that is traced through."""
-        self = super().__new__(cls, 0)
+        """The flag of every module that is traced through, as the handle's value says."""
+        self = super().__new__(cls, bool(handle.value))
         self.handle = handle
         return self
 
     @property
     def plain(self) -> bool:
-        """`False`, since tracing is done in eval mode."""
-        return False
+        """Which branches of the model's code are traced."""
+        return bool(int.__int__(self))
 
     def __repr__(self) -> str:
-        return "False"
+        return str(self.plain)
 
     __reduce__ = Number.__reduce__
 
@@ -258,6 +258,7 @@ def _define(cls: type, names: tuple[str, ...]) -> None:
 
 _define(Int, _BINARY + _BITWISE)
 _define(Float, _BINARY)
+_define(Flag, ("mul",))
 _UNARY: Mapping[str, Callable[..., Any]] = {"neg": operator.neg, "abs": operator.abs, "round": builtins.round}
 _ROUNDING: Mapping[str, Callable[..., Any]] = {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}
 for _kind, _operations in ((Int, _UNARY), (Float, {**_UNARY, **_ROUNDING})):

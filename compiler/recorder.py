@@ -20,12 +20,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned
 from prunec.compiler.calls import Call, describe
 from prunec.compiler.constants import Constants
+from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
+from prunec.compiler.lowering import lowers, multihead_attention_function, written_out
 from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
 from prunec.compiler.metarun import MetaRunner
 from prunec.compiler.places import in_meta_kernel, user_line
@@ -38,7 +41,7 @@ _CALL = nn.Module.__call__
 class Recorder(TorchFunctionMode):
     """Runs one model once. `graph` is what it wrote down; `constants` are the tensors that no module owns."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, training: bool = False) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.active = True
@@ -50,14 +53,16 @@ class Recorder(TorchFunctionMode):
         self._handles: dict[int, Handle] = {}
         self._kept: list[torch.Tensor] = []
         self._device: Handle | None = None
+        self._training = training
         self._adopt_model()
 
-    def run_forward(self, inputs: Mapping[str, torch.Tensor]) -> None:
+    def run_forward(self, inputs: Arguments) -> None:
         """Call the model's copy on the stand-ins of the example inputs, and finish the graph."""
         with torch.inference_mode(False), torch.no_grad():
-            arguments = [self._placeholder(name, example) for name, example in inputs.items()]
-            with _patched(self), self:
-                result = returned(nn.Module.__call__(self.copy.root, *arguments))
+            values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
+            args, kwargs = inputs.call(values)
+            with _patched(self), written_out(), self:
+                result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs))
             node = self.graph.output(self.to_graph(result))
             node.meta["val"] = self.to_value(result)
             self.active = False
@@ -69,18 +74,28 @@ class Recorder(TorchFunctionMode):
         for name, (original, copy) in self.copy.tensors.items():
             handle = Handle(self, copy, lambda name=name, copy=copy: self._get_attr(name, copy))  # type: ignore[misc]
             self._handles[id(original)] = self._handles[id(copy)] = handle
-        flag = Flag(Handle(self, False, lambda: self._get_attr("training", False)))
+        flag = Flag(Handle(self, self._training, lambda: self._get_attr("training", self._training)))
+        self._flag = flag
         for standin in self.copy.modules.values():
             if not standin.leaf:
                 standin.copy.__dict__["training"] = flag
 
-    def _placeholder(self, name: str, example: torch.Tensor) -> torch.Tensor:
-        value = to_meta(example.detach())
-        self._handles[id(value)] = Handle(self, value, self._finish(self.graph.placeholder(name), value))
-        self._kept.append(value)
+    def _placeholder(self, name: str, example: Any) -> Any:
+        """An input on the meta device; of a nest, each tensor is an item of the placeholder."""
+        value = map_tensors(lambda tensor: to_meta(tensor.detach()), example)
+        self._adopt_input(value, Handle(self, value, self._finish(self.graph.placeholder(name), value)))
         if self._device is None:
-            self._device = Handle(self, _META, lambda: self.call_node(getattr, (value, "device"), _META))
+            first = next(tensors_in(value))
+            self._device = Handle(self, _META, lambda: self.call_node(getattr, (first, "device"), _META))
         return value
+
+    def _adopt_input(self, value: Any, handle: Handle) -> None:
+        if isinstance(value, torch.Tensor):
+            self._handles[id(value)] = handle
+            self._kept.append(value)
+        elif isinstance(value, Mapping | tuple | list):
+            for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+                self._adopt_input(item, handle.item(key, item))
 
     def _get_attr(self, name: str, value: Any) -> fx.Node:
         return self._finish(self.graph.get_attr(name), value)
@@ -158,6 +173,11 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if in_meta_kernel(sys._getframe(1)):
             return func(*args, **kwargs)  # compiled code runs on the user's tensors; what it gives is refused when used
+        if lowers(func, kwargs):
+            with self:
+                return multihead_attention_function(*args, **kwargs)
+        if self._training and func in _FOLLOWS:
+            args, kwargs = _following(self._flag, _FOLLOWS[func], args, kwargs)
         call = describe(func, args, kwargs)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
@@ -233,7 +253,7 @@ class Recorder(TorchFunctionMode):
         if standin is None or not torch._C._is_torch_function_mode_enabled():
             return _CALL(module, *args, **kwargs)
         try:
-            return (self._call_leaf if standin.leaf else self._call_through)(standin, args, kwargs)
+            return (self._call_hooked if standin.leaf else self._call_through)(standin, args, kwargs)
         except BaseException as error:
             if self.failed is None or self.failed[0] is not error:
                 self.failed = (error, standin)
@@ -245,6 +265,23 @@ class Recorder(TorchFunctionMode):
             return _CALL(standin.copy, *args, **kwargs)
         finally:
             self._scopes.pop()
+
+    def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A leaf between its hooks, whose own operations are recorded: a leaf in the graph has none."""
+        module, hooked = standin.copy, standin.original
+        if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
+            raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
+        for key, before in hooked._forward_pre_hooks.items():
+            if key in hooked._forward_pre_hooks_with_kwargs:
+                args, kwargs = before(module, args, kwargs) or (args, kwargs)
+            elif (given := before(module, args)) is not None:
+                args = given if isinstance(given, tuple) else (given,)
+        value = self._call_leaf(standin, args, kwargs)
+        for key, after in hooked._forward_hooks.items():
+            more = (kwargs,) if key in hooked._forward_hooks_with_kwargs else ()
+            changed = after(module, args, *more, value)
+            value = value if changed is None else changed
+        return value
 
     def _call_leaf(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch._C.DisableTorchFunction():
@@ -268,10 +305,45 @@ def _patched(recorder: Recorder) -> Iterator[None]:
         return recorder.call_module(module, args, kwargs)
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
+    compiled = {name: getattr(torch, name) for name in _TAKES_FLAG}
+    for name, function in _TAKES_FLAG.items():
+        setattr(torch, name, function)
     try:
         yield
     finally:
         nn.Module.__call__ = _CALL  # type: ignore[method-assign]
+        for name, function in compiled.items():
+            setattr(torch, name, function)
+
+
+_TAKES_FLAG: Mapping[str, Callable[..., Any]] = {
+    "dropout": F.dropout,
+    "alpha_dropout": F.alpha_dropout,
+    "feature_alpha_dropout": F.feature_alpha_dropout,
+}
+"""Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
+
+
+_FOLLOWS: Mapping[Callable[..., Any], tuple[int, bool]] = {
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), (2, True)),
+    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), (2, False)),
+    F.rrelu: (3, False),
+    F.batch_norm: (5, False),
+}
+"""Functions with a parameter `training` -> its position and its default."""
+
+
+def _following(
+    flag: Flag, parameter: tuple[int, bool], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with the flag in the place of a true `training`.
+
+    In train mode, Python makes `self.training and self.noisy` a bare True, which would drop out in eval mode as well.
+    """
+    position, default = parameter
+    if len(args) > position:
+        return (*args[:position], args[position] and flag, *args[position + 1 :]), kwargs
+    return args, {**kwargs, "training": kwargs.get("training", default) and flag}
 
 
 def _version(tensor: torch.Tensor) -> int:

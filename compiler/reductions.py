@@ -1,19 +1,24 @@
-"""Operations that mix what lies along some dimensions: pooling, interpolation, sums, softmax, GLU.
+"""Operations that mix what lies along some dimensions: pooling, sums, softmax, GLU.
 
-Labels along the other dimensions pass. Labels along the dimensions that are mixed are pinned, for a mean over the kept
-channels alone is another number.
+Labels along the other dimensions pass. What becomes of labels along the dimensions that are mixed follows from what a
+removed channel is, a zero wherever it is read:
+
+    sum, norm        a zero adds nothing, so the labels may go; the result has none
+    mean             the same, but zeros are counted: the mean over what is left is scaled (`rewriting.mean_of_all`)
+    amax             a zero may be the largest: pinned, unless nothing below zero can arrive
+    softmax, var     a zero counts: pinned
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.contractions import whole
+from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
 from prunec.compiler.rules import (
@@ -26,8 +31,10 @@ from prunec.compiler.rules import (
     op_name,
     rank_of,
     subject,
+    unknown,
     without_labels,
 )
+from prunec.compiler.signs import not_negative
 
 
 def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: str) -> Fields:
@@ -49,6 +56,24 @@ def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: s
     return flow.moved(kept, node) if any(map(operator.is_not, kept, flow.fields(value))) else tuple(kept)
 
 
+def added_up(flow: Flow, node: fx.Node, value: object, dims: Iterable[int]) -> Fields:
+    """The fields as they are when the elements along `dims` are added up, each by itself: zeros add nothing.
+
+    A field that varies elsewhere too can lose what all positions of `dims` share.
+    """
+    rest: list[IntArray] = []
+    for labels in flow.fields(value):
+        here = [d for d in dims if labels.shape[d] > 1]
+        if here:
+            flow.count_matters(labels.reshape(-1), f"is added up at {node.name}")
+        if here and labels.size == np.prod([labels.shape[d] for d in here]):
+            continue
+        for dim in here:
+            labels = whole(flow, labels, dim, node)
+        rest.append(labels)
+    return flow.moved(rest, node) if any(labels.size == 1 for labels in rest) else tuple(rest)
+
+
 def _local(width: int) -> Rule:
     def rule(flow: Flow, node: fx.Node) -> Labelled:
         fields = mixed(flow, node, subject(flow, node), range(-width, 0), "is pooled over")
@@ -62,36 +87,100 @@ for _width, _suffix in ((1, "1d"), (2, "2d"), (3, "3d")):
     for _pool in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "LPPool"):
         on_module(getattr(nn, _pool + _suffix))(_local(_width))
     on_op(*(f"{p}_pool{_suffix}" for p in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")))(_local(_width))
+    on_op(*(f"{p}_pool{_suffix}_with_indices" for p in ("max", "adaptive_max")))(_local(_width))
     for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
         on_module(getattr(nn, _pad + _suffix))(_local(_width))
 
 
-@on_module(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-@on_op("interpolate", "upsample")
-def interpolation(flow: Flow, node: fx.Node) -> Labelled:
-    """Everything behind the channel dimension is mixed."""
-    return mixed(flow, node, subject(flow, node), range(2, rank_of(node)), "is interpolated over")
-
-
-_DIM_AT = {"normalize": (2, 1), "norm": (2, None)}
+_DIM_AT = {"normalize": (2, 1), "norm": (2, None), "linalg_norm": (2, None), "linalg_vector_norm": (2, None)}
 """Position of `dim` and its default, where these aren't 1 and None."""
+_LAST = {**_DIM_AT, "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "msort": (9, 0), "kthvalue": (2, -1)}
+_LAST |= {"mode": (1, -1)}
 
 
-@on_op("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp", "normalize")
+@on_op("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp")
 @on_module(nn.Softmax, nn.LogSoftmax, nn.Softmin)
 def along_a_dimension(flow: Flow, node: fx.Node) -> Labelled:
     """Mixes one dimension and keeps its size."""
-    position, default = _DIM_AT.get(op_name(node), (1, None))
-    dim = argument(node, position, "dim", default)
+    dim = argument(node, 1, "dim")
     if node.op == "call_module":
         dim = getattr(flow.program.state[str(node.target)], "dim", None)
     return mixed(flow, node, subject(flow, node), dims_of(flow, dim, rank_of(node)), "is normalised over")
 
 
+@on_op("local_response_norm")
+@on_module(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d)
+def over_neighbours(flow: Flow, node: fx.Node) -> Labelled:
+    """Each channel is divided by what its neighbours, or all channels, hold; dimension 1 but for an unbatched image."""
+    return mixed(flow, node, subject(flow, node), (rank_of(node) - 3, 1), "is normalised over")
+
+
+@on_op("normalize")
+def normalised(flow: Flow, node: fx.Node) -> Labelled:
+    """Divided by a norm, which zeros don't change."""
+    value, rank = subject(flow, node), rank_of(node)
+    dims = dims_of(flow, argument(node, 2, "dim", 1), rank)
+    if not _ignores_zeros(flow, node):
+        return mixed(flow, node, value, dims, "is normalised over")
+    for labels in flow.fields(value):
+        if any(labels.shape[d] > 1 for d in dims):
+            flow.count_matters(labels.reshape(-1), f"is added up at {node.name}")
+    return flow.fields(value)
+
+
+@on_op("cosine_similarity")
+@on_module(nn.CosineSimilarity)
+def similarity(flow: Flow, node: fx.Node) -> Labelled:
+    """A product and two norms over one dimension."""
+    module = flow.program.state[str(node.target)] if node.op == "call_module" else None
+    dim = module.dim if isinstance(module, nn.CosineSimilarity) else flow.constant(argument(node, 2, "dim", 1))
+    pair = [argument(node, i, name) for i, name in enumerate(("x1", "x2"))]
+    known = [shape_of_argument(value) for value in pair]
+    gone = dim % max(map(len, known))
+    if len(known[0]) != len(known[1]) or known[0][gone] != known[1][gone]:
+        return unknown(flow, node)
+    left, right = (flow.along(value, gone, node)[0] for value in pair)
+    flow.unify(left, right, node)
+    rest = [added_up(flow, node, value, (gone,)) for value in pair]
+    shapes = [(*shape[:gone], 1, *shape[gone + 1 :]) for shape in known]
+    fields = combine(flow, node, zip(rest, shapes, strict=True))
+    return flow.moved((np.squeeze(f, axis=gone) for f in fields), node)
+
+
+def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
+    """Whether a reduction gives the same with zeros among its operands as without them."""
+    name = op_name(node)
+    if name in ("sum", "nansum", "mean"):
+        return True
+    if name in ("amax", "max"):
+        return not_negative(flow, argument(node, 0, "input"))
+    if name not in _POWERS:
+        return False
+    key, default = _POWERS[name]
+    given = flow.constant(argument(node, 1, key, default))
+    if name == "linalg_norm" and given is not None:
+        dims = flow.constant(argument(node, 2, "dim"))
+        return isinstance(dims, int) and _positive(given)  # of two dimensions it is a matrix norm
+    return given in (None, "fro") or _positive(given)
+
+
+_POWERS: Mapping[str, tuple[str, object]] = {
+    "norm": ("p", "fro"),
+    "normalize": ("p", 2.0),
+    "linalg_norm": ("ord", None),
+    "linalg_vector_norm": ("ord", 2),
+}
+"""The argument that says which norm it is, and its default."""
+
+
+def _positive(power: object) -> bool:
+    return isinstance(power, int | float) and power > 0
+
+
 @on_op("mean", "sum", "amax", "amin", "var", "std", "max", "min", "norm", "logsumexp", "any", "all", "argmax", "argmin")
-@on_op("median", "nansum", "nanmean", "var_mean", "std_mean", "aminmax")
+@on_op("median", "nansum", "nanmean", "var_mean", "std_mean", "aminmax", "linalg_norm", "linalg_vector_norm")
 def reduction(flow: Flow, node: fx.Node) -> Labelled:
-    """Pins what is reduced, and drops its dimensions."""
+    """Adds up or pins what is reduced, and drops its dimensions."""
     if op_name(node) in ("max", "min") and _is_tensor(argument(node, 1, "other")):
         return elementwise(flow, node)
     value, known = subject(flow, node), node.meta["val"]
@@ -101,7 +190,26 @@ def reduction(flow: Flow, node: fx.Node) -> Labelled:
         return without_labels(flow, node)
     position, default = _DIM_AT.get(op_name(node), (1, None))
     gone = dims_of(flow, argument(node, position, "dim", default), rank)
-    fields = mixed(flow, node, value, gone, "is reduced over")
+    if isinstance(known, torch.Tensor) and _ignores_zeros(flow, node):
+        fields = added_up(flow, node, value, gone)
+    else:
+        fields = mixed(flow, node, value, gone, "is reduced over")
+    if parts[0].ndim < rank:
+        fields = flow.moved((np.squeeze(f, axis=gone) for f in fields), node)
+    return fields if isinstance(known, torch.Tensor) else [fields for _ in parts]
+
+
+@on_op("sort", "argsort", "topk", "msort", "kthvalue", "mode", "cummax", "cummin")
+def ordered(flow: Flow, node: fx.Node) -> Labelled:
+    """Which element comes where depends on all that are there; the labels along other dimensions pass."""
+    value, known, name = subject(flow, node), node.meta["val"], op_name(node)
+    position, default = _LAST.get(name, (1, None))
+    if name in ("sort", "argsort") and "stable" in node.kwargs:
+        default = argument(node, 2, "dim", default)
+    rank = len(shape_of_argument(value))
+    gone = dims_of(flow, argument(node, position, "dim", default), rank)
+    fields = mixed(flow, node, value, gone, "is sorted over")
+    parts = known if isinstance(known, tuple | list) else (known,)
     if parts[0].ndim < rank:
         fields = flow.moved((np.squeeze(f, axis=gone) for f in fields), node)
     return fields if isinstance(known, torch.Tensor) else [fields for _ in parts]
@@ -123,3 +231,22 @@ def gated(flow: Flow, node: fx.Node) -> Labelled:
     halves = labels.reshape(2, -1)
     flow.unify(halves[0], halves[1], node)
     return (*rest, *flow.result(halves[0].copy(), rank_of(node), dim))
+
+
+@on_op("tril", "triu")
+def triangle(flow: Flow, node: fx.Node) -> Labelled:
+    """Part of the last two dimensions is set to zero."""
+    return mixed(flow, node, subject(flow, node), (-2, -1), "is cut at its diagonal")
+
+
+@on_op("view_as_complex")
+def as_complex(flow: Flow, node: fx.Node) -> Labelled:
+    """The last dimension holds the two parts of a number, which go together."""
+    value = subject(flow, node)
+    return flow.moved((whole(flow, f, f.ndim - 1, node)[..., 0] for f in flow.fields(value)), node)
+
+
+@on_op("view_as_real")
+def as_real(flow: Flow, node: fx.Node) -> Labelled:
+    """Both parts of a number go with it."""
+    return tuple(f[..., None] for f in flow.fields(subject(flow, node)))

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
+from prunec.compiler.inputs import map_tensors
 from prunec.compiler.ir import Axis, IntArray, Program, clone_module
 from prunec.compiler.mask_rules import RULES, apply
 from prunec.compiler.masks import FREE, KEPT, REMOVED, Call, Marked, Value, mark, plain
@@ -71,10 +72,10 @@ class Interpreter:
         self.dtype = dtype
         self.replaced = replaced or {}
 
-    def steps(self, inputs: tuple[Tensor, ...]) -> Iterator[Step]:
+    def steps(self, inputs: tuple[Any, ...]) -> Iterator[Step]:
         """Every node with its value, in order; the last is the output. Raises `StepError` where a node fails."""
         env: dict[fx.Node, Any] = {}
-        feeds = (self.cast(x.clone()) for x in inputs)
+        feeds = (map_tensors(lambda x: self.cast(x.clone()), value) for value in inputs)
         dead = _last_uses(self.program.graph)
         for node in self.program.graph.nodes:
             with torch.no_grad(), _default_dtype(self.dtype):
@@ -83,7 +84,7 @@ class Interpreter:
             for spent in dead.get(node, ()):
                 del env[spent]
 
-    def run(self, inputs: tuple[Tensor, ...]) -> Any:
+    def run(self, inputs: tuple[Any, ...]) -> Any:
         """The outputs, with masks where there are any."""
         value = None
         for _, value in self.steps(inputs):  # noqa: B007  (the last one is the output)
@@ -196,7 +197,8 @@ def _function_name(target: Any) -> str:
     name = getattr(target, "__name__", "")
     if target is getattr:
         return "getattr"
-    known = any(getattr(space, name, None) is target for space in _NAMESPACES)
+    short = name.removeprefix("linalg_")  # the name that `torch.linalg.vector_norm` has itself
+    known = any(getattr(space, key, None) is target for space in _NAMESPACES for key in (name, short))
     return _method_name(name) if known else ""
 
 
@@ -302,7 +304,7 @@ class Reference(ABC):
     def interpreter(self, dtype: torch.dtype) -> Interpreter:
         """What runs it in a dtype."""
 
-    def run(self, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Any:
+    def run(self, inputs: tuple[Any, ...], dtype: torch.dtype) -> Any:
         """The outputs: plain tensors in the nest that the model returns. Raises `VerifyError` if they aren't whole."""
         outputs = self.interpreter(dtype).run(inputs)
         self.check_whole(outputs)
@@ -313,7 +315,7 @@ class Reference(ABC):
         if any(isinstance(leaf, Marked) and leaf.has_removed for leaf in pytree.tree_leaves(outputs)):
             raise VerifyError("removed channels reach the model's output")
 
-    def values(self, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Iterator[Step]:
+    def values(self, inputs: tuple[Any, ...], dtype: torch.dtype) -> Iterator[Step]:
         """Every node with its value, in order; removed elements are marked. Values are freed as the caller moves on."""
         return self.interpreter(dtype).steps(inputs)
 

@@ -11,7 +11,9 @@ none.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +35,9 @@ class Slim(Protocol):
 
     def value(self, argument: object) -> Any:
         """What an argument (a literal, or a node that gives a number) is in the slim program."""
+
+    def constant(self, argument: object) -> Any:
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
 
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
@@ -124,13 +129,14 @@ def pad_amounts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     given, amounts = known(argument(old, 1, "pad")), list(argument(new, 1, "pad"))
     rank, before = rank_of(old), shape_of_argument(argument(old, 0, "input"))
     for dim in range(rank):
-        kept = slim.kept(old, dim)
+        kept, inner = slim.kept(old, dim), slim.kept(argument(old, 0, "input"), dim)
         index = 2 * (rank - 1 - dim)
-        if kept.all() or index + 1 >= len(amounts):
+        if (kept.all() and inner.all()) or index + 1 >= len(amounts):
             continue
-        left = int(known(given[index]))
-        amounts[index] = int(kept[:left].sum())
-        amounts[index + 1] = int(kept[left + before[dim] :].sum())
+        rims = [int(known(amount)) for amount in given[index : index + 2]]
+        amounts[index] = int(kept[: rims[0]].sum()) if rims[0] >= 0 else -int(inner[: -rims[0]].sum())
+        last = int(kept[max(rims[0], 0) + before[dim] + min(rims[0], 0) :].sum())
+        amounts[index + 1] = last if rims[1] >= 0 else -int(inner[before[dim] + rims[1] :].sum())
     put(new, 1, "pad", tuple(amounts))
 
 
@@ -176,10 +182,10 @@ def index_dims(entries: Sequence[Any], rank: int) -> list[tuple[int, int]]:
     return dims
 
 
-@rewriter("getitem", "__getitem__")
+@rewriter("getitem", "__getitem__", "setitem", "__setitem__")
 def slices(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """A slice of a labelled dimension takes the positions that are left of those that it took."""
-    value, index = old.args
+    """A slice of a labelled dimension takes (or sets) the positions that are left of those that it took."""
+    value, index = old.args[:2]
     if not is_tensor(value):
         return
     entries = list(index) if isinstance(index, tuple) else [index]
@@ -187,21 +193,104 @@ def slices(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     for place, dim in index_dims(entries, len(shape_of_argument(value))):
         kept = slim.kept(value, dim)
         if not kept.all():
-            changed[place] = _slim_index(entries[place], kept)
-    new.args = (new.args[0], tuple(changed) if isinstance(index, tuple) else changed[0])
+            changed[place] = _slim_index(entries[place], kept, slim)
+    new.args = (new.args[0], tuple(changed) if isinstance(index, tuple) else changed[0], *new.args[2:])
 
 
-def _slim_index(entry: Any, kept: np.ndarray[Any, Any]) -> Any:
+def _slim_index(entry: Any, kept: np.ndarray[Any, Any], slim: Slim) -> Any:
     number = np.cumsum(kept) - 1
-    if not isinstance(entry, slice):
+    places = known_places(slim.constant(entry)) if is_tensor(entry) or isinstance(entry, list) else None
+    if places is None and not isinstance(entry, slice):
         return int(number[known(entry) % kept.size])
-    taken = np.arange(kept.size)[slice(*(known(p) for p in (entry.start, entry.stop, entry.step)))]
-    places = number[taken[kept[taken]]]
-    if places.size == kept.sum():
-        return slice(None)
+    index = places if places is not None else slice(*(known(p) for p in (entry.start, entry.stop, entry.step)))
+    taken = np.arange(kept.size)[index]
+    return _as_index(number[taken[kept[taken]]], int(kept.sum()))
+
+
+def _as_index(places: np.ndarray[Any, Any], size: int) -> Any:
+    """Places among `size` as a slice where they follow each other, else as a list."""
     if places.size == 1 or bool((np.diff(places) == 1).all()):
-        return slice(int(places[0]), int(places[-1]) + 1)
+        whole = places.size == size
+        return slice(None) if whole else slice(int(places[0]), int(places[-1]) + 1)
     return [int(p) for p in places]
+
+
+def known_places(index: object) -> list[int] | None:
+    """A list or vector of whole numbers as a list; None for anything else, and for one without data."""
+    if isinstance(index, torch.Tensor):
+        whole = not index.is_floating_point() and index.dtype not in (torch.bool, torch.uint8)
+        known = index.ndim == 1 and whole and not index.is_meta
+        return [int(place) for place in index.tolist()] if known else None
+    if not isinstance(index, list | tuple) or not index or any(type(place) is not int for place in index):
+        return None
+    return list(index)
+
+
+@rewriter("index_select")
+def selected(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """An index of what is left, where the dimension that it picks of loses positions."""
+    value = argument(old, 0, "input")
+    dim = int(known(argument(old, 1, "dim"))) % len(shape_of_argument(value))
+    kept = slim.kept(value, dim)
+    if not kept.all():
+        entry = _slim_index(argument(old, 2, "index"), kept, slim)
+        new.op, new.target = "call_function", operator.getitem
+        new.args, new.kwargs = (argument(new, 0, "input"), (*(slice(None),) * dim, entry)), {}
+
+
+@rewriter("roll")
+def shifts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As far as is kept of what comes round: the order of what is kept is rolled too."""
+    value, by, dims = (argument(old, i, name) for i, name in enumerate(("input", "shifts", "dims")))
+    if dims is None or dims == ():
+        return
+    single = not isinstance(dims, tuple | list)
+    dims, by = ([dims], [by if not isinstance(by, tuple | list) else by[0]]) if single else (dims, by)
+    given = argument(new, 1, "shifts")
+    current = list(given) if isinstance(given, tuple | list) else [given]
+    for place, dim in enumerate(dims):
+        kept = slim.kept(value, int(known(dim)))
+        if not kept.all():
+            current[place] = int(kept[kept.size - int(known(by[place])) % kept.size :].sum())
+    put(new, 1, "shifts", tuple(current) if isinstance(given, tuple | list) else current[0])
+
+
+@rewriter("mean")
+def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The mean over what is left, times the share that is left: the removed are zeros that are counted."""
+    value = argument(old, 0, "input")
+    rank, given = len(shape_of_argument(value)), known(argument(old, 1, "dim"))
+    asked = range(rank) if given is None or given in ([], ()) else given if isinstance(given, tuple | list) else [given]
+    masks = [slim.kept(value, int(known(dim)) % rank) for dim in asked]
+    left, size = (
+        prod(int(count) for count in counts) for counts in zip(*((m.sum(), m.size) for m in masks), strict=True)
+    )
+    if left == size:
+        return
+    with new.graph.inserting_before(new):
+        inner = new.graph.create_node(new.op, new.target, new.args, new.kwargs)
+    inner.meta = {**new.meta, "val": new.meta["val"].new_empty(slim.shape(old))}
+    new.op, new.target = "call_function", operator.mul
+    new.args, new.kwargs = (inner, left / size), {}
+
+
+@rewriter("zeros", "empty", "new_zeros", "new_empty", sized=True)
+def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """A constant is as large as what it meets."""
+    first = 1 if op_name(old).startswith("new_") else 0
+    named = "size" in old.kwargs
+    spread = not named and not isinstance(slim.value(old.args[first]), tuple | list)
+    given: Any
+    current: Any
+    given, current = (
+        node.kwargs["size"] if named else node.args[first:] if spread else node.args[first] for node in (old, new)
+    )
+    every = [given] * len(slim.value(given)) if isinstance(given, fx.Node) else given
+    wanted = _sizes(old, every, current, slim.shape(old), slim)
+    if wanted is not None and named:
+        new.kwargs = {**new.kwargs, "size": wanted}
+    elif wanted is not None:
+        new.args = (*new.args[:first], *(wanted if spread else (wanted,)))
 
 
 def known(entry: Any) -> Any:
@@ -237,17 +326,31 @@ def normalized_shape(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 @rewriter("group_norm")
 def norm_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Groups of one channel each are as many as there are channels."""
-    if int(known(argument(old, 1, "num_groups"))) == shape_of_argument(old)[1]:
-        put(new, 1, "num_groups", slim.shape(old)[1])
+    """As many groups as keep a channel."""
+    groups = int(known(argument(old, 1, "num_groups")))
+    left = int(slim.kept(old, 1).reshape(groups, -1).any(axis=1).sum())
+    if left != groups:
+        put(new, 1, "num_groups", left)
 
 
-@rewriter("conv1d", "conv2d", "conv3d")
+@rewriter("channel_shuffle")
+def shuffled_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many groups as keep a channel; they come interleaved."""
+    groups = int(known(argument(old, 1, "groups")))
+    left = int(slim.kept(old, 1).reshape(-1, groups).any(axis=0).sum())
+    if left != groups:
+        put(new, 1, "groups", left)
+
+
+@rewriter(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 def convolution_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """A depthwise convolution has as many groups as channels."""
-    weight = argument(old, 1, "weight")
-    if int(known(argument(old, 6, "groups", 1))) > 1 and shape_of_argument(weight)[1] == 1:
-        put(new, 6, "groups", slim.shape(weight)[0])
+    """Groups of one input or one output lose whole groups, others the same positions of each group."""
+    value, groups = argument(old, 0, "input"), int(known(argument(old, 6, "groups", 1)))
+    dim = len(shape_of_argument(value)) - len(shape_of_argument(argument(old, 1, "weight"))) + 1
+    kept = [slim.kept(node, dim).reshape(groups, -1) for node in (value, old)] if groups > 1 else []
+    left = int(kept[0].any(axis=1).sum()) if any(mask.shape[1] == 1 for mask in kept) else groups
+    if left != groups:
+        put(new, 6, "groups", left)
 
 
 @rewriter("scaled_dot_product_attention")

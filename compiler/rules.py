@@ -1,13 +1,14 @@
 """What each operation does to channel labels: one row an operation, one function a kind of operation.
 
-    elementwise  relu, add, mul, ...          unifies its operands (here)
+    elementwise  relu, add, mul, ...          unifies its operands (combining.py)
     plain        size, shape, device          gives no tensor (here)
     writer       conv, linear, embedding      binds its input axis to what arrives, writes fresh labels (layers.py)
     carrier      batch norm, prelu, ...       binds its axes to what arrives, passes it on (layers.py)
     contraction  matmul, einsum, attention    unifies what it contracts (contractions.py)
     local        pooling, interpolation       mixes trailing dimensions, passes the rest (reductions.py)
     reduction    mean, softmax, ...           pins the labels along what it reduces (reductions.py)
-    movement     reshape, cat, slice, ...     the operation itself is executed on the labels (movement.py)
+    movement     reshape, cat, roll, ...      the operation itself is executed on the labels (movement.py)
+    index        slices, positions, x[i] = y  the same; what a tensor of positions picks from stays (indexing.py)
 
 An operation without a row pins whatever reaches it: not knowing an operation costs prunable channels, never
 correctness.
@@ -18,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.combining import combine
 from prunec.compiler.ir import Axis, IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, Pair, Product, elements, shape_of_argument
 
@@ -109,7 +110,7 @@ def run_rules(flow: Flow) -> None:
 
 def _label(flow: Flow, node: fx.Node) -> Labelled:
     if node.op == "placeholder":
-        return ()
+        return () if isinstance(node.meta["val"], torch.Tensor) else None
     if node.op == "get_attr":
         return _tensor(flow, node)
     if node.op == "output":
@@ -122,12 +123,13 @@ def _label(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _tensor(flow: Flow, node: fx.Node) -> Labelled:
-    """A parameter or buffer that is itself a value: fresh labels along each dimension."""
+    """A parameter or buffer that is itself a value: fresh labels along each dimension. One of whole numbers holds
+    positions or counts, not channels."""
     name = str(node.target)
     value = flow.program.state.get(name)
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return () if isinstance(value, torch.Tensor) else None
-    if _is_grouped(flow, name):
+    if not isinstance(value, torch.Tensor):
+        return None
+    if _is_grouped(flow, name) or not (_is_boolean_or_real(value) or all(_is_mask(n) for n in _readers(flow, name))):
         return ()
     role = "writer" if isinstance(value, nn.Parameter) else "buffer"
     fields: Fields = ()
@@ -135,6 +137,31 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
         if size > 1:
             fields += flow.result(flow.write(Axis(name, dim), size, node, role), value.ndim, dim)
     return fields
+
+
+def _is_boolean_or_real(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.dtype == torch.bool
+
+
+def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
+    return (user for node in flow.program.graph.find_nodes(op="get_attr", target=name) for user in node.users)
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Whether a reader of whole numbers or truth values takes them for factors or choices, not for places."""
+    name = "" if node.op in ("call_module", "output") else op_name(node)
+    known = node.meta.get("val")
+    if name not in _ON_MASKS or not isinstance(known, torch.Tensor):
+        return False
+    return known.is_floating_point() or all(map(_is_mask, node.users))
+
+
+_ON_MASKS = frozenset(
+    _words("""
+        add sub mul div truediv where masked_fill eq ne lt le gt ge logical_not logical_and logical_or invert and or to
+        float double half bfloat16 type type_as bool view reshape unsqueeze squeeze
+    """)
+)
 
 
 def _is_grouped(flow: Flow, name: str) -> bool:
@@ -236,59 +263,6 @@ def rank_of(node: fx.Node) -> int:
 # -- elementwise ---------------------------------------------------------------------------------------------------
 
 
-def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[int, ...]]]) -> Fields:
-    """Unify operands that are broadcast against each other; `operands` are (fields, shape) pairs.
-
-    Fields along the same dimensions are coupled element by element. A field that meets an operand which spans one of
-    its dimensions without labels there may not be removed.
-    """
-    lifted = [(fields, shape) for fields, shape in operands if shape]
-    if len(lifted) == 1:
-        return lifted[0][0]
-    rank = max((len(shape) for _, shape in lifted), default=0)
-    sized = [(1,) * (rank - len(shape)) + shape for _, shape in lifted]
-    raised = [[_lift(flow, f, rank) for f in fields] for fields, _ in lifted]
-    taken: list[IntArray] = []
-    for index, fields in enumerate(raised):
-        for labels in fields:
-            support = [d for d, size in enumerate(labels.shape) if size > 1]
-            for other, shape in enumerate(sized):
-                if other != index:
-                    _meet(flow, node, labels, support, raised[other], shape)
-            _take(taken, labels)
-    return tuple(taken)
-
-
-def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
-    if labels.ndim == rank:
-        return labels
-    if labels.size == max(labels.shape):
-        dim = int(np.argmax(labels.shape)) + rank - labels.ndim
-        return flow.result(flow.flat(labels), rank, dim)[0]
-    return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
-
-
-def _meet(
-    flow: Flow, node: fx.Node, labels: IntArray, support: list[int], others: list[IntArray], shape: tuple[int, ...]
-) -> None:
-    spanned = [d for d in support if shape[d] > 1]
-    touching = [other for other in others if any(other.shape[d] > 1 for d in support)]
-    for other in touching:
-        flow.unify(labels, other, node)
-    if any(all(other.shape[d] == 1 for other in touching) for d in spanned):
-        flow.pin(labels, f"meets positions that are fixed at {node.name}")
-
-
-def _take(taken: list[IntArray], labels: IntArray) -> None:
-    """Keep one field for each set of dimensions: of two that overlap, the one that spans more."""
-    for index, other in enumerate(taken):
-        if any(a > 1 and b > 1 for a, b in zip(labels.shape, other.shape, strict=True)):
-            if sum(a > 1 for a in labels.shape) > sum(b > 1 for b in other.shape):
-                taken[index] = labels
-            return
-    taken.append(labels)
-
-
 def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
     """An argument as `combine` takes it."""
     return flow.fields(value), shape_of_argument(value)
@@ -304,6 +278,7 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
         dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
+        copy
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
@@ -316,7 +291,7 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
 @on_op(
     *_words("""
         contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias zeros_like ones_like
-        full_like rand_like randn_like empty_like
+        full_like rand_like randn_like empty_like zero fill
     """)
 )
 def converted(flow: Flow, node: fx.Node) -> Labelled:
@@ -356,7 +331,7 @@ def plain(flow: Flow, node: fx.Node) -> Labelled:
     return without_labels(flow, node)
 
 
-@on_op("new_zeros", "new_ones", "new_empty")
+@on_op("new_ones", "new_full")
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Only the type of the tensor is read; literal sizes stay."""
     return bare(node.meta.get("val"))

@@ -11,9 +11,11 @@ of what it gave before: so the labels that arrive at a reader are the old ones w
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,8 +41,8 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
     if not kept:
         return program
     view = _View(analysis, keep)
-    state = _with_sizes(program, _slim_state(program, kept), view)
     graph = _slim_graph(program, view)
+    state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view)
     origin = dict(program.origin)
     for axis, positions in kept.items():
         before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
@@ -73,6 +75,12 @@ def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def _read_state(state: dict[str, State], old: fx.Graph, new: fx.Graph) -> dict[str, State]:
+    """The state without tensors that only the old graph reads: indices that are literals now."""
+    before, after = ({str(node.target) for node in graph.find_nodes(op="get_attr")} for graph in (old, new))
+    return {name: value for name, value in state.items() if name not in before - after}
 
 
 def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, State]:
@@ -119,32 +127,39 @@ def _conv_sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[
     return {"in_channels": second * groups, "out_channels": first}
 
 
-def _group_norm_sizes(module: nn.Module, channels: int) -> dict[str, Any]:
-    """Groups of one channel each are as many as there are channels."""
-    single = module.num_groups == module.num_channels
-    return {"num_channels": channels, **({"num_groups": channels} if single else {})}
-
-
 SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, Any]]] = {
     nn.modules.conv._ConvNd: _conv_sizes,
     nn.Linear: lambda m, t: {"in_features": t["weight"].shape[1], "out_features": t["weight"].shape[0]},
     nn.modules.batchnorm._NormBase: lambda m, t: {"num_features": len(next(iter(t.values())))},
     nn.LayerNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
     nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
-    nn.GroupNorm: lambda m, t: _group_norm_sizes(m, len(t["weight"])),
+    nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
     nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.EmbeddingBag: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.Bilinear: lambda m, t: dict(
+        zip(("out_features", "in1_features", "in2_features"), t["weight"].shape, strict=True)
+    ),
+    nn.RNNBase: lambda m, t: {"input_size": t["weight_ih_l0"].shape[1], "hidden_size": t["weight_hh_l0"].shape[1]},
+    nn.RNNCellBase: lambda m, t: {"input_size": t["weight_ih"].shape[1], "hidden_size": t["weight_hh"].shape[1]},
     nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
 }
 """Attributes that repeat a tensor's shape, by the module's class."""
 
 
-SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...]], dict[str, Any]]] = {
-    nn.modules.batchnorm._NormBase: lambda m, shape: {"num_features": shape[1]},
-    nn.LayerNorm: lambda m, shape: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.RMSNorm: lambda m, shape: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.GroupNorm: lambda m, shape: _group_norm_sizes(m, shape[1]),
+def groups_left(kept: BoolArray, groups: int) -> int:
+    """How many of the equally wide groups of channels keep any."""
+    return int(kept.reshape(groups, -1).any(axis=1).sum())
+
+
+SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], BoolArray], dict[str, Any]]] = {
+    nn.modules.batchnorm._NormBase: lambda m, shape, kept: {"num_features": shape[1]},
+    nn.LayerNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.RMSNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.GroupNorm: lambda m, shape, kept: {"num_channels": shape[1], "num_groups": groups_left(kept, m.num_groups)},
+    nn.ChannelShuffle: lambda m, shape, kept: {"groups": int(kept.reshape(-1, m.groups).any(axis=0).sum())},
 }
-"""Attributes that repeat the shape of what a module without tensors gives."""
+"""Attributes that repeat the shape of what a module without tensors gives, and which positions of its dimension 1
+are kept."""
 
 
 def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[str, State]:
@@ -155,7 +170,8 @@ def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[
         rule = next((rule for cls, rule in SHOWN.items() if isinstance(module, cls)), None)
         if rule is None or any(True for _ in module_tensors("", module)):
             continue
-        sizes = rule(program.state[str(node.target)], view.shape(node))
+        kept = view.kept(node, min(1, len(shape_of_argument(node)) - 1))
+        sizes = rule(program.state[str(node.target)], view.shape(node), kept)
         if any(getattr(module, key) != value for key, value in sizes.items()):
             state[str(node.target)] = clone_module(module, **sizes)
     return state
@@ -175,6 +191,10 @@ def slim_module(
         name: _once(getattr(module, name), gather(getattr(module, name), places), made)
         for name, places in positions.items()
     }
+    if isinstance(module, nn.GroupNorm):
+        kept = np.zeros(module.num_channels, dtype=bool)
+        kept[positions["weight"][0]] = True
+        return resized(module, tensors, num_groups=groups_left(kept, module.num_groups))
     return resized(module, tensors)
 
 
@@ -285,6 +305,10 @@ class _View:
             return argument
         return self.values.get(argument, argument.meta.get("val"))
 
+    def constant(self, argument: object) -> Any:
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
+        return self.analysis.flow.constant(argument)
+
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
         return [_item(size, index, size.meta["val"][index]) for index in range(count)]
@@ -307,7 +331,7 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
     for old, new in mapping.items():
         known = old.meta.get("val")
         follows = any(node in changed for node in old.all_input_nodes)
-        if _has_tensor(known) or old.op == "output":
+        if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
             slim = view.meta(view.analysis.flow.values.get(old), known)
             if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
                 _settle(old, new, view, mapping)
@@ -388,23 +412,31 @@ def _counts_batch(node: fx.Node) -> bool:
 
 
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """Nodes that gave sizes which are literals now."""
+    """Nodes that gave sizes or indices which are literals now."""
     for old, new in reversed(list(mapping.items())):
         idle = not new.users and old.users
-        if idle and old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val")):
+        sized = old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val"))
+        if idle and (sized or old.op == "get_attr"):
             new.graph.erase_node(new)
 
 
 def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """The value of a node that gives no tensor, on slim operands."""
+    """The value of a node that gives no tensor, on slim operands. NaN where they have none: a factor such as
+    `(width // heads) ** -0.5` stays what it was, so that it doesn't matter."""
 
     def slim(node: fx.Node) -> Any:
         return mapping[node].meta.get("val")
 
     args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
-    if callable(old.target):
-        return old.target(*args, **kwargs)
-    return getattr(args[0], old.target)(*args[1:], **kwargs)
+    function = old.target if callable(old.target) else partial(_method, str(old.target))
+    try:
+        return function(*args, **kwargs)
+    except ZeroDivisionError:
+        return math.nan
+
+
+def _method(name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(value, name)(*args, **kwargs)
 
 
 def _has_tensor(value: object) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from prunec.compiler.inputs import map_tensors, names_of
 from prunec.compiler.ir import module_tensors
 
 
@@ -42,8 +44,19 @@ def fill_module(name: str, module: nn.Module, given: Mapping[str, torch.Tensor])
     return module
 
 
-def example_input(name: str, like: torch.Tensor) -> torch.Tensor:
-    """A seeded input: normal, or small integers that index any table of two rows."""
+def example_inputs(graph: fx.Graph) -> Iterator[Any]:
+    """An input for each placeholder that takes tensors."""
+    values = ((str(node.target), node.meta["val"]) for node in graph.find_nodes(op="placeholder"))
+    return (example_input(name, value) for name, value in values if names_of(name, value))
+
+
+def example_input(name: str, like: Any) -> Any:
+    """A seeded input, of a nest each tensor: normal, or small integers that index any table of two rows."""
+    names = iter(names_of(name, like))
+    return map_tensors(lambda tensor: _example(next(names), tensor), like)
+
+
+def _example(name: str, like: torch.Tensor) -> torch.Tensor:
     if like.is_floating_point() or like.is_complex():
         return torch.randn(tuple(like.shape), generator=_generator(name)).to(like.dtype)
     return torch.randint(0, 2, tuple(like.shape), generator=_generator(name)).to(like.dtype)

@@ -2,6 +2,7 @@
 
     program Model {
       input %x : f32[1, 3, 8, 8]
+      axes grouped = {"layer1.*": "whole"}             # how blocks of channels are divided, where a plan says so
       module conv1 = Conv2d(3, 2, kernel_size=(1, 1), bias=False)
       value conv1.weight = [[[[1.0]], [[0.0]], [[2.0]]], [[[0.5]], [[0.5]], [[0.5]]]]    # of tensors in `shown`
       param scale : f32[2, 1, 1]
@@ -32,6 +33,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.division import CHOICES
 from prunec.compiler.errors import ModelError
 from prunec.compiler.functions import function_name
 from prunec.compiler.ir import Program, State, module_tensors
@@ -47,7 +49,7 @@ __all__ = ["from_text", "to_text"]
 def to_text(program: Program, values: bool = False) -> str:
     """The program's text, ending in a newline; `values` spells out every tensor, not only those in `program.shown`."""
     shown = frozenset(program.tensors) if values else program.shown
-    lines = [*_inputs(program.graph), *_state(program, shown), *_body(program), *_facts(program.facts)]
+    lines = [*_inputs(program.graph), *_axes(program), *_state(program, shown), *_body(program), *_facts(program.facts)]
     mode = " training" if program.training else ""
     return "\n".join([f"program {program.name}{mode} {{", *(f"  {line}" for line in lines), "}", ""])
 
@@ -57,6 +59,12 @@ def _inputs(graph: fx.Graph) -> Iterator[str]:
         source = "" if node.target == node.name else f" = {node.target}"
         default = f" default {literal(node.args[0])}" if node.args else ""
         yield f"input %{node.name}{source}{default} : {type_text(node.meta['val'])}"
+
+
+def _axes(program: Program) -> Iterator[str]:
+    for kind in CHOICES:
+        if patterns := program.division.of(kind):
+            yield f"axes {kind} = {literal(dict(patterns))}"
 
 
 def _state(program: Program, shown: frozenset[str]) -> Iterator[str]:

@@ -18,14 +18,15 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from prunec.compiler.division import Division, Patterns, misread
 from prunec.compiler.errors import nearest
 from prunec.compiler.functions import function_names, resolve_function
 from prunec.compiler.ir import Program, State, module_tensors
 from prunec.compiler.literals import Fragment, Reader, blank_strings
 from prunec.compiler.modules import read_constructor
 from prunec.compiler.spelling import INFIX, PREFIX
-from prunec.compiler.synthetic import example_input, fill_module, synthetic
-from prunec.compiler.text_types import read_tensor_type, same_type, type_text
+from prunec.compiler.synthetic import example_inputs, fill_module, synthetic
+from prunec.compiler.text_types import read_tensor_type, read_type, same_type, type_text
 
 _HEADER: Final = re.compile(r"program\s+(?P<name>[A-Za-z_]\w*)(?P<training>\s+training)?\s*\{")
 _NAME: Final = r"""[^\s()\[\]{}=:,#%"']+"""
@@ -85,6 +86,7 @@ class _Parser:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Patterns] = field(default_factory=dict)
 
     def read(self, line: Fragment) -> None:
         """Take in one line that isn't empty."""
@@ -112,10 +114,12 @@ class _Parser:
             owner, _, key = str(node.target).rpartition(".")
             if isinstance(held := state.get(owner), nn.Module):
                 state[str(node.target)] = dict(module_tensors("", held))[key]
-        values = ((node.target, node.meta["val"]) for node in self.graph.find_nodes(op="placeholder"))
-        inputs = tuple(example_input(str(name), value) for name, value in values if isinstance(value, torch.Tensor))
+        inputs = tuple(example_inputs(self.graph))
         shown = frozenset(self.values)
-        return Program(self.graph, state, inputs, self.name or "", self.training, facts=self.facts, shown=shown)
+        division = Division(**self.axes)
+        return Program(
+            self.graph, state, inputs, self.name or "", self.training, facts=self.facts, shown=shown, division=division
+        )
 
     # --- lines --------------------------------------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class _Parser:
         given = match["default"]
         default = () if given is None else (self._literal(head.part(*match.span("default"))),)
         stated = rest.part(colon + 1)
-        value = self._literal(stated) if given is not None and "[" not in stated.code else read_tensor_type(stated)
+        value = self._literal(stated) if given is not None and "[" not in stated.code else read_type(stated)
         node = self._create(
             head.part(0, 1 + len(match["name"])), "placeholder", match["target"] or match["name"], default
         )
@@ -183,6 +187,13 @@ class _Parser:
         if tied != source:
             raise other.error(f"expected a tensor of type {tied}, got {source}")
         self.ties[name.code] = other.code
+
+    def _axes(self, rest: Fragment) -> None:
+        kind, spelled = self._split(rest, _ASSIGNED, 'grouped = {"layer1.*": "whole"}')
+        said = self._literal(spelled)
+        if complaint := misread(kind.code, said):
+            raise rest.error(complaint)
+        self.axes[kind.code] = tuple(said.items())
 
     def _return(self, rest: Fragment) -> None:
         value = self._literal(rest)
@@ -394,6 +405,7 @@ _STATEMENTS: Final[Mapping[str, Callable[[_Parser, Fragment], None]]] = {
     "buffer": _Parser._buffer,
     "value": _Parser._value,
     "tie": _Parser._tie,
+    "axes": _Parser._axes,
     "return": _Parser._return,
 }
 KEYWORDS: Final = frozenset(_STATEMENTS)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
 
 from prunec.compiler.errors import ModelError, nearest
-from prunec.compiler.literals import Fragment, literal
+from prunec.compiler.literals import Fragment, Reader, literal
 
 SHORT: Final[Mapping[str, torch.dtype]] = {
     "f64": torch.float64,
@@ -57,6 +57,42 @@ def read_tensor_type(fragment: Fragment) -> torch.Tensor:
     if not isinstance(dtype, torch.dtype):
         raise fragment.part(0, len(name)).error(f"expected a type such as f32, got '{name}'", nearest(name, SHORT))
     return torch.empty([int(size) for size in match["shape"].split(",") if size], dtype=dtype, device="meta")
+
+
+def read_type(fragment: Fragment) -> Any:
+    """The value of an input: a meta tensor, or a nest of these and of literals."""
+    code = fragment.code
+    if code[:1] in _BRACKETS and code[-1:] == _BRACKETS[code[0]]:
+        items = list(_items(fragment.part(1, len(code) - 1)))
+        if code[0] != "{":
+            return (list if code[0] == "[" else tuple)(map(_read_item, items))
+        return dict(map(_entry, items))
+    return read_tensor_type(fragment)
+
+
+def _read_item(fragment: Fragment) -> Any:
+    """A value in a nest: where it has no shape it is a literal."""
+    known = _TENSOR.fullmatch(fragment.code) or fragment.code[:1] in _BRACKETS
+    return read_type(fragment) if known else Reader(fragment, {}).value(fragment.expression())
+
+
+_BRACKETS: Final[Mapping[str, str]] = {"[": "]", "(": ")", "{": "}"}
+
+
+def _items(rest: Fragment) -> Iterator[Fragment]:
+    """The stretches between the commas; nothing need follow the last one."""
+    while rest.code:
+        comma = rest.find(",")
+        yield rest.part(0, comma if comma >= 0 else None)
+        rest = rest.part(comma + 1 if comma >= 0 else len(rest.code))
+
+
+def _entry(item: Fragment) -> tuple[Any, Any]:
+    colon = item.find(":")
+    if colon < 0:
+        raise item.error(f"expected a key and a type such as 'x': f32[8], got '{item.code}'")
+    key = item.part(0, colon)
+    return Reader(key, {}).value(key.expression()), _read_item(item.part(colon + 1))
 
 
 def same_type(one: str, other: str) -> bool:

@@ -12,36 +12,42 @@ name of the module whose forward made the node), `at` (file and line) and `mutat
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import fx, nn
 
+from prunec.compiler.baking import baked
 from prunec.compiler.batch import check_batch
 from prunec.compiler.collector import uncollected
 from prunec.compiler.errors import ModelError
-from prunec.compiler.ir import Program, State
-from prunec.compiler.metacopy import eval_copy
+from prunec.compiler.inputs import Arguments, Inputs, arguments, tensors_in
+from prunec.compiler.ir import Mode, Program, State
+from prunec.compiler.lowering import plain_linear
+from prunec.compiler.metacopy import eval_copy, unhooked
 from prunec.compiler.places import user_span
 from prunec.compiler.proxy import Refused
 from prunec.compiler.recorder import Recorder
 
 
 @uncollected()
-def trace(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *, name: str | None = None) -> Program:
+def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
     """The program of a model for inputs like the example's. The model isn't changed, and its weights are shared.
 
+    `example_inputs` are forward's arguments: a tuple in order, or a mapping by name. Those that hold no tensor are
+    decided for good, see `inputs`. In mode `train`, Python code that asks for `self.training` takes the branches of
+    train mode, such as those of auxiliary heads; dropout and batch norm follow the program's own flag in either mode,
+    in mode `train` also where they were given a bare `training=True`.
+    Weights that are computed from others (weight norm, parametrizations) become plain ones, see `baking`.
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
     (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
     """
-    inputs = _named_inputs(model, example_inputs)
+    inputs = arguments(model, example_inputs)
     recorder: Recorder | None = None
     try:
         with _collector_paused():
-            recorder = Recorder(model)
+            recorder = Recorder(baked(model), training=mode == "train")
             recorder.run_forward(inputs)
     except Exception as error:
         raise _explained(error, model, recorder, inputs) from error
@@ -51,7 +57,7 @@ def trace(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *, name: s
     program = Program(
         graph=recorder.graph,
         state=_state(recorder),
-        inputs=tuple(example_inputs),
+        inputs=tuple(inputs.inputs.values()),
         name=name or type(model).__name__,
         training=False,
     )
@@ -78,26 +84,6 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _named_inputs(model: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
-    """The example inputs by the names of forward's parameters; those of `*args` are numbered."""
-    if not isinstance(inputs, tuple | list) or not all(isinstance(x, torch.Tensor) for x in inputs):
-        found = (
-            ", ".join(type(x).__name__ for x in inputs) if isinstance(inputs, tuple | list) else type(inputs).__name__
-        )
-        raise ModelError(f"the example inputs must be a tuple of tensors, not {found}", hint="for one input write (x,)")
-    signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*inputs)
-    except TypeError as error:
-        wanted = f"{type(model).__name__}.forward{signature}"
-        raise ModelError(f"{len(inputs)} example inputs don't fit {wanted}: {error}", hint=None) from error
-    named: dict[str, torch.Tensor] = {}
-    for key, value in bound.arguments.items():
-        several = signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL
-        named.update({f"{key}_{i}": x for i, x in enumerate(value)} if several else {key: value})
-    return named
-
-
 def _state(recorder: Recorder) -> dict[str, State]:
     """What the graph reads, by name: the original's modules (in eval mode) and tensors."""
     state: dict[str, State] = {}
@@ -107,7 +93,7 @@ def _state(recorder: Recorder) -> dict[str, State]:
         if target in state:
             continue
         if node.op == "call_module":
-            state[target] = eval_copy(modules[target])
+            state[target] = unhooked(eval_copy(plain_linear(modules[target])))
         elif node.op == "get_attr" and target in recorder.copy.tensors:
             state[target] = recorder.copy.tensors[target][0]
         elif node.op == "get_attr" and target in recorder.constants.added:
@@ -115,9 +101,7 @@ def _state(recorder: Recorder) -> dict[str, State]:
     return state
 
 
-def _explained(
-    error: Exception, model: nn.Module, recorder: Recorder | None, inputs: dict[str, torch.Tensor]
-) -> ModelError:
+def _explained(error: Exception, model: nn.Module, recorder: Recorder | None, inputs: Arguments) -> ModelError:
     """The error in words: which module, which line, what is wrong and what would be right."""
     where = type(model).__name__
     if recorder and recorder.failed and recorder.failed[0] is error and recorder.failed[1].name:
@@ -131,6 +115,10 @@ def _explained(
     if "must be bool, not Flag" in text:
         hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
         return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
-    shapes = ", ".join(f"{key} {list(x.shape)}" for key, x in inputs.items())
+    shapes = ", ".join(f"{key} {_shapes(value)}" for key, value in inputs.inputs.items())
     hint = f"the example inputs are {shapes}: does the model run on such inputs?"
     return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
+
+
+def _shapes(value: Any) -> str:
+    return " ".join(str(list(x.shape)) for x in tensors_in(value))

@@ -7,16 +7,25 @@ so that a group's units are one run of numbers and every figure about units is o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from prunec.compiler import contractions, layers, movement, reductions  # noqa: F401  (their rules register themselves)
+from prunec.compiler import (  # noqa: F401  (their rules register themselves)
+    assignment,
+    contractions,
+    indexing,
+    layers,
+    movement,
+    recurrent,
+    reductions,
+    windows,
+)
+from prunec.compiler.balance import Balance, Balanced, balances
+from prunec.compiler.blocks import components, first_along, square_blocks
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.labels import FIXED, Flow, Pin
@@ -110,6 +119,10 @@ class Analysis:
     """Sets of units of which one must stay (the pieces of a split)."""
     counted: Mapping[int, str] = field(default_factory=dict)
     """unit -> why it can't be merged."""
+    balanced: tuple[Balanced, ...] = ()
+    """Blocks of units of which every row must lose equally many."""
+    balances: tuple[Balance, ...] = ()
+    """Which units leave together so that they do."""
 
     @cached_property
     def size(self) -> int:
@@ -171,8 +184,8 @@ def solve(flow: Flow) -> Analysis:
     """Join what must go together, pin what may not go, and sort the rest into groups."""
     flow.count = max(flow.count, 1)
     left, right, pins = _edges(flow)
-    component = _components(flow.count, left, right)
-    component, more = _square_blocks(flow, component)
+    component = components(flow.count, left, right)
+    component, more = square_blocks(flow, component)
     reasons = _pinned(component, [*pins, *more, *flow.pins])
     unit_of, starts = _number_units(flow, component)
     pinned = {int(unit_of[label]): reason for label, reason in reasons.items() if unit_of[label] != LOOSE}
@@ -182,10 +195,14 @@ def solve(flow: Flow) -> Analysis:
         pinned.setdefault(unit, "is the only one of its group")
     for unit in (int(piece[0]) for piece in pieces if piece.size == 1):
         pinned.setdefault(unit, "is all that one piece of a split has")
+    balanced = tuple(Balanced(_units(unit_of, labels), node) for labels, node in flow.balanced)
+    tied = balances(balanced)
+    _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
     groups = _groups(flow, unit_of, starts, pinned)
     counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != LOOSE}
+    counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
-    return Analysis(flow.program, flow, unit_of, groups, covers, counted)
+    return Analysis(flow.program, flow, unit_of, groups, covers, counted, balanced, tied)
 
 
 def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
@@ -206,49 +223,18 @@ def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
     return left[both], right[both], pins
 
 
-def _components(count: int, left: IntArray, right: IntArray) -> IntArray:
-    """label -> the smallest label that it is joined with."""
-    graph = coo_matrix((np.ones(left.size, dtype=np.int8), (left, right)), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    smallest = np.full(component.max() + 1, count, dtype=np.int64)
-    np.minimum.at(smallest, component, np.arange(count))
-    return np.asarray(smallest[component], dtype=np.int64)
-
-
-def _square_blocks(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]:
-    """Join labels until every value that varies along several dimensions stays rectangular whatever is removed.
-
-    A value [g, n] is rectangular if whole rows go, or the same positions of each row. Where neither holds yet, the
-    choice that leaves more units is taken. Joining may disturb another block, so it is repeated until nothing changes;
-    units only ever grow, so that ends. What is joined with a FIXED position is pinned: FIXED, being -1, is the last
-    entry of `component` here.
-    """
-    blocks = {(labels.shape, labels.tobytes()): (labels, node) for labels, node in flow.blocks}.values()
-    component = np.append(component, component.size)
-    while extra := [pair for labels, _ in blocks if (pair := _squared(component, labels)) is not None]:
-        left = np.concatenate([np.arange(component.size), *(a for a, _ in extra)])
-        right = np.concatenate([component, *(b for _, b in extra)])
-        component = _components(component.size, left, right)
-    pins = [
-        Pin(labels[component[labels] == component[FIXED]], f"shares a block with fixed positions at {node}")
-        for labels, node in blocks
-    ]
-    return component[:-1], [pin for pin in pins if pin.labels.size]
-
-
-def _squared(component: IntArray, labels: IntArray) -> tuple[IntArray, IntArray] | None:
-    """The pairs to join so that only one dimension of a block can lose positions; None where that is so already."""
-    joined = component[labels]
-    edges = [first_along(joined, dim) for dim in range(labels.ndim) if labels.shape[dim] > 1]
-    if any(bool((joined == edge).all()) for edge in edges):
-        return None
-    best = max(edges, key=lambda edge: (len(set(edge.flat)), sorted(set(edge.flat))))
-    return joined.ravel(), np.broadcast_to(best, joined.shape).ravel()
-
-
-def first_along(array: IntArray, dim: int) -> IntArray:
-    """The entries along `dim` at the first position of every other dimension; of the array's rank."""
-    return array[tuple(slice(None) if d == dim else slice(0, 1) for d in range(array.ndim))]
+def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinned: dict[int, str], size: int) -> None:
+    """Pin the units of blocks whose rows don't hold equally many, and of those that no equal share can leave."""
+    for block in balanced:
+        if not block.fits:
+            for unit in (int(unit) for unit in np.unique(block.units) if unit != LOOSE):
+                pinned.setdefault(unit, f"shares a block with fixed positions at {block.node}")
+    free = np.ones(size, dtype=bool)
+    free[list(pinned)] = False
+    for balance in tied:
+        if not balance.packs(free):
+            for unit in balance.units.tolist():
+                pinned.setdefault(unit, f"can't leave every row of a block of {balance.nodes[0]} in equal numbers")
 
 
 def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
@@ -268,8 +254,8 @@ def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
 def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     """label -> unit number, and the first unit of each group.
 
-    Units that a parameter writes are numbered by group, groups in the order of their first label. What no parameter
-    writes (a buffer's own, a padding's own) is LOOSE.
+    Units that a parameter writes are numbered by group, groups in the order of their first label; what must lose
+    equally many is in one group. What no parameter writes (a buffer's own, a padding's own) is LOOSE.
     """
     writers = [b.labels for b in flow.bindings.values() if b.role == "writer"]
     roots = [component[labels[labels != FIXED]] for labels in writers]
@@ -277,9 +263,11 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     unit_of = np.full(component.size, LOOSE, dtype=np.int64)
     if not roots:
         return unit_of, np.zeros(0, dtype=np.int64)
+    even = [component[labels.ravel()] for labels, _ in flow.balanced]
+    joined = [*roots, *even]
     left = np.concatenate(roots)
-    right = np.repeat([r[0] for r in roots], [r.size for r in roots])
-    family = _components(component.size, left, right)
+    right = np.repeat([r[0] for r in joined], [r.size for r in joined])
+    family = components(component.size, np.concatenate(joined), right)
     written = distinct(left, component.size)
     order = np.lexsort((written, family[written]))
     ranked = written[order]

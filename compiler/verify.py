@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
+from prunec.compiler.inputs import batch_of, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.masks import FREE, REMOVED, Marked, plain
 from prunec.compiler.reference import Interpreter, Masked, Reference, Replaced, Same, StepError, describe
@@ -30,6 +31,9 @@ from prunec.compiler.reference import Interpreter, Masked, Reference, Replaced, 
 __all__ = ["Masked", "Reference", "Replaced", "Same", "Verification", "difference", "fresh_inputs", "verify"]
 
 TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+ROUNDED: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""The tolerance where weights were computed anew and rounded to this type."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class _Trial:
     """One comparison of outputs: the batch size, the inputs and the largest relative difference."""
 
     batch: int
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Any, ...]
     difference: float
 
 
@@ -86,38 +90,47 @@ def verify(
 
 
 def _tolerance(reference: Reference, dtype: torch.dtype, exact: bool) -> float:
-    """How far outputs may be apart. A pass that computes float32 weights anew has rounded each of them once, which no
-    wider run takes back; gathered weights are the old ones, bit for bit."""
-    computed = not exact and not reference.nodewise and _dtypes(reference.before)[0] == torch.float32
-    return TOLERANCE[torch.float32] if computed else TOLERANCE[dtype]
+    """How far outputs may be apart. A pass that computes weights anew has rounded each of them once, which no wider run
+    takes back; gathered weights are the old ones, bit for bit."""
+    if exact or reference.nodewise:
+        return TOLERANCE[dtype]
+    kinds = {t.dtype for t in reference.before.tensors.values() if t.is_floating_point()}
+    return max((ROUNDED[kind] for kind in kinds if kind in ROUNDED), default=TOLERANCE[dtype])
 
 
 def _trials(
     after: Program, reference: Reference, dtype: torch.dtype, seed: int, batches: Sequence[int]
 ) -> list[_Trial]:
-    """One trial for each batch size that the old program takes, or one of the example's size."""
-    inputs = reference.before.inputs
-    batched = bool(inputs) and all(x.ndim and x.shape[0] == inputs[0].shape[0] for x in inputs)
-    for sizes in (tuple(batches) if batched else (), (None,)):
-        tried = [_trial(after, reference, dtype, seed, batch) for batch in sizes]
+    """One trial for each batch size that the old program takes; or one of the example's size; or one on the example
+    itself, where the model is made for certain values."""
+    before = reference.before
+    fresh = [fresh_inputs(before, batch, seed) for batch in batches if batch_of(before.inputs)]
+    for draws in (fresh, [fresh_inputs(before, None, seed)]):
+        tried = [_trial(after, reference, dtype, seed, inputs) for inputs in draws]
         if found := [trial for trial in tried if trial is not None]:
-            break
-    return found
+            return found
+    return [_compared(after, reference, dtype, seed, before.inputs)]
 
 
-def _trial(after: Program, reference: Reference, dtype: torch.dtype, seed: int, batch: int | None) -> _Trial | None:
-    """Outputs compared on one batch; None where the old program itself is made for another batch size."""
-    inputs = fresh_inputs(reference.before, batch, seed)
-    size = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
+def _trial(
+    after: Program, reference: Reference, dtype: torch.dtype, seed: int, inputs: tuple[Any, ...]
+) -> _Trial | None:
+    """Outputs compared on one batch; None where the old program itself doesn't take it."""
     try:
-        if reference.nodewise and _same_nodes(reference.before, after):
-            return _Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed))
-        with _seeded(seed):
-            want = reference.run(inputs, dtype)
+        return _compared(after, reference, dtype, seed, inputs)
     except StepError:
-        if batch is None or _accepts(reference.before, inputs, dtype):
+        if _accepts(reference.before, inputs, dtype):
             raise
         return None
+
+
+def _compared(after: Program, reference: Reference, dtype: torch.dtype, seed: int, inputs: tuple[Any, ...]) -> _Trial:
+    """Outputs compared on one batch. Raises `StepError` where the old program doesn't take it."""
+    size = batch_of(inputs) or 1
+    if reference.nodewise and _same_nodes(reference.before, after):
+        return _Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed))
+    with _seeded(seed):
+        want = reference.run(inputs, dtype)
     try:
         with _seeded(seed):
             got = Interpreter(after, dtype).run(inputs)
@@ -127,11 +140,20 @@ def _trial(after: Program, reference: Reference, dtype: torch.dtype, seed: int, 
 
 
 def _same_nodes(before: Program, after: Program) -> bool:
-    return [node.name for node in before.graph.nodes] == [node.name for node in after.graph.nodes]
+    """Whether the new program has the nodes of the old one in their order, and perhaps others between them. Tensors and
+    sizes that nobody reads any more may be gone."""
+    present = [node.name for node in after.graph.nodes]
+    names, known = iter(present), set(present)
+    return all(node.name in names for node in before.graph.nodes if node.name in known or _computes(node))
+
+
+def _computes(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return node.op != "get_attr" and (value is None or isinstance(value, Tensor))
 
 
 def _nodewise_difference(
-    after: Program, reference: Reference, inputs: tuple[Tensor, ...], dtype: torch.dtype, seed: int
+    after: Program, reference: Reference, inputs: tuple[Any, ...], dtype: torch.dtype, seed: int
 ) -> float:
     """The largest relative difference of any node's value; both programs run side by side, and values are freed.
 
@@ -139,16 +161,19 @@ def _nodewise_difference(
     """
     sizes: dict[fx.Node, float] = {}
     worst = 0.0
+    present = {node.name for node in after.graph.nodes}
     with _seeded(seed):
         ours = Interpreter(after, dtype).steps(inputs)
         for node, want in reference.values(inputs, dtype):
+            sizes[node] = _largest(want)
+            if node.name not in present:
+                continue
             torch.default_generator.manual_seed(seed)
             try:
-                _, got = next(ours)
+                got = next(value for other, value in ours if other.name == node.name)
             except StepError:
                 return float("inf")
             torch.default_generator.manual_seed(seed)
-            sizes[node] = _largest(want)
             found = _compare(want, got)
             relative = 0.0 if found is None else found.difference
             if relative > TOLERANCE[dtype]:
@@ -181,7 +206,7 @@ def _largest(value: Any) -> float:
     return max((float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) for x in tensors), default=0.0)
 
 
-def _accepts(program: Program, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
+def _accepts(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -> bool:
     try:
         Interpreter(program, dtype).run(inputs)
     except StepError:
@@ -199,17 +224,21 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _dtypes(program: Program) -> tuple[torch.dtype, ...]:
     """float32 and then float64; float64 alone for models of another precision."""
-    used = {t.dtype for t in (*program.tensors.values(), *program.inputs) if t.is_floating_point()}
+    used = {t.dtype for t in (*program.tensors.values(), *tensors_in(program.inputs)) if t.is_floating_point()}
     return (torch.float32, torch.float64) if used <= {torch.float32} else (torch.float64,)
 
 
-def fresh_inputs(program: Program, batch: int | None, seed: int) -> tuple[Tensor, ...]:
+def fresh_inputs(program: Program, batch: int | None, seed: int) -> tuple[Any, ...]:
     """Seeded random inputs like the program's: normal, or up to the example's largest integer.
 
-    `batch` replaces the first dimension of every input; None keeps the example's.
+    `batch` replaces the first dimension of every tensor that has the example's batch there; None keeps it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(_fresh(example, batch, generator) for example in program.inputs)
+    generator, old = torch.Generator().manual_seed(seed), batch_of(program.inputs)
+
+    def fresh(example: Tensor) -> Tensor:
+        return _fresh(example, batch if is_batched(example, old) else None, generator)
+
+    return tuple(map_tensors(fresh, example) for example in program.inputs)
 
 
 def _fresh(example: Tensor, batch: int | None, generator: torch.Generator) -> Tensor:
@@ -297,7 +326,7 @@ def _sentence(suspects: Sequence[tuple[fx.Node, _Comparison]], dtype: torch.dtyp
     return f"{text} (the same elements in another order" + (f"; in {describe(other)} others)" if other else ")")
 
 
-def _all_values(program: Program, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[dict[str, Any], str]:
+def _all_values(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[dict[str, Any], str]:
     """Every value by its node's name (copies, as later nodes may write in place), and where the run broke off."""
     values: dict[str, Any] = {}
     try:

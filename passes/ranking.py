@@ -2,15 +2,20 @@
 
 Each group is a queue of units, the least important first. What may never go (pinned units, the `keep_at_least` best,
 the best of every piece of a split) isn't in the queue. A selection is a number for each queue: how many have left it.
+
+Where rows of a block must stay equally long, units leave in packs: the least important of every row go first, together,
+then the next of every row. A pack's score is the mean of its units'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from prunec.compiler.balance import Balance
 from prunec.compiler.cost import Cost, CostModel, cost_model
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir import IntArray
@@ -38,8 +43,9 @@ class Ranking:
     """group name -> queue"""
     sizes: IntArray
     """[queues]: units of the whole group"""
-    steps: IntArray
-    """[queues]: a cut group keeps a multiple of this many units"""
+    landings: IntArray
+    """For every queue, one after the other: the number that leaves where 0, 1, ... units are to. A cut group keeps a
+    multiple of what the limits ask for, and a pack leaves whole."""
     unit: IntArray
     queue: IntArray
     place: IntArray
@@ -49,20 +55,18 @@ class Ranking:
     def of(analysis: Analysis, scores: Mapping[str, FloatArray], limits: Limits) -> Ranking:
         """Queue up the units of every group that has scores and isn't barred."""
         chosen = [g for g in analysis.groups.values() if g.name in scores and g.name not in limits.barred]
-        orders = [_order(analysis, group, np.asarray(scores[group.name]), limits) for group in chosen]
-        lengths = [order.size for order in orders]
+        queues = [_queue(analysis, group, np.asarray(scores[group.name], dtype=float), limits) for group in chosen]
+        lengths = [queue.units.size for queue in queues]
         empty = np.zeros(0, dtype=np.int64)
         return Ranking(
             analysis,
             {group.name: number for number, group in enumerate(chosen)},
             np.array([group.size for group in chosen], dtype=np.int64),
-            np.array([_step(group, limits.multiple_of) for group in chosen], dtype=np.int64),
-            np.concatenate([empty, *(o + g.start for o, g in zip(orders, chosen, strict=True))]),
+            np.concatenate([empty, *(queue.landings for queue in queues)]),
+            np.concatenate([empty, *(q.units + g.start for q, g in zip(queues, chosen, strict=True))]),
             np.repeat(np.arange(len(chosen)), lengths),
             np.concatenate([empty, *(np.arange(n) for n in lengths)]),
-            np.concatenate(
-                [empty.astype(float), *(_rising(scores[g.name], o) for o, g in zip(orders, chosen, strict=True))]
-            ),
+            np.concatenate([empty.astype(float), *(queue.scores for queue in queues)]),
         )
 
     @property
@@ -79,47 +83,99 @@ class Ranking:
     def cut(self, counts: Mapping[str, int]) -> BoolArray:
         """Keep so many units of each named group, rounded up to its step. Raises `PassError` where that can't be."""
         gone = np.zeros(self.sizes.size, dtype=np.int64)
-        lengths = self.lengths
         for name, count in counts.items():
             queue = self.groups[name]
-            size, step = int(self.sizes[queue]), int(self.steps[queue])
-            rounded = min(size, -(-count // step) * step)
-            gone[queue] = min(size - rounded, lengths[queue])
-            if step > 1 and gone[queue] < size - rounded:
-                gone[queue] = size - min(size, -(-(size - lengths[queue]) // step) * step)
+            gone[queue] = self.at_most(queue, max(int(self.sizes[queue]) - count, 0))
         return self.keep(gone)
 
+    @cached_property
+    def _starts(self) -> IntArray:
+        """Where each queue's landings start."""
+        return np.asarray(np.cumsum(self.lengths + 1) - (self.lengths + 1), dtype=np.int64)
+
     def rounded(self, gone: IntArray) -> IntArray:
-        """At least as many gone, so that every cut group keeps a multiple of its step; fewer where the queue ends."""
-        kept = self.sizes - gone
-        least = -(-(self.sizes - self.lengths) // self.steps) * self.steps
-        stays = np.maximum(kept // self.steps * self.steps, least)
-        return np.where((gone == 0) | (stays >= self.sizes), 0, self.sizes - stays)
+        """At least as many gone, as far as limits and packs allow; fewer where the queue ends."""
+        return np.asarray(self.landings[self._starts + gone], dtype=np.int64)
+
+    def at_most(self, queue: int, gone: int) -> int:
+        """The largest number of units, up to `gone`, that may leave a queue."""
+        start, length = int(self._starts[queue]), int(self.lengths[queue])
+        reached = np.unique(self.landings[start : start + length + 1])
+        return int(reached[np.searchsorted(reached, gone, side="right") - 1])
 
 
-def _order(analysis: Analysis, group: Group, scores: FloatArray, limits: Limits) -> IntArray:
-    """A group's units in the order in which they go, without those that never do."""
-    rising = np.argsort(scores, kind="stable")
+@dataclass(frozen=True)
+class _Queue:
+    """One group's units in the order in which they go, the scores they go by, and where a number of them lands."""
+
+    units: IntArray
+    scores: FloatArray
+    landings: IntArray
+
+
+def _queue(analysis: Analysis, group: Group, scores: FloatArray, limits: Limits) -> _Queue:
+    """The units that may go, without those that never do."""
     stays = ~group.free
-    least = min(-(-limits.keep_at_least // channels_of_a_unit(group)), group.size)
     for units in (u - group.start for u in analysis.covers):
         mine = units[(units >= 0) & (units < group.size)]
         if mine.size:
             stays[mine[np.argmax(scores[mine])]] = True
-    missing = least - int(stays.sum())
-    if missing > 0:
-        stays[rising[~stays[rising]][-missing:]] = True
-    return np.asarray(rising[~stays[rising]], dtype=np.int64)
+    least = min(-(-limits.keep_at_least // channels_of_a_unit(group)), group.size)
+    packs = [pack for balance in analysis.balances for pack in _packs(balance, group, scores, ~stays)]
+    single = ~stays
+    for balance in analysis.balances:
+        single[_within(balance.units, group)] = False
+    units, score, ends = _in_order(np.flatnonzero(single), packs, scores)
+    ends = ends[ends <= group.size - least]
+    last = int(ends[-1]) if ends.size else 0
+    fits = (group.size - ends) % _step(group, limits.multiple_of) == 0
+    reached = np.concatenate([np.zeros(1, dtype=np.int64), ends[fits]])
+    places = np.minimum(np.searchsorted(reached, np.arange(last + 1)), reached.size - 1)
+    return _Queue(units[:last], score[:last], reached[places])
 
 
-def _rising(scores: FloatArray, order: IntArray) -> FloatArray:
-    return np.asarray(np.asarray(scores, dtype=np.float64)[order])
+def _in_order(single: IntArray, packs: Sequence[IntArray], scores: FloatArray) -> tuple[IntArray, FloatArray, IntArray]:
+    """Units that go alone and packs by rising score: the units, the score that each goes by, and where each ends."""
+    means = np.array([scores[pack].mean() for pack in packs], dtype=np.float64)
+    sizes = np.array([*[1] * single.size, *(pack.size for pack in packs)], dtype=np.int64)
+    order = np.argsort(np.concatenate([scores[single], means]), kind="stable")
+    whole = [single, *packs]
+    numbers = np.repeat(np.arange(sizes.size), sizes)  # which of them each unit belongs to
+    units = np.concatenate(whole)[np.argsort(np.argsort(order)[numbers], kind="stable")]
+    each = np.concatenate([scores[single], means])[order]
+    return units.astype(np.int64), np.repeat(each, sizes[order]), np.cumsum(sizes[order])
+
+
+def _within(units: IntArray, group: Group) -> IntArray:
+    """Units as they are numbered within a group; none where they are another group's."""
+    local = units - group.start
+    return np.asarray(local[(local >= 0) & (local < group.size)], dtype=np.int64)
+
+
+def _packs(balance: Balance, group: Group, scores: FloatArray, may_go: BoolArray) -> list[IntArray]:
+    """The units that leave together: of every cell the least important first."""
+    cells = [_within(cell, group) for cell in balance.cells]
+    if not all(cell.size for cell in cells):
+        return []
+    ranked = [cell[np.argsort(scores[cell], kind="stable")] for cell in cells]
+    leaving = [cell[may_go[cell]] for cell in ranked]
+    each = list(zip(leaving, balance.each, strict=True))
+    count = min(cells[0].size // balance.each[0] - 1, *(cell.size // some for cell, some in each))
+    parts = [cell[: count * some].reshape(count, some) for cell, some in each]
+    return list(np.concatenate(parts, axis=1))
 
 
 def channels_of_a_unit(group: Group) -> int:
     """How many channels of the group's first writer one unit holds."""
     first = group.writers[0]
     return max(1, first.positions.size // max(distinct(first.units, group.size).size, 1))
+
+
+def pack_size(analysis: Analysis, group: Group) -> int:
+    """How many units leave the group at a time; 1 where that isn't the same for all of them."""
+    mine = [b for b in analysis.balances if _within(b.units, group).size]
+    bound = sum(balance.units.size for balance in mine)
+    return mine[0].size if bound == group.size and len({balance.size for balance in mine}) == 1 else 1
 
 
 def _step(group: Group, multiple: int) -> int:
@@ -171,8 +227,7 @@ def _filled(
         queues = np.flatnonzero(is_open)
         best = queues[np.argmax(importance[starts[queues] + gone[queues] - 1])]
         trial = gone.copy()
-        back = gone[best] % ranking.steps[best] or ranking.steps[best]
-        trial[best] = max(gone[best] - back, 0)
+        trial[best] = ranking.at_most(int(best), int(gone[best]) - 1)
         if _gap(ranking, model, targets, trial) < 0:
             is_open[best] = False
             continue

@@ -26,7 +26,7 @@ from prunec.compiler.ir import Program
 from prunec.compiler.options import Fraction01
 from prunec.compiler.patterns import chosen, matching
 from prunec.compiler.units import Analysis, BoolArray, Group, analyse
-from prunec.passes.ranking import Limits, Ranking, channels_of_a_unit, meet_budget
+from prunec.passes.ranking import Limits, Ranking, channels_of_a_unit, meet_budget, pack_size
 
 Resource = Literal["macs", "params"]
 
@@ -131,7 +131,7 @@ class Select(Pass):
         counts: dict[str, int] = {}
         for pattern, names in matching(wanted, analysis.groups, option=option).items():
             for name in (n for n in names if n not in barred):
-                counts.setdefault(name, self._count(analysis.groups[name], pattern, wanted[pattern]))
+                counts.setdefault(name, self._count(analysis, analysis.groups[name], pattern, wanted[pattern]))
         missing = [name for name in counts if name not in ranking.groups]
         if missing:
             raise PassError(
@@ -139,12 +139,13 @@ class Select(Pass):
             )
         return counts
 
-    def _count(self, group: Group, pattern: str, wanted: float) -> int:
+    def _count(self, analysis: Analysis, group: Group, pattern: str, wanted: float) -> int:
         if self.widths is None:
             return kept_share(group.size, wanted)
         each = channels_of_a_unit(group)
-        if wanted > group.size * each or wanted % each:
-            fits = f"a multiple of {each} up to {group.size * each}" if each > 1 else f"at most {group.size}"
+        step = each * pack_size(analysis, group)
+        if wanted > group.size * each or wanted % step:
+            fits = f"a multiple of {step} up to {group.size * each}" if step > 1 else f"at most {group.size}"
             message = f"widths: '{pattern}' asks for {wanted} channels of '{group.name}', which can have {fits}"
             raise PassError(message, keys=("widths", pattern))
         return int(wanted) // each

@@ -63,6 +63,14 @@ def kept_units(analysis: Analysis, selection: Mapping[str, IntArray]) -> BoolArr
         keep[group.start + np.asarray(units, dtype=np.int64)] = False
         if not keep[group.where].any():
             raise PassError(f"the selection removes all {group.size} units of '{name}'", hint="one has to stay")
+    for block in analysis.balanced:
+        lost = block.lost(keep)
+        if lost.min() != lost.max():
+            raise PassError(
+                f"the selection takes {lost.min()} channels of one and {lost.max()} of another of the {lost.size} "
+                f"rows that {block.node} divides",
+                hint="every row has to lose as many; 'select' by a ratio, widths or a budget sees to that",
+            )
     for units in analysis.covers:
         if not keep[units].any():
             raise PassError("the selection empties one piece of a split", hint="keep a channel in every piece")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.baking import baked
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.slimming import remove_units, removed_positions
 from prunec.compiler.units import Analysis, BoolArray, analyse
@@ -56,7 +57,7 @@ def zeroed(model: nn.Module, removed: dict[Axis, IntArray]) -> nn.Module:
 
     That is what the slim model computes wherever nothing counts or mixes the channels.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(baked(model))
     tensors = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
     for axis, positions in removed.items():
         owner = model.get_submodule(axis.owner)

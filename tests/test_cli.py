@@ -172,7 +172,7 @@ FOLDER/nets.py:16:21: gate (Gate): a branch depends on the values of a tensor \
 (`if`, `while`, `and`, `in` or `assert` on it)
     return x if x.sum() > 0 else -x
                 ^^^^^^^^^^^
-hint: decide by shapes, or compute both sides and use torch.where
+hint: decide by shapes, or compute both sides and use torch.where; or name a part to compile: region: backbone
 """,
     ),
     Wrong(

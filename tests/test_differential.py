@@ -208,6 +208,8 @@ DIFFERENT: Mapping[str, tuple[Callable[[], Mapping[str, nn.Module]], Callable[..
         "two columns of conv2 read zeros, and all others are two further",
     ),
     "flip": (_two(8), _with(lambda h, x: h.flip(1)), "the last channel is read first"),
+    "roll": (_two(8), _with(lambda h, x: h.roll(3, 1)), "the sixth channel is read first"),
+    "permutation": (_two(8), _with(lambda h, x: h[:, [3, 1, 0, 2, 7, 5, 6, 4]]), "the fourth channel is read first"),
     "grouped convolution": (
         _grouped,
         _with(lambda h, x: h),
@@ -234,7 +236,7 @@ def peer_output(model: nn.Module, x: Tensor, layer: str, channel: int) -> Tensor
         graph.group(layer, channel).prune()
         with torch.no_grad():
             return slim(x)
-    except RuntimeError:
+    except (RuntimeError, IndexError):
         return None
 
 
@@ -264,10 +266,11 @@ def test_ours_is_right_where_they_differ(name):
 
 
 def test_ours_refuses_where_no_channel_can_go():
-    """Which channel a roll puts where depends on how many there are; the peer takes one out all the same."""
+    """A local response norm divides by what the neighbours hold; the peer takes one out all the same."""
     torch.manual_seed(0)
-    model, x = Made(_two(8)(), _with(lambda h, x: h.roll(3, 1))).eval(), torch.randn(2, 3, 6, 6)
-    assert set(analyse(trace(model, (x,))).groups["conv1"].pinned) == {"is rolled at roll"}
+    norm = nn.LocalResponseNorm(5, alpha=1.0)
+    model, x = Made(_two(8)(), _with(lambda h, x: norm(h))).eval(), torch.randn(2, 3, 6, 6)
+    assert set(analyse(trace(model, (x,))).groups["conv1"].pinned) == {"is normalised over at local_response_norm"}
     right, theirs = zeroed(model, {("conv1.weight", 0, 2), ("conv1.bias", 0, 2)}), peer_output(model, x, "conv1", 2)
     with torch.no_grad():
         assert theirs is None or difference(theirs, right(x)) > 1e-3

@@ -220,7 +220,7 @@ def test_a_runtime_that_fails_stops_the_compile(tmp_path, monkeypatch):
 
 def test_a_type_that_onnx_does_not_convolve_is_the_models_fault(tmp_path):
     program = trace(nn.Sequential(nn.Conv2d(3, 4, 3)).to(torch.bfloat16).eval(), (IMAGE.bfloat16(),))
-    with pytest.raises(ModelError, match=r"no valid ONNX: .*tensor\(bfloat16\)"):
+    with pytest.raises(ModelError, match="bfloat16 can't be checked as ONNX"):
         export_onnx(program, tmp_path / "model.onnx")
 
 

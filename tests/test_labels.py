@@ -116,7 +116,7 @@ def test_the_verifier_knows_every_operation_that_passes_removed_channels_on():
 def test_every_layer_with_axes_can_be_resized():
     """A rule that binds the axes of a module needs a row that says which attributes repeat their sizes."""
     assert units.layers  # its rules are registered
-    binding = {cls for cls, rule in MODULE_RULES.items() if rule.__module__.endswith(".layers")}
+    binding = {cls for cls, rule in MODULE_RULES.items() if rule.__module__.endswith((".layers", ".recurrent"))}
     unsized = {cls for cls in binding if not any(issubclass(cls, base) for base in SIZES)}
     assert unsized == set()
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)

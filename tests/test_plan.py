@@ -175,8 +175,9 @@ def test_to_dict_spells_out_the_defaults(load):
         "plan": 1,
         "model": {"factory": "nets:small", "args": {}},
         "inputs": [],
+        "mode": "eval",
         "passes": ["tidy"],
-        "export": [{"onnx": {"opset": 20}}],
+        "export": [{"onnx": {"opset": 20, "dynamic": ["batch"]}}],
         "seed": 0,
     }
 
@@ -333,7 +334,7 @@ BASE = "plan: 1\nseed: 1\npasses:\n  - pick: {ratio: 0.5}\n  - trim: 0.5\n  - ti
         ("passes.1.trim=0.25", ("passes", 1, "trim"), {"ratio": 0.25}),
         ("passes.2=trim: 0.1", ("passes", 2, "trim"), {"ratio": 0.1}),
         ("passes.3.pick.norm=l2", ("passes", 3, "pick"), {"norm": "l2"}),
-        ("export=[onnx]", ("export",), [{"onnx": {"opset": 20}}]),
+        ("export=[onnx]", ("export",), [{"onnx": {"opset": 20, "dynamic": ["batch"]}}]),
         ("data.factory=a:b", ("data", "factory"), "a:b"),
         ("inputs=[[1, 2]]", ("inputs", 0, "shape"), [1, 2]),
     ],
@@ -526,6 +527,7 @@ def accepts(rule: dict[str, Any], value: Any, definitions: dict[str, Any]) -> bo
     """Does a value fit a JSON schema? Knows the keywords that a plan's schema uses, and no other."""
     checks = {
         "$ref": lambda ref: accepts(definitions[ref.removeprefix("#/$defs/")], value, definitions),
+        "oneOf": lambda rules: sum(accepts(inner, value, definitions) for inner in rules) == 1,
         "anyOf": lambda rules: any(accepts(inner, value, definitions) for inner in rules),
         "const": lambda const: value == const,
         "enum": lambda values: value in values,
@@ -542,7 +544,9 @@ def accepts(rule: dict[str, Any], value: Any, definitions: dict[str, Any]) -> bo
             not isinstance(value, dict) or all(accepts(known[k], value[k], definitions) for k in known if k in value)
         ),
         "additionalProperties": lambda other: (
-            other is not False or not isinstance(value, dict) or value.keys() <= rule["properties"].keys()
+            other is True
+            or not isinstance(value, dict)
+            or all(other and accepts(other, value[k], definitions) for k in value.keys() - rule.get("properties", {}))
         ),
     }
     silent = {"$schema", "$defs", "title", "description", "default", "examples"}
@@ -585,6 +589,6 @@ def test_the_schema_describes_passes():
     assert rules["$defs"]["Pick"]["description"] == "Choose what to remove."
     assert set(rules["$defs"]["Pick"]["properties"]) == {"ratio", "budget", "keep", "norm", "protect"}
     assert set(rules["$defs"]) == {
-        *("Budget", "Factory", "InputSpec", "JsonValue", "ModelSpec", "OnnxExport"),
+        *("Budget", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "ModelSpec", "OnnxExport"),
         *("Pick", "Tidy", "Trim"),
     }

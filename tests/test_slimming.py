@@ -213,6 +213,17 @@ def test_a_width_in_arithmetic_stays_the_old_one_for_every_batch():
         assert difference(slim.module(x), want) < TOLERANCE
 
 
+def test_arithmetic_that_slim_sizes_do_not_have():
+    """With three channels left, `(3 // 4) ** -0.5` is no number; the model goes on with the old one."""
+    parts = {"a": conv(3, 8), "fc": nn.Linear(8, 4)}
+    slim = slim_of(
+        parts, lambda m, x: (lambda y: m.fc(pooled(y) * (y.shape[1] // 4) ** -0.5))(m.a(x)), (2, 3, 6, 6), *range(5)
+    )
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(slim.module(x), slim.state["fc"](pooled(slim.state["a"](x)) * 2**-0.5)) < TOLERANCE
+
+
 # -- random programs ---------------------------------------------------------------------------------------------------
 
 

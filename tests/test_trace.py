@@ -449,13 +449,12 @@ def test_named_tuples_keep_their_type():
 def test_torch_containers_and_encoders_are_traced_through():
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 4))
     program = trace(model, (torch.rand(2, 5, 8),))
-    assert {"0.self_attn", "0.linear1", "0.linear2", "1"} <= set(program.state)
-    assert_same(program.module, model, torch.rand(3, 5, 8))
+    assert {"0.self_attn.in_proj_weight", "0.self_attn.out_proj", "0.linear1", "0.linear2", "1"} <= set(program.state)
+    x = torch.rand(3, 5, 8)
+    assert torch.allclose(program.module(x), model.eval()(x), atol=1e-6)  # torch's fused path rounds otherwise
 
 
-@pytest.mark.parametrize(
-    "leaf", [nn.LSTM(8, 4, batch_first=True), nn.Linear(8, 4), nn.MultiheadAttention(8, 2)], ids=repr
-)
+@pytest.mark.parametrize("leaf", [nn.LSTM(8, 4, batch_first=True), nn.Linear(8, 4)], ids=repr)
 def test_a_lone_torch_module(leaf):
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -463,7 +462,7 @@ def test_a_lone_torch_module(leaf):
             self.leaf = leaf
 
         def forward(self, x):
-            found = self.leaf(x, x, x) if isinstance(self.leaf, nn.MultiheadAttention) else self.leaf(x)
+            found = self.leaf(x)
             return found[0] if isinstance(found, tuple) else found
 
     model = Outer()
@@ -536,7 +535,7 @@ def scripted(x):
 
 REFUSALS = {
     "scripted": (lambda self, x: scripted(x) + 1, r"code that the tracer can't look into", "plain Python"),
-    "flag": (lambda self, x: torch.dropout(x, 0.5, self.training), r"must be bool, not Flag", "torch.nn.functional"),
+    "flag": (lambda self, x: torch.rrelu(x, 0.1, 0.3, self.training), r"must be bool, not Flag", "torch.nn.functional"),
     "branch": (branch_on_values, r"a branch depends on the values of a tensor", "torch.where"),
     "item": (lambda self, x: x * x.mean().item(), r"read as Python numbers \(`.item\(\)`\)", "keep the value a tensor"),
     "int": (lambda self, x: x[: int(x.max())], r"read as Python numbers \(`int\(\)`\)", "keep the value a tensor"),
@@ -592,8 +591,8 @@ def test_inputs_that_do_not_fit_name_the_layer(model, shape, message):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (torch.rand(1, 3), "tuple of tensors, not Tensor"),
-        (([1, 2],), "tuple of tensors, not list"),
+        (torch.rand(1, 3), "tuple of tensors, or a mapping by name, not Tensor"),
+        (([1, [object()]],), "the example input 'input' holds a object"),
         ((torch.rand(1), torch.rand(1)), "2 example inputs don't fit"),
         ((), "0 example inputs don't fit"),
     ],

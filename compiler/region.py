@@ -1,0 +1,273 @@
+"""Regions: parts of a model that are compiled in their place, where the whole can't be traced.
+
+    region: [backbone, rpn.head]
+
+    the whole model runs once on the example inputs; a hook keeps what each region is called with
+    Program      backbone(images), rpn_head(x) -> {"backbone": ..., "rpn.head": ...}, all outputs pinned
+    spliced      a copy of the whole model with the slim parts in the regions' places
+
+One program holds all regions, so that a budget spans them and tensors that they share stay shared. Its parameters have
+the names that they have in the whole model. A slim part takes the calls that the region took: arguments that aren't
+tensors were decided when it was traced, and a call with others is an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
+from prunec.compiler.inputs import Arguments, Inputs, arguments, called
+from prunec.compiler.ir import Axis, Mode, Program, State
+from prunec.compiler.reference import Interpreter
+from prunec.compiler.trace import is_impure, trace
+from prunec.compiler.verify import TOLERANCE, difference
+
+
+@dataclass(frozen=True)
+class Region:
+    """One part of the model, and the call of it that was seen."""
+
+    name: str
+    module: nn.Module
+    taken: Arguments
+    prefix: str
+    """Stands before its inputs' names where there are several regions."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The joint program's inputs that are this region's."""
+        return {self.prefix + name: value for name, value in self.taken.inputs.items()}
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A model's regions."""
+
+    model: nn.Module
+    example: Inputs
+    parts: tuple[Region, ...]
+    mode: Mode = "eval"
+
+    def trace(self) -> Program:
+        """All regions as one program, with the whole model's parameter names."""
+        inputs = {name: value for part in self.parts for name, value in part.inputs.items()}
+        return trace(_Joint(self.parts), inputs, name=type(self.model).__name__, mode=self.mode)
+
+    def part(self, program: Program, region: Region) -> Program:
+        """One region of the joint program as a program of its own, with the region's parameter names."""
+        graph, prefix = program.copy_graph(), f"{region.name}."
+        output = next(iter(reversed(graph.nodes)))
+        output.args = (output.args[0][region.name],)
+        output.meta["val"] = output.meta["val"][region.name]
+        _leave_out(graph, region.inputs)
+        graph.eliminate_dead_code(is_impure)
+        names = [str(node.target) for node in program.graph.find_nodes(op="placeholder")]
+        inputs = [value for name, value in zip(names, program.inputs, strict=True) if name in region.inputs]
+        for node in graph.find_nodes(op="placeholder"):
+            node.target = str(node.target).removeprefix(region.prefix)
+        state: dict[str, State] = {}
+        for node in graph.nodes:
+            if node.op in {"call_module", "get_attr"} and str(node.target) in program.state:
+                state[str(node.target).removeprefix(prefix)] = program.state[str(node.target)]
+                node.target = str(node.target).removeprefix(prefix)
+        origin = {Axis(axis.tensor.removeprefix(prefix), axis.dim): left for axis, left in program.origin.items()}
+        name = type(region.module).__name__
+        return replace(program, graph=graph, state=state, inputs=tuple(inputs), name=name, origin=origin, facts={})
+
+    def spliced(self, program: Program) -> nn.Module:
+        """A copy of the whole model with the program's parts in the regions' places."""
+        return self._with(lambda region: _generated(self.part(program, region).module))
+
+    def check(self, program: Program) -> float:
+        """The whole model with the slim parts, against the same with the parts run node by node.
+
+        Gives the largest relative difference of any output. Raises `VerifyError` where they differ.
+        """
+        runs = []
+        for whole in (self.spliced(program), self._with(lambda region: _Interpreted(self.part(program, region)))):
+            with _seeded(), evaluating(whole):
+                runs.append(_result(whole, self.example))
+        found = difference(*runs)
+        if found > TOLERANCE[torch.float32]:
+            raise VerifyError(f"the whole model with the slim regions differs by {found:.2g} from their reference")
+        return found
+
+    def _with(self, make: Callable[[Region], nn.Module]) -> nn.Module:
+        parts = {region.name: splice_in(make(region), region) for region in self.parts}
+        memo: dict[int, Any] = {id(region.module): parts[region.name] for region in self.parts}
+        return copy.deepcopy(self.model, memo)
+
+
+def find_regions(model: nn.Module, names: Sequence[str], example_inputs: Inputs, at: Span | None = None) -> Regions:
+    """The named parts of a model, with what they are called with when it runs on the example inputs.
+
+    Raises `PlanError` for a name that the model doesn't have, `ModelError` where a region isn't called.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if not name or name not in modules:
+            raise PlanError(f"the model has no module '{name}' to be a region", at=at, hint=nearest(name, modules))
+        outer = next((other for other in names if name.startswith(f"{other}.")), None)
+        if outer or not list(modules[name].children()):
+            message = f"region '{name}' lies in region '{outer}'" if outer else f"region '{name}' is a single layer"
+            raise PlanError(message, at=at, hint="name parts of the model that don't overlap")
+    calls = _calls(model, {name: modules[name] for name in names}, example_inputs)
+    found = []
+    for name in names:
+        if name not in calls:
+            message = f"region '{name}' isn't called when the model runs on the example inputs"
+            raise ModelError(message, at=at, hint="name a module whose forward runs, such as one of its children")
+        args, kwargs = calls[name]
+        prefix = f"{name.replace('.', '_')}_" if len(names) > 1 else ""
+        found.append(Region(name, modules[name], arguments(modules[name], args, kwargs), prefix))
+    return Regions(model, example_inputs, tuple(found))
+
+
+def splice_in(part: nn.Module, region: Region) -> nn.Module:
+    """The part with the region's way of being called, and with the plain attributes that the model may read of it."""
+    signature, frozen = inspect.signature(region.module.forward), dict(region.taken.frozen)
+    inputs = frozenset(region.taken.inputs)
+
+    def adapt(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = flat_arguments(signature, args, kwargs)
+        for name, value in given.items():
+            if name not in inputs and not (name in frozen and frozen[name] == value):
+                raise ValueError(f"the slim {region.name} was made for {name}={frozen.get(name)!r}, not {value!r}")
+        return (), {name: given[name] for name in region.taken.inputs}
+
+    part.register_forward_pre_hook(adapt, with_kwargs=True)
+    for key, value in vars(region.module).items():
+        if not key.startswith("_") and not hasattr(part, key):
+            setattr(part, key, value)
+    return part
+
+
+def flat_arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, those of `*args` numbered, as a program's inputs are."""
+    given: dict[str, Any] = {}
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            given.update({f"{name}_{i}": item for i, item in enumerate(value)})
+        else:
+            given.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return given
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: each part's own flag comes back."""
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+
+
+class _Joint(nn.Module):
+    """Runs every region on its inputs. The regions stand at their places in the whole model."""
+
+    def __init__(self, parts: Sequence[Region]) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        for region in parts:
+            *path, last = region.name.split(".")
+            place: nn.Module = self
+            for key in path:
+                if key not in place._modules:
+                    place._modules[key] = nn.Module()
+                place = place._modules[key]  # type: ignore[assignment]
+            place._modules[last] = region.module
+
+    def forward(self, **values: Any) -> dict[str, Any]:
+        return {region.name: self._called(region, values) for region in self.parts}
+
+    def _called(self, region: Region, values: Mapping[str, Any]) -> Any:
+        own = {name: values[region.prefix + name] for name in region.taken.inputs}
+        args, kwargs = region.taken.call(own)
+        return self.get_submodule(region.name)(*args, **kwargs)
+
+
+class _Interpreted(nn.Module):
+    """A program that is run node by node, by the verifier's interpreter."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.interpreter = Interpreter(program, _floating(program))
+        self.names = [str(node.target) for node in program.graph.find_nodes(op="placeholder")]
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.interpreter.run(tuple(inputs[name] for name in self.names))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Interpreted:
+        return self
+
+
+def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
+    """Erase what depends on other inputs than these, whether it writes in place or not: it is another region's."""
+    others = {node for node in graph.find_nodes(op="placeholder") if node.target not in inputs}
+    for node in graph.nodes:
+        if any(operand in others for operand in node.all_input_nodes):
+            others.add(node)
+    for node in reversed(list(graph.nodes)):
+        if node in others:
+            graph.erase_node(node)
+
+
+def _generated(module: fx.GraphModule) -> fx.GraphModule:
+    """The module with its code made: at its first call fx would call it twice, and so its hooks."""
+    assert module.code, "a graph has code"
+    return module
+
+
+def _floating(program: Program) -> torch.dtype:
+    return next((tensor.dtype for tensor in program.tensors.values() if tensor.is_floating_point()), torch.float32)
+
+
+def _calls(model: nn.Module, regions: Mapping[str, nn.Module], example: Inputs) -> dict[str, Any]:
+    """The first call of each region: its arguments in order and by name, as they were before it ran."""
+    found: dict[str, Any] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.setdefault(name, fx.node.map_aggregate((args, kwargs), _snapshot))
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in regions.items()]
+    try:
+        with _seeded(), evaluating(model):
+            _result(model, example)
+    except Exception as error:  # the model's own code: whatever it raises is shown, and chained
+        raise ModelError(f"the model doesn't run on the example inputs: {type(error).__name__}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (tuple(args), dict(kwargs)) for name, (args, kwargs) in found.items()}
+
+
+def _snapshot(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _result(model: nn.Module, example: Inputs) -> Any:
+    """The model on the example; in a tuple of its own, a list of images is one argument."""
+    with torch.no_grad():
+        return called(model, copy.deepcopy(dict(example) if isinstance(example, Mapping) else tuple(example)))
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

@@ -1,0 +1,139 @@
+"""`axes`: how blocks of channels are divided into units. Nothing of the model changes; put it before `score`.
+
+    - axes: heads                                    attention loses whole heads
+    - axes: head_width                               attention loses the same positions of every head
+    - axes: {grouped: equal}                         grouped layers: equally many channels, chosen freely in each group
+    - axes: {grouped: {"layer1.*": whole, "*": same}}
+
+attention    heads        a head goes with its part of the query, key and value projections and of what reads them
+             head_width   query and key lose the same positions of every head; the values and their reader lose others.
+                          A scale that was taken from the width stays what it was
+grouped      same         the same positions of every group go
+             equal        every group loses as many, each its own: units leave in packs, the least important of each
+             whole        a group of inputs goes with its group of outputs, and there are fewer groups
+
+The first pattern that fits counts. Patterns name grouped convolutions and group norms, and views that split channels
+into rows by the layers that write them; for attention, the projections. A layer that none names is divided as without
+this pass: whole heads, the same positions of groups, and of a view what leaves more units. A view or a channel shuffle
+loses the same positions of every row where `equal` is asked for: with others, what it gives would change its order.
+
+The division stays with the program, so that later rounds of `score`, `select` and `shrink` use it. Heads and head
+widths can't be units at once, since a row and a column of a grid share an element; cut them in two rounds:
+
+    - axes: heads
+    - score
+    - select: 25%
+    - shrink
+    - axes: head_width
+    - score
+    - select: 50%
+    - shrink
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from prunec.compiler.base import Context, Pass, PassResult
+from prunec.compiler.division import CHOICES, Block, Division, Patterns
+from prunec.compiler.errors import PassError, nearest
+from prunec.compiler.ir import Note, Program
+from prunec.compiler.options import wrong
+from prunec.compiler.units import analyse
+
+Attention = Literal["heads", "head_width"]
+Grouped = Literal["same", "equal", "whole"]
+
+
+class Axes(Pass):
+    """Say how heads, head widths and channel groups are divided into units."""
+
+    name: ClassVar[str] = "axes"
+    shorthand: ClassVar[str | None] = "attention"
+
+    attention: Attention | dict[str, Attention] | None = Field(
+        default=None, description="what attention loses: everywhere, or by pattern", examples=[{"blocks.*": "heads"}]
+    )
+    grouped: Grouped | dict[str, Grouped] | None = Field(
+        default=None,
+        description="what grouped layers and split channels lose: everywhere, or by pattern",
+        examples=[{"layer1.*": "whole"}],
+    )
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _one_kind(cls, value: object) -> object:
+        """`all` is what one asks for first; say how it is had."""
+        if value == "all":
+            hint = (
+                "cut them one after the other: axes: heads, score, select, shrink, then the same with axes: head_width"
+            )
+            raise wrong(
+                "must be heads or head_width, for a row and a column of one grid can't both be units", hint=hint
+            )
+        return value
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Give the program with this division; units are numbered anew. Raises PassError after `score` or `select`."""
+        if program.facts:
+            raise PassError(
+                f"{' and '.join(sorted(program.facts))} count units as they were divided before",
+                hint="put 'axes' before 'score'",
+            )
+        divided = self.foreseen(program)
+        self._check(divided)
+        blocks = analyse(divided).flow.divided.values()
+        idle = [kind for kind in CHOICES if getattr(self, kind) and all(block.kind != kind for block in blocks)]
+        notes = [Note(kind, "the model has nothing to divide that way") for kind in idle]
+        notes += [_note(block, asked) for block in blocks if (asked := _overruled(divided, block))]
+        return PassResult(divided, tuple(notes), {"divided": {b.node: b.choice for b in blocks if b.choice}})
+
+    def foreseen(self, program: Program) -> Program:
+        """The program with this division; what an option doesn't speak of stays as it was divided."""
+        known = {kind: program.division.of(kind) for kind in CHOICES}
+        said = {kind: _patterns(given) for kind in CHOICES if (given := getattr(self, kind)) is not None}
+        return program.derive(division=Division(**{**known, **said}))
+
+    def check(self, program: Program) -> None:
+        """Every pattern means a block."""
+        self._check(self.foreseen(program))
+
+    def _check(self, divided: Program) -> None:
+        blocks = list(analyse(divided).flow.divided.values())
+        for kind in CHOICES:
+            given = getattr(self, kind)
+            mine = [block for block in blocks if block.kind == kind]
+            for pattern in given if isinstance(given, Mapping) else ():
+                if not any(block.answers(pattern) for block in mine):
+                    raise _unknown(kind, pattern, mine)
+
+
+def _patterns(given: str | Mapping[str, str]) -> Patterns:
+    return tuple(given.items()) if isinstance(given, Mapping) else (("*", given),)
+
+
+def _overruled(divided: Program, block: Block) -> str:
+    """What the plan asked for where something else holds; else ''."""
+    asked = divided.division.choice(block.kind, block.names)
+    return asked if asked != block.choice else ""
+
+
+def _note(block: Block, asked: str) -> Note:
+    why = "what it gives must keep its order" if block.kind == "grouped" else "its heads meet positions that are fixed"
+    return Note(block.node, f"{block.choice} instead of {asked}, since {why}")
+
+
+def _unknown(kind: str, pattern: str, blocks: list[Block]) -> PassError:
+    names = sorted(set(_names(blocks)))
+    what = "attention" if kind == "attention" else "grouped layer or split of channels"
+    few = f"there are {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else None
+    return PassError(
+        f"{kind}: no {what} is called '{pattern}'", keys=(kind, pattern), hint=nearest(pattern, names) or few
+    )
+
+
+def _names(blocks: list[Block]) -> Iterator[str]:
+    return (name for block in blocks for name in block.names)

@@ -1,0 +1,249 @@
+"""Models as they are: other precisions, computed weights, hooks, tied and frozen weights, and train mode's branches."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from prunec.compiler import compile, trace
+from prunec.compiler.baking import baked
+from prunec.compiler.errors import ModelError
+
+PASSES = [{"score": {"criterion": "l1", "normalize": "l2"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
+
+
+class Net(nn.Module):
+    def __init__(self, wrap=lambda layer: layer) -> None:
+        super().__init__()
+        self.a, self.n = wrap(nn.Conv2d(3, 16, 3, padding=1)), nn.BatchNorm2d(16)
+        self.b, self.fc = wrap(nn.Conv2d(16, 12, 3)), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.b(F.relu(self.n(self.a(x))))).mean((2, 3)))
+
+
+def made(wrap=lambda layer: layer) -> Net:
+    torch.manual_seed(0)
+    model = Net(wrap)
+    nn.init.uniform_(model.n.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def image(dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def written(result, folder):
+    """The module of the saved model's source."""
+    result.save(folder / "out")
+    spec = importlib.util.spec_from_file_location("made", folder / "out/model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_precisions(dtype, tmp_path):
+    model, x = made().to(dtype), image(dtype)
+    result = compile(model, {"plan": 1, "passes": [*PASSES, "fold_bn"]}, example_inputs=(x,))
+    assert {tensor.dtype for tensor in result.module.parameters()} == {dtype}
+    assert result.report["passes"][-1]["verification"]["dtype"] == "float64"
+    assert result.module.a.weight.shape[0] < 16
+    assert torch.equal(written(result, tmp_path).load()(x), result.module(x))
+
+
+def test_half_precision_as_onnx(tmp_path):
+    plan = {"plan": 1, "passes": PASSES, "export": ["onnx"]}
+    report = compile(made().half(), plan, example_inputs=(image(torch.float16),)).save(tmp_path / "out")
+    assert "from the float64 run" in report["onnx"]["float64_note"]
+    result = compile(made().bfloat16(), plan, example_inputs=(image(torch.bfloat16),))
+    with pytest.raises(ModelError, match="bfloat16 can't be checked as ONNX"):
+        result.save(tmp_path / "other")
+
+
+class Symmetric(nn.Module):
+    def forward(self, weight):
+        return weight + weight.flip(-1)
+
+
+def symmetric(layer):
+    parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer
+
+
+def masked(layer):
+    return prune.random_unstructured(layer, "weight", amount=0.3)
+
+
+COMPUTED = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "weight_norm by hook": torch.nn.utils.weight_norm,
+    "spectral_norm by hook": torch.nn.utils.spectral_norm,
+    "parametrized": symmetric,
+    "mask": masked,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_computed_weights_become_plain(name, tmp_path):
+    model, x = made(COMPUTED[name]), image()
+    names, want = set(model.state_dict()), model(x)
+    plain = trace(model, (x,))
+    assert {"a.weight", "b.weight"} <= set(plain.tensors)
+    assert all(type(module) in {nn.Conv2d, nn.BatchNorm2d, nn.Linear} for module in plain.state.values())
+    assert torch.equal(plain.module(x), want)
+    result = compile(model, {"plan": 1, "passes": PASSES}, example_inputs=(x,))
+    assert result.module.a.weight.shape[0] < 16
+    assert result.module.a.weight.requires_grad
+    assert torch.equal(written(result, tmp_path).load()(x), result.module(x))
+    assert set(model.state_dict()) == names
+    assert torch.equal(model(x), want)
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "parametrized", "mask"])
+def test_a_frozen_computed_weight_stays_frozen(name):
+    model = made(COMPUTED[name]).requires_grad_(False)
+    assert not any(tensor.requires_grad for tensor in baked(model).parameters())
+
+
+def test_a_model_without_computed_weights_is_shared():
+    model = made()
+    assert baked(model) is model
+    mixed = nn.Sequential(model, symmetric(nn.Conv2d(3, 3, 1)))
+    assert baked(mixed)[0].a.weight is model.a.weight
+
+
+def doubled(module, args, output):
+    return output * 2
+
+
+def shifted(module, args):
+    return (args[0] + 1, *args[1:])
+
+
+def widened(module, args, output):
+    return torch.cat([output, output], 1)
+
+
+HOOKS = {
+    "after": lambda model: model.a.register_forward_hook(doubled),
+    "before": lambda model: model.b.register_forward_pre_hook(shifted),
+    "on the whole": lambda model: model.register_forward_hook(doubled),
+    "by name": lambda model: model.fc.register_forward_hook(lambda m, a, k, out: out + 1, with_kwargs=True),
+    "another shape": lambda model: model.fc.register_forward_hook(widened),
+    "that only looks": lambda model: model.a.register_forward_hook(lambda m, a, out: None),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_are_part_of_the_program(name, tmp_path):
+    model, x = made(), image()
+    HOOKS[name](model)
+    result = compile(model, {"plan": 1, "passes": PASSES}, example_inputs=(x,))
+    assert torch.equal(result.before.module(x), model(x))
+    assert result.module.a.weight.shape[0] < 16
+    assert torch.equal(written(result, tmp_path).load()(x), result.module(x))
+
+
+def test_a_hook_that_computes_a_weight_is_refused():
+    model = made()
+    weight = model.b.weight.detach()
+    del model.b.weight
+    model.b.weight = weight
+    model.b.register_forward_pre_hook(lambda module, args: None)
+    with pytest.raises(ModelError, match="a hook computes a layer's tensor"):
+        trace(model, (image(),))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.l, self.h = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 20, bias=False)
+        self.h.weight = self.e.weight
+
+    def forward(self, ids):
+        return self.h(F.relu(self.l(self.e(ids))))
+
+
+def test_tied_and_frozen_weights(tmp_path):
+    torch.manual_seed(0)
+    model = Tied()
+    model.l.weight.requires_grad_(False)
+    result = compile(model, {"plan": 1, "passes": PASSES}, example_inputs=(torch.randint(0, 20, (2, 5)),))
+    loaded = written(result, tmp_path).load()
+    for slim in (result.module, loaded):
+        assert slim.h.weight is slim.e.weight
+        assert slim.e.weight.shape[1] < 16
+        assert [key for key, tensor in slim.named_parameters() if not tensor.requires_grad] == ["l.weight"]
+
+
+class Aux(nn.Module):
+    """Has a head that exists in train mode alone, and every way to ask for the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.d = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Dropout(0.5)
+        self.b, self.fc = nn.Conv2d(16, 12, 3), nn.Linear(12, 5)
+        self.aux, self.use_aux = nn.Linear(16, 5), True
+
+    def forward(self, x):
+        y = self.d(F.relu(self.n(self.a(x))))
+        y = torch.dropout(y, 0.1, self.training)
+        out = self.fc(F.dropout(F.relu(self.b(y)).mean((2, 3)), 0.1, training=self.training and True))
+        if self.training and self.use_aux:
+            return {"out": out, "aux": self.aux(y.mean((2, 3)))}
+        return out
+
+
+def aux() -> Aux:
+    torch.manual_seed(0)
+    return Aux().eval()
+
+
+def test_train_mode_prunes_the_heads_that_only_it_has(tmp_path):
+    model, x = aux(), image()
+    result = compile(model, {"plan": 1, "mode": "train", "passes": PASSES}, example_inputs=(x,))
+    assert result.lock["mode"] == "train"
+    slim = result.module
+    assert slim.aux.weight.shape[1] == slim.a.weight.shape[0] < 16
+    assert set(slim(x)) == {"out", "aux"}
+    assert torch.equal(result.before.module(x)["out"], model(x))
+    for made_of in (slim, written(result, tmp_path).load()):
+        assert torch.equal(made_of.eval()(x)["out"], made_of(x)["out"])
+        made_of.train()
+        assert not torch.equal(made_of(x)["out"], made_of(x)["out"])
+
+
+def test_eval_mode_has_none_and_can_still_be_trained():
+    model, x = aux(), image()
+    slim = compile(model.train(), {"plan": 1, "passes": PASSES}, example_inputs=(x,)).module
+    assert model.training
+    assert torch.equal(slim(x), slim(x))
+    assert not hasattr(slim, "aux")
+    slim.train()
+    assert not torch.equal(slim(x), slim(x))
+
+
+class Grid(nn.Module):
+    """Adds the coordinates of its own pixels: numbers that are made of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        rows, columns = torch.meshgrid(torch.arange(x.shape[2] // 1), torch.arange(x.shape[3] // 1), indexing="ij")
+        return self.b(F.relu(self.a(x))) + torch.stack([rows, columns, rows, columns])
+
+
+def test_a_grid_of_coordinates():
+    result = compile(Grid(), {"plan": 1, "passes": PASSES}, example_inputs=(image(),))
+    assert result.module.a.weight.shape[0] < 16
+    assert result.module(torch.zeros(1, 3, 5, 4)).shape == (1, 4, 5, 4)

@@ -1,0 +1,196 @@
+"""Regions: parts of models that can't be traced whole, compiled in their places."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunec.compiler import Plan, compile
+from prunec.compiler.driver import load_program
+from prunec.compiler.errors import ModelError, PlanError, VerifyError
+from prunec.compiler.inputs import called
+
+PASSES = [{"score": {"criterion": "l1", "normalize": "l2"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
+
+
+class Backbone(nn.Module):
+    """Gives several maps by name, and has an attribute that the whole model reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
+        self.out_channels = 8
+        self.unread = nn.Parameter(torch.ones(3))
+
+    def forward(self, x, *, double=False, scale=None):
+        x = self.b(F.relu(self.a(x)))
+        x = x * 2 if double else x
+        return {"fine": self.c(F.relu(x)), "coarse": F.avg_pool2d(self.c(x), 2)}
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 14, 3, padding=1), nn.Conv2d(14, 5, 1)
+
+    def forward(self, *maps):
+        return [self.two(F.relu(self.one(x))) for x in maps]
+
+
+class Whole(nn.Module):
+    """Keeps what scores high: its control flow and the size of what it gives depend on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict({"net": Backbone()})
+        self.head = Head()
+        self.unused = nn.Sequential(nn.Linear(2, 2))
+
+    def forward(self, images, double=False):
+        found = []
+        for image in images:
+            maps = self.body["net"](image[None], double=double, scale=None)
+            assert maps["fine"].shape[1] == self.body["net"].out_channels
+            scores = torch.cat([x.flatten(2) for x in self.head(maps["fine"], maps["coarse"])], 2)[0]
+            kept = scores.max(0).values > scores.mean()
+            found.append({"scores": scores[:, kept] if kept.any() else scores})
+        return found
+
+
+def whole() -> Whole:
+    torch.manual_seed(0)
+    return Whole().eval()
+
+
+def images() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(3, 8, 10, generator=generator), torch.randn(3, 12, 8, generator=generator)]
+
+
+def compiled(*names: str, passes=PASSES, model=None):
+    return compile(model or whole(), {"plan": 1, "region": list(names), "passes": passes}, example_inputs=(images(),))
+
+
+def test_the_whole_can_t_be_traced_and_the_hint_says_what_to_do():
+    with pytest.raises(ModelError, match="depends on the values of a tensor") as caught:
+        compile(whole(), {"plan": 1}, example_inputs=(images(),))
+    assert "region: backbone" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("body.net",), ("body.net", "head")], ids=["one", "several"])
+def test_nothing_removed_is_the_whole_model(names):
+    model = whole()
+    result = compiled(*names, passes=[], model=model)
+    for got, want in zip(result.module(images()), model(images()), strict=True):
+        torch.testing.assert_close(got["scores"], want["scores"])
+
+
+@pytest.mark.parametrize("names", [("body.net",), ("body.net", "head")], ids=["one", "several"])
+def test_a_region_is_cut_in_its_place(names, tmp_path):
+    model = whole()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    result = compiled(*names, model=model)
+    slim = result.module
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert slim.state_dict().keys() == state.keys() - {"body.net.unread"}
+    assert slim.state_dict()["body.net.b.weight"].shape < state["body.net.b.weight"].shape
+    assert slim.state_dict()["body.net.c.weight"].shape[0] == 8
+    assert (slim.state_dict()["head.one.weight"].shape[0] < 14) == ("head" in names)
+    assert "body.net.a.weight" in result.lock["removed"]
+    assert result.report["region"]["difference"] < 1e-5
+    assert not model.body["net"]._forward_pre_hooks
+    result.save(tmp_path / "out")
+    again = whole()
+    for name in ["model"] if len(names) == 1 else ["model_body_net", "model_head"]:
+        spec = importlib.util.spec_from_file_location(name, tmp_path / f"out/{name}.py")
+        made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        assert made.splice(again) is again
+        assert "import prunec" not in (tmp_path / f"out/{name}.py").read_text()
+    for got, want in zip(again(images()), slim(images()), strict=True):
+        assert torch.equal(got["scores"], want["scores"])
+    assert (tmp_path / "out/report.html").read_text().count("import splice; splice(model)") == len(names)
+
+
+def test_a_region_computes_what_its_masked_original_does():
+    model = whole()
+    result = compiled("body.net", model=model)
+    removed = result.lock["removed"]
+    masked = whole()
+    tensors = dict(masked.named_parameters())
+    with torch.no_grad():
+        for name, dims in removed.items():
+            for dim, positions in dims.items():
+                tensors[name].index_fill_(int(dim), torch.tensor(positions), 0.0)
+    for got, want in zip(result.module(images()), masked(images()), strict=True):
+        torch.testing.assert_close(got["scores"], want["scores"], rtol=1e-4, atol=1e-5)
+
+
+def test_other_frozen_arguments_are_an_error():
+    slim = compiled("body.net").module
+    with pytest.raises(ValueError, match="was made for double=False, not True"):
+        slim(images(), double=True)
+
+
+def test_a_lock_of_a_region_compiles_again():
+    result = compiled("body.net")
+    again = compile(whole(), Plan.from_dict(result.lock), example_inputs=(images(),))
+    assert again.lock["hashes"] == result.lock["hashes"]
+    assert load_program(Plan.from_dict(result.lock), whole(), (images(),)).name == "Whole"
+
+
+FAULTS = {
+    "misspelt": ("body.nett", PlanError, "no module 'body.nett'", "did you mean 'body.net'"),
+    "not called": ("unused", ModelError, "'unused' isn't called", "children"),
+    "a layer": ("body.net.a", PlanError, "is a single layer", "overlap"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults(name):
+    region, kind, message, hint = FAULTS[name]
+    with pytest.raises(kind, match=message) as caught:
+        compiled(region)
+    assert hint in str(caught.value)
+
+
+def test_regions_don_t_overlap():
+    with pytest.raises(PlanError, match=r"'body.net' lies in region 'body'"):
+        compiled("body", "body.net")
+
+
+def test_the_plan_s_word(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("plan: 1\nregion: body.nett\n", encoding="utf-8")
+    with pytest.raises(PlanError) as caught:
+        compile(whole(), path, example_inputs=(images(),))
+    assert "plan.yaml:2:9: " in str(caught.value)
+    assert Plan.from_dict({"plan": 1, "region": "a.b"}) == Plan.from_dict({"plan": 1, "region": ["a.b"]})
+    assert "region" not in Plan.from_dict({"plan": 1}).to_dict()
+
+
+def test_a_fault_in_the_slim_part_is_found(monkeypatch):
+    """The whole model's check compares with parts that are run by the reference."""
+    result = compiled("body.net")
+    regions, program = result.regions, result.program
+    monkeypatch.setattr(type(regions), "spliced", lambda self, p: self._with(lambda r: _scaled(self.part(p, r).module)))
+    with pytest.raises(VerifyError, match="the whole model with the slim regions differs"):
+        regions.check(program)
+
+
+def _scaled(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda m, args, out: {key: value * 1.01 for key, value in out.items()})
+    return module
+
+
+def test_called_takes_every_kind_of_batch():
+    def given(*args, **kwargs):
+        return args, kwargs
+
+    assert called(given, 1) == ((1,), {})
+    assert called(given, (1, 2)) == ((1, 2), {})
+    assert called(given, {"a": 1}) == ((), {"a": 1})
