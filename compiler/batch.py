@@ -49,7 +49,7 @@ def batch_places(program: Program) -> dict[fx.Node, tuple[int, int]]:
     The graph is run for another batch size, on the meta device. A value in which no dimension or more than one follows
     the batch is left out; so is what comes after a node that takes one batch size alone.
     """
-    batch = _rows(program.inputs[0]) if program.inputs else None
+    batch = batch_of(program.inputs)
     places: dict[fx.Node, tuple[int, int]] = {}
     if not batch:
         return places

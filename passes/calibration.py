@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.base import Context
 from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.inputs import batch_of, called, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.options import wrong
 
@@ -70,16 +71,24 @@ LOSSES: Final[Mapping[str, Loss]] = {
 class Piece:
     """Some samples at a time; `inputs` is what the model is called with, `labels` is None where the data have none."""
 
-    inputs: tuple[Tensor, ...]
+    inputs: Any
+    """A tensor, a tuple of arguments, or a mapping of them by name."""
     labels: Tensor | None
 
     @property
     def count(self) -> int:
         """How many samples there are."""
-        return int(self.inputs[0].shape[0])
+        return batch_of(self.inputs) or 0
 
     def __getitem__(self, where: slice) -> Piece:
-        return Piece(tuple(x[where] for x in self.inputs), None if self.labels is None else self.labels[where])
+        count = self.count
+        inputs = map_tensors(lambda x: x[where] if is_batched(x, count) else x, self.inputs)
+        return Piece(inputs, None if self.labels is None else self.labels[where])
+
+    @property
+    def shapes(self) -> str:
+        """The shapes of the inputs, for messages."""
+        return " and ".join(str(list(x.shape)) for x in tensors_in(self.inputs))
 
 
 @dataclass(frozen=True)
@@ -152,14 +161,10 @@ def _split(context: Context, split: str) -> Any:
 def _piece(program: Program, batch: Any) -> Piece:
     """A batch as the program takes it: in its dtypes and on its device."""
     inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
-    given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     device = next((t.device for t in program.tensors.values()), torch.device("cpu"))
-    cast = []
-    for index, value in enumerate(given):
-        like = program.inputs[index] if index < len(program.inputs) else value
-        moved = torch.as_tensor(value).to(device)
-        cast.append(moved.to(like.dtype) if moved.is_floating_point() and like.is_floating_point() else moved)
-    return Piece(tuple(cast), None if labels is None else torch.as_tensor(labels).to(device))
+    floating = next((x.dtype for x in tensors_in(program.inputs) if x.is_floating_point()), torch.get_default_dtype())
+    cast = map_tensors(lambda x: x.to(device, floating) if x.is_floating_point() else x.to(device), inputs)
+    return Piece(cast, None if labels is None else torch.as_tensor(labels).to(device))
 
 
 def first_output(outputs: Any) -> Tensor:
@@ -173,15 +178,14 @@ def first_output(outputs: Any) -> Tensor:
 def call(module: fx.GraphModule, piece: Piece) -> Any:
     """The model's outputs. Raises `DataError` where it can't take the data."""
     try:
-        return module(*piece.inputs)
-    except RuntimeError as error:
-        shapes = ", ".join(str(list(x.shape)) for x in piece.inputs)
-        raise DataError(f"the model can't take the data's batches, of shape {shapes}: {error}") from error
+        return called(module, piece.inputs)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"the model can't take the data's batches, of shape {piece.shapes}: {error}") from error
 
 
 def bytes_of_a_sample(program: Program) -> int:
     """What all values of one run take, of one sample: what a backward pass may need at once."""
-    batch = next((int(x.shape[0]) for x in program.inputs if x.ndim and x.shape[0]), 1)
+    batch = batch_of(program.inputs) or 1
     values = (node.meta.get("val") for node in program.graph.nodes)
     tensors = (leaf for value in values for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
     return sum(t.numel() * t.element_size() for t in tensors) // batch

@@ -194,5 +194,7 @@ def test_every_criterion_says_what_it_is():
         assert issubclass(made, Criterion)
         assert made.name == name
         assert made.__doc__
-        assert name in importlib.import_module("prunec.passes.score").__doc__
+        assert (
+            not made.__module__.startswith("prunec.") or name in importlib.import_module("prunec.passes.score").__doc__
+        )
         assert all(field.description for field in made.model_fields.values()), name

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from prunec.compiler import reductions
 from prunec.compiler.batch import batch_places
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import shape_of_argument
+from prunec.compiler.labels import Flow, shape_of_argument
 from prunec.compiler.merging import label_arrays_of
+from prunec.compiler.rules import rule_for
 from prunec.compiler.units import LOOSE, Analysis
 
 
@@ -117,7 +119,7 @@ def _reads(known: _Known) -> Iterator[Read]:
     flow = known.analysis.flow
     products = {product.node for product in flow.macs}
     for node in known.analysis.program.graph.nodes:
-        if node.name not in products:
+        if node.name not in products and not _reduces(flow, node):
             continue
         seen = known.passing(node)
         for source in node.all_input_nodes:
@@ -127,6 +129,12 @@ def _reads(known: _Known) -> Iterator[Read]:
                 if read and labels.shape[batch] == 1:
                     yield _read(known.analysis, node, source, labels, (sorted(read), batch, rows))
                     seen |= read
+
+
+def _reduces(flow: Flow, node: fx.Node) -> bool:
+    """Whether a node adds up what lies along a dimension. (What merely leaves channels out doesn't read them.)"""
+    rule = rule_for(flow, node) if node.op.startswith("call_") else None
+    return rule is not None and rule.__module__ == reductions.__name__
 
 
 def _read(
