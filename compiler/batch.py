@@ -43,6 +43,26 @@ def check_batch(program: Program) -> None:
             raise _fault(program, view, factor)
 
 
+def batch_places(program: Program) -> dict[fx.Node, tuple[int, int]]:
+    """For each value, the dimension that holds the samples and how many rows of it one sample has.
+
+    The graph is run for another batch size, on the meta device. A value in which no dimension or more than one follows
+    the batch is left out; so is what comes after a node that takes one batch size alone.
+    """
+    batch = batch_of(program.inputs)
+    places: dict[fx.Node, tuple[int, int]] = {}
+    if not batch:
+        return places
+    for node, other in _values(program, batch + 1).items():
+        known = node.meta.get("val")
+        if not isinstance(known, torch.Tensor) or not isinstance(other, torch.Tensor) or known.ndim != other.ndim:
+            continue
+        changed = [d for d in range(known.ndim) if known.shape[d] != other.shape[d]]
+        if len(changed) == 1 and known.shape[changed[0]] % batch == 0:
+            places[node] = changed[0], int(known.shape[changed[0]]) // batch
+    return places
+
+
 def _cuts(node: fx.Node, batch: int) -> bool:
     """Whether a node is a view to `-1` rows that merges more than leading dimensions, and gives more rows than it got.
     The batch is the first dimension of what it gets."""

@@ -58,17 +58,18 @@ def kinds(analysis: Analysis) -> IntArray:
 
 def _label_arrays(analysis: Analysis) -> list[IntArray]:
     """Every array of labels, once each, in the order of the graph."""
-    values = (labels for value in analysis.flow.values.values() for labels in _fields(value))
+    values = (labels for value in analysis.flow.values.values() for labels in label_arrays_of(value))
     bound = (binding.labels for binding in analysis.flow.bindings.values())
     return list({id(labels): labels for labels in (*values, *bound)}.values())
 
 
-def _fields(value: Labelled) -> Iterator[IntArray]:
+def label_arrays_of(value: Labelled) -> Iterator[IntArray]:
+    """Every array of labels that a node carries, be its value a tensor or a nest of them."""
     if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _fields(part)
+            yield from label_arrays_of(part)
 
 
 def _scrambled(numbers: npt.NDArray[np.generic]) -> npt.NDArray[np.uint64]:

@@ -26,11 +26,20 @@ from prunec.compiler.errors import nearest
 from prunec.compiler.source import Fault, Keys, holds, shown
 
 _CUSTOM: Final = "plan"
+_NESTED: Final = "nested"
 
 
 def wrong(message: str, *, hint: str | None = None) -> PydanticCustomError:
     """What a validator raises: `message` begins with "must"; the hint, where there is one, is the way out."""
     return PydanticCustomError(_CUSTOM, "{message}", {"message": message, "hint": hint})
+
+
+def nested(error: ValidationError, data: Any, place: Keys, model: type[BaseModel]) -> PydanticCustomError:
+    """What a validator raises that checks its value against a model which only the value names.
+
+    `data`, which the model refused, stands at `place` within the value.
+    """
+    return PydanticCustomError(_NESTED, "must fit", {"error": error, "data": data, "place": place, "model": model})
 
 
 def _fraction(value: object) -> float:
@@ -103,7 +112,9 @@ def faults(error: ValidationError, data: Any, keys: Keys = (), model: type[BaseM
     `model` is what `data` were checked against: from it come the valid names near an unknown key.
     """
     found: dict[tuple[Keys, bool], list[ErrorDetails]] = {}
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    inside = [fault for item in items if item["type"] == _NESTED for fault in _nested_faults(item, data, keys)]
+    for item in (item for item in items if item["type"] != _NESTED):
         found.setdefault((_real(item, data), item["type"] == "extra_forbidden"), []).append(item)
     # Of a union, each member complains: those that got further down know better what was meant.
     inner = {place for place, _ in found}
@@ -112,7 +123,12 @@ def faults(error: ValidationError, data: Any, keys: Keys = (), model: type[BaseM
         for place, items in found.items()
         if not any(len(other) > len(place[0]) and other[: len(place[0])] == place[0] for other in inner)
     }
-    return [_fault(place, items, keys, model) for (place, _), items in best.items()]
+    return [*inside, *(_fault(place, items, keys, model) for (place, _), items in best.items())]
+
+
+def _nested_faults(item: ErrorDetails, data: Any, keys: Keys) -> list[Fault]:
+    inner = item["ctx"]
+    return faults(inner["error"], inner["data"], (*keys, *_real(item, data), *inner["place"]), inner["model"])
 
 
 def _fault(place: Keys, items: list[ErrorDetails], keys: Keys, model: type[BaseModel] | None) -> Fault:

@@ -1,42 +1,48 @@
 """`score`: a number for every unit of every group, kept as the fact `scores`.
 
 - score: {criterion: l1, aggregate: mean, normalize: l2}
+- score: {criterion: taylor, batches: 20}
+- score: {criterion: {class_maps: {classes: [0, 3, 7]}}, samples: 512, memory: 2GB}
 
-criterion   a number for each position of each axis of the group
-aggregate   joins the numbers of all positions, over all axes, that belong to one unit
+criterion   evidence: numbers for the positions of axes, or for units where their values are read
+aggregate   joins all numbers that belong to one unit
 normalize   makes groups comparable
+
+A criterion that looks at data takes them from the plan's, in evaluation mode and in the data's own order: `batches` or
+`samples` say how much, `memory` bounds what one run may hold. In how many pieces they come makes no difference.
+
+l1, l2                          norms of the weights
+greedy_l1                       the same, without the columns that earlier layers lose
+bn_scale                        batch norm's |gamma|
+fpgm                            distance from the layer's other filters
+tile                            norms of blocks of weights
+activation_mean, activation_std, apoz, mutual_information      what is read: its mean, spread, non-zeros, label
+taylor, taylor_signed, gate     loss times change, first order, from activations
+taylor_weight                   the same from weights
+obd, obd_fisher, obs            second order, from weights; `fisher_gate` from activations
+class_weights, class_maps       what drives the classes that a plan names
+oracle                          what the loss really does when the unit goes
+torch_pruning                   an importance class of torch-pruning
+random                          the control
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.errors import nearest
 from prunec.compiler.ir import Note, Program
 from prunec.compiler.options import wrong
-from prunec.compiler.units import FloatArray, Group, Member, analyse
-from prunec.passes.criteria import CRITERIA
+from prunec.compiler.units import FloatArray, analyse
+from prunec.passes.aggregates import Evidence, normalised
+from prunec.passes.calibration import Bytes, Calibration
+from prunec.passes.criteria.base import Criterion, Setting
+from prunec.passes.criteria.spelling import Named
 
-AGGREGATES: Final[Mapping[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]]] = {
-    "mean": lambda total, count, largest: total / np.maximum(count, 1),
-    "sum": lambda total, count, largest: total,
-    "max": lambda total, count, largest: largest,
-}
-"""From sum, number and largest of a unit's figures, [units] each."""
-
-NORMALS: Final[Mapping[str, Callable[[FloatArray], float]]] = {
-    "none": lambda s: 1.0,
-    "mean": lambda s: float(np.mean(s)),
-    "max": lambda s: float(np.max(s)),
-    "l2": lambda s: float(np.sqrt(np.sum(s**2))),
-}
-"""What a group's scores, [units], are divided by."""
+Count = Annotated[int, Field(ge=1)]
 
 
 class Score(Pass):
@@ -46,63 +52,60 @@ class Score(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({"scores"})
     shorthand: ClassVar[str | None] = "criterion"
 
-    criterion: str = Field(default="l1", description="a number for each position: " + ", ".join(CRITERIA))
-    aggregate: Literal["mean", "sum", "max"] = Field(
-        default="mean", description="joins the numbers of a unit's positions"
+    criterion: Annotated[Criterion, Named()] = Field(
+        default="l1",
+        validate_default=True,
+        description="what makes a unit important: a name, or a name with its options",
+        examples=["taylor", {"tile": {"columns": 9}}],
     )
-    normalize: Literal["none", "mean", "max", "l2"] = Field(
-        default="none", description="what a group's scores are divided by"
+    aggregate: Literal["mean", "sum", "max", "product", "first"] = Field(
+        default="mean", description="joins the numbers of a unit; `first` takes those of the pacesetter alone"
     )
-    axes: Literal["writers", "readers", "all"] = Field(default="writers", description="the axes that are looked at")
+    normalize: Literal["none", "mean", "max", "l2", "sum", "rank", "gaussian"] = Field(
+        default="none", description="makes the scores of groups comparable"
+    )
+    axes: Literal["writers", "readers", "all"] = Field(
+        default="writers", description="the axes that are looked at, where a criterion looks at weights"
+    )
+    batches: Count | None = Field(default=None, description="how many batches of the data are looked at")
+    samples: Count | None = Field(default=None, description="how many samples; 1024 where neither is given")
+    split: Literal["train", "val", "test"] = Field(default="train", description="the split they are taken from")
+    loss: Literal["cross_entropy", "nll", "mse", "binary_cross_entropy"] = Field(
+        default="cross_entropy", description="the loss whose change counts"
+    )
+    memory: Bytes | None = Field(default=None, description="what the values of one run may take", examples=["2GB"])
 
-    @field_validator("criterion")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in CRITERIA:
-            raise wrong("must be one of " + ", ".join(CRITERIA), hint=nearest(value, CRITERIA))
-        return value
+    @model_validator(mode="after")
+    def _data_is_looked_at(self) -> Score:
+        """Options about data are for criteria that look at them."""
+        given = [k for k in ("batches", "samples", "split", "loss", "memory") if k in self.model_fields_set]
+        if given and not self.criterion.data:
+            raise wrong(f"must not have '{given[0]}': the criterion {self.criterion.name} looks at no data")
+        return self
 
     def run(self, program: Program, context: Context) -> PassResult:
-        """Give the fact `scores`: group -> [units]. A group that the criterion says nothing about gets none."""
+        """Give the fact `scores`: group -> [units]. A group that the criterion says nothing about gets none.
+
+        Raises `PassError` where the criterion needs what the plan doesn't have, `DataError` where data don't fit.
+        """
+        setting = self._setting(program, context)
+        evidence: dict[str, list[Evidence]] = {}
+        for name, found in self.criterion.weigh(setting):
+            evidence.setdefault(name, []).append(found)
         scores: dict[str, FloatArray] = {}
         notes: list[Note] = []
-        for group in analyse(program).groups.values():
-            if not group.free.any():
-                continue
-            found = self.score_group(program, group, context)
-            if found is None:
-                notes.append(Note(group.name, f"criterion {self.criterion} says nothing about it"))
+        for group in setting.groups:
+            joined = setting.join(group.size, evidence[group.name]) if group.name in evidence else None
+            if joined is None or bool(np.isnan(joined[group.free]).any()):
+                notes.append(Note(group.name, f"criterion {self.criterion.name} says nothing about it"))
             else:
-                scores[group.name] = found
+                scores[group.name] = normalised(joined, self.normalize)
         return PassResult(program.with_facts(scores=scores), tuple(notes))
 
-    def score_group(self, program: Program, group: Group, context: Context) -> FloatArray | None:
-        """The scores of one group's units, [units]; None where the criterion has nothing to go by."""
-        total, count = np.zeros(group.size), np.zeros(group.size)
-        largest = np.full(group.size, -np.inf)
-        for member, figures in self._figures(program, group, context):
-            np.add.at(total, member.units, figures)
-            np.add.at(count, member.units, 1.0)
-            np.maximum.at(largest, member.units, figures)
-        if not count.all():
-            return None
-        scores = AGGREGATES[self.aggregate](total, count, largest)
-        size = NORMALS[self.normalize](scores)
-        return scores / size if size else scores
-
-    def _figures(self, program: Program, group: Group, context: Context) -> Iterable[tuple[Member, FloatArray]]:
-        roles = {"writers": ("writer",), "readers": ("reader",), "all": ("writer", "reader")}[self.axes]
-        if self.criterion == "bn_scale":
-            roles = ("carrier",)
-        seen: set[tuple[str, int]] = set()
-        for member in group.writers if roles == ("writer",) else group.members:
-            if member.role not in roles or member.axis in seen:
-                continue
-            seen.add(member.axis)
-            random = partial(context.rng, "score", group.name, str(member.axis))
-            figures = CRITERIA[self.criterion](program, member, random)
-            if figures is not None:
-                yield member, figures[member.positions]
+    def _setting(self, program: Program, context: Context) -> Setting:
+        groups = tuple(group for group in analyse(program).groups.values() if group.free.any())
+        calibration = Calibration(self.batches, self.samples, self.split, self.loss, self.memory)
+        return Setting(program, groups, context, calibration, self.axes, self.aggregate)
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """A lock needs no scores: the selection is spelled out."""

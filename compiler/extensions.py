@@ -1,0 +1,93 @@
+"""Finds what installed packages add to the compiler, through the entry points of their metadata.
+
+    [project.entry-points."prunec.passes"]         # in any package's pyproject.toml
+    halve = "my_package.halve:Halve"
+
+Each kind of extension has a group of entry points of its own. The entry's name is what a plan says, the object a
+subclass of the kind's base class with that `name`. It is imported when it is first asked for, so that a broken package
+harms only the plans that use it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from prunec.compiler.errors import PrunecError, nearest
+
+Base = TypeVar("Base")
+
+
+@dataclass(frozen=True)
+class Registry(Generic[Base]):
+    """The extensions of one kind (`pass`), by name."""
+
+    group: str
+    kind: str
+    base: type[Base]
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted; nothing is imported."""
+        return tuple(sorted(_found(self.group)))
+
+    def all(self) -> Mapping[str, type[Base]]:
+        """Every class by its name. Raises `PrunecError` where one can't be had."""
+        return MappingProxyType({name: self.named(name) for name in self.names()})
+
+    def named(self, name: str) -> type[Base]:
+        """The class of that name.
+
+        Raises `PrunecError` where no package has it, two have it, or the package that has it is broken.
+        """
+        entries = _found(self.group).get(name, ())
+        if not entries:
+            raise PrunecError(f"unknown {self.kind} '{name}'", hint=nearest(name, self.names()))
+        if len(entries) > 1:
+            packages = " and ".join(f"'{_package(entry)}' ({entry.value})" for entry in entries)
+            raise PrunecError(f"the {self.kind} '{name}' is registered by {packages}", hint="uninstall one of them")
+        return self._checked(entries[0], _loaded(self.kind, entries[0]))
+
+    def _checked(self, entry: EntryPoint, loaded: Any) -> type[Base]:
+        where = _where(self.kind, entry)
+        if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
+            raise PrunecError(f"{where} is no subclass of {self.base.__module__}.{self.base.__name__}")
+        said = getattr(loaded, "name", "")
+        if said != entry.name:
+            raise PrunecError(f"{where} is registered as '{entry.name}', but its class says '{said}'")
+        return loaded
+
+
+def refresh() -> None:
+    """Look again at what is installed."""
+    _found.cache_clear()
+    _loaded.cache_clear()
+
+
+@cache
+def _found(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    for entry in importlib.metadata.entry_points(group=group):
+        # One package may be listed twice, by its wheel and by its source folder.
+        found.setdefault(entry.name, {})[_package(entry), entry.value] = entry
+    return {name: tuple(entries[key] for key in sorted(entries)) for name, entries in found.items()}
+
+
+@cache
+def _loaded(kind: str, entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:  # importing runs the package's code: anything may come out of it
+        raise PrunecError(f"{_where(kind, entry)} can't be imported: {type(error).__name__}: {error}") from error
+
+
+def _where(kind: str, entry: EntryPoint) -> str:
+    return f"the {kind} '{entry.name}' of the package '{_package(entry)}' ({entry.value})"
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.module.partition(".")[0]

@@ -1,0 +1,102 @@
+"""First order, and gates' second: how much the loss would change if a unit's values were zero.
+
+    z_n,u     what is read of unit u in sample n, after batch norm and activation; M elements
+    t_n,u     sum over elements of z * dC_n/dz, which is the gradient of a gate on the unit
+
+    taylor           mean_n | t / M |        absolute value of each sample (Molchanov et al. 2017)
+    taylor_signed    | mean_n t / M |        samples cancel each other
+    gate             | mean_n t |            the gradient of the gate itself
+    fisher_gate      1/2 mean_n t^2          the gate's empirical Fisher information (Theis et al. 2018)
+
+C_n is the loss of sample n alone: a mean over the batch would make figures depend on its size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunec.passes.criteria.base import Criterion, Found, Setting
+from prunec.passes.criteria.gates import Gates, product
+
+
+class Gated(Criterion):
+    """A mean over samples of a function of the gates' gradients."""
+
+    data: ClassVar[bool] = True
+
+    joint: bool = Field(
+        default=True, description="one gate on all of a unit's reads; else each read is evidence of its own"
+    )
+
+    @abstractmethod
+    def each(self, terms: Tensor, elements: Tensor) -> Tensor:
+        """What a sample adds: from gradients [samples, units] and M [units], [samples, units]."""
+
+    def whole(self, mean: Tensor) -> Tensor:
+        """From the mean over samples to the figures, [units]."""
+        return mean
+
+    def weigh(self, setting: Setting) -> Iterator[Found]:
+        """Evidence about the units of every read, from one pass over the data."""
+        gates, count = Gates.of(setting, self.joint), 0
+        totals = [torch.zeros(source.units.size, dtype=torch.float64) for source in gates.sources]
+        for seen in gates.run(product, gates.loss):
+            count += seen.piece.count
+            for total, terms, source in zip(totals, seen.terms, gates.sources, strict=True):
+                total += self.each(terms, source.elements).sum(0)
+        for source, total in zip(gates.sources, totals, strict=True):
+            yield from source.evidence(setting, self.whole(total / count))
+
+
+class Taylor(Gated):
+    """The loss's first-order change when the unit goes: absolute value of each sample, then the mean."""
+
+    name: ClassVar[str] = "taylor"
+
+    def each(self, terms: Tensor, elements: Tensor) -> Tensor:
+        """|t / M|."""
+        return (terms / elements).abs()
+
+
+class TaylorSigned(Gated):
+    """The loss's first-order change when the unit goes: the mean over samples, then its absolute value."""
+
+    name: ClassVar[str] = "taylor_signed"
+
+    def each(self, terms: Tensor, elements: Tensor) -> Tensor:
+        """t / M."""
+        return terms / elements
+
+    def whole(self, mean: Tensor) -> Tensor:
+        """Its absolute value."""
+        return mean.abs()
+
+
+class Gate(Gated):
+    """The magnitude of the mean loss's gradient by a gate on the unit."""
+
+    name: ClassVar[str] = "gate"
+
+    def each(self, terms: Tensor, elements: Tensor) -> Tensor:
+        """t."""
+        return terms
+
+    def whole(self, mean: Tensor) -> Tensor:
+        """Its absolute value."""
+        return mean.abs()
+
+
+class FisherGate(Gated):
+    """Half the empirical Fisher information of a gate on the unit."""
+
+    name: ClassVar[str] = "fisher_gate"
+
+    def each(self, terms: Tensor, elements: Tensor) -> Tensor:
+        """t^2 / 2."""
+        return terms.square() / 2
