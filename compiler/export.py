@@ -26,12 +26,13 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
 from prunec.compiler.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
 from prunec.compiler.ir import Program
+from prunec.compiler.metacopy import evaluating
 
 TOLERANCE = 1e-5
 TIMES_TORCH = 10.0
@@ -92,7 +93,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
         raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
     if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
-    with _evaluating(program.module), torch.no_grad():
+    with evaluating(program.module), torch.no_grad():
         model, checks, reason = _export(program, path, opset, frozenset(dynamic))
     worst = max(checks.values(), key=lambda check: check.difference)
     return OnnxReport(
@@ -312,18 +313,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: the leaf modules are shared with other programs."""
-    flags = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
 
 
 # --- batches -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -201,3 +202,15 @@ def eval_copy(module: nn.Module) -> nn.Module:
     copy = clone_module(module, training=False)
     copy.__dict__["_modules"] = {name: child and eval_copy(child) for name, child in module._modules.items()}
     return copy
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: each part's own flag comes back, as parts are shared with other models."""
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag

@@ -26,6 +26,7 @@ from torch import fx, nn
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
 from prunec.compiler.inputs import Arguments, Inputs, arguments, called
 from prunec.compiler.ir import Axis, Mode, Program, State
+from prunec.compiler.metacopy import evaluating
 from prunec.compiler.reference import Interpreter
 from prunec.compiler.trace import is_impure, trace
 from prunec.compiler.verify import TOLERANCE, difference
@@ -160,18 +161,6 @@ def flat_arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Ma
         else:
             given.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
     return given
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: each part's own flag comes back."""
-    flags = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
 
 
 class _Joint(nn.Module):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, mod
 from prunec.compiler.labels import shape_of_argument
 from prunec.compiler.rewriting import REWRITES, SIZED
 from prunec.compiler.rules import argument, op_name
+from prunec.compiler.slim_layers import SHOWN, gather, once, slim_module
 from prunec.compiler.units import Analysis, BoolArray, analyse
 
 
@@ -96,70 +97,8 @@ def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, St
             if mine:
                 state[name] = slim_module(value, mine, made)
         elif name in by_tensor:
-            state[name] = _once(value, gather(value, by_tensor[name]), made)
+            state[name] = once(value, gather(value, by_tensor[name]), made)
     return state
-
-
-def _once(tensor: torch.Tensor, slim: torch.Tensor, made: dict[int, torch.Tensor]) -> torch.Tensor:
-    """The slim form of a tensor, which is the same object under each of its names. A parameter stays one."""
-    if id(tensor) not in made:
-        parameter = isinstance(tensor, nn.Parameter)
-        made[id(tensor)] = nn.Parameter(slim, requires_grad=tensor.requires_grad) if parameter else slim
-    return made[id(tensor)]
-
-
-def gather(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
-    """The tensor at the given positions of some dimensions, as a tensor of its own. Outer dimensions go first: their
-    slices lie together in memory."""
-    slim = tensor.detach()
-    for dim, places in sorted(positions.items()):
-        slim = slim.index_select(dim, torch.from_numpy(places))
-    return slim.clone() if slim is tensor else slim
-
-
-def _conv_sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    assert isinstance(module, nn.modules.conv._ConvNd)
-    groups = module.groups
-    weight = tensors["weight"]
-    first, second = (int(s) for s in weight.shape[:2])
-    if module.transposed:
-        return {"in_channels": first, "out_channels": second * groups}
-    return {"in_channels": second * groups, "out_channels": first}
-
-
-SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, Any]]] = {
-    nn.modules.conv._ConvNd: _conv_sizes,
-    nn.Linear: lambda m, t: {"in_features": t["weight"].shape[1], "out_features": t["weight"].shape[0]},
-    nn.modules.batchnorm._NormBase: lambda m, t: {"num_features": len(next(iter(t.values())))},
-    nn.LayerNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
-    nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
-    nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
-    nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
-    nn.EmbeddingBag: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
-    nn.Bilinear: lambda m, t: dict(
-        zip(("out_features", "in1_features", "in2_features"), t["weight"].shape, strict=True)
-    ),
-    nn.RNNBase: lambda m, t: {"input_size": t["weight_ih_l0"].shape[1], "hidden_size": t["weight_hh_l0"].shape[1]},
-    nn.RNNCellBase: lambda m, t: {"input_size": t["weight_ih"].shape[1], "hidden_size": t["weight_hh"].shape[1]},
-    nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
-}
-"""Attributes that repeat a tensor's shape, by the module's class."""
-
-
-def groups_left(kept: BoolArray, groups: int) -> int:
-    """How many of the equally wide groups of channels keep any."""
-    return int(kept.reshape(groups, -1).any(axis=1).sum())
-
-
-SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], BoolArray], dict[str, Any]]] = {
-    nn.modules.batchnorm._NormBase: lambda m, shape, kept: {"num_features": shape[1]},
-    nn.LayerNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.RMSNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.GroupNorm: lambda m, shape, kept: {"num_channels": shape[1], "num_groups": groups_left(kept, m.num_groups)},
-    nn.ChannelShuffle: lambda m, shape, kept: {"groups": int(kept.reshape(-1, m.groups).any(axis=0).sum())},
-}
-"""Attributes that repeat the shape of what a module without tensors gives, and which positions of its dimension 1
-are kept."""
 
 
 def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[str, State]:
@@ -175,64 +114,6 @@ def _with_sizes(program: Program, state: dict[str, State], view: _View) -> dict[
         if any(getattr(module, key) != value for key, value in sizes.items()):
             state[str(node.target)] = clone_module(module, **sizes)
     return state
-
-
-def slim_module(
-    module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]], made: dict[int, torch.Tensor] | None = None
-) -> nn.Module:
-    """A leaf module at the given positions of its tensors' dimensions; its sizes follow.
-
-    `made` holds what was gathered already, by the id of the old tensor, for tensors that several modules share.
-    """
-    made = {} if made is None else made
-    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-        return _slim_grouped(module, positions, made)
-    tensors = {
-        name: _once(getattr(module, name), gather(getattr(module, name), places), made)
-        for name, places in positions.items()
-    }
-    if isinstance(module, nn.GroupNorm):
-        kept = np.zeros(module.num_channels, dtype=bool)
-        kept[positions["weight"][0]] = True
-        return resized(module, tensors, num_groups=groups_left(kept, module.num_groups))
-    return resized(module, tensors)
-
-
-def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes: Any) -> nn.Module:
-    """A leaf module with other tensors, and the sizes that follow from their shapes."""
-    present = {n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.ndim}
-    sizes = next((rule for cls, rule in SIZES.items() if isinstance(module, cls)), None)
-    assert sizes is not None, f"{type(module).__name__} has bound axes, so it needs a row in SIZES"
-    slim = clone_module(module, tensors, **attributes)
-    slim.__dict__.update(sizes(slim, {**present, **tensors}))
-    return slim
-
-
-def _slim_grouped(
-    module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]], made: dict[int, torch.Tensor]
-) -> nn.Module:
-    """Whole groups vanish where all their inputs went; the others lose the same number of channels each."""
-    weight = module.weight.detach()
-    inner, outer = module.in_channels // module.groups, module.out_channels // module.groups
-    read, written = (1, 0) if not module.transposed else (0, 1)
-    places = positions.get("weight", {})
-    ins = places.get(read, np.arange(module.in_channels))
-    outs = places.get(written, np.arange(module.out_channels))
-    groups = np.unique(ins // inner)
-    assert np.array_equal(groups, np.unique(outs // outer)), "a group lost its inputs or its outputs alone"
-    ins, outs = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
-    group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
-    blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows, columns, kernel]
-    rows, columns = (outside, inside) if not module.transposed else (inside, outside)
-    if blocks.shape[1] == blocks.shape[2] == 1:  # depthwise
-        slim = weight.index_select(0, group)
-    else:
-        slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
-    tensors = {"weight": _once(module.weight, slim, made)}
-    if "bias" in positions:
-        assert module.bias is not None
-        tensors["bias"] = _once(module.bias, gather(module.bias, positions["bias"]), made)
-    return resized(module, tensors, groups=int(groups.size))
 
 
 # -- the graph -----------------------------------------------------------------------------------------------------

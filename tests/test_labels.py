@@ -14,7 +14,7 @@ from prunec.compiler import units
 from prunec.compiler.labels import FIXED, Flow, compress, reshape_labels
 from prunec.compiler.mask_rules import RULES
 from prunec.compiler.rules import MODULE_RULES, OP_RULES, run_rules
-from prunec.compiler.slimming import SHOWN, SIZES
+from prunec.compiler.slim_layers import SHOWN, SIZES
 from prunec.compiler.trace import trace
 
 
