@@ -190,11 +190,11 @@ def _plan(criterion) -> Plan:
 
 
 def test_every_criterion_says_what_it_is():
-    for name, made in CRITERIA.all().items():
+    own = {name: made for name, made in CRITERIA.all().items() if made.__module__.startswith("prunec.")}
+    for name, made in own.items():
         assert issubclass(made, Criterion)
         assert made.name == name
         assert made.__doc__
-        assert (
-            not made.__module__.startswith("prunec.") or name in importlib.import_module("prunec.passes.score").__doc__
-        )
+        assert name in importlib.import_module("prunec.passes.score").__doc__
         assert all(field.description for field in made.model_fields.values()), name
+    assert len(own) > 20
