@@ -53,12 +53,15 @@ class Registry(Generic[Base]):
         return self._checked(entries[0], _loaded(self.kind, entries[0]))
 
     def _checked(self, entry: EntryPoint, loaded: Any) -> type[Base]:
-        where = _where(self.kind, entry)
         if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
-            raise PrunecError(f"{where} is no subclass of {self.base.__module__}.{self.base.__name__}")
+            raise PrunecError(
+                f"{_where(self.kind, entry)} is no subclass of {self.base.__module__}.{self.base.__name__}"
+            )
         said = getattr(loaded, "name", "")
         if said != entry.name:
-            raise PrunecError(f"{where} is registered as '{entry.name}', but its class says '{said}'")
+            raise PrunecError(
+                f"{_where(self.kind, entry)} is registered as '{entry.name}', but its class says '{said}'"
+            )
         return loaded
 
 

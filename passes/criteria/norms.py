@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunec.compiler.axes import axis_rows
 from prunec.compiler.units import FloatArray, Member
@@ -22,6 +22,13 @@ from prunec.passes.criteria.base import AxisCriterion, Setting, is_weight, numbe
 
 CACHED: Final = 2**18
 """Elements that are looked at together: a large weight's absolute values need more time to store than to add."""
+
+
+def _absolute_sums(rows: Tensor) -> Tensor:
+    """`sum |row|` of each row; the absolute values of some rows at a time, always in the same place."""
+    some = max(1, CACHED // max(rows.shape[1], 1))
+    scratch = rows.new_empty(min(some, len(rows)), rows.shape[1])
+    return torch.cat([torch.abs(part, out=scratch[: len(part)]).sum(1) for part in torch.split(rows, some)])
 
 
 class L1(AxisCriterion):
@@ -34,8 +41,7 @@ class L1(AxisCriterion):
         if not is_weight(setting.program, member):
             return None
         rows = axis_rows(setting.program, member.axis)
-        some = max(1, CACHED // max(rows.shape[1], 1))
-        return numbers(torch.cat([part.abs().sum(1) for part in torch.split(rows, some)]))
+        return numbers(_absolute_sums(rows))
 
 
 class L2(AxisCriterion):
