@@ -41,7 +41,8 @@ def baked(model: nn.Module) -> nn.Module:
 
 
 def _is_computed(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module) or any(True for _ in _hooks(module))
+    hooked = bool(module._forward_pre_hooks) and any(True for _ in _hooks(module))
+    return hooked or ("parametrizations" in module._modules and parametrize.is_parametrized(module))
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[str, Remover]]:

@@ -130,11 +130,13 @@ def _fill(
 
     attributes = module.__dict__.copy()
     for key, value in module.__dict__.items():
-        if _is_plain(value):
-            continue
         kind = type(value)
+        if kind in _ATOMS:
+            continue
         if kind in _DICTS and not value:
             attributes[key] = kind()
+        elif kind is tuple and _is_plain(value):
+            continue
         elif key in _TABLES:
             attributes[key] = {k: swap(v) for k, v in value.items()}
         else:
@@ -197,7 +199,7 @@ _HOOKS = (
 
 def eval_copy(module: nn.Module) -> nn.Module:
     """The module itself where it is in eval mode, children and all; else a copy that is, with the same tensors."""
-    if not any(part.training for part in module.modules()):
+    if not (module.training or module._modules) or not any(part.training for part in module.modules()):
         return module
     copy = clone_module(module, training=False)
     copy.__dict__["_modules"] = {name: child and eval_copy(child) for name, child in module._modules.items()}

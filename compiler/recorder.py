@@ -128,6 +128,8 @@ class Recorder(TorchFunctionMode):
 
     def to_graph(self, value: Any) -> Any:
         """An argument as the graph holds it: what is traced becomes its node."""
+        if type(value) is tuple:
+            return tuple(map(self.to_graph, value))
         if type(value) in SIMPLE_TYPES or isinstance(value, fx.Node):
             return value
         if isinstance(value, torch.Tensor):
@@ -142,6 +144,8 @@ class Recorder(TorchFunctionMode):
 
     def to_value(self, value: Any) -> Any:
         """An argument as it is run: plain numbers, and every tensor and device on the meta device."""
+        if type(value) is tuple:
+            return tuple(map(self.to_value, value))
         if type(value) in SIMPLE_TYPES:
             return value
         if isinstance(value, torch.Tensor):
@@ -285,12 +289,12 @@ class Recorder(TorchFunctionMode):
 
     def _call_leaf(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch._C.DisableTorchFunction():
-            plain_args, plain_kwargs = self.to_value(args), self.to_value(kwargs)
+            plain_args, plain_kwargs = self.to_value(args), kwargs and self.to_value(kwargs)
             tensors = [a for a in leaves((plain_args, plain_kwargs)) if isinstance(a, torch.Tensor)]
             versions = [_version(tensor) for tensor in tensors]
             value = self._runner.module(standin, plain_args, plain_kwargs)
             written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
-            node = self._node("call_module", standin.name, self.to_graph(args), self.to_graph(kwargs))
+            node = self._node("call_module", standin.name, self.to_graph(args), kwargs and self.to_graph(kwargs))
             return self._enter(node, _distinct(value, tensors, written), written)
 
 

@@ -52,8 +52,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
     except Exception as error:
         raise _explained(error, model, recorder, inputs) from error
     recorder.constants.fold(recorder.graph)
-    recorder.graph.eliminate_dead_code(is_impure)
-    recorder.graph.lint()
+    recorder.graph.eliminate_dead_code(is_impure)  # lints it first
     program = Program(
         graph=recorder.graph,
         state=_state(recorder),
