@@ -25,7 +25,8 @@ from prunec.compiler.ir import Program, State, module_tensors
 from prunec.compiler.literals import Fragment, Reader, blank_strings
 from prunec.compiler.modules import read_constructor
 from prunec.compiler.spelling import INFIX, PREFIX
-from prunec.compiler.synthetic import example_inputs, fill_module, synthetic
+from prunec.compiler.synthetic import example_inputs
+from prunec.compiler.text_state import materialised
 from prunec.compiler.text_types import read_tensor_type, read_type, same_type, type_text
 
 _HEADER: Final = re.compile(r"program\s+(?P<name>[A-Za-z_]\w*)(?P<training>\s+training)?\s*\{")
@@ -109,7 +110,7 @@ class _Parser:
             raise last.error("expected '}', got the end of the text")
         if not self.returned:
             raise last.error("expected a return before '}'")
-        state = self._materialise()
+        state = materialised(self.state, self.values, self.ties, training=self.training)
         for node in self.graph.find_nodes(op="get_attr"):
             owner, _, key = str(node.target).rpartition(".")
             if isinstance(held := state.get(owner), nn.Module):
@@ -325,22 +326,6 @@ class _Parser:
             reason = str(fault).strip().split("\n")[0]
             raise spelled.error(f"the operation fails: {reason or type(fault).__name__}") from fault
 
-    # --- the state ----------------------------------------------------------------------------------------------------
-
-    def _materialise(self) -> dict[str, State]:
-        """The state with values: those that the text gives, and made-up ones."""
-        state: dict[str, State] = {}
-        for name, value in self.state.items():
-            if isinstance(value, nn.Module):
-                state[name] = fill_module(name, value.to_empty(device="cpu"), self.values).train(self.training)
-                continue
-            tensor = self.values.get(name, synthetic(name, value))
-            is_parameter = isinstance(value, nn.Parameter)
-            state[name] = nn.Parameter(tensor, requires_grad=value.requires_grad) if is_parameter else tensor
-        for name, other in self.ties.items():
-            _put(state, name, _get(state, other))
-        return state
-
 
 def _values_of(value: Any) -> Any:
     """Nodes replaced by their values, and every device by the meta device."""
@@ -370,32 +355,6 @@ def _array(value: Any) -> Any:
     except ValueError:  # lists of unequal lengths
         return value
     return array if array.dtype.kind in "bif" else value
-
-
-def _get(state: Mapping[str, State], name: str) -> torch.Tensor:
-    owner, key = _place(state, name)
-    found = state[name] if owner is None else getattr(owner, key)
-    assert isinstance(found, torch.Tensor), f"'{name}' is no tensor"
-    return found
-
-
-def _put(state: dict[str, State], name: str, tensor: torch.Tensor) -> None:
-    owner, key = _place(state, name)
-    if owner is None:
-        state[name] = tensor
-    else:
-        setattr(owner, key, tensor)
-
-
-def _place(state: Mapping[str, State], name: str) -> tuple[nn.Module | None, str]:
-    """The module that holds a tensor, and the tensor's name there; no module for a tensor of the state itself."""
-    if name in state:
-        return None, name
-    for prefix, value in state.items():
-        if isinstance(value, nn.Module) and name.startswith(f"{prefix}."):
-            path, _, key = name.removeprefix(f"{prefix}.").rpartition(".")
-            return value.get_submodule(path), key
-    raise AssertionError(f"'{name}' is in no module of the text")
 
 
 _STATEMENTS: Final[Mapping[str, Callable[[_Parser, Fragment], None]]] = {
