@@ -112,4 +112,3 @@ class _Heap:
 def cheapest(problem: Problem, wishes: Wishes) -> IntArray:
     """The levels that greedy selection by score per cost comes to."""
     return Greedy().levels(problem, Wishes(per_cost=True, progress=wishes.progress))
-

@@ -32,7 +32,7 @@ _CHOICES: Final = 17
 """So many levels of a queue are looked at at a time."""
 _ROUNDS: Final = 40
 _NODES: Final = 400
-"""An integer program is given up after so many nodes: a count, and not a time, so that the answer is always the same."""
+"""An integer program is given up after so many nodes: a count, not a time, so that the answer is always the same."""
 _GAP: Final = 1e-6
 
 

@@ -55,9 +55,7 @@ def channels_of_a_unit(group: Group) -> int:
     return max(1, first.positions.size // max(distinct(first.units, group.size).size, 1))
 
 
-def by_group(
-    wanted: float | Mapping[str, float] | None, groups: Mapping[str, Group], option: str
-) -> dict[str, float]:
+def by_group(wanted: float | Mapping[str, float] | None, groups: Mapping[str, Group], option: str) -> dict[str, float]:
     """A number for every group that it is asked for. Raises `PassError` for a pattern that means none."""
     if wanted is None:
         return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -91,7 +92,7 @@ class Problem:
         """For every queue: the widths that it narrows, and [levels, widths] by how much."""
         found = []
         first = self.ranking.steps.first
-        for low, high in zip(first[:-1], first[1:], strict=True):
+        for low, high in pairwise(first.tolist()):
             part = self._removed[low:high]
             widths = np.unique(part.indices)
             lost = np.cumsum(part[:, widths].toarray(), axis=0)
@@ -175,9 +176,7 @@ class State:
         widths, lost = self.problem.tables[queue]
         self.widths[widths] += lost[self.levels[queue]] - lost[level]
         touched = self.problem.touched[queue]
-        return [
-            b.resource.terms.each(self.widths, t.terms) for b, t in zip(self.problem.budgets, touched, strict=True)
-        ]
+        return [b.resource.terms.each(self.widths, t.terms) for b, t in zip(self.problem.budgets, touched, strict=True)]
 
     def _sums(self, queue: int, changed: Sequence[FloatArray]) -> list[FloatArray]:
         touched = self.problem.touched[queue]

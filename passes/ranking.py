@@ -37,6 +37,8 @@ class Ranking:
     step: IntArray
     """the step of its queue at which the unit goes"""
     score: FloatArray
+    scored: frozenset[str]
+    """the groups that have scores, whether they may be cut or not"""
 
     @staticmethod
     def of(analysis: Analysis, scores: Mapping[str, FloatArray], limits: Limits) -> Ranking:
@@ -55,7 +57,7 @@ class Ranking:
             for g in chosen
             if _is_in(analysis, g, special)
         }
-        return _joined(analysis, single, _tied(analysis, alone, limits), score)
+        return _joined(analysis, single, _tied(analysis, alone, limits), score, frozenset(scores))
 
     @property
     def count(self) -> int:
@@ -153,9 +155,7 @@ Flat = tuple[list[str], IntArray, IntArray, IntArray]
 """Names by queue, and units, queues and steps."""
 
 
-def _at_once(
-    analysis: Analysis, groups: Sequence[Group], score: FloatArray, may_go: BoolArray, limits: Limits
-) -> Flat:
+def _at_once(analysis: Analysis, groups: Sequence[Group], score: FloatArray, may_go: BoolArray, limits: Limits) -> Flat:
     """The queues of groups whose units leave one by one, or by the multiple that limits ask for."""
     numbers = np.full(len(analysis.groups), -1, dtype=np.int64)
     numbers[analysis.group_of[[group.start for group in groups]]] = np.arange(len(groups))
@@ -184,7 +184,9 @@ def _tied(analysis: Analysis, alone: Mapping[str, Queue], limits: Limits) -> lis
     return [*free, *(tied_queue(analysis, [alone[name] for name in names]) for names in whole)]
 
 
-def _joined(analysis: Analysis, single: Flat, more: Sequence[Queue], score: FloatArray) -> Ranking:
+def _joined(
+    analysis: Analysis, single: Flat, more: Sequence[Queue], score: FloatArray, scored: frozenset[str]
+) -> Ranking:
     names, units, queue, step = single
     groups = {name: number for number, name in enumerate(names)}
     for number, one in enumerate(more, start=len(names)):
@@ -193,4 +195,4 @@ def _joined(analysis: Analysis, single: Flat, more: Sequence[Queue], score: Floa
     sizes = [one.units.size for one in more]
     queues = np.concatenate([queue, np.repeat(np.arange(len(names), len(names) + len(more)), sizes)])
     steps = np.concatenate([step, *(one.steps for one in more)])
-    return Ranking(analysis, groups, unit, queues, steps, score[unit])
+    return Ranking(analysis, groups, unit, queues, steps, score[unit], scored)
