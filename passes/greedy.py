@@ -48,7 +48,7 @@ def descend(state: State, wishes: Wishes) -> None:
 
 def _excess(state: State) -> float:
     """By which factor the worst budget is exceeded, less one."""
-    over = [r.max(initial=0.0) / b.bound - 1 for r, b in zip(state.rows, state.problem.budgets, strict=True)]
+    over = [float(r.max(initial=0.0)) / b.bound - 1 for r, b in zip(state.rows, state.problem.budgets, strict=True)]
     return max(max(over), 0.0)
 
 

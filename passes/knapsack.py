@@ -112,11 +112,11 @@ def _choices(problem: Problem, levels: IntArray, reach: int) -> _Choices:
             queues.append(queue)
             chosen.append(level)
             changes.append(np.concatenate(state.trial(queue, level)) - here)
-    queue, level = np.array(queues, dtype=np.int64), np.array(chosen, dtype=np.int64)
-    lost = sums[steps.first[queue] + level] - sums[steps.first[queue]]
-    change = np.array(changes).reshape(queue.size, here.size).T
+    at, to = np.array(queues, dtype=np.int64), np.array(chosen, dtype=np.int64)
+    lost = sums[steps.first[at] + to] - sums[steps.first[at]]
+    change = np.array(changes).reshape(at.size, here.size).T
     rows = np.flatnonzero(np.maximum(change, 0).sum(axis=1) > state.room)
-    return _Choices(queue, level, lost, change[rows], state.room[rows], rows)
+    return _Choices(at, to, lost, change[rows], state.room[rows], rows)
 
 
 def _spread(level: int, last: int, reach: int) -> Iterator[int]:

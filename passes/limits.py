@@ -90,7 +90,8 @@ def tied_groups(analysis: Analysis, patterns: Iterable[str]) -> tuple[tuple[str,
 
     Raises `PassError` where a group is meant twice, or the groups' widths differ to begin with.
     """
-    found, seen = [], {}
+    found: list[tuple[str, ...]] = []
+    seen: dict[str, str] = {}
     for index, (pattern, names) in enumerate(matching(list(patterns), analysis.groups, option="equal_widths").items()):
         names = [name for name in names if analysis.groups[name].free.any()]
         widths = {name: analysis.groups[name].size * channels_of_a_unit(analysis.groups[name]) for name in names}

@@ -37,9 +37,12 @@ def by_ratio(ranking: Ranking, ratio: float | Mapping[str, float]) -> Way:
     Raises `PassError` where a pattern means none that can be cut.
     """
     groups = ranking.analysis.groups
-    shares, notes = _named(ranking, ratio, "ratio") if isinstance(ratio, Mapping) else (None, ())
-    wanted = dict.fromkeys(ranking.groups, ratio) if shares is None else shares
-    gone = {name: groups[name].size - kept_share(groups[name].size, float(share)) for name, share in wanted.items()}
+    notes: tuple[Note, ...] = ()
+    if isinstance(ratio, Mapping):
+        wanted, notes = _named(ranking, ratio, "ratio")
+    else:
+        wanted = dict.fromkeys(ranking.groups, ratio)
+    gone = {name: groups[name].size - kept_share(groups[name].size, share) for name, share in wanted.items()}
     return Way(ranking, ranking.levels(_by_queue(ranking, gone)), notes)
 
 

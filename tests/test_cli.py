@@ -408,8 +408,8 @@ def test_passes(folder, capsys):
     assert cli.run(["passes", "select"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "`- select: VALUE` is short for `- select: {ratio: VALUE}`" in lines
-    assert any(line.startswith("keep_at_least whole number, at least 1 1 channels that every") for line in lines)
-    assert any(line.startswith("scope global | local global `budget`") for line in lines)
+    assert any(line.startswith("keep_at_least whole number, at least 1 or mapping") for line in lines)
+    assert any(line.startswith("scope global | local global `ranking`") for line in lines)
 
 
 def test_version_and_help(folder, capsys):
