@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from prunec.compiler.options import Fraction01, wrong
+from prunec.compiler.options import wrong
 from prunec.compiler.targets import TARGETS
 
 _FACTORS: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
@@ -82,8 +82,6 @@ def multiple(value: int | str) -> int:
 
 Multiple = Annotated[Annotated[int, Field(ge=1)] | str, BeforeValidator(_multiple)]
 Channels = Annotated[int, Field(ge=1)]
-Share = Fraction01
-Value = TypeVar("Value")
 
 
 def each_value(value: Any, change: Any) -> Any:

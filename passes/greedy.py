@@ -107,8 +107,3 @@ class _Heap:
         for each in again:
             if self.state.levels[each] < last[each]:
                 self._push(each)
-
-
-def cheapest(problem: Problem, wishes: Wishes) -> IntArray:
-    """The levels that greedy selection by score per cost comes to."""
-    return Greedy().levels(problem, Wishes(per_cost=True, progress=wishes.progress))
