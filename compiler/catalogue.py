@@ -7,6 +7,7 @@ import json
 import re
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -40,7 +41,7 @@ def show_pass(name: str) -> None:
 def _options(made: type[Pass]) -> Iterator[list[str]]:
     for name, field in made.model_fields.items():
         example = f" e.g. {plain(field.examples[0])}" if field.examples else ""
-        yield [name, option_type(field), _default(field), (field.description or "") + example]
+        yield [field.alias or name, option_type(field), _default(field), (field.description or "") + example]
 
 
 def _default(field: FieldInfo) -> str:
@@ -82,7 +83,7 @@ def type_words(annotation: Any) -> str:
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_WORDS = {Path: "path", int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 def _limits(item: Any) -> Iterator[str]:

@@ -5,6 +5,7 @@
     - select: {widths: {"features.conv1": 32}}                explicit widths
     - select: {budget: {macs: 50%}, scope: global}            the least important units of all groups, until it is met
     - select: {units: {conv1: [0, 3]}}                        spelled out, as a lock does
+    - select: {from: sensitivity.csv, floor: -1pt}            as far as each group alone loses no more than that
 
 Patterns name groups by their own name and by the modules that write them; the first pattern that means a group counts,
 and `protect` wins over all of them.
@@ -15,7 +16,7 @@ A share of a budget is a share of what the traced model costs. A budget is met f
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -24,9 +25,11 @@ from prunec.compiler.base import Context, Pass, PassResult
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir import Program
 from prunec.compiler.options import Fraction01
+from prunec.compiler.parts import AnyPath
 from prunec.compiler.patterns import chosen, matching
 from prunec.compiler.units import Analysis, BoolArray, Group, analyse
 from prunec.passes.ranking import Limits, Ranking, channels_of_a_unit, meet_budget, pack_size
+from prunec.passes.sensitivity import Floor, kept_within
 
 Resource = Literal["macs", "params"]
 
@@ -37,6 +40,10 @@ def _amount(value: object) -> object:
 
 
 Budget = Annotated[Fraction01 | Annotated[float, Field(gt=1)], BeforeValidator(_amount)]
+
+
+WAYS: Final = {"ratio": "ratio", "widths": "widths", "budget": "budget", "units": "units", "from": "from_"}
+"""What a plan says exactly one of -> the field that holds it."""
 
 
 class Select(Pass):
@@ -60,6 +67,10 @@ class Select(Pass):
         examples=[{"macs": 0.5}],
     )
     units: dict[str, list[int]] | None = Field(default=None, description="the units that go, spelled out by group")
+    from_: AnyPath | None = Field(
+        default=None, alias="from", description="a file of `prunec sensitivity`, by which each group is cut"
+    )
+    floor: Floor = Field(default="-1pt", description="`from`: what each group alone may lose, -1pt or -2%")
     scope: Literal["global", "local"] = Field(
         default="global", description="`budget`: rank all groups' units together, or take the same share of every group"
     )
@@ -76,10 +87,10 @@ class Select(Pass):
 
     @model_validator(mode="after")
     def _one_way(self) -> Select:
-        given = [k for k in ("ratio", "widths", "budget", "units") if getattr(self, k) is not None]
+        given = [name for name, option in WAYS.items() if getattr(self, option) is not None]
         if len(given) != 1:
             said = "none of them" if not given else " and ".join(given)
-            raise ValueError(f"must say exactly one of ratio, widths, budget, units; got {said}")
+            raise ValueError(f"must say exactly one of {', '.join(WAYS)}; got {said}")
         return self
 
     def required(self) -> frozenset[str]:
@@ -93,6 +104,8 @@ class Select(Pass):
             patterns = getattr(self, option)
             if isinstance(patterns, dict | list):
                 matching(patterns, groups, option=option)
+        if self.from_ is not None:
+            kept_within(self.from_, self.floor, groups, groups)
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the fact `selection`: group -> removed units, sorted. Groups that lose nothing are left out."""
@@ -124,6 +137,8 @@ class Select(Pass):
 
     def _counts(self, analysis: Analysis, ranking: Ranking, barred: frozenset[str]) -> dict[str, int]:
         """How many units each group keeps."""
+        if self.from_ is not None:
+            return kept_within(self.from_, self.floor, analysis.groups, ranking.groups)
         if isinstance(self.ratio, float):
             return {name: kept_share(analysis.groups[name].size, self.ratio) for name in ranking.groups}
         option, wanted = ("widths", self.widths) if self.widths is not None else ("ratio", self.ratio)
