@@ -4,8 +4,8 @@
     halve = "my_package.halve:Halve"
 
 Each kind of extension has a group of entry points of its own. The entry's name is what a plan says, the object a
-subclass of the kind's base class with that `name`, or for a command a function. It is imported when it is first asked for, so that a broken package
-harms only the plans that use it.
+subclass of the kind's base class with that `name`; of a command, a function. It is imported when it is first asked for,
+so that a broken package harms only the plans that use it.
 """
 
 from __future__ import annotations

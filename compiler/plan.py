@@ -143,7 +143,9 @@ class Plan(BaseModel):
         """
         context = {"relative_to": Path(relative_to).resolve() if relative_to else None}
         body = self.model_dump(mode="json", exclude={"passes", "export"}, exclude_none=True, context=context)
-        entries = [{entry.name: options} if (options := entry.spelled(context)) else entry.name for entry in self.passes]
+        entries = [
+            {entry.name: options} if (options := entry.spelled(context)) else entry.name for entry in self.passes
+        ]
         return {
             **body,
             "passes": entries,

@@ -77,9 +77,11 @@ class Interpreter:
         feeds = (map_tensors(lambda x: self.cast(x.clone()), value) for value in inputs)
         return self.resume(list(self.program.graph.nodes), {}, feeds)
 
-    def resume(self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], feeds: Iterator[Any] = iter(())) -> Iterator[Step]:
+    def resume(
+        self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], feeds: Iterator[Any] | None = None
+    ) -> Iterator[Step]:
         """The same for the last nodes of the graph, from the values in `env` that they read; it is used up."""
-        dead = last_uses(nodes)
+        dead, feeds = last_uses(nodes), iter(()) if feeds is None else feeds
         for node in nodes:
             with torch.no_grad(), _default_dtype(self.dtype):
                 env[node] = self._step(node, feeds, env)

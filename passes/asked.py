@@ -1,7 +1,7 @@
 """What `prunec sensitivity` and `prunec rank` do: measure, show the outcome, and write it to a folder, whole or not.
 
-    sensitivity/  sensitivity.csv  sensitivity.html  sensitivity.png
-    rank/         rank.csv  rank.html  rank.png
+sensitivity/  sensitivity.csv  sensitivity.html  sensitivity.png
+rank/         rank.csv  rank.html  rank.png
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _removed(about: Subject, score: Any, ratios: Sequence[float], groups: Sequen
     program = score.run(about.program, about.context).program
     scored = [name for name in groups if name in program.facts["scores"]]
     chosen = {
-        ratio: Select(ratio=ratio).run(program, about.context).program.facts["selection"] for ratio in sorted(set(ratios))
+        ratio: Select(ratio=ratio).run(program, about.context).program.facts["selection"]
+        for ratio in sorted(set(ratios))
     }
     none = np.zeros(0, dtype=np.int64)
     removed = {name: {ratio: found.get(name, none) for ratio, found in chosen.items()} for name in scored}
@@ -104,9 +105,7 @@ def _removed(about: Subject, score: Any, ratios: Sequence[float], groups: Sequen
 # -- rank ----------------------------------------------------------------------------------------------------------
 
 
-def show_rank(
-    asked: Asked, criteria: str, units: int | None, groups: Sequence[str], looks: Mapping[str, Any]
-) -> None:
+def show_rank(asked: Asked, criteria: str, units: int | None, groups: Sequence[str], looks: Mapping[str, Any]) -> None:
     """Correlate the criteria with the oracle, print the table and write all. Raises `PrunecError`."""
     made: list[Criterion] = said("criteria", criteria)
     seen = _said(looks)
@@ -121,9 +120,10 @@ def show_rank(
         for name, criterion in zip(names, made, strict=True):
             scores = scored_by(about.score, criterion, data).run(about.program, about.context).program.facts["scores"]
             found[name] = {group: scores[group][own] for group, own in tried.items() if group in scores}
-        truth = rank.oracle(about.program, tried, Calibration(**data), about.context)
+        truth, samples = rank.oracle(about.program, tried, Calibration(**data), about.context)
     rows = [row for name, figures in found.items() for row in rank.correlations(name, figures, truth)]
-    title = tables.rank_title(about.program.name, sum(map(len, truth.values())), data)
+    units_tried = sum(figures.size for figures in truth.values())
+    title = f"{about.program.name}: rank correlation with the oracle over {units_tried:,} units, on {samples:,} samples"
     tables.show_ranks(title, rows)
     asked.write(
         {

@@ -55,8 +55,16 @@ class Curve:
     @property
     def mean_drop(self) -> float:
         """The mean drop of the points behind the first; infinite where the loss left all bounds."""
-        drops = np.nan_to_num(np.array(self.drops[1:] or (0.0,)), nan=math.inf)
-        return float(drops.mean())
+        return _mean(self.drops[1:])
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of the points behind the first; infinite where it left all bounds."""
+        return _mean([point.loss for point in self.points[1:]])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.nan_to_num(np.array(values or (0.0,)), nan=math.inf).mean())
 
 
 def write_curves(path: Path, curves: Sequence[Curve], more: Mapping[str, Any]) -> None:

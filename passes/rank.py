@@ -62,13 +62,17 @@ def tried_units(program: Program, groups: Sequence[str], most: int | None, conte
     return found
 
 
-def oracle(program: Program, tried: Mapping[str, IntArray], calibration: Calibration, context: Context) -> Figures:
-    """The absolute change of the mean loss without each unit alone. Raises what `measure` raises."""
+def oracle(
+    program: Program, tried: Mapping[str, IntArray], calibration: Calibration, context: Context
+) -> tuple[Figures, int]:
+    """The absolute change of the mean loss without each unit alone, and on how many samples. Raises what `measure`
+    raises."""
     groups = analyse(program).groups
     trials = [np.array([groups[name].start + unit]) for name, units in tried.items() for unit in units.tolist()]
     found = measure(program, trials, calibration, context, "oracle")
     edges = np.cumsum([units.size for units in tried.values()])[:-1]
-    return dict(zip(tried, np.split(np.abs(found.losses - found.loss), edges), strict=True))
+    changes = np.split(np.abs(found.losses - found.loss), edges)
+    return dict(zip(tried, changes, strict=True)), found.samples
 
 
 def correlations(criterion: str, figures: Figures, truth: Figures) -> Iterator[Row]:
@@ -77,8 +81,11 @@ def correlations(criterion: str, figures: Figures, truth: Figures) -> Iterator[R
     for name in told:
         yield _row((criterion, name, "none"), figures[name], truth[name])
     for how in ("none", "l2"):
-        pair = [np.concatenate([normalised(side[name], how) for name in told] or [[]]) for side in (figures, truth)]
-        yield _row((criterion, ALL, how), *pair)
+        yield _row((criterion, ALL, how), _joined(figures, told, how), _joined(truth, told, how))
+
+
+def _joined(figures: Figures, groups: Sequence[str], how: str) -> FloatArray:
+    return np.concatenate([np.zeros(0), *(normalised(figures[name], how) for name in groups)])
 
 
 def _row(said: tuple[str, str, str], figures: FloatArray, truth: FloatArray) -> Row:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -61,7 +60,9 @@ def measured(
     Ratios at which the same units go are measured once. Raises what `measure` raises.
     """
     groups = analyse(program).groups
-    distinct = {(name, units.size): units for name, ratios in removed.items() for units in ratios.values() if units.size}
+    distinct = {
+        (name, units.size): units for name, ratios in removed.items() for units in ratios.values() if units.size
+    }
     trials = [units + groups[name].start for (name, _), units in distinct.items()]
     found = measure(program, trials, calibration, context, "sensitivity")
     figures = dict(zip(distinct, zip(found.accuracies.tolist(), found.losses.tolist(), strict=True), strict=True))
@@ -116,5 +117,5 @@ def kept_within(path: Path, floor: str, groups: Mapping[str, Group], only: Itera
 
 
 def most_sensitive_first(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves by what a group loses on average over the ratios that were tried."""
-    return sorted(curves, key=lambda curve: (-curve.mean_drop, curve.group))
+    """The curves by what a group loses on average over the ratios that were tried; equal ones by their loss."""
+    return sorted(curves, key=lambda curve: (-curve.mean_drop, -curve.mean_loss))

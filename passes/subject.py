@@ -34,7 +34,7 @@ from prunec.passes.criteria.base import Criterion
 from prunec.passes.criteria.spelling import Named
 from prunec.passes.score import Score
 
-LOOKING: Final = ("batches", "samples", "split", "loss", "memory")
+LOOKING: Final[tuple[str, ...]] = ("batches", "samples", "split", "loss", "memory")
 """The options of `score` that say which data a criterion looks at."""
 
 
@@ -51,7 +51,9 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     """Load the plan's model and data, and run what stands before its first `score`. Raises `PrunecError`."""
     if plan.region is not None:
         hint = "leave out region, and name the region's groups: --groups 'backbone.*'"
-        raise PlanError("the whole model is measured, and the plan names a region of it", at=plan.at("region"), hint=hint)
+        raise PlanError(
+            "the whole model is measured, and the plan names a region of it", at=plan.at("region"), hint=hint
+        )
     data = load_data(plan)
     if data is None:
         raise PlanError("the plan names no data to measure with", hint="for example: data: prunec.models.data:digits")
@@ -79,7 +81,9 @@ def looking(score: Score, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def scored_by(score: Score, criterion: Criterion, looks: Mapping[str, Any]) -> Score:
     """The same `score` by another criterion, not normalised; it looks at these data if it looks at any."""
-    kept = {key: getattr(score, key) for key in score.model_fields_set if key not in (*LOOKING, "normalize")}
+    kept: dict[str, Any] = {
+        key: getattr(score, key) for key in score.model_fields_set if key not in (*LOOKING, "normalize")
+    }
     return Score.model_validate({**kept, "criterion": criterion, **(looks if criterion.data else {})})
 
 

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from prunec.compiler.console import console, made_table, say
 from prunec.compiler.figures import percent
-from prunec.passes.calibration import SAMPLES
 from prunec.passes.curves import Curve
 from prunec.passes.rank import ALL, Row, within_groups
 from prunec.passes.sensitivity import held, most_sensitive_first
@@ -78,7 +77,9 @@ def _curves_table(title: str, curves: Sequence[Curve]) -> Table:
         values = [_value(curve.points[place].value, accurate) for place in places]
         mean = f"{100 * curve.mean_drop:.2f} pt" if accurate else f"{curve.mean_drop:.3g}"
         last = held(curve, floor)
-        rows.append([curve.group, str(curve.units), mean, *values, f"up to {last.ratio:.0%}" if last.removed else "never"])
+        rows.append(
+            [curve.group, str(curve.units), mean, *values, f"up to {last.ratio:.0%}" if last.removed else "never"]
+        )
     return made_table(f"\n{title}", columns, rows, right=columns[1:])
 
 
@@ -94,12 +95,6 @@ def _value(value: float, accurate: bool) -> str:
 
 
 # -- rank ----------------------------------------------------------------------------------------------------------
-
-
-def rank_title(name: str, units: int, looks: Mapping[str, Any]) -> str:
-    """One line: of what, of how many units and on which data."""
-    amount = f"{looks['batches']} batches" if looks.get("batches") else f"{looks.get('samples') or SAMPLES:,} samples"
-    return f"{name}: rank correlation with the oracle, {units:,} units, on {amount} of {looks.get('split', 'train')}"
 
 
 def show_ranks(title: str, rows: Sequence[Row]) -> None:
@@ -119,7 +114,9 @@ def summary(rows: Sequence[Row], kind: str) -> dict[str, tuple[float, float, flo
     found = {}
     for name in dict.fromkeys(row.criterion for row in rows):
         mine = [row for row in rows if row.criterion == name]
-        raw, normal = (getattr(row, kind) for how in ("none", "l2") for row in mine if (row.group, row.normalize) == (ALL, how))
+        raw, normal = (
+            getattr(row, kind) for how in ("none", "l2") for row in mine if (row.group, row.normalize) == (ALL, how)
+        )
         found[name] = (within_groups(mine, kind), raw, normal)
     return dict(sorted(found.items(), key=lambda entry: -math.inf if math.isnan(entry[1][0]) else -entry[1][0]))
 
@@ -127,7 +124,7 @@ def summary(rows: Sequence[Row], kind: str) -> dict[str, tuple[float, float, flo
 def _ranks_table(rows: Sequence[Row]) -> Table:
     columns = ("", "within groups", "all, raw", "all, l2", "Kendall within", "Kendall raw", "Kendall l2")
     kendall = summary(rows, "kendall")
-    spelled = [
+    spelled: list[list[str | Text]] = [
         [name, *(_correlation(value) for value in (*values, *kendall[name]))]
         for name, values in summary(rows, "spearman").items()
     ]

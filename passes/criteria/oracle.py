@@ -30,7 +30,8 @@ class Oracle(Criterion):
         """Evidence about every unit that may be removed."""
         analysis = setting.analysis
         units = np.flatnonzero(analysis.free)
-        found = measure(setting.program, units[:, None], setting.calibration, setting.context, self.name)
+        trials = [np.array([unit], dtype=np.int64) for unit in units]
+        found = measure(setting.program, trials, setting.calibration, setting.context, self.name)
         changes = np.full(analysis.size, np.nan)
         changes[units] = found.losses - found.loss
         yield from setting.split(self.name, changes if self.signed else np.abs(changes))
