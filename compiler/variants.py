@@ -38,11 +38,12 @@ class Variants:
         self.masked = [MaskedInterpreter(program, dtype, axes) for axes in removed]
         self._dead = last_uses(self.nodes)
         self._starts: dict[int, list[int]] = {}
-        earliest = _earliest(self.nodes, self._writes(program))
+        self.earliest = _earliest(self.nodes, self._writes(program))
+        """For each place, and the one behind the last: the place from which a run that differs there is resumed."""
         readers = _first_readers(program, self.nodes)
         for number, interpreter in enumerate(self.masked):
             first = min((readers[name] for name in interpreter.marks if name in readers), default=len(self.nodes))
-            self._starts.setdefault(earliest[first], []).append(number)
+            self._starts.setdefault(self.earliest[first], []).append(number)
 
     def outputs(self, inputs: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
         """Each variant's number with its outputs, and `WHOLE` with those of the program; in no particular order.
@@ -104,7 +105,7 @@ def _first_readers(program: Program, nodes: Sequence[fx.Node]) -> dict[str, int]
 
 
 def _earliest(nodes: Sequence[fx.Node], writes: Sequence[tuple[int, int]]) -> list[int]:
-    """For each place, and the one behind the last: the place from which a run that differs there can be resumed."""
+    """0 stands for the whole run; else all inputs come before, and no value from before is overwritten later."""
     inputs = [place for place, node in enumerate(nodes) if node.op == "placeholder"]
     first = inputs[-1] + 1 if inputs else 0
     earliest = []

@@ -80,12 +80,14 @@ def correlations(criterion: str, figures: Figures, truth: Figures) -> Iterator[R
     told = [name for name in truth if name in figures]
     for name in told:
         yield _row((criterion, name, "none"), figures[name], truth[name])
+    told = [name for name in told if not np.isnan([figures[name], truth[name]]).any()]
     for how in ("none", "l2"):
         yield _row((criterion, ALL, how), _joined(figures, told, how), _joined(truth, told, how))
 
 
 def _joined(figures: Figures, groups: Sequence[str], how: str) -> FloatArray:
-    return np.concatenate([np.zeros(0), *(normalised(figures[name], how) for name in groups)])
+    with np.errstate(invalid="ignore"):  # of infinite figures the norm is infinite too, and their share no number
+        return np.concatenate([np.zeros(0), *(normalised(figures[name], how) for name in groups)])
 
 
 def _row(said: tuple[str, str, str], figures: FloatArray, truth: FloatArray) -> Row:
