@@ -24,6 +24,7 @@ from prunec.passes import pictures, rank, tables
 from prunec.passes.calibration import Calibration
 from prunec.passes.criteria.base import Criterion
 from prunec.passes.curves import write_curves
+from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.sensitivity import Removed, measured
 from prunec.passes.subject import Subject, groups_named, looking, said, scored_by, subject
@@ -85,7 +86,7 @@ def show_sensitivity(
     )
 
 
-def _removed(about: Subject, score: Any, ratios: Sequence[float], groups: Sequence[str]) -> Removed:
+def _removed(about: Subject, score: Score, ratios: Sequence[float], groups: Sequence[str]) -> Removed:
     """The units that `select: RATIO` would take from each of the groups that can be cut."""
     program = score.run(about.program, about.context).program
     scored = [name for name in groups if name in program.facts["scores"]]

@@ -34,9 +34,6 @@ from prunec.passes.trials import Trial, measure
 Removed = Mapping[str, Mapping[float, Trial]]
 """For each group, each ratio and the units of the group that go."""
 
-RATIOS: Final = tuple(tenth / 10 for tenth in range(1, 10))
-"""What is tried where nobody says: 10% to 90%."""
-
 _FLOOR: Final = re.compile(r"\s*-\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(pt|%)\s*")
 
 
