@@ -23,6 +23,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -31,19 +32,32 @@ import torch
 from prunec.compiler.errors import OutputError
 
 LOCK = "plan.lock.json"
-OWN_FILES = ("model.*", "model_*", "report.*", LOCK, "__pycache__")
-"""What an output folder holds; a folder with anything else in it is left alone."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What writes a folder, and how a folder of that kind is known: one with anything else in it is left alone."""
+
+    writer: str
+    files: tuple[str, ...]
+    """Patterns of the names that such a folder may hold."""
+    proof: str
+    """A file that each of them has."""
+
+
+COMPILED = Kind("compile", ("model.*", "model_*", "report.*", LOCK, "__pycache__"), LOCK)
+"""What `prunec compile` writes."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANT_SWAP = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
-def check_writable(directory: Path) -> None:
+def check_writable(directory: Path, kind: Kind = COMPILED) -> None:
     """Refuse a target that can't or mustn't be written, before any work is done.
 
     Raises `OutputError` where the target is a file, its parent is missing or can't be written, or where it is a
-    folder with files in it that aren't an earlier output's.
+    folder with files in it that aren't an earlier output's, of the same kind.
     """
     directory = directory.resolve()
     parent = directory.parent
@@ -51,7 +65,7 @@ def check_writable(directory: Path) -> None:
         what = "is no folder" if parent.exists() else "doesn't exist"
         raise OutputError(f"can't write to '{directory}': '{parent}' {what}", hint="make the parent folder first")
     _recover(directory)
-    _check_owned(directory)
+    _check_owned(directory, kind)
     probe = _sibling(directory)
     try:
         probe.mkdir()
@@ -60,19 +74,19 @@ def check_writable(directory: Path) -> None:
         raise OutputError(f"can't write to '{directory}': {error.strerror}") from error
 
 
-def write_atomically(directory: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(directory: Path, write: Callable[[Path], None], kind: Kind = COMPILED) -> None:
     """Have `write` fill a fresh folder, then put it in place of `directory`; see the module's text.
 
     An error in `write` leaves everything as it was. Raises `OutputError` where the system refuses, and as
     `check_writable` does.
     """
-    check_writable(directory)
+    check_writable(directory, kind)
     directory = directory.resolve()
     fresh = _sibling(directory)
     try:
         fresh.mkdir()
         write(fresh)
-        _put_in_place(fresh, directory)
+        _put_in_place(fresh, directory, kind)
     except OSError as error:
         raise OutputError(f"can't write to '{directory}': {error}") from error
     finally:
@@ -89,29 +103,29 @@ def sha256_of(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_owned(directory: Path) -> None:
-    """Refuse to replace what an earlier compile didn't write."""
+def _check_owned(directory: Path, kind: Kind) -> None:
+    """Refuse to replace what an earlier run didn't write."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise OutputError(f"can't write to '{directory}': it is a file, and the output is a folder")
     names = sorted(entry.name for entry in directory.iterdir())
-    foreign = [name for name in names if not any(fnmatch.fnmatchcase(name, own) for own in OWN_FILES)]
+    foreign = [name for name in names if not any(fnmatch.fnmatchcase(name, own) for own in kind.files)]
     if foreign:
-        what = f"it holds '{foreign[0]}', which no compile wrote"
-    elif names and LOCK not in names:
-        what = f"it has files in it, but no '{LOCK}' of an earlier compile"
+        what = f"it holds '{foreign[0]}', which no {kind.writer} wrote"
+    elif names and kind.proof not in names:
+        what = f"it has files in it, but no '{kind.proof}' of an earlier {kind.writer}"
     else:
         return
     raise OutputError(f"won't replace '{directory}': {what}", hint="name a new folder, or empty this one")
 
 
-def _put_in_place(fresh: Path, directory: Path) -> None:
+def _put_in_place(fresh: Path, directory: Path, kind: Kind) -> None:
     """Give the fresh folder its name; what had it before goes to the fresh one's name."""
     if not directory.exists():
         fresh.rename(directory)
         return
-    _check_owned(directory)
+    _check_owned(directory, kind)
     if _swap(fresh, directory):
         return
     old = fresh.with_name(f"{fresh.name}-old")

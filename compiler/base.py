@@ -16,7 +16,7 @@ A pass that changes what is computed sets `rewrites = True`; then the pipeline c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -97,6 +97,12 @@ class Pass(BaseModel, ABC):
     def check(self, program: Program) -> None:
         """Raise `PassError` for options that name what the program doesn't have; nothing is run."""
         return
+
+    def remarks(self, program: Program) -> Iterable[Note]:
+        """What is right but probably not meant, such as an option about something that the program doesn't have.
+
+        For `prunec check`; nothing is run."""
+        return ()
 
     def foreseen(self, program: Program) -> Program:
         """The program that the options of later passes are checked on before anything is run."""

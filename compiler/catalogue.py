@@ -7,13 +7,14 @@ import json
 import re
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from prunec.compiler.base import Pass
 from prunec.compiler.console import say, table
-from prunec.compiler.options import Fraction01
+from prunec.compiler.options import Fraction01, OneOf
 from prunec.compiler.registry import pass_class, passes
 
 
@@ -35,12 +36,25 @@ def show_pass(name: str) -> None:
     if made.model_fields:
         say("")
         table("", ("option", "type", "default", "meaning"), list(_options(made)))
+    for field in made.model_fields.values():
+        for choice in (item for item in field.metadata if isinstance(item, OneOf)):
+            _show_choices(choice)
 
 
-def _options(made: type[Pass]) -> Iterator[list[str]]:
+def _show_choices(choice: OneOf) -> None:
+    """What an option may name, and the options of each."""
+    known = choice.choices()
+    say("")
+    table("", (choice.kind, "what it does"), [[name, _summary(made)] for name, made in known.items()])
+    say("")
+    options = [[name, *option] for name, made in known.items() for option in _options(made)]
+    table("", (choice.kind, "option", "type", "default", "meaning"), options)
+
+
+def _options(made: type[BaseModel]) -> Iterator[list[str]]:
     for name, field in made.model_fields.items():
         example = f" e.g. {plain(field.examples[0])}" if field.examples else ""
-        yield [name, option_type(field), _default(field), (field.description or "") + example]
+        yield [field.alias or name, option_type(field), _default(field), (field.description or "") + example]
 
 
 def _default(field: FieldInfo) -> str:
@@ -54,6 +68,9 @@ def plain(value: Any) -> str:
 
 def option_type(field: FieldInfo) -> str:
     """The type of an option, in words: `0 to 1 or %, or mapping of pattern to whole number, at least 1`."""
+    named = next((item for item in field.metadata if isinstance(item, OneOf)), None)
+    if named is not None:
+        return f"{named.kind}, see below"
     limits = [found for item in field.metadata if (found := _limit(item))]
     annotation = Annotated[field.annotation, *field.metadata] if _is_share(field) else field.annotation
     return ", ".join([type_words(annotation), *limits])
@@ -82,7 +99,7 @@ def type_words(annotation: Any) -> str:
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_WORDS = {Path: "path", int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 def _limits(item: Any) -> Iterator[str]:
@@ -103,6 +120,6 @@ def _facts(names: frozenset[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _summary(made: type[Pass]) -> str:
+def _summary(made: type[BaseModel]) -> str:
     """The first sentence of the class's text."""
     return re.split(r"\n\s*\n", inspect.cleandoc(made.__doc__ or ""))[0].replace("\n", " ")

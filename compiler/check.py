@@ -37,10 +37,17 @@ def check_plan(plan: Plan) -> Iterator[str]:
     yield "data: none" if data is None else _data_line(program, data)
     checked = check_options(program, steps)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
+    yield from _remarks(program, checked)
     rest = steps[len(checked) :]
     if rest:
         yield f"not checked: what {_listed(rest)} will find, since a pass before it changes the program"
     yield "not checked: budgets and exports, which need the passes to run"
+
+
+def _remarks(program: Program, steps: Sequence[Step]) -> Iterator[str]:
+    for step in steps:
+        yield from (f"note: {step.pass_.name}: {note}" for note in step.pass_.remarks(program))
+        program = step.pass_.foreseen(program)
 
 
 def _listed(steps: Sequence[Step]) -> str:

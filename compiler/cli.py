@@ -7,6 +7,8 @@
     prunec schema
     prunec passes [NAME]
 
+and the commands that installed packages add (`commands.py`), such as `prunec sensitivity` and `prunec rank`.
+
 MODEL is `package.module:callable` or `file.py:name` with `--inputs`, or a folder that `prunec compile` wrote. Commands
 import what they need when they run, so that `--help` answers at once.
 """
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from prunec.compiler import __version__
+from prunec.compiler.commands import CommandGroup
 from prunec.compiler.errors import PlanError, PrunecError
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 PLAN_SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 app = typer.Typer(
+    cls=CommandGroup,
     help="A declarative graph-rewriting compiler that makes trained neural networks smaller.",
     no_args_is_help=True,
     add_completion=False,

@@ -96,8 +96,16 @@ def bars() -> Iterator[Bars]:
         yield Bars(drawn)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], right: Sequence[str] = ()) -> None:
+Rows = Sequence[Sequence[str | Text]]
+
+
+def table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[str] = ()) -> None:
     """Print a table; the columns named in `right` are numbers."""
+    console().print(made_table(title, columns, rows, right))
+
+
+def made_table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[str] = ()) -> Table:
+    """The table, to be printed or saved."""
     made = Table(
         title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2)
     )
@@ -105,7 +113,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text
         made.add_column(name, justify="right" if name in right else "left", overflow="fold", header_style="dim")
     for row in rows:
         made.add_row(*row)
-    console().print(made)
+    return made
 
 
 # -- the report of a compile ---------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@
     halve = "my_package.halve:Halve"
 
 Each kind of extension has a group of entry points of its own. The entry's name is what a plan says, the object a
-subclass of the kind's base class with that `name`. It is imported when it is first asked for, so that a broken package
-harms only the plans that use it.
+subclass of the kind's base class with that `name`; of a command, a function. It is imported when it is first asked for,
+so that a broken package harms only the plans that use it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,18 @@ Base = TypeVar("Base")
 
 
 @dataclass(frozen=True)
-class Registry(Generic[Base]):
-    """The extensions of one kind (`pass`), by name."""
+class Found:
+    """The extensions of one kind (`pass`), by name: whatever their entries name."""
 
     group: str
     kind: str
-    base: type[Base]
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted; nothing is imported."""
         return tuple(sorted(_found(self.group)))
 
-    def all(self) -> Mapping[str, type[Base]]:
-        """Every class by its name. Raises `PrunecError` where one can't be had."""
-        return MappingProxyType({name: self.named(name) for name in self.names()})
-
-    def named(self, name: str) -> type[Base]:
-        """The class of that name.
+    def load(self, name: str) -> tuple[EntryPoint, Any]:
+        """The entry of that name, and what it names.
 
         Raises `PrunecError` where no package has it, two have it, or the package that has it is broken.
         """
@@ -50,7 +45,22 @@ class Registry(Generic[Base]):
         if len(entries) > 1:
             packages = " and ".join(f"'{_package(entry)}' ({entry.value})" for entry in entries)
             raise PrunecError(f"the {self.kind} '{name}' is registered by {packages}", hint="uninstall one of them")
-        return self._checked(entries[0], _loaded(self.kind, entries[0]))
+        return entries[0], _loaded(self.kind, entries[0])
+
+
+@dataclass(frozen=True)
+class Registry(Found, Generic[Base]):
+    """The extensions of a kind that are classes with a common base."""
+
+    base: type[Base]
+
+    def all(self) -> Mapping[str, type[Base]]:
+        """Every class by its name. Raises `PrunecError` where one can't be had."""
+        return MappingProxyType({name: self.named(name) for name in self.names()})
+
+    def named(self, name: str) -> type[Base]:
+        """The class of that name. Raises `PrunecError` as `load` does, and where it is no such class."""
+        return self._checked(*self.load(name))
 
     def _checked(self, entry: EntryPoint, loaded: Any) -> type[Base]:
         if not (isinstance(loaded, type) and issubclass(loaded, self.base)):

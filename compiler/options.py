@@ -16,8 +16,9 @@ that also knows the way out raises `wrong("must ...", hint="...")`.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, ClassVar, Final, get_args
 
 from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -70,6 +71,19 @@ Fraction01 = Annotated[
     ),
 ]
 """A number from 0 to 1, which a plan may also write as a percentage: `0.5` or `50%`."""
+
+
+class OneOf(ABC):
+    """Stands in an option's type where it names one of several things, each with options of its own.
+
+    A subclass is used as `criterion: Annotated[Criterion, Named()]`; `prunec passes` lists what may be named.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def choices(self) -> Mapping[str, type[BaseModel]]:
+        """A class for each name; its fields are the options."""
 
 
 _WHOLE, _NUMBER, _BOOL, _TEXT = "a whole number", "a number", "true or false", "text"

@@ -70,6 +70,12 @@ def _parse_ref(value: object, info: ValidationInfo) -> Ref:
     return Ref(path, name)
 
 
+def _parse_name(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise wrong("must be a path")
+    return _path(str(value), info)
+
+
 def _parse_path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str) or not value:
         raise wrong("must be a path")
@@ -99,6 +105,13 @@ def _ref_text(ref: Ref, info: SerializationInfo) -> str:
 PlanRef = Annotated[
     Ref, PlainValidator(_parse_ref), PlainSerializer(_ref_text), WithJsonSchema({"type": "string", "pattern": ":"})
 ]
+AnyPath = Annotated[
+    Path,
+    PlainValidator(_parse_name),
+    PlainSerializer(_relative),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+"""A path from the plan's folder, of a file that may be written after the plan is loaded."""
 PlanPath = Annotated[
     Path, PlainValidator(_parse_path), PlainSerializer(_relative), WithJsonSchema({"type": "string", "minLength": 1})
 ]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -58,6 +58,12 @@ class PlanPass:
     options: Mapping[str, Any]
     pass_: Pass
     at: Span | None = field(default=None, compare=False)
+
+    def spelled(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as plain JSON values, with paths as the context wants them."""
+        paths = {key for key in type(self.pass_).model_fields if isinstance(getattr(self.pass_, key), Path)}
+        written = self.pass_.model_dump(mode="json", include=paths, by_alias=True, context=dict(context))
+        return {**plain(self.options).data, **written}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -137,7 +143,9 @@ class Plan(BaseModel):
         """
         context = {"relative_to": Path(relative_to).resolve() if relative_to else None}
         body = self.model_dump(mode="json", exclude={"passes", "export"}, exclude_none=True, context=context)
-        entries = [{entry.name: plain(entry.options).data} if entry.options else entry.name for entry in self.passes]
+        entries = [
+            {entry.name: options} if (options := entry.spelled(context)) else entry.name for entry in self.passes
+        ]
         return {
             **body,
             "passes": entries,
@@ -152,8 +160,9 @@ def _build(source: Source, folder: Path) -> Plan:
     data = source.data
     _check_version(source)
     found: list[Fault] = []
-    passes = _entries(source, "passes", registry.names(), registry.pass_class, found)
-    exports = _entries(source, "export", EXPORTS, EXPORTS.__getitem__, found)
+    context = {"folder": folder}
+    passes = _entries(source, "passes", _Kind(registry.names(), registry.pass_class, context), found)
+    exports = _entries(source, "export", _Kind(EXPORTS, EXPORTS.__getitem__, context), found)
     made = {
         "passes": [
             PlanPass(name, options, pass_, source.locate(keys, on_key=True)) for name, options, pass_, keys in passes
@@ -161,7 +170,7 @@ def _build(source: Source, folder: Path) -> Plan:
         "export": [export for _, _, export, _ in exports],
     }
     try:
-        plan = Plan.model_validate({**data, **made}, context={"folder": folder})
+        plan = Plan.model_validate({**data, **made}, context=context)
     except ValidationError as error:
         found += faults(error, data, (), Plan)
     if found:
@@ -187,13 +196,16 @@ def _check_version(source: Source) -> None:
 _Entry = tuple[str, Mapping[str, Any], _Made, Keys]
 
 
-def _entries(
-    source: Source,
-    key: str,
-    names: Collection[str],
-    find: Callable[[str], type[_Made]],
-    found: list[Fault],
-) -> list[_Entry[_Made]]:
+@dataclass(frozen=True)
+class _Kind(Generic[_Made]):
+    """What a list of a plan may name: the names, the class of each, and the context that its options are read in."""
+
+    names: Collection[str]
+    find: Callable[[str], type[_Made]]
+    context: Mapping[str, Any]
+
+
+def _entries(source: Source, key: str, kind: _Kind[_Made], found: list[Fault]) -> list[_Entry[_Made]]:
     """Make what the list at `key` names. What can't be made is left out, and its faults are added to `found`."""
     entries = source.data.get(key, [])
     if not isinstance(entries, list):
@@ -203,9 +215,10 @@ def _entries(
     for i, entry in enumerate(entries):
         try:
             name, value = _named(entry, (key, i))
-            if name not in names:
-                raise _Refused([Fault((key, i, name), f"unknown {_KINDS[key]} '{name}'", nearest(name, names), True)])
-            made.append(_make(find(name), name, value, (key, i, name)))
+            if name not in kind.names:
+                hint = nearest(name, kind.names)
+                raise _Refused([Fault((key, i, name), f"unknown {_KINDS[key]} '{name}'", hint, True)])
+            made.append(_make(kind.find(name), value, (key, i, name), kind.context))
         except _Refused as refused:
             found += refused.faults
     return made
@@ -237,7 +250,8 @@ def _named(entry: Any, keys: Keys) -> tuple[str, Any]:
     raise _Refused([Fault((*keys, second), message, indent or nearest(second, [first]), on_key=True)])
 
 
-def _make(made: type[_Made], name: str, value: Any, keys: Keys) -> _Entry[_Made]:
+def _make(made: type[_Made], value: Any, keys: Keys, context: Mapping[str, Any]) -> _Entry[_Made]:
+    name = str(keys[-1])
     short: str | None = getattr(made, "shorthand", None)
     options = {} if value is None else value
     if not isinstance(options, dict):
@@ -247,7 +261,7 @@ def _make(made: type[_Made], name: str, value: Any, keys: Keys) -> _Entry[_Made]
             raise _Refused([Fault(keys, f"{name} must be followed by a mapping of options, got {shown(value)}", hint)])
         options = {short: value}
     try:
-        return name, options, made.model_validate(options), keys
+        return name, options, made.model_validate(options, context=dict(context)), keys
     except ValidationError as error:
         raise _Refused(faults(error, options, keys, made)) from error
 

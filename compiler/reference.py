@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
@@ -74,10 +74,15 @@ class Interpreter:
 
     def steps(self, inputs: tuple[Any, ...]) -> Iterator[Step]:
         """Every node with its value, in order; the last is the output. Raises `StepError` where a node fails."""
-        env: dict[fx.Node, Any] = {}
         feeds = (map_tensors(lambda x: self.cast(x.clone()), value) for value in inputs)
-        dead = _last_uses(self.program.graph)
-        for node in self.program.graph.nodes:
+        return self.resume(list(self.program.graph.nodes), {}, feeds)
+
+    def resume(
+        self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], feeds: Iterator[Any] | None = None
+    ) -> Iterator[Step]:
+        """The same for the last nodes of the graph, from the values in `env` that they read; it is used up."""
+        dead, feeds = last_uses(nodes), iter(()) if feeds is None else feeds
+        for node in nodes:
             with torch.no_grad(), _default_dtype(self.dtype):
                 env[node] = self._step(node, feeds, env)
             yield node, env[node]
@@ -180,10 +185,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """Which values nobody needs once a node has run."""
+def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Which values nobody among the nodes needs once a node has run."""
     last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
+    for node in nodes:
         last[node] = node
         last.update(dict.fromkeys(node.all_input_nodes, node))
     dead: dict[fx.Node, list[fx.Node]] = {}

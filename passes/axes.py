@@ -86,10 +86,17 @@ class Axes(Pass):
         divided = self.foreseen(program)
         self._check(divided)
         blocks = analyse(divided).flow.divided.values()
+        return PassResult(divided, self._notes(divided), {"divided": {b.node: b.choice for b in blocks if b.choice}})
+
+    def remarks(self, program: Program) -> tuple[Note, ...]:
+        """What the model has nothing of, and what is divided otherwise than was asked."""
+        return self._notes(self.foreseen(program))
+
+    def _notes(self, divided: Program) -> tuple[Note, ...]:
+        blocks = analyse(divided).flow.divided.values()
         idle = [kind for kind in CHOICES if getattr(self, kind) and all(block.kind != kind for block in blocks)]
-        notes = [Note(kind, "the model has nothing to divide that way") for kind in idle]
-        notes += [_note(block, asked) for block in blocks if (asked := _overruled(divided, block))]
-        return PassResult(divided, tuple(notes), {"divided": {b.node: b.choice for b in blocks if b.choice}})
+        overruled = [_note(block, asked) for block in blocks if (asked := _overruled(divided, block))]
+        return (*(Note(kind, "the model has nothing to divide that way") for kind in idle), *overruled)
 
     def foreseen(self, program: Program) -> Program:
         """The program with this division; what an option doesn't speak of stays as it was divided."""

@@ -8,6 +8,7 @@
     - select: {budget: {params: 1.2M, memory: 60%}, method: knapsack}
     - select: {budget: {latency: 5ms}, method: greedy, cost_weight: {macs: 0.001}}
     - select: {budget: {file_size: 2MB}, multiple_of: ncnn, equal_widths: ["layer1.*"], heads_at_least: 2}
+    - select: {from: sensitivity.csv, floor: -1pt}            as far as each group alone loses no more than that
     - select: {units: {conv1: [0, 3]}}                        spelled out, as a lock does
 
 Patterns name groups by their own name, by the modules that write them, and by kinds (`kind:depthwise`, see
@@ -30,6 +31,7 @@ from prunec.compiler.base import Context, Pass, PassResult
 from prunec.compiler.errors import nearest
 from prunec.compiler.ir import Program
 from prunec.compiler.options import Fraction01, wrong
+from prunec.compiler.parts import AnyPath
 from prunec.compiler.patterns import matching
 from prunec.compiler.resources import RESOURCES
 from prunec.compiler.units import analyse
@@ -38,10 +40,20 @@ from prunec.passes.budgets import meet
 from prunec.passes.limits import Limits, by_group, least_heads, tied_groups
 from prunec.passes.ranking import Ranking
 from prunec.passes.selectors import SELECTORS, Wishes
-from prunec.passes.ways import Way, by_ratio, by_threshold, by_widths
+from prunec.passes.sensitivity import Floor, kept_within
+from prunec.passes.ways import Way, by_counts, by_ratio, by_threshold, by_widths
 
-WAYS: Final = ("ratio", "widths", "threshold", "budget", "units")
-"""A plan says exactly one of them."""
+WAYS: Final = {
+    "ratio": "ratio",
+    "widths": "widths",
+    "threshold": "threshold",
+    "budget": "budget",
+    "from": "from_",
+    "units": "units",
+}
+"""What a plan says exactly one of -> the field that holds it."""
+_PATTERNED: Final = ("ratio", "widths", "threshold")
+"""Ways that may name groups."""
 LIMITS: Final = (
     "protect",
     "only",
@@ -52,7 +64,8 @@ LIMITS: Final = (
     "heads_at_least",
 )
 """What holds units back."""
-_FOR_BUDGETS: Final = ("scope", "method", "cost_weight", "per_cost")
+_SERVES: Final = {**dict.fromkeys(("scope", "method", "cost_weight", "per_cost"), "budget"), "floor": "from"}
+"""Options that mean nothing but for one of WAYS."""
 
 
 def _resource(value: object) -> object:
@@ -95,6 +108,10 @@ class Select(Pass):
         description="what may be left: a share of the traced model's, or an amount, by resource",
         examples=[{"macs": 0.5, "file_size": "2MB"}],
     )
+    from_: AnyPath | None = Field(
+        default=None, alias="from", description="a file of `prunec sensitivity`, by which each group is cut"
+    )
+    floor: Floor = Field(default="-1pt", description="`from`: what each group alone may lose, -1pt or -2%")
     units: dict[str, list[int]] | None = Field(default=None, description="the units that go, spelled out by group")
     method: Method = Field(default="ranking", description="`budget`: how it is met: by ranking, greedy or knapsack")
     scope: Literal["global", "local"] = Field(
@@ -131,13 +148,13 @@ class Select(Pass):
 
     @model_validator(mode="after")
     def _one_way(self) -> Select:
-        given = [k for k in WAYS if getattr(self, k) is not None]
+        given = [name for name, option in WAYS.items() if getattr(self, option) is not None]
         if len(given) != 1:
             said = "none of them" if not given else " and ".join(given)
             raise ValueError(f"must say exactly one of {', '.join(WAYS)}; got {said}")
-        idle = [k for k in _FOR_BUDGETS if k in self.model_fields_set and self.budget is None]
+        idle = [k for k, way in _SERVES.items() if k in self.model_fields_set and getattr(self, WAYS[way]) is None]
         if idle:
-            raise wrong(f"must not name '{idle[0]}' without a budget")
+            raise wrong(f"must not name '{idle[0]}' without '{_SERVES[idle[0]]}'")
         if (self.cost_weight or self.per_cost) and self.method != "greedy":
             raise wrong("must not name 'cost_weight' or 'per_cost' for a method other than greedy")
         return self
@@ -149,11 +166,13 @@ class Select(Pass):
     def check(self, program: Program) -> None:
         """Every pattern means a group, and groups of equal widths have such."""
         groups = analyse(program).groups
-        for option in (*WAYS, *LIMITS):
+        for option in (*_PATTERNED, *LIMITS):
             patterns = getattr(self, option)
-            if isinstance(patterns, dict | list) and option not in ("budget", "units"):
+            if isinstance(patterns, dict | list):
                 matching(patterns, groups, option=option)
         tied_groups(analyse(program), self.equal_widths)
+        if self.from_ is not None:
+            kept_within(self.from_, self.floor, groups, groups)
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the fact `selection`: group -> removed units, sorted. Groups that lose nothing are left out."""
@@ -211,5 +230,7 @@ class Select(Pass):
             return by_widths(ranking, self.widths)
         if self.threshold is not None:
             return by_threshold(ranking, self.threshold)
+        if self.from_ is not None:
+            return by_counts(ranking, kept_within(self.from_, self.floor, ranking.analysis.groups, ranking.groups))
         assert self.ratio is not None, "exactly one way is given"
         return by_ratio(ranking, self.ratio)

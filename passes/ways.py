@@ -58,6 +58,13 @@ def by_widths(ranking: Ranking, widths: Mapping[str, int]) -> Way:
     return Way(ranking, ranking.levels(_by_queue(ranking, gone)), notes)
 
 
+def by_counts(ranking: Ranking, kept: Mapping[str, int]) -> Way:
+    """Each of these groups, all of which can be cut, keeps so many units, or as few more as limits and packs allow."""
+    groups = ranking.analysis.groups
+    gone = {name: groups[name].size - count for name, count in kept.items()}
+    return Way(ranking, ranking.levels(_by_queue(ranking, gone)))
+
+
 def by_threshold(ranking: Ranking, threshold: float | Mapping[str, float]) -> Way:
     """Units whose score is under a threshold go, as far as limits and packs allow."""
     notes: tuple[Note, ...] = ()

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import prunec.compiler
-from prunec.compiler import cli, console
+from prunec.compiler import cli, console, extensions
 from prunec.compiler.errors import VerifyError
 
 NETS = """\
@@ -410,6 +411,53 @@ def test_passes(folder, capsys):
     assert "`- select: VALUE` is short for `- select: {ratio: VALUE}`" in lines
     assert any(line.startswith("keep_at_least whole number, at least 1 or mapping") for line in lines)
     assert any(line.startswith("scope global | local global `ranking`") for line in lines)
+
+
+def test_passes_lists_what_an_option_may_name(folder, capsys):
+    assert cli.run(["passes", "score"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("criterion criterion, see below l1 what makes a unit important") for line in lines)
+    assert any(line.startswith("l1 The sum of absolute weights") for line in lines)
+    assert any(line.startswith("tile mode global | balanced global cut the smallest tiles") for line in lines)
+
+
+def test_check_notes_options_about_what_the_model_does_not_have(folder, capsys):
+    attention = "passes=[axes: {attention: heads}, score, select: 50%, shrink]"
+    assert cli.run(["check", "plan.yaml", "--set", attention]) == 0
+    assert "note: axes: attention: the model has nothing to divide that way\n" in capsys.readouterr().out
+    assert cli.run(["check", "plan.yaml"]) == 0
+    assert "note: " not in capsys.readouterr().out
+
+
+def test_commands_of_packages_are_listed_with_their_help(folder, capsys):
+    assert cli.run(["--help"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("sensitivity Measure accuracy, or loss, against") for line in lines)
+    assert any(line.startswith("rank Correlate criteria with the oracle") for line in lines)
+    assert cli.run(["rank", "--help"]) == 0
+    assert "--criteria LIST" in capsys.readouterr().out
+    assert cli.run(["sensitivty", "plan.yaml"]) == 1
+    assert "No such command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("nowhere_at_all:run", "can't be imported: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        (
+            "prunec.compiler.cli:PLAN_SUFFIXES",
+            "the command 'broken' (prunec.compiler.cli:PLAN_SUFFIXES) is no function",
+        ),
+    ],
+)
+def test_a_broken_command_is_listed_and_says_what_is_wrong(folder, capsys, monkeypatch, value, told):
+    entry = EntryPoint("broken", value, "prunec.commands")
+    monkeypatch.setattr(extensions, "_found", lambda group: {"broken": (entry,)})
+    assert cli.run(["--help"]) == 0
+    assert "broken" in capsys.readouterr().out
+    assert cli.run(["broken"]) == 1
+    assert told in capsys.readouterr().err
+    assert cli.run(["check", "plan.yaml", "--set", "passes=[]"]) == 0
 
 
 def test_version_and_help(folder, capsys):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pydantic import GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from prunec.compiler.errors import PrunecError, nearest
 from prunec.compiler.extensions import Registry
-from prunec.compiler.options import nested, wrong
+from prunec.compiler.options import OneOf, nested, wrong
 from prunec.passes.criteria.base import Criterion
 
 CRITERIA: Final = Registry("prunec.criteria", "criterion", Criterion)  # type: ignore[type-abstract]
@@ -38,8 +38,14 @@ def criterion(value: Any) -> Criterion:
         raise nested(error, {} if options is None else options, (name,), made) from error
 
 
-class Named:
+class Named(OneOf):
     """The type of an option that holds a criterion: `criterion: Annotated[Criterion, Named()]`."""
+
+    kind = "criterion"
+
+    def choices(self) -> Mapping[str, type[BaseModel]]:
+        """Every criterion that is installed."""
+        return CRITERIA.all()
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
         """It is made by `criterion`; pydantic looks no further."""

@@ -1,0 +1,16 @@
+"""A command of somebody else's: found through the entry-point group `prunec.commands`, listed by `prunec --help`."""
+
+from __future__ import annotations
+
+from prunec.compiler.cli import PlanFile, Sets
+
+
+def acme_names(plan: PlanFile, overrides: Sets = None) -> None:
+    """Print the names of a plan's groups."""
+    from prunec.compiler.console import say  # noqa: PLC0415  (only where the command runs)
+    from prunec.compiler.driver import load_divided  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.plan import Plan  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.units import analyse  # noqa: PLC0415  (imports torch)
+
+    for name in analyse(load_divided(Plan.load(plan, overrides or ()))).groups:
+        say(name)
