@@ -28,6 +28,7 @@ class L1(AxisCriterion):
     """The sum of absolute weights, `s_j = sum |W[j]|`."""
 
     name: ClassVar[str] = "l1"
+    axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; nothing about vectors."""
@@ -42,6 +43,7 @@ class L2(AxisCriterion):
     """The Euclidean norm of the weights."""
 
     name: ClassVar[str] = "l2"
+    axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; nothing about vectors."""
@@ -54,6 +56,7 @@ class BatchNormScale(AxisCriterion):
     """The magnitude of batch norm's scale, |gamma|."""
 
     name: ClassVar[str] = "bn_scale"
+    normalize: ClassVar[str] = "none"
     roles: ClassVar[tuple[str, ...] | None] = ("carrier",)
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
@@ -68,6 +71,7 @@ class GeometricMedian(AxisCriterion):
     """The summed Euclidean distance to the layer's other filters: the least is nearest to their geometric median."""
 
     name: ClassVar[str] = "fpgm"
+    axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; nothing about vectors."""
@@ -81,6 +85,7 @@ class Random(AxisCriterion):
     """A number from 0 to 1 for each position, from the plan's seed: the control."""
 
     name: ClassVar[str] = "random"
+    normalize: ClassVar[str] = "none"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; axes that are coupled draw numbers of their own."""
