@@ -32,14 +32,17 @@ BUDGETS: Final = (0.75, 0.5, 0.3)
 SCOPES: Final = ("global", "local")
 MATCHES: Final = {
     "mlp": ("l1", "taylor", "fpgm"),
-    "cnn": ("l1", "taylor", "fpgm", "bn_scale"),
-    "cnn_sparse": ("bn_scale",),
-    "resnet": ("l1", "taylor", "fpgm", "bn_scale"),
+    "cnn": ("l1", "taylor", "fpgm", "bn_scale", "bn_scale_raw"),
+    "cnn_sparse": ("bn_scale", "bn_scale_raw"),
+    "resnet": ("l1", "taylor", "fpgm", "bn_scale", "bn_scale_raw"),
 }
 """The criteria by network: an MLP has no batch norm, and the network with sparse scales is there for these alone."""
 ROUNDS: Final = (1, 4)
 ROUNDS_SHARE: Final = 0.3
 ROUNDS_CRITERIA: Final = ("taylor", "taylor_signed")
+
+CASE: Final = ("network", "criterion", "seed", "tool")
+"""What a line of the file is known by, as far as it has these columns."""
 
 Row = dict[str, str]
 
@@ -57,10 +60,10 @@ def figures(model: nn.Module, subject: rivals.Subject) -> Row:
     }
 
 
-def matches(network: str, seed: int, alike: bool) -> Iterator[Row]:
+def matches(network: str, seed: int, criteria: Sequence[str], alike: bool) -> Iterator[Row]:
     """Every criterion, scope and budget with every tool."""
     subject = rivals.Subject.of(network, seed)
-    for criterion, scope, budget in itertools.product(MATCHES[network], SCOPES, BUDGETS):
+    for criterion, scope, budget in itertools.product(criteria, SCOPES, BUDGETS):
         contest = rivals.CONTESTS[criterion]
         peer = rivals.peer_slim(subject, contest, scope, budget * subject.macs)
         select = {"budget": {"macs": rivals.macs(peer)}, "scope": scope}
@@ -168,17 +171,18 @@ def rounds_summary(rows: Sequence[Row]) -> Table:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Every single result. Networks that were not measured this time keep their lines."""
+    """Every single result. What was not measured this time keeps its lines."""
     kept: list[Row] = []
+    new = {tuple(row[key] for key in CASE if key in row) for row in rows}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = [old for old in csv.DictReader(file) if old["network"] not in {new["network"] for new in rows}]
+            kept = [old for old in csv.DictReader(file) if tuple(old[key] for key in CASE if key in old) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
-    order = list(MATCHES)
+    order = [(network, criterion) for network in MATCHES for criterion in (*rivals.CONTESTS, *ROUNDS_CRITERIA)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(sorted((*kept, *rows), key=lambda row: order.index(row["network"])))
+        writer.writerows(sorted((*kept, *rows), key=lambda row: order.index((row["network"], row["criterion"]))))
 
 
 def main() -> None:
@@ -186,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(MATCHES))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--criteria", nargs="+", choices=rivals.CONTESTS, help="some criteria")
     parser.add_argument("--alike", action="store_true", help="also torch-pruning's scores in prunec's selection")
     parser.add_argument("--rounds", action="store_true", help="one round against several")
     parser.add_argument("--csv", type=Path, help="write every result there")
@@ -196,7 +201,8 @@ def main() -> None:
     networks = options.networks or [n for n in MATCHES if not options.rounds or n != "cnn_sparse"]
     for network, seed in itertools.product(networks, options.seeds):
         console.print(f"[dim]{network}, seed {seed} ...[/dim]")
-        rows.extend(in_rounds(network, seed) if options.rounds else matches(network, seed, options.alike))
+        criteria = options.criteria or MATCHES[network]
+        rows.extend(in_rounds(network, seed) if options.rounds else matches(network, seed, criteria, options.alike))
         if options.csv:
             write_csv(rows, options.csv)
     console.print(rounds_summary(rows) if options.rounds else summary(rows))

@@ -46,8 +46,9 @@ RECIPES: Final[Mapping[str, train.Recipe]] = {
     "cnn_sparse": train.Recipe(lambda: digits.cnn((16, 32)), epochs=12, sparsity=0.02),
     "resnet": train.Recipe(lambda: digits.resnet("projection"), epochs=12),
 }
-"""The networks of `prunec.models.digits`. The CNN has half its widths, so that something is left to lose, and is trained
-with and without a penalty on batch norm's scales. The ResNet has projections instead of padded channels."""
+"""The networks of `prunec.models.digits`. The CNN has half its widths, so that something is left to lose, and is
+trained with and without a penalty on batch norm's scales. The ResNet has projections: with padded channels,
+torch-pruning's slim network doesn't run."""
 
 
 class Quality(NamedTuple):
@@ -166,6 +167,7 @@ CONTESTS: Final[Mapping[str, Contest]] = {
     "taylor": Contest({"criterion": "taylor", "samples": CALIBRATION}, "GroupTaylorImportance", gradients=True),
     "fpgm": Contest({"criterion": "fpgm"}, "FPGMImportance"),
     "bn_scale": Contest({"criterion": "bn_scale"}, "BNScaleImportance"),
+    "bn_scale_raw": Contest({"criterion": "bn_scale", "normalize": "none"}, "BNScaleImportance"),
 }
 
 

@@ -53,10 +53,13 @@ class L2(AxisCriterion):
 
 
 class BatchNormScale(AxisCriterion):
-    """The magnitude of batch norm's scale, |gamma|."""
+    """The magnitude of batch norm's scale, |gamma|.
+
+    One threshold for all layers (`normalize: none`), as in the paper, is for networks that were trained with a penalty
+    on all scales alike. Without one, a layer's scales are as large as training happened to leave them.
+    """
 
     name: ClassVar[str] = "bn_scale"
-    normalize: ClassVar[str] = "none"
     roles: ClassVar[tuple[str, ...] | None] = ("carrier",)
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
