@@ -5,8 +5,14 @@
 - score: {criterion: {class_maps: {classes: [0, 3, 7]}}, samples: 512, memory: 2GB}
 
 criterion   evidence: numbers for the positions of axes, or for units where their values are read
+axes        where weights are looked at: those that write a unit, those that read it, or all that go with it
 aggregate   joins all numbers that belong to one unit
 normalize   makes groups comparable
+
+Of axes and normalisation every criterion knows which suit it, and that is the default, `auto`. The norms of all weights
+that leave with a unit count, since behind a batch norm a filter's own norm means nothing; and they are divided by their
+group's mean: a sum over more weights, or over larger ones, makes no layer more important. `l2` instead would let the
+layers with the most units, whose shares are small, go first. Figures in units of the loss are comparable as they are.
 
 A criterion that looks at data takes them from the plan's, in evaluation mode and in the data's own order: `batches` or
 `samples` say how much, `memory` bounds what one run may hold. In how many pieces they come makes no difference.
@@ -61,11 +67,12 @@ class Score(Pass):
     aggregate: Literal["mean", "sum", "max", "product", "first"] = Field(
         default="mean", description="joins the numbers of a unit; `first` takes those of the pacesetter alone"
     )
-    normalize: Literal["none", "mean", "max", "l2", "sum", "rank", "gaussian"] = Field(
-        default="none", description="makes the scores of groups comparable"
+    normalize: Literal["auto", "none", "mean", "max", "l2", "sum", "rank", "gaussian"] = Field(
+        default="auto", description="makes the scores of groups comparable; `auto` leaves it to the criterion"
     )
-    axes: Literal["writers", "readers", "all"] = Field(
-        default="writers", description="the axes that are looked at, where a criterion looks at weights"
+    axes: Literal["auto", "writers", "readers", "all"] = Field(
+        default="auto",
+        description="the axes that are looked at, of weights; `auto` leaves it to the criterion",
     )
     batches: Count | None = Field(default=None, description="how many batches of the data are looked at")
     samples: Count | None = Field(default=None, description="how many samples; 1024 where neither is given")
@@ -89,6 +96,7 @@ class Score(Pass):
         Raises `PassError` where the criterion needs what the plan doesn't have, `DataError` where data don't fit.
         """
         setting = self._setting(program, context)
+        how = self.criterion.normalize if self.normalize == "auto" else self.normalize
         evidence: dict[str, list[Evidence]] = {}
         for name, found in self.criterion.weigh(setting):
             evidence.setdefault(name, []).append(found)
@@ -99,13 +107,14 @@ class Score(Pass):
             if joined is None or bool(np.isnan(joined[group.free]).any()):
                 notes.append(Note(group.name, f"criterion {self.criterion.name} says nothing about it"))
             else:
-                scores[group.name] = normalised(joined, self.normalize)
+                scores[group.name] = normalised(joined, how)
         return PassResult(program.with_facts(scores=scores), tuple(notes))
 
     def _setting(self, program: Program, context: Context) -> Setting:
         groups = tuple(group for group in analyse(program).groups.values() if group.free.any())
         calibration = Calibration(self.batches, self.samples, self.split, self.loss, self.memory)
-        return Setting(program, groups, context, calibration, self.axes, self.aggregate)
+        axes = self.criterion.axes if self.axes == "auto" else self.axes
+        return Setting(program, groups, context, calibration, axes, self.aggregate)
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """A lock needs no scores: the selection is spelled out."""

@@ -95,8 +95,9 @@ def program_of(model: nn.Module, data: Samples) -> Program:
 
 
 def scores(program: Program, criterion: Any, data: Samples | None = None, **options: Any) -> dict[str, FloatArray]:
-    """The scores of every group."""
-    result = Score(criterion=criterion, **options).run(program, Context(data=data))
+    """The scores of every group: of writers, as they are, unless the options say otherwise."""
+    said = {"normalize": "none", "axes": "writers", **options}
+    result = Score(criterion=criterion, **said).run(program, Context(data=data))
     return dict(result.program.facts["scores"])
 
 

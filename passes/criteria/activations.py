@@ -92,6 +92,7 @@ class Apoz(Statistic):
     """The share of activations that aren't zero."""
 
     name: ClassVar[str] = "apoz"
+    normalize: ClassVar[str] = "none"
 
     def each(self, values: Tensor) -> tuple[Tensor, ...]:
         """1 where the value isn't zero."""
@@ -107,6 +108,7 @@ class MutualInformation(Criterion):
 
     name: ClassVar[str] = "mutual_information"
     data: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
 
     bins: Annotated[int, Field(ge=2)] = Field(default=10, description="quantiles that the activation is put into")
 

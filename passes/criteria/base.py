@@ -92,6 +92,11 @@ class Criterion(BaseModel, ABC):
     name: ClassVar[str]
     data: ClassVar[bool] = False
     """Whether it looks at the plan's data."""
+    axes: ClassVar[str] = "writers"
+    """The axes that it looks at where the plan doesn't say."""
+    normalize: ClassVar[str] = "mean"
+    """What makes its scores comparable between groups where the plan doesn't say. `none` is for figures in one unit for
+    the whole network (of the loss, a share, bits); a norm of weights or a mean of activations has its layer's scale."""
 
     @abstractmethod
     def weigh(self, setting: Setting) -> Iterable[Found]:

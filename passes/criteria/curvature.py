@@ -28,6 +28,7 @@ class Obd(Criterion):
 
     name: ClassVar[str] = "obd"
     data: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
 
     probes: Annotated[int, Field(ge=1)] = Field(default=8, description="random vectors that the estimate averages over")
 
@@ -65,6 +66,7 @@ class ObdFisher(Criterion):
 
     name: ClassVar[str] = "obd_fisher"
     data: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence of each writer, with its bias."""
@@ -92,6 +94,7 @@ class Obs(Criterion):
 
     name: ClassVar[str] = "obs"
     data: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
 
     gradients: Annotated[int, Field(ge=1)] = Field(default=64, description="samples whose gradients make the Hessian")
     damping: Annotated[float, Field(gt=0)] = Field(

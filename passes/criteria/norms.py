@@ -35,6 +35,7 @@ class L1(AxisCriterion):
     """The sum of absolute weights, `s_j = sum |W[j]|`."""
 
     name: ClassVar[str] = "l1"
+    axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; nothing about vectors."""
@@ -48,6 +49,7 @@ class L2(AxisCriterion):
     """The Euclidean norm of the weights."""
 
     name: ClassVar[str] = "l2"
+    axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; nothing about vectors."""
@@ -57,7 +59,11 @@ class L2(AxisCriterion):
 
 
 class BatchNormScale(AxisCriterion):
-    """The magnitude of batch norm's scale, |gamma|."""
+    """The magnitude of batch norm's scale, |gamma|.
+
+    One threshold for all layers (`normalize: none`), as in the paper, is for networks that were trained with a penalty
+    on all scales alike. Without one, a layer's scales are as large as training happened to leave them.
+    """
 
     name: ClassVar[str] = "bn_scale"
     roles: ClassVar[tuple[str, ...] | None] = ("carrier",)
@@ -74,6 +80,7 @@ class GeometricMedian(AxisCriterion):
     """The summed Euclidean distance to the layer's other filters: the least is nearest to their geometric median."""
 
     name: ClassVar[str] = "fpgm"
+    axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; nothing about vectors."""
@@ -87,6 +94,7 @@ class Random(AxisCriterion):
     """A number from 0 to 1 for each position, from the plan's seed: the control."""
 
     name: ClassVar[str] = "random"
+    normalize: ClassVar[str] = "none"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]; axes that are coupled draw numbers of their own."""

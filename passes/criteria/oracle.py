@@ -23,6 +23,7 @@ class Oracle(Criterion):
 
     name: ClassVar[str] = "oracle"
     data: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
 
     signed: bool = Field(default=False, description="the change itself; else its absolute value, which prunes better")
 

@@ -82,6 +82,7 @@ class Gate(Gated):
     """The magnitude of the mean loss's gradient by a gate on the unit."""
 
     name: ClassVar[str] = "gate"
+    normalize: ClassVar[str] = "none"
 
     def each(self, terms: Tensor, elements: Tensor) -> Tensor:
         """t."""
@@ -96,6 +97,7 @@ class FisherGate(Gated):
     """Half the empirical Fisher information of a gate on the unit."""
 
     name: ClassVar[str] = "fisher_gate"
+    normalize: ClassVar[str] = "none"
 
     def each(self, terms: Tensor, elements: Tensor) -> Tensor:
         """t^2 / 2."""

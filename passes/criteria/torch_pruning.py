@@ -108,6 +108,7 @@ class TorchPruning(Criterion):
 
     name: ClassVar[str] = "torch_pruning"
     data: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
 
     importance: str = Field(
         default="GroupMagnitudeImportance", description="the class's name in torch_pruning.importance"

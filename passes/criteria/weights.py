@@ -141,6 +141,7 @@ class TaylorWeight(Criterion):
 
     name: ClassVar[str] = "taylor_weight"
     data: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
 
     form: Literal["sum", "absolute", "squared"] = Field(
         default="sum", description="|sum w g|, sum |w g|, or sum (w g)^2 over the unit's weights"
