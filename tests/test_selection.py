@@ -281,7 +281,7 @@ def test_the_constraint_that_stops_it_is_named(options, hint):
         ({"budget": {"macs": "5 parsecs"}}, "must be a share such as 50%"),
         ({"budget": {"macs": 0.5}, "method": "best"}, "must be one of greedy, knapsack, ranking"),
         ({"ratio": 0.5, "multiple_of": "abacus"}, "or a target: coreml"),
-        ({"ratio": 0.5, "method": "greedy"}, "must not name 'method' without a budget"),
+        ({"ratio": 0.5, "method": "greedy"}, "must not name 'method' without 'budget'"),
         ({"budget": {"macs": 0.5}, "per_cost": True}, "for a method other than greedy"),
         ({"ratio": 0.5, "threshold": 1.0}, "got ratio and threshold"),
         ({}, "must say exactly one of ratio, widths, threshold, budget, units; got none of them"),
