@@ -32,6 +32,11 @@ __all__ = ["Masked", "Reference", "Replaced", "Same", "Verification", "differenc
 
 TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float64: 1e-9}
 
+VIEWS: Final = frozenset(
+    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim contiguous getitem".split()
+)
+"""Operations that compute nothing."""
+
 ROUNDED: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The tolerance where weights were computed anew and rounded to this type."""
 
@@ -141,7 +146,7 @@ def _compared(after: Program, reference: Reference, dtype: torch.dtype, seed: in
 
 def _same_nodes(before: Program, after: Program) -> bool:
     """Whether the new program has the nodes of the old one in their order, and perhaps others between them. Tensors and
-    sizes that nobody reads any more may be gone."""
+    sizes that nobody reads any more may be gone, and so may views, of which others do the work."""
     present = [node.name for node in after.graph.nodes]
     names, known = iter(present), set(present)
     return all(node.name in names for node in before.graph.nodes if node.name in known or _computes(node))
@@ -149,7 +154,9 @@ def _same_nodes(before: Program, after: Program) -> bool:
 
 def _computes(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return node.op != "get_attr" and (value is None or isinstance(value, Tensor))
+    name = str(getattr(node.target, "__name__", node.target))
+    viewed = node.op in ("call_function", "call_method") and name in VIEWS
+    return node.op != "get_attr" and not viewed and (value is None or isinstance(value, Tensor))
 
 
 def _nodewise_difference(

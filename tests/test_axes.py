@@ -126,6 +126,7 @@ DIVISIONS = {
     "same": Division(grouped=(("*", "same"),)),
     "equal": Division(grouped=(("*", "equal"),)),
     "whole": Division(grouped=(("*", "whole"),)),
+    "free": Division(grouped=(("*", "free"),)),
     "heads": Division(attention=(("*", "heads"),)),
     "head_width": Division(attention=(("*", "head_width"),)),
 }
@@ -173,7 +174,7 @@ def assert_balanced(analysis: Analysis, keep: np.ndarray) -> None:
         assert lost.min() == lost.max(), block
 
 
-CASES = [(n, c) for n in GROUPED for c in ("same", "equal", "whole")]
+CASES = [(n, c) for n in GROUPED for c in ("same", "equal", "free", "whole")]
 CASES += [(n, c) for n in ATTENTION for c in ("heads", "head_width")]
 
 
