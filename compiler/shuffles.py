@@ -73,12 +73,13 @@ def _line(fields: Fields) -> int | None:
 
 
 def _rows(new: tuple[int, ...], shape: tuple[int, ...], dim: int) -> IntArray:
-    """The positions of a dimension as the rows of the block that a reshape makes of it; of size 0 where it makes none.
-    """
+    """The positions of a dimension as the rows of the block that a reshape makes of it, of one sample where that merges
+    the batch; of size 0 where it makes none."""
     [own] = list(_own_labels(shape))[dim]
     block = compress(reshape_labels(own, shape, new))
     wide = [size for size in block.shape if size > 1]
-    return block.reshape(wide) if len(wide) == 2 and block.size == shape[dim] else np.zeros((0, 0), dtype=np.int64)
+    fits = len(wide) == 2 and shape[dim] % wide[1] == 0 and block.size % shape[dim] == 0
+    return block.reshape(wide)[: shape[dim] // wide[1]] if fits else np.zeros((0, 0), dtype=np.int64)
 
 
 # -- what a chain does -------------------------------------------------------------------------------------------------
@@ -149,9 +150,7 @@ def _carried(flow: Flow, node: fx.Node, moved: Moved) -> tuple[Fields | list[Lab
     return tuple(found)
 
 
-def _picked(
-    node: fx.Node, carried: tuple[Fields | list[Labelled], ...], source: fx.Node, dim: int
-) -> IntArray | None:
+def _picked(node: fx.Node, carried: tuple[Fields | list[Labelled], ...], source: fx.Node, dim: int) -> IntArray | None:
     """The places of the source's dimension that a value holds along its own, if all else is as in the source."""
     shape, new = shape_of_argument(source), shape_of_argument(node)
     if len(new) != len(shape) or any(a != b for d, (a, b) in enumerate(zip(shape, new, strict=True)) if d != dim):

@@ -155,7 +155,9 @@ class _View:
         mask = self.mask(labels)
         if mask is None:
             return True
-        edges = (mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim), keepdims=True) for dim in range(mask.ndim))
+        edges = (
+            mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim), keepdims=True) for dim in range(mask.ndim)
+        )
         return bool((reduce(np.logical_and, edges) == mask).all())
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
