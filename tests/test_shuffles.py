@@ -147,7 +147,7 @@ def test_equal_rows_stay_equal() -> None:
     program, _ = built("permute", 2, "equal")
     analysis = analyse(program)
     assert {block.units.shape for block in analysis.balanced} == {(2, 12)}
-    assert not [note for note in Axes(grouped="equal").run(program.derive(division=Division()), Context()).notes]
+    assert not list(Axes(grouped="equal").run(program.derive(division=Division()), Context()).notes)
 
 
 def test_what_is_no_shuffle_is_not_gathered() -> None:
