@@ -115,6 +115,9 @@ def marks_of(value: Value) -> Tensor:
 
 def compressed(marks: Tensor) -> Tensor:
     """The marks, of size 1 along dimensions where they don't vary."""
+    for dim, (size, stride) in enumerate(zip(marks.shape, marks.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            marks = marks.narrow(dim, 0, 1)
     for dim in range(marks.ndim):
         if marks.shape[dim] > 1 and bool((marks == marks.narrow(dim, 0, 1)).all()):
             marks = marks.narrow(dim, 0, 1)
@@ -141,6 +144,15 @@ def full_marks(tree: Any) -> Any:
         if not isinstance(value, Tensor | Marked):
             return value
         return marks_of(value).float().expand(plain(value).shape).contiguous()  # as `view` wants it
+
+    return pytree.tree_map(expand, tree)
+
+
+def small_marks(tree: Any) -> Any:
+    """`full_marks` as bytes, that take no memory along dimensions where they don't vary."""
+
+    def expand(value: Any) -> Any:
+        return marks_of(value).expand(plain(value).shape) if isinstance(value, Tensor | Marked) else value
 
     return pytree.tree_map(expand, tree)
 

@@ -240,8 +240,8 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
         if slim is not known:
             changed.add(old)
             new.meta["val"] = slim
-    for old, gather in torn.items():
-        _gather(mapping[old], mapping[gather.source], gather, view)
+    for old, found in torn.items():
+        _gather(mapping[old], mapping[found.source], found, view)
     for old in reversed(mapping):
         if old in inside:
             graph.erase_node(mapping[old])

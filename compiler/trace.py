@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from prunec.compiler.baking import baked
 from prunec.compiler.batch import check_batch

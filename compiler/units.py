@@ -145,8 +145,8 @@ class Analysis:
         return np.where(labels == FIXED, LOOSE, self.unit_of[labels])
 
     def line(self, labels: IntArray) -> IntArray:
-        """A field as the flat array of labels along the one dimension that can lose positions, or, inside a shuffle that
-        is divided freely, as all of its labels."""
+        """A field as the flat array of labels along the one dimension that can lose positions; all of its labels inside
+        a shuffle that is divided freely."""
         if labels.size == max(labels.shape):
             return self.flow.flat(labels)
         units = self.units(labels)
