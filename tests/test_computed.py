@@ -1,4 +1,4 @@
-"""Weights that a forward computes from parameters alone become plain ones, where their statistics would pin channels."""
+"""Weights that a forward computes from parameters become plain ones, where their statistics would pin channels."""
 
 from __future__ import annotations
 
