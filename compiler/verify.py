@@ -26,6 +26,7 @@ from prunec.compiler.errors import VerifyError
 from prunec.compiler.inputs import batch_of, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.masks import FREE, REMOVED, Marked, plain
+from prunec.compiler.nearness import difference, leaf_difference, magnitude
 from prunec.compiler.reference import Interpreter, Masked, Reference, Replaced, Same, StepError, describe
 
 __all__ = ["Masked", "Reference", "Replaced", "Same", "Verification", "difference", "fresh_inputs", "verify"]
@@ -224,15 +225,7 @@ def _largest(value: Any) -> float:
     tensors = [
         x for x in pytree.tree_leaves(plain(value)) if isinstance(x, Tensor) and x.numel() and x.is_floating_point()
     ]
-    return max(map(_magnitude, tensors), default=0.0)
-
-
-def _magnitude(tensor: Tensor) -> float:
-    """The largest finite magnitude of a tensor that isn't empty; in one pass where all are finite."""
-    low, high = _bounds(tensor)
-    if math.isfinite(low) and math.isfinite(high):
-        return max(-low, high)
-    return float(tensor.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    return max(map(magnitude, tensors), default=0.0)
 
 
 def _accepts(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -> bool:
@@ -276,46 +269,6 @@ def _fresh(example: Tensor, batch: int | None, generator: torch.Generator) -> Te
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(example)
     low, high = (int(x) for x in (example.min(), example.max())) if example.numel() else (0, 0)
     return torch.randint(min(low, 0), max(high, 0) + 1, tuple(shape), generator=generator).to(example)
-
-
-def difference(got: Any, want: Any) -> float:
-    """The largest relative difference between two nests of outputs; infinite where their structure isn't the same."""
-    (new, new_spec), (old, old_spec) = pytree.tree_flatten(got), pytree.tree_flatten(want)
-    if new_spec != old_spec:
-        return float("inf")
-    return max((_leaf_difference(a, b) for a, b in zip(new, old, strict=True)), default=0.0)
-
-
-def _leaf_difference(got: Any, want: Any) -> float:
-    if not isinstance(want, Tensor):
-        return 0.0 if got is want or got == want else float("inf")
-    if not isinstance(got, Tensor) or got.shape != want.shape or got.is_floating_point() != want.is_floating_point():
-        return float("inf")
-    if not want.is_floating_point():
-        return 0.0 if torch.equal(got, want) else float("inf")
-    relative = _ratio(got, want)
-    if math.isfinite(relative):
-        return relative
-    finite = want.isfinite()  # looked at only where something isn't: indexing by it is slow
-    if not torch.allclose(got[~finite], want[~finite], equal_nan=True) or not bool(got[finite].isfinite().all()):
-        return float("inf")
-    return _ratio(got[finite], want[finite])
-
-
-def _ratio(got: Tensor, want: Tensor) -> float:
-    """The largest distance over the largest magnitude; no number where the tensors hold any that aren't."""
-    if not want.numel():
-        return 0.0
-    distance, scale = (max(-low, high) for low, high in (_bounds(got - want), _bounds(want)))
-    if distance == 0 and math.isfinite(scale):
-        return 0.0
-    return distance / scale if scale else float("inf")
-
-
-def _bounds(tensor: Tensor) -> tuple[float, float]:
-    """The smallest and the largest element, found in one pass; no number where any isn't one."""
-    low, high = tensor.aminmax()
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -398,14 +351,14 @@ def _compare(want: Any, got: Any, *, diagnose: bool = False) -> _Comparison | No
 
 def _compare_tensors(want: Tensor | Marked, got: Tensor, *, diagnose: bool) -> _Comparison | None:
     if not isinstance(want, Marked):
-        return _Comparison(_leaf_difference(got, want), tuple(got.shape), tuple(want.shape))
+        return _Comparison(leaf_difference(got, want), tuple(got.shape), tuple(want.shape))
     kept = want.kept
     if bool((want.marks == FREE).any()) and int(kept.sum()) != got.numel():
         return None
     shape = tuple(int(_any_but(kept, dim).sum()) for dim in range(kept.ndim)) if diagnose else ()
     old, new = _without_removed(want, kept), got.flatten()
-    relative = _leaf_difference(new, old)
-    reordered = diagnose and _leaf_difference(new.sort().values, old.sort().values) <= TOLERANCE[torch.float64]
+    relative = leaf_difference(new, old)
+    reordered = diagnose and leaf_difference(new.sort().values, old.sort().values) <= TOLERANCE[torch.float64]
     return _Comparison(relative, tuple(got.shape), shape, reordered)
 
 

@@ -1,4 +1,4 @@
-"""Channel shuffles whose rows choose for themselves: the same channels arrive in the same order, however it is written."""
+"""Channel shuffles whose rows choose for themselves: the same channels arrive in the same order, however written."""
 
 from __future__ import annotations
 
