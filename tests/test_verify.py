@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.reference import Interpreter
+from prunec.compiler.trace import trace
 from prunec.compiler.verify import Masked, Replaced, Same, fresh_inputs, verify
 
 Removed = Mapping[Axis, IntArray]
