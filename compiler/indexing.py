@@ -116,7 +116,7 @@ def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node
     if isinstance(value, fx.Node) and value.op == "get_attr" and len(set(places)) < len(places):
         return None
     fields: list[IntArray] = []
-    if op_name(node) == "index_select":
+    if op_name(node) == "index_select" and isinstance(value, fx.Node):
         flow.gathers[node] = Gather(value, dim, np.array(places, dtype=np.int64) % shape_of_argument(value)[dim])
     for labels in flow.fields(value):
         piece = np.take(labels, places, axis=dim) if labels.shape[dim] > 1 else labels
