@@ -37,7 +37,7 @@ def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
             continue
         shape = f"{labels.shape[wide[0]]} rows of {labels.shape[wide[1]]}"
         choice = flow.divide("grouped", node, shape, flow.writers(labels), fallback="")
-        if choice == "equal":  # what a view gives must keep its order
+        if choice in ("equal", "free"):  # what a view gives must keep its order
             flow.settle(node, "same")
         if choice:
             joined = component[labels]

@@ -41,7 +41,7 @@ class Constants:
         if node.op == "get_attr":
             constant = node.target in self.added or node.target in self._owned
         else:
-            constant = node.op in {"call_function", "call_method"} and not _is_random(node)
+            constant = node.op in {"call_function", "call_method"} and not is_random(node)
         if constant and all(source in self._known for source in node.all_input_nodes):
             self._known.add(node)
 
@@ -114,6 +114,6 @@ def _writes(node: fx.Node) -> bool:
     return bool(node.meta.get("mutates"))
 
 
-def _is_random(node: fx.Node) -> bool:
+def is_random(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return _RANDOM.match(name) is not None

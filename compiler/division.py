@@ -4,12 +4,13 @@ A value whose channels lie in a grid [rows, positions] can lose whole rows, or p
 
     kind        what the grid is                              choices
     attention   heads and head widths of a product            heads, head_width
-    grouped     groups and channels of a grouped layer, or    whole, same, equal
+    grouped     groups and channels of a grouped layer, or    whole, same, equal, free
                 of a view that splits channels
 
     whole, heads         rows are units
     same, head_width     the same positions of every row are one unit
     equal                every row loses the same number of positions, chosen freely in each
+    free                 every row loses what it likes: a shuffle alone can be divided so, by becoming a gather
 
 A division is part of a program: it survives rewrites, so that units mean the same in every round of pruning. A choice
 is made by glob patterns over names: a grouped layer's own, or those of the layers that write the block, or of the
@@ -25,7 +26,7 @@ from typing import Final
 
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "attention": ("heads", "head_width"),
-    "grouped": ("same", "equal", "whole"),
+    "grouped": ("same", "equal", "free", "whole"),
 }
 """What may be chosen, by kind."""
 

@@ -109,6 +109,7 @@ _DIVIDED = {
     "head_width": "the same positions of every head go",
     "same": "the same positions of each go",
     "equal": "each loses as many, whichever these are",
+    "free": "each loses what it likes",
     "whole": "a whole one goes",
     None: "what leaves more units goes",
 }

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import Fields, Flow, Labelled, compress, shape_of_argument
+from prunec.compiler.labels import Fields, Flow, Gather, Labelled, compress, shape_of_argument
 from prunec.compiler.movement import executed, writable
 from prunec.compiler.reductions import mixed
 from prunec.compiler.rewriting import index_dims, is_tensor, known_places
@@ -23,6 +23,7 @@ from prunec.compiler.rules import (
     argument,
     dims_of,
     on_op,
+    op_name,
     subject,
     unknown,
     without_labels,
@@ -115,6 +116,8 @@ def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node
     if isinstance(value, fx.Node) and value.op == "get_attr" and len(set(places)) < len(places):
         return None
     fields: list[IntArray] = []
+    if op_name(node) == "index_select" and isinstance(value, fx.Node):
+        flow.gathers[node] = Gather(value, dim, np.array(places, dtype=np.int64) % shape_of_argument(value)[dim])
     for labels in flow.fields(value):
         piece = np.take(labels, places, axis=dim) if labels.shape[dim] > 1 else labels
         if piece is not labels:

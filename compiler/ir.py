@@ -190,6 +190,13 @@ def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None =
     return copy
 
 
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node does something besides giving its value, so that it must stay though nobody reads it."""
+    if node.op in {"placeholder", "output"} or node.meta.get("mutates"):
+        return True
+    return node.op == "call_function" and node.is_impure(impure_random=False)
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """The shape of a node's tensor value."""
     value = node.meta["val"]

@@ -74,6 +74,20 @@ class Product:
     widths: tuple[IntArray, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """A value that holds the positions `order` of dimension `dim` of `source`, and nothing else is changed by the nodes
+    between the two."""
+
+    source: fx.Node
+    dim: int
+    order: IntArray
+    inner: tuple[fx.Node, ...] = ()
+    """The nodes between: what they carry needn't be rectangular."""
+    blocks: tuple[IntArray, ...] | None = None
+    """The labels that must stay rectangular, or else the operations can't be kept; None where they never are."""
+
+
 @dataclass
 class Flow:
     """What flowing the labels through a program has found; filled by the rules, solved by `units.solve`."""
@@ -85,6 +99,8 @@ class Flow:
     blocks: list[tuple[IntArray, str]] = field(default_factory=list)
     balanced: list[tuple[IntArray, str]] = field(default_factory=list)
     """Labels [rows, positions] of which every row must lose the same number, and the node that asks for it."""
+    gathers: dict[fx.Node, Gather] = field(default_factory=dict)
+    """What may be written as a gather, and is where its operations don't fit what is left."""
     divided: dict[str, Block] = field(default_factory=dict)
     """Node -> the block that is divided there."""
     covers: list[IntArray] = field(default_factory=list)
@@ -99,6 +115,8 @@ class Flow:
     owners: list[tuple[int, Axis | None]] = field(default_factory=list)
     """(first label, axis) of each run of fresh labels, in rising order."""
     count: int = 0
+    trial: bool = False
+    """Whether this only tries what operations do to made-up labels."""
     _subjects: dict[str, IntArray] = field(default_factory=dict)
     _flats: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
     _spreads: dict[tuple[int, int, int], tuple[IntArray, IntArray]] = field(default_factory=dict)

@@ -95,7 +95,8 @@ def _division(flow: Flow, node: fx.Node, shape: str) -> str:
 
 def _keep_even(flow: Flow, node: fx.Node, rows: IntArray) -> None:
     """Groups, one a row, stay equally wide, as their division says: the same positions go, or equally many."""
-    if flow.divided[node.name].choice == "equal":
+    if flow.divided[node.name].choice in ("equal", "free"):  # a layer takes groups of one width
+        flow.settle(node.name, "equal")
         flow.balance(rows, node)
     else:
         flow.unify(rows, rows[:1], node)

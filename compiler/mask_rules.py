@@ -43,6 +43,7 @@ from prunec.compiler.masks import (
     marks_of,
     meet,
     plain,
+    small_marks,
 )
 
 Rule = Callable[[Call], Any]
@@ -87,6 +88,9 @@ def _move(call: Call) -> Any:
     if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
         return data
     run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
+    if call.name in _VIEWS:
+        cheap = partial(_on_marks, torch.Tensor.reshape, *run.args[1:]) if call.name == "view" else run
+        return linked(mark_all(data, cheap(small_marks(source))), source, run)
     return linked(mark_all(data, run(full_marks(source))), source, run)
 
 
@@ -312,6 +316,13 @@ _MOVES: Final = _words("""
     pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim ndimension numel stride ravel rot90 meshgrid
     diagonal is_floating_point
 """)
+_VIEWS: Final = frozenset(
+    _words("""
+        reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t cat stack chunk split
+        tensor_split unbind getitem select narrow roll flip expand squeeze unsqueeze
+    """)
+)
+"""Moves that any tensor can be given to, whatever its type and its strides."""
 _ELEMENTWISE: Final = _words("""
     add iadd radd sub isub rsub subtract mul imul multiply div truediv itruediv divide floordiv floor_divide pow neg
     negative abs exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan tanh erf sigmoid round floor ceil

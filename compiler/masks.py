@@ -16,6 +16,7 @@ that an error in either shows as a difference between the two.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,6 +80,8 @@ class Call:
     params: Mapping[str, Value] = field(default_factory=dict)
     """The module's own tensors, by their short names."""
     in_place: bool = False
+    memo: dict[bytes, Tensor] = field(default_factory=dict)
+    """What counting has found, for the runs that follow with the same marks."""
 
     def plain(self) -> Any:
         """The operation on the data alone."""
@@ -115,8 +118,17 @@ def marks_of(value: Value) -> Tensor:
 
 def compressed(marks: Tensor) -> Tensor:
     """The marks, of size 1 along dimensions where they don't vary."""
+    marks = without_repeats(marks)
     for dim in range(marks.ndim):
         if marks.shape[dim] > 1 and bool((marks == marks.narrow(dim, 0, 1)).all()):
+            marks = marks.narrow(dim, 0, 1)
+    return marks
+
+
+def without_repeats(marks: Tensor) -> Tensor:
+    """The marks, of size 1 along dimensions that an expansion made long."""
+    for dim, (size, stride) in enumerate(zip(marks.shape, marks.stride(), strict=True)):
+        if size > 1 and stride == 0:
             marks = marks.narrow(dim, 0, 1)
     return marks
 
@@ -141,6 +153,15 @@ def full_marks(tree: Any) -> Any:
         if not isinstance(value, Tensor | Marked):
             return value
         return marks_of(value).float().expand(plain(value).shape).contiguous()  # as `view` wants it
+
+    return pytree.tree_map(expand, tree)
+
+
+def small_marks(tree: Any) -> Any:
+    """`full_marks` as bytes, that take no memory along dimensions where they don't vary."""
+
+    def expand(value: Any) -> Any:
+        return marks_of(value).expand(plain(value).shape) if isinstance(value, Tensor | Marked) else value
 
     return pytree.tree_map(expand, tree)
 
@@ -207,6 +228,22 @@ def contract(call: Call, product: Callable[..., Tensor], *operands: Value, marks
     may count no term of a kept and a removed factor; and every kept factor must be in some kept term.
     """
     settled = [_settled(x, m) for x, m in zip(operands, marks, strict=True)]
+    key = _digest(call.where, settled)
+    if key not in call.memo:
+        call.memo[key] = _counted(call, product, settled)
+    return call.memo[key]
+
+
+def _digest(where: str, marks: Sequence[Tensor]) -> bytes:
+    """A key for the marks that meet at a node. What is of size 1 in memory is so in the key."""
+    found = hashlib.blake2b(where.encode(), digest_size=16)
+    for each in marks:
+        found.update(str(tuple(each.shape)).encode())
+        found.update(without_repeats(each).contiguous().numpy().tobytes())
+    return found.digest()
+
+
+def _counted(call: Call, product: Callable[..., Tensor], settled: Sequence[Tensor]) -> Tensor:
     with torch.enable_grad():
         kept = [(m != REMOVED).float().requires_grad_() for m in settled]
         terms = product(*kept)

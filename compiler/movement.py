@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import FIXED, Flow, Labelled, elements, reshape_labels, shape_of_argument
+from prunec.compiler.labels import FIXED, Flow, Gather, Labelled, elements, reshape_labels, shape_of_argument
 from prunec.compiler.reductions import mixed
 from prunec.compiler.rewriting import is_tensor
 from prunec.compiler.rules import (
@@ -31,6 +31,7 @@ from prunec.compiler.rules import (
     unknown,
     without_labels,
 )
+from prunec.compiler.shuffles import gathered
 
 
 def writable(labels: IntArray) -> torch.Tensor:
@@ -61,6 +62,8 @@ def reshape(flow: Flow, node: fx.Node) -> Labelled:
     old, new = shape_of_argument(value), shape_of_argument(node)
     if elements(old) != elements(new) or not elements(old):
         return unknown(flow, node)  # a view as another type
+    if gathered(flow, node, value):
+        return flow.values[node]
     return flow.moved((reshape_labels(f, old, new) for f in flow.fields(value)), node)
 
 
@@ -107,7 +110,7 @@ def repeated(flow: Flow, node: fx.Node) -> Labelled:
 @on_module(nn.ChannelShuffle)
 @on_op("channel_shuffle")
 def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The same position of every group goes, so that groups stay equally wide; or whole groups, where a plan asks."""
+    """The same position of every group goes, so that groups stay equally wide; or what a plan asks for."""
     value = subject(flow, node)
     module = flow.program.state[str(node.target)] if node.op == "call_module" else None
     groups = module.groups if isinstance(module, nn.ChannelShuffle) else flow.constant(argument(node, 1, "groups"))
@@ -115,9 +118,12 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
     rows = labels.reshape(groups, -1)
     names = [str(node.target)] if module is not None else []
     choice = flow.divide("grouped", node.name, f"{groups} groups of {rows.shape[1]}", names, fallback="same")
-    if choice == "equal":  # what it gives must keep its order
-        flow.settle(node.name, "same")
-    flow.unify(rows, rows[:, :1] if choice == "whole" else rows[:1], node)
+    if choice == "equal":
+        flow.balance(rows, node)
+    elif choice != "free":
+        flow.unify(rows, rows[:, :1] if choice == "whole" else rows[:1], node)
+    order = np.arange(labels.size, dtype=np.int64).reshape(groups, -1).T.reshape(-1)
+    flow.gathers[node] = Gather(value, 1, order, blocks=(rows,))
     return (*rest, *flow.result(np.ascontiguousarray(rows.T).reshape(-1).copy(), rank_of(node), 1))
 
 

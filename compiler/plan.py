@@ -98,7 +98,8 @@ class Plan(BaseModel):
     region: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)] = None
     """Parts of the model that are compiled in their place, by their dotted names; None for all of it."""
     mode: Mode = "eval"
-    """`train` compiles the branches of train mode, such as those of auxiliary heads."""
+    """`train` compiles the branches of train mode, such as those of auxiliary heads; the slim module then gives their
+    outputs in either mode. For deployment, compile in mode `eval`, where they aren't traced."""
     data: Factory | None = None
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()

@@ -15,6 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar, Final
 
 import torch
@@ -228,9 +229,12 @@ def _module_name(module: nn.Module) -> str:
 class MaskedInterpreter(Interpreter):
     """An interpreter whose values carry marks; see `masks`."""
 
-    def __init__(self, program: Program, dtype: torch.dtype, removed: Mapping[Axis, IntArray]) -> None:
+    def __init__(
+        self, program: Program, dtype: torch.dtype, marks: Mapping[str, Tensor], memo: dict[bytes, Tensor]
+    ) -> None:
         super().__init__(program, dtype)
-        self.marks = parameter_marks(program, removed)
+        self.marks = marks
+        self.memo = memo
 
     def load(self, name: str) -> Any:
         value = super().load(name)
@@ -250,12 +254,12 @@ class MaskedInterpreter(Interpreter):
         if node.op == "call_module":
             own = (*run.named_parameters(), *run.named_buffers())
             params = {key: self._own(f"{node.target}.{key}", tensor) for key, tensor in own}
-            return Call(where, _module_name(run), run, args, kwargs, run, params)
+            return Call(where, _module_name(run), run, args, kwargs, run, params, memo=self.memo)
         if node.op == "call_method":
             name = str(node.target)
-            return Call(where, _method_name(name), run, args, kwargs, in_place=name.endswith("_"))
+            return Call(where, _method_name(name), run, args, kwargs, in_place=name.endswith("_"), memo=self.memo)
         in_place = node.target in _ASSIGNING or getattr(node.target, "__name__", "").endswith("_")
-        return Call(where, _function_name(node.target), run, args, kwargs, in_place=in_place)
+        return Call(where, _function_name(node.target), run, args, kwargs, in_place=in_place, memo=self.memo)
 
     def _own(self, name: str, tensor: Tensor) -> Value:
         return mark(tensor, self.marks[name]) if name in self.marks else tensor
@@ -354,6 +358,12 @@ class Masked(Reference):
     def __init__(self, before: Program, removed: Mapping[Axis, IntArray]) -> None:
         super().__init__(before)
         self.removed = {axis: positions for axis, positions in removed.items() if len(positions)}
+        self.memo: dict[bytes, Tensor] = {}
+
+    @cached_property
+    def marks(self) -> Mapping[str, Tensor]:
+        """The marks of the tensors that lose positions, by name."""
+        return parameter_marks(self.before, self.removed)
 
     def interpreter(self, dtype: torch.dtype) -> Interpreter:
-        return MaskedInterpreter(self.before, dtype, self.removed)
+        return MaskedInterpreter(self.before, dtype, self.marks, self.memo)

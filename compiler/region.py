@@ -25,10 +25,10 @@ from torch import fx, nn
 
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
 from prunec.compiler.inputs import Arguments, Inputs, arguments, called
-from prunec.compiler.ir import Axis, Mode, Program, State
+from prunec.compiler.ir import Axis, Mode, Program, State, is_impure
 from prunec.compiler.metacopy import evaluating
 from prunec.compiler.reference import Interpreter
-from prunec.compiler.trace import is_impure, trace
+from prunec.compiler.trace import trace
 from prunec.compiler.verify import TOLERANCE, difference
 
 

@@ -226,18 +226,6 @@ def known_places(index: object) -> list[int] | None:
     return list(index)
 
 
-@rewriter("index_select")
-def selected(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """An index of what is left, where the dimension that it picks of loses positions."""
-    value = argument(old, 0, "input")
-    dim = int(known(argument(old, 1, "dim"))) % len(shape_of_argument(value))
-    kept = slim.kept(value, dim)
-    if not kept.all():
-        entry = _slim_index(argument(old, 2, "index"), kept, slim)
-        new.op, new.target = "call_function", operator.getitem
-        new.args, new.kwargs = (argument(new, 0, "input"), (*(slice(None),) * dim, entry)), {}
-
-
 @rewriter("roll")
 def shifts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """As far as is kept of what comes round: the order of what is kept is rolled too."""

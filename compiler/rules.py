@@ -104,11 +104,13 @@ def describe(flow: Flow, node: fx.Node) -> str:
 def run_rules(flow: Flow) -> None:
     """Flow the labels through the program, from its inputs to its output."""
     for node in flow.program.graph.nodes:
-        flow.values[node] = _label(flow, node)
+        if node not in flow.values:  # a shuffle that is divided freely sets those of all its nodes
+            flow.values[node] = label(flow, node)
     _join_names(flow)
 
 
-def _label(flow: Flow, node: fx.Node) -> Labelled:
+def label(flow: Flow, node: fx.Node) -> Labelled:
+    """What a node carries, by its rule."""
     if node.op == "placeholder":
         return () if isinstance(node.meta["val"], torch.Tensor) else None
     if node.op == "get_attr":

@@ -15,7 +15,8 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import fx, nn
 
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, module_tensors
-from prunec.compiler.labels import shape_of_argument
+from prunec.compiler.labels import Gather, shape_of_argument
 from prunec.compiler.rewriting import REWRITES, SIZED
 from prunec.compiler.rules import argument, op_name
 from prunec.compiler.slim_layers import SHOWN, gather, once, slim_module
@@ -43,7 +44,7 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
         return program
     view = _View(analysis, keep)
     graph = _slim_graph(program, view)
-    state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view)
+    state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view) | view.indices
     origin = dict(program.origin)
     for axis, positions in kept.items():
         before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
@@ -127,6 +128,8 @@ class _View:
     keep: BoolArray
     values: dict[fx.Node, Any] = field(default_factory=dict)
     """Slim values of nodes that give numbers, where they differ from the old."""
+    indices: dict[str, State] = field(default_factory=dict)
+    """The buffers of gathers that the slim graph has and the old one hadn't."""
     _masks: dict[int, tuple[IntArray, BoolArray | None]] = field(default_factory=dict)
     _blanks: dict[tuple[tuple[int, ...], torch.dtype], torch.Tensor] = field(default_factory=dict)
 
@@ -146,6 +149,16 @@ class _View:
             if mask is not None and labels.shape[dim] > 1:
                 kept &= mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
         return kept
+
+    def is_rectangular(self, labels: IntArray) -> bool:
+        """Whether what stays of a field is all that stays of its rows and columns."""
+        mask = self.mask(labels)
+        if mask is None:
+            return True
+        edges = (
+            mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim), keepdims=True) for dim in range(mask.ndim)
+        )
+        return bool((reduce(np.logical_and, edges) == mask).all())
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The slim shape of a node's tensor."""
@@ -209,7 +222,11 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
     """The graph with slim shapes on its nodes, and with the literals that these shapes need."""
     graph, mapping = program.copy_graph_with_map()
     changed: set[fx.Node] = set()
+    torn = _torn(view)
+    inside = {node for gather in torn.values() for node in gather.inner}
     for old, new in mapping.items():
+        if old in inside:
+            continue
         known = old.meta.get("val")
         follows = any(node in changed for node in old.all_input_nodes)
         if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
@@ -223,8 +240,42 @@ def _slim_graph(program: Program, view: _View) -> fx.Graph:
         if slim is not known:
             changed.add(old)
             new.meta["val"] = slim
+    for old, found in torn.items():
+        _gather(mapping[old], mapping[found.source], found, view)
+    for old in reversed(mapping):
+        if old in inside:
+            graph.erase_node(mapping[old])
     _drop_idle_numbers(mapping)
     return graph
+
+
+def _torn(view: _View) -> dict[fx.Node, Gather]:
+    """The gathers whose operations don't fit what is left of their source: a view of rows that lost other positions."""
+    return {
+        node: gather
+        for node, gather in view.analysis.flow.gathers.items()
+        if not view.kept(gather.source, gather.dim).all()
+        and (gather.blocks is None or not all(map(view.is_rectangular, gather.blocks)))
+    }
+
+
+def _gather(new: fx.Node, source: fx.Node, gather: Gather, view: _View) -> None:
+    """The node as an index of what is left, which is a buffer beside the parameters."""
+    kept = view.kept(gather.source, gather.dim)
+    places = (np.cumsum(kept) - 1)[gather.order[kept[gather.order]]]
+    name = _free_name(f"{new.name}_order", view)
+    device = next((tensor.device for tensor in view.analysis.program.tensors.values()), None)
+    view.indices[name] = torch.as_tensor(places, device=device)
+    with new.graph.inserting_before(new):
+        index = _valued(new.graph.get_attr(name), torch.empty(places.shape, dtype=torch.int64, device="meta"))
+    new.op, new.target = "call_function", torch.index_select
+    new.args, new.kwargs = (source, gather.dim, index), {}
+
+
+def _free_name(wanted: str, view: _View) -> str:
+    """A name that no tensor or module of the program has."""
+    taken = {name.partition(".")[0] for name in view.analysis.program.state} | view.indices.keys()
+    return next(name for name in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if name not in taken)
 
 
 def _settle(old: fx.Node, new: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> None:

@@ -16,14 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from prunec.compiler.baking import baked
 from prunec.compiler.batch import check_batch
 from prunec.compiler.collector import uncollected
+from prunec.compiler.computed import with_plain_weights
 from prunec.compiler.errors import ModelError
 from prunec.compiler.inputs import Arguments, Inputs, arguments, tensors_in
-from prunec.compiler.ir import Mode, Program, State
+from prunec.compiler.ir import Mode, Program, State, is_impure
 from prunec.compiler.lowering import plain_linear
 from prunec.compiler.metacopy import eval_copy, unhooked
 from prunec.compiler.places import user_span
@@ -39,7 +40,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
     decided for good, see `inputs`. In mode `train`, Python code that asks for `self.training` takes the branches of
     train mode, such as those of auxiliary heads; dropout and batch norm follow the program's own flag in either mode,
     in mode `train` also where they were given a bare `training=True`.
-    Weights that are computed from others (weight norm, parametrizations) become plain ones, see `baking`.
+    Weights that are computed from others (weight norm, parametrizations, weight standardisation) become plain ones, see
+    `baking` and `computed`.
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
     (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
     """
@@ -53,22 +55,17 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
         raise _explained(error, model, recorder, inputs) from error
     recorder.constants.fold(recorder.graph)
     recorder.graph.eliminate_dead_code(is_impure)  # lints it first
-    program = Program(
-        graph=recorder.graph,
-        state=_state(recorder),
-        inputs=tuple(inputs.inputs.values()),
-        name=name or type(model).__name__,
-        training=False,
+    program = with_plain_weights(
+        Program(
+            graph=recorder.graph,
+            state=_state(recorder),
+            inputs=tuple(inputs.inputs.values()),
+            name=name or type(model).__name__,
+            training=False,
+        )
     )
     check_batch(program)
     return program
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node does something besides giving its value, so that it must stay though nobody reads it."""
-    if node.op in {"placeholder", "output"} or node.meta.get("mutates"):
-        return True
-    return node.op == "call_function" and node.is_impure(impure_random=False)
 
 
 @contextmanager

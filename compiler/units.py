@@ -145,14 +145,15 @@ class Analysis:
         return np.where(labels == FIXED, LOOSE, self.unit_of[labels])
 
     def line(self, labels: IntArray) -> IntArray:
-        """A field as the flat array of labels along the one dimension that can lose positions."""
+        """A field as the flat array of labels along the one dimension that can lose positions; all of its labels inside
+        a shuffle that is divided freely."""
         if labels.size == max(labels.shape):
             return self.flow.flat(labels)
         units = self.units(labels)
         units = np.where(np.append(self.free, False)[units], units, LOOSE)
         wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
-        dim = next((d for d in wide if bool((units == first_along(units, d)).all())), wide[0])
-        return np.ascontiguousarray(first_along(labels, dim)).reshape(-1)
+        dim = next((d for d in wide if bool((units == first_along(units, d)).all())), None)
+        return np.ascontiguousarray(labels if dim is None else first_along(labels, dim)).reshape(-1)
 
     def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
         """Which labels stay when the units in `keep` do."""

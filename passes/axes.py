@@ -10,12 +10,16 @@ attention    heads        a head goes with its part of the query, key and value 
                           A scale that was taken from the width stays what it was
 grouped      same         the same positions of every group go
              equal        every group loses as many, each its own: units leave in packs, the least important of each
+             free         what passes a channel shuffle loses what it likes; grouped layers are divided as by `equal`
              whole        a group of inputs goes with its group of outputs, and there are fewer groups
 
 The first pattern that fits counts. Patterns name grouped convolutions and group norms, and views that split channels
 into rows by the layers that write them; for attention, the projections. A layer that none names is divided as without
-this pass: whole heads, the same positions of groups, and of a view what leaves more units. A view or a channel shuffle
-loses the same positions of every row where `equal` is asked for: with others, what it gives would change its order.
+this pass: whole heads, the same positions of groups, and of a view what leaves more units.
+
+With `equal` and `free` a channel shuffle, whether it is written with views or called by its name, becomes a gather
+(`index_select` with a constant index) wherever what is left of its rows isn't the same of each, for then no view can
+give the order that it must. A view that does anything else loses the same positions of every row.
 
 The division stays with the program, so that later rounds of `score`, `select` and `shrink` use it. Heads and head
 widths can't be units at once, since a row and a column of a grid share an element; cut them in two rounds:
@@ -45,7 +49,7 @@ from prunec.compiler.options import wrong
 from prunec.compiler.units import analyse
 
 Attention = Literal["heads", "head_width"]
-Grouped = Literal["same", "equal", "whole"]
+Grouped = Literal["same", "equal", "free", "whole"]
 
 
 class Axes(Pass):
@@ -129,8 +133,14 @@ def _overruled(divided: Program, block: Block) -> str:
 
 
 def _note(block: Block, asked: str) -> Note:
-    why = "what it gives must keep its order" if block.kind == "grouped" else "its heads meet positions that are fixed"
+    why = _WHY.get((block.kind, block.choice), "its heads meet positions that are fixed")
     return Note(block.node, f"{block.choice} instead of {asked}, since {why}")
+
+
+_WHY = {
+    ("grouped", "same"): "what it gives must keep its order",
+    ("grouped", "equal"): "a layer takes groups of one width",
+}
 
 
 def _unknown(kind: str, pattern: str, blocks: list[Block]) -> PassError:

@@ -126,6 +126,7 @@ DIVISIONS = {
     "same": Division(grouped=(("*", "same"),)),
     "equal": Division(grouped=(("*", "equal"),)),
     "whole": Division(grouped=(("*", "whole"),)),
+    "free": Division(grouped=(("*", "free"),)),
     "heads": Division(attention=(("*", "heads"),)),
     "head_width": Division(attention=(("*", "head_width"),)),
 }
@@ -173,7 +174,7 @@ def assert_balanced(analysis: Analysis, keep: np.ndarray) -> None:
         assert lost.min() == lost.max(), block
 
 
-CASES = [(n, c) for n in GROUPED for c in ("same", "equal", "whole")]
+CASES = [(n, c) for n in GROUPED for c in ("same", "equal", "free", "whole")]
 CASES += [(n, c) for n in ATTENTION for c in ("heads", "head_width")]
 
 
@@ -228,9 +229,9 @@ def _sizes(name: str, choice: str) -> dict[str, tuple[int, int]]:
         ("two counts in one chain", "equal", {"a": (12, 12), "g": (12, 12), "h": (12, 12)}),
         ("two counts in one chain", "whole", {"a": (1, 0)}),
         ("grouped after concat", "equal", {"a": (12, 12), "g": (8, 8)}),
-        ("shuffle module", "equal", {"a": (4, 4), "b": (5, 5)}),
+        ("shuffle module", "equal", {"a": (8, 8), "b": (5, 5)}),
         ("shuffle module", "whole", {"a": (2, 2), "b": (5, 5)}),
-        ("shuffled", "equal", {"a": (8, 8), "g": (4, 4), "h": (8, 8)}),
+        ("shuffled", "equal", {"a": (8, 8), "g": (8, 8), "h": (8, 8)}),
         ("attention", "heads", {"q": (4, 4), "o": (6, 0)}),
         ("attention", "head_width", {"q": (2, 2), "v": (2, 2), "o": (6, 0)}),
         ("packed_qkv", "head_width", {"qkv": (3, 3), "o": (6, 6)}),
@@ -475,10 +476,19 @@ def test_all_is_refused_with_the_way_out():
 
 
 def test_a_view_keeps_the_same_positions_and_says_so():
-    result = Axes(grouped="equal").run(built("shuffled")[0], Context())
+    torch.manual_seed(0)
+    parts = {"a": conv(3, 8), "fc": nn.Linear(8, 4)}
+    between = lambda m, x: F.relu(m.a(x).unflatten(1, (2, 4)).transpose(1, 2)).flatten(1, 2)  # noqa: E731
+    model = Made(parts, lambda m, x: m.fc(pooled(between(m, x))))
+    result = Axes(grouped="equal").run(trace(model.eval(), (torch.randn(2, 3, 6, 6),)), Context())
     assert [str(note) for note in result.notes] == [
         "unflatten: same instead of equal, since what it gives must keep its order"
     ]
+
+
+def test_a_layer_has_groups_of_one_width_and_says_so():
+    result = Axes(grouped="free").run(built("residual of grouped")[0], Context())
+    assert [str(note) for note in result.notes] == ["g: equal instead of free, since a layer takes groups of one width"]
 
 
 def _with_bias(m, x, bias):
@@ -510,7 +520,7 @@ def test_the_division_is_part_of_the_text():
     ("line", "message"),
     [
         ("axes depth = {'*': 'same'}", "expected one of attention, grouped, got 'depth'"),
-        ("axes grouped = {'*': 'heads'}", "expected patterns, each with one of same, equal, whole"),
+        ("axes grouped = {'*': 'heads'}", "expected patterns, each with one of same, equal, free, whole"),
         ("axes grouped = 'same'", "expected patterns"),
     ],
 )

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir import Axis, IntArray, Program
 from prunec.compiler.reference import Interpreter
+from prunec.compiler.trace import trace
 from prunec.compiler.verify import Masked, Replaced, Same, fresh_inputs, verify
 
 Removed = Mapping[Axis, IntArray]
@@ -755,3 +756,9 @@ def test_values_are_freed_after_their_last_use():
         del value
         assert sum(ref() is not None for ref in alive) <= 2
     assert len(alive) == 7
+
+
+@pytest.mark.parametrize(("size", "batches"), [(8, (2, 3)), (1100, (1, 2))])
+def test_large_samples_come_in_smaller_batches(size, batches):
+    program = trace(nn.Sequential(nn.Conv2d(1, 2, 1, stride=64), nn.ReLU()).eval(), (torch.randn(1, 1, size, size),))
+    assert verify(program, Same(program), pass_name="none").batches == batches
