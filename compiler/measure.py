@@ -14,10 +14,11 @@ from torch import nn
 from prunec.compiler.base import Data, Progress, silent
 from prunec.compiler.emit import save_weights
 from prunec.compiler.errors import DataError
-from prunec.compiler.export import OnnxReport, export_onnx, ort_latency
+from prunec.compiler.export import OnnxReport, export_onnx
 from prunec.compiler.inputs import called, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.parts import OnnxExport
+from prunec.compiler.timing import ort_latency
 
 
 def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = silent) -> float:
