@@ -3,8 +3,8 @@
     conv1      Layer("conv", sizes=(1, 56, 56), kernel=(3, 3), ...), inner 64, outer 128
     model_of   x [1, 32, 56, 56] -> Conv -> y [1, 48, 28, 28]       of 32 channels that arrive and 48 that leave
 
-Two layers of one shape are equal, so they are measured once. A layer is whatever multiplies and has a row in `_READERS`;
-what else multiplies (attention, a recurrence) is charged with what the whole network's profile says.
+Two layers of one shape are equal, so they are measured once. A layer is whatever multiplies and has a row in
+`_READERS`; what else multiplies (attention, a recurrence) is charged with what the whole network's profile says.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def layer_at(program: Program, node: fx.Node, whole: bool) -> Layer | None:
     if isinstance(module, nn.Linear):
         return _linear(node, module.in_features, module.out_features, module.bias is not None)
     reader = _READERS.get(op_name(node)) if node.op in ("call_function", "call_method") else None
-    return reader(node, whole) if reader else None
+    return reader(node) if reader else None
 
 
 def _linear(node: fx.Node, inner: int, outer: int, bias: bool) -> Layer:
@@ -102,7 +102,7 @@ def _linear(node: fx.Node, inner: int, outer: int, bias: bool) -> Layer:
     return Layer("linear", inner, outer, batch, tuple(sizes), bias=bias)
 
 
-def _functional_linear(node: fx.Node, whole: bool) -> Layer | None:
+def _functional_linear(node: fx.Node) -> Layer | None:
     weight = shape_of_argument(argument(node, 1, "weight"))
     if len(weight) != 2:
         return None
@@ -136,8 +136,11 @@ def _convolution(
     return Layer(kind, *widths, batch, arriving[-rank:], **plain)
 
 
-def _functional_convolution(node: fx.Node, whole: bool) -> Layer | None:
-    """`conv2d(input, weight, bias, stride, padding, dilation, groups)`. None where an argument is computed."""
+def _functional_convolution(node: fx.Node) -> Layer | None:
+    """`conv2d(input, weight, bias, stride, padding, dilation, groups)`. None where an argument is computed.
+
+    Groups of one channel leave as a whole.
+    """
     transposed = "transpose" in op_name(node)
     weight, names = shape_of_argument(argument(node, 1, "weight")), _TRANSPOSED if transposed else _PLAIN
     given = {name: argument(node, place, name, default) for place, (name, default) in enumerate(names, start=3)}
@@ -145,24 +148,25 @@ def _functional_convolution(node: fx.Node, whole: bool) -> Layer | None:
         return None
     kernel, groups = weight[2:], int(given["groups"])
     spread = {name: _each(given[name], len(kernel)) for name in ("stride", "dilation")}
+    widths = (weight[0], weight[1] * groups) if transposed else (weight[1] * groups, weight[0])
     plain = {
         "groups": groups,
-        "whole": whole and groups > 1,
+        "whole": groups > 1 and groups in widths,
         "kernel": kernel,
         "pads": _pads(given["padding"], kernel, spread["dilation"]),
         "bias": argument(node, 2, "bias") is not None,
         **spread,
     }
     if not transposed:
-        return _convolution("conv", node, (weight[1] * groups, weight[0]), len(kernel), plain)
+        return _convolution("conv", node, widths, len(kernel), plain)
     plain["output_pads"] = _each(given["output_padding"], len(kernel))
-    return _convolution("conv_transpose", node, (weight[0], weight[1] * groups), len(kernel), plain)
+    return _convolution("conv_transpose", node, widths, len(kernel), plain)
 
 
 _PLAIN: Final = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
 _TRANSPOSED: Final = (("stride", 1), ("padding", 0), ("output_padding", 0), ("groups", 1), ("dilation", 1))
 _CONVOLUTIONS: Final = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
-_READERS: Final[Mapping[str, Callable[[fx.Node, bool], Layer | None]]] = {
+_READERS: Final[Mapping[str, Callable[[fx.Node], Layer | None]]] = {
     "linear": _functional_linear,
     **dict.fromkeys(_CONVOLUTIONS, _functional_convolution),
 }
@@ -233,7 +237,8 @@ def _linear_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _Nodes:
     shape = (layer.batch, *layer.sizes, inner)
     bias = {"b": _data((outer,))} if layer.bias else {}
     if not layer.sizes:
-        return [helper.make_node("Gemm", ["x", "w", *bias], ["y"], transB=1)], {"w": _data((outer, inner)), **bias}, shape
+        product = helper.make_node("Gemm", ["x", "w", *bias], ["y"], transB=1)
+        return [product], {"w": _data((outer, inner)), **bias}, shape
     weights = {"w": _data((inner, outer)), **bias}
     product = helper.make_node("MatMul", ["x", "w"], ["p" if bias else "y"])
     return [product, *([helper.make_node("Add", ["p", "b"], ["y"])] if bias else [])], weights, shape
