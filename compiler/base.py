@@ -59,6 +59,8 @@ class Context:
     progress: Progress = silent
     baseline: Cost | None = None
     """What the traced model costs: shares such as `50%` are shares of this."""
+    traced: Program | None = None
+    """The model as it was traced: shares of what `baseline` doesn't hold are shares of what it uses."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""

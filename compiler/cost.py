@@ -13,7 +13,7 @@ that follows from them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -51,9 +51,11 @@ class Terms:
     factors: IntArray
     """[terms, as many as the longest product has]"""
 
-    def each(self, widths: FloatArray) -> FloatArray:
-        """The value of every term."""
-        return np.asarray(self.coefficient * widths[self.factors].prod(axis=1))
+    def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
+        """The value of every term, or of those numbered `which`."""
+        if which is None:
+            return np.asarray(self.coefficient * widths[self.factors].prod(axis=1))
+        return np.asarray(self.coefficient[which] * widths[self.factors[which]].prod(axis=1))
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class CostModel:
     memory_terms: Terms
     births: IntArray
     deaths: IntArray
+    known: WidthNumbers = field(repr=False)
+    """Which width an array of labels is: all that a parameter or a value carries are there."""
 
     def widths(self, keep: BoolArray) -> FloatArray:
         """Every width, when the units in `keep` stay."""
@@ -108,8 +112,8 @@ class CostModel:
         return {name: round(value) for name, value in found.items()}
 
 
-class _Widths:
-    """Numbers the distinct arrays of labels; the same array is the same width."""
+class WidthNumbers:
+    """Numbers the distinct arrays of labels; the same array is the same width. Width 0 is always 1."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
@@ -117,6 +121,7 @@ class _Widths:
         self.arrays: list[IntArray] = []
 
     def of(self, labels: IntArray) -> int:
+        """The number of an array, a new one where it wasn't seen before."""
         if id(labels) not in self.index:
             self.arrays.append(labels)
             self.index[id(labels)] = len(self.arrays)
@@ -152,14 +157,16 @@ def cost(program: Program) -> Cost:
 
 
 def _build(analysis: Analysis) -> CostModel:
-    widths, program = _Widths(analysis), analysis.program
+    widths, program = WidthNumbers(analysis), analysis.program
     batch = _batch(program)
-    macs = _terms(widths, [_flattened(analysis, product, batch) for product in analysis.flow.macs])
-    params = _terms(widths, _params(analysis))
+    macs = sum_of_products(widths, [_flattened(analysis, product, batch) for product in analysis.flow.macs])
+    params = sum_of_products(widths, _params(analysis))
     products, births, deaths = _activations(analysis, batch)
-    memory = _terms(widths, products)
+    memory = sum_of_products(widths, products)
+    for binding in analysis.flow.bindings.values():
+        widths.of(binding.labels)
     counts, fixed = widths.matrix()
-    return CostModel(analysis, counts, fixed, macs, params, memory, births, deaths)
+    return CostModel(analysis, counts, fixed, macs, params, memory, births, deaths, widths)
 
 
 def _batch(program: Program) -> int:
@@ -173,7 +180,8 @@ def _flattened(analysis: Analysis, product: Product, batch: int) -> Product:
     return Product(product.node, product.coefficient * fixed / batch, lines)
 
 
-def _terms(widths: _Widths, products: Sequence[Product]) -> Terms:
+def sum_of_products(widths: WidthNumbers, products: Sequence[Product]) -> Terms:
+    """A term for each product, by the numbers of its widths."""
     rows = [[widths.of(labels) for labels in product.widths] for product in products]
     longest = max(map(len, rows), default=0)
     factors = np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int64)
@@ -182,14 +190,16 @@ def _terms(widths: _Widths, products: Sequence[Product]) -> Terms:
 
 
 def _params(analysis: Analysis) -> list[Product]:
+    return [elements_of(analysis, name, tensor) for name, tensor in _parameters(analysis.program)]
+
+
+def elements_of(analysis: Analysis, name: str, tensor: torch.Tensor) -> Product:
+    """The elements of a parameter or buffer."""
     bindings = analysis.flow.bindings
-    products = []
-    for name, tensor in _parameters(analysis.program):
-        mine = [Axis(name, d) for d in range(tensor.ndim)]
-        axes = [bindings[axis] for axis in mine if axis in bindings and axis not in analysis.flow.by_group]
-        total = elements([b.labels.size for b in axes])
-        products.append(Product(name, tensor.numel() / max(total, 1), tuple(b.labels for b in axes)))
-    return products
+    mine = [Axis(name, d) for d in range(tensor.ndim)]
+    axes = [bindings[axis] for axis in mine if axis in bindings and axis not in analysis.flow.by_group]
+    total = elements([b.labels.size for b in axes])
+    return Product(name, tensor.numel() / max(total, 1), tuple(b.labels for b in axes))
 
 
 def _parameters(program: Program) -> list[tuple[str, nn.Parameter]]:

@@ -126,7 +126,7 @@ def compile(
     data = data if data is not None else load_data(plan)
     traced = time.perf_counter() - start
     check_model(plan.hashes, before, plan.at("hashes"))
-    context = Context(seed=plan.seed, data=data, progress=progress, baseline=cost(before))
+    context = Context(seed=plan.seed, data=data, progress=progress, baseline=cost(before), traced=before)
     outcome = run_passes(before, steps, context)
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced)

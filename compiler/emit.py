@@ -126,13 +126,7 @@ def save_weights(program: Program, path: Path) -> None:
 
 def saved_tensors(program: Program) -> dict[str, torch.Tensor]:
     """The `state_dict` of the emitted class."""
-    found: dict[str, torch.Tensor] = {}
-    for name, value in program.state.items():
-        if isinstance(value, nn.Module):
-            found.update({f"{name}.{key}": tensor for key, tensor in value.state_dict().items()})
-        else:
-            found[name] = value
-    return found
+    return dict(program.saved)
 
 
 def class_name(name: str) -> str:

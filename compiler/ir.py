@@ -135,6 +135,18 @@ class Program:
                 found[name] = value
         return MappingProxyType(found)
 
+    @cached_property
+    def saved(self) -> Mapping[str, torch.Tensor]:
+        """What a weight file of the program holds: the `state_dict` of the emitted class. A tied tensor has a name in
+        each of its places."""
+        found: dict[str, torch.Tensor] = {}
+        for name, value in self.state.items():
+            if isinstance(value, nn.Module):
+                found.update({f"{name}.{key}": tensor for key, tensor in value.state_dict(keep_vars=True).items()})
+            else:
+                found[name] = value
+        return MappingProxyType(found)
+
     def size(self, axis: Axis) -> int:
         """How many positions an axis has now (for a grouped convolution's dimension 1: input channels)."""
         if axis in self.origin:

@@ -88,7 +88,7 @@ def run_passes(program: Program, steps: Sequence[Step], context: Context, *, unt
     is asked, and `VerifyError` where a rewrite changed the function.
     """
     check_needs(steps)
-    context = context if context.baseline else replace(context, baseline=cost(program))
+    context = context if context.baseline else replace(context, baseline=cost(program), traced=program)
     records: list[Record] = []
     resolved: list[Pass] = []
     for index, step in enumerate(steps):
