@@ -101,7 +101,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
 
 
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:
-    """The program as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where it has no such form."""
+    """The program as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where there is none."""
     with evaluating(program.module), torch.no_grad():
         return bytes(_convert(program, opset, frozenset()).SerializeToString())
 
