@@ -13,6 +13,7 @@ A table has steps: 48 channels may take as long as 64, and 63 longer. A plan doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -48,6 +49,7 @@ class Charge:
     surface: Surface = NOTHING
     fresh: bool = False
     """Whether its table was measured now, and not read from disk."""
+    multiplies: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ class LatencyModel:
     charges: tuple[Charge, ...]
     fixed: float
     terms: LatencyTerms
+
+    @cached_property
+    def seconds(self) -> float:
+        """What the program takes as it is: the sum of all charges."""
+        return math.fsum(charge.seconds for charge in self.charges) + self.fixed
 
     def resource(self) -> Resource:
         """In seconds; a plan writes `5ms`."""
@@ -186,9 +193,9 @@ def _products(
     for number, (name, factors) in enumerate(zip(terms.names, terms.factors.tolist(), strict=True)):
         if number in layers:
             wanted, mine = layers[number]
-            yield Charge(name, alone[number], mine, wanted[0], surfaces[wanted], wanted in measured)
+            yield Charge(name, alone[number], mine, wanted[0], surfaces[wanted], wanted in measured, True)
         else:
-            yield Charge(name, pace * float(macs[number]), (0, 0, *factors))
+            yield Charge(name, pace * float(macs[number]), (0, 0, *factors), multiplies=True)
 
 
 def _alone(surface: Surface, now: FloatArray, factors: Sequence[int]) -> float:
@@ -219,7 +226,7 @@ def _numbers(value: object) -> int:
 # -- of a compile --------------------------------------------------------------------------------------------------
 
 
-def predicted(before: Program, after: Program) -> dict[str, float] | None:
+def predicted_latency(before: Program, after: Program) -> dict[str, float] | None:
     """The predicted latency of a compile, in seconds; None where no pass has asked for latencies."""
     known = before.__dict__.get("_resources", {}).get("latency")
     if known is None:

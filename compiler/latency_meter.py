@@ -105,7 +105,7 @@ Wanted = tuple[Layer, tuple[bool, bool]]
 class Table:
     """Times that are measured when they are first asked for, and read from disk afterwards."""
 
-    meter: Meter = field(default_factory=OnnxRuntimeMeter)
+    meter: Meter = field(default_factory=lambda: OnnxRuntimeMeter())
     cache: Cache = field(default_factory=lambda: Cache(cache_folder() / "latency"))
     refresh: bool = False
     """Measure again, whatever is known."""
