@@ -86,7 +86,7 @@ class Line:
         if not self.open or self._align == 1 or self.step % ALIGNED == 0:
             return ()
         near = [int(self.full * share) for share in STRAYS]
-        wanted = [self.full, *(w // ALIGNED * ALIGNED + more for w in near for more in (2, 3)), 5, 6]
+        wanted = [self.full, *(w // ALIGNED * ALIGNED + more for w in near for more in (2, 3)), 1, 2, 5]
         snapped = {w // self.step * self.step for w in wanted}
         return tuple(sorted(w for w in snapped if 0 < w <= self.full and w % ALIGNED))
 
@@ -100,7 +100,7 @@ class Line:
         widths = np.arange(self.full + 1)
         hats = np.stack([np.interp(widths, self.coarse, row) for row in np.eye(len(self.coarse))], axis=1)
         coarse = hats @ np.array([times[w] for w in self.coarse])
-        line = np.interp(widths, self.base, [times[w] for w in self.base])
+        line = _through(self.base, [times[w] for w in self.base], widths)
         return np.asarray(hats * (line * self._astray(times, line) / coarse)[:, None])
 
     def _astray(self, times: Mapping[int, float], line: FloatArray) -> FloatArray:
@@ -113,6 +113,16 @@ class Line:
             if known:
                 ratio[mine] = np.interp(widths, known, [times[w] / line[w] for w in known])[mine]
         return ratio
+
+
+def _through(known: Sequence[int], times: Sequence[float], widths: npt.NDArray[np.int64]) -> FloatArray:
+    """The times between those that are known; beyond the first and the last, on in the same direction."""
+    line = np.interp(widths, known, times)
+    if len(known) > 1:
+        for end, other, beyond in ((0, 1, widths < known[0]), (-1, -2, widths > known[-1])):
+            slope = (times[end] - times[other]) / (known[end] - known[other])
+            line[beyond] = np.maximum(times[end] + slope * (widths[beyond] - known[end]), times[end] / 10)
+    return np.asarray(line)
 
 
 @dataclass(frozen=True)
