@@ -1,10 +1,13 @@
-"""In which order units go, and how many: the arithmetic behind `select`, on plain arrays.
+"""In which order units go: the arithmetic behind `select`, on plain arrays.
 
-Each group is a queue of units, the least important first. What may never go (pinned units, the `keep_at_least` best,
-the best of every piece of a split) isn't in the queue. A selection is a number for each queue: how many have left it.
+Each group is a queue of steps, the least important first. A step takes one unit, or as many as limits and blocks ask
+for. What may never go (pinned units, the best of every piece of a split, what limits keep) isn't in the queue. A
+selection is a number for each queue: its level, how many steps are gone.
 
-Where rows of a block must stay equally long, units leave in packs: the least important of every row go first, together,
-then the next of every row. A pack's score is the mean of its units'.
+    conv1   scores 3 1 4 2, a multiple of 2 stays     steps  [1 3]           levels 0, 1
+    conv2   scores 5 0 6                              steps  [1] [0]         levels 0, 1, 2
+
+Units of a step count by their mean.
 """
 
 from __future__ import annotations
@@ -14,245 +17,182 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
-from prunec.compiler.balance import Balance
-from prunec.compiler.cost import Cost, CostModel, cost_model
-from prunec.compiler.errors import PassError
 from prunec.compiler.ir import IntArray
-from prunec.compiler.units import Analysis, BoolArray, FloatArray, Group, distinct
-
-CLOSE = 0.002
-"""A budget that is met within this share isn't filled up any further."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a plan doesn't want removed."""
-
-    barred: frozenset[str] = frozenset()
-    keep_at_least: int = 1
-    multiple_of: int = 1
+from prunec.compiler.units import Analysis, BoolArray, FloatArray, Group
+from prunec.passes.limits import Limits
+from prunec.passes.queues import Queue, queue_of, tied_queue
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The queues of all groups that may be cut; queue q's units are those with `queue == q`, by `place`."""
+    """The queues of all groups that may be cut, one behind the other; `unit`, `queue` and `step` go together."""
 
     analysis: Analysis
     groups: Mapping[str, int]
-    """group name -> queue"""
-    sizes: IntArray
-    """[queues]: units of the whole group"""
-    landings: IntArray
-    """For every queue, one after the other: the number that leaves where 0, 1, ... units are to. A cut group keeps a
-    multiple of what the limits ask for, and a pack leaves whole."""
+    """group name -> queue; tied groups share one"""
     unit: IntArray
     queue: IntArray
-    place: IntArray
+    step: IntArray
+    """the step of its queue at which the unit goes"""
     score: FloatArray
+    scored: frozenset[str]
+    """the groups that have scores, whether they may be cut or not"""
 
     @staticmethod
     def of(analysis: Analysis, scores: Mapping[str, FloatArray], limits: Limits) -> Ranking:
         """Queue up the units of every group that has scores and isn't barred."""
         chosen = [g for g in analysis.groups.values() if g.name in scores and g.name not in limits.barred]
-        queues = [_queue(analysis, group, np.asarray(scores[group.name], dtype=float), limits) for group in chosen]
-        lengths = [queue.units.size for queue in queues]
-        empty = np.zeros(0, dtype=np.int64)
-        return Ranking(
-            analysis,
-            {group.name: number for number, group in enumerate(chosen)},
-            np.array([group.size for group in chosen], dtype=np.int64),
-            np.concatenate([empty, *(queue.landings for queue in queues)]),
-            np.concatenate([empty, *(q.units + g.start for q, g in zip(queues, chosen, strict=True))]),
-            np.repeat(np.arange(len(chosen)), lengths),
-            np.concatenate([empty, *(np.arange(n) for n in lengths)]),
-            np.concatenate([empty.astype(float), *(queue.scores for queue in queues)]),
-        )
+        score = np.full(analysis.size, np.nan)
+        for group in chosen:
+            score[group.where] = scores[group.name]
+        may_go = _may_go(analysis, chosen, score)
+        bound = set(analysis.group_of[[balance.cells[0][0] for balance in analysis.balances]].tolist())
+        tied = {name for names in limits.tied for name in names}
+        special = [number for number, g in enumerate(analysis.groups.values()) if number in bound or g.name in tied]
+        single = _at_once(analysis, [g for g in chosen if not _is_in(analysis, g, special)], score, may_go, limits)
+        alone = {
+            g.name: queue_of(analysis, g, score[g.where], may_go[g.where], limits)
+            for g in chosen
+            if _is_in(analysis, g, special)
+        }
+        return _joined(analysis, single, _tied(analysis, alone, limits), score, frozenset(scores))
 
     @property
-    def lengths(self) -> IntArray:
-        """How many units of each queue may go."""
-        return np.bincount(self.queue, minlength=self.sizes.size)
-
-    def keep(self, gone: IntArray) -> BoolArray:
-        """The units that stay when `gone` [queues] units have left."""
-        keep = np.ones(self.analysis.size, dtype=bool)
-        keep[self.unit[self.place < gone[self.queue]]] = False
-        return keep
-
-    def cut(self, counts: Mapping[str, int]) -> BoolArray:
-        """Keep so many units of each named group, rounded up to its step. Raises `PassError` where that can't be."""
-        gone = np.zeros(self.sizes.size, dtype=np.int64)
-        for name, count in counts.items():
-            queue = self.groups[name]
-            gone[queue] = self.at_most(queue, max(int(self.sizes[queue]) - count, 0))
-        return self.keep(gone)
+    def count(self) -> int:
+        """How many queues there are."""
+        return len(set(self.groups.values()))
 
     @cached_property
-    def _starts(self) -> IntArray:
-        """Where each queue's landings start."""
-        return np.asarray(np.cumsum(self.lengths + 1) - (self.lengths + 1), dtype=np.int64)
+    def steps(self) -> Steps:
+        """The steps of all queues, one behind the other."""
+        starts = np.flatnonzero(np.diff(self.queue, prepend=-1) | np.diff(self.step, prepend=-1))
+        size = np.diff(starts, append=self.unit.size)
+        total = np.add.reduceat(self.score, starts) if starts.size else np.zeros(0)
+        queue = self.queue[starts]
+        first = np.searchsorted(queue, np.arange(self.count + 1))
+        return Steps(queue, self.step[starts], size, total, total / np.maximum(size, 1), first)
 
-    def rounded(self, gone: IntArray) -> IntArray:
-        """At least as many gone, as far as limits and packs allow; fewer where the queue ends."""
-        return np.asarray(self.landings[self._starts + gone], dtype=np.int64)
+    @cached_property
+    def sizes(self) -> IntArray:
+        """[queues]: units of the whole group, or of all tied ones."""
+        found = np.zeros(self.count, dtype=np.int64)
+        for name, queue in self.groups.items():
+            found[queue] += self.analysis.groups[name].size
+        return found
 
-    def at_most(self, queue: int, gone: int) -> int:
-        """The largest number of units, up to `gone`, that may leave a queue."""
-        start, length = int(self._starts[queue]), int(self.lengths[queue])
-        reached = np.unique(self.landings[start : start + length + 1])
-        return int(reached[np.searchsorted(reached, gone, side="right") - 1])
+    def keep(self, levels: IntArray) -> BoolArray:
+        """The units that stay when so many steps of each queue are gone."""
+        keep = np.ones(self.analysis.size, dtype=bool)
+        keep[self.unit[self.step < levels[self.queue]]] = False
+        return keep
+
+    @cached_property
+    def matrix(self) -> csr_matrix:
+        """[units, steps]: which units a step takes."""
+        number = self.steps.first[self.queue] + self.step
+        shape = (self.analysis.size, self.steps.queue.size)
+        return csr_matrix((np.ones(self.unit.size), (self.unit, number)), shape=shape)
+
+    def levels(self, gone: FloatArray) -> IntArray:
+        """The levels at which at most `gone` [queues] units are gone; NaN where a queue isn't asked for."""
+        wanted = np.where(np.isnan(gone), 0, np.floor(np.nan_to_num(gone) + 1e-9))
+        fits = self.steps.ends <= wanted[self.steps.queue]
+        return np.bincount(self.steps.queue[fits], minlength=self.count)
+
+    def below(self, thresholds: FloatArray) -> IntArray:
+        """The levels at which all units below `thresholds` [queues] are gone, and no other; NaN for none."""
+        worst = np.full(self.steps.queue.size, -np.inf)
+        np.maximum.at(worst, self.steps.first[self.queue] + self.step, self.score)
+        stays = ~(worst < thresholds[self.steps.queue])
+        before = np.cumsum(stays) - np.concatenate([[0], np.cumsum(stays)])[self.steps.first[self.steps.queue]]
+        return np.bincount(self.steps.queue[before == 0], minlength=self.count)
 
 
 @dataclass(frozen=True)
-class _Queue:
-    """One group's units in the order in which they go, the scores they go by, and where a number of them lands."""
+class Steps:
+    """What a step of each queue is, for all queues one behind the other."""
 
-    units: IntArray
-    scores: FloatArray
-    landings: IntArray
+    queue: IntArray
+    number: IntArray
+    size: IntArray
+    total: FloatArray
+    """The sum of its units' scores."""
+    score: FloatArray
+    """Their mean."""
+    first: IntArray
+    """[queues + 1]: where each queue's steps start."""
 
+    @cached_property
+    def ends(self) -> IntArray:
+        """How many units of the queue are gone after the step."""
+        sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.size)])
+        return np.asarray(sums[1:] - sums[self.first[self.queue]], dtype=np.int64)
 
-def _queue(analysis: Analysis, group: Group, scores: FloatArray, limits: Limits) -> _Queue:
-    """The units that may go, without those that never do."""
-    stays = ~group.free
-    for units in (u - group.start for u in analysis.covers):
-        mine = units[(units >= 0) & (units < group.size)]
-        if mine.size:
-            stays[mine[np.argmax(scores[mine])]] = True
-    least = min(-(-limits.keep_at_least // channels_of_a_unit(group)), group.size)
-    packs = [pack for balance in analysis.balances for pack in _packs(balance, group, scores, ~stays)]
-    single = ~stays
-    for balance in analysis.balances:
-        single[_within(balance.units, group)] = False
-    units, score, ends = _in_order(np.flatnonzero(single), packs, scores)
-    ends = ends[ends <= group.size - least]
-    last = int(ends[-1]) if ends.size else 0
-    fits = (group.size - ends) % _step(group, limits.multiple_of) == 0
-    reached = np.concatenate([np.zeros(1, dtype=np.int64), ends[fits]])
-    places = np.minimum(np.searchsorted(reached, np.arange(last + 1)), reached.size - 1)
-    return _Queue(units[:last], score[:last], reached[places])
+    @property
+    def levels(self) -> IntArray:
+        """The last level of each queue."""
+        return np.diff(self.first)
 
 
-def _in_order(single: IntArray, packs: Sequence[IntArray], scores: FloatArray) -> tuple[IntArray, FloatArray, IntArray]:
-    """Units that go alone and packs by rising score: the units, the score that each goes by, and where each ends."""
-    means = np.array([scores[pack].mean() for pack in packs], dtype=np.float64)
-    sizes = np.array([*[1] * single.size, *(pack.size for pack in packs)], dtype=np.int64)
-    order = np.argsort(np.concatenate([scores[single], means]), kind="stable")
-    whole = [single, *packs]
-    numbers = np.repeat(np.arange(sizes.size), sizes)  # which of them each unit belongs to
-    units = np.concatenate(whole)[np.argsort(np.argsort(order)[numbers], kind="stable")]
-    each = np.concatenate([scores[single], means])[order]
-    return units.astype(np.int64), np.repeat(each, sizes[order]), np.cumsum(sizes[order])
+def _may_go(analysis: Analysis, chosen: Sequence[Group], score: FloatArray) -> BoolArray:
+    """Units that are free, have a score, and aren't the best of a piece of a split that would lose all."""
+    may_go = analysis.free & ~np.isnan(score)
+    for piece in analysis.covers:
+        groups = analysis.group_of[piece]
+        for number in np.unique(groups) if may_go[piece].all() else ():
+            mine = piece[groups == number]
+            may_go[mine[np.argmax(score[mine])]] = False
+    return may_go
 
 
-def _within(units: IntArray, group: Group) -> IntArray:
-    """Units as they are numbered within a group; none where they are another group's."""
-    local = units - group.start
-    return np.asarray(local[(local >= 0) & (local < group.size)], dtype=np.int64)
+def _is_in(analysis: Analysis, group: Group, special: Sequence[int]) -> bool:
+    return bool(special) and int(analysis.group_of[group.start]) in special
 
 
-def _packs(balance: Balance, group: Group, scores: FloatArray, may_go: BoolArray) -> list[IntArray]:
-    """The units that leave together: of every cell the least important first."""
-    cells = [_within(cell, group) for cell in balance.cells]
-    if not all(cell.size for cell in cells):
-        return []
-    ranked = [cell[np.argsort(scores[cell], kind="stable")] for cell in cells]
-    leaving = [cell[may_go[cell]] for cell in ranked]
-    each = list(zip(leaving, balance.each, strict=True))
-    count = min(cells[0].size // balance.each[0] - 1, *(cell.size // some for cell, some in each))
-    parts = [cell[: count * some].reshape(count, some) for cell, some in each]
-    return list(np.concatenate(parts, axis=1))
+Flat = tuple[list[str], IntArray, IntArray, IntArray]
+"""Names by queue, and units, queues and steps."""
 
 
-def channels_of_a_unit(group: Group) -> int:
-    """How many channels of the group's first writer one unit holds."""
-    first = group.writers[0]
-    return max(1, first.positions.size // max(distinct(first.units, group.size).size, 1))
+def _at_once(analysis: Analysis, groups: Sequence[Group], score: FloatArray, may_go: BoolArray, limits: Limits) -> Flat:
+    """The queues of groups whose units leave one by one, or by the multiple that limits ask for."""
+    numbers = np.full(len(analysis.groups), -1, dtype=np.int64)
+    numbers[analysis.group_of[[group.start for group in groups]]] = np.arange(len(groups))
+    queue = np.where(may_go, numbers[analysis.group_of], -1)
+    units = np.flatnonzero(queue >= 0)
+    units = units[np.lexsort((score[units], queue[units]))]
+    queue = queue[units]
+    first = np.searchsorted(queue, np.arange(len(groups) + 1))
+    most = np.array([limits.most(group) for group in groups], dtype=np.int64)
+    step = np.array([limits.step(group) for group in groups], dtype=np.int64)
+    sizes = np.array([group.size for group in groups], dtype=np.int64)
+    gone = np.arange(units.size) - first[queue] + 1
+    ends = (gone <= most[queue]) & ((sizes[queue] - gone) % step[queue] == 0)
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(ends)])
+    number = before[:-1] - before[first[queue]]
+    leaves = number < (before[first[1:]] - before[first[:-1]])[queue]
+    return [group.name for group in groups], units[leaves], queue[leaves], number[leaves]
 
 
-def pack_size(analysis: Analysis, group: Group) -> int:
-    """How many units leave the group at a time; 1 where that isn't the same for all of them."""
-    mine = [b for b in analysis.balances if _within(b.units, group).size]
-    bound = sum(balance.units.size for balance in mine)
-    return mine[0].size if bound == group.size and len({balance.size for balance in mine}) == 1 else 1
+def _tied(analysis: Analysis, alone: Mapping[str, Queue], limits: Limits) -> list[Queue]:
+    """The queues as they are, and one for all groups that are tied. A tie with a group that stays keeps all."""
+    tied = [names for names in limits.tied if any(name in alone for name in names)]
+    whole = [names for names in tied if all(name in alone for name in names)]
+    bound = {name for names in tied for name in names}
+    free = [queue for name, queue in alone.items() if name not in bound]
+    return [*free, *(tied_queue(analysis, [alone[name] for name in names]) for names in whole)]
 
 
-def _step(group: Group, multiple: int) -> int:
-    each = channels_of_a_unit(group)
-    return multiple // int(np.gcd(multiple, each))
-
-
-# -- budgets -------------------------------------------------------------------------------------------------------
-
-
-def meet_budget(ranking: Ranking, budget: Mapping[str, float], scope: str, baseline: Cost | None) -> BoolArray:
-    """The units that stay when the least important ones go until every cost is within its budget.
-
-    `budget` maps `macs` or `params` to a share (at most 1) of the baseline or to an absolute number. With scope
-    `global` the queues are merged by score, with `local` every group loses the same share. What was removed beyond the
-    budget by the last steps is put back, the most important first, as far as it fits. Raises `PassError` when it is
-    out of reach.
-    """
-    model = cost_model(ranking.analysis.program)
-    whole = baseline or model.cost(model.everything)
-    targets = {k: v * getattr(whole, k) if v <= 1 else v for k, v in budget.items()}
-    importance = ranking.score if scope == "global" else (ranking.place + 1) / ranking.sizes[ranking.queue]
-    order = np.lexsort((ranking.place, importance))
-    queues = ranking.queue[order]
-
-    def gone(count: int) -> IntArray:
-        return ranking.rounded(np.bincount(queues[:count], minlength=ranking.sizes.size))
-
-    def fits(leaving: IntArray) -> bool:
-        keep = ranking.keep(leaving)
-        return all(getattr(model, k)(keep) <= target for k, target in targets.items())
-
-    if not fits(gone(order.size)):
-        raise _out_of_reach(ranking, model, targets, whole, gone(order.size))
-    low, high = 0, order.size
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(gone(middle)) else (middle + 1, high)
-    return ranking.keep(_filled(ranking, model, targets, gone(low), importance))
-
-
-def _filled(
-    ranking: Ranking, model: CostModel, targets: Mapping[str, float], gone: IntArray, importance: FloatArray
-) -> IntArray:
-    """Fewer gone, as far as the budget allows: the units that matter most come back first."""
-    starts = np.concatenate([[0], np.cumsum(ranking.lengths)])[:-1]
-    is_open = gone > 0
-    while is_open.any() and _gap(ranking, model, targets, gone) > CLOSE:
-        queues = np.flatnonzero(is_open)
-        best = queues[np.argmax(importance[starts[queues] + gone[queues] - 1])]
-        trial = gone.copy()
-        trial[best] = ranking.at_most(int(best), int(gone[best]) - 1)
-        if _gap(ranking, model, targets, trial) < 0:
-            is_open[best] = False
-            continue
-        gone = trial
-        if not gone[best]:
-            is_open[best] = False
-    return gone
-
-
-def _gap(ranking: Ranking, model: CostModel, targets: Mapping[str, float], gone: IntArray) -> float:
-    """The share of the tightest budget that isn't used; negative where it is exceeded."""
-    keep = ranking.keep(gone)
-    return min(float(1 - getattr(model, k)(keep) / target) for k, target in targets.items())
-
-
-def _out_of_reach(
-    ranking: Ranking, model: CostModel, targets: Mapping[str, float], whole: Cost, gone: IntArray
-) -> PassError:
-    least = model.cost(ranking.keep(gone))
-    name, target = next((k, t) for k, t in targets.items() if getattr(least, k) > t)
-    reached, base = getattr(least, name), getattr(whole, name)
-    enough = np.ceil(1000 * reached / base) / 1000
-    return PassError(
-        f"the budget can't be met: {name} {target / base:.1%} is {target:,.0f}, but with every unit gone that may go "
-        f"{reached:,} are left ({reached / base:.1%})",
-        keys=("budget", name),
-        hint=f"ask for at least {enough:.1%}, protect fewer groups, or lower keep_at_least or multiple_of",
-    )
+def _joined(
+    analysis: Analysis, single: Flat, more: Sequence[Queue], score: FloatArray, scored: frozenset[str]
+) -> Ranking:
+    names, units, queue, step = single
+    groups = {name: number for number, name in enumerate(names)}
+    for number, one in enumerate(more, start=len(names)):
+        groups.update(dict.fromkeys(one.names, number))
+    unit = np.concatenate([units, *(one.units for one in more)])
+    sizes = [one.units.size for one in more]
+    queues = np.concatenate([queue, np.repeat(np.arange(len(names), len(names) + len(more)), sizes)])
+    steps = np.concatenate([step, *(one.steps for one in more)])
+    return Ranking(analysis, groups, unit, queues, steps, score[unit], scored)

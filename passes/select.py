@@ -1,42 +1,74 @@
 """`select`: which units go, kept as the fact `selection`.
 
     - select: {ratio: 50%}                                    every group loses half of its units
-    - select: {ratio: {"layer1.*": 10%, "layer2.*": 30%}}     by pattern; groups without one stay
+    - select: {ratio: {"layer3.5.*": 0%, "layer[34].*": 30%}} by stage; groups without a pattern stay
     - select: {widths: {"features.conv1": 32}}                explicit widths
-    - select: {budget: {macs: 50%}, scope: global}            the least important units of all groups, until it is met
+    - select: {threshold: 0.005}                              units whose score is under it go
+    - select: {budget: {macs: 50%}}                           the least important units of all groups, until it is met
+    - select: {budget: {params: 1.2M, memory: 60%}, method: knapsack}
+    - select: {budget: {latency: 5ms}, method: greedy, cost_weight: {macs: 0.001}}
+    - select: {budget: {file_size: 2MB}, multiple_of: ncnn, equal_widths: ["layer1.*"], heads_at_least: 2}
     - select: {units: {conv1: [0, 3]}}                        spelled out, as a lock does
 
-Patterns name groups by their own name and by the modules that write them; the first pattern that means a group counts,
-and `protect` wins over all of them.
+Patterns name groups by their own name, by the modules that write them, and by kinds (`kind:depthwise`, see
+`prunec.compiler.patterns`); the first pattern that means a group counts, and `protect` wins over all of them.
 
-A share of a budget is a share of what the traced model costs. A budget is met from below. `multiple_of` and
-`keep_at_least` count channels; a group that loses nothing keeps its width, whatever that is.
+A share of a budget is a share of what the traced model uses. All budgets are met from below, and filled up: no step
+that was taken back would still fit. `multiple_of`, `keep_at_least` and `equal_widths` count channels; a group that
+loses nothing keeps its width, whatever that is.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from functools import partial
+from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.errors import PassError
+from prunec.compiler.errors import nearest
 from prunec.compiler.ir import Program
-from prunec.compiler.options import Fraction01
-from prunec.compiler.patterns import chosen, matching
-from prunec.compiler.units import Analysis, BoolArray, Group, analyse
-from prunec.passes.ranking import Limits, Ranking, channels_of_a_unit, meet_budget, pack_size
+from prunec.compiler.options import Fraction01, wrong
+from prunec.compiler.patterns import matching
+from prunec.compiler.resources import RESOURCES
+from prunec.compiler.units import analyse
+from prunec.passes.amounts import Budget, Channels, Multiple, each_value, multiple
+from prunec.passes.budgets import meet
+from prunec.passes.limits import Limits, by_group, least_heads, tied_groups
+from prunec.passes.ranking import Ranking
+from prunec.passes.selectors import SELECTORS, Wishes
+from prunec.passes.ways import Way, by_ratio, by_threshold, by_widths
 
-Resource = Literal["macs", "params"]
+WAYS: Final = ("ratio", "widths", "threshold", "budget", "units")
+"""A plan says exactly one of them."""
+LIMITS: Final = (
+    "protect",
+    "only",
+    "keep_at_least",
+    "remove_at_most",
+    "multiple_of",
+    "equal_widths",
+    "heads_at_least",
+)
+"""What holds units back."""
+_FOR_BUDGETS: Final = ("scope", "method", "cost_weight", "per_cost")
 
 
-def _amount(value: object) -> object:
-    """A share (`50%`, 0.5) or, above 1, an absolute number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 1 else value
+def _resource(value: object) -> object:
+    if not isinstance(value, str) or value not in RESOURCES:
+        raise wrong(f"must be one of {', '.join(RESOURCES)}", hint=nearest(str(value), RESOURCES))
+    return value
 
 
-Budget = Annotated[Fraction01 | Annotated[float, Field(gt=1)], BeforeValidator(_amount)]
+def _method(value: object) -> object:
+    if not isinstance(value, str) or value not in SELECTORS.names():
+        raise wrong(f"must be one of {', '.join(SELECTORS.names())}", hint=nearest(str(value), SELECTORS.names()))
+    return value
+
+
+Resource = Annotated[str, BeforeValidator(_resource)]
+Method = Annotated[str, BeforeValidator(_method)]
 
 
 class Select(Pass):
@@ -51,21 +83,44 @@ class Select(Pass):
         description="the share of units that goes: of every group, or by pattern",
         examples=[{"layer1.*": 0.1}],
     )
-    widths: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+    widths: dict[str, Channels] | None = Field(
         default=None, description="the channels that stay, by pattern", examples=[{"features.conv1": 32}]
+    )
+    threshold: float | dict[str, float] | None = Field(
+        default=None, description="units whose score is under it go: of every group, or by pattern", examples=[0.005]
     )
     budget: dict[Resource, Budget] | None = Field(
         default=None,
-        description="what may be left: a share of the traced model's, or an absolute number",
-        examples=[{"macs": 0.5}],
+        min_length=1,
+        description="what may be left: a share of the traced model's, or an amount, by resource",
+        examples=[{"macs": 0.5, "file_size": "2MB"}],
     )
     units: dict[str, list[int]] | None = Field(default=None, description="the units that go, spelled out by group")
+    method: Method = Field(default="ranking", description="`budget`: how it is met: by ranking, greedy or knapsack")
     scope: Literal["global", "local"] = Field(
-        default="global", description="`budget`: rank all groups' units together, or take the same share of every group"
+        default="global",
+        description="`ranking`: rank all units together, or take the same share of every group",
     )
-    keep_at_least: Annotated[int, Field(ge=1)] = Field(default=1, description="channels that every group keeps")
-    multiple_of: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="a cut group keeps a multiple of so many channels"
+    cost_weight: dict[Resource, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="`greedy`: score given up for a million of what a unit costs now (a ms for latency)",
+        examples=[{"macs": 0.001}],
+    )
+    per_cost: bool = Field(default=False, description="`greedy`: go by the score per share of the budget")
+    keep_at_least: Channels | dict[str, Channels] = Field(
+        default=1, description="channels that a group keeps: every group, or by pattern"
+    )
+    remove_at_most: Fraction01 | dict[str, Fraction01] | None = Field(
+        default=None, description="the share of a group's units that may go: of every group, or by pattern"
+    )
+    multiple_of: Multiple | dict[str, Multiple] = Field(
+        default=1, description="a cut group keeps a multiple of so many channels, or of what a target runtime prefers"
+    )
+    equal_widths: list[str] = Field(
+        default=[], description="glob patterns: the groups that one of them means keep equally many channels"
+    )
+    heads_at_least: Channels | None = Field(
+        default=None, description="heads that every attention keeps, where its units are heads"
     )
     protect: list[str] = Field(
         default=[], description="glob patterns of groups that stay whole, whatever else names them"
@@ -76,10 +131,15 @@ class Select(Pass):
 
     @model_validator(mode="after")
     def _one_way(self) -> Select:
-        given = [k for k in ("ratio", "widths", "budget", "units") if getattr(self, k) is not None]
+        given = [k for k in WAYS if getattr(self, k) is not None]
         if len(given) != 1:
             said = "none of them" if not given else " and ".join(given)
-            raise ValueError(f"must say exactly one of ratio, widths, budget, units; got {said}")
+            raise ValueError(f"must say exactly one of {', '.join(WAYS)}; got {said}")
+        idle = [k for k in _FOR_BUDGETS if k in self.model_fields_set and self.budget is None]
+        if idle:
+            raise wrong(f"must not name '{idle[0]}' without a budget")
+        if (self.cost_weight or self.per_cost) and self.method != "greedy":
+            raise wrong("must not name 'cost_weight' or 'per_cost' for a method other than greedy")
         return self
 
     def required(self) -> frozenset[str]:
@@ -87,77 +147,69 @@ class Select(Pass):
         return frozenset() if self.units is not None else frozenset({"scores"})
 
     def check(self, program: Program) -> None:
-        """Every pattern means a group."""
+        """Every pattern means a group, and groups of equal widths have such."""
         groups = analyse(program).groups
-        for option in ("ratio", "widths", "protect", "only"):
+        for option in (*WAYS, *LIMITS):
             patterns = getattr(self, option)
-            if isinstance(patterns, dict | list):
+            if isinstance(patterns, dict | list) and option not in ("budget", "units"):
                 matching(patterns, groups, option=option)
+        tied_groups(analyse(program), self.equal_widths)
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the fact `selection`: group -> removed units, sorted. Groups that lose nothing are left out."""
-        analysis = analyse(program)
         if self.units is not None:
             selection = {name: np.unique(np.array(units, dtype=np.int64)) for name, units in self.units.items()}
             return PassResult(program.with_facts(selection=selection))
-        keep = self._keep(analysis, program, context)
-        selection = {g.name: np.flatnonzero(~keep[g.where]) for g in analysis.groups.values()}
-        selection = {name: units for name, units in selection.items() if units.size}
-        widths = {g.name: [g.size, int(keep[g.where].sum())] for g in analysis.groups.values()}
-        return PassResult(program.with_facts(selection=selection), details={"widths": widths})
+        way = self._way(program, context)
+        analysis, keep = way.ranking.analysis, way.ranking.keep(way.levels)
+        gone = np.bincount(analysis.group_of[~keep], minlength=len(analysis.groups)).tolist()
+        cut = [group for group, count in zip(analysis.groups.values(), gone, strict=True) if count]
+        selection = {group.name: np.flatnonzero(~keep[group.where]) for group in cut}
+        widths = {g.name: [g.size, g.size - count] for g, count in zip(analysis.groups.values(), gone, strict=True)}
+        return PassResult(program.with_facts(selection=selection), way.notes, {"widths": widths, **way.details})
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """The same units, spelled out."""
         units = {name: [int(u) for u in found] for name, found in result.program.facts["selection"].items()}
         return (Select(units=units),)
 
-    def _keep(self, analysis: Analysis, program: Program, context: Context) -> BoolArray:
-        limits = self._limits(analysis)
-        ranking = Ranking.of(analysis, program.facts["scores"], limits)
+    def limits(self, program: Program) -> Limits:
+        """What may not go. Raises `PassError` for patterns that mean no group."""
+        analysis = analyse(program)
+        groups = analysis.groups
+        only = {n for names in matching(self.only, groups, option="only").values() for n in names} or set(groups)
+        protected = {n for names in matching(self.protect, groups, option="protect").values() for n in names}
+        multiples = each_value(self.multiple_of, multiple)
+        return Limits(
+            frozenset(groups) - (only - protected),
+            by_group(self.keep_at_least, groups, "keep_at_least"),
+            by_group(self.remove_at_most, groups, "remove_at_most"),
+            by_group(multiples, groups, "multiple_of"),
+            least_heads(analysis, self.heads_at_least),
+            tied_groups(analysis, self.equal_widths),
+        )
+
+    def without(self, limit: str) -> Select:
+        """The same, without one of LIMITS."""
+        return self.model_copy(update={limit: type(self).model_fields[limit].default})
+
+    def ranking(self, program: Program) -> Ranking:
+        """The queues of the units that may go."""
+        return Ranking.of(analyse(program), program.facts["scores"], self.limits(program))
+
+    def _way(self, program: Program, context: Context) -> Way:
+        ranking = self.ranking(program)
         if self.budget is not None:
-            return meet_budget(ranking, dict(self.budget.items()), self.scope, context.baseline)
-        return ranking.cut(self._counts(analysis, ranking, limits.barred))
-
-    def _limits(self, analysis: Analysis) -> Limits:
-        barred = set(analysis.groups) - set(chosen(analysis.groups, self.only, self.protect))
-        return Limits(frozenset(barred), self.keep_at_least, self.multiple_of)
-
-    def _counts(self, analysis: Analysis, ranking: Ranking, barred: frozenset[str]) -> dict[str, int]:
-        """How many units each group keeps."""
-        if isinstance(self.ratio, float):
-            return {name: kept_share(analysis.groups[name].size, self.ratio) for name in ranking.groups}
-        option, wanted = ("widths", self.widths) if self.widths is not None else ("ratio", self.ratio)
-        assert isinstance(wanted, dict)
-        counts: dict[str, int] = {}
-        for pattern, names in matching(wanted, analysis.groups, option=option).items():
-            for name in (n for n in names if n not in barred):
-                counts.setdefault(name, self._count(analysis, analysis.groups[name], pattern, wanted[pattern]))
-        missing = [name for name in counts if name not in ranking.groups]
-        if missing:
-            raise PassError(
-                f"group '{missing[0]}' can't be cut: {_why_not(analysis.groups[missing[0]])}", keys=(option,)
-            )
-        return counts
-
-    def _count(self, analysis: Analysis, group: Group, pattern: str, wanted: float) -> int:
-        if self.widths is None:
-            return kept_share(group.size, wanted)
-        each = channels_of_a_unit(group)
-        step = each * pack_size(analysis, group)
-        if wanted > group.size * each or wanted % step:
-            fits = f"a multiple of {step} up to {group.size * each}" if step > 1 else f"at most {group.size}"
-            message = f"widths: '{pattern}' asks for {wanted} channels of '{group.name}', which can have {fits}"
-            raise PassError(message, keys=("widths", pattern))
-        return int(wanted) // each
-
-
-def _why_not(group: Group) -> str:
-    reasons = sorted({reason for reason in group.pinned if reason})
-    if not group.free.any():
-        return reasons[0]
-    return "the criterion gives it no scores"
-
-
-def kept_share(size: int, ratio: float) -> int:
-    """`int(size * (1 - ratio))`, the rounding of Li et al. (2017), unharmed by binary fractions."""
-    return int(size * (1 - ratio) + 1e-9)
+            wishes = Wishes(self.scope, self.cost_weight, self.per_cost, context.progress)
+            others = {
+                k: partial(self.without(k).ranking, program)
+                for k in LIMITS
+                if getattr(self, k) != getattr(self.without(k), k)
+            }
+            return meet(ranking, self.budget, SELECTORS.named(self.method)(), wishes, context, others)
+        if self.widths is not None:
+            return by_widths(ranking, self.widths)
+        if self.threshold is not None:
+            return by_threshold(ranking, self.threshold)
+        assert self.ratio is not None, "exactly one way is given"
+        return by_ratio(ranking, self.ratio)

@@ -1,0 +1,81 @@
+"""Improving a selection by exchanges: a step comes back, and another, which matters less, goes for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from prunec.compiler.ir import IntArray
+from prunec.compiler.units import FloatArray
+from prunec.passes.problems import Problem, State, filled
+
+_TRIED: Final = 24
+"""So many exchanges are looked at closely before it is believed that there is none."""
+_MOST: Final = 400
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """What moving each queue by some steps does: `lost` score, and what it adds to every row."""
+
+    queue: IntArray
+    level: IntArray
+    lost: FloatArray
+    change: FloatArray
+    """[moves, rows]"""
+
+
+def exchanged(problem: Problem, levels: IntArray) -> IntArray:
+    """Levels that fit, and keep at least as much, from levels that fit."""
+    state = State(problem, filled(problem, levels))
+    for _ in range(_MOST):
+        if not _exchange(problem, state):
+            break
+    return filled(problem, state.levels)
+
+
+def _exchange(problem: Problem, state: State) -> bool:
+    """Make the best exchange that is found; whether there was one."""
+    back = _moves(problem, state, (-1, -2, -3))
+    gone = _moves(problem, state, (1, 2, 3))
+    for one, other in _pairs(state, back, gone):
+        before = state.levels[[back.queue[one], gone.queue[other]]].copy()
+        state.move(int(back.queue[one]), int(back.level[one]))
+        state.move(int(gone.queue[other]), int(gone.level[other]))
+        if state.fits:
+            return True
+        state.move(int(gone.queue[other]), int(before[1]))
+        state.move(int(back.queue[one]), int(before[0]))
+    return False
+
+
+def _moves(problem: Problem, state: State, by: tuple[int, ...]) -> _Moves:
+    steps, here = problem.ranking.steps, np.concatenate(state.rows)
+    found = [
+        (queue, int(level) + count)
+        for queue, level in enumerate(state.levels)
+        for count in by
+        if 0 <= level + count <= problem.last[queue]
+    ]
+    queue = np.array([q for q, _ in found], dtype=np.int64)
+    level = np.array([to for _, to in found], dtype=np.int64)
+    sums = np.concatenate([[0.0], np.cumsum(steps.total)])
+    lost = sums[steps.first[queue] + level] - sums[steps.first[queue] + state.levels[queue]]
+    change = np.array([np.concatenate(state.trial(q, to)) - here for q, to in found]).reshape(len(found), here.size)
+    return _Moves(queue, level, lost, change)
+
+
+def _pairs(state: State, back: _Moves, gone: _Moves) -> Iterator[tuple[int, int]]:
+    """Exchanges that gain, the best first, of those that seem to fit when both moves' costs are added up."""
+    gain = -(back.lost[:, None] + gone.lost[None, :])
+    better = (gain > 1e-12) & (back.queue[:, None] != gone.queue[None, :])
+    room = state.room
+    dear = back.change.max(axis=0, initial=0.0) + gone.change.max(axis=0, initial=0.0) > room
+    for row in np.flatnonzero(dear & np.isfinite(room)):
+        better &= back.change[:, None, row] + gone.change[None, :, row] <= room[row]
+    places = np.argwhere(better)
+    order = np.argsort(-gain[better], kind="stable")[:_TRIED]
+    yield from ((int(a), int(b)) for a, b in places[order])
