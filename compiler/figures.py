@@ -91,7 +91,7 @@ def foretold(report: Mapping[str, Any]) -> str:
         return ""
     predicted, measured = (known[how]["after"] / known[how]["before"] for how in ("predicted", "measured"))
     error = predicted / measured - 1
-    return f"latency: predicted {predicted:.1%} of the original's, measured {measured:.1%} ({error:+.1%})"
+    return f"latency: predicted {predicted:.1%} of the original, measured {measured:.1%} ({error:+.1%})"
 
 
 def figures(report: Mapping[str, Any]) -> list[Figure]:
