@@ -155,7 +155,7 @@ class Table:
         return {"format": FORMAT, "what": what, "on": self.meter.name, **shape}
 
     def _layer_key(self, wanted: Wanted) -> dict[str, Any]:
-        return self._key("layer", layer=wanted[0].to_dict(), open=list(wanted[1]))
+        return self._key("layer", layer=wanted[0].to_dict(), points=[list(point) for point in Grid.of(*wanted).points])
 
     def _load(self, wanted: Wanted) -> list[float] | None:
         times, size = self.cache.load(self._layer_key(wanted)), len(Grid.of(*wanted).points)
