@@ -178,7 +178,7 @@ def _leaves(value: object) -> tuple[object, ...]:
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:
-    values = tuple(int(v) for v in _leaves(value))
+    values = tuple(int(v) for v in (value if isinstance(value, tuple | list) else (value,)))
     return values * rank if len(values) == 1 else values
 
 
@@ -217,7 +217,7 @@ def _convolution_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _No
     transposed = layer.kind == "conv_transpose"
     rows, columns = (inner, outer // groups) if transposed else (outer, inner // groups)
     weights = {"w": _data((rows, columns, *layer.kernel))} | ({"b": _data((outer,))} if layer.bias else {})
-    extra = {"output_padding": layer.output_pads} if transposed else {}
+    extra: dict[str, Any] = {"output_padding": layer.output_pads} if transposed else {}
     node = helper.make_node(
         "ConvTranspose" if transposed else "Conv",
         ["x", *weights],

@@ -116,11 +116,12 @@ class Table:
     def surfaces(self, wanted: Sequence[Wanted]) -> Mapping[Wanted, Surface]:
         """The times of all these layers over their widths."""
         distinct = list(dict.fromkeys(wanted))
-        times = {} if self.refresh else {each: self._load(each) for each in distinct}
-        missing = [each for each in distinct if times.get(each) is None]
+        known = {} if self.refresh else {each: self._load(each) for each in distinct}
+        times = {each: found for each, found in known.items() if found is not None}
+        missing = [each for each in distinct if each not in times]
         times |= self._measure(missing)
         for each in missing:
-            self.cache.store(self._layer_key(each), list(times[each]))
+            self.cache.store(self._layer_key(each), times[each])
         self.measured.update(missing)
         return {each: _surface(each, times[each]) for each in distinct}
 

@@ -55,7 +55,9 @@ def _rest(model: LatencyModel, total: float) -> Iterator[Row]:
         ("everything else", fsum(charge.seconds for charge in tableless if not charge.multiplies)),
         ("from node to node", model.fixed),
     )
-    yield from ([name, "", "", "", duration(time), percent(time / total), ""] for name, time in parts if time)
+    for name, time in parts:
+        if time:
+            yield [name, "", "", "", duration(time), percent(time / total), ""]
 
 
 def _sum(charges: Sequence[Charge]) -> float:
