@@ -116,7 +116,9 @@ def run(name: str, options: argparse.Namespace, out: Console) -> None:
 def _predicted(latency: Any, found: Program) -> float:
     keep = latency.model.everything.copy()
     for group in latency.model.analysis.groups.values():
-        keep[group.start + found.facts["selection"].get(group.name, [])] = False
+        gone = found.facts["selection"].get(group.name)
+        if gone is not None:
+            keep[group.start + gone] = False
     return float(latency.of(keep))
 
 
