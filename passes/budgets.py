@@ -33,7 +33,6 @@ def meet(
     lifted: Lifted,
 ) -> Way:
     """The levels that a method chooses. Raises `PassError` where a budget is out of reach, or in no unit of its own."""
-    program = ranking.analysis.program
     problem = problem_of(ranking, wanted, wishes, context)
     least = problem.used(problem.last)
     for number, budget in enumerate(problem.budgets):

@@ -14,7 +14,7 @@ from prunec.passes.problems import Problem, State, filled
 
 _TRIED: Final = 24
 """So many exchanges are looked at closely before it is believed that there is none."""
-_MOST: Final = 400
+_MOST: Final = 30
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from prunec.passes.selectors import RankingSelector, Selector, Wishes
 
 _CHOICES: Final = 17
 """So many levels of a queue are looked at at a time."""
-_ROUNDS: Final = 40
-_NODES: Final = 400
+_ROUNDS: Final = 16
+_NODES: Final = 20
 """An integer program is given up after so many nodes: a count, not a time, so that the answer is always the same."""
-_GAP: Final = 1e-6
+_GAP: Final = 1e-4
 
 
 class Knapsack(Selector):
@@ -45,8 +45,7 @@ class Knapsack(Selector):
         """The best levels that were found."""
         starts = [RankingSelector().levels(problem, wishes), Greedy().levels(problem, wishes)]
         starts.append(Greedy().levels(problem, Wishes(per_cost=True)))
-        starts = [exchanged(problem, start) for start in starts]
-        best = max(starts, key=problem.kept)
+        best = exchanged(problem, max(starts, key=problem.kept))
         reach = max(int(problem.last.max(initial=0)), 1)
         for done in range(_ROUNDS):
             wishes.progress("knapsack", done, _ROUNDS)
@@ -84,7 +83,7 @@ def _step(problem: Problem, levels: IntArray, reach: int) -> IntArray | None:
     choices = _choices(problem, levels, reach)
     found: list[IntArray] = []
     room = choices.room
-    for _ in range(3):
+    for _ in range(2):
         answer = _solved(choices, room, levels)
         if answer is None or any((answer == known).all() for known in found):
             break
@@ -145,7 +144,7 @@ def _solved(choices: _Choices, room: FloatArray, levels: IntArray) -> IntArray |
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(rows, low, high),
-        options={"node_limit": _NODES, "mip_rel_gap": _GAP},
+        options={"node_limit": _NODES, "mip_rel_gap": _GAP, "presolve": False},
     )
     if answer.x is None:
         return None

@@ -13,7 +13,7 @@ Units of a step count by their mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,7 +37,7 @@ class Ranking:
     step: IntArray
     """the step of its queue at which the unit goes"""
     score: FloatArray
-    scored: frozenset[str]
+    scored: frozenset[str] = frozenset()
     """the groups that have scores, whether they may be cut or not"""
 
     @staticmethod
@@ -57,7 +57,8 @@ class Ranking:
             for g in chosen
             if _is_in(analysis, g, special)
         }
-        return _joined(analysis, single, _tied(analysis, alone, limits), score, frozenset(scores))
+        ranking = _joined(analysis, single, _tied(analysis, alone, limits), score)
+        return replace(ranking, scored=frozenset(scores))
 
     @property
     def count(self) -> int:
@@ -184,9 +185,7 @@ def _tied(analysis: Analysis, alone: Mapping[str, Queue], limits: Limits) -> lis
     return [*free, *(tied_queue(analysis, [alone[name] for name in names]) for names in whole)]
 
 
-def _joined(
-    analysis: Analysis, single: Flat, more: Sequence[Queue], score: FloatArray, scored: frozenset[str]
-) -> Ranking:
+def _joined(analysis: Analysis, single: Flat, more: Sequence[Queue], score: FloatArray) -> Ranking:
     names, units, queue, step = single
     groups = {name: number for number, name in enumerate(names)}
     for number, one in enumerate(more, start=len(names)):
@@ -195,4 +194,4 @@ def _joined(
     sizes = [one.units.size for one in more]
     queues = np.concatenate([queue, np.repeat(np.arange(len(names), len(names) + len(more)), sizes)])
     steps = np.concatenate([step, *(one.steps for one in more)])
-    return Ranking(analysis, groups, unit, queues, steps, score[unit], scored)
+    return Ranking(analysis, groups, unit, queues, steps, score[unit])
