@@ -4,6 +4,7 @@
     prunec check PLAN
     prunec explain MODEL|PLAN [--group NAME]
     prunec ir MODEL|PLAN [--after PASS]
+    prunec latency MODEL|PLAN [--refresh]
     prunec schema
     prunec passes [NAME]
 
@@ -168,6 +169,26 @@ def ir(
     plan = _plan_of(target, inputs, overrides)
     # Written as it is: the console would wrap lines, and the text is made to be read back.
     sys.stdout.write(to_text(program_after(plan, after)))
+
+
+@app.command()
+def latency(
+    target: Target,
+    refresh: Annotated[bool, typer.Option("--refresh", help="measure every layer again, whatever is known")] = False,
+    inputs: Inputs = None,
+    overrides: Sets = None,
+) -> None:
+    """Measure the layers of a model or plan with onnxruntime, over their widths, and show what each takes."""
+    from prunec.compiler.console import bars  # noqa: PLC0415
+    from prunec.compiler.driver import load_divided  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.latency import latency_model, new_table  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.latency_show import show_latency  # noqa: PLC0415
+
+    program = load_divided(_plan_of(target, inputs, overrides))
+    with bars() as progress:
+        times = new_table(progress, refresh=refresh)
+        model = latency_model(program, times)
+    show_latency(model, times.meter.name)
 
 
 @app.command()

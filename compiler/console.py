@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunec.compiler.errors import PrunecError
-from prunec.compiler.figures import checked, duration, figures, gathered, left_alone, removed
+from prunec.compiler.figures import checked, duration, figures, foretold, gathered, left_alone, removed
 
 PLAIN_WIDTH: Final = 140
 """Columns of a table where nobody watches and a terminal's width isn't known."""
@@ -126,6 +126,8 @@ def show_report(report: Mapping[str, Any], folder: Path) -> None:
         [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
     ]
     table(f"{report['model']}", ("", *sides), rows, right=sides)
+    if foretold(report):
+        say(f"\n{foretold(report)}")
     say("")
     _show_passes(report)
     _show_reasons(report)

@@ -25,8 +25,9 @@ from prunec.compiler.factory import example_inputs as inputs_of
 from prunec.compiler.factory import load_data, load_model
 from prunec.compiler.inputs import Inputs, tensors_in
 from prunec.compiler.ir import Program
+from prunec.compiler.latency import predicted_latency
 from prunec.compiler.lock import check_model, check_result, make_lock
-from prunec.compiler.measure import compare_accuracy, weights_size, write_onnx
+from prunec.compiler.measure import compare_accuracy, measure_latency, weights_size, write_onnx
 from prunec.compiler.pipeline import Outcome, Step, check_needs, run_passes
 from prunec.compiler.plan import Plan
 from prunec.compiler.region import Region, Regions, find_regions
@@ -69,6 +70,9 @@ class Result:
         for export in self.plan.export:
             path = folder / "model.onnx"
             report["onnx"] = write_onnx(self.before, self.program, path, export, self.progress)
+        if "latency" in report:
+            known = report["onnx"]["latency"] if "onnx" in report else measure_latency(self.before, self.program)
+            report["latency"] = {**report["latency"], "measured": known}
         lock = {**self.lock, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -131,6 +135,9 @@ def compile(
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced)
     result = Result(plan, before, outcome.program, lock, report, progress, regions)
+    expected = predicted_latency(before, outcome.program)
+    if expected is not None:
+        report["latency"] = {"predicted": expected}
     if regions is not None:
         report["region"] = _region_report(regions, outcome.program)
     if data is not None:

@@ -96,6 +96,14 @@ class VerifyError(PrunecError):
     exit_code: ClassVar[int] = 2
 
 
+def first_line(error: BaseException) -> str:
+    """The innermost cause of a foreign error in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """A hint that names the valid spelling nearest to `name`, or lists the valid ones where there are few."""
     names = sorted(valid)

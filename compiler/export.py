@@ -13,26 +13,23 @@ import copy
 import io
 import logging
 import re
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.errors import ModelError, PlanError, VerifyError
+from prunec.compiler.errors import ModelError, PlanError, VerifyError, first_line
 from prunec.compiler.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.metacopy import evaluating
+from prunec.compiler.timing import Array, feed, session
 
 TOLERANCE = 1e-5
 TIMES_TORCH = 10.0
@@ -40,16 +37,11 @@ TIMES_TORCH = 10.0
 OLDEST_OPSET = 18
 """Torch's exporter writes nothing older, and doesn't say so."""
 BATCHES = (1, 3)
-WARM_UP = 5
-BLOCK = 0.02
-"""Seconds that one file is run for before it is another's turn."""
 
 Values = tuple[Any, ...]
 Open = frozenset[str]
 """The names of sizes that the file leaves open."""
 IMAGE: Open = frozenset({"height", "width"})
-Array = npt.NDArray[Any]
-Feed = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -108,36 +100,10 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
     )
 
 
-def ort_latency(paths: Sequence[Path], inputs: Sequence[Any], seconds: float = 1.0) -> tuple[float, ...]:
-    """The time of one run of each file in seconds: onnxruntime, CPU, one thread.
-
-    The files take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each, so that a change of the
-    machine's speed meets all of them. Of each block the median counts, and of the blocks the lower quartile: what other
-    programs do to a run only ever makes it slower.
-    """
-    sessions = [_session(path) for path in paths]
-    feeds = [_feed(session, inputs) for session in sessions]
-    lengths = [_block(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
-    rounds = max(5, round(seconds / BLOCK))
-    blocks = [
-        [_median_run(session, feed, runs) for session, feed, runs in zip(sessions, feeds, lengths, strict=True)]
-        for _ in range(rounds)
-    ]
-    return tuple(quantiles(times, n=4)[0] for times in zip(*blocks, strict=True))
-
-
-def _block(session: onnxruntime.InferenceSession, feed: Feed) -> int:
-    """How many runs fill a block; they warm the session up, too."""
-    return max(1, round(BLOCK / _median_run(session, feed, WARM_UP)))
-
-
-def _median_run(session: onnxruntime.InferenceSession, feed: Feed, runs: int) -> float:
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        session.run(None, feed)
-        times.append(time.perf_counter() - start)
-    return median(times)
+def onnx_bytes(program: Program, opset: int = 20) -> bytes:
+    """The program as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where there is none."""
+    with evaluating(program.module), torch.no_grad():
+        return bytes(_convert(program, opset, frozenset()).SerializeToString())
 
 
 # --- exporting ---------------------------------------------------------------------------------------------------
@@ -170,14 +136,14 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"the exporter made a graph that is no valid ONNX: {_first_line(error)}") from error
+        raise ModelError(f"the exporter made a graph that is no valid ONNX: {first_line(error)}") from error
     path.write_bytes(model.SerializeToString(deterministic=True))
-    session = _session(path)
+    opened = session(path)
     sizes = sorted({_batch(program), *(BATCHES if "batch" in dynamic else ())})
-    checks = {size: _compare(session, program.module, _with_batch(program, size)) for size in sizes}
+    checks = {size: _compare(opened, program.module, _with_batch(program, size)) for size in sizes}
     if IMAGE & dynamic:
         larger = map_tensors(lambda value: _larger(value, dynamic), _with_batch(program, sizes[0]))
-        other = _compare(session, program.module, larger)
+        other = _compare(opened, program.module, larger)
         checks[sizes[0]] = max(checks[sizes[0]], other, key=lambda check: check.difference)
     return model, checks
 
@@ -242,7 +208,7 @@ def _why_static(program: Program) -> str:
             with _quiet():  # fx prints the code of a module that fails
                 program.module(*_with_batch(program, size))
         except Exception as error:  # whatever the model's own code raises
-            return f"the model doesn't run on a batch of {size}: {_first_line(error)}"
+            return f"the model doesn't run on a batch of {size}: {first_line(error)}"
     return ""
 
 
@@ -288,15 +254,7 @@ def _refusal(error: Exception) -> ModelError:
     operator = _operator_in(error)
     if operator:
         return ModelError(f"ONNX has no form of the operation '{operator}'", hint="take 'onnx' out of the exports")
-    return ModelError(f"torch's ONNX exporter can't take this model: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    """The innermost cause in a line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ModelError(f"torch's ONNX exporter can't take this model: {first_line(error)}")
 
 
 @contextlib.contextmanager
@@ -343,12 +301,12 @@ def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torc
 # --- comparing ---------------------------------------------------------------------------------------------------
 
 
-def _compare(session: Any, module: fx.GraphModule, inputs: Values) -> Check:
+def _compare(opened: Any, module: fx.GraphModule, inputs: Values) -> Check:
     size = batch_of(inputs) or 1
     try:
-        got = session.run(None, _feed(session, inputs))
+        got = opened.run(None, feed(opened, inputs))
     except Exception as error:  # onnxruntime's errors have no root of their own
-        raise VerifyError(f"onnxruntime can't run the ONNX file at batch {size}: {_first_line(error)}") from error
+        raise VerifyError(f"onnxruntime can't run the ONNX file at batch {size}: {first_line(error)}") from error
     expected = _run(module, inputs)
     difference = relative_difference(got, expected)
     if difference <= TOLERANCE:
@@ -387,19 +345,3 @@ def _run(module: Callable[..., Any], inputs: Values) -> list[Array]:
     """The module's tensors in the order of ONNX outputs. The inputs are copied: a model may write into them."""
     outputs = pytree.tree_leaves(module(*map_tensors(torch.clone, inputs)))
     return [leaf.numpy() for leaf in outputs if isinstance(leaf, torch.Tensor)]
-
-
-def _session(path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no root of their own
-        raise ModelError(f"onnxruntime can't load the ONNX file: {_first_line(error)}") from error
-
-
-def _feed(session: Any, inputs: Sequence[Any]) -> dict[str, Array]:
-    feeds = zip(session.get_inputs(), tensors_in(inputs), strict=True)
-    return {entry.name: value.detach().numpy() for entry, value in feeds}

@@ -71,13 +71,33 @@ _ROWS: Final[Mapping[str, tuple[tuple[str, ...], _Text, Callable[[Pair], str], i
     "weights file": (("weights",), size, relative, -1),
     "ONNX file": (("onnx", "bytes"), size, relative, -1),
     "latency in onnxruntime": (("onnx", "latency"), duration, relative, -1),
+    "measured latency": (("latency", "measured"), duration, relative, -1),
+    "predicted latency": (("latency", "predicted"), duration, relative, -1),
 }
 """Name -> where it stands in the report, how a value and a change read, and whether more (1) or less (-1) is a gain."""
 
 
+_ELSEWHERE: Final = {"measured latency": "onnx"}
+"""A figure that another part of the report, where it is there, has already."""
+
+
+def foretold(report: Mapping[str, Any]) -> str:
+    """How good the prediction of the latency was, in a sentence; empty where nothing was predicted and measured.
+
+    Shares of the original's latency are compared: the machine may be slower now than when its layers were measured.
+    """
+    known = report.get("latency", {})
+    if "measured" not in known:
+        return ""
+    predicted, measured = (known[how]["after"] / known[how]["before"] for how in ("predicted", "measured"))
+    error = predicted / measured - 1
+    return f"latency: predicted {predicted:.1%} of the original, measured {measured:.1%} ({error:+.1%})"
+
+
 def figures(report: Mapping[str, Any]) -> list[Figure]:
     """The summary of a report; what wasn't measured has no line."""
-    found = ((name, _pair(report, row[0]), row) for name, row in _ROWS.items())
+    shown = {name: row for name, row in _ROWS.items() if _ELSEWHERE.get(name) not in report}
+    found = ((name, _pair(report, row[0]), row) for name, row in shown.items())
     return [_figure(name, pair, *row[1:]) for name, pair, row in found if pair is not None]
 
 

@@ -14,10 +14,11 @@ from torch import nn
 from prunec.compiler.base import Data, Progress, silent
 from prunec.compiler.emit import save_weights
 from prunec.compiler.errors import DataError
-from prunec.compiler.export import OnnxReport, export_onnx, ort_latency
+from prunec.compiler.export import OnnxReport, export_onnx, onnx_bytes
 from prunec.compiler.inputs import called, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.parts import OnnxExport
+from prunec.compiler.timing import ort_latency
 
 
 def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = silent) -> float:
@@ -63,6 +64,15 @@ def write_onnx(
         latency = dict(zip(("before", "after"), ort_latency((old, path), before.inputs), strict=True))
         progress("onnx", 3, 3)
     return {**_plain(new_report), "bytes": {"before": old_report.bytes, "after": new_report.bytes}, "latency": latency}
+
+
+def measure_latency(before: Program, after: Program) -> dict[str, float]:
+    """Both programs' latency in onnxruntime, in seconds, where no ONNX file is asked for."""
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{name}.onnx" for name in ("before", "after")]
+        for path, program in zip(paths, (before, after), strict=True):
+            path.write_bytes(onnx_bytes(program))
+        return dict(zip(("before", "after"), ort_latency(paths, before.inputs), strict=True))
 
 
 def _plain(report: OnnxReport) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def report_html(report: Mapping[str, Any]) -> str:
     return _template().render(
         report=report,
         figures=figures.figures(report),
+        foretold=figures.foretold(report),
         groups=group_bars(report),
         columns=columns,
         picture=SKYLINE,

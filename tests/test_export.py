@@ -13,7 +13,8 @@ from torch import nn
 
 from prunec.compiler import export
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
-from prunec.compiler.export import export_onnx, ort_latency, relative_difference
+from prunec.compiler.export import export_onnx, relative_difference
+from prunec.compiler.timing import ort_latency
 from prunec.compiler.trace import trace
 
 
@@ -192,8 +193,8 @@ class Wrong:
 
 
 def test_a_file_that_is_wrong_at_other_batch_sizes_becomes_a_static_one(tmp_path, monkeypatch):
-    session = export._session
-    monkeypatch.setattr(export, "_session", lambda path: Wrong(session(path), 1.0, 3))
+    session = export.session
+    monkeypatch.setattr(export, "session", lambda path: Wrong(session(path), 1.0, 3))
     report = export_onnx(program_of(Small, IMAGE), tmp_path / "model.onnx")
     assert (report.dynamic_batch, list(report.differences)) == (False, [1])
     assert report.static_reason.startswith("the ONNX file differs from the module by 1.0e+00 at batch 3")
@@ -202,16 +203,16 @@ def test_a_file_that_is_wrong_at_other_batch_sizes_becomes_a_static_one(tmp_path
 
 @pytest.mark.parametrize("error", [3e-5, float("nan")])
 def test_a_runtime_that_computes_something_else_stops_the_compile(tmp_path, monkeypatch, error):
-    session = export._session
-    monkeypatch.setattr(export, "_session", lambda path: Wrong(session(path), error, 2))
+    session = export.session
+    monkeypatch.setattr(export, "session", lambda path: Wrong(session(path), error, 2))
     with pytest.raises(VerifyError, match=r"differs from the module .* at batch 2: .* float64") as caught:
         export_onnx(program_of(FixedBatch, ROWS), tmp_path / "model.onnx")
     assert caught.value.exit_code == 2
 
 
 def test_a_runtime_that_fails_stops_the_compile(tmp_path, monkeypatch):
-    session = export._session
-    monkeypatch.setattr(export, "_session", lambda path: Wrong(session(path), 10.0))
+    session = export.session
+    monkeypatch.setattr(export, "session", lambda path: Wrong(session(path), 10.0))
     with pytest.raises(
         VerifyError, match="onnxruntime can't run the ONNX file at batch 2: AssertionError: out of order"
     ):
