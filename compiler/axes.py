@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunec.compiler.ir import Axis, Program
 
+SCRATCH: Final = 2**18
+"""Elements that are computed at a time: new memory takes longer to get than to fill."""
 
-def axis_rows(program: Program, axis: Axis, values: torch.Tensor | None = None) -> torch.Tensor:
+
+def axis_sums(
+    program: Program, axis: Axis, function: Callable[..., Tensor], memo: dict[str, tuple[Tensor, Tensor]]
+) -> Tensor:
+    """The sum of an elementwise function (with a parameter `out`) of what goes with each position, [positions]; in
+    single precision at least. `memo` holds the sums of a tensor's rows and columns, which are found together."""
+    tensor = program.tensors[axis.tensor].detach()
+    if axis.dim > 1 or tensor.ndim < 2 or program.size(axis) != tensor.shape[axis.dim]:  # the last: grouped
+        return _row_sums(axis_rows(program, axis), function)[0]
+    if axis.tensor not in memo:
+        memo[axis.tensor] = _row_sums(tensor.flatten(1), function, tensor.shape[1])
+    return memo[axis.tensor][axis.dim]
+
+
+def _row_sums(rows: Tensor, function: Callable[..., Tensor], columns: int = 1) -> tuple[Tensor, Tensor]:
+    """The sums of rows, and of columns of several elements each. Some rows at a time, always in the same place."""
+    count = max(1, SCRATCH // max(rows.shape[1], 1))
+    scratch = rows.new_empty(min(count, len(rows)), rows.shape[1])
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    found = []
+    for part in torch.split(rows, count):
+        block = function(part, out=scratch[: len(part)])
+        found.append((block.sum(1, dtype=dtype), block.sum(0, dtype=dtype)))
+    elements = torch.stack([below for _, below in found]).sum(0)
+    return torch.cat([beside for beside, _ in found]), elements.view(columns, -1).sum(1)
+
+
+def axis_rows(program: Program, axis: Axis, values: Tensor | None = None) -> Tensor:
     """The axis's tensor as a matrix [positions, elements]: row p holds what is removed with position p.
 
     `values` takes the tensor's place where figures of its elements are asked for (gradients); it has its shape.

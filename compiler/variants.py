@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir import Axis, IntArray, Program, module_tensors
 from prunec.compiler.masks import Marked, plain
-from prunec.compiler.reference import MaskedInterpreter, last_uses
+from prunec.compiler.reference import MaskedInterpreter, last_uses, parameter_marks
 
 WHOLE: Final = -1
 """The number of the run in which nothing is masked."""
@@ -34,8 +34,8 @@ class Variants:
     def __init__(self, program: Program, removed: Sequence[Mapping[Axis, IntArray]]) -> None:
         dtype = _dtype(program)
         self.nodes = list(program.graph.nodes)
-        self.whole = MaskedInterpreter(program, dtype, {})
-        self.masked = [MaskedInterpreter(program, dtype, axes) for axes in removed]
+        self.whole = MaskedInterpreter(program, dtype, {}, {})
+        self.masked = [MaskedInterpreter(program, dtype, parameter_marks(program, axes), {}) for axes in removed]
         self._dead = last_uses(self.nodes)
         self._starts: dict[int, list[int]] = {}
         self.earliest = _earliest(self.nodes, self._writes(program))

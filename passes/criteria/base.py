@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class Setting:
     calibration: Calibration = field(default_factory=Calibration)
     axes: str = "writers"
     aggregate: str = "mean"
+    memo: dict[str, Any] = field(default_factory=dict)
+    """What a criterion keeps from one axis to the next."""
 
     @property
     def analysis(self) -> Analysis:

@@ -10,25 +10,15 @@ random      uniform in [0, 1): the control
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunec.compiler.axes import axis_rows
+from prunec.compiler.axes import axis_rows, axis_sums
 from prunec.compiler.units import FloatArray, Member
 from prunec.passes.criteria.base import AxisCriterion, Setting, is_weight, numbers
-
-CACHED: Final = 2**18
-"""Elements that are looked at together: a large weight's absolute values need more time to store than to add."""
-
-
-def _absolute_sums(rows: Tensor) -> Tensor:
-    """`sum |row|` of each row; the absolute values of some rows at a time, always in the same place."""
-    some = max(1, CACHED // max(rows.shape[1], 1))
-    scratch = rows.new_empty(min(some, len(rows)), rows.shape[1])
-    return torch.cat([torch.abs(part, out=scratch[: len(part)]).sum(1) for part in torch.split(rows, some)])
 
 
 class L1(AxisCriterion):
@@ -41,8 +31,7 @@ class L1(AxisCriterion):
         """[positions]; nothing about vectors."""
         if not is_weight(setting.program, member):
             return None
-        rows = axis_rows(setting.program, member.axis)
-        return numbers(_absolute_sums(rows))
+        return numbers(axis_sums(setting.program, member.axis, torch.abs, setting.memo))
 
 
 class L2(AxisCriterion):
@@ -55,7 +44,7 @@ class L2(AxisCriterion):
         """[positions]; nothing about vectors."""
         if not is_weight(setting.program, member):
             return None
-        return numbers(torch.linalg.vector_norm(axis_rows(setting.program, member.axis), dim=1))
+        return np.sqrt(numbers(axis_sums(setting.program, member.axis, torch.square, setting.memo)))
 
 
 class BatchNormScale(AxisCriterion):
