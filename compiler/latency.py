@@ -79,7 +79,7 @@ class LatencyTerms:
         """The seconds of the terms numbered `which`, or of all."""
         numbers = np.arange(self.surface.size) if which is None else which
         here = widths[self.factors[numbers]]
-        inner, outer = (here[:, side].astype(np.int64) for side in (0, 1))
+        inner, outer = (np.rint(here[:, side]).astype(np.int64) for side in (0, 1))
         (left, left_starts), (right, right_starts), values = self._stacked
         tables = self.surface[numbers]
         read = np.einsum(

@@ -391,6 +391,22 @@ def test_refreshing_measures_everything_again():
     assert table.measured == set(WANTED)
 
 
+def test_a_network_is_known_whatever_was_found_out_about_it():
+    program = trace(cnn().eval(), (torch.zeros(1, 1, 8, 8),))
+    meter = Formula()
+    first = Table(meter=meter).network(program)
+    meter.network = lambda program: pytest.fail("measured again")
+    assert Table(meter=meter).network(program.with_facts(scores={"conv1": np.ones(3)})) == first
+
+
+def test_of_several_sweeps_of_a_network_the_fastest_nodes_count():
+    slow = tuple(replace(node, seconds=node.seconds * factor) for node, factor in zip(NODES, (1, 2, 1, 3), strict=True))
+    other = tuple(replace(node, seconds=node.seconds * 1.5) for node in NODES)
+    found = latency_meter._fastest([NetworkTime(slow, 9.0), NetworkTime(other, 8.0)])
+    assert [node.seconds for node in found.nodes] == [4.0, 1.5, 0.5, 0.75]
+    assert found.seconds == 8.0
+
+
 def test_another_runtime_has_times_of_its_own(folder):
     Table(meter=Formula()).surfaces(WANTED)
     other = Formula()
