@@ -8,7 +8,9 @@ from pathlib import Path
 import yaml
 
 from prunec.compiler import registry
+from prunec.compiler.driver import load_program
 from prunec.compiler.plan import Plan
+from prunec.compiler.units import analyse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -53,3 +55,16 @@ def test_the_pass_table_is_complete():
 
 def test_the_two_commands_are_one_line_each():
     assert block("main").count("\n") == block("test").count("\n") == 1
+
+
+def test_the_ways_to_select_are_options():
+    entries = yaml.safe_load(block("select"))
+    assert len(entries) > 5
+    for entry in entries:
+        Plan.from_dict({"plan": 1, "passes": [{"score": "l1"}, entry, "shrink"]})
+
+
+def test_the_curves_are_of_the_embedded_network():
+    traced = load_program(Plan.load(ROOT / "plans/digits.yaml"))
+    free = {group.name for group in analyse(traced).groups.values() if group.free.any()}
+    assert set(re.findall(r"^(\S+) +\d+ +[\d.]+ pt", block("sensitivity"), re.MULTILINE)) == free
