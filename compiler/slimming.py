@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -263,7 +264,7 @@ def _gather(new: fx.Node, source: fx.Node, gather: Gather, view: _View) -> None:
     """The node as an index of what is left, which is a buffer beside the parameters."""
     kept = view.kept(gather.source, gather.dim)
     places = (np.cumsum(kept) - 1)[gather.order[kept[gather.order]]]
-    name = _free_name(f"{new.name}_order", view)
+    name = _free_name(f"{new.name}_order", view, _own(new))
     device = next((tensor.device for tensor in view.analysis.program.tensors.values()), None)
     view.indices[name] = torch.as_tensor(places, device=device)
     with new.graph.inserting_before(new):
@@ -272,9 +273,16 @@ def _gather(new: fx.Node, source: fx.Node, gather: Gather, view: _View) -> None:
     new.args, new.kwargs = (source, gather.dim, index), {}
 
 
-def _free_name(wanted: str, view: _View) -> str:
-    """A name that no tensor or module of the program has."""
-    taken = {name.partition(".")[0] for name in view.analysis.program.state} | view.indices.keys()
+def _own(node: fx.Node) -> set[str]:
+    """The tensors that no other node reads: an index that a former round made."""
+    readers = Counter(str(read.target) for read in node.graph.find_nodes(op="get_attr") for _ in read.users)
+    mine = (str(read.target) for read in node.all_input_nodes if read.op == "get_attr")
+    return {name for name in mine if readers[name] == 1}
+
+
+def _free_name(wanted: str, view: _View, free: set[str]) -> str:
+    """A name that no tensor or module of the program has, but for those that are free."""
+    taken = {name.partition(".")[0] for name in view.analysis.program.state if name not in free} | view.indices.keys()
     return next(name for name in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if name not in taken)
 
 

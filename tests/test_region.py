@@ -100,7 +100,7 @@ def test_a_region_is_cut_in_its_place(names, tmp_path):
     assert slim.state_dict()["body.net.b.weight"].shape < state["body.net.b.weight"].shape
     assert slim.state_dict()["body.net.c.weight"].shape[0] == 8
     assert (slim.state_dict()["head.one.weight"].shape[0] < 14) == ("head" in names)
-    assert "body.net.a.weight" in result.lock["removed"]
+    assert "body.net.b.weight" in result.lock["removed"]
     assert result.report["region"]["difference"] < 1e-5
     assert not model.body["net"]._forward_pre_hooks
     result.save(tmp_path / "out")

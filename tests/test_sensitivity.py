@@ -322,7 +322,7 @@ def test_wrong_arguments_are_told(plans, capsys, arguments, expected):
         ("{from: ''}", "plan.yaml:7:20: from must be a path, got ''\n"),
         (
             "{from: none.csv, ratio: 0.5}",
-            "plan.yaml:7:5: select must say exactly one of ratio, widths, budget, units, from",
+            "plan.yaml:7:5: select must say exactly one of ratio, widths, threshold, budget, from, units",
         ),
     ],
     ids=lambda value: value if value.startswith("{") else "",
