@@ -37,8 +37,8 @@ CALIBRATION: Final = 512
 TUNING: Final = (1, 0.003)
 """Epochs of fine-tuning, and the learning rate that falls from there to zero."""
 ROUNDS_TUNING: Final = (4, 0.002)
-"""The same for what is cut in several rounds, over all of them; the rate stays, since one that falls to zero would leave
-the last cut without the training that a single, early one gets."""
+"""The same for what is cut in several rounds, over all of them; the rate stays, since one that falls to zero would
+leave the last cut without the training that a single, early one gets."""
 BISECTIONS: Final = 9
 """Of torch-pruning's ratio; the widest layer has 64 channels."""
 
@@ -217,7 +217,7 @@ def our_slim(
 
 
 def in_rounds(subject: Subject, score: Mapping[str, Any], share: float, rounds: int) -> nn.Module:
-    """Cut to a share of the MACs and trained on, in so many rounds of equal ratio; together, they train as long as one."""
+    """Cut to a share of the MACs and trained on, in so many rounds of equal ratio, which train as long as one does."""
     epochs, rate = ROUNDS_TUNING
     steps = epochs * len(subject.data.train())
     batches, model = endless(subject.data), subject.model
