@@ -216,13 +216,21 @@ def our_slim(
     return compile(model, plan, example_inputs=(EXAMPLE,), data=data).module
 
 
-def in_rounds(subject: Subject, score: Mapping[str, Any], share: float, rounds: int) -> nn.Module:
+class Way(NamedTuple):
+    """How units of several groups are compared: an option of `score`, and one of `select`."""
+
+    normalize: str
+    scope: str
+
+
+def in_rounds(subject: Subject, criterion: str, way: Way, share: float, rounds: int) -> nn.Module:
     """Cut to a share of the MACs and trained on, in so many rounds of equal ratio, which train as long as one does."""
     epochs, rate = ROUNDS_TUNING
     steps = epochs * len(subject.data.train())
     batches, model = endless(subject.data), subject.model
+    score = {"criterion": criterion, "samples": CALIBRATION, "normalize": way.normalize}
     for number in range(1, rounds + 1):
         budget = {"macs": subject.macs * share ** (number / rounds)}
-        model = our_slim(model, subject.data, score, {"budget": budget})
+        model = our_slim(model, subject.data, score, {"budget": budget, "scope": way.scope})
         model = tuned(model, batches, itertools.repeat(rate), steps // rounds)
     return model
