@@ -132,19 +132,19 @@ def distinct(rows: Sequence[Row], *keys: str) -> list[tuple[str, ...]]:
 
 
 def summary(rows: Sequence[Row]) -> Table:
-    """A line for each network, criterion and scope, and one for everything in a scope."""
+    """A line for each network, criterion and scope, and one for all defaults in a scope."""
     table = Table(title="accuracy, %: mean ± standard deviation over seeds; difference ± its standard error (+/=/-)")
     for name in ("network", "criterion", "scope", "tool", "peer before", "before", "ours - peer"):
         table.add_column(name)
     for name in ("peer after", "after", "ours - peer"):
         table.add_column(name)
     tools = [tool for (tool,) in distinct(rows, "tool") if tool != "peer"]
-    cases = [{"network": n, "criterion": c, "scope": s} for n, c, s in distinct(rows, "network", "criterion", "scope")]
-    for case in (*cases, *({"scope": scope} for (scope,) in distinct(rows, "scope"))):
-        for tool in tools:
-            table.add_row(
-                *(case.get(key, "all") for key in ("network", "criterion", "scope")), tool, *_line(rows, case, tool)
-            )
+    keys = ("network", "criterion", "scope")
+    defaults = [row for row in rows if row["criterion"] != "bn_scale_raw"]
+    cases = [(rows, dict(zip(keys, values, strict=True))) for values in distinct(rows, *keys)]
+    everything = [(defaults, {"scope": scope}) for (scope,) in distinct(rows, "scope")]
+    for (some, case), tool in itertools.product((*cases, *everything), tools):
+        table.add_row(*(case.get(key, "all") for key in keys), tool, *_line(some, case, tool))
     return table
 
 
