@@ -40,6 +40,12 @@ MATCHES: Final = {
 ROUNDS: Final = (1, 4)
 ROUNDS_SHARE: Final = 0.3
 ROUNDS_CRITERIA: Final = ("taylor", "taylor_signed")
+ROUNDS_WAYS: Final = {
+    "local": rivals.Way("none", "local"),
+    "global, l2": rivals.Way("l2", "global"),
+    "global, mean": rivals.Way("mean", "global"),
+}
+"""With `local`, one round and several end with the same widths; with the others, widths are what scores make them."""
 
 CASE: Final = ("network", "criterion", "seed", "tool")
 """What a line of the file is known by, as far as it has these columns."""
@@ -77,11 +83,10 @@ def matches(network: str, seed: int, criteria: Sequence[str], alike: bool) -> It
 def in_rounds(network: str, seed: int) -> Iterator[Row]:
     """Both forms of Taylor's criterion, in one round and in several."""
     subject = rivals.Subject.of(network, seed)
-    for criterion, rounds in itertools.product(ROUNDS_CRITERIA, ROUNDS):
-        score = {"criterion": criterion, "samples": rivals.CALIBRATION}
-        model = rivals.in_rounds(subject, score, ROUNDS_SHARE, rounds)
+    for (name, way), criterion, rounds in itertools.product(ROUNDS_WAYS.items(), ROUNDS_CRITERIA, ROUNDS):
+        model = rivals.in_rounds(subject, criterion, way, ROUNDS_SHARE, rounds)
         found = rivals.quality(model, subject.data)
-        case = {"network": network, "criterion": criterion, "rounds": str(rounds), "seed": str(seed)}
+        case = {"network": network, "criterion": criterion, "way": name, "rounds": str(rounds), "seed": str(seed)}
         yield {
             **case,
             "macs": f"{rivals.macs(model) / subject.macs:.4f}",
@@ -127,19 +132,19 @@ def distinct(rows: Sequence[Row], *keys: str) -> list[tuple[str, ...]]:
 
 
 def summary(rows: Sequence[Row]) -> Table:
-    """A line for each network, criterion and scope, and one for everything in a scope."""
+    """A line for each network, criterion and scope, and one for all defaults in a scope."""
     table = Table(title="accuracy, %: mean ± standard deviation over seeds; difference ± its standard error (+/=/-)")
     for name in ("network", "criterion", "scope", "tool", "peer before", "before", "ours - peer"):
         table.add_column(name)
     for name in ("peer after", "after", "ours - peer"):
         table.add_column(name)
     tools = [tool for (tool,) in distinct(rows, "tool") if tool != "peer"]
-    cases = [{"network": n, "criterion": c, "scope": s} for n, c, s in distinct(rows, "network", "criterion", "scope")]
-    for case in (*cases, *({"scope": scope} for (scope,) in distinct(rows, "scope"))):
-        for tool in tools:
-            table.add_row(
-                *(case.get(key, "all") for key in ("network", "criterion", "scope")), tool, *_line(rows, case, tool)
-            )
+    keys = ("network", "criterion", "scope")
+    defaults = [row for row in rows if row["criterion"] != "bn_scale_raw"]
+    cases = [(rows, dict(zip(keys, values, strict=True))) for values in distinct(rows, *keys)]
+    everything = [(defaults, {"scope": scope}) for (scope,) in distinct(rows, "scope")]
+    for (some, case), tool in itertools.product((*cases, *everything), tools):
+        table.add_row(*(case.get(key, "all") for key in keys), tool, *_line(some, case, tool))
     return table
 
 
@@ -154,19 +159,21 @@ def rounds_summary(rows: Sequence[Row]) -> Table:
     """A line for each network and criterion, and what signed Taylor is short of Taylor, in one round and in several."""
     first, last = (str(number) for number in (ROUNDS[0], ROUNDS[-1]))
     table = Table(title=f"accuracy at {ROUNDS_SHARE:.0%} of the MACs, %, after the same fine-tuning")
-    for name in ("network", "criterion", f"{first} round", f"{last} rounds", f"{last} - {first}"):
+    for name in ("network", "way", "criterion", f"{first} round", f"{last} rounds", f"{last} - {first}"):
         table.add_column(name)
-    for network, criterion in distinct(rows, "network", "criterion"):
-        one, more = (
-            by_seed(chosen(rows, network=network, criterion=criterion, rounds=r), "after") for r in (first, last)
-        )
-        table.add_row(network, criterion, spread(list(one.values())), spread(list(more.values())), paired(more, one))
-    for (network,) in distinct(rows, "network"):
-        pairs = (
-            paired(*(by_seed(chosen(rows, network=network, criterion=c, rounds=r), "after") for c in ROUNDS_CRITERIA))
-            for r in (first, last)
-        )
-        table.add_row(network, " - ".join(ROUNDS_CRITERIA), *pairs, "")
+    for network, way in distinct(rows, "network", "way"):
+        mine = chosen(rows, network=network, way=way)
+        found = {
+            key: by_seed(chosen(mine, criterion=key[0], rounds=key[1]), "after")
+            for key in itertools.product(ROUNDS_CRITERIA, (first, last))
+        }
+        for criterion in ROUNDS_CRITERIA:
+            one, more = found[criterion, first], found[criterion, last]
+            table.add_row(
+                network, way, criterion, spread(list(one.values())), spread(list(more.values())), paired(more, one)
+            )
+        signs = [paired(*(found[criterion, rounds] for criterion in ROUNDS_CRITERIA)) for rounds in (first, last)]
+        table.add_row(network, way, " - ".join(ROUNDS_CRITERIA), *signs, "")
     return table
 
 

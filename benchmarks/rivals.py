@@ -12,6 +12,7 @@ same batches in the same order.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
@@ -35,8 +36,9 @@ CALIBRATION: Final = 512
 """How many training images the criteria see that look at data."""
 TUNING: Final = (1, 0.003)
 """Epochs of fine-tuning, and the learning rate that falls from there to zero."""
-ROUNDS_TUNING: Final = (4, 0.003)
-"""The same for what is cut in several rounds, over all of them."""
+ROUNDS_TUNING: Final = (4, 0.002)
+"""The same for what is cut in several rounds, over all of them; the rate stays, since one that falls to zero would
+leave the last cut without the training that a single, early one gets."""
 BISECTIONS: Final = 9
 """Of torch-pruning's ratio; the widest layer has 64 channels."""
 
@@ -214,16 +216,21 @@ def our_slim(
     return compile(model, plan, example_inputs=(EXAMPLE,), data=data).module
 
 
-def in_rounds(subject: Subject, score: Mapping[str, Any], share: float, rounds: int) -> nn.Module:
-    """Cut to a share of the MACs and trained on, in so many rounds of equal ratio; together, they train as long as one.
+class Way(NamedTuple):
+    """How units of several groups are compared: an option of `score`, and one of `select`."""
 
-    The learning rate falls once over all rounds, so that a single round and several have the same steps.
-    """
-    epochs, peak = ROUNDS_TUNING
+    normalize: str
+    scope: str
+
+
+def in_rounds(subject: Subject, criterion: str, way: Way, share: float, rounds: int) -> nn.Module:
+    """Cut to a share of the MACs and trained on, in so many rounds of equal ratio, which train as long as one does."""
+    epochs, rate = ROUNDS_TUNING
     steps = epochs * len(subject.data.train())
-    batches, rates, model = endless(subject.data), falling(peak, steps), subject.model
+    batches, model = endless(subject.data), subject.model
+    score = {"criterion": criterion, "samples": CALIBRATION, "normalize": way.normalize}
     for number in range(1, rounds + 1):
         budget = {"macs": subject.macs * share ** (number / rounds)}
-        model = our_slim(model, subject.data, score, {"budget": budget})
-        model = tuned(model, batches, rates, steps // rounds)
+        model = our_slim(model, subject.data, score, {"budget": budget, "scope": way.scope})
+        model = tuned(model, batches, itertools.repeat(rate), steps // rounds)
     return model
