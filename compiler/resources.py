@@ -45,7 +45,10 @@ class TermFunctions(Protocol):
         """[terms, k]: the widths that each term looks at; width 0 is always 1 and fills up."""
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The values at `widths` [all widths of the model], of the terms numbered `which`, or of all."""
+        """The values at `widths` [all widths of the model], of the terms numbered `which`, or of all.
+
+        `widths` may have columns, one for each of many selections; then the values do too.
+        """
 
 
 @dataclass(frozen=True)

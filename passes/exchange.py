@@ -53,19 +53,12 @@ def _exchange(problem: Problem, state: State) -> bool:
 
 
 def _moves(problem: Problem, state: State, by: tuple[int, ...]) -> _Moves:
-    steps, here = problem.ranking.steps, np.concatenate(state.rows)
-    found = [
-        (queue, int(level) + count)
-        for queue, level in enumerate(state.levels)
-        for count in by
-        if 0 <= level + count <= problem.last[queue]
-    ]
-    queue = np.array([q for q, _ in found], dtype=np.int64)
-    level = np.array([to for _, to in found], dtype=np.int64)
-    sums = np.concatenate([[0.0], np.cumsum(steps.total)])
-    lost = sums[steps.first[queue] + level] - sums[steps.first[queue] + state.levels[queue]]
-    change = np.array([np.concatenate(state.trial(q, to)) - here for q, to in found]).reshape(len(found), here.size)
-    return _Moves(queue, level, lost, change)
+    level = state.levels[:, None] + np.array(by)
+    open_ = (level >= 0) & (level <= problem.last[:, None])
+    change = [state.changes(q, level[q, open_[q]]).T for q in range(level.shape[0])]
+    queue, levels = np.nonzero(open_)[0], level[open_]
+    lost = problem.lost(queue, levels) - problem.lost(queue, state.levels[queue])
+    return _Moves(queue, levels, lost, np.concatenate(change))
 
 
 def _pairs(state: State, back: _Moves, gone: _Moves) -> Iterator[tuple[int, int]]:

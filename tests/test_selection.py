@@ -284,7 +284,7 @@ def test_the_constraint_that_stops_it_is_named(options, hint):
         ({"ratio": 0.5, "method": "greedy"}, "must not name 'method' without 'budget'"),
         ({"budget": {"macs": 0.5}, "per_cost": True}, "for a method other than greedy"),
         ({"ratio": 0.5, "threshold": 1.0}, "got ratio and threshold"),
-        ({}, "must say exactly one of ratio, widths, threshold, budget, units; got none of them"),
+        ({}, "must say exactly one of ratio, widths, threshold, budget, from, units; got none of them"),
     ],
 )
 def test_what_a_plan_may_not_say(options, message):
