@@ -187,6 +187,15 @@ RESOURCES: Final[Mapping[str, Factory]] = {
 }
 """Everything that a budget can be set for."""
 
+TAKES: Final[Mapping[str, tuple[str, ...]]] = {
+    "macs": ("",),
+    "params": ("",),
+    "file_size": ("", "B"),
+    "memory": ("", "B"),
+    "latency": ("s",),
+}
+"""The suffixes of a resource's `units`, known before it is worked out: a plan is refused before anything is timed."""
+
 
 @uncollected()
 def _alive(births: IntArray, deaths: IntArray) -> csr_matrix:

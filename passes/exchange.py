@@ -38,18 +38,23 @@ def exchanged(problem: Problem, levels: IntArray) -> IntArray:
 
 
 def _exchange(problem: Problem, state: State) -> bool:
-    """Make the best exchange that is found; whether there was one."""
+    """Make the best exchanges that are found, one for a queue at most; whether there was one."""
     back = _moves(problem, state, (-1, -2, -3))
     gone = _moves(problem, state, (1, 2, 3))
+    moved: set[int] = set()
     for one, other in _pairs(state, back, gone):
-        before = state.levels[[back.queue[one], gone.queue[other]]].copy()
-        state.move(int(back.queue[one]), int(back.level[one]))
-        state.move(int(gone.queue[other]), int(gone.level[other]))
+        first, second = int(back.queue[one]), int(gone.queue[other])
+        if moved & {first, second}:
+            continue
+        before = state.levels[[first, second]].tolist()
+        state.move(first, int(back.level[one]))
+        state.move(second, int(gone.level[other]))
         if state.fits:
-            return True
-        state.move(int(gone.queue[other]), int(before[1]))
-        state.move(int(back.queue[one]), int(before[0]))
-    return False
+            moved |= {first, second}
+            continue
+        state.move(second, before[1])
+        state.move(first, before[0])
+    return bool(moved)
 
 
 def _moves(problem: Problem, state: State, by: tuple[int, ...]) -> _Moves:

@@ -8,7 +8,7 @@ multiply widths of several queues, so that the budgets aren't linear. They are l
 which is exact for a move of one queue, and an integer program is solved (`scipy.optimize.milp`) over a few levels of
 each queue, spread as far as `reach`. Its answer is brought within the budgets, filled up, and improved by exchanges; if
 that keeps more, the search goes on from there, and otherwise within a smaller reach. It starts from what the ranking
-and greedy selection by score and by score per cost give, and so never keeps less than they do.
+(which greedy selection by score is, too) and greedy selection by score per cost give, and so never keeps less.
 
 Where there are many queues, the program is relaxed to a linear one, which is solved ten times as fast: a vertex of it
 has no more queues between two levels than there are rows of budgets that bind, so that rounding them changes little.
@@ -36,7 +36,7 @@ _ROUNDS: Final = 16
 _NODES: Final = 20
 """An integer program is given up after so many nodes: a count, not a time, so that the answer is always the same."""
 _GAP: Final = 1e-4
-_WHOLE: Final = 250
+_WHOLE: Final = 100
 """With more choices than this, the program is relaxed."""
 
 
@@ -49,8 +49,7 @@ class Knapsack(Selector):
         """The best levels that were found."""
         if problem.fits(problem.last * 0):
             return problem.last * 0
-        starts = [RankingSelector().levels(problem, wishes), Greedy().levels(problem, wishes)]
-        starts.append(Greedy().levels(problem, Wishes(per_cost=True)))
+        starts = [RankingSelector().levels(problem, Wishes()), Greedy().levels(problem, Wishes(per_cost=True))]
         best = exchanged(problem, max(starts, key=problem.kept))
         reach = max(int(problem.last.max(initial=0)), 1)
         for done in range(_ROUNDS):

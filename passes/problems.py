@@ -214,7 +214,9 @@ class State:
         there = np.repeat(self.widths[:, None], levels.size, axis=1)
         there[widths] += (lost[self.levels[queue]] - lost[levels]).T
         parts = zip(self.problem.budgets, self.problem.touched[queue], self.values, strict=True)
-        return np.concatenate([t.rows @ (b.resource.terms.each(there, t.terms) - v[t.terms, None]) for b, t, v in parts])
+        return np.concatenate(
+            [t.rows @ (b.resource.terms.each(there, t.terms) - v[t.terms, None]) for b, t, v in parts]
+        )
 
     def move(self, queue: int, level: int) -> None:
         """Take a queue to a level."""
