@@ -20,8 +20,8 @@ class Target:
 
 
 class OnnxRuntime(Target):
-    """MLAS, its CPU kernels, keep channels in blocks (NCHWc) and fill the last one up: `MlasNchwcGetBlockSize` is 8 with
-    AVX, 16 with AVX-512. A grouped convolution with less than a block to a group isn't blocked at all."""
+    """MLAS, its CPU kernels, keep channels in blocks (NCHWc) and fill up the last: of 8 with AVX, of 16 with AVX-512
+    (`MlasNchwcGetBlockSize`). A grouped convolution with less than a block to a group isn't blocked at all."""
 
     name = "onnxruntime"
     multiple = 16
@@ -58,8 +58,8 @@ class Mnn(Target):
 
 
 class CoreML(Target):
-    """Apple names no number of channels that its neural engine likes. This is a choice: two vectors of a CPU's SIMD width
-    in half precision."""
+    """Apple names no number of channels that its neural engine likes: this is the SIMD width of a CPU, two vectors of
+    8 numbers in half precision."""
 
     name = "coreml"
     multiple = 16

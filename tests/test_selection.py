@@ -141,7 +141,7 @@ def test_the_knapsack_against_all_selections(name, budget, seed):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_zero_of_scores_means_nothing(name):
-    """Scores that are normalised around zero: no method takes more than a budget asks for to be rid of negative ones."""
+    """Scores that are normalised around zero: no method takes more to be rid of negative ones."""
     plain, budget = scored(name), {"macs": 0.6}
     lowest = min(float(s.min()) for s in plain.facts["scores"].values())
     shifted, centred = (
