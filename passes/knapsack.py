@@ -10,8 +10,9 @@ each queue, spread as far as `reach`. Its answer is brought within the budgets, 
 that keeps more, the search goes on from there, and otherwise within a smaller reach. It starts from what the ranking
 (which greedy selection by score is, too) and greedy selection by score per cost give, and so never keeps less.
 
-Where there are many queues, the program is relaxed to a linear one, which is solved ten times as fast: a vertex of it
-has no more queues between two levels than there are rows of budgets that bind, so that rounding them changes little.
+Where there are few selections, all are tried. Where there are many queues, the program is relaxed to a linear one,
+which is solved ten times as fast: a vertex of it has no more queues between two levels than there are rows of budgets
+that bind, so that rounding them changes little.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _ROUNDS: Final = 16
 _NODES: Final = 20
 """An integer program is given up after so many nodes: a count, not a time, so that the answer is always the same."""
 _GAP: Final = 1e-4
+_FEW: Final = 2048
+"""No more selections than this are all tried: that takes milliseconds."""
 _WHOLE: Final = 100
 """With more choices than this, the program is relaxed."""
 
@@ -49,6 +52,8 @@ class Knapsack(Selector):
         """The best levels that were found."""
         if problem.fits(problem.last * 0):
             return problem.last * 0
+        if np.prod(problem.last + 1.0) <= _FEW:
+            return _best_of_all(problem)
         starts = [RankingSelector().levels(problem, Wishes()), Greedy().levels(problem, Wishes(per_cost=True))]
         best = exchanged(problem, max(starts, key=problem.kept))
         reach = max(int(problem.last.max(initial=0)), 1)
@@ -63,6 +68,24 @@ class Knapsack(Selector):
                 reach = max(reach // 3, 1)
         wishes.progress("knapsack", _ROUNDS, _ROUNDS)
         return best
+
+
+def _best_of_all(problem: Problem) -> IntArray:
+    """Of all selections that the budgets hold, the one that keeps most. All gone fits, so there is one."""
+    queues = np.flatnonzero(problem.last)
+    levels = np.indices(problem.last[queues] + 1).reshape(queues.size, -1)
+    widths = np.repeat(problem.widths(problem.last * 0)[:, None], levels.shape[1], axis=1)
+    lost = np.zeros(levels.shape[1])
+    for queue, mine in zip(queues.tolist(), levels, strict=True):
+        narrowed, by = problem.tables[queue]
+        widths[narrowed] -= by[mine].T
+        lost += problem.lost(np.full_like(mine, queue), mine)
+    for budget in problem.budgets:
+        rows = budget.resource.rows @ budget.resource.terms.each(widths)
+        lost[rows.max(axis=0, initial=0.0) > budget.bound] = np.inf
+    found = np.zeros_like(problem.last)
+    found[queues] = levels[:, np.argmin(lost)]
+    return found
 
 
 @dataclass(frozen=True)

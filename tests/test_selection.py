@@ -19,6 +19,7 @@ from prunec.compiler.resources import resource
 from prunec.compiler.slimming import remove_units
 from prunec.compiler.targets import TARGETS
 from prunec.compiler.units import analyse
+from prunec.passes import knapsack
 from prunec.passes.amounts import amount
 from prunec.passes.limits import channels_of_a_unit
 from prunec.passes.problems import State
@@ -125,10 +126,12 @@ def test_the_knapsack_keeps_no_less_than_the_others(name):
     assert kept["ranking"] == pytest.approx(kept["greedy"])
 
 
+@pytest.mark.parametrize(("few", "misses"), [(knapsack._FEW, 0.0), (0, 0.015)], ids=["all", "searched"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("budget", [{"macs": 0.45}, {"macs": 0.6, "params": 0.5}, {"memory": 0.7}], ids=str)
 @pytest.mark.parametrize("name", SMALL)
-def test_the_knapsack_against_all_selections(name, budget, seed):
+def test_the_knapsack_against_all_selections(name, budget, seed, few, misses, monkeypatch):
+    monkeypatch.setattr(knapsack, "_FEW", few)
     select, program = Select(budget=budget, method="knapsack"), scored(name, seed)
     try:
         found = select.run(program, context(name)).details["kept_score"]
@@ -136,7 +139,7 @@ def test_the_knapsack_against_all_selections(name, budget, seed):
         return
     best = best_kept(problem(program, select, context(name)))
     assert found <= best + 1e-9
-    assert found >= 0.985 * best, "what is missed, of what is kept"
+    assert found >= (1 - misses) * best - 1e-9, "what is missed, of what is kept"
 
 
 @pytest.mark.parametrize("name", SMALL)
