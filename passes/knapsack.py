@@ -73,7 +73,7 @@ class Knapsack(Selector):
 def _best_of_all(problem: Problem) -> IntArray:
     """Of all selections that the budgets hold, the one that keeps most. All gone fits, so there is one."""
     queues = np.flatnonzero(problem.last)
-    levels = np.indices(problem.last[queues] + 1).reshape(queues.size, -1)
+    levels = np.indices((problem.last[queues] + 1).tolist()).reshape(queues.size, -1)
     widths = np.repeat(problem.widths(problem.last * 0)[:, None], levels.shape[1], axis=1)
     lost = np.zeros(levels.shape[1])
     for queue, mine in zip(queues.tolist(), levels, strict=True):
