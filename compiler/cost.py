@@ -52,10 +52,10 @@ class Terms:
     """[terms, as many as the longest product has]"""
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The value of every term, or of those numbered `which`."""
-        if which is None:
-            return np.asarray(self.coefficient * widths[self.factors].prod(axis=1))
-        return np.asarray(self.coefficient[which] * widths[self.factors[which]].prod(axis=1))
+        """The value of every term, or of those numbered `which`; of many sets of widths, where these have columns."""
+        numbers = slice(None) if which is None else which
+        products = widths[self.factors[numbers]].prod(axis=1)
+        return np.asarray((self.coefficient[numbers] * products.T).T)
 
 
 @dataclass(frozen=True)

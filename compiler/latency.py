@@ -76,16 +76,17 @@ class LatencyTerms:
         return replace(raw, coefficient=np.array([charge.seconds for charge in charges]) / raw.each(now))
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The seconds of the terms numbered `which`, or of all."""
+        """The seconds of the terms numbered `which`, or of all; of many sets of widths, where these have columns."""
         numbers = np.arange(self.surface.size) if which is None else which
         here = widths[self.factors[numbers]]
         inner, outer = (np.rint(here[:, side]).astype(np.int64) for side in (0, 1))
+        beside = (-1,) + (1,) * (inner.ndim - 1)
         (left, left_starts), (right, right_starts), values = self._stacked
         tables = self.surface[numbers]
-        read = np.einsum(
-            "tk,tkl,tl->t", left[left_starts[tables] + inner], values[tables], right[right_starts[tables] + outer]
-        )
-        return np.asarray(self.coefficient[numbers] * read * here[:, 2:].prod(axis=1))
+        lines = left[left_starts[tables].reshape(beside) + inner]
+        rows = right[right_starts[tables].reshape(beside) + outer]
+        read = np.einsum("t...k,tkl,t...l->t...", lines, values[tables], rows)
+        return np.asarray(self.coefficient[numbers].reshape(beside) * read * here[:, 2:].prod(axis=1))
 
     @cached_property
     def _stacked(self) -> tuple[tuple[FloatArray, IntArray], tuple[FloatArray, IntArray], FloatArray]:

@@ -45,7 +45,10 @@ class TermFunctions(Protocol):
         """[terms, k]: the widths that each term looks at; width 0 is always 1 and fills up."""
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The values at `widths` [all widths of the model], of the terms numbered `which`, or of all."""
+        """The values at `widths` [all widths of the model], of the terms numbered `which`, or of all.
+
+        `widths` may have columns, one for each of many selections; then the values do too.
+        """
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,15 @@ RESOURCES: Final[Mapping[str, Factory]] = {
     "latency": _latency,
 }
 """Everything that a budget can be set for."""
+
+TAKES: Final[Mapping[str, tuple[str, ...]]] = {
+    "macs": ("",),
+    "params": ("",),
+    "file_size": ("", "B"),
+    "memory": ("", "B"),
+    "latency": ("s",),
+}
+"""The suffixes of a resource's `units`, known before it is worked out: a plan is refused before anything is timed."""
 
 
 @uncollected()

@@ -15,18 +15,21 @@ class Target:
 
     name: ClassVar[str]
     multiple: ClassVar[int]
-    """Channel counts that are multiples of this are computed without waste."""
+    """Channel counts that are multiples of this are computed without waste on the processors that the runtime is mostly
+    used on; what isn't is filled up, or computed by a slower kernel."""
 
 
 class OnnxRuntime(Target):
-    """Its CPU kernels block channels (NCHWc) by the vector's width: 8 floats with AVX2, 16 with AVX-512."""
+    """MLAS, its CPU kernels, keep channels in blocks (NCHWc) and fill up the last: of 8 with AVX, of 16 with AVX-512
+    (`MlasNchwcGetBlockSize`). A grouped convolution with less than a block to a group isn't blocked at all."""
 
     name = "onnxruntime"
-    multiple = 8
+    multiple = 16
 
 
 class ExecuTorch(Target):
-    """Runs on XNNPACK, whose kernels take output channels in tiles of 8 and multiples of it."""
+    """Runs on XNNPACK, whose matrix kernels take output channels in tiles: 8 floats on ARM (`4x8`, `6x8`), 16 in half
+    precision there and with AVX-512 (`7x16`)."""
 
     name = "executorch"
     multiple = 8
@@ -40,31 +43,34 @@ class LiteRT(Target):
 
 
 class Ncnn(Target):
-    """Packs 4 channels to an element (NEON, SSE), 8 with AVX: what isn't a multiple runs unpacked."""
+    """Packs channels (`elempack`) where their count is a multiple: of 4 with NEON, SSE and Vulkan, of 8 with AVX, of 16
+    with AVX-512. What isn't a multiple of 4 runs unpacked. 8 serves all but the last."""
 
     name = "ncnn"
     multiple = 8
 
 
 class Mnn(Target):
-    """Keeps feature maps as NC4HW4, so that channels are filled up to a multiple of 4."""
+    """Keeps feature maps as NC4HW4: four channels lie together, and the last four are filled up."""
 
     name = "mnn"
     multiple = 4
 
 
 class CoreML(Target):
-    """Nothing is documented for the neural engine: the width of a NEON register pair in half precision."""
+    """Apple names no number of channels that its neural engine likes: this is the SIMD width of a CPU, two vectors of
+    8 numbers in half precision."""
 
     name = "coreml"
     multiple = 16
 
 
 class OpenVino(Target):
-    """Its CPU plugin blocks channels by the vector's width (nChw8c with AVX2, nChw16c with AVX-512)."""
+    """Its CPU plugin runs oneDNN, whose blocked layouts hold 8 channels with AVX2 (`nChw8c`) and 16 with AVX-512
+    (`nChw16c`); the last block is filled up with zeros."""
 
     name = "openvino"
-    multiple = 8
+    multiple = 16
 
 
 TARGETS: Final = Registry("prunec.targets", "target", Target)

@@ -1,6 +1,6 @@
 """How a plan writes amounts: shares, counts with a suffix, bytes, times.
 
-    50%   0.5            a share, at most 1
+    50%   0.5            a share, at most 1: no number without a suffix that isn't more than 1 is anything else
     1200000   1.2M       a number: k, M, G for thousands, millions, billions
     2MB   512KiB   300B  bytes
     5ms   0.2s   800us   times
@@ -10,6 +10,7 @@ and numbers that hold for all groups, or by pattern: `4` or `{"layer1.*": 4, "*"
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, NamedTuple
@@ -17,15 +18,17 @@ from typing import Annotated, Any, Final, NamedTuple
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from prunec.compiler.options import wrong
+from prunec.compiler.resources import TAKES
 from prunec.compiler.targets import TARGETS
 
-_FACTORS: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+_FACTORS: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 _SUFFIXES: Final[Mapping[str, tuple[float, str]]] = {
     **{prefix: (factor, "") for prefix, factor in _FACTORS.items()},
-    **{f"{prefix}B": (factor, "B") for prefix, factor in (("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9))},
+    **{f"{prefix}B": (factor, "B") for prefix, factor in _FACTORS.items()},
     **{f"{prefix}iB": (float(2**power), "B") for prefix, power in (("K", 10), ("M", 20), ("G", 30))},
     **{f"{prefix}s": (factor, "s") for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6))},
 }
+_SPELLED: Final = {"": "a plain number such as 1.2M", "B": "bytes such as 2MB", "s": "a time such as 5ms"}
 _EXAMPLES: Final = "a share such as 50%, or an amount such as 1.2M, 2MB, 5ms"
 
 
@@ -45,20 +48,33 @@ def amount(text: float | str) -> Amount:
         raise ValueError(f"'{text}' is no amount")
     if match[2] == "%":
         return Amount(float(match[1]) / 100, "share")
+    if not match[2]:
+        return amount(float(match[1]))
     factor, unit = _SUFFIXES[match[2]]
     return Amount(float(match[1]) * factor, unit)
 
 
 def _checked(value: object) -> object:
+    """A share or a plain number as a float, which `amount` reads as the same again; anything else as it was written."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise wrong(f"must be {_EXAMPLES}")
     try:
         found = amount(value)
     except ValueError:
         raise wrong(f"must be {_EXAMPLES}") from None
-    if found.value <= 0 or (found.unit == "share" and found.value > 1):
-        raise wrong(f"must be {_EXAMPLES}, and more than nothing")
-    return found.value if found.unit in ("share", "") else str(value).strip()
+    if not 0 < found.value < math.inf:
+        raise wrong(f"must be {_EXAMPLES}, more than nothing, and finite")
+    if found.unit == "share" and found.value > 1:
+        raise wrong("must be a share of at most 100%, or an amount")
+    return found.value if amount(found.value) == found else str(value).strip()
+
+
+def fits(name: str, text: float | str) -> None:
+    """Raises what a validator does where an amount is in no unit that the resource `name` is measured in."""
+    unit = amount(text).unit
+    if unit != "share" and unit not in TAKES[name]:
+        takes = " or ".join(_SPELLED[each] for each in TAKES[name])
+        raise wrong(f"must name for {name} a share, or {takes}; it says {text}")
 
 
 Budget = Annotated[

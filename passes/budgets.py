@@ -13,7 +13,7 @@ import numpy as np
 from prunec.compiler.base import Context
 from prunec.compiler.errors import PassError, PrunecError
 from prunec.compiler.ir import IntArray
-from prunec.compiler.resources import Resource, resource
+from prunec.compiler.resources import resource
 from prunec.passes.amounts import amount
 from prunec.passes.problems import Budget, Problem, budgets_of, filled
 from prunec.passes.ranking import Ranking
@@ -32,7 +32,7 @@ def meet(
     context: Context,
     lifted: Lifted,
 ) -> Way:
-    """The levels that a method chooses. Raises `PassError` where a budget is out of reach, or in no unit of its own."""
+    """The levels that a method chooses. Raises `PassError` where a budget is out of reach."""
     problem = problem_of(ranking, wanted, wishes, context)
     least = problem.used(problem.last)
     for number, budget in enumerate(problem.budgets):
@@ -54,17 +54,8 @@ def problem_of(ranking: Ranking, wanted: Mapping[str, float | str], wishes: Wish
         value, unit = amount(text)
         amounts[name] = value
         if unit != "share":
-            scales[name] = _scale(resource(name, program, context), unit, text)
+            scales[name] = (resource(name, program, context).units or {"": 1.0})[unit]
     return Problem(ranking, budgets_of(amounts, program, context, scales))
-
-
-def _scale(found: Resource, unit: str, text: float | str) -> float:
-    units = found.units or {"": 1.0}
-    if unit not in units:
-        known = {"": "a plain number such as 1.2M", "B": "bytes such as 2MB", "s": "a time such as 5ms"}
-        takes = " or ".join(known[each] for each in units)
-        raise PassError(f"a budget of {found.name} is a share, or {takes}; got {text}", keys=("budget", found.name))
-    return units[unit]
 
 
 def _reached(problem: Problem, levels: IntArray) -> dict[str, Any]:
@@ -101,6 +92,8 @@ def _least(problem: Problem, number: int) -> float:
 
 
 def _amount(value: float, budget: Budget) -> str:
+    if budget.resource.units is not None and "s" in budget.resource.units:
+        return f"{1000 * value:.3g} ms"
     return f"{value:,.0f}" if budget.resource.whole else f"{value:.3g}"
 
 

@@ -38,34 +38,32 @@ def exchanged(problem: Problem, levels: IntArray) -> IntArray:
 
 
 def _exchange(problem: Problem, state: State) -> bool:
-    """Make the best exchange that is found; whether there was one."""
+    """Make the best exchanges that are found, one for a queue at most; whether there was one."""
     back = _moves(problem, state, (-1, -2, -3))
     gone = _moves(problem, state, (1, 2, 3))
+    moved: set[int] = set()
     for one, other in _pairs(state, back, gone):
-        before = state.levels[[back.queue[one], gone.queue[other]]].copy()
-        state.move(int(back.queue[one]), int(back.level[one]))
-        state.move(int(gone.queue[other]), int(gone.level[other]))
+        first, second = int(back.queue[one]), int(gone.queue[other])
+        if moved & {first, second}:
+            continue
+        before = state.levels[[first, second]].tolist()
+        state.move(first, int(back.level[one]))
+        state.move(second, int(gone.level[other]))
         if state.fits:
-            return True
-        state.move(int(gone.queue[other]), int(before[1]))
-        state.move(int(back.queue[one]), int(before[0]))
-    return False
+            moved |= {first, second}
+            continue
+        state.move(second, before[1])
+        state.move(first, before[0])
+    return bool(moved)
 
 
 def _moves(problem: Problem, state: State, by: tuple[int, ...]) -> _Moves:
-    steps, here = problem.ranking.steps, np.concatenate(state.rows)
-    found = [
-        (queue, int(level) + count)
-        for queue, level in enumerate(state.levels)
-        for count in by
-        if 0 <= level + count <= problem.last[queue]
-    ]
-    queue = np.array([q for q, _ in found], dtype=np.int64)
-    level = np.array([to for _, to in found], dtype=np.int64)
-    sums = np.concatenate([[0.0], np.cumsum(steps.total)])
-    lost = sums[steps.first[queue] + level] - sums[steps.first[queue] + state.levels[queue]]
-    change = np.array([np.concatenate(state.trial(q, to)) - here for q, to in found]).reshape(len(found), here.size)
-    return _Moves(queue, level, lost, change)
+    level = state.levels[:, None] + np.array(by)
+    open_ = (level >= 0) & (level <= problem.last[:, None])
+    change = [state.changes(q, level[q, open_[q]]).T for q in range(level.shape[0])]
+    queue, levels = np.nonzero(open_)[0], level[open_]
+    lost = problem.lost(queue, levels) - problem.lost(queue, state.levels[queue])
+    return _Moves(queue, levels, lost, np.concatenate(change))
 
 
 def _pairs(state: State, back: _Moves, gone: _Moves) -> Iterator[tuple[int, int]]:

@@ -86,7 +86,8 @@ class _Heap:
         if not self.per_cost:
             return score - float(self.weights @ saved) / int(steps.size[step])
         share = float((saved / self.limits).sum())
-        return float(steps.total[step]) / share if score > 0 and share > 0 else (np.inf if score > 0 else score)
+        worth = float(problem.worth[step])
+        return worth / share if share > 0 else np.inf if worth > 0 else worth
 
     def pop(self) -> int:
         """The queue whose next step goes."""

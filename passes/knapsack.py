@@ -8,12 +8,15 @@ multiply widths of several queues, so that the budgets aren't linear. They are l
 which is exact for a move of one queue, and an integer program is solved (`scipy.optimize.milp`) over a few levels of
 each queue, spread as far as `reach`. Its answer is brought within the budgets, filled up, and improved by exchanges; if
 that keeps more, the search goes on from there, and otherwise within a smaller reach. It starts from what the ranking
-and greedy selection by score and by score per cost give, and so never keeps less than they do.
+(which greedy selection by score is, too) and greedy selection by score per cost give, and so never keeps less.
+
+Where there are few selections, all are tried. Where there are many queues, the program is relaxed to a linear one,
+which is solved ten times as fast: a vertex of it has no more queues between two levels than there are rows of budgets
+that bind, so that rounding them changes little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +37,10 @@ _ROUNDS: Final = 16
 _NODES: Final = 20
 """An integer program is given up after so many nodes: a count, not a time, so that the answer is always the same."""
 _GAP: Final = 1e-4
+_FEW: Final = 2048
+"""No more selections than this are all tried: that takes milliseconds."""
+_WHOLE: Final = 100
+"""With more choices than this, the program is relaxed."""
 
 
 class Knapsack(Selector):
@@ -43,8 +50,11 @@ class Knapsack(Selector):
 
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
         """The best levels that were found."""
-        starts = [RankingSelector().levels(problem, wishes), Greedy().levels(problem, wishes)]
-        starts.append(Greedy().levels(problem, Wishes(per_cost=True)))
+        if problem.fits(problem.last * 0):
+            return problem.last * 0
+        if np.prod(problem.last + 1.0) <= _FEW:
+            return _best_of_all(problem)
+        starts = [RankingSelector().levels(problem, Wishes()), Greedy().levels(problem, Wishes(per_cost=True))]
         best = exchanged(problem, max(starts, key=problem.kept))
         reach = max(int(problem.last.max(initial=0)), 1)
         for done in range(_ROUNDS):
@@ -58,6 +68,24 @@ class Knapsack(Selector):
                 reach = max(reach // 3, 1)
         wishes.progress("knapsack", _ROUNDS, _ROUNDS)
         return best
+
+
+def _best_of_all(problem: Problem) -> IntArray:
+    """Of all selections that the budgets hold, the one that keeps most. All gone fits, so there is one."""
+    queues = np.flatnonzero(problem.last)
+    levels = np.indices((problem.last[queues] + 1).tolist()).reshape(queues.size, -1)
+    widths = np.repeat(problem.widths(problem.last * 0)[:, None], levels.shape[1], axis=1)
+    lost = np.zeros(levels.shape[1])
+    for queue, mine in zip(queues.tolist(), levels, strict=True):
+        narrowed, by = problem.tables[queue]
+        widths[narrowed] -= by[mine].T
+        lost += problem.lost(np.full_like(mine, queue), mine)
+    for budget in problem.budgets:
+        rows = budget.resource.rows @ budget.resource.terms.each(widths)
+        lost[rows.max(axis=0, initial=0.0) > budget.bound] = np.inf
+    found = np.zeros_like(problem.last)
+    found[queues] = levels[:, np.argmin(lost)]
+    return found
 
 
 @dataclass(frozen=True)
@@ -103,35 +131,26 @@ def _within(problem: Problem, levels: IntArray) -> IntArray:
 
 def _choices(problem: Problem, levels: IntArray, reach: int) -> _Choices:
     state = State(problem, levels)
-    here = np.concatenate(state.rows)
-    steps = problem.ranking.steps
-    sums = np.concatenate([[0.0], np.cumsum(steps.total)])
-    queues, chosen, changes = [], [], []
-    for queue, last in enumerate(problem.last.tolist()):
-        for level in _spread(int(levels[queue]), last, reach):
-            queues.append(queue)
-            chosen.append(level)
-            changes.append(np.concatenate(state.trial(queue, level)) - here)
-    at, to = np.array(queues, dtype=np.int64), np.array(chosen, dtype=np.int64)
-    lost = sums[steps.first[at] + to] - sums[steps.first[at]]
-    change = np.array(changes).reshape(at.size, here.size).T
+    choices = [_spread(level, last, reach) for level, last in zip(levels.tolist(), problem.last.tolist(), strict=True)]
+    at = np.repeat(np.arange(levels.size), [each.size for each in choices])
+    to = np.concatenate(choices)
+    change = np.concatenate([state.changes(queue, each) for queue, each in enumerate(choices)], axis=1)
     rows = np.flatnonzero(np.maximum(change, 0).sum(axis=1) > state.room)
-    return _Choices(at, to, lost, change[rows], state.room[rows], rows)
+    return _Choices(at, to, problem.lost(at, to), change[rows], state.room[rows], rows)
 
 
-def _spread(level: int, last: int, reach: int) -> Iterator[int]:
+def _spread(level: int, last: int, reach: int) -> IntArray:
     """Levels around one, close together near it, and as far as `reach`."""
     half = (_CHOICES - 1) // 2
     if reach <= half:
-        yield from range(max(level - reach, 0), min(level + reach, last) + 1)
-        return
+        return np.arange(max(level - reach, 0), min(level + reach, last) + 1)
     offsets = np.unique(np.round(np.geomspace(1, reach, half)).astype(int))
     around = np.concatenate([level - offsets, [level], level + offsets])
-    yield from np.unique(np.clip(around, 0, last)).tolist()
+    return np.unique(np.clip(around, 0, last))
 
 
 def _solved(choices: _Choices, room: FloatArray, levels: IntArray) -> IntArray | None:
-    """The level of every queue that loses least, as far as the linear estimate goes."""
+    """The level of every queue that loses least, as far as the linear estimate goes; the higher one of two."""
     count = choices.queue.size
     one = csr_matrix((np.ones(count), (choices.queue, np.arange(count))), shape=(levels.size, count))
     scale = np.maximum(np.abs(choices.change).max(axis=1, initial=0.0), 1e-12)
@@ -141,7 +160,7 @@ def _solved(choices: _Choices, room: FloatArray, levels: IntArray) -> IntArray |
     worth = max(float(np.abs(choices.lost).max(initial=0.0)), 1e-300)
     answer = milp(
         choices.lost / worth,
-        integrality=np.ones(count),
+        integrality=np.full(count, int(count <= _WHOLE)),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(rows, low, high),
         options={"node_limit": _NODES, "mip_rel_gap": _GAP, "presolve": False},
@@ -149,8 +168,8 @@ def _solved(choices: _Choices, room: FloatArray, levels: IntArray) -> IntArray |
     if answer.x is None:
         return None
     found = np.zeros_like(levels)
-    picked = answer.x > 0.5
-    found[choices.queue[picked]] = choices.level[picked]
+    picked = answer.x > (0.5 if count <= _WHOLE else 1e-6)
+    np.maximum.at(found, choices.queue[picked], choices.level[picked])
     return found
 
 

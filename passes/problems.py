@@ -82,6 +82,21 @@ class Problem:
         return self.ranking.steps.levels
 
     @cached_property
+    def worth(self) -> FloatArray:
+        """[steps]: what is kept with a step: its units' scores, counted from the lowest one where that is negative.
+
+        Normalised or signed scores can be. Their order says what goes first, their zero means nothing: without this,
+        a sum over what is kept would ask for more to go than a budget does.
+        """
+        steps = self.ranking.steps
+        return np.asarray(steps.total - min(float(self.ranking.score.min(initial=0.0)), 0.0) * steps.size)
+
+    def lost(self, queue: IntArray, level: IntArray) -> FloatArray:
+        """What is given up when each of these queues is at that level."""
+        sums, first = np.concatenate([[0.0], np.cumsum(self.worth)]), self.ranking.steps.first
+        return np.asarray(sums[first[queue] + level] - sums[first[queue]])
+
+    @cached_property
     def _removed(self) -> csr_matrix:
         """[steps, widths]: what a step takes from each width."""
         model = self.budgets[0].resource.model
@@ -137,9 +152,9 @@ class Problem:
         return all(b.resource.value(widths) <= b.bound + b.resource.fixed for b in self.budgets)
 
     def kept(self, levels: IntArray) -> float:
-        """The sum of the scores that stay, of units that might have gone."""
+        """What stays of `worth`, of units that might have gone."""
         steps = self.ranking.steps
-        return float(steps.total[steps.number >= levels[steps.queue]].sum())
+        return float(self.worth[steps.number >= levels[steps.queue]].sum())
 
 
 def _holders(resource: Resource) -> csr_matrix:
@@ -192,6 +207,16 @@ class State:
         changed = self._changed(queue, level)
         self.widths[widths] = before
         return self._sums(queue, changed)
+
+    def changes(self, queue: int, levels: IntArray) -> FloatArray:
+        """[rows of all budgets, levels]: what is added if the queue were at each of the levels; as `trial`, at once."""
+        widths, lost = self.problem.tables[queue]
+        there = np.repeat(self.widths[:, None], levels.size, axis=1)
+        there[widths] += (lost[self.levels[queue]] - lost[levels]).T
+        parts = zip(self.problem.budgets, self.problem.touched[queue], self.values, strict=True)
+        return np.concatenate(
+            [t.rows @ (b.resource.terms.each(there, t.terms) - v[t.terms, None]) for b, t, v in parts]
+        )
 
     def move(self, queue: int, level: int) -> None:
         """Take a queue to a level."""

@@ -138,8 +138,8 @@ class Steps:
 
 
 def _may_go(analysis: Analysis, chosen: Sequence[Group], score: FloatArray) -> BoolArray:
-    """Units that are free, have a score, and aren't the best of a piece of a split that would lose all."""
-    may_go = analysis.free & ~np.isnan(score)
+    """Units that are free, have a finite score, and aren't the best of a piece of a split that would lose all."""
+    may_go = analysis.free & np.isfinite(score)
     for piece in analysis.covers:
         groups = analysis.group_of[piece]
         for number in np.unique(groups) if may_go[piece].all() else ():

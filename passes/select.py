@@ -35,7 +35,7 @@ from prunec.compiler.parts import AnyPath
 from prunec.compiler.patterns import matching
 from prunec.compiler.resources import RESOURCES
 from prunec.compiler.units import analyse
-from prunec.passes.amounts import Budget, Channels, Multiple, each_value, multiple
+from prunec.passes.amounts import Budget, Channels, Multiple, each_value, fits, multiple
 from prunec.passes.budgets import meet
 from prunec.passes.limits import Limits, by_group, least_heads, tied_groups
 from prunec.passes.ranking import Ranking
@@ -155,6 +155,8 @@ class Select(Pass):
         idle = [k for k, way in _SERVES.items() if k in self.model_fields_set and getattr(self, WAYS[way]) is None]
         if idle:
             raise wrong(f"must not name '{idle[0]}' without '{_SERVES[idle[0]]}'")
+        for name, text in (self.budget or {}).items():
+            fits(name, text)
         if (self.cost_weight or self.per_cost) and self.method != "greedy":
             raise wrong("must not name 'cost_weight' or 'per_cost' for a method other than greedy")
         return self

@@ -30,7 +30,7 @@ from prunec.compiler.latency_layers import Layer, layer_at, model_of
 from prunec.compiler.latency_meter import NetworkTime, OnnxRuntimeMeter, Table
 from prunec.compiler.latency_shares import DISPATCH, Part, share_out
 from prunec.compiler.report import report_html
-from prunec.compiler.resources import resource
+from prunec.compiler.resources import TAKES, resource
 from prunec.compiler.slimming import remove_units
 from prunec.compiler.timing import NodeTime, feed, profile, session
 from prunec.compiler.trace import trace
@@ -288,6 +288,10 @@ def test_the_program_as_it_is_takes_what_was_measured(name):
     widths = cost_model(program).widths(keep)
     which = np.arange(0, len(model.charges), 2)
     assert found.terms.each(widths, which) == pytest.approx(found.terms.each(widths)[which])
+    both = found.terms.each(np.stack([widths, cost_model(program).fixed], 1), which)
+    assert both[:, 0] == pytest.approx(found.terms.each(widths, which))
+    assert both[:, 1] == pytest.approx(found.terms.each(cost_model(program).fixed, which))
+    assert tuple(found.units or {}) == TAKES["latency"]
 
 
 EXACT = [

@@ -13,7 +13,7 @@ from prunec.compiler.base import Context
 from prunec.compiler.cost import cost_model
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.measure import weights_size
-from prunec.compiler.resources import baseline, resource
+from prunec.compiler.resources import TAKES, baseline, resource
 from prunec.compiler.slimming import remove_units
 from prunec.compiler.trace import trace
 from prunec.compiler.units import analyse
@@ -60,6 +60,10 @@ def test_some_terms_are_those_of_all():
         widths = found.model.widths(found.model.everything) * 0.5
         which = np.array([2, 0, 2])
         np.testing.assert_array_equal(found.terms.each(widths, which), found.terms.each(widths)[which])
+        both = found.terms.each(np.stack([widths, widths * 2], 1), which)
+        np.testing.assert_allclose(both[:, 1], found.terms.each(widths * 2)[which])
+        np.testing.assert_allclose(both[:, 0], found.terms.each(widths)[which])
+        assert tuple(found.units or {"": 1.0}) == TAKES[name]
 
 
 def test_an_unknown_resource_has_a_hint():

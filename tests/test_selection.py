@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +19,8 @@ from prunec.compiler.resources import resource
 from prunec.compiler.slimming import remove_units
 from prunec.compiler.targets import TARGETS
 from prunec.compiler.units import analyse
+from prunec.passes import knapsack
+from prunec.passes.amounts import amount
 from prunec.passes.limits import channels_of_a_unit
 from prunec.passes.problems import State
 from prunec.passes.select import Select
@@ -122,10 +126,12 @@ def test_the_knapsack_keeps_no_less_than_the_others(name):
     assert kept["ranking"] == pytest.approx(kept["greedy"])
 
 
+@pytest.mark.parametrize(("few", "misses"), [(knapsack._FEW, 0.0), (0, 0.015)], ids=["all", "searched"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("budget", [{"macs": 0.45}, {"macs": 0.6, "params": 0.5}, {"memory": 0.7}], ids=str)
 @pytest.mark.parametrize("name", SMALL)
-def test_the_knapsack_against_all_selections(name, budget, seed):
+def test_the_knapsack_against_all_selections(name, budget, seed, few, misses, monkeypatch):
+    monkeypatch.setattr(knapsack, "_FEW", few)
     select, program = Select(budget=budget, method="knapsack"), scored(name, seed)
     try:
         found = select.run(program, context(name)).details["kept_score"]
@@ -133,7 +139,55 @@ def test_the_knapsack_against_all_selections(name, budget, seed):
         return
     best = best_kept(problem(program, select, context(name)))
     assert found <= best + 1e-9
-    assert found >= 0.985 * best, "what is missed, of what is kept"
+    assert found >= (1 - misses) * best - 1e-9, "what is missed, of what is kept"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_zero_of_scores_means_nothing(name):
+    """Scores that are normalised around zero: no method takes more to be rid of negative ones."""
+    plain, budget = scored(name), {"macs": 0.6}
+    lowest = min(float(s.min()) for s in plain.facts["scores"].values())
+    shifted, centred = (
+        plain.with_facts(scores={k: s - by for k, s in plain.facts["scores"].items()}) for by in (lowest, 5.0)
+    )
+    for method in METHODS:
+        options = {"budget": budget, "method": method, "per_cost": method == "greedy"}
+        one, other = (Select(**options).run(p, context(name)) for p in (shifted, centred))
+        np.testing.assert_array_equal(kept_of(bare(name), one), kept_of(bare(name), other))
+        assert 0 <= other.details["kept_score"] <= other.details["whole_score"]
+        assert other.details["kept_score"] == pytest.approx(one.details["kept_score"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_units_without_a_finite_score_stay(method):
+    program = scored("chain")
+    scores = {k: np.where(np.arange(s.size) % 3 == 0, np.inf, s) for k, s in program.facts["scores"].items()}
+    scores = {k: np.where(np.arange(s.size) % 3 == 1, np.nan, s) for k, s in scores.items()}
+    result = Select(budget={"macs": 0.8}, method=method).run(program.with_facts(scores=scores), context("chain"))
+    gone = result.program.facts["selection"]
+    assert gone
+    assert all((units % 3 == 2).all() for units in gone.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_budget_that_is_met_takes_nothing(method):
+    budget = {"macs": "100%", "params": 1, "memory": 1.0, "file_size": "1GB"}
+    result = selected("residual", budget=budget, method=method)
+    assert not result.program.facts["selection"]
+    assert result.details["kept_score"] == result.details["whole_score"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shares_stay_those_of_the_traced_model(method):
+    known = context("chain")
+    once = selected("chain", budget={"macs": 0.7, "params": 0.7}, method=method)
+    slim = remove_units(bare("chain"), kept_of(bare("chain"), once))
+    rng = np.random.default_rng(1)
+    again = slim.with_facts(scores={g.name: rng.random(g.size) for g in analyse(slim).groups.values() if g.free.any()})
+    assert not Select(budget={"macs": 0.7}, method=method).run(again, known).program.facts["selection"]
+    twice = Select(budget={"macs": 0.4}, method=method).run(again, known).details["budget"]["macs"]
+    assert twice["limit"] == pytest.approx(0.4 * cost(bare("chain")).macs)
+    assert twice["reached"] <= twice["limit"]
 
 
 def test_a_search_sees_the_costs_of_what_it_moves():
@@ -143,7 +197,11 @@ def test_a_search_sees_the_costs_of_what_it_moves():
     for _ in range(40):
         queue = int(rng.integers(found.last.size))
         level = int(rng.integers(found.last[queue] + 1))
-        foreseen = state.trial(queue, level)
+        foreseen, before = state.trial(queue, level), np.concatenate(state.rows)
+        others = np.array([level, int(state.levels[queue])])
+        changes = state.changes(queue, others)
+        np.testing.assert_allclose(before + changes[:, 0], np.concatenate(foreseen), rtol=1e-12)
+        np.testing.assert_allclose(changes[:, 1], 0, atol=1e-9)
         state.move(queue, level)
         fresh = State(found, state.levels)
         for a, b, c in zip(foreseen, state.rows, fresh.rows, strict=True):
@@ -279,6 +337,15 @@ def test_the_constraint_that_stops_it_is_named(options, hint):
     [
         ({"budget": {"mac": 0.5}}, "must be one of macs, params, file_size, memory, latency"),
         ({"budget": {"macs": "5 parsecs"}}, "must be a share such as 50%"),
+        ({"budget": {"macs": "150%"}}, "must be a share of at most 100%, or an amount"),
+        ({"budget": {"macs": 0}}, "more than nothing, and finite"),
+        ({"budget": {"macs": float("nan")}}, "more than nothing, and finite"),
+        ({"budget": {"macs": float("inf")}}, "more than nothing, and finite"),
+        ({"budget": {"macs": "2MB"}}, "must name for macs a share, or a plain number such as 1.2M; it says 2MB"),
+        ({"budget": {"params": "5ms"}}, "must name for params a share, or a plain number such as 1.2M; it says 5ms"),
+        ({"budget": {"memory": "5ms"}}, "for memory a share, or a plain number such as 1.2M or bytes such as 2MB"),
+        ({"budget": {"latency": "5MB"}}, "must name for latency a share, or a time such as 5ms; it says 5MB"),
+        ({"budget": {"latency": 5}}, "must name for latency a share, or a time such as 5ms; it says 5"),
         ({"budget": {"macs": 0.5}, "method": "best"}, "must be one of greedy, knapsack, ranking"),
         ({"ratio": 0.5, "multiple_of": "abacus"}, "or a target: coreml"),
         ({"ratio": 0.5, "method": "greedy"}, "must not name 'method' without 'budget'"),
@@ -288,13 +355,30 @@ def test_the_constraint_that_stops_it_is_named(options, hint):
     ],
 )
 def test_what_a_plan_may_not_say(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Select(**options)
 
 
-def test_a_budget_in_no_unit_of_its_own():
-    with pytest.raises(PassError, match=r"a budget of macs is a share, or a plain number such as 1\.2M; got 2MB"):
-        selected("chain", budget={"macs": "2MB"})
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        (1, (1.0, "share")),
+        ("1", (1.0, "share")),
+        ("0.5", (0.5, "share")),
+        ("100%", (1.0, "share")),
+        ("2", (2.0, "")),
+        ("0.0005k", (0.5, "")),
+        ("0.5k", (500.0, "")),
+        ("1B", (1.0, "B")),
+        ("500us", (5e-4, "s")),
+    ],
+    ids=str,
+)
+def test_what_amounts_mean(text, means):
+    name = {"B": "file_size", "s": "latency"}.get(means[1], "macs")
+    chosen = Select(budget={name: text})
+    assert amount(chosen.budget[name]).unit == means[1]
+    assert amount(chosen.budget[name]).value == pytest.approx(means[0])
 
 
 @pytest.mark.parametrize(
