@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from prunec.compiler.errors import nearest
 from prunec.compiler.options import wrong
 from prunec.compiler.resources import TAKES
 from prunec.compiler.targets import TARGETS
@@ -87,7 +88,8 @@ Budget = Annotated[
 
 def _multiple(value: object) -> object:
     if isinstance(value, str) and value not in TARGETS.names():
-        raise wrong(f"must be a whole number, at least 1, or a target: {', '.join(TARGETS.names())}")
+        names = TARGETS.names()
+        raise wrong(f"must be a whole number, at least 1, or a target: {', '.join(names)}", hint=nearest(value, names))
     return value
 
 
