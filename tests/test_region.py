@@ -196,6 +196,7 @@ def _scaled(module: nn.Module) -> nn.Module:
         return {key: value * 1.01 for key, value in out.items()} if isinstance(out, dict) else out
 
     module.register_forward_hook(scaled)
+    assert module.code, "else fx makes it at the first call, and calls hooks twice"
     return module
 
 
@@ -211,6 +212,7 @@ def test_a_fault_in_a_later_call_is_found(monkeypatch):
         def make(region):
             module = self.part(program, region).module
             module.register_forward_hook(hook)
+            assert module.code
             return module
 
         return self._with(make)
@@ -245,17 +247,13 @@ ODD = {
     "other numbers": (lambda m, maps, x: m.body["net"](x, double=True), "body.net", "double=True after x="),
     "more inputs": (lambda m, maps, x: m.head(maps["fine"], maps["coarse"]), "head", "maps_1="),
     "other dimensions": (lambda m, maps, x: m.head(maps["fine"][0]), "head", r"maps_0=float32\[_, _, _, _\] after"),
-    "another dtype": (lambda m, maps, x: m.body["net"](x.double()), "body.net", "x=float64"),
 }
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ODD)
 def test_a_region_is_called_in_one_way(name):
     second, region, message = ODD[name]
     model = Odd(second).eval()
-    if name == "another dtype":
-        model.body["net"].register_forward_pre_hook(lambda m, args: tuple(x.float() for x in args))
     with pytest.raises(ModelError, match=rf"'{region}' is called in more than one way: .*{message}"):
         compiled(region, model=model)
 
