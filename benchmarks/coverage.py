@@ -38,6 +38,7 @@ from prunec.compiler import trace
 from prunec.compiler.base import Context
 from prunec.compiler.cost import cost
 from prunec.compiler.export import export_onnx
+from prunec.compiler.fresh import is_large
 from prunec.compiler.ir import Program
 from prunec.compiler.region import find_regions
 from prunec.compiler.units import Analysis, Group, analyse
@@ -128,7 +129,8 @@ def are_positions(analysis: Analysis, group: Group) -> bool:
 
 def _difference(chosen: Program, slim: Program) -> float:
     """Float64, at every node."""
-    return verify(slim, Shrink().reference(chosen, slim), pass_name="shrink", batches=(2,), exact=True).difference
+    batches = (1, 2) if is_large(chosen) else (2,)  # of large images two are checked smaller
+    return verify(slim, Shrink().reference(chosen, slim), pass_name="shrink", batches=batches, exact=True).difference
 
 
 def _random_difference(program: Program, share: float) -> float:

@@ -28,6 +28,7 @@ from prunec.compiler.ir import Program
 from prunec.compiler.latency import predicted_latency
 from prunec.compiler.lock import check_model, check_result, make_lock
 from prunec.compiler.measure import compare_accuracy, measure_latency, weights_size, write_onnx
+from prunec.compiler.modes import eval_warnings
 from prunec.compiler.pipeline import Outcome, Step, check_needs, run_passes
 from prunec.compiler.plan import Plan
 from prunec.compiler.region import Region, Regions, find_regions
@@ -125,7 +126,8 @@ def compile(
     steps = steps_of(plan)
     check_needs(steps)
     progress("trace", 0, 1)
-    before, regions = _load(plan, model, example_inputs)
+    model, inputs = _subject(plan, model, example_inputs)
+    before, regions = _traced(plan, model, inputs)
     progress("trace", 1, 1)
     data = data if data is not None else load_data(plan)
     traced = time.perf_counter() - start
@@ -134,6 +136,9 @@ def compile(
     outcome = run_passes(before, steps, context)
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced)
+    if plan.mode == "train":
+        again = replace(regions, mode="eval").trace if regions else partial(trace, model, inputs)
+        report["warnings"] += eval_warnings(before, again)
     result = Result(plan, before, outcome.program, lock, report, progress, regions)
     expected = predicted_latency(before, outcome.program)
     if expected is not None:
@@ -166,15 +171,19 @@ def steps_of(plan: Plan) -> list[Step]:
 
 def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> Program:
     """The plan's model, or its regions, traced."""
-    return _load(plan, model, example_inputs)[0]
+    return _traced(plan, *_subject(plan, model, example_inputs))[0]
 
 
-def _load(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None) -> tuple[Program, Regions | None]:
+def _subject(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None) -> tuple[nn.Module, Inputs]:
+    """The model and its inputs, where they aren't given as the plan names them."""
     found = load_model(plan) if model is None else model
-    inputs = inputs_of(plan) if example_inputs is None else example_inputs
+    return found, inputs_of(plan) if example_inputs is None else example_inputs
+
+
+def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regions | None]:
     if plan.region is None:
-        return trace(found, inputs, mode=plan.mode), None
-    regions = find_regions(found, plan.region, inputs, plan.at("region"))
+        return trace(model, inputs, mode=plan.mode), None
+    regions = find_regions(model, plan.region, inputs, plan.at("region"))
     regions = replace(regions, mode=plan.mode)
     return regions.trace(), regions
 

@@ -24,7 +24,8 @@ from prunec.compiler.errors import ModelError, nearest
 Inputs = Sequence[Any] | Mapping[str, Any]
 """A model's arguments: in order, or by name."""
 
-_LITERALS: Final = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+LITERALS: Final = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+"""What a call's arguments may hold besides tensors."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _bind(
 def _check(name: str, value: Any) -> None:
     """Refuse what can neither be an input of a program nor be decided while it is traced."""
     for leaf in pytree.tree_leaves(value):
-        if not isinstance(leaf, (torch.Tensor, *_LITERALS)):
+        if not isinstance(leaf, (torch.Tensor, *LITERALS)):
             raise ModelError(
                 f"the example input '{name}' holds a {type(leaf).__name__}",
                 hint="give tensors, numbers, strings and None, in lists, tuples or dicts",

@@ -5,6 +5,7 @@
     the whole model runs once on the example inputs; a hook keeps what each region is called with
     Program      backbone(images), rpn_head(x) -> {"backbone": ..., "rpn.head": ...}, all outputs pinned
     spliced      a copy of the whole model with the slim parts in the regions' places
+    check        one run of the spliced model, in which every call of a part is computed twice
 
 One program holds all regions, so that a budget spans them and tensors that they share stay shared. Its parameters have
 the names that they have in the whole model. A slim part takes the calls that the region took: arguments that aren't
@@ -18,7 +19,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import fx, nn
@@ -27,9 +28,12 @@ from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nea
 from prunec.compiler.inputs import Arguments, Inputs, arguments, called
 from prunec.compiler.ir import Axis, Mode, Program, State, is_impure
 from prunec.compiler.metacopy import evaluating
-from prunec.compiler.reference import Interpreter
+from prunec.compiler.outlines import mismatch, outline
+from prunec.compiler.reference import Interpreter, StepError
 from prunec.compiler.trace import trace
 from prunec.compiler.verify import TOLERANCE, difference
+
+_PLAIN: Final = "a part gives tensors, lists, tuples and dicts; name a part whose result is read as one of these"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Regions:
     model: nn.Module
     example: Inputs
     parts: tuple[Region, ...]
+    outline: Any = None
+    """What the whole model gave, without values; see `outlines.outline`."""
     mode: Mode = "eval"
 
     def trace(self) -> Program:
@@ -88,18 +94,54 @@ class Regions:
         return self._with(lambda region: _generated(self.part(program, region).module))
 
     def check(self, program: Program) -> float:
-        """The whole model with the slim parts, against the same with the parts run node by node.
+        """Run the whole model with the slim parts on its example, and compare every call of a part as it happens.
 
-        Gives the largest relative difference of any output. Raises `VerifyError` where they differ.
+        At each call the program is run node by node, too, on the very same inputs and random numbers: what the part's
+        generated code gives must be nested in the same way and hold the same numbers. So a fault shows where it is made
+        and not only where boxes survive that it changed, and a rounding that tips a threshold of the whole is none.
+        A part that the slim model's data pass by is called on what the original called it with.
+        The whole must give what the original gave, in kind: containers, keys, dtypes and numbers of dimensions; in mode
+        `train` a part may give more.
+        That the program computes what the plan asks of the original was checked after each pass; see `verify`.
+
+        Gives the largest relative difference of any part's output in any call. Raises `VerifyError` where one differs,
+        `ModelError` where the model can't work with what a part gives.
         """
-        runs = []
-        for whole in (self.spliced(program), self._with(lambda region: _Interpreted(self.part(program, region)))):
+        whole = self.spliced(program)
+        found: dict[str, list[float]] = {region.name: [] for region in self.parts}
+        for region in self.parts:
+            _watch(whole.get_submodule(region.name), self.part(program, region), found[region.name])
+        given = outline(self._run(whole))
+        for region in self.parts:
+            if not found[region.name]:
+                self._call_alone(whole.get_submodule(region.name), region)
+        for name, differences in found.items():
+            for call, found_there in enumerate(differences, 1):
+                if found_there > TOLERANCE[torch.float32]:
+                    message = f"the slim region '{name}' differs by {found_there:.2g} from its reference"
+                    raise VerifyError(f"{message} in the whole model (call {call})")
+        if self.mode == "eval" and (fault := mismatch(given, self.outline)):
+            message = "the whole model with the slim regions gives something else than the original"
+            raise ModelError(f"{message}: {fault}", hint=_PLAIN)
+        return max(max(differences) for differences in found.values())
+
+    def _run(self, whole: nn.Module) -> Any:
+        """What the spliced model gives. Raises `ModelError` where its own code fails on what a part gives."""
+        try:
             with _seeded(), evaluating(whole):
-                runs.append(_result(whole, self.example))
-        found = difference(*runs)
-        if found > TOLERANCE[torch.float32]:
-            raise VerifyError(f"the whole model with the slim regions differs by {found:.2g} from their reference")
-        return found
+                return _result(whole, self.example)
+        except (VerifyError, StepError):
+            raise
+        except Exception as error:  # the model's own code: whatever it raises is shown, and chained
+            raise ModelError(
+                f"the model doesn't run with the slim regions in it: {type(error).__name__}: {error}",
+                hint=_PLAIN,
+            ) from error
+
+    def _call_alone(self, part: nn.Module, region: Region) -> None:
+        args, kwargs = region.taken.call({})
+        with _seeded(), evaluating(part), torch.no_grad():
+            part(*copy.deepcopy(args), **copy.deepcopy(kwargs))
 
     def _with(self, make: Callable[[Region], nn.Module]) -> nn.Module:
         parts = {region.name: splice_in(make(region), region) for region in self.parts}
@@ -120,16 +162,22 @@ def find_regions(model: nn.Module, names: Sequence[str], example_inputs: Inputs,
         if outer or not list(modules[name].children()):
             message = f"region '{name}' lies in region '{outer}'" if outer else f"region '{name}' is a single layer"
             raise PlanError(message, at=at, hint="name parts of the model that don't overlap")
-    calls = _calls(model, {name: modules[name] for name in names}, example_inputs)
+    calls, given = _calls(model, {name: modules[name] for name in names}, example_inputs)
     found = []
     for name in names:
         if name not in calls:
             message = f"region '{name}' isn't called when the model runs on the example inputs"
             raise ModelError(message, at=at, hint="name a module whose forward runs, such as one of its children")
-        args, kwargs = calls[name]
+        first, *others = calls[name]
+        if odd := next((other for other in others if other.form != first.form), None):
+            message = f"region '{name}' is called in more than one way: {odd.shown} after {first.shown}"
+            raise ModelError(
+                message, at=at, hint="name a part that is always called alike, such as one of its children"
+            )
         prefix = f"{name.replace('.', '_')}_" if len(names) > 1 else ""
+        args, kwargs = first.kept
         found.append(Region(name, modules[name], arguments(modules[name], args, kwargs), prefix))
-    return Regions(model, example_inputs, tuple(found))
+    return Regions(model, example_inputs, tuple(found), given)
 
 
 def splice_in(part: nn.Module, region: Region) -> nn.Module:
@@ -187,19 +235,47 @@ class _Joint(nn.Module):
         return self.get_submodule(region.name)(*args, **kwargs)
 
 
-class _Interpreted(nn.Module):
-    """A program that is run node by node, by the verifier's interpreter."""
+@dataclass(frozen=True)
+class _Called:
+    """A call of a region: how it was made, and, of the first one, the arguments as they were before it ran."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.interpreter = Interpreter(program, _floating(program))
-        self.names = [str(node.target) for node in program.graph.find_nodes(op="placeholder")]
+    form: Any
+    """The outline of each argument: the numbers and the shapes of tensors may differ from call to call."""
+    kept: Any = None
 
-    def forward(self, **inputs: Any) -> Any:
-        return self.interpreter.run(tuple(inputs[name] for name in self.names))
+    @property
+    def shown(self) -> str:
+        """The arguments in words."""
+        return ", ".join(f"{name}={value}" for name, value in self.form.items()) or "nothing"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Interpreted:
-        return self
+
+def _watch(part: nn.Module, program: Program, found: list[float]) -> None:
+    """At every call of the part, compare what it gives with the program run node by node, and note the difference.
+
+    The program runs first, on copies, since the part may write into its inputs.
+    """
+    interpreter = Interpreter(program, _floating(program))
+    names = [str(node.target) for node in program.graph.find_nodes(op="placeholder")]
+    wanted: list[Any] = []
+
+    def before(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with torch.random.fork_rng(devices=[]):
+            wanted.append(interpreter.run(tuple(kwargs[name] for name in names)))
+
+    def after(_: nn.Module, __: tuple[Any, ...], ___: dict[str, Any], given: Any) -> None:
+        found.append(difference(_bare(given), _bare(wanted.pop())))
+
+    part.register_forward_pre_hook(before, with_kwargs=True)
+    part.register_forward_hook(after, with_kwargs=True)
+
+
+def _bare(value: Any) -> Any:
+    """The same nest of plain dicts, lists and tuples: what runs a graph gives fx's own, generated code Python's."""
+    if isinstance(value, Mapping):
+        return {key: _bare(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(_bare, value))
+    return value
 
 
 def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
@@ -223,26 +299,30 @@ def _floating(program: Program) -> torch.dtype:
     return next((tensor.dtype for tensor in program.tensors.values() if tensor.is_floating_point()), torch.float32)
 
 
-def _calls(model: nn.Module, regions: Mapping[str, nn.Module], example: Inputs) -> dict[str, Any]:
-    """The first call of each region: its arguments in order and by name, as they were before it ran."""
-    found: dict[str, Any] = {}
+def _calls(model: nn.Module, regions: Mapping[str, nn.Module], example: Inputs) -> tuple[dict[str, list[_Called]], Any]:
+    """All calls of each region when the model runs on the example, and the outline of what the model gives."""
+    found: dict[str, list[_Called]] = {}
 
     def keep(name: str) -> Callable[..., None]:
+        signature = inspect.signature(regions[name].forward)
+
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.setdefault(name, fx.node.map_aggregate((args, kwargs), _snapshot))
+            form = {key: outline(value, values=True) for key, value in flat_arguments(signature, args, kwargs).items()}
+            first = name not in found
+            kept = fx.node.map_aggregate((tuple(args), dict(kwargs)), _snapshot) if first else None
+            found.setdefault(name, []).append(_Called(form, kept))
 
         return hook
 
     handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in regions.items()]
     try:
         with _seeded(), evaluating(model):
-            _result(model, example)
+            return found, outline(_result(model, example))
     except Exception as error:  # the model's own code: whatever it raises is shown, and chained
         raise ModelError(f"the model doesn't run on the example inputs: {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (tuple(args), dict(kwargs)) for name, (args, kwargs) in found.items()}
 
 
 def _snapshot(value: Any) -> Any:

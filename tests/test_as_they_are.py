@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -219,6 +220,61 @@ def test_train_mode_prunes_the_heads_that_only_it_has(tmp_path):
         assert torch.equal(made_of.eval()(x)["out"], made_of(x)["out"])
         made_of.train()
         assert not torch.equal(made_of(x)["out"], made_of(x)["out"])
+
+
+class Softened(nn.Sequential):
+    """Gives logits in train mode, and shares in eval mode."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x if self.training else x.softmax(1)
+
+
+class EvalByData(nn.Sequential):
+    def forward(self, x):
+        x = super().forward(x)
+        return x if self.training or x.sum() > 0 else -x
+
+
+def stem() -> list[nn.Module]:
+    return [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.1), nn.Conv2d(8, 4, 1)]
+
+
+UNTRACED = ("no eval mode", "eval")
+MODES = {
+    "an auxiliary head": (Aux, r"and so gives a dict of 'out', 'aux' instead of float32\[_, _\]$"),
+    "other numbers": (lambda: Softened(*stem()), "the original computes something else in eval mode"),
+    "no eval mode": (lambda: EvalByData(*stem()), "can't be traced in eval mode to compare"),
+    "the same": (lambda: nn.Sequential(*stem()), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(name, mode) for name in MODES for mode in ("train", "eval") if (name, mode) != UNTRACED]
+)
+def test_a_compile_in_train_mode_tells_what_eval_mode_loses(name, mode):
+    make, message = MODES[name]
+    warnings = compile(make(), {"plan": 1, "mode": mode, "passes": []}, example_inputs=(image(),)).report["warnings"]
+    assert len(warnings) == (mode == "train" and message is not None)
+    for warning in warnings:
+        assert re.search(f"^compiled in mode 'train': .*{message}", warning)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Aux()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_region_in_train_mode_tells_it_too():
+    plan = {"plan": 1, "mode": "train", "region": "net", "passes": PASSES}
+    report = compile(Around().eval(), plan, example_inputs=(image(),)).report
+    assert report["region"]["difference"] < 1e-5
+    (warning,) = report["warnings"]
+    assert warning.endswith("a dict of 'out', 'aux' instead of float32[_, _] at ['net']")
 
 
 def test_eval_mode_has_none_and_can_still_be_trained():

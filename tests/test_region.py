@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from prunec.compiler import Plan, compile
 from prunec.compiler.driver import load_program
@@ -173,18 +175,152 @@ def test_the_plan_s_word(tmp_path):
     assert "region" not in Plan.from_dict({"plan": 1}).to_dict()
 
 
-def test_a_fault_in_the_slim_part_is_found(monkeypatch):
-    """The whole model's check compares with parts that are run by the reference."""
-    result = compiled("body.net")
+class Picky(Whole):
+    """Lets nothing through, as a detector that was never trained: what it gives tells nothing of its parts."""
+
+    def forward(self, images, double=False):
+        return [{"scores": found["scores"][:, :0]} for found in super().forward(images, double)]
+
+
+@pytest.mark.parametrize("kind", [Whole, Picky])
+@pytest.mark.parametrize("names", [("body.net",), ("body.net", "head")], ids=["one", "several"])
+def test_a_fault_in_a_slim_part_is_found(kind, names, monkeypatch):
+    result = compiled(*names, model=kind().eval())
     regions, program = result.regions, result.program
     monkeypatch.setattr(type(regions), "spliced", lambda self, p: self._with(lambda r: _scaled(self.part(p, r).module)))
-    with pytest.raises(VerifyError, match="the whole model with the slim regions differs"):
+    with pytest.raises(VerifyError, match=r"slim region 'body.net' differs by 0.01 .*call 1"):
         regions.check(program)
 
 
-def _scaled(module: nn.Module) -> nn.Module:
-    module.register_forward_hook(lambda m, args, out: {key: value * 1.01 for key, value in out.items()})
+def _scaled(module: nn.Module, kind: type = dict) -> nn.Module:
+    """The module, whose results of that kind are a hundredth too large."""
+
+    def scaled(_, __, out):
+        return pytree.tree_map(lambda x: x * 1.01, out) if isinstance(out, kind) else out
+
+    module.register_forward_hook(scaled)
+    assert module.code, "else fx makes it at the first call, and calls hooks twice"
     return module
+
+
+def test_a_fault_in_a_later_call_is_found(monkeypatch):
+    result = compiled("body.net")
+    regions, calls = result.regions, []
+
+    def late(self, program):
+        def hook(_, __, out):
+            calls.append(1)
+            return {"fine": out["fine"] + (len(calls) == 2), "coarse": out["coarse"]}
+
+        def make(region):
+            module = self.part(program, region).module
+            module.register_forward_hook(hook)
+            assert module.code
+            return module
+
+        return self._with(make)
+
+    monkeypatch.setattr(type(regions), "spliced", late)
+    with pytest.raises(VerifyError, match="call 2"):
+        regions.check(result.program)
+
+
+def test_the_check_runs_the_whole_once(monkeypatch):
+    result, runs = compiled("body.net", "head"), []
+    forward = Whole.forward
+    monkeypatch.setattr(Whole, "forward", lambda self, *args: runs.append(self) or forward(self, *args))
+    assert 0 <= result.regions.check(result.program) < 1e-5
+    assert len(runs) == 1
+
+
+class Odd(Whole):
+    """Calls its head in two ways."""
+
+    def __init__(self, second) -> None:
+        super().__init__()
+        self.second = second
+
+    def forward(self, images):
+        maps = self.body["net"](images[0][None])
+        other = self.second(self, maps, images[1][None])
+        return self.head(maps["fine"]), other
+
+
+ODD = {
+    "other numbers": (lambda m, maps, x: m.body["net"](x, double=True), "body.net", "double=True after x="),
+    "more inputs": (lambda m, maps, x: m.head(maps["fine"], maps["coarse"]), "head", "maps_1="),
+    "other dimensions": (lambda m, maps, x: m.head(maps["fine"][0]), "head", r"maps_0=float32\[_, _, _, _\] after"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_region_is_called_in_one_way(name):
+    second, region, message = ODD[name]
+    model = Odd(second).eval()
+    with pytest.raises(ModelError, match=rf"'{region}' is called in more than one way: .*{message}"):
+        compiled(region, model=model)
+
+
+@dataclass
+class Maps:
+    fine: torch.Tensor
+    coarse: torch.Tensor
+
+
+class Records(Backbone):
+    def forward(self, x):
+        return Maps(**super().forward(x))
+
+
+class Reader(nn.Module):
+    """Reads a part's record by attributes, or hands it on."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.net, self.reads = Records(), reads
+
+    def forward(self, images):
+        found = self.net(images[0][None])
+        return found.fine if self.reads else found
+
+
+def test_a_record_becomes_a_dict():
+    assert compiled("net", model=Reader(False).eval()).report["region"]["difference"] < 1e-5
+    with pytest.raises(ModelError, match="doesn't run with the slim regions in it: AttributeError") as caught:
+        compiled("net", model=Reader(True).eval())
+    assert "dicts" in str(caught.value)
+
+
+class Switch(nn.Module):
+    """Leaves its head out, or gives another kind of thing, where it finds that a part isn't the original."""
+
+    def __init__(self, leaves_out: bool) -> None:
+        super().__init__()
+        self.net, self.head, self.leaves_out = Backbone(), Head(), leaves_out
+
+    def forward(self, images):
+        maps = self.net(images[0][None])
+        whole = hasattr(self.net, "unread")
+        if whole or not self.leaves_out:
+            maps["found"] = self.head(maps["fine"], maps["coarse"])
+        return {"maps": maps["fine"]} if whole or self.leaves_out else maps["fine"]
+
+
+def test_the_whole_gives_the_same_kind_of_thing():
+    with pytest.raises(ModelError, match=r"something else than the original: float32.* instead of a dict of 'maps'"):
+        compiled("net", "head", model=Switch(False).eval())
+
+
+def test_a_part_that_data_pass_by_is_checked_alone(monkeypatch):
+    result = compiled("net", "head", model=Switch(True).eval())
+    assert result.report["region"]["difference"] < 1e-5
+
+    def spliced(self, program):
+        return self._with(lambda r: _scaled(self.part(program, r).module, list))
+
+    monkeypatch.setattr(type(result.regions), "spliced", spliced)
+    with pytest.raises(VerifyError, match=r"slim region 'head' differs by 0\.01"):
+        result.regions.check(result.program)
 
 
 def test_called_takes_every_kind_of_batch():

@@ -731,6 +731,56 @@ def test_integers_stay_within_the_example():
     assert torch.equal(fresh, fresh_inputs(program, 200, seed=0)[0])
 
 
+class Clipped(nn.Module):
+    """Some rows of a convolution, averaged; the view is of the example's own size."""
+
+    def __init__(self, rows: slice = slice(100, None), view: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.conv, self.fc, self.rows, self.view = nn.Conv2d(3, 6, 1), nn.Linear(6, 4), rows, view
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc((x.view(self.view) if self.view else x)[:, :, self.rows].mean((2, 3)))
+
+
+FULL, SMALL = [(1, 3, 640, 640), (2, 3, 640, 640)], (2, 3, 160, 160)
+SMALLER_IMAGES = {
+    "any size": (Clipped(), Clipped(), [FULL[0], SMALL]),
+    "one size": (Clipped(), Clipped(view=(-1, 6, 640, 640)), [FULL[0], SMALL, FULL[1]]),
+    "the same at one size": (Clipped(), Clipped(slice(-540, None)), [FULL[0], SMALL, FULL[1]]),
+}
+
+
+@pytest.mark.parametrize("name", SMALLER_IMAGES)
+def test_large_images_are_checked_once_and_then_smaller(name, monkeypatch):
+    """A difference on smaller images alone convicts nobody: full ones decide."""
+    old, new, expected = SMALLER_IMAGES[name]
+    new.load_state_dict(old.state_dict())
+    before, after = (program_of(model, torch.zeros(FULL[0])) for model in (old, new))
+    seen, steps = [], Interpreter.steps
+    monkeypatch.setattr(Interpreter, "steps", lambda self, xs: seen.append(tuple(xs[0].shape)) or steps(self, xs))
+    assert verify(after, Same(before), pass_name="nothing").batches == (1, 2)
+    assert list(dict.fromkeys(seen)) == expected
+
+
+def test_a_fault_in_large_images_is_found():
+    before, after = (program_of(Clipped(rows), torch.zeros(FULL[0])) for rows in (slice(100, None), slice(101, None)))
+    after = after.derive(state=before.state)
+    with pytest.raises(VerifyError, match="'getitem'"):
+        verify(after, Same(before), pass_name="nothing")
+
+
+def test_what_is_cut_of_large_inputs():
+    shapes = {
+        (1, 3, 800, 640): (2, 3, 200, 160),
+        (1, 256, 13, 13): (2, 256, 13, 13),
+        (1000, 256, 7, 7): (250, 256, 7, 7),
+    }
+    program = Program(fx.Graph(), {}, ([torch.zeros(shape) for shape in (*shapes, (1, 5000))],))
+    (found,) = fresh_inputs(program, 2, seed=0, smaller=4)
+    assert [tuple(x.shape) for x in found] == [*shapes.values(), (2, 5000)]
+
+
 def test_dropout_and_training_mode_play_no_part_and_nothing_is_changed():
     class Dropping(Net):
         def forward(self, x):
