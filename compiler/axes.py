@@ -32,12 +32,14 @@ def _row_sums(rows: Tensor, function: Callable[..., Tensor], columns: int = 1) -
     count = max(1, SCRATCH // max(rows.shape[1], 1))
     scratch = rows.new_empty(min(count, len(rows)), rows.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    found = []
-    for part in torch.split(rows, count):
+    beside = rows.new_empty(len(rows), dtype=dtype)
+    below = rows.new_zeros(rows.shape[1], dtype=dtype)
+    for start in range(0, len(rows), count):
+        part = rows[start : start + count]
         block = function(part, out=scratch[: len(part)])
-        found.append((block.sum(1, dtype=dtype), block.sum(0, dtype=dtype)))
-    elements = torch.stack([below for _, below in found]).sum(0)
-    return torch.cat([beside for beside, _ in found]), elements.view(columns, -1).sum(1)
+        torch.sum(block, 1, dtype=dtype, out=beside[start : start + count])
+        below += block.sum(0, dtype=dtype)
+    return beside, below.view(columns, -1).sum(1)
 
 
 def axis_rows(program: Program, axis: Axis, values: Tensor | None = None) -> Tensor:

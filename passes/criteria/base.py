@@ -116,11 +116,14 @@ class AxisCriterion(Criterion):
         """A number for each position of the member's axis, [positions]; None where there is nothing to go by."""
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
-        """Each axis's figures."""
+        """Each axis's figures, found once however many groups it reads."""
+        known: dict[tuple[Axis, str], FloatArray | None] = {}
         for group in setting.groups:
             for member in setting.members(group, self.roles):
-                figures = self.figures(setting, member)
-                if figures is not None:
+                key = member.axis, member.role
+                if key not in known:
+                    known[key] = self.figures(setting, member)
+                if (figures := known[key]) is not None:
                     yield group.name, Evidence(str(member.axis), member.units, figures[member.positions])
 
 
