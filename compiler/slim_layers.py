@@ -19,32 +19,42 @@ from torch import nn
 from prunec.compiler.ir import IntArray, clone_module
 from prunec.compiler.units import BoolArray
 
-
-def once(tensor: torch.Tensor, slim: torch.Tensor, made: dict[int, torch.Tensor]) -> torch.Tensor:
-    """The slim form of a tensor, which is the same object under each of its names. A parameter stays one."""
-    if id(tensor) not in made:
-        parameter = isinstance(tensor, nn.Parameter)
-        made[id(tensor)] = nn.Parameter(slim, requires_grad=tensor.requires_grad) if parameter else slim
-    return made[id(tensor)]
-
-
 SCRATCH: Final = 2**20
 """Elements of rows that are gathered at a time before their columns are: memory that is new to the process takes longer
 to get than to fill."""
 
 
-def gather(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
-    """The tensor at the given positions of some dimensions, as a tensor of its own."""
-    slim = tensor.detach()
+class Gathering:
+    """Makes slim tensors. A tensor has one slim form, which is the same object under each of its names; a parameter
+    stays one."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, torch.Tensor] = {}
+
+    def once(self, tensor: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """The slim form of a tensor, made where it is asked for first."""
+        if id(tensor) not in self._made:
+            slim = make(tensor.detach())
+            parameter = isinstance(tensor, nn.Parameter)
+            self._made[id(tensor)] = nn.Parameter(slim, requires_grad=tensor.requires_grad) if parameter else slim
+        return self._made[id(tensor)]
+
+    def gather(self, tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
+        """The tensor at the given positions of some dimensions, as a tensor of its own."""
+        return self.once(tensor, lambda whole: _gathered(whole, positions))
+
+
+def _gathered(slim: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
     places = [(dim, torch.from_numpy(found)) for dim, found in sorted(positions.items())]
+    assert places, "what loses nothing is shared, not gathered"
     if [dim for dim, _ in places] == [0, 1] and slim.numel() and slim.layout == torch.strided:
-        return _gather_block(slim, places[0][1], places[1][1])
+        return _block(slim, places[0][1], places[1][1])
     for dim, index in places:
         slim = slim.index_select(dim, index)
-    return slim.clone() if slim is tensor else slim
+    return slim
 
 
-def _gather_block(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _block(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Some rows and columns. Rows go first, as they lie together in memory, some at a time and always into the same
     place."""
     found = tensor.new_empty(len(rows), len(columns), *tensor.shape[2:])
@@ -104,19 +114,16 @@ are kept."""
 
 
 def slim_module(
-    module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]], made: dict[int, torch.Tensor] | None = None
+    module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]], gathering: Gathering | None = None
 ) -> nn.Module:
     """A leaf module at the given positions of its tensors' dimensions; its sizes follow.
 
-    `made` holds what was gathered already, by the id of the old tensor, for tensors that several modules share.
+    Modules that share tensors share `gathering`, too.
     """
-    made = {} if made is None else made
+    gathering = gathering or Gathering()
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-        return _slim_grouped(module, positions, made)
-    tensors = {
-        name: once(getattr(module, name), gather(getattr(module, name), places), made)
-        for name, places in positions.items()
-    }
+        return _slim_grouped(module, positions, gathering)
+    tensors = {name: gathering.gather(getattr(module, name), places) for name, places in positions.items()}
     if isinstance(module, nn.GroupNorm):
         kept = np.zeros(module.num_channels, dtype=bool)
         kept[positions["weight"][0]] = True
@@ -135,10 +142,9 @@ def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes
 
 
 def _slim_grouped(
-    module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]], made: dict[int, torch.Tensor]
+    module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]], gathering: Gathering
 ) -> nn.Module:
     """Whole groups vanish where all their inputs went; the others lose the same number of channels each."""
-    weight = module.weight.detach()
     inner, outer = module.in_channels // module.groups, module.out_channels // module.groups
     read, written = (1, 0) if not module.transposed else (0, 1)
     places = positions.get("weight", {})
@@ -148,14 +154,16 @@ def _slim_grouped(
     assert np.array_equal(groups, np.unique(outs // outer)), "a group lost its inputs or its outputs alone"
     ins, outs = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
     group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
-    blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows, columns, kernel]
     rows, columns = (outside, inside) if not module.transposed else (inside, outside)
-    if blocks.shape[1] == blocks.shape[2] == 1:  # depthwise
-        slim = weight.index_select(0, group)
-    else:
-        slim = blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
-    tensors = {"weight": once(module.weight, slim, made)}
+
+    def blocks_left(weight: torch.Tensor) -> torch.Tensor:
+        if inner == outer == 1:  # depthwise
+            return weight.index_select(0, group)
+        blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows, columns, kernel]
+        return blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
+
+    tensors = {"weight": gathering.once(module.weight, blocks_left)}
     if "bias" in positions:
         assert module.bias is not None
-        tensors["bias"] = once(module.bias, gather(module.bias, positions["bias"]), made)
+        tensors["bias"] = gathering.gather(module.bias, positions["bias"])
     return resized(module, tensors, groups=int(groups.size))

@@ -29,7 +29,7 @@ from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, mod
 from prunec.compiler.labels import Gather, shape_of_argument
 from prunec.compiler.rewriting import REWRITES, SIZED
 from prunec.compiler.rules import argument, op_name
-from prunec.compiler.slim_layers import SHOWN, gather, once, slim_module
+from prunec.compiler.slim_layers import SHOWN, Gathering, slim_module
 from prunec.compiler.units import Analysis, BoolArray, analyse
 
 
@@ -91,15 +91,15 @@ def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, St
     for axis, positions in kept.items():
         by_tensor.setdefault(axis.tensor, {})[axis.dim] = positions
     state: dict[str, State] = dict(program.state)
-    made: dict[int, torch.Tensor] = {}
+    gathering = Gathering()
     for name, value in program.state.items():
         if isinstance(value, nn.Module):
             names = [tensor for tensor, _ in module_tensors(name, value) if tensor in by_tensor]
             mine = {tensor[len(name) + 1 :]: by_tensor[tensor] for tensor in names}
             if mine:
-                state[name] = slim_module(value, mine, made)
+                state[name] = slim_module(value, mine, gathering)
         elif name in by_tensor:
-            state[name] = once(value, gather(value, by_tensor[name]), made)
+            state[name] = gathering.gather(value, by_tensor[name])
     return state
 
 

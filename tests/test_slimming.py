@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from prunec.compiler import slim_layers
 from prunec.compiler.ir import Axis
-from prunec.compiler.slim_layers import gather
+from prunec.compiler.slim_layers import Gathering
 from prunec.compiler.slimming import remove_units, removed_positions
 from prunec.compiler.trace import trace
 from prunec.compiler.units import analyse
@@ -179,10 +179,10 @@ def test_rows_and_columns_are_gathered_some_at_a_time(monkeypatch, scratch, dtyp
     monkeypatch.setattr(slim_layers, "SCRATCH", scratch)
     tensor = torch.arange(5 * 4 * 3).reshape(5, 4, 3).to(dtype)
     tensor = {"plain": tensor, "transposed": tensor.transpose(0, 1), "expanded": tensor[:1].expand(5, 4, 3)}[view]
-    found = gather(tensor, {0: np.array([0, 2, 3]), 1: np.array([1, 3])})
+    found = Gathering().gather(tensor, {0: np.array([0, 2, 3]), 1: np.array([1, 3])})
     assert torch.equal(found, tensor[[0, 2, 3]][:, [1, 3]])
     assert found.is_contiguous()
-    empty = gather(tensor, {0: np.array([], dtype=np.int64), 1: np.array([1])})
+    empty = Gathering().gather(tensor, {0: np.array([], dtype=np.int64), 1: np.array([1])})
     assert empty.shape == (0, 1, 3)
 
 
