@@ -9,7 +9,6 @@ run of the module decides: deep networks with cancellation are as far from the t
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import re
@@ -29,6 +28,7 @@ from prunec.compiler.errors import ModelError, PlanError, VerifyError, first_lin
 from prunec.compiler.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.metacopy import evaluating
+from prunec.compiler.reference import Interpreter
 from prunec.compiler.timing import Array, feed, session
 
 TOLERANCE = 1e-5
@@ -140,10 +140,10 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
     path.write_bytes(model.SerializeToString(deterministic=True))
     opened = session(path)
     sizes = sorted({_batch(program), *(BATCHES if "batch" in dynamic else ())})
-    checks = {size: _compare(opened, program.module, _with_batch(program, size)) for size in sizes}
+    checks = {size: _compare(opened, program, _with_batch(program, size)) for size in sizes}
     if IMAGE & dynamic:
         larger = map_tensors(lambda value: _larger(value, dynamic), _with_batch(program, sizes[0]))
-        other = _compare(opened, program.module, larger)
+        other = _compare(opened, program, larger)
         checks[sizes[0]] = max(checks[sizes[0]], other, key=lambda check: check.difference)
     return model, checks
 
@@ -301,26 +301,22 @@ def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torc
 # --- comparing ---------------------------------------------------------------------------------------------------
 
 
-def _compare(opened: Any, module: fx.GraphModule, inputs: Values) -> Check:
+def _compare(opened: Any, program: Program, inputs: Values) -> Check:
     size = batch_of(inputs) or 1
     try:
         got = opened.run(None, feed(opened, inputs))
     except Exception as error:  # onnxruntime's errors have no root of their own
         raise VerifyError(f"onnxruntime can't run the ONNX file at batch {size}: {first_line(error)}") from error
-    expected = _run(module, inputs)
+    expected = _run(program.module, inputs)
     difference = relative_difference(got, expected)
     if difference <= TOLERANCE:
         return Check(difference)
-    exact = _run(copy.deepcopy(module).double(), map_tensors(_to_double, inputs))
+    exact = _run(lambda *given: Interpreter(program, torch.float64).run(given), inputs)
     ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
     figures = f"onnxruntime is {ours:.1e} from the float64 run, torch's float32 {torchs:.1e}"
     if not ours <= TIMES_TORCH * torchs:
         raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
     return Check(difference, figures)
-
-
-def _to_double(value: torch.Tensor) -> torch.Tensor:
-    return value.double() if value.is_floating_point() else value
 
 
 def relative_difference(got: Sequence[Array], expected: Sequence[Array]) -> float:

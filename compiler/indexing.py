@@ -53,11 +53,13 @@ def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -
     known = tuple(_constant_index(flow, entry) for entry in entries)
     rank = len(shape_of_argument(value))
     places = index_dims(known, rank)
-    steps = sum(_strides(known[place], dim, flow.fields(value)) for place, dim in places)
-    if steps > 1 or (steps and any(not isinstance(known[place], slice) for place, _ in places)):
-        return None  # what is kept of them can't be said in one index
+    stepped = [dim for place, dim in places if _strides(known[place], dim, flow.fields(value))]
+    if len(stepped) == 1 and all(isinstance(known[place], slice) for place, _ in places):
+        stepped = []  # what is kept can be said in one index
+    held = [f for f in flow.fields(value) if any(f.shape[dim] > 1 for dim in stepped)]
+    flow.pin_all(held, f"is taken in steps at {node.name}, beside other indices")
     fields: list[IntArray] = []
-    for labels in flow.fields(value):
+    for labels in (f for f in flow.fields(value) if all(f.shape[dim] == 1 for dim in stepped)):
         piece = compress(executed(labels, shape_of_argument(value), lambda t: t[known]))
         if not piece.size:
             return None

@@ -235,6 +235,20 @@ _PLACES: Mapping[str, Callable[[], nn.Module | Tensor]] = {
 for _name, (_width, _units, _move) in MOVED.items():
     pattern(f"moved: {_name}", between(_width, **_PLACES), moving(_move), {"a": (_units, _units), **FIVE})
 
+pattern(
+    "patches taken in steps, of places that a layer has looked up",
+    between(
+        32, places=lambda: nn.Linear(2, 8), table=lambda: torch.randn(11, 11, 2), where=lambda: torch.arange(36) * 3
+    ),
+    moving(lambda m, y: _patches(y + m.places(m.table).flatten(0, 1)[m.where].view(6, 6, 8).permute(2, 0, 1))),
+    {"a": (8, 8), **FIVE},
+)
+
+
+def _patches(y: Tensor) -> Tensor:
+    return torch.cat([y[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+
+
 JOINED: Mapping[str, tuple[int, Callable[[Any, Tensor, Tensor], Tensor]]] = {
     "image": (11, lambda m, y, x: torch.cat([x, y], 1)),
     "image behind": (11, lambda m, y, x: torch.cat((y, x), dim=1)),
