@@ -2,7 +2,7 @@
 
     prunec compile PLAN [-o DIR] [--set KEY=VALUE ...]     130 when it was interrupted
     prunec check PLAN
-    prunec explain MODEL|PLAN [--group NAME]
+    prunec explain MODEL|PLAN [--group NAME] [--graph FILE]
     prunec ir MODEL|PLAN [--after PASS]
     prunec latency MODEL|PLAN [--refresh]
     prunec schema
@@ -144,6 +144,10 @@ def check(plan: PlanFile, overrides: Sets = None) -> None:
 def explain(
     target: Target,
     group: Annotated[str | None, typer.Option("--group", metavar="NAME", help="every axis of this group")] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="write which axes depend on which: .graphml, .gml or .json"),
+    ] = None,
     inputs: Inputs = None,
     overrides: Sets = None,
 ) -> None:
@@ -151,8 +155,13 @@ def explain(
     from prunec.compiler.console import console  # noqa: PLC0415
     from prunec.compiler.driver import load_divided  # noqa: PLC0415  (imports torch)
     from prunec.compiler.explain import explain as explained  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.graphfile import write_graph  # noqa: PLC0415  (imports torch)
 
-    console().print(explained(load_divided(_plan_of(target, inputs, overrides)), group))
+    program = load_divided(_plan_of(target, inputs, overrides))
+    shown = explained(program, group)
+    if graph is not None:
+        write_graph(program, graph, group)
+    console().print(shown)
 
 
 @app.command()

@@ -393,6 +393,9 @@ def test_explain(folder, capsys):
     out = capsys.readouterr().out
     for axis in ("conv1.weight[0]", "conv1.bias[0]", "fc.weight[1]"):
         assert axis in out
+    assert cli.run(["explain", "plan.yaml", "--group", "conv1", "--graph", "deps.json"]) == 0
+    assert "conv1.weight[0]" in Path("deps.json").read_text()
+    capsys.readouterr()
     assert cli.run(["explain", "plan.yaml", "--group", "conv2"]) == 1
     assert capsys.readouterr().err.endswith("hint: did you mean 'conv1'?\n")
 
