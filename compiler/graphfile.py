@@ -62,7 +62,8 @@ def _spelled(graph: nx.MultiGraph[Vertex]) -> nx.MultiGraph[str]:
     named.add_nodes_from(
         (str(axis), {**found, "groups": ", ".join(found["groups"])}) for axis, found in graph.nodes.items()
     )
-    named.add_edges_from((str(a), str(b), key, found) for (a, b, key), found in graph.edges.items())
+    for (left, right, key), found in graph.edges.items():
+        named.add_edge(str(left), str(right), key=key, **found)
     return named
 
 
