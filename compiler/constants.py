@@ -1,6 +1,7 @@
 """What a traced forward knows beyond shapes: values that depend on the model's buffers and on literals alone.
 
     if self.flag:                    decided, where `flag` is a buffer
+    if (size / self.stride).ceil():  decided, where `size` is a number that the example's shape gives
     mask = torch.ones(7, 7).tril()   after the trace one stored tensor, `_tensor_constant0`
 
 A tensor that anything writes into is no constant, nor is a view of it: memory tells which tensors these are.
@@ -25,6 +26,7 @@ class Constants:
         self.added: dict[str, torch.Tensor] = {}
         self._owned = owned
         self._known: set[fx.Node] = set()
+        self._sized: set[fx.Node] = set()
         self._values: dict[fx.Node, Any] = {}
         self._written: set[int] = set()
 
@@ -37,23 +39,25 @@ class Constants:
         return name
 
     def note(self, node: fx.Node) -> None:
-        """See a new node: does it depend on constants alone?"""
+        """See a new node: does it depend on constants alone, or on these and sizes?"""
         if node.op == "get_attr":
             constant = node.target in self.added or node.target in self._owned
         else:
             constant = node.op in {"call_function", "call_method"} and not is_random(node)
         if constant and all(source in self._known for source in node.all_input_nodes):
             self._known.add(node)
+        if _is_size(node) or (constant and all(source in self._sized for source in node.all_input_nodes)):
+            self._sized.add(node)
 
     def spoil(self, tensors: Iterable[torch.Tensor]) -> None:
         """From now on, nothing that shares memory with these tensors (as they are on the meta device) is constant."""
         self._written.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def evaluate(self, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any] | None:
-        """`function` of a node's arguments, in a tuple; `None` where they aren't constant."""
+        """`function` of a node's arguments, in a tuple; `None` where they don't depend on constants and sizes alone."""
         sources: list[fx.Node] = []
         fx.node.map_arg((args, kwargs), sources.append)
-        if not all(map(self._is_constant, sources)):
+        if not all(self._is_constant(source, self._sized) for source in sources):
             return None
         real_args, real_kwargs = fx.node.map_arg((args, kwargs), self._value)
         return (function(*real_args, **real_kwargs),)
@@ -64,7 +68,8 @@ class Constants:
         fixed: set[fx.Node] = set()
         for node in graph.nodes:
             literal = node.target in self.added if node.op == "get_attr" else node in self._known
-            if literal and self._is_constant(node) and all(source in fixed for source in node.all_input_nodes):
+            settled = literal and all(source in fixed for source in node.all_input_nodes)
+            if settled and self._is_constant(node, self._known):
                 fixed.add(node)
         for node in [node for node in graph.nodes if node in fixed and node.op != "get_attr"]:
             readers = [user for user in node.users if user not in fixed]
@@ -78,11 +83,11 @@ class Constants:
         for reader in readers:
             reader.replace_input_with(node, stored)
 
-    def _is_constant(self, node: fx.Node) -> bool:
+    def _is_constant(self, node: fx.Node, known: set[fx.Node]) -> bool:
         """Whether the node is known and nothing that it comes from was written into."""
-        if node not in self._known or _writes(node) or self._storages(node) & self._written:
+        if node not in known or _writes(node) or self._storages(node) & self._written:
             return False
-        return all(map(self._is_constant, node.all_input_nodes))
+        return _is_size(node) or all(self._is_constant(source, known) for source in node.all_input_nodes)
 
     def _storages(self, node: fx.Node) -> set[int]:
         found: set[int] = set()
@@ -99,6 +104,8 @@ class Constants:
         return self._values[node]
 
     def _compute(self, node: fx.Node) -> Any:
+        if _is_size(node):
+            return node.meta["val"]
         if node.op == "get_attr":
             tensor = self.added.get(str(node.target), self._owned.get(str(node.target)))
             assert tensor is not None, f"{node.target} is a constant"
@@ -108,6 +115,12 @@ class Constants:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target), f"{node.name} calls a function"
         return node.target(*args, **kwargs)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node gives a number, a size or a flag, which the example decides."""
+    value = node.meta["val"]
+    return isinstance(value, int | float | torch.Size) and node.op in {"call_function", "call_method"}
 
 
 def _writes(node: fx.Node) -> bool:

@@ -53,6 +53,7 @@ class Recorder(TorchFunctionMode):
         self._handles: dict[int, Handle] = {}
         self._kept: list[torch.Tensor] = []
         self._device: Handle | None = None
+        self._here = _META
         self._training = training
         self._adopt_model()
 
@@ -85,8 +86,9 @@ class Recorder(TorchFunctionMode):
         value = map_tensors(lambda tensor: to_meta(tensor.detach()), example)
         self._adopt_input(value, Handle(self, value, self._finish(self.graph.placeholder(name), value)))
         if self._device is None:
+            self._here = next(tensors_in(example)).device
             first = next(tensors_in(value))
-            self._device = Handle(self, _META, lambda: self.call_node(getattr, (first, "device"), _META))
+            self._device = Handle(self, self._here, lambda: self.call_node(getattr, (first, "device"), self._here))
         return value
 
     def _adopt_input(self, value: Any, handle: Handle) -> None:
@@ -139,7 +141,7 @@ class Recorder(TorchFunctionMode):
         if type(value) is Shape and value.handle is not None and value.handle.recorder is self:
             return value.handle.node
         if isinstance(value, torch.device):
-            return self._device.node if value == _META and self._device else value
+            return self._device.node if value == self._here and self._device else value
         return rebuilt(value, self.to_graph)
 
     def to_value(self, value: Any) -> Any:
@@ -185,17 +187,23 @@ class Recorder(TorchFunctionMode):
         call = describe(func, args, kwargs)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
-        traced = bool(tensors) or any(isinstance(operand, Number) or operand is _META for operand in operands)
+        traced = bool(tensors) or any(isinstance(o, Number) or self._is_here(o) for o in operands)
         if call.untraced or not self._can_record(call, operands, traced):
             return func(*args, **kwargs)
         versions = [_version(tensor) for tensor in tensors]
         value = self._execute(call, args, kwargs, bool(tensors))
+        if isinstance(value, torch.device):
+            return self._here  # forwards ask of what kind it is
         if call.is_plain(value) or not (traced or _has_tensor(value)):
             return value
         written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
         value = _distinct(value, tensors, written)
         arranged = call.arrange(self.to_graph(args), self.to_graph(kwargs))
         return self._enter(self._node(call.kind, call.target, *arranged), value, written)
+
+    def _is_here(self, operand: Any) -> bool:
+        """Whether an operand is the inputs' device."""
+        return isinstance(operand, torch.device) and operand == self._here
 
     def _can_record(self, call: Call, operands: Iterable[Any], traced: bool) -> bool:
         """Whether a call can be a node. One of literals alone that can't (a numpy array) gives a constant instead."""
@@ -309,15 +317,29 @@ def _patched(recorder: Recorder) -> Iterator[None]:
         return recorder.call_module(module, args, kwargs)
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
-    compiled = {name: getattr(torch, name) for name in _TAKES_FLAG}
-    for name, function in _TAKES_FLAG.items():
-        setattr(torch, name, function)
     try:
-        yield
+        with _replaced(torch, _TAKES_FLAG), _replaced(torch.compiler, _EXPORTING):
+            yield
     finally:
         nn.Module.__call__ = _CALL  # type: ignore[method-assign]
-        for name, function in compiled.items():
-            setattr(torch, name, function)
+
+
+@contextmanager
+def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes with other values for a while."""
+    old = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in old.items():
+            setattr(owner, name, value)
+
+
+_EXPORTING: Mapping[str, bool] = {"_is_compiling_flag": True, "_is_exporting_flag": True}
+"""What `torch.compiler.is_exporting()` reads, as `torch.export` sets it: code that asks leaves out shortcuts that
+depend on the values of a tensor, such as that of a mask which masks nothing."""
 
 
 _TAKES_FLAG: Mapping[str, Callable[..., Any]] = {

@@ -528,13 +528,37 @@ def set_data(self, x):
     return x
 
 
+compiled = torch.jit.CompilationUnit("def run(x: Tensor) -> Tensor:\n    return x * torch.sigmoid(x)").run
+
+
 @torch.jit.script
-def scripted(x):
-    return x * torch.sigmoid(x)
+def scripted(x: torch.Tensor, factor: int):
+    return x * torch.sigmoid(x) * factor
+
+
+def skips_what_masks_nothing(self, x):
+    """As libraries write it: a shortcut that depends on values, unless the model is being exported."""
+    mask = x > 0
+    return x if not torch.compiler.is_exporting() and mask.all() else x.masked_fill(~mask, 0.0)
+
+
+def asks_for_the_device(self, x):
+    places = torch.arange(x.shape[-1], device=x.device)
+    kind = torch.device(x.device.type)
+    scale = 2.0 if kind == x.device and x.device.type != "meta" else 3.0
+    return x * places.to(x.device) * torch.ones(x.shape[-1], device=kind) * scale
+
+
+def pads_by_buffers(self, x):
+    frames = torch.ceil((x.shape[-1] - self.stride * 2) / self.stride).to(torch.int64)
+    extra = frames * self.stride - x.shape[-1] + 5
+    if extra > 0:
+        x = F.pad(x, (0, extra.item()))
+    return x
 
 
 REFUSALS = {
-    "scripted": (lambda self, x: scripted(x) + 1, r"code that the tracer can't look into", "plain Python"),
+    "compiled": (lambda self, x: compiled(x) + 1, r"code that the tracer can't look into", "plain Python"),
     "flag": (lambda self, x: torch.rrelu(x, 0.1, 0.3, self.training), r"must be bool, not Flag", "torch.nn.functional"),
     "branch": (branch_on_values, r"a branch depends on the values of a tensor", "torch.where"),
     "item": (lambda self, x: x * x.mean().item(), r"read as Python numbers \(`.item\(\)`\)", "keep the value a tensor"),
@@ -564,6 +588,26 @@ def test_refusals_name_the_module_and_the_line(forward, message, hint):
     first = forward.__code__.co_firstlineno
     assert first <= error.at.line <= first + 2
     assert error.__cause__ is not None
+
+
+TRACED = {
+    "scripted": (lambda self, x: scripted(self.conv(x), 3), "conv"),
+    "shortcut": (skips_what_masks_nothing, "masked_fill"),
+    "device": (asks_for_the_device, "arange"),
+    "sizes and buffers": (pads_by_buffers, "pad"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("forward", "named"), TRACED.values(), ids=TRACED)
+def test_what_a_forward_asks_is_answered_as_for_an_export(forward, named):
+    block = Block(forward).eval()
+    block.register_buffer("stride", torch.tensor(3))
+    x = torch.randn(2, 3, 8, 8)
+    program = trace(block, (x,))
+    assert any(node.name.startswith(named) for node in program.graph.nodes)
+    assert torch.equal(program.module(x), block(x))
+    assert not torch.compiler.is_compiling()
+    assert not torch.compiler.is_exporting()
 
 
 def test_an_output_that_no_graph_can_make():
