@@ -29,6 +29,7 @@ from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
 from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.masks import (
     FREE,
+    KEPT,
     REMOVED,
     Call,
     Marked,
@@ -199,13 +200,32 @@ def _mark_reduced(data: Tensor, *, marks: Tensor, dims: tuple[int, ...]) -> Valu
 
 
 def _windows(call: Call) -> Any:
-    """Pooling and interpolation: the last dimensions are space, where marks don't vary."""
+    """Pooling and interpolation: marks don't vary over what is pooled at a time, nor over images."""
     value = call.args[0] if call.args else call.kwargs["input"]
     digits = re.search(r"(\d)d", call.name)
     rank = plain(value).ndim
-    space = int(digits.group(1)) if digits else rank - 2
-    marks = collapse(call, marks_of(value), range(rank - space, rank), "the removed elements are no whole channels")
+    space = range(rank - (int(digits.group(1)) if digits else rank - 2), rank)
+    marks = marks_of(value)
+    if "pool" in call.name and any(marks.shape[dim] > 1 for dim in space):
+        marks = _pooled_marks(call, value)
+    else:
+        marks = collapse(call, marks, space, "the removed elements are no whole channels")
     return pytree.tree_map(partial(mark, marks=marks), call.plain())
+
+
+def _pooled_marks(call: Call, value: Any) -> Tensor:
+    """What each window has seen: nothing but kept elements, or nothing but removed ones."""
+    marks, dtype = full_marks(value), plain(value).dtype
+    rest = {key: given for key, given in call.kwargs.items() if key != "input"}
+
+    def seen(bit: int) -> Tensor:
+        found: Tensor = pytree.tree_leaves(call.run((marks == bit).to(dtype), *call.args[1:], **rest))[0]
+        return found > 0
+
+    kept, removed = seen(KEPT), seen(REMOVED)
+    if bool((kept & removed).any()):
+        raise call.error("the removed elements are no whole channels")
+    return kept.to(torch.uint8) * KEPT + removed.to(torch.uint8) * REMOVED
 
 
 def _triangle(call: Call) -> Any:
@@ -333,7 +353,7 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    fill zero
+    fill zero as_tensor asarray
 """)
 _REDUCTIONS: Final = _words("""
     prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin

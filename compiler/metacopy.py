@@ -27,8 +27,8 @@ from prunec.compiler.ir import clone_module
 from prunec.compiler.proxy import Refused
 
 _TABLES = ("_parameters", "_buffers", "_modules")
-_TRACED_THROUGH = frozenset({"torch.nn.modules.container", "torch.nn.modules.transformer"})
-"""Modules of torch that only put other modules together."""
+_TRACED_THROUGH = frozenset(f"torch.nn.modules.{name}" for name in ("container", "transformer", "padding"))
+"""Modules of torch that only put other modules together, or call a function whose literals may have to follow."""
 _DICTS = frozenset((dict, OrderedDict))
 _CONTAINERS = _DICTS | {list, set}
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
@@ -156,8 +156,11 @@ def _is_plain(value: Any) -> bool:
 def _rebuild(value: Any, swap: Callable[[Any], Any]) -> Any:
     """An attribute for the copy: containers anew, modules and parameters swapped, everything else shared."""
     if isinstance(value, dict):
+        items = {key: _rebuild(item, swap) for key, item in value.items()}
+        if type(value) not in _DICTS and all(items[key] is item for key, item in value.items()):
+            return value  # one that may forbid to be changed
         rebuilt = value.copy()
-        rebuilt.update((key, _rebuild(item, swap)) for key, item in value.items())
+        rebuilt.update(items)
         return rebuilt
     if type(value) in (list, tuple, set):
         return type(value)(_rebuild(item, swap) for item in value)

@@ -292,8 +292,8 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op(
     *_words("""
-        contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias zeros_like ones_like
-        full_like rand_like randn_like empty_like zero fill
+        contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias as_tensor asarray
+        zeros_like ones_like full_like rand_like randn_like empty_like zero fill
     """)
 )
 def converted(flow: Flow, node: fx.Node) -> Labelled:

@@ -206,6 +206,15 @@ MOVED: Mapping[str, tuple[int, int, Callable[[Any, Tensor], Tensor]]] = {
     "unfold": (32, 8, lambda m, y: F.unfold(y, 2, stride=2).view(-1, 32, 3, 3)),
     "unfold module": (72, 8, lambda m, y: m.windows(y).unflatten(2, (6, 6))),
     "unfold and fold": (8, 8, lambda m, y: F.fold(F.unfold(y, 2), (6, 6), 2)),
+    "pooled beside its channels": (8, 8, lambda m, y: F.avg_pool2d(y.movedim(1, -1), (2, 1)).movedim(-1, 1)),
+    "pooled beside its channels by size": (
+        8,
+        8,
+        lambda m, y: F.adaptive_max_pool2d(y.movedim(1, -1), (3, None)).movedim(-1, 1),
+    ),
+    "pooled beside its channels by a module": (8, 8, lambda m, y: m.tall(y.movedim(1, 3)).movedim(3, 1)),
+    "padded tokens": (8, 8, lambda m, y: m.later(y.flatten(2).mT).mT.unflatten(2, (6, 6))),
+    "as a tensor": (8, 8, lambda m, y: torch.asarray(torch.as_tensor(y))),
     "fold module": (2, 2, lambda m, y: m.back(y[:, :, :3, :3].flatten(2))),
     "windows of a tensor": (8, 8, lambda m, y: y.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))),
     "interpolated": (8, 8, lambda m, y: F.interpolate(y, scale_factor=2, mode="bicubic", align_corners=False)),
@@ -214,6 +223,7 @@ MOVED: Mapping[str, tuple[int, int, Callable[[Any, Tensor], Tensor]]] = {
     "reflected": (8, 8, lambda m, y: F.pad(y, (1, 1, 1, 1), mode="reflect")),
     "circular": (8, 8, lambda m, y: F.pad(y, (1, 0, 2, 0), mode="circular")),
     "replicated": (8, 8, lambda m, y: F.pad(y, [1, 0, 2, 0], "replicate")),
+    "padded channels by a module": (13, 8, lambda m, y: m.wider(y)),
     "padded channels": (13, 8, lambda m, y: F.pad(y, (0, 0, 0, 0, 2, 3))),
     "padded by a cat": (12, 8, lambda m, y: torch.cat([y, y.new_zeros(y.shape[0], 4, 6, 6)], 1)),
     "cropped and padded": (8, 8, lambda m, y: F.pad(y, (0, 0, 0, 0, -2, 2))),
@@ -230,6 +240,9 @@ _PLACES: Mapping[str, Callable[[], nn.Module | Tensor]] = {
     "down": lambda: nn.PixelUnshuffle(2),
     "windows": lambda: nn.Unfold(3, padding=1),
     "back": lambda: nn.Fold((6, 6), 2, stride=2),
+    "tall": lambda: nn.MaxPool2d((3, 1), stride=(2, 1), padding=(1, 0)),
+    "later": lambda: nn.ZeroPad2d((0, 0, 1, -1)),
+    "wider": lambda: nn.ConstantPad3d((0, 0, 0, 0, 2, 3), 0.5),
     "theta": lambda: torch.tensor([[[0.7, 0.2, 0.1], [-0.3, 0.8, 0.0]]]),
 }
 for _name, (_width, _units, _move) in MOVED.items():
