@@ -62,7 +62,7 @@ def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -
     for labels in (f for f in flow.fields(value) if all(f.shape[dim] == 1 for dim in stepped)):
         piece = compress(executed(labels, shape_of_argument(value), lambda t: t[known]))
         if not piece.size:
-            return None
+            continue  # an empty piece holds no channels
         if _sliced_dims(known, labels):
             flow.covers.append(piece)
         fields += flow.moved((piece,), node)

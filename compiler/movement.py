@@ -152,6 +152,7 @@ def concatenate(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> Labelled:
+    parts = [p for p in parts if shape_of_argument(p)[dim]]  # an empty piece holds no channels
     across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
     shapes = [shape_of_argument(p) for p in parts]
     fields = combine(
@@ -241,6 +242,8 @@ def split(flow: Flow, node: fx.Node) -> Labelled:
         for labels in flow.fields(value):
             if labels.shape[dim] == 1:
                 fields.append(labels)
+                continue
+            if not length:
                 continue
             piece = labels[(slice(None),) * dim + (slice(start, start + length),)]
             flow.covers.append(piece)

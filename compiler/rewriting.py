@@ -209,6 +209,8 @@ def _slim_index(entry: Any, kept: np.ndarray[Any, Any], slim: Slim) -> Any:
 
 def _as_index(places: np.ndarray[Any, Any], size: int) -> Any:
     """Places among `size` as a slice where they follow each other, else as a list."""
+    if not places.size:
+        return slice(0, 0)
     if places.size == 1 or bool((np.diff(places) == 1).all()):
         whole = places.size == size
         return slice(None) if whole else slice(int(places[0]), int(places[-1]) + 1)

@@ -206,6 +206,8 @@ MOVED: Mapping[str, tuple[int, int, Callable[[Any, Tensor], Tensor]]] = {
     "unfold": (32, 8, lambda m, y: F.unfold(y, 2, stride=2).view(-1, 32, 3, 3)),
     "unfold module": (72, 8, lambda m, y: m.windows(y).unflatten(2, (6, 6))),
     "unfold and fold": (8, 8, lambda m, y: F.fold(F.unfold(y, 2), (6, 6), 2)),
+    "an empty piece": (8, 8, lambda m, y: torch.cat([y[:, : y.shape[1]] * 2, y[:, y.shape[1] :]], 1)),
+    "an empty chunk": (8, 8, lambda m, y: torch.cat([p.tanh() for p in y.split([0, 5, 3], 1)], 1)),
     "pooled beside its channels": (8, 8, lambda m, y: F.avg_pool2d(y.movedim(1, -1), (2, 1)).movedim(-1, 1)),
     "pooled beside its channels by size": (
         8,
