@@ -10,7 +10,7 @@ import fnmatch
 import inspect
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
@@ -91,14 +91,26 @@ def is_fresh(node: fx.Node, state: Mapping[str, State]) -> bool:
 
 def aliases(node: fx.Node, state: Mapping[str, State]) -> set[fx.Node]:
     """Every value that may share memory with the node's, itself among them."""
+    found = nx.node_connected_component(_sharing(node.graph, state), node)
+    return {value for value in found if isinstance(value, fx.Node)}
+
+
+def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Node]]:
+    """The graph's nodes in sets of those that may share memory."""
+    for found in nx.connected_components(_sharing(graph, state)):
+        yield {value for value in found if isinstance(value, fx.Node)}
+
+
+def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | str]:
+    """An edge between two values that may share memory; tensors of the state stand between their readers."""
     edges: nx.Graph[fx.Node | str] = nx.Graph()
-    edges.add_nodes_from(node.graph.nodes)
-    for user in node.graph.nodes:
+    edges.add_nodes_from(graph.nodes)
+    for user in graph.nodes:
         if user.op == "get_attr":
             edges.add_edge(user, user.target)
         elif user.op != "output" and not is_fresh(user, state):
             edges.add_edges_from((user, source) for source in user.all_input_nodes)
-    return {found for found in nx.node_connected_component(edges, node) if isinstance(found, fx.Node)}
+    return edges
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:

@@ -1,0 +1,131 @@
+"""A graph of both modes: it computes what a model gives in eval mode and what it gives in train mode.
+
+    %fc = fc(%pool)                         both
+    %aux = aux(%cut)                        train alone
+    %softmax = %fc.softmax(1)               eval alone
+    return ByMode(eval=%softmax, train=(%fc, %aux))
+
+Passes, labels, the verifier and the text see one graph with one output and needn't know. What is made of it in the end
+(a module, source, an ONNX file) takes it apart again: each half holds the nodes that its result needs. The weights are
+shared.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+from torch import fx, nn
+
+Mode = Literal["eval", "train"]
+"""Which branches of a model's Python code are traced."""
+
+MODES: Final[tuple[Mode, Mode]] = ("eval", "train")
+
+
+class ByMode(NamedTuple):
+    """The output of a graph of both modes."""
+
+    eval: Any
+    train: Any
+
+
+def output_of(graph: fx.Graph) -> fx.Node:
+    """The graph's output node."""
+    return next(iter(reversed(graph.nodes)))
+
+
+def has_both(graph: fx.Graph) -> bool:
+    """Whether the graph holds a result for each mode."""
+    output = output_of(graph)
+    return output.op == "output" and isinstance(output.args[0], ByMode)
+
+
+def in_eval(result: Any) -> Any:
+    """Of what a graph gives, the result of eval mode."""
+    return result.eval if isinstance(result, ByMode) else result
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node does something besides giving its value, so that it must stay though nobody reads it."""
+    if node.op in {"placeholder", "output"} or node.meta.get("mutates"):
+        return True
+    return node.op == "call_function" and node.is_impure(impure_random=False)
+
+
+def needed(graph: fx.Graph, mode: Mode) -> set[fx.Node]:
+    """The nodes of one half: what its result is computed from, the inputs, and what acts on nothing of the other's.
+
+    What writes into a value, or asserts something, belongs to every half that has all that it comes from.
+    """
+    output = output_of(graph)
+    if not has_both(graph):
+        return set(graph.nodes)
+    behind = {name: _behind(_nodes_in(getattr(output.args[0], name))) for name in MODES}
+    mine = behind.pop(mode)
+    (others,) = behind.values()
+    foreign, acting = others - mine, set()
+    for node in graph.nodes:
+        if any(source in foreign for source in node.all_input_nodes):
+            foreign.add(node)
+        elif node not in mine and is_impure(node):
+            acting.add(node)
+    return mine | _behind(acting - {output}) | {output, *graph.find_nodes(op="placeholder")}
+
+
+def halve(graph: fx.Graph, mode: Mode) -> None:
+    """Leave one half of a graph of both modes, which is edited in place."""
+    if not has_both(graph):
+        return
+    kept, output = needed(graph, mode), output_of(graph)
+    output.args = (getattr(output.args[0], mode),)
+    output.meta["val"] = getattr(output.meta["val"], mode)
+    for node in reversed(list(graph.nodes)):
+        if node not in kept:
+            graph.erase_node(node)
+
+
+def joined(evaluated: Any, trained: Any) -> Any:
+    """The output of both results: one alone where they are the same."""
+    return trained if repr(evaluated) == repr(trained) else ByMode(evaluated, trained)
+
+
+def switching(name: str, holder: nn.Module, halves: Mapping[Mode, fx.GraphModule]) -> nn.Module:
+    """A module with the holder's parts that computes the half that its own flag asks for.
+
+    The halves' generated functions run on the module itself: there is one set of weights, and a copy of the module,
+    its `double()` or its `state_dict` are those of any other.
+    """
+    forwards = {mode: _generated(half) for mode, half in halves.items()}
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forwards["train" if self.training else "eval"](self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(forwards["train"])  # type: ignore[attr-defined]
+    made: nn.Module = type(name, (nn.Module,), {"forward": forward, "__doc__": "A model of both modes."})()
+    for table in ("_parameters", "_buffers", "_modules"):
+        made.__dict__[table].update(holder.__dict__[table])
+    made.training = holder.training
+    return made
+
+
+def _generated(half: fx.GraphModule) -> Callable[..., Any]:
+    assert half.code, "fx makes `forward` together with the code"
+    return type(half).forward
+
+
+def _nodes_in(value: Any) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    fx.node.map_arg(value, found.add)
+    return found
+
+
+def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """These nodes and all that they are computed from."""
+    found, waiting = set(nodes), list(nodes)
+    while waiting:
+        new = [source for source in waiting.pop().all_input_nodes if source not in found]
+        found.update(new)
+        waiting += new
+    return found
