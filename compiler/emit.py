@@ -285,9 +285,9 @@ def _body(graph: fx.Graph, speller: Speller) -> Iterator[str]:
     runs, tails = _runs(statements, {mode: needed(graph, mode) for mode in MODES})
     for mode, run in runs:
         yield from _branch(mode, list(_paragraphs(run, speller, last_read, alive[mode])))
-    for mode in ("train", "eval"):
-        lines = [*_paragraphs(tails[mode], speller, last_read, alive[mode]), *_wrapped(returns[mode])]
-        yield from _branch("train" if mode == "train" else "", lines)
+    for last in reversed(MODES):
+        lines = [*_paragraphs(tails[last], speller, last_read, alive[last]), *_wrapped(returns[last])]
+        yield from _branch("train" if last == "train" else "", lines)
 
 
 def _runs(
@@ -313,6 +313,8 @@ def _branch(mode: str, lines: list[str]) -> Iterator[str]:
         return
     yield "if self.training:" if mode == "train" else "if not self.training:"
     yield from (f"    {line}" if line else "" for line in lines)
+    if not lines[-1].startswith("return"):
+        yield ""
 
 
 def _paragraphs(

@@ -33,7 +33,8 @@ class ByMode(NamedTuple):
 
 def output_of(graph: fx.Graph) -> fx.Node:
     """The graph's output node."""
-    return next(iter(reversed(graph.nodes)))
+    node: fx.Node = next(iter(reversed(graph.nodes)))
+    return node
 
 
 def has_both(graph: fx.Graph) -> bool:

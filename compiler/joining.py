@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import networkx as nx
@@ -108,7 +109,7 @@ def _apart(traces: tuple[_Trace, _Trace], numbers: tuple[Numbers, Numbers]) -> t
 
 
 def _with_other_flags(traces: tuple[_Trace, _Trace], numbers: tuple[Numbers, Numbers]) -> set[fx.Node]:
-    """The nodes of train mode whose flag is on in eval mode, and another in train mode: no flag of the model's is so."""
+    """The nodes of train mode with a flag that is on in eval mode, and another in train mode: no flag can follow that."""
     partners = {number: node for node, number in numbers[0].items()}
     found = set()
     for node, number in numbers[1].items():
@@ -169,14 +170,15 @@ def _is_flag(node: fx.Node) -> bool:
     return node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training"
 
 
-def _place(node: fx.Node) -> tuple[int | None, str] | None:
-    """Where a node's arguments hold what may be the mode's alone: the position, if it is there, and the name."""
+def _place(node: fx.Node) -> tuple[int | None, str, Any] | None:
+    """Where a node's arguments hold what may be the mode's alone: the position, if it has one, the name, the default."""
+    if node.op != "call_function" or not callable(node.target):
+        return None
     if node.target in FOLLOWS:
-        position, _ = FOLLOWS[node.target]
-        return (position, "") if len(node.args) > position else (None, "training")
-    if node.target in _DROPPED and _DROPPED[node.target] in node.kwargs:
-        return None, _DROPPED[node.target]
-    return None
+        position, default = FOLLOWS[node.target]
+        return (position if len(node.args) > position else None), "training", default
+    name = _DROPPED.get(node.target, "")
+    return (None, name, None) if name in node.kwargs else None
 
 
 def _flag(trace: _Trace, node: fx.Node) -> float | None:
@@ -184,8 +186,7 @@ def _flag(trace: _Trace, node: fx.Node) -> float | None:
     place = _place(node)
     if place is None:
         return None
-    position, name = place
-    default = FOLLOWS[node.target][1] if node.target in FOLLOWS else None
+    position, name, default = place
     value = trace.own(node.kwargs.get(name, default) if position is None else node.args[position])
     return value if isinstance(value, bool | int | float) else None
 
@@ -199,7 +200,7 @@ def _with_flag(node: fx.Node, value: Any) -> tuple[tuple[Any, ...], dict[str, An
     args, kwargs = _arguments(node)
     place = _place(node)
     assert place is not None, f"{node.name} has a place for a flag"
-    position, name = place
+    position, name, _ = place
     if position is None:
         return args, {**kwargs, name: value}
     return (*args[:position], value, *args[position + 1 :]), kwargs
@@ -233,19 +234,21 @@ class _Joint:
         results = [self._result(trace) for trace in (self.evaluated, self.trained)]
         (evaluated, eval_value), (trained, train_value) = results
         output = joined(evaluated, trained)
-        self.graph.output(output).meta["val"] = train_value if output is trained else type(output)(eval_value, train_value)
+        self.graph.output(output).meta["val"] = (
+            train_value if output is trained else type(output)(eval_value, train_value)
+        )
         self.graph.lint()
         return self.graph
 
     def _order(self) -> list[Number]:
         """Every number after those that it reads, and readers of a written memory in their trace's order."""
-        before = nx.DiGraph()
+        before: nx.DiGraph[Number] = nx.DiGraph()
         rank: dict[Number, int] = {}
         train = [self.train_numbers[node] for node in self.trained.nodes]
         for number in (*train, *(self.eval_numbers[node] for node in self.evaluated.nodes)):
             rank.setdefault(number, len(rank))
         before.add_nodes_from(rank)
-        before.add_edges_from(zip(train, train[1:], strict=False))
+        before.add_edges_from(pairwise(train))
         before.add_edges_from(_reads(self.evaluated, self.eval_numbers))
         before.add_edges_from(_writes(self.evaluated, self.eval_numbers))
         try:

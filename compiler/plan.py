@@ -98,9 +98,9 @@ class Plan(BaseModel):
     region: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)] = None
     """Parts of the model that are compiled in their place, by their dotted names; None for all of it."""
     mode: Mode = "eval"
-    """`train` compiles the branches of train mode along, such as those of auxiliary heads: in train mode the slim module
-    gives what the original gives there, in eval mode what it gives in eval mode. Costs, exports and accuracy are those
-    of eval mode. For deployment alone, compile in mode `eval`, where these branches aren't traced."""
+    """`train` compiles the branches of train mode along, such as those of auxiliary heads: the slim module gives in
+    each mode what the original gives in that mode. Costs, exports and accuracy are those of eval mode. For deployment
+    alone, compile in mode `eval`, where these branches aren't traced."""
     data: Factory | None = None
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
