@@ -102,14 +102,16 @@ def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Nod
 
 
 def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | str]:
-    """An edge between two values that may share memory; tensors of the state stand between their readers."""
+    """An edge between two values that may share memory; tensors of the state stand between their readers. Numbers, such
+    as sizes and flags, have none."""
     edges: nx.Graph[fx.Node | str] = nx.Graph()
     edges.add_nodes_from(graph.nodes)
     for user in graph.nodes:
         if user.op == "get_attr":
             edges.add_edge(user, user.target)
         elif user.op != "output" and not is_fresh(user, state):
-            edges.add_edges_from((user, source) for source in user.all_input_nodes)
+            sources = (n for n in user.all_input_nodes if not isinstance(n.meta.get("val"), bool | int | float))
+            edges.add_edges_from((user, source) for source in sources)
     return edges
 
 
