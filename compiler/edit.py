@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import PassError, nearest
@@ -102,17 +103,20 @@ def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Nod
 
 
 def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | str]:
-    """An edge between two values that may share memory; tensors of the state stand between their readers. Numbers, such
-    as sizes and flags, have none."""
+    """An edge between two values that may share memory; tensors of the state stand between their readers."""
     edges: nx.Graph[fx.Node | str] = nx.Graph()
     edges.add_nodes_from(graph.nodes)
     for user in graph.nodes:
         if user.op == "get_attr":
             edges.add_edge(user, user.target)
-        elif user.op != "output" and not is_fresh(user, state):
-            sources = (n for n in user.all_input_nodes if not isinstance(n.meta.get("val"), bool | int | float))
-            edges.add_edges_from((user, source) for source in sources)
+        elif user.op != "output" and _has_memory(user) and not is_fresh(user, state):
+            edges.add_edges_from((user, source) for source in user.all_input_nodes if _has_memory(source))
     return edges
+
+
+def _has_memory(node: fx.Node) -> bool:
+    """Whether a value may hold tensors; sizes, flags, types and devices don't."""
+    return not isinstance(node.meta.get("val"), bool | int | float | torch.Size | torch.dtype | torch.device)
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:

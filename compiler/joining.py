@@ -109,7 +109,7 @@ def _apart(traces: tuple[_Trace, _Trace], numbers: tuple[Numbers, Numbers]) -> t
 
 
 def _with_other_flags(traces: tuple[_Trace, _Trace], numbers: tuple[Numbers, Numbers]) -> set[fx.Node]:
-    """The nodes of train mode with a flag that is on in eval mode, and another in train mode: no flag can follow that."""
+    """The nodes of train mode with a flag that is on in eval mode, and another in train mode: none can follow that."""
     partners = {number: node for node, number in numbers[0].items()}
     found = set()
     for node, number in numbers[1].items():
@@ -124,7 +124,7 @@ def _numbers(trace: _Trace, known: dict[Hashable, Number]) -> Numbers:
     seen: Counter[Hashable] = Counter()
     history: dict[frozenset[fx.Node], tuple[Number, ...]] = {}
     for node in trace.nodes:
-        touched = sorted(history.get(memory, ()) for memory in trace.touched(node))
+        touched = sorted(history[memory] for memory in trace.touched(node) if memory in history)
         key: Hashable = (*_key(trace, node, found), tuple(touched))
         key = (trace.training, node.name) if node in trace.alone else key
         seen[key] += 1
@@ -171,7 +171,7 @@ def _is_flag(node: fx.Node) -> bool:
 
 
 def _place(node: fx.Node) -> tuple[int | None, str, Any] | None:
-    """Where a node's arguments hold what may be the mode's alone: the position, if it has one, the name, the default."""
+    """Where a node's arguments hold what may be the mode's alone: the position, if any, the name, and the default."""
     if node.op != "call_function" or not callable(node.target):
         return None
     if node.target in FOLLOWS:
