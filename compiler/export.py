@@ -81,7 +81,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
     `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
     eval mode is exported.
     """
-    program = program.half("eval")
+    program = program.deployed
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
@@ -105,7 +105,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:
     """The program in eval mode as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where there
     is none."""
-    program = program.half("eval")
+    program = program.deployed
     with evaluating(program.graph_module), torch.no_grad():
         return bytes(_convert(program, opset, frozenset()).SerializeToString())
 

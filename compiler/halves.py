@@ -87,6 +87,15 @@ def halve(graph: fx.Graph, mode: Mode) -> None:
             graph.erase_node(node)
 
 
+def set_defaults(graph: fx.Graph) -> None:
+    """Let the last inputs that eval mode doesn't read be left out; the graph is edited in place."""
+    read = needed(graph, "eval")
+    for node in reversed(graph.find_nodes(op="placeholder")):
+        if not has_both(graph) or any(user in read for user in node.users):
+            return
+        node.args = node.args or (None,)
+
+
 def joined(evaluated: Any, trained: Any) -> Any:
     """The output of both results: one alone where they are the same."""
     return trained if repr(evaluated) == repr(trained) else ByMode(evaluated, trained)

@@ -119,6 +119,20 @@ class Program:
     def _halves(self) -> dict[Mode, Program]:
         return {}
 
+    @cached_property
+    def deployed(self) -> Program:
+        """What a runtime executes: the half of eval mode, without inputs that only train mode reads."""
+        if not has_both(self.graph):
+            return self
+        half = self.half("eval")
+        graph, inputs = half.copy_graph(), []
+        for node, value in zip(graph.find_nodes(op="placeholder"), half.inputs, strict=True):
+            if node.users or not node.args:
+                inputs.append(value)
+            else:
+                graph.erase_node(node)
+        return replace(half, graph=graph, inputs=tuple(inputs))
+
     def _cut(self, mode: Mode) -> Program:
         graph = self.copy_graph()
         halve(graph, mode)

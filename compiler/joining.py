@@ -30,7 +30,7 @@ from torch import fx, nn
 
 from prunec.compiler.edit import memories
 from prunec.compiler.errors import ModelError
-from prunec.compiler.halves import joined, output_of
+from prunec.compiler.halves import joined, output_of, set_defaults
 from prunec.compiler.ir import Program, State
 from prunec.compiler.recorder import FOLLOWS
 
@@ -237,6 +237,7 @@ class _Joint:
         self.graph.output(output).meta["val"] = (
             train_value if output is trained else type(output)(eval_value, train_value)
         )
+        set_defaults(self.graph)
         self.graph.lint()
         return self.graph
 
