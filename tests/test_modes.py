@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import re
 import types
 from collections import Counter, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
+from prunec.compiler import compile as prune
+from prunec.compiler.cost import cost
 from prunec.compiler.emit import emit_source, saved_tensors
+from prunec.compiler.errors import ModelError
 from prunec.compiler.halves import has_both
 from prunec.compiler.ir import Program
 from prunec.compiler.modes import trace_modes
@@ -254,11 +261,11 @@ def bare(value):
     return dict(vars(value)) if isinstance(value, Record) else value
 
 
-def loaded(program: Program) -> nn.Module:
+def loaded(program: Program, name: str = "Made") -> nn.Module:
     """The module that the emitted source makes."""
     made = types.ModuleType("made")
     exec(compile(emit_source(program), "model.py", "exec"), made.__dict__)
-    module = next(v for k, v in vars(made).items() if isinstance(v, type) and k == "Made")()
+    module = vars(made)[name]()
     module.load_state_dict(saved_tensors(program))
     return module.eval()
 
@@ -323,3 +330,158 @@ def test_no_layer_is_called_twice_with_one_input(name):
     _, program = traced(name)
     calls = Counter((node.target, node.args) for node in program.graph.nodes if node.op == "call_module")
     assert set(calls.values()) <= {1}
+
+
+# --- what a compile makes of it --------------------------------------------------------------------------------------
+
+PASSES = [{"score": "l1"}, {"select": {"ratio": 0.5}}, "shrink"]
+
+
+class Data:
+    """Images and labels; the same in every split."""
+
+    def train(self):
+        generator = torch.Generator().manual_seed(4)
+        for _ in range(2):
+            images = torch.randn(8, 3, 6, 6, generator=generator)
+            yield images, torch.randint(0, 4, (8,), generator=generator)
+
+    val = test = train
+
+
+def small(run: Callable) -> tuple[Made, Tensor]:
+    torch.manual_seed(0)
+    return lively(Made(parts(), run)).float(), torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_compile_writes_both_modes_and_exports_eval_mode(tmp_path):
+    model, x = small(softened_with_aux)
+    plan = {"plan": 1, "mode": "train", "passes": PASSES, "export": [{"onnx": {"dynamic": []}}]}
+    result = prune(model, plan, (x,), Data())
+    result.save(tmp_path / "out")
+    made = imported(tmp_path / "out" / "model.py").load()
+    onnx = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    (run,) = onnx.run(None, {onnx.get_inputs()[0].name: x.numpy()})
+    assert difference(torch.from_numpy(run), given(made, "eval", (x,))) < 1e-5
+    for mode in ("eval", "train"):
+        assert equal(given(made, mode, (x,)), given(result.module, mode, (x,)))
+    assert set(given(made, "train", (x,))) == {"out", "aux"}
+    assert result.report["warnings"] == []
+    assert set(result.report["accuracy"]) == {"before", "after"}
+    again = prune(model, tmp_path / "out" / "plan.lock.json", (x,), Data())
+    assert equal(given(again.module, "train", (x,)), given(result.module, "train", (x,)))
+
+
+def softened_with_aux(m, x):
+    y, logits = trunk(m, x)
+    return {"out": logits, "aux": m.aux(y)} if m.training else logits.softmax(1)
+
+
+def imported(path):
+    spec = importlib.util.spec_from_file_location("made", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_costs_are_those_of_eval_mode_and_parameters_those_of_both():
+    model, x = small(a_tuple)
+    both, _ = trace_modes(model, (x,), "train")
+    alone, _ = trace_modes(model, (x,), "eval")
+    assert (cost(both).macs, cost(both).memory) == (cost(alone).macs, cost(alone).memory)
+    assert cost(both).params == sum(p.numel() for p in model.parameters())
+    assert cost(alone).params == cost(both).params - sum(p.numel() for p in model.aux.parameters())
+
+
+def test_the_loss_of_a_criterion_is_of_train_modes_outputs():
+    """Auxiliary heads get scores from it, and logits are taken instead of shares."""
+    model, x = small(softened_with_aux)
+    plan = {"plan": 1, "mode": "train", "passes": [{"score": {"criterion": "taylor"}}]}
+    scores = prune(model, plan, (x,), Data()).program.facts["scores"]
+    assert {"aux.0", "aux.4"} <= set(scores)
+    assert all(values.max() > 0 for name, values in scores.items() if name.startswith("aux"))
+
+
+REWRITES = {
+    "fold_bn": ([*PASSES, "fold_bn"], "does without 3 layers .*: a.1, b.1, c.1$"),
+    "merge": ([{"cluster": {"ratio": 0.5}}, {"merge": {"inexact": "mean"}}], None),
+    "shrink": (PASSES, None),
+}
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_rewrites_hold_in_both_modes(name):
+    passes, message = REWRITES[name]
+    model, x = small(a_tuple)
+    result = prune(model, {"plan": 1, "mode": "train", "passes": passes}, (x,))
+    assert has_both(result.program.graph)
+    assert [bool(re.search(message or "^$", warning)) for warning in result.report["warnings"]] == [True] * bool(
+        message
+    )
+    made = loaded(result.program)
+    for mode in ("eval", "train"):
+        assert equal(given(made, mode, (x,)), given(result.module, mode, (x,)))
+
+
+def test_taking_out_dropout_is_told():
+    model, x = small(a_tuple)
+    model.b.append(nn.Dropout(0.5))
+    report = prune(model, {"plan": 1, "mode": "train", "passes": ["eliminate"]}, (x,)).report
+    assert [re.search(r"without 1 layers .*: b\.3$", warning) is not None for warning in report["warnings"]] == [True]
+
+
+def with_targets(m, x, target=None):
+    y, logits = trunk(m, x)
+    return (logits, m.aux(y), F.cross_entropy(logits, target)) if m.training else logits
+
+
+def test_inputs_that_train_mode_alone_reads_may_be_left_out():
+    class Loss(Made):
+        def forward(self, x, target=None):
+            return with_targets(self, x, target)
+
+    torch.manual_seed(0)
+    model, x = lively(Loss(parts(), with_targets)).float(), torch.randn(2, 3, 6, 6)
+    target = torch.tensor([1, 3])
+    plan = {"plan": 1, "mode": "train", "passes": PASSES}
+    result = prune(model, plan, {"x": x, "target": target})
+    made = loaded(result.program, "Loss")
+    assert [node.name for node in result.program.deployed.graph.find_nodes(op="placeholder")] == ["x"]
+    assert torch.equal(result.program.deployed.inputs[0], x)
+    assert equal(given(made, "eval", (x,)), given(result.module, "eval", (x,)))
+    assert equal(given(made, "train", (x, target)), given(result.module, "train", (x, target)))
+    assert len(given(made, "train", (x, target))) == 3
+    with pytest.raises(ModelError, match="cross_entropy"):
+        prune(model, plan, (x,))
+
+
+def test_a_slim_module_is_compiled_again_in_both_modes():
+    model, x = small(a_tuple)
+    plan = {"plan": 1, "mode": "train", "passes": PASSES}
+    once = prune(model, plan, (x,))
+    twice = prune(once.module, plan, (x,))
+    assert sum(p.numel() for p in twice.module.parameters()) < sum(p.numel() for p in once.module.parameters())
+    assert [len(given(twice.module, mode, (x,))) for mode in ("eval", "train")] == [2, 2]
+    assert isinstance(given(twice.module, "train", (x,)), tuple)
+
+
+def test_a_module_of_both_modes_is_copied_and_cast_like_any_other():
+    module = remove_units(traced("a tuple")[1], selection(analyse(traced("a tuple")[1]), 1, 0.5)).module
+    copied = copy.deepcopy(module).float()
+    assert {tensor.dtype for tensor in copied.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in module.parameters()} == {torch.float64}
+    copied.load_state_dict(module.state_dict())
+    (x,) = inputs("a tuple")
+    assert (
+        difference(given(copied, "train", (x.float(),)), tuple(y.float() for y in given(module, "train", (x,)))) < 1e-4
+    )
+
+
+def test_googlenet_gives_its_named_tuple_in_train_mode_alone():
+    torch.manual_seed(0)
+    model = torchvision.models.googlenet(init_weights=False, aux_logits=True, num_classes=10, transform_input=True)
+    x = torch.randn(2, 3, 48, 48)
+    result = prune(model.eval(), {"plan": 1, "mode": "train", "passes": PASSES}, (x,))
+    assert given(result.module, "eval", (x,)).shape == (2, 10)
+    assert given(result.module, "train", (x,))._fields == ("logits", "aux_logits2", "aux_logits1")
+    assert result.module.aux1.fc1.in_features == result.module.aux1.conv.conv.out_channels * 16 == 1024
