@@ -14,7 +14,7 @@ Of a program of both modes, MACs and memory are those of eval mode; parameters a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.collector import uncollected
-from prunec.compiler.halves import needed
+from prunec.compiler.halves import by_mode, needed
 from prunec.compiler.inputs import batch_of
 from prunec.compiler.ir import Axis, IntArray, Program, module_tensors
 from prunec.compiler.labels import Product, elements, shape_of_argument
@@ -224,14 +224,27 @@ def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArra
     order = {node: step for step, node in enumerate(node for node in graph.nodes if node in counted)}
     products, births, deaths = [], [], []
     for node, step in order.items():
-        if node.op in ("output", "get_attr") or not isinstance(node.meta.get("val"), torch.Tensor):
+        if (
+            node.op in ("output", "get_attr")
+            or node.target is by_mode
+            or not isinstance(node.meta.get("val"), torch.Tensor)
+        ):
             continue
         flat = tuple(analysis.line(labels) for labels in analysis.flow.fields(node))
         total = elements(shape_of_argument(node)) / batch
         products.append(Product(node.name, total / elements([w.size for w in flat]), flat))
         births.append(step)
-        deaths.append(max((order[user] for user in node.users if user in order and _reads_data(user)), default=step))
+        deaths.append(max((order[user] for user in _readers(node) if user in order), default=step))
     return products, np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Who reads a value's data; a choice hands it on."""
+    for user in node.users:
+        if user.target is by_mode:
+            yield from _readers(user)
+        elif _reads_data(user):
+            yield user
 
 
 def _reads_data(user: fx.Node) -> bool:

@@ -285,6 +285,9 @@ def _body(graph: fx.Graph, speller: Speller) -> Iterator[str]:
     runs, tails = _runs(statements, {mode: needed(graph, mode) for mode in MODES})
     for mode, run in runs:
         yield from _branch(mode, list(_paragraphs(run, speller, last_read, alive[mode])))
+    if returns["eval"] == returns["train"] and not any(tails.values()):
+        yield returns["eval"]
+        return
     for last in reversed(MODES):
         lines = [*_paragraphs(tails[last], speller, last_read, alive[last]), *_wrapped(returns[last])]
         yield from _branch("train" if last == "train" else "", lines)

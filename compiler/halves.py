@@ -5,6 +5,9 @@
     %softmax = %fc.softmax(1)               eval alone
     return ByMode(eval=%softmax, train=(%fc, %aux))
 
+Where the modes part and meet again, a node chooses: `%c = by_mode(%b, %noisy)` is `%b` in eval mode, `%noisy` in train
+mode.
+
 Passes, labels, the verifier and the text see one graph with one output and needn't know. What is made of it in the end
 (a module, source, an ONNX file) takes it apart again: each half holds the nodes that its result needs. The weights are
 shared.
@@ -37,6 +40,14 @@ def output_of(graph: fx.Graph) -> fx.Node:
     return node
 
 
+def by_mode(evaluated: Any, trained: Any) -> Any:
+    """In a graph of both modes, a choice: the first value in eval mode, the second in train mode.
+
+    Each half has its own in the choice's place. Whoever runs the whole graph runs it in eval mode.
+    """
+    return evaluated
+
+
 def has_both(graph: fx.Graph) -> bool:
     """Whether the graph holds a result for each mode."""
     output = output_of(graph)
@@ -63,22 +74,25 @@ def needed(graph: fx.Graph, mode: Mode) -> set[fx.Node]:
     output = output_of(graph)
     if not has_both(graph):
         return set(graph.nodes)
-    behind = {name: _behind(_nodes_in(getattr(output.args[0], name))) for name in MODES}
-    mine = behind.pop(mode)
-    (others,) = behind.values()
+    given = {name: behind(_nodes_in(getattr(output.args[0], name)), name) for name in MODES}
+    mine = given.pop(mode)
+    (others,) = given.values()
     foreign, acting = others - mine, set()
     for node in graph.nodes:
         if any(source in foreign for source in node.all_input_nodes):
             foreign.add(node)
         elif node not in mine and is_impure(node):
             acting.add(node)
-    return mine | _behind(acting - {output}) | {output, *graph.find_nodes(op="placeholder")}
+    return mine | behind(acting - {output}, mode) | {output, *graph.find_nodes(op="placeholder")}
 
 
 def halve(graph: fx.Graph, mode: Mode) -> None:
     """Leave one half of a graph of both modes, which is edited in place."""
     if not has_both(graph):
         return
+    for node in graph.find_nodes(op="call_function", target=by_mode):
+        node.replace_all_uses_with(_chosen(node, mode))
+        graph.erase_node(node)
     kept, output = needed(graph, mode), output_of(graph)
     output.args = (getattr(output.args[0], mode),)
     output.meta["val"] = getattr(output.meta["val"], mode)
@@ -96,9 +110,10 @@ def set_defaults(graph: fx.Graph) -> None:
         node.args = node.args or (None,)
 
 
-def joined(evaluated: Any, trained: Any) -> Any:
-    """The output of both results: one alone where they are the same."""
-    return trained if repr(evaluated) == repr(trained) else ByMode(evaluated, trained)
+def joined(graph: fx.Graph, evaluated: Any, trained: Any) -> Any:
+    """The output of both results: one alone where they are the same, and the graph makes no choice on the way."""
+    same = repr(evaluated) == repr(trained) and not graph.find_nodes(op="call_function", target=by_mode)
+    return trained if same else ByMode(evaluated, trained)
 
 
 def switching(name: str, holder: nn.Module, halves: Mapping[Mode, fx.GraphModule]) -> nn.Module:
@@ -131,11 +146,19 @@ def _nodes_in(value: Any) -> set[fx.Node]:
     return found
 
 
-def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """These nodes and all that they are computed from."""
+def behind(nodes: Iterable[fx.Node], mode: Mode | None = None) -> set[fx.Node]:
+    """These nodes and all that they are computed from; with a mode, what choices take in that mode."""
     found, waiting = set(nodes), list(nodes)
     while waiting:
-        new = [source for source in waiting.pop().all_input_nodes if source not in found]
+        node = waiting.pop()
+        taken = [_chosen(node, mode)] if mode and node.target is by_mode else node.all_input_nodes
+        new = [source for source in taken if source not in found]
         found.update(new)
         waiting += new
     return found
+
+
+def _chosen(node: fx.Node, mode: Mode) -> fx.Node:
+    value = node.args[MODES.index(mode)]
+    assert isinstance(value, fx.Node), f"{node.name} chooses between values"
+    return value

@@ -4,77 +4,37 @@
     train   %a = conv(%x)   %r = relu(%a)   %aux = aux(%r)   %fc = fc(%r)    return (%fc, %aux)
     joint   %a = conv(%x)   %r = relu(%a)   %aux = aux(%r)   %fc = fc(%r)    %softmax = softmax(%fc)
 
-Nodes are numbered by what they compute: two nodes of one number, one in each trace, become one. A number says the
-operation, the arguments, what was written into its operands before, and that it is the first, second, ... node of the
-trace that is such: so every node has at most one partner, two dropouts of one value stay two, and either half of the
-joint graph is the trace that it came from.
-
-What one mode alone writes into must not be shared, so that value and all that may have its memory get numbers of their
-own. The order is train mode's; what only eval mode computes comes where it is needed, or at the end.
+What has one number in both traces becomes one node (see `numbering`), so that either half of the joint graph is the
+trace that it came from. The order is train mode's; what only eval mode computes comes where it is needed, or at the
+end.
 """
 
 from __future__ import annotations
 
 import operator
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import networkx as nx
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from prunec.compiler.edit import memories
-from prunec.compiler.errors import ModelError
-from prunec.compiler.halves import joined, output_of, set_defaults
+from prunec.compiler.halves import ByMode, by_mode, has_both, joined, output_of, set_defaults
 from prunec.compiler.ir import Program, State
-from prunec.compiler.recorder import FOLLOWS
-
-Number = int
-Numbers = dict[fx.Node, Number]
-
-_DROPPED: Final = {F.scaled_dot_product_attention: "dropout_p"}
-"""Functions with a share to drop instead of a flag: code gives them 0 in eval mode."""
-
-
-class NotJoinable(ModelError):
-    """Why two traces can't be one graph."""
-
-
-@dataclass
-class _Trace:
-    """One of the two programs, and what is known of its nodes."""
-
-    program: Program
-    training: bool
-    alone: set[fx.Node] = field(default_factory=set)
-    """Nodes that may have no partner."""
-
-    @property
-    def nodes(self) -> list[fx.Node]:
-        """Those that get a number: neither the output nor the flag."""
-        return [node for node in self.program.graph.nodes if node.op != "output" and not _is_flag(node)]
-
-    @cached_property
-    def written(self) -> Mapping[fx.Node, frozenset[fx.Node]]:
-        """Every node of memory that something writes into -> all nodes of that memory."""
-        found: dict[fx.Node, frozenset[fx.Node]] = {}
-        for memory in memories(self.program.graph, self.program.state):
-            if any(node.meta.get("mutates") for node in memory):
-                found.update(dict.fromkeys(memory, frozenset(memory)))
-        return found
-
-    def touched(self, node: fx.Node) -> set[frozenset[fx.Node]]:
-        """The written memories that a node reads or writes."""
-        return {self.written[each] for each in (node, *node.all_input_nodes) if each in self.written}
-
-    def own(self, value: Any) -> Any:
-        """A flag in this mode: a bool instead of a node that reads it."""
-        return self.training if isinstance(value, fx.Node) and _is_flag(value) else value
+from prunec.compiler.numbering import (
+    NotJoinable,
+    Number,
+    Numbers,
+    Trace,
+    arguments_of,
+    flag_of,
+    is_flag,
+    numbered,
+    with_flag,
+)
 
 
 def joint_program(evaluated: Program, trained: Program) -> Program:
@@ -82,132 +42,10 @@ def joint_program(evaluated: Program, trained: Program) -> Program:
 
     Raises `NotJoinable` where one mode alone writes into an input or a tensor of the model.
     """
-    traces = _Trace(_own_constants(evaluated, trained.state), False), _Trace(trained, True)
-    numbers = _numbered(*traces)
-    while apart := _apart(traces, numbers):
-        for trace, nodes in zip(traces, apart, strict=True):
-            trace.alone |= nodes
-        numbers = _numbered(*traces)
+    traces = Trace(_own_constants(evaluated, trained.state), False), Trace(trained, True)
+    numbers = numbered(*traces)
     graph = _Joint(*traces, *numbers).build()
     return replace(trained, graph=graph, state={**traces[0].program.state, **trained.state})
-
-
-# --- numbers -----------------------------------------------------------------------------------------------------
-
-
-def _numbered(evaluated: _Trace, trained: _Trace) -> tuple[Numbers, Numbers]:
-    """The number of every node of both."""
-    known: dict[Hashable, Number] = {}
-    return _numbers(evaluated, known), _numbers(trained, known)
-
-
-def _apart(traces: tuple[_Trace, _Trace], numbers: tuple[Numbers, Numbers]) -> tuple[set[fx.Node], set[fx.Node]] | None:
-    """The nodes of each trace that have a partner and may not have one; None where there are none."""
-    clashing = _with_other_flags(traces, numbers)
-    found = _written_alone(traces[0], *numbers), _written_alone(traces[1], *numbers) | clashing
-    return found if any(found) else None
-
-
-def _with_other_flags(traces: tuple[_Trace, _Trace], numbers: tuple[Numbers, Numbers]) -> set[fx.Node]:
-    """The nodes of train mode with a flag that is on in eval mode, and another in train mode: none can follow that."""
-    partners = {number: node for node, number in numbers[0].items()}
-    found = set()
-    for node, number in numbers[1].items():
-        off = _flag(traces[0], partners[number]) if number in partners else None
-        if off and off != _flag(traces[1], node):
-            found.add(node)
-    return found
-
-
-def _numbers(trace: _Trace, known: dict[Hashable, Number]) -> Numbers:
-    found: Numbers = {}
-    seen: Counter[Hashable] = Counter()
-    history: dict[frozenset[fx.Node], tuple[Number, ...]] = {}
-    for node in trace.nodes:
-        touched = sorted(history[memory] for memory in trace.touched(node) if memory in history)
-        key: Hashable = (*_key(trace, node, found), tuple(touched))
-        key = (trace.training, node.name) if node in trace.alone else key
-        seen[key] += 1
-        found[node] = known.setdefault((key, seen[key]), len(known))
-        for memory in trace.touched(node) if node.meta.get("mutates") else ():
-            history[memory] = (*history.get(memory, ()), found[node])
-    return found
-
-
-def _key(trace: _Trace, node: fx.Node, numbers: Numbers) -> tuple[Hashable, ...]:
-    """What a node computes: the operation, and the arguments with numbers for nodes."""
-    args, kwargs = _without_mode(trace, node)
-    shown = fx.node.map_arg((args, kwargs), lambda n: _Shown("training" if _is_flag(n) else f"%{numbers[n]}"))
-    return node.op, node.target, repr(shown[0]), repr(sorted(shown[1].items()))
-
-
-class _Shown(str):
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _written_alone(trace: _Trace, evaluated: Numbers, trained: Numbers) -> set[fx.Node]:
-    """The nodes whose memory this mode alone writes into, and which are shared so far."""
-    mine, others = (trained, evaluated) if trace.training else (evaluated, trained)
-    taken = set(others.values())
-    found: set[fx.Node] = set()
-    for node, number in mine.items():
-        if node.meta.get("mutates") and number not in taken:
-            found |= {each for memory in trace.touched(node) for each in memory if mine.get(each) in taken}
-    outer = next((node for node in found if node.op in ("placeholder", "get_attr")), None)
-    if outer is not None:
-        mode = "train" if trace.training else "eval"
-        raise NotJoinable(f"'{outer.target}' is written into in {mode} mode alone")
-    return found
-
-
-# --- flags -------------------------------------------------------------------------------------------------------
-
-
-def _is_flag(node: fx.Node) -> bool:
-    return node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training"
-
-
-def _place(node: fx.Node) -> tuple[int | None, str, Any] | None:
-    """Where a node's arguments hold what may be the mode's alone: the position, if any, the name, and the default."""
-    if node.op != "call_function" or not callable(node.target):
-        return None
-    if node.target in FOLLOWS:
-        position, default = FOLLOWS[node.target]
-        return (position if len(node.args) > position else None), "training", default
-    name = _DROPPED.get(node.target, "")
-    return (None, name, None) if name in node.kwargs else None
-
-
-def _flag(trace: _Trace, node: fx.Node) -> float | None:
-    """What stands there in this trace's mode; None where there is nothing such, or it is computed."""
-    place = _place(node)
-    if place is None:
-        return None
-    position, name, default = place
-    value = trace.own(node.kwargs.get(name, default) if position is None else node.args[position])
-    return value if isinstance(value, bool | int | float) else None
-
-
-def _without_mode(trace: _Trace, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments without what may be the mode's alone."""
-    return _arguments(node) if _flag(trace, node) is None else _with_flag(node, "by mode")
-
-
-def _with_flag(node: fx.Node, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = _arguments(node)
-    place = _place(node)
-    assert place is not None, f"{node.name} has a place for a flag"
-    position, name, _ = place
-    if position is None:
-        return args, {**kwargs, name: value}
-    return (*args[:position], value, *args[position + 1 :]), kwargs
-
-
-def _arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple(node.args), dict(node.kwargs)
 
 
 # --- the joint graph ---------------------------------------------------------------------------------------------
@@ -217,13 +55,15 @@ def _arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 class _Joint:
     """The graph under way."""
 
-    evaluated: _Trace
-    trained: _Trace
+    evaluated: Trace
+    trained: Trace
     eval_numbers: Numbers
     train_numbers: Numbers
     graph: fx.Graph = field(default_factory=fx.Graph)
     made: dict[Number, fx.Node] = field(default_factory=dict)
     flag: fx.Node | None = None
+    chosen: dict[int, fx.Node] = field(default_factory=dict)
+    """The choices by their numbers."""
 
     def build(self) -> fx.Graph:
         """All nodes in order, and both results."""
@@ -233,10 +73,8 @@ class _Joint:
             self.made[number] = self._create(eval_nodes.get(number), train_nodes.get(number))
         results = [self._result(trace) for trace in (self.evaluated, self.trained)]
         (evaluated, eval_value), (trained, train_value) = results
-        output = joined(evaluated, trained)
-        self.graph.output(output).meta["val"] = (
-            train_value if output is trained else type(output)(eval_value, train_value)
-        )
+        output = self.graph.output(joined(self.graph, evaluated, trained))
+        output.meta["val"] = ByMode(eval_value, train_value) if has_both(self.graph) else train_value
         set_defaults(self.graph)
         self.graph.lint()
         return self.graph
@@ -260,18 +98,20 @@ class _Joint:
     def _create(self, evaluated: fx.Node | None, trained: fx.Node | None) -> fx.Node:
         node = trained or evaluated
         assert node is not None, "a number is some node's"
-        numbers = self.train_numbers if trained else self.eval_numbers
-        args, kwargs = self._followed(evaluated, trained) if evaluated and trained else _arguments(node)
-        args, kwargs = fx.node.map_arg((args, kwargs), lambda n: self._new(n, numbers))
+        if evaluated and trained:
+            args, kwargs = fx.node.map_arg(self._followed(evaluated, trained), lambda n: self._shared(trained, n))
+        else:
+            numbers = self.train_numbers if trained else self.eval_numbers
+            args, kwargs = fx.node.map_arg(arguments_of(node), lambda n: self._new(n, numbers))
         new = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name, type_expr=node.type)
         new.meta.update(node.meta)
         return new
 
     def _followed(self, evaluated: fx.Node, trained: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a shared node, with a flag that is right in both modes where there is one."""
-        off, on = _flag(self.evaluated, evaluated), _flag(self.trained, trained)
+        off, on = flag_of(self.evaluated, evaluated), flag_of(self.trained, trained)
         if off is None or on is None:
-            return _arguments(trained)
+            return arguments_of(trained)
         value: Any
         if off == on:
             value = on
@@ -280,7 +120,7 @@ class _Joint:
         else:
             value = self.graph.call_function(operator.mul, (self._training(), on))
             value.meta["val"] = off * on
-        return _with_flag(trained, value)
+        return with_flag(trained, value)
 
     def _training(self) -> fx.Node:
         """The one node that reads the flag; false, as the program is one in eval mode."""
@@ -289,23 +129,38 @@ class _Joint:
             self.flag.meta["val"] = False
         return self.flag
 
+    def _shared(self, user: fx.Node, operand: fx.Node) -> fx.Node:
+        """What a node of both modes reads: what train mode's node does, or a choice."""
+        number = self.trained.choices.get((user, operand))
+        if number is None:
+            return self._new(operand, self.train_numbers)
+        if number not in self.chosen:
+            args = self._new(self._eval_choices[number], self.eval_numbers), self._new(operand, self.train_numbers)
+            self.chosen[number] = self.graph.call_function(by_mode, args)
+            self.chosen[number].meta["val"] = args[0].meta["val"]
+        return self.chosen[number]
+
+    @cached_property
+    def _eval_choices(self) -> dict[int, fx.Node]:
+        return {number: operand for (_, operand), number in self.evaluated.choices.items()}
+
     def _new(self, node: fx.Node, numbers: Numbers) -> fx.Node:
         if node.graph is self.graph:
             return node
-        return self._training() if _is_flag(node) else self.made[numbers[node]]
+        return self._training() if is_flag(node) else self.made[numbers[node]]
 
-    def _result(self, trace: _Trace) -> tuple[Any, Any]:
+    def _result(self, trace: Trace) -> tuple[Any, Any]:
         numbers = self.train_numbers if trace.training else self.eval_numbers
         output = output_of(trace.program.graph)
         return fx.node.map_arg(output.args[0], lambda n: self._new(n, numbers)), output.meta["val"]
 
 
-def _reads(trace: _Trace, numbers: Numbers) -> Iterator[tuple[Number, Number]]:
+def _reads(trace: Trace, numbers: Numbers) -> Iterator[tuple[Number, Number]]:
     for node in trace.nodes:
-        yield from ((numbers[n], numbers[node]) for n in node.all_input_nodes if not _is_flag(n))
+        yield from ((numbers[n], numbers[node]) for n in node.all_input_nodes if not is_flag(n))
 
 
-def _writes(trace: _Trace, numbers: Numbers) -> Iterator[tuple[Number, Number]]:
+def _writes(trace: Trace, numbers: Numbers) -> Iterator[tuple[Number, Number]]:
     """Whoever touches a memory stands after the last one that wrote into it, and before the next."""
     last: dict[frozenset[fx.Node], Number] = {}
     since: dict[frozenset[fx.Node], list[Number]] = {}

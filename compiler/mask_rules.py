@@ -326,7 +326,7 @@ _VIEWS: Final = frozenset(
 _ELEMENTWISE: Final = _words("""
     add iadd radd sub isub rsub subtract mul imul multiply div truediv itruediv divide floordiv floor_divide pow neg
     negative abs exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan tanh erf sigmoid round floor ceil
-    trunc sign where masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
+    trunc sign where by_mode masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
     not_ logical_and logical_or logical_not isnan isinf nan_to_num lerp addcmul addcdiv atan2 fmod remainder mod pos
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink
     softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh type float half bfloat16 double int long

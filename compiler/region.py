@@ -25,7 +25,7 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
-from prunec.compiler.halves import ByMode, is_impure, joined, output_of
+from prunec.compiler.halves import ByMode, has_both, in_eval, is_impure, joined, output_of
 from prunec.compiler.inputs import Arguments, Inputs, arguments, called
 from prunec.compiler.ir import Axis, Program, State
 from prunec.compiler.metacopy import evaluating
@@ -76,8 +76,10 @@ class Regions:
         """One region of the joint program as a program of its own, with the region's parameter names."""
         graph, prefix = program.copy_graph(), f"{region.name}."
         output = output_of(graph)
-        output.args = (_given(output.args[0], region.name),)
-        output.meta["val"] = _given(output.meta["val"], region.name)
+        values = output.meta["val"]
+        output.args = (_given(graph, output.args[0], region.name),)
+        each = (value[region.name] for value in values) if isinstance(values, ByMode) else ()
+        output.meta["val"] = ByMode(*each) if has_both(graph) else in_eval(values)[region.name]
         _leave_out(graph, region.inputs)
         graph.eliminate_dead_code(is_impure)
         names = [str(node.target) for node in program.graph.find_nodes(op="placeholder")]
@@ -283,9 +285,9 @@ def _bare(value: Any) -> Any:
     return value
 
 
-def _given(result: Any, name: str) -> Any:
+def _given(graph: fx.Graph, result: Any, name: str) -> Any:
     """What a region gives, of what all give; in both modes, where they are told apart."""
-    return joined(*(each[name] for each in result)) if isinstance(result, ByMode) else result[name]
+    return joined(graph, *(each[name] for each in result)) if isinstance(result, ByMode) else result[name]
 
 
 def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
