@@ -79,7 +79,7 @@ def needed(graph: fx.Graph, mode: Mode) -> set[fx.Node]:
     (others,) = given.values()
     foreign, acting = others - mine, set()
     for node in graph.nodes:
-        if any(source in foreign for source in node.all_input_nodes):
+        if any(source in foreign for source in _taken(node, mode)):
             foreign.add(node)
         elif node not in mine and is_impure(node):
             acting.add(node)
@@ -90,10 +90,10 @@ def halve(graph: fx.Graph, mode: Mode) -> None:
     """Leave one half of a graph of both modes, which is edited in place."""
     if not has_both(graph):
         return
+    kept, output = needed(graph, mode), output_of(graph)
     for node in graph.find_nodes(op="call_function", target=by_mode):
         node.replace_all_uses_with(_chosen(node, mode))
         graph.erase_node(node)
-    kept, output = needed(graph, mode), output_of(graph)
     output.args = (getattr(output.args[0], mode),)
     output.meta["val"] = getattr(output.meta["val"], mode)
     for node in reversed(list(graph.nodes)):
@@ -150,12 +150,15 @@ def behind(nodes: Iterable[fx.Node], mode: Mode | None = None) -> set[fx.Node]:
     """These nodes and all that they are computed from; with a mode, what choices take in that mode."""
     found, waiting = set(nodes), list(nodes)
     while waiting:
-        node = waiting.pop()
-        taken = [_chosen(node, mode)] if mode and node.target is by_mode else node.all_input_nodes
-        new = [source for source in taken if source not in found]
+        new = [source for source in _taken(waiting.pop(), mode) if source not in found]
         found.update(new)
         waiting += new
     return found
+
+
+def _taken(node: fx.Node, mode: Mode | None) -> list[fx.Node]:
+    """What a node reads; a choice in one mode takes one value."""
+    return [_chosen(node, mode)] if mode and node.target is by_mode else node.all_input_nodes
 
 
 def _chosen(node: fx.Node, mode: Mode) -> fx.Node:

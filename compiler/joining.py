@@ -14,7 +14,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +27,7 @@ from prunec.compiler.numbering import (
     NotJoinable,
     Number,
     Numbers,
+    Pair,
     Trace,
     arguments_of,
     flag_of,
@@ -62,8 +62,8 @@ class _Joint:
     graph: fx.Graph = field(default_factory=fx.Graph)
     made: dict[Number, fx.Node] = field(default_factory=dict)
     flag: fx.Node | None = None
-    chosen: dict[int, fx.Node] = field(default_factory=dict)
-    """The choices by their numbers."""
+    chosen: dict[Pair, fx.Node] = field(default_factory=dict)
+    """The nodes that choose between two values, by these."""
 
     def build(self) -> fx.Graph:
         """All nodes in order, and both results."""
@@ -131,18 +131,14 @@ class _Joint:
 
     def _shared(self, user: fx.Node, operand: fx.Node) -> fx.Node:
         """What a node of both modes reads: what train mode's node does, or a choice."""
-        number = self.trained.choices.get((user, operand))
-        if number is None:
+        choice = self.trained.choices.get((user, operand))
+        if choice is None:
             return self._new(operand, self.train_numbers)
-        if number not in self.chosen:
-            args = self._new(self._eval_choices[number], self.eval_numbers), self._new(operand, self.train_numbers)
-            self.chosen[number] = self.graph.call_function(by_mode, args)
-            self.chosen[number].meta["val"] = args[0].meta["val"]
-        return self.chosen[number]
-
-    @cached_property
-    def _eval_choices(self) -> dict[int, fx.Node]:
-        return {number: operand for (_, operand), number in self.evaluated.choices.items()}
+        if choice not in self.chosen:
+            args = self._new(choice[0], self.eval_numbers), self._new(choice[1], self.train_numbers)
+            self.chosen[choice] = self.graph.call_function(by_mode, args)
+            self.chosen[choice].meta["val"] = args[0].meta["val"]
+        return self.chosen[choice]
 
     def _new(self, node: fx.Node, numbers: Numbers) -> fx.Node:
         if node.graph is self.graph:

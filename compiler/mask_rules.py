@@ -326,14 +326,14 @@ _VIEWS: Final = frozenset(
 _ELEMENTWISE: Final = _words("""
     add iadd radd sub isub rsub subtract mul imul multiply div truediv itruediv divide floordiv floor_divide pow neg
     negative abs exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos tan tanh erf sigmoid round floor ceil
-    trunc sign where by_mode masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
+    trunc sign where masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le gt ge and_ or_ xor invert
     not_ logical_and logical_or logical_not isnan isinf nan_to_num lerp addcmul addcdiv atan2 fmod remainder mod pos
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink
     softshrink tanhshrink threshold logsigmoid rrelu sigmoid tanh type float half bfloat16 double int long
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    fill zero
+    fill zero by_mode
 """)
 _REDUCTIONS: Final = _words("""
     prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin

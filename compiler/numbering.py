@@ -50,8 +50,8 @@ class Trace:
     training: bool
     alone: set[fx.Node] = field(default_factory=set)
     """Nodes that may have no partner."""
-    choices: dict[Pair, int] = field(default_factory=dict)
-    """A node and an operand of it -> the number of the choice that the node reads instead of it."""
+    choices: dict[Pair, Pair] = field(default_factory=dict)
+    """A node and an operand of it -> what the node reads instead of it: a choice of two values, eval mode's first."""
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -68,8 +68,13 @@ class Trace:
         return found
 
     def touched(self, node: fx.Node) -> set[frozenset[fx.Node]]:
-        """The written memories that a node reads or writes."""
-        return {self.written[each] for each in (node, *node.all_input_nodes) if each in self.written}
+        """The written memories that a node reads or writes; one that it makes anew has held nothing before."""
+        return {self.written[each] for each in node.all_input_nodes if each in self.written}
+
+    def seen(self, node: fx.Node) -> set[frozenset[fx.Node]]:
+        """Those that it reads or writes in either mode: not those of a choice."""
+        mine = (each for each in node.all_input_nodes if (node, each) not in self.choices)
+        return {self.written[each] for each in mine if each in self.written}
 
     def own(self, value: Any) -> Any:
         """A flag in this mode: a bool instead of a node that reads it."""
@@ -85,27 +90,31 @@ def numbered(evaluated: Trace, trained: Trace) -> tuple[Numbers, Numbers]:
     Raises `NotJoinable` where one mode alone writes into an input or a tensor of the model.
     """
     traces = evaluated, trained
-    chosen: dict[Pair, int] = {}
-    numbers = _settled(traces)
-    while found := _meeting(traces, numbers):
-        (eval_user, eval_operand), (train_user, train_operand) = found
-        number = chosen.setdefault((eval_operand, train_operand), len(chosen))
-        evaluated.choices[eval_user, eval_operand] = trained.choices[train_user, train_operand] = number
-        numbers = _settled(traces)
-    return numbers
-
-
-def _settled(traces: Traces) -> tuple[Numbers, Numbers]:
-    """The numbers once no node has a partner that it may not have."""
     while True:
         known: dict[Hashable, Number] = {}
-        numbers = _numbers(traces[0], known), _numbers(traces[1], known)
-        apart = [_written_alone(trace, *numbers) for trace in traces]
-        apart[1] |= _with_other_flags(traces, numbers)
-        if not any(apart):
+        numbers = _numbers(evaluated, known), _numbers(trained, known)
+        if not _choose(traces, numbers) and not _set_apart(traces, numbers):
             return numbers
-        for trace, nodes in zip(traces, apart, strict=True):
-            trace.alone |= nodes
+
+
+def _choose(traces: Traces, numbers: tuple[Numbers, Numbers]) -> bool:
+    """Let a node read a choice, so that it gets a partner; whether there was one to find."""
+    found = _meeting(traces, numbers)
+    if found is None:
+        return False
+    choice = found[0][1], found[1][1]
+    for trace, pair in zip(traces, found, strict=True):
+        trace.choices[pair] = choice
+    return True
+
+
+def _set_apart(traces: Traces, numbers: tuple[Numbers, Numbers]) -> bool:
+    """Let nodes stand alone that have a partner and may not have one; whether there were any."""
+    apart = [_written_alone(trace, *numbers) for trace in traces]
+    apart[1] |= _with_other_flags(traces, numbers)
+    for trace, nodes in zip(traces, apart, strict=True):
+        trace.alone |= nodes
+    return any(apart)
 
 
 def _meeting(traces: Traces, numbers: tuple[Numbers, Numbers]) -> tuple[Pair, Pair] | None:
@@ -162,7 +171,7 @@ def _numbers(trace: Trace, known: dict[Hashable, Number]) -> Numbers:
     seen: Counter[Hashable] = Counter()
     history: dict[frozenset[fx.Node], tuple[Number, ...]] = {}
     for node in trace.nodes:
-        touched = sorted(history[memory] for memory in trace.touched(node) if memory in history)
+        touched = sorted(history[memory] for memory in trace.seen(node) if memory in history)
         key: Hashable = (*_key(trace, node, found), tuple(touched))
         key = (trace.training, node.name) if node in trace.alone else key
         seen[key] += 1
@@ -179,7 +188,7 @@ def _key(trace: Trace, node: fx.Node, numbers: Numbers, hole: fx.Node | None = N
         if is_flag(operand) or operand is hole:
             return _Shown("training" if is_flag(operand) else "hole")
         choice = trace.choices.get((node, operand))
-        return _Shown(f"%{numbers[operand]}" if choice is None else f"?{choice}")
+        return _Shown(f"%{numbers[operand]}" if choice is None else f"choice of {choice}")
 
     args, kwargs = fx.node.map_arg(_without_mode(trace, node), shown)
     return node.op, node.target, repr(args), repr(sorted(kwargs.items()))

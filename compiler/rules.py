@@ -279,8 +279,8 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         softsign logsigmoid threshold rrelu exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
-        dropout1d dropout2d dropout3d by_mode positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
-        copy
+        dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
+        copy by_mode
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
