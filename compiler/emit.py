@@ -21,7 +21,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 from typing import Any, Union
 
@@ -94,10 +94,7 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
         training=program.training,
         both=has_both(program.graph),
         imports=speller.imports,
-        records=[
-            f"{name} = namedtuple({quote(name)}, [{', '.join(map(quote, fields))}])"
-            for name, fields in speller.records.items()
-        ],
+        records=list(starmap(_record, speller.records.items())),
         uses_parts=uses_parts or root_is_parts,
         base="Parts" if root_is_parts else "nn.Module",
         construction=[*_construction(parts.tree), *parts.ties, *parts.frozen],
@@ -107,6 +104,10 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
     )
     ast.parse(source)
     return source
+
+
+def _record(name: str, fields: Sequence[str]) -> str:
+    return f"{name} = namedtuple({quote(name)}, [{', '.join(map(quote, fields))}])"
 
 
 def save_weights(program: Program, path: Path) -> None:
@@ -284,7 +285,10 @@ def _body(graph: fx.Graph, speller: Speller) -> Iterator[str]:
     alive: dict[str, dict[str, None]] = {mode: {} for mode in ("", *MODES)}
     runs, tails = _runs(statements, {mode: needed(graph, mode) for mode in MODES})
     for mode, run in runs:
-        yield from _branch(mode, list(_paragraphs(run, speller, last_read, alive[mode])))
+        lines = list(_paragraphs(run, speller, last_read, alive[mode]))
+        dead = [name for name in alive[mode] if mode and last_read.get(name, -1) <= run[-1][0]]
+        alive[mode] = {name: None for name in alive[mode] if name not in dead}
+        yield from _branch(mode, [*lines, *_deletion(dead)])
     if returns["eval"] == returns["train"] and not any(tails.values()):
         yield returns["eval"]
         return
