@@ -239,10 +239,10 @@ def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArra
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Who reads a value's data; a choice hands it on."""
+    """Who reads a value's data in eval mode; a choice hands eval mode's value on."""
     for user in node.users:
         if user.target is by_mode:
-            yield from _readers(user)
+            yield from _readers(user) if user.args[0] is node else ()
         elif _reads_data(user):
             yield user
 

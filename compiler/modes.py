@@ -18,6 +18,7 @@ from prunec.compiler.halves import MODES, Mode
 from prunec.compiler.inputs import Inputs
 from prunec.compiler.ir import Program
 from prunec.compiler.joining import joint_program
+from prunec.compiler.recorder import FOLLOWS
 from prunec.compiler.trace import recorded, trace
 
 
@@ -50,21 +51,26 @@ def _one_result(error: ModelError) -> str:
 
 
 def train_warnings(before: Program, after: Program) -> list[str]:
-    """What to tell of a slim module that is to be trained on: layers that train otherwise than they compute, and that
-    passes took out."""
-    gone = [name for name, module in before.state.items() if _is_by_mode(module) and name not in after.state]
+    """What to tell of a slim module that is to be trained on: steps that do something else in training, and that passes
+    took out."""
+    left = _by_mode(after)
+    gone = [name for name in _by_mode(before) if name not in left]
     if not gone:
         return []
     shown = ", ".join(gone[:SHOWN]) + (", ..." if len(gone) > SHOWN else "")
     return [
-        f"in train mode the slim module does without {len(gone)} layers that do something else in training, batch "
-        f"statistics or dropout, and that passes took out: {shown}"
+        f"in train mode the slim module goes without batch statistics or dropout in {len(gone)} places, where passes "
+        f"took them out: {shown}"
     ]
 
 
 SHOWN = 3
-"""How many layers a warning names."""
+"""How many places a warning names."""
+
+_KINDS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
-def _is_by_mode(module: object) -> bool:
-    return isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
+def _by_mode(program: Program) -> list[str]:
+    """The layers and functions that do something else in training."""
+    layers = [name for name, value in program.state.items() if isinstance(value, _KINDS)]
+    return layers + [node.name for node in program.graph.nodes if node.op == "call_function" and node.target in FOLLOWS]
