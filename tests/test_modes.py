@@ -127,6 +127,17 @@ def drop_path(m, x):
     return m.fc((y + z).mean((2, 3)))
 
 
+def stochastic_depth(m, x):
+    """Noise drawn into empty memory, and a sum in place."""
+    y = m.a(x)
+    z = m.b(y)
+    if m.training:
+        noise = torch.empty((z.shape[0], 1, 1, 1), dtype=z.dtype, device=z.device).bernoulli_(0.5)
+        z = z * noise.div_(0.5)
+    z += y
+    return m.fc(m.c(z).mean((2, 3)))
+
+
 def attention(m, x):
     q, k, v = m.qkv(x).chunk(3, -1)
     y = F.scaled_dot_product_attention(q, k, v, dropout_p=0.25 if m.training else 0.0)
@@ -210,6 +221,7 @@ NETS: dict[str, tuple[Callable, Callable, bool]] = {
     "dropped": (parts, dropped, False),
     "noise in either": (parts, noise_in_either, True),
     "drop path": (parts, drop_path, True),
+    "stochastic depth": (parts, stochastic_depth, True),
     "attention": (tokens, attention, False),
     "written before the head": (parts, written_before_the_head, True),
     "overwritten in training": (parts, overwritten_in_training, True),
