@@ -110,8 +110,15 @@ def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | 
         if user.op == "get_attr":
             edges.add_edge(user, user.target)
         elif user.op != "output" and _has_memory(user) and not is_fresh(user, state):
-            edges.add_edges_from((user, source) for source in user.all_input_nodes if _has_memory(source))
+            edges.add_edges_from((user, source) for source in _sources(user, state) if _has_memory(source))
     return edges
+
+
+def _sources(node: fx.Node, state: Mapping[str, State]) -> list[fx.Node]:
+    """The values whose memory a node may hand on; of those that an in-place one reads, only the first."""
+    first = operand(node)
+    writes = mutates(node, state) and isinstance(node.meta.get("val"), torch.Tensor) and "out" not in node.kwargs
+    return [first] if writes and first is not None and node.target != "set_" else node.all_input_nodes
 
 
 def _has_memory(node: fx.Node) -> bool:

@@ -1,8 +1,8 @@
 """Which nodes of two traces of a model, in eval mode and in train mode, compute the same; see `joining`.
 
 Nodes are numbered by what they compute: two nodes of one number, one in each trace, become one. A number says the
-operation, the arguments, what was written into its operands before, and that it is the first, second, ... node of the
-trace that is such: so every node has at most one partner, and two dropouts of one value stay two.
+operation, the arguments, what was written into them since they were made, and that it is the first, second, ... node
+of the trace that is such: so every node has at most one partner, and two dropouts of one value stay two.
 
 What one mode alone writes into must not be shared, so that value and all that may have its memory get numbers of their
 own. Where the modes differ in one operand only, and one mode's is made of the other's, they meet again: from there on
@@ -71,10 +71,9 @@ class Trace:
         """The written memories that a node reads or writes; one that it makes anew has held nothing before."""
         return {self.written[each] for each in node.all_input_nodes if each in self.written}
 
-    def seen(self, node: fx.Node) -> set[frozenset[fx.Node]]:
-        """Those that it reads or writes in either mode: not those of a choice."""
-        mine = (each for each in node.all_input_nodes if (node, each) not in self.choices)
-        return {self.written[each] for each in mine if each in self.written}
+    def shared_sources(self, node: fx.Node) -> list[fx.Node]:
+        """What a node reads in either mode: not what a choice is made of."""
+        return [each for each in node.all_input_nodes if (node, each) not in self.choices]
 
     def own(self, value: Any) -> Any:
         """A flag in this mode: a bool instead of a node that reads it."""
@@ -167,17 +166,21 @@ def _with_other_flags(traces: Traces, numbers: tuple[Numbers, Numbers]) -> set[f
 
 
 def _numbers(trace: Trace, known: dict[Hashable, Number]) -> Numbers:
+    """The numbers of one trace. What was written into an operand before it was made is told by its own number."""
     found: Numbers = {}
     seen: Counter[Hashable] = Counter()
-    history: dict[frozenset[fx.Node], tuple[Number, ...]] = {}
+    history: dict[frozenset[fx.Node], list[Number]] = {}
+    born: dict[fx.Node, int] = {}
     for node in trace.nodes:
-        touched = sorted(history[memory] for memory in trace.seen(node) if memory in history)
-        key: Hashable = (*_key(trace, node, found), tuple(touched))
+        sources = [each for each in trace.shared_sources(node) if each in trace.written]
+        since = [tuple(history.get(trace.written[each], [])[born[each] :]) for each in sources]
+        key: Hashable = (*_key(trace, node, found), tuple(sorted(filter(None, since))))
         key = (trace.training, node.name) if node in trace.alone else key
         seen[key] += 1
         found[node] = known.setdefault((key, seen[key]), len(known))
         for memory in trace.touched(node) if node.meta.get("mutates") else ():
-            history[memory] = (*history.get(memory, ()), found[node])
+            history.setdefault(memory, []).append(found[node])
+        born[node] = len(history.get(trace.written.get(node, frozenset()), []))
     return found
 
 
