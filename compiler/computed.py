@@ -23,7 +23,8 @@ from torch import fx, nn
 
 from prunec.compiler import units  # noqa: F401  (with it come the rules of all operations)
 from prunec.compiler.constants import is_random
-from prunec.compiler.ir import Program, State, is_impure
+from prunec.compiler.halves import is_impure
+from prunec.compiler.ir import Program, State
 from prunec.compiler.labels import Flow, shape_of_argument
 from prunec.compiler.rules import label, op_name, rule_for
 

@@ -8,11 +8,13 @@ that follows from them.
               C_out * C_in / groups * k_h * k_w * H_out * W_out; linear: in * out)
     params    elements of parameters
     memory    elements of the values that are alive at once, at the worst node, for one sample
+
+Of a program of both modes, MACs and memory are those of eval mode; parameters are those of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,6 +25,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.collector import uncollected
+from prunec.compiler.halves import by_mode, needed
 from prunec.compiler.inputs import batch_of
 from prunec.compiler.ir import Axis, IntArray, Program, module_tensors
 from prunec.compiler.labels import Product, elements, shape_of_argument
@@ -159,7 +162,9 @@ def cost(program: Program) -> Cost:
 def _build(analysis: Analysis) -> CostModel:
     widths, program = WidthNumbers(analysis), analysis.program
     batch = _batch(program)
-    macs = sum_of_products(widths, [_flattened(analysis, product, batch) for product in analysis.flow.macs])
+    counted = {node.name for node in needed(program.graph, "eval")}
+    multiplied = [product for product in analysis.flow.macs if product.node in counted]
+    macs = sum_of_products(widths, [_flattened(analysis, product, batch) for product in multiplied])
     params = sum_of_products(widths, _params(analysis))
     products, births, deaths = _activations(analysis, batch)
     memory = sum_of_products(widths, products)
@@ -214,17 +219,32 @@ def _parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
 
 def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArray, IntArray]:
     """A term for each value, and the steps at which it is made and last read. Views count as values of their own."""
-    order = {node: step for step, node in enumerate(analysis.program.graph.nodes)}
+    graph = analysis.program.graph
+    counted = needed(graph, "eval")
+    order = {node: step for step, node in enumerate(node for node in graph.nodes if node in counted)}
     products, births, deaths = [], [], []
     for node, step in order.items():
-        if node.op in ("output", "get_attr") or not isinstance(node.meta.get("val"), torch.Tensor):
+        if (
+            node.op in ("output", "get_attr")
+            or node.target is by_mode
+            or not isinstance(node.meta.get("val"), torch.Tensor)
+        ):
             continue
         flat = tuple(analysis.line(labels) for labels in analysis.flow.fields(node))
         total = elements(shape_of_argument(node)) / batch
         products.append(Product(node.name, total / elements([w.size for w in flat]), flat))
         births.append(step)
-        deaths.append(max((order[user] for user in node.users if _reads_data(user)), default=step))
+        deaths.append(max((order[user] for user in _readers(node) if user in order), default=step))
     return products, np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Who reads a value's data in eval mode; a choice hands eval mode's value on."""
+    for user in node.users:
+        if user.target is by_mode:
+            yield from _readers(user) if user.args[0] is node else ()
+        elif _reads_data(user):
+            yield user
 
 
 def _reads_data(user: fx.Node) -> bool:

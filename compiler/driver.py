@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
@@ -28,12 +28,11 @@ from prunec.compiler.ir import Program
 from prunec.compiler.latency import predicted_latency
 from prunec.compiler.lock import check_model, check_result, make_lock
 from prunec.compiler.measure import compare_accuracy, measure_latency, weights_size, write_onnx
-from prunec.compiler.modes import eval_warnings
+from prunec.compiler.modes import trace_modes, train_warnings
 from prunec.compiler.pipeline import Outcome, Step, check_needs, run_passes
 from prunec.compiler.plan import Plan
 from prunec.compiler.region import Region, Regions, find_regions
 from prunec.compiler.report import report_html
-from prunec.compiler.trace import trace
 from prunec.compiler.units import analyse
 
 
@@ -127,7 +126,7 @@ def compile(
     check_needs(steps)
     progress("trace", 0, 1)
     model, inputs = _subject(plan, model, example_inputs)
-    before, regions = _traced(plan, model, inputs)
+    before, regions, warnings = _traced(plan, model, inputs)
     progress("trace", 1, 1)
     data = data if data is not None else load_data(plan)
     traced = time.perf_counter() - start
@@ -137,26 +136,25 @@ def compile(
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced)
     if plan.mode == "train":
-        again = replace(regions, mode="eval").trace if regions else partial(trace, model, inputs)
-        report["warnings"] += eval_warnings(before, again)
+        report["warnings"] += [*warnings, *train_warnings(before, outcome.program)]
     result = Result(plan, before, outcome.program, lock, report, progress, regions)
     expected = predicted_latency(before, outcome.program)
     if expected is not None:
         report["latency"] = {"predicted": expected}
     if regions is not None:
-        report["region"] = _region_report(regions, outcome.program)
+        report["region"] = _region_report(regions, outcome.program, alike=not warnings)
     if data is not None:
         old = before.module if regions is None else regions.model
         report["accuracy"] = compare_accuracy(old, result.module, data, progress)
     return result
 
 
-def _region_report(regions: Regions, program: Program) -> dict[str, Any]:
+def _region_report(regions: Regions, program: Program, *, alike: bool) -> dict[str, Any]:
     """What was compiled, how the whole model was checked, and how to put the parts in their places."""
     files = {region.name: source_name(regions, region) for region in regions.parts}
     return {
         "names": list(files),
-        "difference": regions.check(program),
+        "difference": regions.check(program, alike=alike),
         "splice": [f"from {file} import splice; splice(model)" for file in files.values()],
     }
 
@@ -180,12 +178,14 @@ def _subject(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None)
     return found, inputs_of(plan) if example_inputs is None else example_inputs
 
 
-def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regions | None]:
+def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regions | None, Sequence[str]]:
+    """The program, the regions that it is of, and what to warn of."""
     if plan.region is None:
-        return trace(model, inputs, mode=plan.mode), None
+        program, warnings = trace_modes(model, inputs, plan.mode)
+        return program, None, warnings
     regions = find_regions(model, plan.region, inputs, plan.at("region"))
-    regions = replace(regions, mode=plan.mode)
-    return regions.trace(), regions
+    program, warnings = trace_modes(*regions.joint, plan.mode, name=type(model).__name__)
+    return program, regions, warnings
 
 
 def load_divided(plan: Plan) -> Program:

@@ -10,10 +10,11 @@ import fnmatch
 import inspect
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import PassError, nearest
@@ -91,14 +92,38 @@ def is_fresh(node: fx.Node, state: Mapping[str, State]) -> bool:
 
 def aliases(node: fx.Node, state: Mapping[str, State]) -> set[fx.Node]:
     """Every value that may share memory with the node's, itself among them."""
+    found = nx.node_connected_component(_sharing(node.graph, state), node)
+    return {value for value in found if isinstance(value, fx.Node)}
+
+
+def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Node]]:
+    """The graph's nodes in sets of those that may share memory."""
+    for found in nx.connected_components(_sharing(graph, state)):
+        yield {value for value in found if isinstance(value, fx.Node)}
+
+
+def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | str]:
+    """An edge between two values that may share memory; tensors of the state stand between their readers."""
     edges: nx.Graph[fx.Node | str] = nx.Graph()
-    edges.add_nodes_from(node.graph.nodes)
-    for user in node.graph.nodes:
+    edges.add_nodes_from(graph.nodes)
+    for user in graph.nodes:
         if user.op == "get_attr":
             edges.add_edge(user, user.target)
-        elif user.op != "output" and not is_fresh(user, state):
-            edges.add_edges_from((user, source) for source in user.all_input_nodes)
-    return {found for found in nx.node_connected_component(edges, node) if isinstance(found, fx.Node)}
+        elif user.op != "output" and _has_memory(user) and not is_fresh(user, state):
+            edges.add_edges_from((user, source) for source in _sources(user, state) if _has_memory(source))
+    return edges
+
+
+def _sources(node: fx.Node, state: Mapping[str, State]) -> list[fx.Node]:
+    """The values whose memory a node may hand on; of those that an in-place one reads, only the first."""
+    first = operand(node)
+    writes = mutates(node, state) and isinstance(node.meta.get("val"), torch.Tensor) and "out" not in node.kwargs
+    return [first] if writes and first is not None and node.target != "set_" else node.all_input_nodes
+
+
+def _has_memory(node: fx.Node) -> bool:
+    """Whether a value may hold tensors; sizes, flags, types and devices don't."""
+    return not isinstance(node.meta.get("val"), bool | int | float | torch.Size | torch.dtype | torch.device)
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:

@@ -19,8 +19,9 @@ import ast
 import keyword
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, starmap
 from pathlib import Path
 from typing import Any, Union
 
@@ -31,6 +32,7 @@ from torch import fx, nn
 
 from prunec.compiler import __version__
 from prunec.compiler.errors import ModelError
+from prunec.compiler.halves import MODES, ByMode, Mode, has_both, needed, output_of
 from prunec.compiler.inputs import names_of, tensors_in
 from prunec.compiler.ir import Program, module_tensors
 from prunec.compiler.literals import literal
@@ -77,7 +79,7 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
     speller = Speller(program.graph)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     signature = ", ".join(speller.argument(node) for node in placeholders)
-    body = list(_paragraphs(program.graph, speller))
+    body = list(_body(program.graph, speller))
     parts = _collect(program)
     uses_parts = any(isinstance(part, dict) for part in parts.tree.values())
     root_is_parts = not all(map(is_attribute, parts.tree))
@@ -90,11 +92,9 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
         splice=splice,
         frozen=literal(dict(splice.frozen)) if splice else "",
         training=program.training,
+        both=has_both(program.graph),
         imports=speller.imports,
-        records=[
-            f"{name} = namedtuple({quote(name)}, [{', '.join(map(quote, fields))}])"
-            for name, fields in speller.records.items()
-        ],
+        records=list(starmap(_record, speller.records.items())),
         uses_parts=uses_parts or root_is_parts,
         base="Parts" if root_is_parts else "nn.Module",
         construction=[*_construction(parts.tree), *parts.ties, *parts.frozen],
@@ -104,6 +104,10 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
     )
     ast.parse(source)
     return source
+
+
+def _record(name: str, fields: Sequence[str]) -> str:
+    return f"{name} = namedtuple({quote(name)}, [{', '.join(map(quote, fields))}])"
 
 
 def save_weights(program: Program, path: Path) -> None:
@@ -261,21 +265,80 @@ def _nested(tree: Tree) -> Iterator[str]:
 # --- forward -----------------------------------------------------------------------------------------------------
 
 
-def _paragraphs(graph: fx.Graph, speller: Speller) -> Iterator[str]:
-    """The lines of `forward`: a paragraph for each block of the original, with a `del` of its dead tensors."""
-    nodes = [node for node in graph.nodes if node.op != "placeholder"]
-    statements = [(node, text) for node in nodes if (text := speller.statement(node)) is not None]
-    last_read = {name: index for index, (node, _) in enumerate(statements) for name in speller.read_by(node)}
-    alive: dict[str, None] = {}
+_Statement = tuple[int, fx.Node, str]
+"""Its number among all statements, its node, and its text."""
+
+
+def _body(graph: fx.Graph, speller: Speller) -> Iterator[str]:
+    """The lines of `forward`. What one mode alone computes stands in a branch; the last branch returns."""
+    nodes = [node for node in graph.nodes if node.op != "placeholder" and not (node.op == "output" and has_both(graph))]
+    texts = ((node, text) for node in nodes if (text := speller.statement(node)) is not None)
+    statements = [(index, node, text) for index, (node, text) in enumerate(texts)]
+    last_read = {name: index for index, node, _ in statements for name in speller.read_by(node)}
+    if not has_both(graph):
+        yield from _paragraphs(statements, speller, last_read, {})
+        return
+    output = output_of(graph)
+    assert isinstance(output.args[0], ByMode), "the graph has both"
+    last_read.update(dict.fromkeys(speller.read_by(output), len(statements)))
+    returns = {mode: f"return {speller.value(getattr(output.args[0], mode))}" for mode in MODES}
+    alive: dict[str, dict[str, None]] = {mode: {} for mode in ("", *MODES)}
+    runs, tails = _runs(statements, {mode: needed(graph, mode) for mode in MODES})
+    for mode, run in runs:
+        lines = list(_paragraphs(run, speller, last_read, alive[mode]))
+        dead = [name for name in alive[mode] if mode and last_read.get(name, -1) <= run[-1][0]]
+        alive[mode] = {name: None for name in alive[mode] if name not in dead}
+        yield from _branch(mode, [*lines, *_deletion(dead)])
+    if returns["eval"] == returns["train"] and not any(tails.values()):
+        yield returns["eval"]
+        return
+    for last in reversed(MODES):
+        lines = [*_paragraphs(tails[last], speller, last_read, alive[last]), *_wrapped(returns[last])]
+        yield from _branch("train" if last == "train" else "", lines)
+
+
+def _runs(
+    statements: Sequence[_Statement], halves: Mapping[Mode, set[fx.Node]]
+) -> tuple[list[tuple[str, list[_Statement]]], dict[Mode, list[_Statement]]]:
+    """Consecutive statements of one mode, or of both (an empty name); and what is left to each mode in the end."""
+    modes = [_mode_of(node, halves) for _, node, _ in statements]
+    shared = max((index for index, mode in enumerate(modes) if not mode), default=-1) + 1
+    pairs = list(zip(modes, statements, strict=True))
+    runs = [(mode, [item for _, item in run]) for mode, run in groupby(pairs[:shared], key=lambda pair: pair[0])]
+    return runs, {mode: [item for own, item in pairs[shared:] if own == mode] for mode in MODES}
+
+
+def _mode_of(node: fx.Node, halves: Mapping[Mode, set[fx.Node]]) -> str:
+    """The mode that alone needs a node; empty for what both need, or none."""
+    mine = [mode for mode in MODES if node in halves[mode]]
+    return mine[0] if len(mine) == 1 else ""
+
+
+def _branch(mode: str, lines: list[str]) -> Iterator[str]:
+    if not mode:
+        yield from lines
+        return
+    yield "if self.training:" if mode == "train" else "if not self.training:"
+    yield from (f"    {line}" if line else "" for line in lines)
+    if not lines[-1].startswith("return"):
+        yield ""
+
+
+def _paragraphs(
+    statements: Sequence[_Statement], speller: Speller, last_read: Mapping[str, int], alive: dict[str, None]
+) -> Iterator[str]:
+    """A paragraph for each block of the original, with a `del` of its dead tensors, of those that are `alive`."""
     block, length = "", 0
-    for index, (node, text) in enumerate(statements):
+    for index, node, text in statements:
         owner = str(node.target).rpartition(".")[0] if node.op == "call_module" else block
         dead = [name for name in alive if last_read.get(name, -1) < index]
         leaves = not f"{owner}.".startswith(f"{block}.")
         if length and node.op != "output" and (leaves or (length >= PARAGRAPH and dead)):
             yield from _deletion(dead)
             yield ""
-            alive, length = {name: None for name in alive if name not in dead}, 0
+            length = 0
+            for name in dead:
+                del alive[name]
         block = owner if leaves or not length else block
         yield from _wrapped(text)
         length += 1

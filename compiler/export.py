@@ -78,14 +78,16 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
     `dynamic` are the sizes to leave open: `batch` where the model allows it, `height` and `width` (the last dimensions
     of inputs that have four) or the export fails. The same program gives the same bytes. Raises `PlanError` for an
     opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
-    `VerifyError` where onnxruntime computes something else than the module.
+    `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
+    eval mode is exported.
     """
+    program = program.deployed
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
     if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
-    with evaluating(program.module), torch.no_grad():
+    with evaluating(program.graph_module), torch.no_grad():
         model, checks, reason = _export(program, path, opset, frozenset(dynamic))
     worst = max(checks.values(), key=lambda check: check.difference)
     return OnnxReport(
@@ -101,8 +103,10 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
 
 
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:
-    """The program as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where there is none."""
-    with evaluating(program.module), torch.no_grad():
+    """The program in eval mode as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where there
+    is none."""
+    program = program.deployed
+    with evaluating(program.graph_module), torch.no_grad():
         return bytes(_convert(program, opset, frozenset()).SerializeToString())
 
 
@@ -154,11 +158,11 @@ def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
     dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}
     old = batch_of(program.inputs)
     shapes = tuple(map_tensors(lambda x: _open_dims(x, old, dims), value) for value in program.inputs)
-    assert program.module.code, "fx makes the signature of `forward` together with the code"
+    assert program.graph_module.code, "fx makes the signature of `forward` together with the code"
     try:
         with _quiet():
             exported = torch.onnx.export(
-                program.module,
+                program.graph_module,
                 inputs,
                 dynamo=True,
                 external_data=False,
@@ -206,7 +210,7 @@ def _why_static(program: Program) -> str:
     for size in BATCHES:
         try:
             with _quiet():  # fx prints the code of a module that fails
-                program.module(*_with_batch(program, size))
+                program.graph_module(*_with_batch(program, size))
         except Exception as error:  # whatever the model's own code raises
             return f"the model doesn't run on a batch of {size}: {first_line(error)}"
     return ""
@@ -307,7 +311,7 @@ def _compare(opened: Any, program: Program, inputs: Values) -> Check:
         got = opened.run(None, feed(opened, inputs))
     except Exception as error:  # onnxruntime's errors have no root of their own
         raise VerifyError(f"onnxruntime can't run the ONNX file at batch {size}: {first_line(error)}") from error
-    expected = _run(program.module, inputs)
+    expected = _run(program.graph_module, inputs)
     difference = relative_difference(got, expected)
     if difference <= TOLERANCE:
         return Check(difference)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.fx.node import _get_qualified_name
 
+from prunec.compiler.halves import by_mode
 from prunec.compiler.spelling import NAMESPACES, public_name
 
 Function = Callable[..., Any]
@@ -45,7 +46,7 @@ _OP_NAMESPACES = frozenset({"aten", "prims", "torchvision"})
 
 def function_name(target: Function) -> str:
     """The public name of a call target; for a function that has none, where it was defined."""
-    return public_name(target) or str(_get_qualified_name(target))
+    return "by_mode" if target is by_mode else public_name(target) or str(_get_qualified_name(target))
 
 
 def resolve_function(name: str) -> Function | None:
@@ -65,7 +66,7 @@ def function_names() -> Iterable[str]:
 @cache
 def _functions() -> Mapping[str, Function]:
     """Name -> function, from the namespaces that the emitter spells functions by."""
-    table: dict[str, Function] = {"torch._assert": torch._assert}
+    table: dict[str, Function] = {"torch._assert": torch._assert, "by_mode": by_mode}
     pure = {id(function) for function in torch.overrides.get_testing_overrides()}
     for prefix, namespace in NAMESPACES:
         for name, value in inspect.getmembers_static(namespace):

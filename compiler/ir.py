@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,10 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from prunec.compiler.collector import uncollected
 from prunec.compiler.division import Division
+from prunec.compiler.halves import MODES, Mode, halve, has_both, switching
 
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
-Mode = Literal["eval", "train"]
-"""Which branches of a model's Python code are traced."""
 
 
 class Axis(NamedTuple):
@@ -90,12 +89,56 @@ class Program:
         return known
 
     @cached_property
-    def module(self) -> fx.GraphModule:
-        """The program as an `fx.GraphModule`, with the original's parameter names. Shares the leaf modules.
+    def module(self) -> nn.Module:
+        """The program as a module, with the original's parameter names. Shares the leaf modules.
+
+        It is `graph_module`; of a program of both modes it is a module that gives the result of the mode that it is in.
+        """
+        if not has_both(self.graph):
+            return self.graph_module
+        halves = {mode: self.half(mode).graph_module for mode in MODES}
+        return switching(self.name, self.graph_module, halves)
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The program's graph as an `fx.GraphModule`; of a program of both modes it gives both results, a `ByMode`.
 
         fx generates its Python code when it is first called, or its `code` is read.
         """
         return self._graph_module(dict(self.state))
+
+    def half(self, mode: Mode) -> Program:
+        """The half of a program of both modes that gives this mode's result; any other program as it is."""
+        if not has_both(self.graph):
+            return self
+        if mode not in self._halves:
+            self._halves[mode] = self._cut(mode)
+        return self._halves[mode]
+
+    @cached_property
+    def _halves(self) -> dict[Mode, Program]:
+        return {}
+
+    @cached_property
+    def deployed(self) -> Program:
+        """What a runtime executes: the half of eval mode, without inputs that only train mode reads."""
+        if not has_both(self.graph):
+            return self
+        half = self.half("eval")
+        graph, inputs = half.copy_graph(), []
+        for node, value in zip(graph.find_nodes(op="placeholder"), half.inputs, strict=True):
+            if node.users or not node.args:
+                inputs.append(value)
+            else:
+                graph.erase_node(node)
+        return replace(half, graph=graph, inputs=tuple(inputs))
+
+    def _cut(self, mode: Mode) -> Program:
+        graph = self.copy_graph()
+        halve(graph, mode)
+        read = {str(node.target) for node in graph.nodes if node.op in {"call_module", "get_attr"}}
+        state = {name: value for name, value in self.state.items() if name in read}
+        return replace(self, graph=graph, state=state, facts={})
 
     def _graph_module(self, state: dict[str, Any]) -> fx.GraphModule:
         with _quiet_getattr(), uncollected():
@@ -188,13 +231,6 @@ def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None =
     if isinstance(module, nn.RNNBase):  # it runs on this list, not on its attributes
         copy.__dict__["_flat_weights"] = [getattr(copy, key) for key in module._flat_weights_names]
     return copy
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node does something besides giving its value, so that it must stay though nobody reads it."""
-    if node.op in {"placeholder", "output"} or node.meta.get("mutates"):
-        return True
-    return node.op == "call_function" and node.is_impure(impure_random=False)
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

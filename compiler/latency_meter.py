@@ -70,14 +70,15 @@ class OnnxRuntimeMeter:
     def network(self, program: Program) -> NetworkTime:
         """Exported with the sizes of the example inputs, and run on them."""
         model = onnx_bytes(program)
-        fed = feed(session(model), program.inputs)
+        inputs = program.deployed.inputs
+        fed = feed(session(model), inputs)
         sweeps = []
         with TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model)
             for _ in range(NETWORK_SWEEPS):
                 (nodes,) = profile([model], [fed], rounds=15)
-                sweeps.append(NetworkTime(nodes, *ort_latency([path], program.inputs)))
+                sweeps.append(NetworkTime(nodes, *ort_latency([path], inputs)))
         return _fastest(sweeps)
 
 

@@ -353,7 +353,7 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    fill zero as_tensor asarray
+    fill zero as_tensor asarray by_mode
 """)
 _REDUCTIONS: Final = _words("""
     prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin

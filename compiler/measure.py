@@ -61,7 +61,7 @@ def write_onnx(
         progress("onnx", 1, 3)
         old_report = export_onnx(before, old, opset=export.opset, dynamic=export.dynamic)
         progress("onnx", 2, 3)
-        latency = dict(zip(("before", "after"), ort_latency((old, path), before.inputs), strict=True))
+        latency = dict(zip(("before", "after"), ort_latency((old, path), before.deployed.inputs), strict=True))
         progress("onnx", 3, 3)
     return {**_plain(new_report), "bytes": {"before": old_report.bytes, "after": new_report.bytes}, "latency": latency}
 
@@ -72,7 +72,7 @@ def measure_latency(before: Program, after: Program) -> dict[str, float]:
         paths = [Path(folder) / f"{name}.onnx" for name in ("before", "after")]
         for path, program in zip(paths, (before, after), strict=True):
             path.write_bytes(onnx_bytes(program))
-        return dict(zip(("before", "after"), ort_latency(paths, before.inputs), strict=True))
+        return dict(zip(("before", "after"), ort_latency(paths, before.deployed.inputs), strict=True))
 
 
 def _plain(report: OnnxReport) -> dict[str, Any]:

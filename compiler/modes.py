@@ -1,43 +1,76 @@
-"""What mode `train` costs: whether a model that is compiled so gives something else in eval mode than the original.
+"""Both modes of a model: what it gives in eval mode and in train mode, compiled together.
 
     original    eval: logits                train: (logits, aux)
-    slim        eval: (logits, aux)         train: (logits, aux)        so the report warns
+    slim        eval: logits                train: (logits, aux)
 
-A program has one result. In mode `train` it is the one of train mode, whatever the slim module's own flag says.
+In mode `train` the model is traced in either mode, and the two traces become one program; see `joining`. Where that
+can't be, the program is the one of train mode, whatever the slim module's own flag says, and a warning tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch import nn
 
-from torch import fx
-
+from prunec.compiler.batch import check_batch
+from prunec.compiler.computed import with_plain_weights
 from prunec.compiler.errors import ModelError
+from prunec.compiler.halves import MODES, Mode
+from prunec.compiler.inputs import Inputs
 from prunec.compiler.ir import Program
-from prunec.compiler.outlines import mismatch, outline
+from prunec.compiler.joining import joint_program
+from prunec.compiler.recorder import FOLLOWS
+from prunec.compiler.trace import recorded, trace
 
 
-def eval_warnings(program: Program, traced_in_eval: Callable[[], Program]) -> list[str]:
-    """What to tell whoever compiles in mode `train`; nothing where the original does the same in either mode.
+def trace_modes(
+    model: nn.Module, example_inputs: Inputs, mode: Mode, *, name: str | None = None
+) -> tuple[Program, tuple[str, ...]]:
+    """The program of a model for a compile in this mode, and what to warn of. Raises what `trace` raises.
 
-    Graphs are compared, not only results: a softmax that only eval mode takes leaves the shapes alike.
+    In mode `train` it is one of both modes where these differ at all.
     """
-    kept = "compiled in mode 'train': the slim module does what the original does in train mode, in eval mode, too"
+    if mode == "eval":
+        return trace(model, example_inputs, name=name), ()
+    trained = recorded(model, example_inputs, name=name, mode="train")
+    warnings: tuple[str, ...] = ()
     try:
-        other = traced_in_eval()
+        joint = joint_program(recorded(model, example_inputs, name=name), trained)
     except ModelError as error:
-        return [f"{kept}; the original can't be traced in eval mode to compare ({error.message})"]
-    if _spelt(program.graph) == _spelt(other.graph):
+        joint, warnings = trained, (_one_result(error),)
+    program = with_plain_weights(joint)
+    for each in MODES:
+        check_batch(program.half(each))
+    return program, warnings
+
+
+def _one_result(error: ModelError) -> str:
+    return (
+        "compiled in mode 'train': the slim module does what the original does in train mode, in eval mode, too; "
+        f"the original's eval mode can't be compiled along ({error.message})"
+    )
+
+
+def train_warnings(before: Program, after: Program) -> list[str]:
+    """What to tell of a slim module that is to be trained on: steps that do something else in training, and that passes
+    took out."""
+    left = _by_mode(after)
+    gone = [name for name in _by_mode(before) if name not in left]
+    if not gone:
         return []
-    if kind := mismatch(_result(program), _result(other)):
-        return [f"{kept}, and so gives {kind}"]
-    return [f"{kept}; the original computes something else in eval mode"]
+    shown = ", ".join(gone[:SHOWN]) + (", ..." if len(gone) > SHOWN else "")
+    return [
+        f"in train mode the slim module goes without batch statistics or dropout in {len(gone)} places, where passes "
+        f"took them out: {shown}"
+    ]
 
 
-def _spelt(graph: fx.Graph) -> list[tuple[str, str, str]]:
-    """What the nodes call, and with what. Nodes are numbered alike where all before them are alike."""
-    return [(node.op, str(node.target), f"{node.args} {node.kwargs}") for node in graph.nodes]
+SHOWN = 3
+"""How many places a warning names."""
+
+_KINDS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
-def _result(program: Program) -> object:
-    return outline(next(iter(reversed(program.graph.nodes))).meta["val"])
+def _by_mode(program: Program) -> list[str]:
+    """The layers and functions that do something else in training."""
+    layers = [name for name, value in program.state.items() if isinstance(value, _KINDS)]
+    return layers + [node.name for node in program.graph.nodes if node.op == "call_function" and node.target in FOLLOWS]

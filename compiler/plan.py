@@ -39,7 +39,7 @@ from pydantic_core.core_schema import is_instance_schema
 from prunec.compiler import registry
 from prunec.compiler.base import Pass
 from prunec.compiler.errors import Span, nearest
-from prunec.compiler.ir import Mode
+from prunec.compiler.halves import Mode
 from prunec.compiler.options import faults, label, wrong
 from prunec.compiler.parts import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport, PlanInput
 from prunec.compiler.source import Fault, Keys, Source, plain, read, shown
@@ -98,8 +98,9 @@ class Plan(BaseModel):
     region: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)] = None
     """Parts of the model that are compiled in their place, by their dotted names; None for all of it."""
     mode: Mode = "eval"
-    """`train` compiles the branches of train mode, such as those of auxiliary heads; the slim module then gives their
-    outputs in either mode. For deployment, compile in mode `eval`, where they aren't traced."""
+    """`train` compiles the branches of train mode along, such as those of auxiliary heads: the slim module gives in
+    each mode what the original gives in that mode. Costs, exports and accuracy are those of eval mode. For deployment
+    alone, compile in mode `eval`, where these branches aren't traced."""
     data: Factory | None = None
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()

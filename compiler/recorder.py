@@ -182,8 +182,8 @@ class Recorder(TorchFunctionMode):
         if lowers(func, kwargs):
             with self:
                 return multihead_attention_function(*args, **kwargs)
-        if self._training and func in _FOLLOWS:
-            args, kwargs = _following(self._flag, _FOLLOWS[func], args, kwargs)
+        if self._training and func in FOLLOWS:
+            args, kwargs = _following(self._flag, FOLLOWS[func], args, kwargs)
         call = describe(func, args, kwargs)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
@@ -350,7 +350,7 @@ _TAKES_FLAG: Mapping[str, Callable[..., Any]] = {
 """Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
 
 
-_FOLLOWS: Mapping[Callable[..., Any], tuple[int, bool]] = {
+FOLLOWS: Mapping[Callable[..., Any], tuple[int, bool]] = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), (2, True)),
     **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), (2, False)),
     F.rrelu: (3, False),

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler import halves
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.inputs import map_tensors
 from prunec.compiler.ir import Axis, IntArray, Program, clone_module
@@ -38,7 +39,7 @@ _TO_FLOAT: Final = frozenset(["float", "double", "half", "bfloat16"])
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
 
-_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg)
+_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, halves)
 _FAMILIES: Final[Mapping[str, str]] = {
     "torch.nn.modules.dropout": "dropout",
     "torch.nn.modules.padding": "pad",

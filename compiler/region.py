@@ -25,8 +25,9 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
+from prunec.compiler.halves import ByMode, has_both, in_eval, is_impure, joined, output_of
 from prunec.compiler.inputs import Arguments, Inputs, arguments, called
-from prunec.compiler.ir import Axis, Mode, Program, State, is_impure
+from prunec.compiler.ir import Axis, Program, State
 from prunec.compiler.metacopy import evaluating
 from prunec.compiler.outlines import mismatch, outline
 from prunec.compiler.reference import Interpreter, StepError
@@ -61,19 +62,24 @@ class Regions:
     parts: tuple[Region, ...]
     outline: Any = None
     """What the whole model gave, without values; see `outlines.outline`."""
-    mode: Mode = "eval"
+
+    @property
+    def joint(self) -> tuple[nn.Module, dict[str, Any]]:
+        """A module that runs all regions, with the whole model's parameter names, and its inputs."""
+        return _Joint(self.parts), {name: value for part in self.parts for name, value in part.inputs.items()}
 
     def trace(self) -> Program:
-        """All regions as one program, with the whole model's parameter names."""
-        inputs = {name: value for part in self.parts for name, value in part.inputs.items()}
-        return trace(_Joint(self.parts), inputs, name=type(self.model).__name__, mode=self.mode)
+        """All regions as one program, in eval mode."""
+        return trace(*self.joint, name=type(self.model).__name__)
 
     def part(self, program: Program, region: Region) -> Program:
         """One region of the joint program as a program of its own, with the region's parameter names."""
         graph, prefix = program.copy_graph(), f"{region.name}."
-        output = next(iter(reversed(graph.nodes)))
-        output.args = (output.args[0][region.name],)
-        output.meta["val"] = output.meta["val"][region.name]
+        output = output_of(graph)
+        values = output.meta["val"]
+        output.args = (_given(graph, output.args[0], region.name),)
+        each = (value[region.name] for value in values) if isinstance(values, ByMode) else ()
+        output.meta["val"] = ByMode(*each) if has_both(graph) else in_eval(values)[region.name]
         _leave_out(graph, region.inputs)
         graph.eliminate_dead_code(is_impure)
         names = [str(node.target) for node in program.graph.find_nodes(op="placeholder")]
@@ -93,15 +99,15 @@ class Regions:
         """A copy of the whole model with the program's parts in the regions' places."""
         return self._with(lambda region: _generated(self.part(program, region).module))
 
-    def check(self, program: Program) -> float:
+    def check(self, program: Program, *, alike: bool = True) -> float:
         """Run the whole model with the slim parts on its example, and compare every call of a part as it happens.
 
         At each call the program is run node by node, too, on the very same inputs and random numbers: what the part's
         generated code gives must be nested in the same way and hold the same numbers. So a fault shows where it is made
         and not only where boxes survive that it changed, and a rounding that tips a threshold of the whole is none.
         A part that the slim model's data pass by is called on what the original called it with.
-        The whole must give what the original gave, in kind: containers, keys, dtypes and numbers of dimensions; in mode
-        `train` a part may give more.
+        The whole must give what the original gave, in kind: containers, keys, dtypes and numbers of dimensions; unless
+        it needn't be `alike`, since the parts give in eval mode what they give in train mode.
         That the program computes what the plan asks of the original was checked after each pass; see `verify`.
 
         Gives the largest relative difference of any part's output in any call. Raises `VerifyError` where one differs,
@@ -110,7 +116,8 @@ class Regions:
         whole = self.spliced(program)
         found: dict[str, list[float]] = {region.name: [] for region in self.parts}
         for region in self.parts:
-            _watch(whole.get_submodule(region.name), self.part(program, region), found[region.name])
+            part = self.part(program, region).half("eval")
+            _watch(whole.get_submodule(region.name), part, found[region.name])
         given = outline(self._run(whole))
         for region in self.parts:
             if not found[region.name]:
@@ -120,7 +127,7 @@ class Regions:
                 if found_there > TOLERANCE[torch.float32]:
                     message = f"the slim region '{name}' differs by {found_there:.2g} from its reference"
                     raise VerifyError(f"{message} in the whole model (call {call})")
-        if self.mode == "eval" and (fault := mismatch(given, self.outline)):
+        if alike and (fault := mismatch(given, self.outline)):
             message = "the whole model with the slim regions gives something else than the original"
             raise ModelError(f"{message}: {fault}", hint=_PLAIN)
         return max(max(differences) for differences in found.values())
@@ -278,6 +285,11 @@ def _bare(value: Any) -> Any:
     return value
 
 
+def _given(graph: fx.Graph, result: Any, name: str) -> Any:
+    """What a region gives, of what all give; in both modes, where they are told apart."""
+    return joined(graph, *(each[name] for each in result)) if isinstance(result, ByMode) else result[name]
+
+
 def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
     """Erase what depends on other inputs than these, whether it writes in place or not: it is another region's."""
     others = {node for node in graph.find_nodes(op="placeholder") if node.target not in inputs}
@@ -289,9 +301,9 @@ def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
             graph.erase_node(node)
 
 
-def _generated(module: fx.GraphModule) -> fx.GraphModule:
+def _generated(module: nn.Module) -> nn.Module:
     """The module with its code made: at its first call fx would call it twice, and so its hooks."""
-    assert module.code, "a graph has code"
+    assert not isinstance(module, fx.GraphModule) or module.code, "a graph has code"
     return module
 
 

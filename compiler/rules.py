@@ -60,7 +60,7 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-_HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
+_HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops", "prunec.compiler.halves")
 
 
 def op_name(node: fx.Node) -> str:
@@ -280,7 +280,7 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
         dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
-        copy
+        copy by_mode
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from prunec.compiler.errors import ModelError
+from prunec.compiler.halves import by_mode
 
 INFIX: Mapping[Any, str] = {
     operator.add: "+",
@@ -169,6 +170,8 @@ class Speller:
             return f"{left} {INFIX[target]} {self.value(args[1])}"
         if target in PREFIX:
             return f"{PREFIX[target]}{self.value(args[0])}"
+        if target is by_mode:
+            return f"{self.value(args[1])} if self.training else {self.value(args[0])}"
         if target is operator.contains:
             return f"{self.value(args[1])} in {self.value(args[0])}"
         assert callable(target), f"{node.name} calls {target!r}"

@@ -18,6 +18,11 @@
       scores conv1 = [0.5, 1.25]                       # facts: a list is an array, a tuple is a tuple
     }
 
+A program of both modes returns twice, in this order:
+
+      return eval %softmax
+      return train (%fc, %aux)
+
 `to_text(from_text(text)) == text` for every text that `to_text` wrote. A text is about structure: tensors whose values
 aren't spelled out get pseudo-random ones when it is read, which depend on nothing but their names and shapes; the
 program's `origin` isn't written.
@@ -36,6 +41,7 @@ from torch import fx, nn
 from prunec.compiler.division import CHOICES
 from prunec.compiler.errors import ModelError
 from prunec.compiler.functions import function_name
+from prunec.compiler.halves import MODES, has_both
 from prunec.compiler.ir import Program, State, module_tensors
 from prunec.compiler.literals import literal
 from prunec.compiler.modules import constructor, parameter_dtype
@@ -123,7 +129,9 @@ def values_text(tensor: torch.Tensor) -> str:
 
 def _body(program: Program) -> Iterator[str]:
     for node in program.graph.nodes:
-        if node.op == "output":
+        if node.op == "output" and has_both(program.graph):
+            yield from (f"return {mode} {literal(getattr(node.args[0], mode))}" for mode in MODES)
+        elif node.op == "output":
             yield f"return {literal(node.args[0])}"
         elif node.op != "placeholder":
             yield f"%{node.name} = {_operation(node, program.state)} : {type_text(node.meta['val'])}"

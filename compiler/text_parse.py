@@ -19,8 +19,10 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from prunec.compiler.division import Division, Patterns, misread
+from prunec.compiler.edit import mutates
 from prunec.compiler.errors import nearest
 from prunec.compiler.functions import function_names, resolve_function
+from prunec.compiler.halves import MODES, ByMode
 from prunec.compiler.ir import Program, State, module_tensors
 from prunec.compiler.literals import Fragment, Reader, blank_strings
 from prunec.compiler.modules import read_constructor
@@ -80,6 +82,8 @@ class _Parser:
     training: bool = False
     closed: bool = False
     returned: bool = False
+    in_eval: tuple[Any] | None = None
+    """What `return eval` gave."""
     graph: fx.Graph = field(default_factory=fx.Graph)
     nodes: dict[str, fx.Node] = field(default_factory=dict)
     state: dict[str, State] = field(default_factory=dict)
@@ -115,6 +119,9 @@ class _Parser:
             owner, _, key = str(node.target).rpartition(".")
             if isinstance(held := state.get(owner), nn.Module):
                 state[str(node.target)] = dict(module_tensors("", held))[key]
+        for node in self.graph.nodes:
+            if mutates(node, state):
+                node.meta["mutates"] = True
         inputs = tuple(example_inputs(self.graph))
         shown = frozenset(self.values)
         division = Division(**self.axes)
@@ -197,7 +204,14 @@ class _Parser:
         self.axes[kind.code] = tuple(said.items())
 
     def _return(self, rest: Fragment) -> None:
-        value = self._literal(rest)
+        mode, result = _result_of(rest)
+        if mode == "eval" and self.in_eval is None:
+            self.in_eval = (self._literal(result),)
+            return
+        value = self._literal(result)
+        if (mode == "train") != (self.in_eval is not None):
+            raise rest.error("expected 'return eval ...' and then 'return train ...', or one 'return ...'")
+        value = value if self.in_eval is None else ByMode(*self.in_eval, value)
         self.graph.output(value).meta["val"] = _values_of(value)
         self.returned = True
 
@@ -325,6 +339,12 @@ class _Parser:
         except Exception as fault:  # whatever torch raises of impossible arguments
             reason = str(fault).strip().split("\n")[0]
             raise spelled.error(f"the operation fails: {reason or type(fault).__name__}") from fault
+
+
+def _result_of(rest: Fragment) -> tuple[str, Fragment]:
+    """The mode whose result a return is, and the result; no mode where the program has one result."""
+    word = rest.code.split(maxsplit=1)[0] if rest.code else ""
+    return (word, rest.part(len(word))) if word in MODES else ("", rest)
 
 
 def _values_of(value: Any) -> Any:

@@ -23,8 +23,9 @@ from prunec.compiler.batch import check_batch
 from prunec.compiler.collector import uncollected
 from prunec.compiler.computed import with_plain_weights
 from prunec.compiler.errors import ModelError
+from prunec.compiler.halves import Mode, is_impure
 from prunec.compiler.inputs import Arguments, Inputs, arguments, tensors_in
-from prunec.compiler.ir import Mode, Program, State, is_impure
+from prunec.compiler.ir import Program, State
 from prunec.compiler.lowering import plain_linear
 from prunec.compiler.metacopy import eval_copy, unhooked
 from prunec.compiler.places import user_span
@@ -45,6 +46,14 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
     (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
     """
+    program = with_plain_weights(recorded(model, example_inputs, name=name, mode=mode))
+    check_batch(program)
+    return program
+
+
+def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
+    """`trace` as the forward runs: weights that it computes itself are still computed, and no view of the batch is
+    looked at."""
     inputs = arguments(model, example_inputs)
     recorder: Recorder | None = None
     try:
@@ -55,17 +64,13 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
         raise _explained(error, model, recorder, inputs) from error
     recorder.constants.fold(recorder.graph)
     recorder.graph.eliminate_dead_code(is_impure)  # lints it first
-    program = with_plain_weights(
-        Program(
-            graph=recorder.graph,
-            state=_state(recorder),
-            inputs=tuple(inputs.inputs.values()),
-            name=name or type(model).__name__,
-            training=False,
-        )
+    return Program(
+        graph=recorder.graph,
+        state=_state(recorder),
+        inputs=tuple(inputs.inputs.values()),
+        name=name or type(model).__name__,
+        training=False,
     )
-    check_batch(program)
-    return program
 
 
 @contextmanager

@@ -39,6 +39,9 @@ VIEWS: Final = frozenset(
 )
 """Operations that compute nothing."""
 
+BLANK: Final = frozenset("empty empty_like empty_strided new_empty new_empty_strided".split())
+"""Operations that make memory and leave it as it is."""
+
 ROUNDED: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The tolerance where weights were computed anew and rounded to this type."""
 
@@ -186,12 +189,18 @@ def _views(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and name in VIEWS
 
 
+def _is_blank(node: fx.Node) -> bool:
+    """Whether a value is memory that nothing was written into yet: it holds anything."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op in ("call_function", "call_method") and name in BLANK
+
+
 def _nodewise_difference(
     after: Program, reference: Reference, inputs: tuple[Any, ...], dtype: torch.dtype, seed: int
 ) -> float:
     """The largest relative difference of any node's value; both programs run side by side, and values are freed.
 
-    What `_excused` excuses isn't counted. Views aren't compared: a wrong one shows in what reads it.
+    What `_excused` excuses isn't counted. Views and blank memory aren't compared: what is wrong shows in what reads it.
     """
     sizes: dict[fx.Node, float] = {}
     worst = 0.0
@@ -199,7 +208,7 @@ def _nodewise_difference(
     with _seeded(seed):
         ours = Interpreter(after, dtype).steps(inputs)
         for node, want in reference.values(inputs, dtype):
-            viewed = _views(node)
+            viewed = _views(node) or _is_blank(node)
             sizes[node] = max((sizes[n] for n in node.all_input_nodes), default=0.0) if viewed else _largest(want)
             if viewed or node.name not in present:
                 continue

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, Any, Final
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.base import Context
 from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.halves import ByMode
 from prunec.compiler.inputs import batch_of, called, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.options import wrong
@@ -125,14 +127,17 @@ class Calibration:
         context.progress("calibrate", 1, 1)
 
     def losses(self, outputs: Any, piece: Piece) -> Tensor:
-        """The loss of every sample, [N]. Raises `DataError` where labels and outputs don't fit the loss."""
-        output = first_output(outputs)
+        """The loss of every sample, [N]; summed over all outputs that are judged. Raises `DataError` where labels and
+        outputs don't fit the loss."""
         if piece.labels is None:
             raise DataError(f"the loss {self.loss} needs labels, and the data have none")
+        return reduce(torch.add, [self._loss(output, piece.labels) for output in judged(outputs)])
+
+    def _loss(self, output: Tensor, labels: Tensor) -> Tensor:
         try:
-            return LOSSES[self.loss](output, piece.labels)
+            return LOSSES[self.loss](output, labels)
         except (RuntimeError, ValueError, IndexError) as error:
-            shapes = f"outputs {list(output.shape)} and labels {list(piece.labels.shape)}"
+            shapes = f"outputs {list(output.shape)} and labels {list(labels.shape)}"
             raise DataError(f"the loss {self.loss} can't take {shapes}: {error}") from error
 
     def _wanted(self) -> int:
@@ -173,6 +178,17 @@ def first_output(outputs: Any) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
     raise DataError("the model gives no tensor of floats to take a loss of")
+
+
+def judged(outputs: Any) -> list[Tensor]:
+    """What a loss is taken of: the first output. In both modes, all outputs of train mode that are shaped like eval
+    mode's first: losses are made for those (eval mode may give shares instead of logits), and auxiliary heads count.
+    """
+    first = first_output(outputs)
+    if not isinstance(outputs, ByMode):
+        return [first]
+    leaves = (leaf for leaf in pytree.tree_leaves(outputs.train) if isinstance(leaf, Tensor))
+    return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.shape == first.shape] or [first]
 
 
 def call(module: fx.GraphModule, piece: Piece) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 
@@ -214,12 +215,12 @@ def test_train_mode_prunes_the_heads_that_only_it_has(tmp_path):
     assert result.lock["mode"] == "train"
     slim = result.module
     assert slim.aux.weight.shape[1] == slim.a.weight.shape[0] < 16
-    assert set(slim(x)) == {"out", "aux"}
-    assert torch.equal(result.before.module(x)["out"], model(x))
+    assert torch.equal(result.before.module(x), model(x))
     for made_of in (slim, written(result, tmp_path).load()):
-        assert torch.equal(made_of.eval()(x)["out"], made_of(x)["out"])
-        made_of.train()
-        assert not torch.equal(made_of(x)["out"], made_of(x)["out"])
+        assert torch.equal(made_of.eval()(x), made_of(x))
+        first, second = made_of.train()(x), made_of(x)
+        assert set(first) == {"out", "aux"}
+        assert not torch.equal(first["out"], second["out"])
 
 
 class Softened(nn.Sequential):
@@ -240,11 +241,27 @@ def stem() -> list[nn.Module]:
     return [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.1), nn.Conv2d(8, 4, 1)]
 
 
+class Counting(nn.Sequential):
+    """Train mode writes into a buffer that eval mode reads."""
+
+    def __init__(self, *layers) -> None:
+        super().__init__(*layers)
+        self.register_buffer("offset", torch.zeros(1))
+
+    def forward(self, x):
+        for layer in (self[0], self[1], self[3]):
+            x = layer(x)
+        if self.training:
+            self.offset.mul_(0.9)
+        return x + self.offset
+
+
 UNTRACED = ("no eval mode", "eval")
 MODES = {
-    "an auxiliary head": (Aux, r"and so gives a dict of 'out', 'aux' instead of float32\[_, _\]$"),
-    "other numbers": (lambda: Softened(*stem()), "the original computes something else in eval mode"),
-    "no eval mode": (lambda: EvalByData(*stem()), "can't be traced in eval mode to compare"),
+    "an auxiliary head": (Aux, None),
+    "other numbers": (lambda: Softened(*stem()), None),
+    "no eval mode": (lambda: EvalByData(*stem()), "a branch depends on the values of a tensor"),
+    "a buffer that moves": (lambda: Counting(*stem()), "'offset' is written into in train mode alone"),
     "the same": (lambda: nn.Sequential(*stem()), None),
 }
 
@@ -269,12 +286,32 @@ class Around(nn.Module):
         return self.net(x)
 
 
-def test_a_region_in_train_mode_tells_it_too():
+def test_a_region_is_compiled_in_both_modes(tmp_path):
     plan = {"plan": 1, "mode": "train", "region": "net", "passes": PASSES}
-    report = compile(Around().eval(), plan, example_inputs=(image(),)).report
-    assert report["region"]["difference"] < 1e-5
+    model, x = Around().eval(), image()
+    result = compile(model, plan, example_inputs=(x,))
+    assert result.report["region"]["difference"] < 1e-5
+    assert result.report["warnings"] == []
+    spliced = written(result, tmp_path).splice(copy.deepcopy(model))
+    for slim in (result.module, spliced):
+        assert isinstance(slim.eval()(x), torch.Tensor)
+        assert set(slim.train()(x)) == {"out", "aux"}
+        assert slim.net.aux.weight.shape[1] < 16
+    assert torch.equal(spliced.eval()(x), result.module.eval()(x))
+
+
+def test_a_region_without_eval_mode_is_told():
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = EvalByData(*stem())
+
+        def forward(self, x):
+            return self.net(x)
+
+    report = compile(Outer().eval(), {"plan": 1, "mode": "train", "region": "net", "passes": []}, (image(),)).report
     (warning,) = report["warnings"]
-    assert warning.endswith("a dict of 'out', 'aux' instead of float32[_, _] at ['net']")
+    assert "can't be compiled along" in warning
 
 
 def test_eval_mode_has_none_and_can_still_be_trained():

@@ -137,7 +137,7 @@ class TorchPruning(Criterion):
             for name, tensor in setting.program.tensors.items()
             if isinstance(tensor, nn.Parameter)
         }
-        peer = _Peer(tp, setting, evaluated(setting.program, leaves).module)
+        peer = _Peer(tp, setting, evaluated(setting.program, leaves).graph_module)
         groups = {group.name: items for group in setting.groups if (items := peer.items(group))}
         prepare = next((way for name, way in WAYS.items() if isinstance(made, getattr(tp.importance, name))), None)
         if prepare is not None:

@@ -98,7 +98,7 @@ def watched(program: Program, reads: Sequence[Read], look: Look) -> fx.GraphModu
         tap.meta.update(source.meta)
         _reroute(consumer, source, tap)
     alone = evaluated(program)
-    return alone.derive(graph=graph, state={**alone.state, **watchers}).module
+    return alone.derive(graph=graph, state={**alone.state, **watchers}).graph_module
 
 
 def _reroute(consumer: fx.Node, source: fx.Node, tap: fx.Node) -> None:

@@ -79,7 +79,7 @@ class Weights:
     @cached_property
     def module(self) -> fx.GraphModule:
         """The program whose leaves these are."""
-        return evaluated(self.setting.program, self.leaves).module
+        return evaluated(self.setting.program, self.leaves).graph_module
 
     def pieces(self, at_once: int | None = None) -> Iterator[Piece]:
         """The data, a piece at a time."""
