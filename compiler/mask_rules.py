@@ -232,7 +232,8 @@ def _convolution(call: Call) -> Any:
     rank, problem = plain(x).ndim, "the removed elements are no whole channels"
     channel = rank + 1 - plain(weight).ndim  # 0 for an image without a batch
     shape = [-1 if dim == channel else 1 for dim in range(rank)]
-    arriving = collapse(call, marks_of(x), [d for d in range(rank) if d != channel], problem).reshape(1, -1, 1)
+    gone, rows = _lost_rows(collapse(call, marks_of(x), range(channel + 1, rank), problem), channel)
+    arriving = collapse(call, rows, range(channel), problem).reshape(1, -1, 1)
     arriving = arriving.expand(1, plain(x).shape[channel], 1)
     own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
     own = own.expand(*plain(weight).shape[:2], 1)
@@ -240,7 +241,15 @@ def _convolution(call: Call) -> Any:
     marks = contract(call, count, x, weight, marks=(arriving, own))
     channels = Marked(plain(x), arriving.reshape(shape))  # with the free rim of a removed channel
     data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
-    return with_bias(call, data, marks.reshape(shape), bound["bias"], channel=channel)
+    return with_bias(call, data, torch.maximum(marks.reshape(shape), gone), bound["bias"], channel=channel)
+
+
+def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
+    """Where rows of a batch are removed as a whole (channels that were folded into it), as marks that are FREE
+    elsewhere, and the marks with these rows FREE, since the others alone say which channels arrive."""
+    gone = (marks == REMOVED).all(channel, keepdim=True) if channel else torch.zeros_like(marks, dtype=torch.bool)
+    gone &= not bool(gone.all())
+    return gone.to(marks.dtype) * REMOVED, torch.where(gone, FREE, marks).to(marks.dtype)
 
 
 # --- rules: norms over channels -------------------------------------------------------------------------------------

@@ -42,6 +42,9 @@ class Slim(Protocol):
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
 
+    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
+        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+
 
 Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
 """(old node, new node, slim): sets the new node's arguments. Runs only where the node's sizes change."""
@@ -102,11 +105,19 @@ def _sizes(
         return None
     places = slim.items(current, len(given)) if whole else list(current)
     literal = [place for place, fine in enumerate(settled) if not fine]
+    free = op_name(old) in ("view", "reshape") and -1 not in values and len(literal) == 1
     for place in literal:
-        dynamic = isinstance(places[place], fx.Node)
-        free = op_name(old) in ("view", "reshape") and -1 not in values and len(literal) == 1
-        places[place] = -1 if dynamic and free else target[place]
+        if free and isinstance(places[place], fx.Node):
+            places[place] = -1
+        else:
+            open_ = None if whole else _open(given[place], places[place], target[place], slim)
+            places[place] = target[place] if open_ is None else open_
     return tuple(places)
+
+
+def _open(old: Any, new: Any, wanted: int, slim: Slim) -> fx.Node | None:
+    """A size that follows the batch (batch times heads), where the number that was given does."""
+    return slim.scaled(old, new, wanted) if isinstance(old, fx.Node) and isinstance(new, fx.Node) else None
 
 
 @rewriter("squeeze")

@@ -208,6 +208,24 @@ class _View:
         """New nodes for the items of a node that gives a size."""
         return [_item(size, index, size.meta["val"][index]) for index in range(count)]
 
+    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
+        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+        now = self.value(number)
+        if not isinstance(now, int) or not wanted or not self._is_open(number):
+            return None
+        shared = math.gcd(now, wanted)
+        return _scaled(new, wanted // shared, now // shared, wanted)
+
+    def _is_open(self, number: fx.Node) -> bool:
+        """Whether a number comes from the size of a dimension that holds no channels, such as the batch."""
+        if not _reads(number):
+            return any(self._is_open(node) for node in number.all_input_nodes)
+        size, index = number.all_input_nodes[0], number.args[1] if len(number.args) == 2 else None
+        value = size if isinstance(size.meta["val"], torch.Tensor) else next(iter(size.all_input_nodes), None)
+        if value is None or not isinstance(value.meta["val"], torch.Tensor) or not isinstance(index, int):
+            return False
+        return all(labels.shape[index] == 1 for labels in self.analysis.flow.fields(value))
+
 
 def _item(size: fx.Node, index: int, value: int) -> fx.Node:
     with size.graph.inserting_after(size):
@@ -332,10 +350,16 @@ def _frozen(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> An
             return _valued(new.graph.call_function(old.target, args), before)
     if not _counts_batch(old):
         return before
-    with new.graph.inserting_after(new):
-        scaled = _valued(new.graph.call_function(operator.mul, (new, before)), before * now)
-    with new.graph.inserting_after(scaled):
-        return _valued(new.graph.call_function(operator.floordiv, (scaled, now)), before)
+    return _scaled(new, before, now, before)
+
+
+def _scaled(number: fx.Node, times: int, over: int, value: int) -> fx.Node:
+    """A node for `number * times // over`, which is `value` for the example."""
+    for function, by, result in ((operator.mul, times, value * over), (operator.floordiv, over, value)):
+        if by != 1:
+            with number.graph.inserting_after(number):
+                number = _valued(number.graph.call_function(function, (number, by)), result)
+    return number
 
 
 def _reads(node: fx.Node) -> bool:
