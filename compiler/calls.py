@@ -72,10 +72,12 @@ _UNTRACED = _words(
     "has_names data_ptr"
 )
 _DECIDES = _words("__bool__ __contains__ is_nonzero equal allclose")
-_SELECTS = _words("__getitem__ nonzero argwhere unique unique_consecutive masked_select")
+_SELECTS = _words("__getitem__ nonzero argwhere where unique unique_consecutive masked_select")
 _READS_NUMBERS = _words("__int__ __float__ __index__ __complex__ __format__ __array__ item tolist numpy")
 _PLAIN_NUMBERS = _words("ndim dim ndimension __len__ element_size itemsize get_device __int__ __float__ __index__")
 """Calls whose number isn't worth a node: it can't depend on the batch, or Python makes it a plain number anyway."""
+_RESHAPE = _words("squeeze_ unsqueeze_ transpose_ t_ swapaxes_ swapdims_")
+"""Methods that write no element, but give a tensor another shape."""
 _WRITERS = frozenset({"__setitem__", "_assert"})
 """Calls that give nothing and still count."""
 
@@ -100,6 +102,7 @@ _SHOWN: Mapping[str, str] = {
     "__float__": "float()",
     "__index__": "an index",
     "__getitem__": "x[mask]",
+    "where": "torch.where(mask)",
 }
 
 
@@ -119,6 +122,11 @@ class Call:
     def untraced(self) -> bool:
         """Whether the call is about autograd or printing, so that the graph needn't know of it."""
         return self.name in _UNTRACED or (self.kind == "set" and self.target != "data")
+
+    @property
+    def reshaped(self) -> str:
+        """The view that the call makes of its operand in place; empty where it makes none."""
+        return self.name.rstrip("_") if self.name in _RESHAPE else ""
 
     @property
     def reads_values(self) -> bool:

@@ -67,10 +67,20 @@ def add_up(call: Call, position: int = 1) -> Any:
 
 
 def maximum(call: Call, otherwise: Callable[[Call], Any]) -> Any:
-    """The largest element, where removed ones are zeros; `otherwise` where its place is asked for too."""
+    """The largest element, where removed ones are zeros, and its place.
+
+    A place is a number among all channels, and among those that are left another, so that it may not be used.
+    """
     second = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
-    named = call.name == "max" and (second is not None or "dim" in call.kwargs)
-    return otherwise(call) if named else add_up(call)
+    if call.name != "max" or (second is None and "dim" not in call.kwargs):
+        return add_up(call)
+    removed = marks_of(call.args[0]) == REMOVED
+    if isinstance(second, Tensor | Marked) or not any(removed.shape[dim] > 1 for dim in reduced_dims(call)):
+        return otherwise(call)
+    dims, largest = reduced_dims(call), run_zeroed(call)
+    marks = _added(marks_of(call.args[0]), dims)
+    values = mark(largest.values, marks if largest.values.ndim == marks.ndim else marks.squeeze(dims))
+    return values, mark(largest.indices, torch.full([1] * largest.indices.ndim, REMOVED, dtype=torch.uint8))
 
 
 def _normalize(call: Call) -> Any:

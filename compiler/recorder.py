@@ -31,6 +31,7 @@ from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.lowering import lowers, multihead_attention_function, written_out
 from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
 from prunec.compiler.metarun import MetaRunner
+from prunec.compiler.picking import Places, places_of, with_mask
 from prunec.compiler.places import in_meta_kernel, user_line
 from prunec.compiler.proxy import Flag, Handle, Number, Refused, Shape, wrap_number
 
@@ -182,7 +183,10 @@ class Recorder(TorchFunctionMode):
                 return multihead_attention_function(*args, **kwargs)
         if self._training and func in _FOLLOWS:
             args, kwargs = _following(self._flag, _FOLLOWS[func], args, kwargs)
+        args = with_mask(args)
         call = describe(func, args, kwargs)
+        if call.reshaped and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return self._reshape(call, args, kwargs)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
         traced = bool(tensors) or any(isinstance(operand, Number) or operand is _META for operand in operands)
@@ -190,12 +194,24 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         versions = [_version(tensor) for tensor in tensors]
         value = self._execute(call, args, kwargs, bool(tensors))
+        if type(value) is Places:
+            return value
         if call.is_plain(value) or not (traced or _has_tensor(value)):
             return value
         written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
         value = _distinct(value, tensors, written)
         arranged = call.arrange(self.to_graph(args), self.to_graph(kwargs))
         return self._enter(self._node(call.kind, call.target, *arranged), value, written)
+
+    def _reshape(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor that is given another shape in place (`x.unsqueeze_(1)`) is a view of what it was before."""
+        given = self.to_graph(args), self.to_graph(kwargs)
+        source, before = given[0][0], args[0].detach()
+        for node in (source, *source.all_input_nodes):  # a part of a tuple stands in the tuple's node as well
+            value = node.meta["val"]
+            node.meta["val"] = fx.node.map_aggregate(value, lambda v: before if v is args[0] else v)
+        value = call.function(*self.to_value(args), **self.to_value(kwargs))
+        return self._enter(self._node("call_method", call.reshaped, *given), value, ())
 
     def _can_record(self, call: Call, operands: Iterable[Any], traced: bool) -> bool:
         """Whether a call can be a node. One of literals alone that can't (a numpy array) gives a constant instead."""
@@ -221,6 +237,8 @@ class Recorder(TorchFunctionMode):
             known = self._known(call, args, kwargs)
             if known is not None:
                 return fx.node.map_aggregate(known[0], lambda a: to_meta(a) if isinstance(a, torch.Tensor) else a)
+            if (places := places_of(call, args, kwargs)) is not None:
+                return places
             if call.reads_values or isinstance(error, NotImplementedError):
                 raise Refused(*call.complaint()) from error
             raise

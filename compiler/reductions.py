@@ -164,6 +164,14 @@ def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
     return given in (None, "fro") or _positive(given)
 
 
+def _gives_values_alone(node: fx.Node) -> bool:
+    """Whether nobody reads the places of what `max(x, dim)` finds."""
+    return op_name(node) == "max" and all(
+        user.op == "call_function" and op_name(user) in ("getitem", "getattr") and user.args[1] in (0, "values")
+        for user in node.users
+    )
+
+
 _POWERS: Mapping[str, tuple[str, object]] = {
     "norm": ("p", "fro"),
     "normalize": ("p", 2.0),
@@ -190,7 +198,7 @@ def reduction(flow: Flow, node: fx.Node) -> Labelled:
         return without_labels(flow, node)
     position, default = _DIM_AT.get(op_name(node), (1, None))
     gone = dims_of(flow, argument(node, position, "dim", default), rank)
-    if isinstance(known, torch.Tensor) and _ignores_zeros(flow, node):
+    if (isinstance(known, torch.Tensor) or _gives_values_alone(node)) and _ignores_zeros(flow, node):
         fields = added_up(flow, node, value, gone)
     else:
         fields = mixed(flow, node, value, gone, "is reduced over")

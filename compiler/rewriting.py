@@ -292,6 +292,35 @@ def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         new.args = (*new.args[:first], *(wanted if spread else (wanted,)))
 
 
+@rewriter("gather")
+def gathered_index(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The index, which repeats itself along the channels, is cut to what is left of them."""
+    value, index = argument(old, 0, "input"), argument(new, 2, "index")
+    kept = [int(slim.kept(value, dim).sum()) for dim in range(rank_of(old))]
+    sizes = shape_of_argument(value)
+    if kept == list(sizes):
+        return
+    cut = tuple(slice(None) if left == size else slice(left) for left, size in zip(kept, sizes, strict=True))
+    with new.graph.inserting_before(new):
+        short = new.graph.call_function(operator.getitem, (index, cut))
+    short.meta = {**new.meta, "val": index.meta["val"][cut]}
+    put(new, 2, "index", short)
+
+
+def is_repeated(value: Any, dim: int) -> bool:
+    """Whether a value is the same at every position of a dimension, since it was repeated along it."""
+    if not isinstance(value, fx.Node) or value.op not in ("call_function", "call_method"):
+        return False
+    source, name = argument(value, 0, "input"), op_name(value)
+    if name in ("to", "long", "int", "contiguous", "clone", "detach"):
+        return is_repeated(source, dim)
+    if name not in ("repeat", "expand", "tile", "broadcast_to"):
+        return False
+    before = shape_of_argument(source)
+    own = dim - rank_of(value) + len(before)
+    return own < 0 or before[own] == 1
+
+
 def known(entry: Any) -> Any:
     return entry.meta["val"] if isinstance(entry, fx.Node) else entry
 
