@@ -109,6 +109,16 @@ def _over_channels(call: Call) -> Any:
     return mark(call.plain(), collapse(call, marks, {1, marks.ndim - 3}, "a norm over removed channels"))
 
 
+def _transformed(call: Call, default: int | tuple[int, int] | None, shifts: bool = False) -> Any:
+    """Fourier transforms, and shifts of their frequencies: along what they run over, all is kept or nothing is."""
+    value, bound = call.args[0], call.bind("input", "dim") if shifts else call.bind("input", "s", "dim")
+    dims = default if bound["dim"] is None else bound["dim"]
+    if dims is None:
+        dims = range(-len(bound["s"]), 0) if bound.get("s") is not None else range(plain(value).ndim)
+    along = [dim % plain(value).ndim for dim in ([dims] if isinstance(dims, int) else dims)]
+    return mark(call.plain(), collapse(call, marks_of(value), along, "a transform runs over removed channels"))
+
+
 # --- windows --------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +230,12 @@ ROWS: Final[Mapping[str, Callable[[Call], Any]]] = {
     **_named(partial(_recurrent, gates=4), "lstm lstmcell"),
     **_named(partial(_recurrent, gates=3), "gru grucell"),
     **_named(partial(_recurrent, gates=1), "rnn rnncell"),
+    **{
+        f"fft_{kind}{end}": partial(_transformed, default=dim)
+        for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+        for end, dim in (("", -1), ("2", (-2, -1)), ("n", None))
+    },
+    **_named(partial(_transformed, default=None, shifts=True), "fft_fftshift fft_ifftshift"),
     "normalize": _normalize,
     "cosine_similarity": _similarity,
     "fold": _fold,

@@ -87,6 +87,8 @@ def _move(call: Call) -> Any:
         raise call.error("removed channels are used as an index")
     if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
         return data
+    if call.name == "getattr" and rest[0] in (("real",), ("imag",)):
+        return mark(data, marks_of(source))
     run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
     if call.name in _VIEWS:
         cheap = partial(_on_marks, torch.Tensor.reshape, *run.args[1:]) if call.name == "view" else run
@@ -252,6 +254,21 @@ def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
     return gone.to(marks.dtype) * REMOVED, torch.where(gone, FREE, marks).to(marks.dtype)
 
 
+def _deformed(call: Call) -> Any:
+    """Deformable convolution in one group: like another, at places that must be whole."""
+    x, weight, bias = call.args[0], call.args[1], call.args[4]
+    if any(isinstance(places, Marked) and places.has_removed for places in call.args[2:4]):
+        raise call.error("removed channels are used as places")
+    problem = "the removed elements are no whole channels"
+    arriving = collapse(call, marks_of(x), (0, 2, 3), problem).reshape(1, -1, 1).expand(1, plain(x).shape[1], 1)
+    own = collapse(call, marks_of(weight), (2, 3), problem).flatten(2).expand(*plain(weight).shape[:2], 1)
+    if tuple(call.args[11:13]) != (1, 1) and bool((arriving == REMOVED).any() | (own == REMOVED).any()):
+        raise call.error("several groups lose channels")
+    count = partial(F.conv1d, groups=call.args[11])
+    marks = contract(call, count, x, weight, marks=(arriving, own))
+    return with_bias(call, run_zeroed(call), marks.reshape(1, -1, 1, 1), bias, channel=1)
+
+
 # --- rules: norms over channels -------------------------------------------------------------------------------------
 
 
@@ -342,7 +359,7 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    fill zero
+    fill zero complex polar conj conj_physical resolve_conj angle real imag
 """)
 _REDUCTIONS: Final = _words("""
     prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
@@ -374,6 +391,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(["tril", "triu"], _triangle),
     **dict.fromkeys(["view_as_complex", "view_as_real"], _complex),
     "embedding": _embed,
+    "deform_conv2d": _deformed,
     "glu": _gated,
     "pad": _pad,
     "setitem": _assign,

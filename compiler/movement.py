@@ -272,7 +272,7 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
     if name in ("T", "mT", "H", "mH"):
         arrays = (writable(f) for f in flow.fields(value))
         return flow.moved((getattr(array, str(name)).numpy() for array in arrays), node)
-    if name in ("data", "real"):
+    if name in ("data", "real", "imag"):
         return flow.fields(value)
     return unknown(flow, node)
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned
+from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
 from prunec.compiler.calls import Call, describe
 from prunec.compiler.constants import Constants
 from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
@@ -103,6 +103,9 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, tensor: torch.Tensor) -> Handle:
         """Adopt a tensor that the forward got neither from the model's parameters and buffers nor from an operation."""
+        if tensor.is_meta and (known := twin_of(tensor, self._kept)) is not None:
+            self._kept.append(tensor)
+            return self._handles.setdefault(id(tensor), self._handles[id(known)])
         if tensor.is_meta:
             raise Refused(
                 "a tensor comes from code that the tracer can't look into (a scripted function, a compiled extension)",

@@ -30,7 +30,8 @@ _SAME_SIGN: Final = _VIEWS | frozenset(
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d dropout dropout2d mean sum amax
     amin clone cat stack flip roll repeat repeat_interleave pixel_shuffle lp_pool2d MaxPool1d MaxPool2d MaxPool3d
     AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d
-    AdaptiveMaxPool2d AdaptiveMaxPool3d Dropout Dropout1d Dropout2d Dropout3d PixelShuffle PixelUnshuffle ChannelShuffle""".split()
+    AdaptiveMaxPool2d AdaptiveMaxPool3d Dropout Dropout1d Dropout2d Dropout3d PixelShuffle PixelUnshuffle
+    ChannelShuffle""".split()
 )
 """What gives nothing below zero if its first operand holds nothing below zero."""
 _OF_TWO: Final = frozenset({"add", "mul", "truediv"})
