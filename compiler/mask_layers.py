@@ -133,14 +133,16 @@ def _fold(call: Call) -> Any:
 
 
 def _sample(call: Call) -> Any:
-    """Pixels taken from the places of a grid, which must be whole."""
+    """Pixels taken from the places of a grid: whole rows of a batch may be removed, in both."""
     image, grid = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["grid"]
-    if isinstance(grid, Marked) and grid.has_removed:
-        raise call.error("removed channels are used as a grid")
-    marks = collapse(
-        call, marks_of(image), range(2, marks_of(image).ndim), "the removed elements are no whole channels"
-    )
-    return mark(call.plain(), marks)
+    data, rank = call.plain(), marks_of(image).ndim
+    marks = collapse(call, marks_of(image), range(2, rank), "the removed elements are no whole channels")
+    rows = collapse(call, marks_of(grid), range(1, rank), "removed channels are used as a grid")
+    if not bool((rows == REMOVED).any()):
+        return mark(data, marks)
+    shapes = [*data.shape[:2], *[1] * (rank - 2)], [data.shape[0], *[1] * (rank - 1)]
+    pair = [mark(data.new_empty(1).expand(shape), each) for shape, each in zip(shapes, (marks, rows), strict=True)]
+    return mark(data, meet(call, pair, shapes[0]))
 
 
 def _unpool(call: Call) -> Any:
