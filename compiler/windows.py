@@ -89,8 +89,7 @@ def grid_sample(flow: Flow, node: fx.Node) -> Labelled:
     """Every channel is sampled at the places of the grid, which stays as it is. Rows of the batch, such as heads that
     were folded into it, go in both."""
     value, grid = argument(node, 0, "input"), argument(node, 1, "grid")
-    rows = tuple(f for f in flow.fields(grid) if f.size == f.shape[0])
-    flow.pin_all((f for f in flow.fields(grid) if f.size > f.shape[0]), f"is a grid at {node.name}")
+    rows = mixed(flow, node, grid, range(1, rank_of(node)), "is a grid")
     fields = mixed(flow, node, value, range(2, rank_of(node)), "is sampled over")
     batch, ones = shape_of_argument(node)[:2], (1,) * (rank_of(node) - 2)
     return combine(flow, node, [(fields, (*batch, *ones)), (rows, (batch[0], 1, *ones))])
