@@ -170,6 +170,18 @@ class Call:
         return f"{text} (`{shown}`)", hint
 
 
+def with_dtype(function: Function, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`x.type("torch.cuda.FloatTensor")` as `x.type(torch.float32)`: where a tensor lives is no matter of the graph."""
+    given = args[1] if function is torch.Tensor.type and len(args) == 2 else None
+    named = getattr(torch, given.rpartition(".")[2], None) if isinstance(given, str) else given
+    return (args[0], named.dtype) if isinstance(named, type(torch.FloatTensor)) else args
+
+
+def shown_type(name: str) -> str:
+    """What `x.type()` is for a tensor on the meta device that stands for one on the CPU."""
+    return name.replace("torch.meta.", "torch.") if name.startswith("torch.meta.") else name
+
+
 def describe(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
     """The call of `function` on these arguments."""
     call = _spelled(function)

@@ -25,7 +25,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
-from prunec.compiler.calls import Call, describe
+from prunec.compiler.calls import Call, describe, shown_type, with_dtype
 from prunec.compiler.constants import Constants
 from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.lowering import lowers, multihead_attention_function, written_out
@@ -186,7 +186,7 @@ class Recorder(TorchFunctionMode):
                 return multihead_attention_function(*args, **kwargs)
         if self._training and func in _FOLLOWS:
             args, kwargs = _following(self._flag, _FOLLOWS[func], args, kwargs)
-        args = with_mask(args)
+        args = with_dtype(func, with_mask(args))
         call = describe(func, args, kwargs)
         if call.reshaped and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             return self._reshape(call, args, kwargs)
@@ -200,7 +200,7 @@ class Recorder(TorchFunctionMode):
         if type(value) is Places:
             return value
         if call.is_plain(value) or not (traced or _has_tensor(value)):
-            return value
+            return shown_type(value) if isinstance(value, str) else value
         written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
         value = _distinct(value, tensors, written)
         arranged = call.arrange(self.to_graph(args), self.to_graph(kwargs))
@@ -293,16 +293,16 @@ class Recorder(TorchFunctionMode):
 
     def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A leaf between its hooks, whose own operations are recorded: a leaf in the graph has none."""
-        module, hooked = standin.copy, standin.original
+        module, hooked, hooks = standin.copy, standin.original, standin.hooks
         if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
             raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
-        for key, before in hooked._forward_pre_hooks.items():
+        for key, before in hooks.get("_forward_pre_hooks", {}).items():
             if key in hooked._forward_pre_hooks_with_kwargs:
                 args, kwargs = before(module, args, kwargs) or (args, kwargs)
             elif (given := before(module, args)) is not None:
                 args = given if isinstance(given, tuple) else (given,)
         value = self._call_leaf(standin, args, kwargs)
-        for key, after in hooked._forward_hooks.items():
+        for key, after in hooks.get("_forward_hooks", {}).items():
             more = (kwargs,) if key in hooked._forward_hooks_with_kwargs else ()
             changed = after(module, args, *more, value)
             value = value if changed is None else changed

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from prunec.compiler.baking import baked
 from prunec.compiler.batch import check_batch
@@ -55,6 +55,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
         raise _explained(error, model, recorder, inputs) from error
     recorder.constants.fold(recorder.graph)
     recorder.graph.eliminate_dead_code(is_impure)  # lints it first
+    _check_inputs_matter(recorder.graph, type(model).__name__)
     program = with_plain_weights(
         Program(
             graph=recorder.graph,
@@ -66,6 +67,16 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
     )
     check_batch(program)
     return program
+
+
+def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
+    """Raise ModelError where the forward gives what an earlier run has left: then it reads none of its inputs."""
+    if any(node.users for node in graph.find_nodes(op="placeholder")):
+        return
+    raise ModelError(
+        f"{name}: nothing that the model gives depends on its inputs",
+        hint="does it read a tensor that an earlier run has left in an attribute, or that a hook has put elsewhere?",
+    )
 
 
 @contextmanager
