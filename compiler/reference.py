@@ -134,6 +134,8 @@ class Interpreter:
         """In float64, floating dtypes that the graph spells out become float64 too."""
 
         def own(value: Any) -> Any:
+            if isinstance(value, torch.dtype) and value.is_complex:
+                return torch.complex128
             return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
         pair = (tuple(args), dict(kwargs))
