@@ -249,8 +249,8 @@ def _convolution(call: Call) -> Any:
 def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
     """Where rows of a batch are removed as a whole (channels that were folded into it), as marks that are FREE
     elsewhere, and the marks with these rows FREE, since the others alone say which channels arrive."""
-    gone = (marks == REMOVED).all(channel, keepdim=True) if channel else torch.zeros_like(marks, dtype=torch.bool)
-    gone &= not bool(gone.all())
+    gone = (marks == REMOVED).all(channel, keepdim=True)
+    gone &= channel > 0 and not bool(gone.all())
     return gone.to(marks.dtype) * REMOVED, torch.where(gone, FREE, marks).to(marks.dtype)
 
 
