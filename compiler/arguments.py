@@ -8,7 +8,7 @@ returned(Result(logits=y))         {"logits": y}
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,3 +73,16 @@ def returned(value: Any) -> Any:
             f"the model gives back a {kind}, which a graph can't make", "return tensors, in tuples, lists or dicts"
         )
     return value
+
+
+def twin_of(tensor: torch.Tensor, known: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The last of the known tensors that is another Python object for the same elements (of `Variable(x)`, x)."""
+    storage = tensor.untyped_storage()._cdata
+    return next((other for other in reversed(known) if _is_twin(other, tensor, storage)), None)
+
+
+def _is_twin(other: torch.Tensor, tensor: torch.Tensor, storage: int) -> bool:
+    if not other.is_meta or other.dtype != tensor.dtype or other.untyped_storage()._cdata != storage:
+        return False
+    same_place = other.storage_offset() == tensor.storage_offset() and other.stride() == tensor.stride()
+    return bool(same_place and other.shape == tensor.shape)

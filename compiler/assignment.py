@@ -26,7 +26,7 @@ def created(flow: Flow, node: fx.Node) -> Labelled:
     Of zeros nothing is missed when one goes. Other constants (ones) have no labels, and so stay.
     """
     known = node.meta.get("val")
-    if not isinstance(known, torch.Tensor) or not known.is_floating_point():
+    if not isinstance(known, torch.Tensor) or not (known.is_floating_point() or known.is_complex()):
         return bare(known)
     fields: Fields = ()
     for dim in sorted({min(1, known.ndim - 1), known.ndim - 1}) if known.ndim else ():

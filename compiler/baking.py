@@ -10,6 +10,7 @@ is trainable where anything that it came from was. The original isn't touched, a
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from torch import nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from prunec.compiler.swapping import Swap
 
 Remover = Callable[[Any, str], Any]
 
@@ -37,7 +40,23 @@ def baked(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     memo.update({id(module): _plain(module) for module in computed})
     memo[id(memo)] = [*computed, *model.modules()]  # keeps what the ids stand for alive, as deepcopy itself does
-    return memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
+    return memo[id(model)] if id(model) in memo else _rebound(model, copy.deepcopy(model, memo), memo)
+
+
+def _rebound(model: nn.Module, made: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
+    """The copy with functions over the copy: a function itself is never copied, nor what its closure sees."""
+    owned = (value for module in model.modules() for value in (module, *vars(module).values()))
+    swap = Swap({id(value): memo[id(value)] for value in owned if isinstance(value, _OWNED) and id(value) in memo})
+    for module in made.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, types.FunctionType):
+                module.__dict__[key] = swap.nest(value)
+            elif key.endswith("_hooks") and isinstance(value, dict):
+                value.update((k, swap.nest(hook)) for k, hook in list(value.items()))
+    return made
+
+
+_OWNED = (nn.Module, dict, list, set)
 
 
 def _is_computed(module: nn.Module) -> bool:

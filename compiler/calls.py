@@ -72,10 +72,12 @@ _UNTRACED = _words(
     "has_names data_ptr"
 )
 _DECIDES = _words("__bool__ __contains__ is_nonzero equal allclose")
-_SELECTS = _words("__getitem__ nonzero argwhere unique unique_consecutive masked_select")
+_SELECTS = _words("__getitem__ nonzero argwhere where unique unique_consecutive masked_select")
 _READS_NUMBERS = _words("__int__ __float__ __index__ __complex__ __format__ __array__ item tolist numpy")
 _PLAIN_NUMBERS = _words("ndim dim ndimension __len__ element_size itemsize get_device __int__ __float__ __index__")
 """Calls whose number isn't worth a node: it can't depend on the batch, or Python makes it a plain number anyway."""
+_RESHAPE = _words("squeeze_ unsqueeze_ transpose_ t_ swapaxes_ swapdims_")
+"""Methods that write no element, but give a tensor another shape."""
 _WRITERS = frozenset({"__setitem__", "_assert"})
 """Calls that give nothing and still count."""
 
@@ -100,6 +102,7 @@ _SHOWN: Mapping[str, str] = {
     "__float__": "float()",
     "__index__": "an index",
     "__getitem__": "x[mask]",
+    "where": "torch.where(mask)",
 }
 
 
@@ -119,6 +122,11 @@ class Call:
     def untraced(self) -> bool:
         """Whether the call is about autograd or printing, so that the graph needn't know of it."""
         return self.name in _UNTRACED or (self.kind == "set" and self.target != "data")
+
+    @property
+    def reshaped(self) -> str:
+        """The view that the call makes of its operand in place; empty where it makes none."""
+        return self.name.rstrip("_") if self.name in _RESHAPE else ""
 
     @property
     def reads_values(self) -> bool:
@@ -160,6 +168,18 @@ class Call:
         text, hint = _NUMBER if self.name in _READS_NUMBERS else _SIZE if self.name in _SELECTS else _NO_KERNEL
         shown = _SHOWN.get(self.name, f".{self.name}()" if self.kind == "call_method" else self.name)
         return f"{text} (`{shown}`)", hint
+
+
+def with_dtype(function: Function, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`x.type("torch.cuda.FloatTensor")` as `x.type(torch.float32)`: where a tensor lives is no matter of the graph."""
+    given = args[1] if function is torch.Tensor.type and len(args) == 2 else None
+    named = getattr(torch, given.rpartition(".")[2], None) if isinstance(given, str) else given
+    return (args[0], named.dtype) if isinstance(named, type(torch.FloatTensor)) else args
+
+
+def shown_type(name: str) -> str:
+    """What `x.type()` is for a tensor on the meta device that stands for one on the CPU."""
+    return name.replace("torch.meta.", "torch.") if name.startswith("torch.meta.") else name
 
 
 def describe(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:

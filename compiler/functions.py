@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -67,7 +67,7 @@ def function_names() -> Iterable[str]:
 def _functions() -> Mapping[str, Function]:
     """Name -> function, from the namespaces that the emitter spells functions by."""
     table: dict[str, Function] = {"torch._assert": torch._assert, "by_mode": by_mode}
-    pure = {id(function) for function in torch.overrides.get_testing_overrides()}
+    pure = set(torch.overrides.get_testing_overrides())  # by equality: a builtin may be several objects
     for prefix, namespace in NAMESPACES:
         for name, value in inspect.getmembers_static(namespace):
             full = f"{prefix}.{name}" if prefix else name
@@ -76,14 +76,14 @@ def _functions() -> Mapping[str, Function]:
     return {name: value for name, value in table.items() if name not in _FORBIDDEN}
 
 
-def _is_allowed(prefix: str, name: str, value: Any, pure: set[int]) -> bool:
+def _is_allowed(prefix: str, name: str, value: Any, pure: set[Function]) -> bool:
     if not prefix:
         return name in _BUILTINS
     if inspect.isclass(value):
         return False
     if prefix == "torch":
         in_place = inspect.isbuiltin(value) and name.endswith("_")
-        return in_place or name in _TORCH or id(value) in pure
+        return in_place or name in _TORCH or (isinstance(value, Hashable) and value in pure)
     return prefix != "torch.Tensor" or inspect.ismethoddescriptor(value)
 
 

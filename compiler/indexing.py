@@ -18,7 +18,7 @@ from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Gather, Labelled, compress, shape_of_argument
 from prunec.compiler.movement import executed, writable
 from prunec.compiler.reductions import mixed
-from prunec.compiler.rewriting import index_dims, is_tensor, known_places
+from prunec.compiler.rewriting import index_dims, is_repeated, is_tensor, known_places
 from prunec.compiler.rules import (
     argument,
     dims_of,
@@ -144,6 +144,16 @@ def index_select(flow: Flow, node: fx.Node) -> Labelled:
     [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
     fields = _at_places(flow, value, dim, index, node)
     return mixed(flow, node, subject(flow, node), [dim], "is picked from") if fields is None else fields
+
+
+@on_op("gather")
+def gather(flow: Flow, node: fx.Node) -> Labelled:
+    """Rows picked by an index that says the same for all channels: these pass. Others stay."""
+    value, index = subject(flow, node), argument(node, 2, "index")
+    [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
+    wide, narrow = shape_of_argument(value), shape_of_argument(index)
+    varied = [d for d in range(len(wide)) if d != dim and not (narrow[d] == wide[d] and is_repeated(index, d))]
+    return mixed(flow, node, value, [dim, *varied], "is picked from")
 
 
 def _constant_index(flow: Flow, entry: object) -> Any:

@@ -67,10 +67,20 @@ def add_up(call: Call, position: int = 1) -> Any:
 
 
 def maximum(call: Call, otherwise: Callable[[Call], Any]) -> Any:
-    """The largest element, where removed ones are zeros; `otherwise` where its place is asked for too."""
+    """The largest element, where removed ones are zeros, and its place.
+
+    A place is a number among all channels, and among those that are left another, so that it may not be used.
+    """
     second = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
-    named = call.name == "max" and (second is not None or "dim" in call.kwargs)
-    return otherwise(call) if named else add_up(call)
+    if call.name != "max" or (second is None and "dim" not in call.kwargs):
+        return add_up(call)
+    removed = marks_of(call.args[0]) == REMOVED
+    if isinstance(second, Tensor | Marked) or not any(removed.shape[dim] > 1 for dim in reduced_dims(call)):
+        return otherwise(call)
+    dims, largest = reduced_dims(call), run_zeroed(call)
+    marks = _added(marks_of(call.args[0]), dims)
+    values = mark(largest.values, marks if largest.values.ndim == marks.ndim else marks.squeeze(dims))
+    return values, mark(largest.indices, torch.full([1] * largest.indices.ndim, REMOVED, dtype=torch.uint8))
 
 
 def _normalize(call: Call) -> Any:
@@ -99,6 +109,16 @@ def _over_channels(call: Call) -> Any:
     return mark(call.plain(), collapse(call, marks, {1, marks.ndim - 3}, "a norm over removed channels"))
 
 
+def _transformed(call: Call, default: int | tuple[int, int] | None, shifts: bool = False) -> Any:
+    """Fourier transforms, and shifts of their frequencies: along what they run over, all is kept or nothing is."""
+    value, bound = call.args[0], call.bind("input", "dim") if shifts else call.bind("input", "s", "dim")
+    dims = default if bound["dim"] is None else bound["dim"]
+    if dims is None:
+        dims = range(-len(bound["s"]), 0) if bound.get("s") is not None else range(plain(value).ndim)
+    along = [dim % plain(value).ndim for dim in ([dims] if isinstance(dims, int) else dims)]
+    return mark(call.plain(), collapse(call, marks_of(value), along, "a transform runs over removed channels"))
+
+
 # --- windows --------------------------------------------------------------------------------------------------------
 
 
@@ -113,14 +133,16 @@ def _fold(call: Call) -> Any:
 
 
 def _sample(call: Call) -> Any:
-    """Pixels taken from the places of a grid, which must be whole."""
+    """Pixels taken from the places of a grid: whole rows of a batch may be removed, in both."""
     image, grid = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["grid"]
-    if isinstance(grid, Marked) and grid.has_removed:
-        raise call.error("removed channels are used as a grid")
-    marks = collapse(
-        call, marks_of(image), range(2, marks_of(image).ndim), "the removed elements are no whole channels"
-    )
-    return mark(call.plain(), marks)
+    data, rank = call.plain(), marks_of(image).ndim
+    marks = collapse(call, marks_of(image), range(2, rank), "the removed elements are no whole channels")
+    rows = collapse(call, marks_of(grid), range(1, rank), "removed channels are used as a grid")
+    if not bool((rows == REMOVED).any()):
+        return mark(data, marks)
+    shapes = [*data.shape[:2], *[1] * (rank - 2)], [data.shape[0], *[1] * (rank - 1)]
+    pair = [mark(data.new_empty(1).expand(shape), each) for shape, each in zip(shapes, (marks, rows), strict=True)]
+    return mark(data, meet(call, pair, shapes[0]))
 
 
 def _unpool(call: Call) -> Any:
@@ -210,6 +232,12 @@ ROWS: Final[Mapping[str, Callable[[Call], Any]]] = {
     **_named(partial(_recurrent, gates=4), "lstm lstmcell"),
     **_named(partial(_recurrent, gates=3), "gru grucell"),
     **_named(partial(_recurrent, gates=1), "rnn rnncell"),
+    **{
+        f"fft_{kind}{end}": partial(_transformed, default=dim)
+        for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+        for end, dim in (("", -1), ("2", (-2, -1)), ("n", None))
+    },
+    **_named(partial(_transformed, default=None, shifts=True), "fft_fftshift fft_ifftshift"),
     "normalize": _normalize,
     "cosine_similarity": _similarity,
     "fold": _fold,

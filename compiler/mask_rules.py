@@ -88,6 +88,8 @@ def _move(call: Call) -> Any:
         raise call.error("removed channels are used as an index")
     if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
         return data
+    if call.name == "getattr" and rest[0] in (("real",), ("imag",)):
+        return mark(data, marks_of(source))
     run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
     if call.name in _VIEWS:
         cheap = partial(_on_marks, torch.Tensor.reshape, *run.args[1:]) if call.name == "view" else run
@@ -252,7 +254,8 @@ def _convolution(call: Call) -> Any:
     rank, problem = plain(x).ndim, "the removed elements are no whole channels"
     channel = rank + 1 - plain(weight).ndim  # 0 for an image without a batch
     shape = [-1 if dim == channel else 1 for dim in range(rank)]
-    arriving = collapse(call, marks_of(x), [d for d in range(rank) if d != channel], problem).reshape(1, -1, 1)
+    gone, rows = _lost_rows(collapse(call, marks_of(x), range(channel + 1, rank), problem), channel)
+    arriving = collapse(call, rows, range(channel), problem).reshape(1, -1, 1)
     arriving = arriving.expand(1, plain(x).shape[channel], 1)
     own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
     own = own.expand(*plain(weight).shape[:2], 1)
@@ -260,7 +263,30 @@ def _convolution(call: Call) -> Any:
     marks = contract(call, count, x, weight, marks=(arriving, own))
     channels = Marked(plain(x), arriving.reshape(shape))  # with the free rim of a removed channel
     data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
-    return with_bias(call, data, marks.reshape(shape), bound["bias"], channel=channel)
+    return with_bias(call, data, torch.maximum(marks.reshape(shape), gone), bound["bias"], channel=channel)
+
+
+def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
+    """Where rows of a batch are removed as a whole (channels that were folded into it), as marks that are FREE
+    elsewhere, and the marks with these rows FREE, since the others alone say which channels arrive."""
+    gone = (marks == REMOVED).all(channel, keepdim=True)
+    gone &= channel > 0 and not bool(gone.all())
+    return gone.to(marks.dtype) * REMOVED, torch.where(gone, FREE, marks).to(marks.dtype)
+
+
+def _deformed(call: Call) -> Any:
+    """Deformable convolution in one group: like another, at places that must be whole."""
+    x, weight, bias = call.args[0], call.args[1], call.args[4]
+    if any(isinstance(places, Marked) and places.has_removed for places in call.args[2:4]):
+        raise call.error("removed channels are used as places")
+    problem = "the removed elements are no whole channels"
+    arriving = collapse(call, marks_of(x), (0, 2, 3), problem).reshape(1, -1, 1).expand(1, plain(x).shape[1], 1)
+    own = collapse(call, marks_of(weight), (2, 3), problem).flatten(2).expand(*plain(weight).shape[:2], 1)
+    if tuple(call.args[11:13]) != (1, 1) and bool((arriving == REMOVED).any() | (own == REMOVED).any()):
+        raise call.error("several groups lose channels")
+    count = partial(F.conv1d, groups=call.args[11])
+    marks = contract(call, count, x, weight, marks=(arriving, own))
+    return with_bias(call, run_zeroed(call), marks.reshape(1, -1, 1, 1), bias, channel=1)
 
 
 # --- rules: norms over channels -------------------------------------------------------------------------------------
@@ -353,7 +379,7 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    fill zero as_tensor asarray by_mode
+    fill zero as_tensor asarray by_mode complex polar conj conj_physical resolve_conj angle real imag
 """)
 _REDUCTIONS: Final = _words("""
     prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
@@ -385,6 +411,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(["tril", "triu"], _triangle),
     **dict.fromkeys(["view_as_complex", "view_as_real"], _complex),
     "embedding": _embed,
+    "deform_conv2d": _deformed,
     "glu": _gated,
     "pad": _pad,
     "setitem": _assign,

@@ -10,11 +10,10 @@ their attributes are filled in, so shared modules and back references come out a
 
 from __future__ import annotations
 
-import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch.nn.parameter import is_lazy
 from prunec.compiler import lowering
 from prunec.compiler.ir import clone_module
 from prunec.compiler.proxy import Refused
+from prunec.compiler.swapping import Swap
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _TRACED_THROUGH = frozenset(f"torch.nn.modules.{name}" for name in ("container", "transformer", "padding"))
@@ -42,6 +42,8 @@ class StandIn:
     original: nn.Module
     copy: nn.Module
     leaf: bool
+    hooks: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    """A leaf's own hooks, which the tracer runs; those of other modules are called with them."""
 
     @cached_property
     def config(self) -> Hashable | None:
@@ -65,14 +67,15 @@ def meta_copy(model: nn.Module) -> MetaCopy:
     copies = {id(module): _blank(name, module) for name, module in originals.items()}
     tensors = {name: (tensor, _meta_like(name, tensor)) for name, tensor in _named_tensors(originals)}
     meta = {id(tensor): copy for tensor, copy in tensors.values()}
+    swap = Swap({**copies, **meta})
     modules: dict[int, StandIn] = {}
     for name, module in originals.items():
         copy = copies[id(module)]
-        _fill(module, copy, copies, meta)
+        _fill(module, copy, swap)
         leaf = bool(name) and is_leaf(module)
-        if leaf:
-            copy.__dict__.update({key: OrderedDict() for key in _HOOKS if copy.__dict__.get(key)})
-        standin = StandIn(name, module, copy, leaf)
+        hooks = {key: copy.__dict__[key] for key in _HOOKS if leaf and copy.__dict__.get(key)}
+        copy.__dict__.update({key: OrderedDict() for key in hooks})
+        standin = StandIn(name, module, copy, leaf, hooks)
         modules[id(module)] = modules[id(copy)] = standin
     return MetaCopy(copies[id(model)], modules, tensors)
 
@@ -120,27 +123,21 @@ def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
-def _fill(
-    module: nn.Module, copy: nn.Module, copies: Mapping[int, nn.Module], meta: Mapping[int, torch.Tensor]
-) -> None:
+def _fill(module: nn.Module, copy: nn.Module, swap: Swap) -> None:
     """Give a blank copy its tensors, its children and its other attributes."""
-
-    def swap(value: Any) -> Any:
-        return copies.get(id(value), value) if isinstance(value, nn.Module) else meta.get(id(value), value)
-
     attributes = module.__dict__.copy()
     for key, value in module.__dict__.items():
         kind = type(value)
         if kind in _ATOMS:
             continue
-        if kind in _DICTS and not value:
+        if kind in _DICTS and not value and key.startswith("_"):
             attributes[key] = kind()
         elif kind is tuple and _is_plain(value):
             continue
         elif key in _TABLES:
-            attributes[key] = {k: swap(v) for k, v in value.items()}
+            attributes[key] = {k: swap.one(v) for k, v in value.items()}
         else:
-            attributes[key] = _rebuild(value, swap)
+            attributes[key] = swap.nest(value)
     attributes["training"] = False
     copy.__dict__.update(attributes)
     if type(module) in lowering.MODULES:
@@ -151,22 +148,6 @@ def _is_plain(value: Any) -> bool:
     """Whether an attribute is an immutable value that holds no module and no tensor."""
     kind = type(value)
     return kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value))
-
-
-def _rebuild(value: Any, swap: Callable[[Any], Any]) -> Any:
-    """An attribute for the copy: containers anew, modules and parameters swapped, everything else shared."""
-    if isinstance(value, dict):
-        items = {key: _rebuild(item, swap) for key, item in value.items()}
-        if type(value) not in _DICTS and all(items[key] is item for key, item in value.items()):
-            return value  # one that may forbid to be changed
-        rebuilt = value.copy()
-        rebuilt.update(items)
-        return rebuilt
-    if type(value) in (list, tuple, set):
-        return type(value)(_rebuild(item, swap) for item in value)
-    if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, swap(value.__self__))
-    return swap(value)
 
 
 def _config(module: nn.Module) -> Hashable | None:

@@ -138,6 +138,19 @@ def roll(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved((executed(f, shape, lambda t: t.roll(*rest, **kwargs)) for f in flow.fields(value)), node)
 
 
+@on_op("view_as_complex")
+def as_complex(flow: Flow, node: fx.Node) -> Labelled:
+    """The last dimension holds the two parts of a number, which go together."""
+    value = subject(flow, node)
+    return flow.moved((whole(flow, f, f.ndim - 1, node)[..., 0] for f in flow.fields(value)), node)
+
+
+@on_op("view_as_real")
+def as_real(flow: Flow, node: fx.Node) -> Labelled:
+    """Both parts of a number go with it."""
+    return tuple(f[..., None] for f in flow.fields(subject(flow, node)))
+
+
 # -- joining -------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +288,7 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
     if name in ("T", "mT", "H", "mH"):
         arrays = (writable(f) for f in flow.fields(value))
         return flow.moved((getattr(array, str(name)).numpy() for array in arrays), node)
-    if name in ("data", "real"):
+    if name in ("data", "real", "imag"):
         return flow.fields(value)
     return unknown(flow, node)
 

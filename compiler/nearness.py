@@ -24,6 +24,8 @@ def leaf_difference(got: Any, want: Any) -> float:
         return 0.0 if got is want or got == want else float("inf")
     if not isinstance(got, Tensor) or got.shape != want.shape or got.is_floating_point() != want.is_floating_point():
         return float("inf")
+    if want.is_complex() and got.is_complex():
+        return leaf_difference(torch.view_as_real(got), torch.view_as_real(want))
     if not want.is_floating_point():
         return 0.0 if torch.equal(got, want) else float("inf")
     relative = _ratio(got, want)

@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned
-from prunec.compiler.calls import Call, describe
+from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
+from prunec.compiler.calls import Call, describe, shown_type, with_dtype
 from prunec.compiler.constants import Constants
 from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.lowering import lowers, multihead_attention_function, written_out
 from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
 from prunec.compiler.metarun import MetaRunner
+from prunec.compiler.picking import Places, places_of, with_mask
 from prunec.compiler.places import in_meta_kernel, user_line
 from prunec.compiler.proxy import Flag, Handle, Number, Refused, Shape, wrap_number
 
@@ -88,7 +89,7 @@ class Recorder(TorchFunctionMode):
         if self._device is None:
             self._here = next(tensors_in(example)).device
             first = next(tensors_in(value))
-            self._device = Handle(self, self._here, lambda: self.call_node(getattr, (first, "device"), self._here))
+            self._device = Handle(self, self._here, lambda: self.call_node(getattr, (first, "device"), _META))
         return value
 
     def _adopt_input(self, value: Any, handle: Handle) -> None:
@@ -104,6 +105,9 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, tensor: torch.Tensor) -> Handle:
         """Adopt a tensor that the forward got neither from the model's parameters and buffers nor from an operation."""
+        if tensor.is_meta and (known := twin_of(tensor, self._kept)) is not None:
+            self._kept.append(tensor)
+            return self._handles.setdefault(id(tensor), self._handles[id(known)])
         if tensor.is_meta:
             raise Refused(
                 "a tensor comes from code that the tracer can't look into (a scripted function, a compiled extension)",
@@ -184,7 +188,10 @@ class Recorder(TorchFunctionMode):
                 return multihead_attention_function(*args, **kwargs)
         if self._training and func in FOLLOWS:
             args, kwargs = _following(self._flag, FOLLOWS[func], args, kwargs)
+        args = with_dtype(func, with_mask(args))
         call = describe(func, args, kwargs)
+        if call.reshaped and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return self._reshape(call, args, kwargs)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
         traced = bool(tensors) or any(isinstance(o, Number) or self._is_here(o) for o in operands)
@@ -194,8 +201,10 @@ class Recorder(TorchFunctionMode):
         value = self._execute(call, args, kwargs, bool(tensors))
         if isinstance(value, torch.device):
             return self._here  # forwards ask of what kind it is
-        if call.is_plain(value) or not (traced or _has_tensor(value)):
+        if type(value) is Places:
             return value
+        if call.is_plain(value) or not (traced or _has_tensor(value)):
+            return shown_type(value) if isinstance(value, str) else value
         written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
         value = _distinct(value, tensors, written)
         arranged = call.arrange(self.to_graph(args), self.to_graph(kwargs))
@@ -204,6 +213,16 @@ class Recorder(TorchFunctionMode):
     def _is_here(self, operand: Any) -> bool:
         """Whether an operand is the inputs' device."""
         return isinstance(operand, torch.device) and operand == self._here
+
+    def _reshape(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor that is given another shape in place (`x.unsqueeze_(1)`) is a view of what it was before."""
+        given = self.to_graph(args), self.to_graph(kwargs)
+        source, before = given[0][0], args[0].detach()
+        for node in (source, *source.all_input_nodes):  # a part of a tuple stands in the tuple's node as well
+            value = node.meta["val"]
+            node.meta["val"] = fx.node.map_aggregate(value, lambda v: before if v is args[0] else v)
+        value = call.function(*self.to_value(args), **self.to_value(kwargs))
+        return self._enter(self._node("call_method", call.reshaped, *given), value, ())
 
     def _can_record(self, call: Call, operands: Iterable[Any], traced: bool) -> bool:
         """Whether a call can be a node. One of literals alone that can't (a numpy array) gives a constant instead."""
@@ -229,6 +248,8 @@ class Recorder(TorchFunctionMode):
             known = self._known(call, args, kwargs)
             if known is not None:
                 return fx.node.map_aggregate(known[0], lambda a: to_meta(a) if isinstance(a, torch.Tensor) else a)
+            if (places := places_of(call, args, kwargs)) is not None:
+                return places
             if call.reads_values or isinstance(error, NotImplementedError):
                 raise Refused(*call.complaint()) from error
             raise
@@ -280,16 +301,16 @@ class Recorder(TorchFunctionMode):
 
     def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A leaf between its hooks, whose own operations are recorded: a leaf in the graph has none."""
-        module, hooked = standin.copy, standin.original
+        module, hooked, hooks = standin.copy, standin.original, standin.hooks
         if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
             raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
-        for key, before in hooked._forward_pre_hooks.items():
+        for key, before in hooks.get("_forward_pre_hooks", {}).items():
             if key in hooked._forward_pre_hooks_with_kwargs:
                 args, kwargs = before(module, args, kwargs) or (args, kwargs)
             elif (given := before(module, args)) is not None:
                 args = given if isinstance(given, tuple) else (given,)
         value = self._call_leaf(standin, args, kwargs)
-        for key, after in hooked._forward_hooks.items():
+        for key, after in hooks.get("_forward_hooks", {}).items():
             more = (kwargs,) if key in hooked._forward_hooks_with_kwargs else ()
             changed = after(module, args, *more, value)
             value = value if changed is None else changed

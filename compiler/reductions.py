@@ -190,6 +190,14 @@ def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
     return given in (None, "fro") or _positive(given)
 
 
+def _gives_values_alone(node: fx.Node) -> bool:
+    """Whether nobody reads the places of what `max(x, dim)` finds."""
+    return op_name(node) == "max" and all(
+        user.op == "call_function" and op_name(user) in ("getitem", "getattr") and user.args[1] in (0, "values")
+        for user in node.users
+    )
+
+
 _POWERS: Mapping[str, tuple[str, object]] = {
     "norm": ("p", "fro"),
     "normalize": ("p", 2.0),
@@ -216,7 +224,7 @@ def reduction(flow: Flow, node: fx.Node) -> Labelled:
         return without_labels(flow, node)
     position, default = _DIM_AT.get(op_name(node), (1, None))
     gone = dims_of(flow, argument(node, position, "dim", default), rank)
-    if isinstance(known, torch.Tensor) and _ignores_zeros(flow, node):
+    if (isinstance(known, torch.Tensor) or _gives_values_alone(node)) and _ignores_zeros(flow, node):
         fields = added_up(flow, node, value, gone)
     else:
         fields = mixed(flow, node, value, gone, "is reduced over")
@@ -263,16 +271,3 @@ def gated(flow: Flow, node: fx.Node) -> Labelled:
 def triangle(flow: Flow, node: fx.Node) -> Labelled:
     """Part of the last two dimensions is set to zero."""
     return mixed(flow, node, subject(flow, node), (-2, -1), "is cut at its diagonal")
-
-
-@on_op("view_as_complex")
-def as_complex(flow: Flow, node: fx.Node) -> Labelled:
-    """The last dimension holds the two parts of a number, which go together."""
-    value = subject(flow, node)
-    return flow.moved((whole(flow, f, f.ndim - 1, node)[..., 0] for f in flow.fields(value)), node)
-
-
-@on_op("view_as_real")
-def as_real(flow: Flow, node: fx.Node) -> Labelled:
-    """Both parts of a number go with it."""
-    return tuple(f[..., None] for f in flow.fields(subject(flow, node)))

@@ -42,6 +42,9 @@ class Slim(Protocol):
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
 
+    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
+        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+
 
 Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
 """(old node, new node, slim): sets the new node's arguments. Runs only where the node's sizes change."""
@@ -102,11 +105,19 @@ def _sizes(
         return None
     places = slim.items(current, len(given)) if whole else list(current)
     literal = [place for place, fine in enumerate(settled) if not fine]
+    free = op_name(old) in ("view", "reshape") and -1 not in values and len(literal) == 1
     for place in literal:
-        dynamic = isinstance(places[place], fx.Node)
-        free = op_name(old) in ("view", "reshape") and -1 not in values and len(literal) == 1
-        places[place] = -1 if dynamic and free else target[place]
+        if free and isinstance(places[place], fx.Node):
+            places[place] = -1
+        else:
+            open_ = None if whole else _open(given[place], places[place], target[place], slim)
+            places[place] = target[place] if open_ is None else open_
     return tuple(places)
+
+
+def _open(old: Any, new: Any, wanted: int, slim: Slim) -> fx.Node | None:
+    """A size that follows the batch (batch times heads), where the number that was given does."""
+    return slim.scaled(old, new, wanted) if isinstance(old, fx.Node) and isinstance(new, fx.Node) else None
 
 
 @rewriter("squeeze")
@@ -281,6 +292,35 @@ def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         new.kwargs = {**new.kwargs, "size": wanted}
     elif wanted is not None:
         new.args = (*new.args[:first], *(wanted if spread else (wanted,)))
+
+
+@rewriter("gather")
+def gathered_index(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The index, which repeats itself along the channels, is cut to what is left of them."""
+    value, index = argument(old, 0, "input"), argument(new, 2, "index")
+    kept = [int(slim.kept(value, dim).sum()) for dim in range(rank_of(old))]
+    sizes = shape_of_argument(value)
+    if kept == list(sizes):
+        return
+    cut = tuple(slice(None) if left == size else slice(left) for left, size in zip(kept, sizes, strict=True))
+    with new.graph.inserting_before(new):
+        short = new.graph.call_function(operator.getitem, (index, cut))
+    short.meta = {**new.meta, "val": index.meta["val"][cut]}
+    put(new, 2, "index", short)
+
+
+def is_repeated(value: Any, dim: int) -> bool:
+    """Whether a value is the same at every position of a dimension, since it was repeated along it."""
+    if not isinstance(value, fx.Node) or value.op not in ("call_function", "call_method"):
+        return False
+    source, name = argument(value, 0, "input"), op_name(value)
+    if name in ("to", "long", "int", "contiguous", "clone", "detach"):
+        return is_repeated(source, dim)
+    if name not in ("repeat", "expand", "tile", "broadcast_to"):
+        return False
+    before = shape_of_argument(source)
+    own = dim - rank_of(value) + len(before)
+    return own < 0 or before[own] == 1
 
 
 def known(entry: Any) -> Any:

@@ -142,7 +142,7 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _is_boolean_or_real(value: torch.Tensor) -> bool:
-    return value.is_floating_point() or value.dtype == torch.bool
+    return value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
 
 
 def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
@@ -280,7 +280,7 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
         dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
-        copy by_mode
+        copy by_mode complex polar conj conj_physical resolve_conj angle real imag
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:

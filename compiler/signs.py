@@ -22,14 +22,16 @@ _POSITIVE: Final = frozenset(
 """What gives nothing below zero, whatever it gets."""
 _VIEWS: Final = frozenset(
     """view reshape flatten unflatten permute transpose squeeze unsqueeze expand getitem chunk split narrow select
-    contiguous detach unbind to float Flatten Unflatten Identity""".split()
+    contiguous detach unbind to float double half type expand_as view_as index_select gather Flatten Unflatten
+    Identity""".split()
 )
 _SAME_SIGN: Final = _VIEWS | frozenset(
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d dropout dropout2d mean sum amax
-    amin clone cat stack flip roll repeat pixel_shuffle MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d
-    AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
-    Dropout Dropout1d Dropout2d Dropout3d PixelShuffle PixelUnshuffle ChannelShuffle""".split()
+    amin clone cat stack flip roll repeat repeat_interleave pixel_shuffle lp_pool2d MaxPool1d MaxPool2d MaxPool3d
+    AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d
+    AdaptiveMaxPool2d AdaptiveMaxPool3d Dropout Dropout1d Dropout2d Dropout3d PixelShuffle PixelUnshuffle
+    ChannelShuffle""".split()
 )
 """What gives nothing below zero if its first operand holds nothing below zero."""
 _OF_TWO: Final = frozenset({"add", "mul", "truediv"})

@@ -12,7 +12,6 @@ of what it gave before: so the labels that arrive at a reader are the old ones w
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.amounts import counts_batch, is_open, item, reads, scaled, valued
 from prunec.compiler.collector import uncollected
 from prunec.compiler.ir import Axis, IntArray, Program, State, clone_module, module_tensors
 from prunec.compiler.labels import Gather, shape_of_argument
@@ -206,17 +206,15 @@ class _View:
 
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
-        return [_item(size, index, size.meta["val"][index]) for index in range(count)]
+        return [item(size, index, size.meta["val"][index]) for index in range(count)]
 
-
-def _item(size: fx.Node, index: int, value: int) -> fx.Node:
-    with size.graph.inserting_after(size):
-        return _valued(size.graph.call_function(operator.getitem, (size, index)), value)
-
-
-def _valued(node: fx.Node, value: Any) -> fx.Node:
-    node.meta["val"] = value
-    return node
+    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
+        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+        now = self.value(number)
+        if not isinstance(now, int) or not wanted or not is_open(number, self.analysis.flow.fields):
+            return None
+        shared = math.gcd(now, wanted)
+        return scaled(new, wanted // shared, now // shared, wanted)
 
 
 def _slim_graph(program: Program, view: _View) -> fx.Graph:
@@ -268,7 +266,7 @@ def _gather(new: fx.Node, source: fx.Node, gather: Gather, view: _View) -> None:
     device = next((tensor.device for tensor in view.analysis.program.tensors.values()), None)
     view.indices[name] = torch.as_tensor(places, device=device)
     with new.graph.inserting_before(new):
-        index = _valued(new.graph.get_attr(name), torch.empty(places.shape, dtype=torch.int64, device="meta"))
+        index = valued(new.graph.get_attr(name), torch.empty(places.shape, dtype=torch.int64, device="meta"))
     new.op, new.target = "call_function", torch.index_select
     new.args, new.kwargs = (source, gather.dim, index), {}
 
@@ -324,31 +322,15 @@ def _frozen(old: fx.Node, view: _View, mapping: Mapping[fx.Node, fx.Node]) -> An
     before, now = old.meta["val"], view.values[old]
     if isinstance(before, tuple):
         return tuple(
-            was if was != here else _item(new, i, here) for i, (was, here) in enumerate(zip(before, now, strict=True))
+            was if was != here else item(new, i, here) for i, (was, here) in enumerate(zip(before, now, strict=True))
         )
-    if callable(old.target) and not _reads(old):
+    if callable(old.target) and not reads(old):
         args = fx.node.map_arg(old.args, lambda n: _frozen(n, view, mapping))
         with new.graph.inserting_after(new):
-            return _valued(new.graph.call_function(old.target, args), before)
-    if not _counts_batch(old):
+            return valued(new.graph.call_function(old.target, args), before)
+    if not counts_batch(old):
         return before
-    with new.graph.inserting_after(new):
-        scaled = _valued(new.graph.call_function(operator.mul, (new, before)), before * now)
-    with new.graph.inserting_after(scaled):
-        return _valued(new.graph.call_function(operator.floordiv, (scaled, now)), before)
-
-
-def _reads(node: fx.Node) -> bool:
-    """Whether a number is read off a tensor or a size, rather than computed from numbers."""
-    return any(isinstance(n.meta.get("val"), torch.Tensor | tuple | list) for n in node.all_input_nodes)
-
-
-def _counts_batch(node: fx.Node) -> bool:
-    """Whether a number read off a tensor may grow with the batch: all but the size of a dimension behind the first."""
-    index = node.args[1] if len(node.args) == 2 else None
-    source = node.all_input_nodes[0].meta["val"]
-    rank = source.ndim if isinstance(source, torch.Tensor) else len(source)
-    return not isinstance(index, int) or index % rank == 0
+    return scaled(new, before, now, before)
 
 
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:

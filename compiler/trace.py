@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from prunec.compiler.baking import baked
 from prunec.compiler.batch import check_batch
@@ -64,12 +64,23 @@ def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = Non
         raise _explained(error, model, recorder, inputs) from error
     recorder.constants.fold(recorder.graph)
     recorder.graph.eliminate_dead_code(is_impure)  # lints it first
+    _check_inputs_matter(recorder.graph, type(model).__name__)
     return Program(
         graph=recorder.graph,
         state=_state(recorder),
         inputs=tuple(inputs.inputs.values()),
         name=name or type(model).__name__,
         training=False,
+    )
+
+
+def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
+    """Raise ModelError where the forward gives what an earlier run has left: then it reads none of its inputs."""
+    if any(node.users for node in graph.find_nodes(op="placeholder")):
+        return
+    raise ModelError(
+        f"{name}: nothing that the model gives depends on its inputs",
+        hint="does it read a tensor that an earlier run has left in an attribute, or that a hook has put elsewhere?",
     )
 
 

@@ -22,6 +22,7 @@ from prunec.compiler import (  # noqa: F401  (their rules register themselves)
     movement,
     recurrent,
     reductions,
+    spectral,
     windows,
 )
 from prunec.compiler.balance import Balance, Balanced, balances

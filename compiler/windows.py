@@ -86,10 +86,13 @@ def fold(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("grid_sample")
 def grid_sample(flow: Flow, node: fx.Node) -> Labelled:
-    """Every channel is sampled at the places of the grid, which stays as it is."""
+    """Every channel is sampled at the places of the grid, which stays as it is. Rows of the batch, such as heads that
+    were folded into it, go in both."""
     value, grid = argument(node, 0, "input"), argument(node, 1, "grid")
-    flow.pin_all(flow.fields(grid), f"is a grid at {node.name}")
-    return mixed(flow, node, value, range(2, rank_of(node)), "is sampled over")
+    rows = mixed(flow, node, grid, range(1, rank_of(node)), "is a grid")
+    fields = mixed(flow, node, value, range(2, rank_of(node)), "is sampled over")
+    batch, ones = shape_of_argument(node)[:2], (1,) * (rank_of(node) - 2)
+    return combine(flow, node, [(fields, (*batch, *ones)), (rows, (batch[0], 1, *ones))])
 
 
 @on_module(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)

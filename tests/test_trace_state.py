@@ -1,0 +1,141 @@
+"""What a model keeps beside its parameters: features that hooks catch, containers that modules share, functions that
+see the model. An earlier run must leave no trace in the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunec.compiler.errors import ModelError
+from prunec.compiler.text import to_text
+from prunec.compiler.text_parse import from_text
+from prunec.compiler.trace import trace
+
+
+class Catching(nn.Module):
+    """A classifier of features that hooks have caught."""
+
+    def __init__(self, catch: Callable[[Catching], None], normed: Callable[[nn.Linear], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+        self.fc = normed(nn.Linear(9, 2))
+        self.seen: dict[str, Tensor] = {}
+        self.kept: list[Tensor] = []
+        catch(self)
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """A hook that is a method."""
+        self.kept.append(output)
+
+    def forward(self, x: Tensor) -> Any:
+        self.kept.clear()
+        self.b(self.a(x))
+        return self.fc(torch.cat(self.kept or list(self.seen.values()), 1))
+
+
+def _by_closure(model: Catching) -> None:
+    def named(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            model.seen[name] = output
+
+        return hook
+
+    model.a.register_forward_hook(named("a"))
+    model.b.register_forward_hook(named("b"))
+
+
+def _by_method(model: Catching) -> None:
+    model.a.register_forward_hook(model.keep)
+    model.b.register_forward_hook(model.keep)
+
+
+def _by_container(model: Catching) -> None:
+    seen = model.seen
+    model.a.register_forward_hook(lambda module, inputs, output: seen.update(a=output))
+    model.b.register_forward_hook(lambda module, inputs, output: seen.update(b=output))
+
+
+CATCH = {"closure": _by_closure, "method": _by_method, "container": _by_container}
+NORMED = {"plain": lambda fc: fc, "weight norm": nn.utils.parametrizations.weight_norm}
+
+
+@pytest.mark.parametrize("catch", CATCH)
+@pytest.mark.parametrize("normed", NORMED)
+def test_what_hooks_catch_is_of_this_run(catch, normed):
+    model = Catching(CATCH[catch], NORMED[normed]).eval()
+    old, new = torch.randn(2, 4, 3)
+    with torch.no_grad():
+        model(old)
+        program = trace(model, (old,))
+        assert torch.equal(program.module(new), model(new))
+
+
+class Sharing(nn.Module):
+    """Two modules that pass a value on through a dict that they share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Part("left"), Part("right")
+        self.first.store = self.second.store = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first(x)
+        return self.second(self.first.store["left"]) + self.first.store["right"]
+
+
+class Part(nn.Module):
+    """Writes what it gives into a dict."""
+
+    store: dict[str, Tensor]
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.fc = name, nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.store[self.name] = self.fc(x)
+        return self.store[self.name]
+
+
+def test_a_shared_container_stays_shared():
+    model, x = Sharing().eval(), torch.randn(2, 3)
+    program = trace(model, (x,))
+    assert torch.equal(program.module(x), model(x))
+
+
+class Stale(nn.Module):
+    """Reads what an earlier run has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.last: Tensor | None = torch.ones(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.last)
+
+
+def test_a_model_that_reads_no_input_is_refused():
+    with pytest.raises(ModelError, match="nothing that the model gives depends on its inputs"):
+        trace(Stale().eval(), (torch.randn(1, 3),))
+
+
+class Typed(nn.Module):
+    """Spells types in the old ways."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.type() != "torch.FloatTensor":
+            raise TypeError(x.type())
+        mask = (x > 0).type(torch.FloatTensor) + (x < 1).type(x.type()) + (x < 2).type("torch.cuda.FloatTensor")
+        return torch.mm(mask, x.mT)
+
+
+def test_types_by_name_are_types():
+    x = torch.randn(2, 3)
+    program = trace(Typed(), (x,))
+    assert torch.equal(program.module(x), ((x > 0).float() + (x < 1).float() + (x < 2).float()) @ x.mT)
+    assert to_text(from_text(to_text(program))) == to_text(program)
