@@ -622,7 +622,7 @@ form(
     lambda m, x: (lambda q, k, v: closed(m, x, mixed(_turned(q, m.turns), _turned(k, m.turns), v)))(
         *(heads(part, 2) for part in m.qkv(x).chunk(3, -1))
     ),
-    {"qkv": (2, 2), "o": (6, 6)},
+    {"qkv": (6, 6), "o": (6, 6)},
 )
 
 
