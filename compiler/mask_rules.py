@@ -172,7 +172,10 @@ def _assign(call: Call) -> None:
     """`x[index] = value`: the marks are written as the data are."""
     target, index, value = call.args
     if not isinstance(target, Marked):
-        raise call.error("removed channels are written into a tensor that is kept")
+        if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves((index, value))):
+            raise call.error("removed channels are written into a tensor that is kept")
+        call.plain()
+        return
     if not isinstance(value, Tensor | Marked):
         call.plain()  # a number is kept or removed with the channel that it is written to
         return
@@ -341,7 +344,7 @@ _REDUCTIONS: Final = _words("""
 """)
 _CREATORS: Final = _words("""
     zeros ones full empty arange linspace eye tensor zeros_like ones_like full_like empty_like new_zeros new_ones
-    new_full new_empty new_tensor rand_like randn_like
+    new_full new_empty new_tensor new rand_like randn_like
 """)
 _POOLS: Final = [
     f"{adapt}{kind}_pool{rank}d" for adapt in ("", "adaptive_") for kind in ("avg", "max", "lp") for rank in (1, 2, 3)

@@ -203,7 +203,8 @@ def zeroed(value: Value) -> Tensor:
 def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
     """The marks of an elementwise result: removed where any operand is, provided that nothing kept is lost by that.
 
-    An operand that is broadcast (a gate of one channel) is lost only where all elements that it reaches are removed.
+    An operand that is broadcast (a gate of one channel) is lost only where all elements that it reaches are removed. So
+    where constants alone span the dimensions that it is broadcast along, its copies are as free as they are.
     """
     rank = len(shape)
     aligned = [marks_of(x).reshape([1] * (rank - plain(x).ndim) + list(marks_of(x).shape)) for x in operands]
@@ -211,13 +212,26 @@ def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
     for marks in aligned[1:]:
         met = torch.maximum(met, marks)  # FREE < KEPT < REMOVED
     gone = met == REMOVED
-    for value, marks in zip(operands, aligned, strict=True):
-        sizes = [1] * (rank - plain(value).ndim) + list(plain(value).shape)
+    spans = [[1] * (rank - plain(x).ndim) + list(plain(x).shape) for x in operands]
+    for value, marks, sizes in zip(operands, aligned, spans, strict=True):
         lost = gone
         for dim in (d for d in range(rank) if sizes[d] == 1 and shape[d] > 1):
             lost = lost.all(dim, keepdim=True)
         if bool((lost & (marks == KEPT)).any()):
             raise call.error("channels that are kept meet channels that are removed")
+    return _freed(met, aligned, spans)
+
+
+def _freed(met: Tensor, aligned: Sequence[Tensor], spans: Sequence[Sequence[int]]) -> Tensor:
+    """Marks with what is kept made free where, along some dimension, only constants are as long as the result."""
+    if not any(bool((marks == FREE).any()) for marks in aligned):
+        return met
+    for dim in range(met.ndim):
+        longest = max(sizes[dim] for sizes in spans)
+        spanning = [marks for marks, sizes in zip(aligned, spans, strict=True) if sizes[dim] == longest]
+        if len(spanning) < len(aligned):
+            free = torch.stack(torch.broadcast_tensors(*spanning)).amax(0) == FREE  # type: ignore[no-untyped-call]
+            met = torch.where(free & (met == KEPT), FREE, met).to(torch.uint8)
     return met
 
 

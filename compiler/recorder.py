@@ -31,6 +31,7 @@ from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.lowering import lowers, multihead_attention_function, written_out
 from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
 from prunec.compiler.metarun import MetaRunner
+from prunec.compiler.patches import patched
 from prunec.compiler.places import in_meta_kernel, user_line
 from prunec.compiler.proxy import Flag, Handle, Number, Refused, Shape, wrap_number
 
@@ -61,7 +62,7 @@ class Recorder(TorchFunctionMode):
         with torch.inference_mode(False), torch.no_grad():
             values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
             args, kwargs = inputs.call(values)
-            with _patched(self), written_out(), self:
+            with _patched(self), patched(), written_out(), self:
                 result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs))
             node = self.graph.output(self.to_graph(result))
             node.meta["val"] = self.to_value(result)
@@ -221,9 +222,16 @@ class Recorder(TorchFunctionMode):
             known = self._known(call, args, kwargs)
             if known is not None:
                 return fx.node.map_aggregate(known[0], lambda a: to_meta(a) if isinstance(a, torch.Tensor) else a)
+            if any(self._is_factor(key, value) for key, value in kwargs.items()):
+                plain_kwargs = {key: 1 if self._is_factor(key, kwargs[key]) else v for key, v in plain_kwargs.items()}
+                return self._runner.call(call, plain_args, plain_kwargs)
             if call.reads_values or isinstance(error, NotImplementedError):
                 raise Refused(*call.complaint()) from error
             raise
+
+    def _is_factor(self, key: str, value: Any) -> bool:
+        """Whether an argument is a tensor where a number is wanted that no shape depends on."""
+        return key in ("alpha", "beta", "value") and isinstance(value, torch.Tensor) and not value.ndim
 
     def _known(self, call: Call, args: Any, kwargs: Any) -> tuple[Any] | None:
         """The call's value, in a tuple, where constants decide it; of `x[mask]` the mask alone decides the shape."""

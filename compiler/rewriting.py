@@ -262,10 +262,10 @@ def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     new.args, new.kwargs = (inner, left / size), {}
 
 
-@rewriter("zeros", "empty", "new_zeros", "new_empty", sized=True)
+@rewriter("zeros", "empty", "new_zeros", "new_empty", "new", sized=True)
 def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A constant is as large as what it meets."""
-    first = 1 if op_name(old).startswith("new_") else 0
+    first = 1 if op_name(old).startswith("new") else 0
     named = "size" in old.kwargs
     spread = not named and not isinstance(slim.value(old.args[first]), tuple | list)
     given: Any

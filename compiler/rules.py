@@ -333,7 +333,7 @@ def plain(flow: Flow, node: fx.Node) -> Labelled:
     return without_labels(flow, node)
 
 
-@on_op("new_ones", "new_full")
+@on_op("new_ones", "new_full", "new_tensor")
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Only the type of the tensor is read; literal sizes stay."""
     return bare(node.meta.get("val"))

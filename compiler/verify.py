@@ -34,6 +34,8 @@ __all__ = ["Masked", "Reference", "Replaced", "Same", "Verification", "differenc
 
 TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float64: 1e-9}
 
+BLANK: Final = frozenset(["empty", "empty_like", "empty_strided", "new", "new_empty"])
+"""What gives memory as it was found."""
 VIEWS: Final = frozenset(
     "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim contiguous getitem".split()
 )
@@ -181,6 +183,12 @@ def _computes(node: fx.Node) -> bool:
     return node.op != "get_attr" and not _views(node) and (value is None or isinstance(value, Tensor))
 
 
+def _is_blank(node: fx.Node) -> bool:
+    """Whether a node's value is memory that nothing was written to yet."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op in ("call_function", "call_method") and name in BLANK
+
+
 def _views(node: fx.Node) -> bool:
     name = str(getattr(node.target, "__name__", node.target))
     return node.op in ("call_function", "call_method") and name in VIEWS
@@ -201,7 +209,7 @@ def _nodewise_difference(
         for node, want in reference.values(inputs, dtype):
             viewed = _views(node)
             sizes[node] = max((sizes[n] for n in node.all_input_nodes), default=0.0) if viewed else _largest(want)
-            if viewed or node.name not in present:
+            if viewed or node.name not in present or _is_blank(node):
                 continue
             torch.default_generator.manual_seed(seed)
             try:
