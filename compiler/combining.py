@@ -25,6 +25,8 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
     of all heads), all that differ along these go together.
     """
     lifted = [(fields, shape) for fields, shape in operands if shape]
+    if flow.loose:  # what copies meet stands for them
+        lifted.sort(key=lambda operand: any(map(flow.is_loose, operand[0])))
     if len(lifted) == 1:
         return lifted[0][0]
     rank = max((len(shape) for _, shape in lifted), default=0)

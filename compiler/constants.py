@@ -42,7 +42,7 @@ class Constants:
             constant = node.target in self.added or node.target in self._owned
         else:
             constant = node.op in {"call_function", "call_method"} and not is_random(node)
-        if constant and all(source in self._known for source in node.all_input_nodes):
+        if constant and all(source in self._known or _is_device(source) for source in node.all_input_nodes):
             self._known.add(node)
 
     def spoil(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -80,6 +80,8 @@ class Constants:
 
     def _is_constant(self, node: fx.Node) -> bool:
         """Whether the node is known and nothing that it comes from was written into."""
+        if _is_device(node):
+            return True
         if node not in self._known or _writes(node) or self._storages(node) & self._written:
             return False
         return all(map(self._is_constant, node.all_input_nodes))
@@ -99,6 +101,8 @@ class Constants:
         return self._values[node]
 
     def _compute(self, node: fx.Node) -> Any:
+        if _is_device(node):
+            return torch.device("cpu")
         if node.op == "get_attr":
             tensor = self.added.get(str(node.target), self._owned.get(str(node.target)))
             assert tensor is not None, f"{node.target} is a constant"
@@ -108,6 +112,11 @@ class Constants:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target), f"{node.name} calls a function"
         return node.target(*args, **kwargs)
+
+
+def _is_device(node: fx.Node) -> bool:
+    """Whether a node gives an input's device. What is made there is known, but follows the input: it isn't stored."""
+    return isinstance(node.meta.get("val"), torch.device)
 
 
 def _writes(node: fx.Node) -> bool:

@@ -114,6 +114,8 @@ class Flow:
     macs: list[Product] = field(default_factory=list)
     owners: list[tuple[int, Axis | None]] = field(default_factory=list)
     """(first label, axis) of each run of fresh labels, in rising order."""
+    loose: list[range] = field(default_factory=list)
+    """Labels of copies that aren't zeros: no sum may lose one while other terms of it stay."""
     count: int = 0
     trial: bool = False
     """Whether this only tries what operations do to made-up labels."""
@@ -231,6 +233,26 @@ class Flow:
         if size:
             self.owners.append((self.count - size, None))
         return np.arange(self.count - size, self.count, dtype=np.int64)
+
+    def loosen(self, labels: IntArray) -> None:
+        """These are the graph's own labels, of values that aren't zeros (any more)."""
+        self.loose.append(range(int(labels.min()), int(labels.max()) + 1))
+
+    def is_own(self, labels: IntArray) -> bool:
+        """Whether the labels are of a constant that the graph makes, and that has met no channels."""
+        last = int(labels.max())
+        runs = self.owners[bisect_right(self.owners, last, key=_first_label) - 1 :][:1] if last != FIXED else []
+        return bool(runs) and runs[0][1] is None and int(labels.min()) >= runs[0][0]
+
+    def is_loose(self, labels: IntArray) -> bool:
+        """Whether any of the labels is a copy's that has met no channels."""
+        return any(bool(((labels >= own.start) & (labels < own.stop)).any()) for own in self.loose)
+
+    def pin_loose(self, fields: Iterable[IntArray], reason: str) -> None:
+        """Of the fields' labels, those of copies may not be removed."""
+        for labels in fields if self.loose else ():
+            for own in self.loose:
+                self.pin(labels[(labels >= own.start) & (labels < own.stop)], reason)
 
     def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
         """A flat array of labels as the field of a value of that rank that varies along `dim` only."""

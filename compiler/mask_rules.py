@@ -29,6 +29,7 @@ from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
 from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.masks import (
     FREE,
+    KEPT,
     REMOVED,
     Call,
     Marked,
@@ -92,6 +93,48 @@ def _move(call: Call) -> Any:
         cheap = partial(_on_marks, torch.Tensor.reshape, *run.args[1:]) if call.name == "view" else run
         return linked(mark_all(data, cheap(small_marks(source))), source, run)
     return linked(mark_all(data, run(full_marks(source))), source, run)
+
+
+def _copied(call: Call) -> Any:
+    """`expand` and `repeat`: of several copies, each may go with what it meets. Rows of a batch are none."""
+    moved = _move(call)
+    if not isinstance(moved, Tensor | Marked):
+        return moved
+    before, after = plain(call.args[0]).shape, plain(moved).shape
+    aligned = (1,) * (len(after) - len(before)) + tuple(before)
+    longer = [d for d in range(len(after)) if after[d] > aligned[d]]
+    if not longer or (longer == [0] and aligned[0] == 1 and len(after) > 1):
+        return moved
+    marks = marks_of(moved)
+    return mark(plain(moved), torch.where(marks == KEPT, FREE, marks).to(torch.uint8))
+
+
+def _side_by_side(call: Call) -> Any:
+    """`scatter` and `index_add`: positions are counted along one dimension, which is whole; along the others the
+    operands lose the same. An index that is a vector has no others."""
+    bound = call.bind("input", "dim", "index", "src")
+    given = [bound["input"], bound["src"], call.kwargs.get("source"), call.kwargs.get("value"), bound["index"]]
+    rank = plain(bound["input"]).ndim
+    dim = plain(bound["dim"]) % rank
+    parts = [x for x in given if isinstance(x, Tensor | Marked) and plain(x).ndim == rank]
+    parts = parts[:-1] if "index" in call.name else parts
+    flat = [
+        Marked(plain(x).narrow(dim, 0, 1), collapse(call, marks_of(x), [dim], "removed elements are addressed"))
+        for x in parts
+    ]
+    shape = [size if d != dim else 1 for d, size in enumerate(plain(bound["input"]).shape)]
+    return mark(call.plain(), meet(call, flat, shape))
+
+
+def _transform(call: Call) -> Any:
+    """A Fourier transform: the dimensions that it runs over are whole."""
+    data, rank = call.plain(), plain(call.args[0]).ndim
+    shift = call.name.endswith("shift")
+    given = call.bind("input", *([] if shift else ["n"]), "dim")["dim"]
+    ending = call.name.rpartition("fft")[2]
+    default = range(rank) if shift or ending == "n" else (-2, -1) if ending == "2" else (-1,)
+    dims = default if given is None else [given] if isinstance(given, int) else given
+    return mark(data, collapse(call, marks_of(call.args[0]), [d % rank for d in dims], "removed elements are mixed"))
 
 
 def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:
@@ -336,22 +379,32 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    fill zero
+    fill zero conj conj_physical resolve_conj resolve_neg real imag angle
 """)
 _REDUCTIONS: Final = _words("""
-    prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
+    prod max min amax amin var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
     softmax log_softmax softmin cumsum cumprod sort argsort topk msort kthvalue aminmax logcumsumexp nanmean
 """)
 _CREATORS: Final = _words("""
     zeros ones full empty arange linspace eye tensor zeros_like ones_like full_like empty_like new_zeros new_ones
     new_full new_empty new_tensor new rand_like randn_like
 """)
+_COPIES: Final = _words("expand broadcast_to repeat tile repeat_interleave")
+_TRANSFORMS: Final = [
+    *(f"fft_{kind}fft{end}" for kind in ("", "i", "r", "ir", "h", "ih") for end in ("", "2", "n")),
+    *_words("fft_fftshift fft_ifftshift"),
+]
 _POOLS: Final = [
     f"{adapt}{kind}_pool{rank}d" for adapt in ("", "adaptive_") for kind in ("avg", "max", "lp") for rank in (1, 2, 3)
 ]
 
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_MOVES, _move),
+    **dict.fromkeys(_COPIES, _copied),
+    **dict.fromkeys(
+        ["index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce"], _side_by_side
+    ),
+    **dict.fromkeys(_TRANSFORMS, _transform),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(["to", "type_as"], _converted),
     **dict.fromkeys(_REDUCTIONS, _reduce),
@@ -372,5 +425,5 @@ RULES: Final[Mapping[str, Rule]] = {
     "pad": _pad,
     "setitem": _assign,
 }
-MARKING: Final = frozenset(["pad", *_CREATORS])
+MARKING: Final = frozenset(["pad", *_CREATORS, *_COPIES])
 """Operations whose result has marks though no argument has."""

@@ -213,7 +213,7 @@ def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
         met = torch.maximum(met, marks)  # FREE < KEPT < REMOVED
     gone = met == REMOVED
     spans = [[1] * (rank - plain(x).ndim) + list(plain(x).shape) for x in operands]
-    for value, marks, sizes in zip(operands, aligned, spans, strict=True):
+    for marks, sizes in zip(aligned, spans, strict=True):
         lost = gone
         for dim in (d for d in range(rank) if sizes[d] == 1 and shape[d] > 1):
             lost = lost.all(dim, keepdim=True)
@@ -257,24 +257,29 @@ def _digest(where: str, marks: Sequence[Tensor]) -> bytes:
     return found.digest()
 
 
+LOOSE: Final = 3
+"""A constant that a reader can't drop from a sum whose other terms stay, but that may go with all that it meets."""
+_BITS: Final = ((KEPT, LOOSE), (REMOVED, REMOVED))
+
+
 def _counted(call: Call, product: Callable[..., Tensor], settled: Sequence[Tensor]) -> Tensor:
     with torch.enable_grad():
         kept = [(m != REMOVED).float().requires_grad_() for m in settled]
         terms = product(*kept)
         uses = torch.autograd.grad(terms.sum(), kept)
-    strict, gone = ([(m == bit).float() for m in settled] for bit in (KEPT, REMOVED))
+    strict, gone = ([((m == bit) | (m == alike)).float() for m in settled] for bit, alike in _BITS)
     live = terms.detach() > 0
     for index, used in enumerate(uses):
         crossing = product(*strict[:index], gone[index], *strict[index + 1 :])
-        unused = (strict[index] > 0) & (used == 0)
+        unused = (settled[index] == KEPT) & (used == 0)
         if bool(((crossing > 0) & live).any()) or bool(unused.any()):
             raise call.error("the removed positions of an axis are not those of the channels that arrive")
     return torch.where(live, KEPT, REMOVED).to(torch.uint8)
 
 
 def _settled(value: Value, marks: Tensor) -> Tensor:
-    """Marks with FREE ones made KEPT, unless they stand on zeros, which a reader can drop."""
+    """Marks with FREE ones made LOOSE, unless they stand on zeros, which a reader can drop."""
     if not isinstance(value, Marked) or not bool((value.marks == FREE).any()):
         return marks
     zero = bool((torch.where(value.marks == FREE, value.data, torch.zeros((), dtype=value.data.dtype)) == 0).all())
-    return marks if zero else torch.where(marks == FREE, KEPT, marks)
+    return marks if zero else torch.where(marks == FREE, LOOSE, marks)

@@ -1,6 +1,7 @@
 """What is put in the place of things of torch's that a trace can't run through as they are, while it lasts.
 
     torch.autocast(x.device.type)     on the meta device there is no such mode: nothing is cast
+    Categorical(logits=x)             its arguments aren't checked, which would look at their values
     scripted(x, y)                    the Python function that the script was made from is called, so that it is seen
 
 A program computes in the precision of its weights and inputs: what casts during one call of the model is no part of it.
@@ -20,13 +21,17 @@ _Function = Callable[..., Any]
 
 @contextmanager
 def patched() -> Iterator[None]:
-    """Stand-ins for autocast and for scripted functions, for this thread alone; all is put back at the end."""
+    """Stand-ins for the time of a trace; all is put back at the end."""
+    distribution = torch.distributions.Distribution
+    validates = distribution._validate_args
     cast, script = torch.autocast.__init__, torch.jit.ScriptFunction.__call__
     torch.autocast.__init__ = _without_meta(cast)  # type: ignore[method-assign]
     torch.jit.ScriptFunction.__call__ = _inlined(script)  # type: ignore[method-assign]
+    distribution.set_default_validate_args(False)
     try:
         yield
     finally:
+        distribution.set_default_validate_args(validates)
         torch.autocast.__init__ = cast  # type: ignore[method-assign]
         torch.jit.ScriptFunction.__call__ = script  # type: ignore[method-assign]
 

@@ -34,6 +34,7 @@ from prunec.compiler.metarun import MetaRunner
 from prunec.compiler.patches import patched
 from prunec.compiler.places import in_meta_kernel, user_line
 from prunec.compiler.proxy import Flag, Handle, Number, Refused, Shape, wrap_number
+from prunec.compiler.scalars import at_zero, with_numbers
 
 _META = torch.device("meta")
 _CALL = nn.Module.__call__
@@ -184,6 +185,7 @@ class Recorder(TorchFunctionMode):
         if self._training and func in _FOLLOWS:
             args, kwargs = _following(self._flag, _FOLLOWS[func], args, kwargs)
         call = describe(func, args, kwargs)
+        args, kwargs = with_numbers(call.name, args, kwargs, self._number)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
         traced = bool(tensors) or any(isinstance(operand, Number) or operand is _META for operand in operands)
@@ -222,16 +224,16 @@ class Recorder(TorchFunctionMode):
             known = self._known(call, args, kwargs)
             if known is not None:
                 return fx.node.map_aggregate(known[0], lambda a: to_meta(a) if isinstance(a, torch.Tensor) else a)
-            if any(self._is_factor(key, value) for key, value in kwargs.items()):
-                plain_kwargs = {key: 1 if self._is_factor(key, kwargs[key]) else v for key, v in plain_kwargs.items()}
-                return self._runner.call(call, plain_args, plain_kwargs)
+            if (single := at_zero(call.name, plain_args)) is not None:
+                return self._runner.call(call, single, plain_kwargs)
             if call.reads_values or isinstance(error, NotImplementedError):
                 raise Refused(*call.complaint()) from error
             raise
 
-    def _is_factor(self, key: str, value: Any) -> bool:
-        """Whether an argument is a tensor where a number is wanted that no shape depends on."""
-        return key in ("alpha", "beta", "value") and isinstance(value, torch.Tensor) and not value.ndim
+    def _number(self, tensor: torch.Tensor) -> Any:
+        """The number in a constant of one element; any other tensor as it is."""
+        known = self.constants.evaluate(torch.Tensor.item, (self.to_graph(tensor),), {})
+        return tensor if known is None else known[0]
 
     def _known(self, call: Call, args: Any, kwargs: Any) -> tuple[Any] | None:
         """The call's value, in a tuple, where constants decide it; of `x[mask]` the mask alone decides the shape."""

@@ -38,7 +38,7 @@ _TO_FLOAT: Final = frozenset(["float", "double", "half", "bfloat16"])
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
 
-_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg)
+_NAMESPACES: Final = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft)
 _FAMILIES: Final[Mapping[str, str]] = {
     "torch.nn.modules.dropout": "dropout",
     "torch.nn.modules.padding": "pad",
@@ -99,6 +99,8 @@ class Interpreter:
 
     def cast(self, tensor: Tensor) -> Tensor:
         """Floating tensors in the interpreter's dtype; others as they are."""
+        if tensor.is_complex():
+            return tensor.to(self.dtype.to_complex())
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def cast_any(self, tensor: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ def _function_name(target: Any) -> str:
     name = getattr(target, "__name__", "")
     if target is getattr:
         return "getattr"
-    short = name.removeprefix("linalg_")  # the name that `torch.linalg.vector_norm` has itself
+    short = name.removeprefix("linalg_").removeprefix("fft_")  # the name that `torch.linalg.vector_norm` has itself
     known = any(getattr(space, key, None) is target for space in _NAMESPACES for key in (name, short))
     return _method_name(name) if known else ""
 

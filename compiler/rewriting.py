@@ -109,6 +109,31 @@ def _sizes(
     return tuple(places)
 
 
+@rewriter("repeat", "tile", "repeat_interleave", sized=True)
+def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many copies as are left of those that were made."""
+    value, target = argument(old, 0, "input"), slim.shape(old)
+    before = (1,) * (len(target) - len(shape_of_argument(value))) + tuple(slim.shape(value))
+    wanted = [size // max(inner, 1) for size, inner in zip(target, before, strict=True)]
+    if op_name(old) == "repeat_interleave":
+        dim = known(argument(old, 2, "dim"))
+        if dim is not None and not is_tensor(argument(old, 1, "repeats")):
+            fits = slim.value(argument(old, 1, "repeats")) == wanted[dim]
+            put(new, 1, "repeats", argument(new, 1, "repeats") if fits else wanted[dim])
+        return
+    spread = len(old.args) > 2 or isinstance(slim.value(argument(old, 1, "repeats", argument(old, 1, "dims"))), int)
+    key = next((key for key in ("repeats", "dims") if key in old.kwargs), None)
+    given = old.args[1:] if spread else old.kwargs[key] if key else old.args[1]
+    if isinstance(given, fx.Node) or len(given) != len(wanted):
+        return
+    counts = tuple(g if slim.value(g) == count else count for g, count in zip(given, wanted, strict=True))
+    changed = any(slim.value(g) != count for g, count in zip(given, wanted, strict=True))
+    if changed and key:
+        new.kwargs = {**new.kwargs, key: counts}
+    elif changed:
+        new.args = (new.args[0], *counts) if spread else (new.args[0], counts)
+
+
 @rewriter("squeeze")
 def squeezed(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A dimension of which a single position is left is still there; only those that were of size 1 go."""
@@ -260,6 +285,47 @@ def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     inner.meta = {**new.meta, "val": new.meta["val"].new_empty(slim.shape(old))}
     new.op, new.target = "call_function", operator.mul
     new.args, new.kwargs = (inner, left / size), {}
+
+
+def correction(node: fx.Node) -> float:
+    """What a variance takes off the number of elements; `unbiased` may stand in the place of the dimensions."""
+    if "correction" in node.kwargs:
+        given = node.kwargs["correction"]
+        return 1.0 if given is None else float(known(given))
+    flags = [arg for arg in node.args[1:3] if isinstance(arg, bool)]
+    unbiased = node.kwargs.get("unbiased", flags[0] if flags else True)
+    return float(bool(unbiased))
+
+
+@rewriter("var", "std")
+def spread(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """Of a share s of the elements with mean m and variance v, the others zeros: s v + s (1 - s) m^2."""
+    value, dim = argument(old, 0, "input"), argument(old, 1, "dim")
+    dim = None if isinstance(dim, bool) else known(dim)
+    rank = len(shape_of_argument(value))
+    asked = range(rank) if dim in (None, [], ()) else dim if isinstance(dim, tuple | list) else [dim]
+    masks = [slim.kept(value, int(known(d)) % rank) for d in asked]
+    left, size = prod(int(mask.sum()) for mask in masks), prod(mask.size for mask in masks)
+    if left == size:
+        return
+    keep = old.kwargs.get("keepdim", old.kwargs.get("keepdims", len(old.args) > 3 and old.args[3]))
+    options = {"dim": dim, "keepdim": keep} if dim is not None else {}
+    share, narrow = left / size, new.meta["val"].new_empty(slim.shape(old))
+
+    def made(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        node = new.graph.call_function(target, args, kwargs)
+        node.meta = {**new.meta, "val": narrow}
+        return node
+
+    with new.graph.inserting_before(new):
+        source, off = argument(new, 0, "input"), correction(old)
+        inner = made(operator.mul, made(torch.var, source, correction=0, **options), share)
+        mean = made(torch.square, made(torch.mean, source, **options))
+        both = made(operator.add, inner, made(operator.mul, mean, share * (1 - share)))
+        root = made(torch.sqrt, both) if op_name(old) == "std" else both
+    factor = size / (size - off)
+    new.op, new.target, new.kwargs = "call_function", operator.mul, {}
+    new.args = (root, factor**0.5 if op_name(old) == "std" else factor)
 
 
 @rewriter("zeros", "empty", "new_zeros", "new_empty", "new", sized=True)

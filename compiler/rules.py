@@ -120,8 +120,15 @@ def label(flow: Flow, node: fx.Node) -> Labelled:
             pin_value(flow, flow.values[value], "reaches the model's output")
         return None
     rule = rule_for(flow, node)
+    if flow.loose and getattr(rule, "__module__", "").rpartition(".")[2] not in _CARRY_COPIES:
+        for value in node.all_input_nodes:
+            flow.pin_loose(flow.fields(value), f"is one of several copies that {describe(flow, node)} reads")
     alone = node.op == "call_module" and not isinstance(argument(node, 0, "input"), fx.Node)
     return unknown(flow, node) if rule is None or alone else rule(flow, node)
+
+
+_CARRY_COPIES = frozenset(_words("rules movement indexing assignment scattering spectra reductions contractions"))
+"""Where the rules are that pass copies on, or say themselves which they need."""
 
 
 def _tensor(flow: Flow, node: fx.Node) -> Labelled:
@@ -142,7 +149,7 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _is_boolean_or_real(value: torch.Tensor) -> bool:
-    return value.is_floating_point() or value.dtype == torch.bool
+    return value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
 
 
 def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
@@ -287,7 +294,12 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     """Every tensor operand is broadcast against the others."""
     if not isinstance(node.meta.get("val"), torch.Tensor):
         return without_labels(flow, node)
-    return combine(flow, node, (operand(flow, value) for value in node.all_input_nodes))
+    fields = combine(flow, node, (operand(flow, value) for value in node.all_input_nodes))
+    if len(node.all_input_nodes) > 1:
+        for labels in fields:
+            if flow.is_own(labels):  # zeros that something was added to
+                flow.loosen(labels)
+    return fields
 
 
 @on_op(
@@ -327,7 +339,7 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
     size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
     """)
 )
-@on_op("sym_sqrt", "isqrt", "prod", "get_device", "element_size")
+@on_op("sym_sqrt", "isqrt", "get_device", "element_size")
 def plain(flow: Flow, node: fx.Node) -> Labelled:
     """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""
     return without_labels(flow, node)

@@ -22,6 +22,8 @@ from prunec.compiler import (  # noqa: F401  (their rules register themselves)
     movement,
     recurrent,
     reductions,
+    scattering,
+    spectra,
     windows,
 )
 from prunec.compiler.balance import Balance, Balanced, balances

@@ -965,5 +965,5 @@ net(
     lambda: {"a": conv(3, 8), "b": conv(8, 5), "fc": nn.Linear(5, 4)},
     lambda m, x: m.fc(pooled(m.b(torch.fft.fft(m.a(x), dim=1).real))),
     {"a": (8, 0), "b": (5, 5)},
-    {"a": "unknown op fft_fft"},
+    {"a": "is transformed at fft_fft"},
 )

@@ -528,13 +528,7 @@ def set_data(self, x):
     return x
 
 
-@torch.jit.script
-def scripted(x):
-    return x * torch.sigmoid(x)
-
-
 REFUSALS = {
-    "scripted": (lambda self, x: scripted(x) + 1, r"code that the tracer can't look into", "plain Python"),
     "flag": (lambda self, x: torch.rrelu(x, 0.1, 0.3, self.training), r"must be bool, not Flag", "torch.nn.functional"),
     "branch": (branch_on_values, r"a branch depends on the values of a tensor", "torch.where"),
     "item": (lambda self, x: x * x.mean().item(), r"read as Python numbers \(`.item\(\)`\)", "keep the value a tensor"),
