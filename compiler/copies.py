@@ -49,18 +49,18 @@ def _is_width(flow: Flow, node: fx.Node, given: Any, dim: int) -> bool:
     """Whether a dimension is as long as a literal says, or as labelled dimensions are. A literal first dimension may be
     the batch, unless elements are repeated one by one."""
     if isinstance(given, fx.Node):
-        return _reads_labels(flow, given, dim)
+        return reads_labels(flow, given, dim)
     if not isinstance(given, Sequence):
         given = (given,)
     place = dim - rank_of(node) + len(given)
     if place < 0:
         return False
     if isinstance(given[place], fx.Node):
-        return _reads_labels(flow, given[place], None)
+        return reads_labels(flow, given[place], None)
     return dim > 0 or op_name(node) == "repeat_interleave"
 
 
-def _reads_labels(flow: Flow, size: fx.Node, dim: int | None) -> bool:
+def reads_labels(flow: Flow, size: fx.Node, dim: int | None) -> bool:
     """Whether a number, or item `dim` of a size, comes from a dimension with labels."""
     if isinstance(size.meta.get("val"), torch.Tensor):
         return False
@@ -72,5 +72,5 @@ def _reads_labels(flow: Flow, size: fx.Node, dim: int | None) -> bool:
             return False
         return any(-f.ndim <= asked < f.ndim and f.shape[asked] > 1 for f in flow.fields(source))
     if name == "getitem" and isinstance(source, fx.Node) and isinstance(size.args[1], int):
-        return _reads_labels(flow, source, size.args[1])
-    return any(_reads_labels(flow, other, None) for other in size.all_input_nodes)
+        return reads_labels(flow, source, size.args[1])
+    return any(reads_labels(flow, other, None) for other in size.all_input_nodes)

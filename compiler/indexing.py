@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from prunec.compiler.copies import reads_labels
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Gather, Labelled, compress, shape_of_argument
 from prunec.compiler.movement import executed, writable
@@ -63,8 +64,19 @@ def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -
             return None
         if _sliced_dims(known, labels):
             flow.covers.append(piece)
+        _keep_the_rest(flow, entries, labels, piece, node)
         fields += flow.moved((piece,), node)
     return flow.separate(fields, node)
+
+
+def _keep_the_rest(flow: Flow, entries: Sequence[Any], labels: IntArray, piece: IntArray, node: fx.Node) -> None:
+    """Pin what a slice leaves out (rows of a table of positions) where its bounds are read off the input: another input
+    may want it."""
+    for place, dim in index_dims(entries, labels.ndim):
+        entry = entries[place]
+        bounds = [x for x in (entry.start, entry.stop) if isinstance(x, fx.Node)] if isinstance(entry, slice) else []
+        if labels.shape[dim] > 1 and bounds and not any(reads_labels(flow, bound, None) for bound in bounds):
+            flow.pin(np.setdiff1d(labels, piece), f"is left out at {node.name} for this size of the input alone")
 
 
 def _strides(entry: object, dim: int, fields: Fields) -> bool:

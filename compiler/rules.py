@@ -149,7 +149,8 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _is_boolean_or_real(value: torch.Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    numbers = value.is_floating_point() or (value.is_complex() and isinstance(value, nn.Parameter))
+    return numbers or value.dtype == torch.bool
 
 
 def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
