@@ -83,6 +83,8 @@ def _move(call: Call) -> Any:
     data = call.plain()
     if call.name == "meshgrid" and isinstance(call.args[0], Tensor | Marked):
         call = replace(call, args=(call.args,))  # `meshgrid(x, y)` is `meshgrid((x, y))`
+    if call.name == "getattr" and call.args[1] in ("real", "imag"):
+        return mark(data, marks_of(call.args[0]))
     source, rest = call.args[0], (call.args[1:], dict(call.kwargs))
     if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves(rest)) and call.name[-3:] != "_as":
         raise call.error("removed channels are used as an index")
@@ -113,11 +115,11 @@ def _side_by_side(call: Call) -> Any:
     """`scatter` and `index_add`: positions are counted along one dimension, which is whole; along the others the
     operands lose the same. An index that is a vector has no others."""
     bound = call.bind("input", "dim", "index", "src")
-    given = [bound["input"], bound["src"], call.kwargs.get("source"), call.kwargs.get("value"), bound["index"]]
+    given = [bound["input"], bound["src"], call.kwargs.get("source"), call.kwargs.get("value")]
+    given += [] if call.name.startswith("index") else [bound["index"]]
     rank = plain(bound["input"]).ndim
     dim = plain(bound["dim"]) % rank
     parts = [x for x in given if isinstance(x, Tensor | Marked) and plain(x).ndim == rank]
-    parts = parts[:-1] if "index" in call.name else parts
     flat = [
         Marked(plain(x).narrow(dim, 0, 1), collapse(call, marks_of(x), [dim], "removed elements are addressed"))
         for x in parts

@@ -123,14 +123,13 @@ def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         return
     spread = len(old.args) > 2 or isinstance(slim.value(argument(old, 1, "repeats", argument(old, 1, "dims"))), int)
     key = next((key for key in ("repeats", "dims") if key in old.kwargs), None)
-    given = old.args[1:] if spread else old.kwargs[key] if key else old.args[1]
+    given, current = (x.args[1:] if spread else x.kwargs[key] if key else x.args[1] for x in (old, new))
     if isinstance(given, fx.Node) or len(given) != len(wanted):
         return
-    counts = tuple(g if slim.value(g) == count else count for g, count in zip(given, wanted, strict=True))
-    changed = any(slim.value(g) != count for g, count in zip(given, wanted, strict=True))
-    if changed and key:
+    counts = tuple(g if slim.value(o) == n else n for o, g, n in zip(given, current, wanted, strict=True))
+    if key:
         new.kwargs = {**new.kwargs, key: counts}
-    elif changed:
+    else:
         new.args = (new.args[0], *counts) if spread else (new.args[0], counts)
 
 

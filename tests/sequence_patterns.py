@@ -42,7 +42,7 @@ COPIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "added to zeros": lambda y, x: y + (torch.zeros(1, 8, 6, 6).to(y) + x[:, :1]),
 }
 for _name, _copy in COPIES.items():
-    _size = {"each repeated": 2, "all repeated": 4}.get(_name, 8)
+    _size = {"each repeated": 4, "all repeated": 4}.get(_name, 8)
     pattern(
         f"copies: {_name}",
         between(8),
@@ -53,7 +53,7 @@ for _name, _copy in COPIES.items():
 READ_AS_THEY_ARE: Mapping[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "convolved": lambda m, y, x: m.b(x[:, :1].expand(-1, y.shape[1], -1, -1)) + m.b(y),
     "added up": lambda m, y, x: m.b(y) * x[:, :1].expand(-1, y.shape[1], -1, -1).sum(1, keepdim=True) + m.b(y),
-    "added to zeros and convolved": lambda m, y, x: m.b(torch.zeros(1, 8, 6, 6).to(y) + x[:, :1]) + m.b(y),
+    "added to zeros and convolved": lambda m, y, x: m.b(y.new_zeros(1, 8, 6, 6) + x[:, :1]) + m.b(y),
 }
 for _name, _read in READ_AS_THEY_ARE.items():
     _free = 8 if _name == "added up" else 0
@@ -73,12 +73,12 @@ ADDRESSED: Mapping[str, Callable[[Any, Tensor], Tensor]] = {
     "index_add with a factor": lambda m, y: y.index_add(2, m.turned, y.tanh(), alpha=2),
     "index_copy": lambda m, y: y.index_copy(2, m.turned[:5], y[..., :5] * 2),
     "scatter_add": lambda m, y: torch.zeros_like(y).scatter_add_(2, m.turned.expand_as(y), y),
-    "scatter_add into zeros": lambda m, y: y.new_zeros(len(y), 8, 36).scatter_add(2, _wide(m, y), y),
-    "scatter": lambda m, y: y.scatter(-1, m.turned.view(1, 1, -1).expand(len(y), y.size(1), -1), y.tanh()),
+    "scatter_add into zeros": lambda m, y: y.new_zeros(y.shape[0], 8, 36).scatter_add(2, _wide(m, y), y),
+    "scatter": lambda m, y: y.scatter(-1, m.turned.view(1, 1, -1).expand(y.shape[0], y.size(1), -1), y.tanh()),
     "scatter of a number": lambda m, y: y.scatter(2, m.turned.expand_as(y), 0.5) + y,
     "scatter_reduce": lambda m, y: y.scatter_reduce(2, _wide(m, y), y, reduce="amax", include_self=False),
     "gather": lambda m, y: torch.gather(y, 2, _wide(m, y)),
-    "gather from fewer": lambda m, y: y.gather(-1, (m.turned % 9).expand(len(y), y.shape[1], 36)),
+    "gather from fewer": lambda m, y: y.gather(-1, (m.turned % 9).expand(y.shape[0], y.shape[1], 36)),
     "take along": lambda m, y: torch.take_along_dim(y, _wide(m, y), dim=2),
 }
 
@@ -130,7 +130,7 @@ pattern(
     "positions beyond the example",
     lambda: {"a": nn.Conv2d(3, 8, 1), "pos": nn.Parameter(torch.randn(50, 8)), "fc": nn.Linear(8, 4)},
     lambda m, x: (lambda y: m.fc((y + m.pos[: y.shape[1]]).relu().mean(1)))(m.a(x).flatten(2).mT),
-    {"a": (8, 8), "pos[0]": (50, 0)},
-    {"pos[0]": "for this size of the input alone"},
+    {"a": (8, 8), "pos": (50, 0)},
+    {"pos": "for this size of the input alone"},
     (IMAGE,),
 )
