@@ -16,6 +16,7 @@ from prunec.compiler.combining import combine, whole
 from prunec.compiler.heads import by_width
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
+from prunec.compiler.loose import pin_loose
 from prunec.compiler.rules import argument, count_macs, on_op, op_name, operand, rank_of, unknown
 
 Operand = tuple[Fields, tuple[int, ...]]
@@ -91,7 +92,7 @@ def _contracted(
     other operand has the same widths for all of them.
     """
     (a_fields, a_rest), (b_fields, b_rest) = (_along(value[0], dim) for value, dim in (left, right))
-    flow.pin_loose((*a_fields, *b_fields), f"is one of several copies that {node.name} adds up")
+    pin_loose(flow, (*a_fields, *b_fields), f"is one of several copies that {node.name} adds up")
     for labels in (*a_fields, *b_fields):
         flow.count_matters(labels.reshape(-1), f"contracted at {node.name}")
     size = left[0][1][left[1]]
@@ -145,7 +146,9 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     spread = by_width(flow, node, spread, inner=[d - len(letters) for d in single])
     summed = [d for d, letter in enumerate(letters) if letter not in result]
     for dim, labels in ((d, f) for d in summed for fs, _ in spread for f in fs):
-        flow.pin_loose((labels,) if labels.shape[dim] > 1 else (), f"is one of several copies that {node.name} adds up")
+        pin_loose(
+            flow, (labels,) if labels.shape[dim] > 1 else (), f"is one of several copies that {node.name} adds up"
+        )
     fields = combine(flow, node, spread)
     sizes = [max(shape[d] for _, shape in spread) for d in range(len(letters))]
     count_macs(flow, node, elements(sizes), fields)

@@ -240,19 +240,8 @@ class Flow:
 
     def is_own(self, labels: IntArray) -> bool:
         """Whether the labels are of a constant that the graph makes, and that has met no channels."""
-        last = int(labels.max())
-        runs = self.owners[bisect_right(self.owners, last, key=_first_label) - 1 :][:1] if last != FIXED else []
-        return bool(runs) and runs[0][1] is None and int(labels.min()) >= runs[0][0]
-
-    def is_loose(self, labels: IntArray) -> bool:
-        """Whether any of the labels is a copy's that has met no channels."""
-        return any(bool(((labels >= own.start) & (labels < own.stop)).any()) for own in self.loose)
-
-    def pin_loose(self, fields: Iterable[IntArray], reason: str) -> None:
-        """Of the fields' labels, those of copies may not be removed."""
-        for labels in fields if self.loose else ():
-            for own in self.loose:
-                self.pin(labels[(labels >= own.start) & (labels < own.stop)], reason)
+        start, axis = self._run_of(int(labels.max()))
+        return axis is None and int(labels.min()) >= start > FIXED
 
     def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
         """A flat array of labels as the field of a value of that rank that varies along `dim` only."""
@@ -310,8 +299,11 @@ class Flow:
 
     def _written(self, labels: IntArray) -> bool:
         """Whether a parameter or buffer owns a field's last label; a constant that the graph makes owns none."""
-        last = int(labels.max())
-        return last != FIXED and self.owners[bisect_right(self.owners, last, key=_first_label) - 1][1] is not None
+        return self._run_of(int(labels.max()))[1] is not None
+
+    def _run_of(self, label: int) -> tuple[int, Axis | None]:
+        """The first label of the run that one is in, and the axis that owns it."""
+        return self.owners[bisect_right(self.owners, label, key=_first_label) - 1] if label != FIXED else (FIXED, None)
 
     def writers(self, labels: IntArray) -> list[str]:
         """The modules and tensors whose axes the labels were made for."""

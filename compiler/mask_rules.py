@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.mask_addressed import ADDRESSED
 from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
 from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.masks import (
@@ -109,34 +110,6 @@ def _copied(call: Call) -> Any:
         return moved
     marks = marks_of(moved)
     return mark(plain(moved), torch.where(marks == KEPT, FREE, marks).to(torch.uint8))
-
-
-def _side_by_side(call: Call) -> Any:
-    """`scatter` and `index_add`: positions are counted along one dimension, which is whole; along the others the
-    operands lose the same. An index that is a vector has no others."""
-    bound = call.bind("input", "dim", "index", "src")
-    given = [bound["input"], bound["src"], call.kwargs.get("source"), call.kwargs.get("value")]
-    given += [] if call.name.startswith("index") else [bound["index"]]
-    rank = plain(bound["input"]).ndim
-    dim = plain(bound["dim"]) % rank
-    parts = [x for x in given if isinstance(x, Tensor | Marked) and plain(x).ndim == rank]
-    flat = [
-        Marked(plain(x).narrow(dim, 0, 1), collapse(call, marks_of(x), [dim], "removed elements are addressed"))
-        for x in parts
-    ]
-    shape = [size if d != dim else 1 for d, size in enumerate(plain(bound["input"]).shape)]
-    return mark(call.plain(), meet(call, flat, shape))
-
-
-def _transform(call: Call) -> Any:
-    """A Fourier transform: the dimensions that it runs over are whole."""
-    data, rank = call.plain(), plain(call.args[0]).ndim
-    shift = call.name.endswith("shift")
-    given = call.bind("input", *([] if shift else ["n"]), "dim")["dim"]
-    ending = call.name.rpartition("fft")[2]
-    default = range(rank) if shift or ending == "n" else (-2, -1) if ending == "2" else (-1,)
-    dims = default if given is None else [given] if isinstance(given, int) else given
-    return mark(data, collapse(call, marks_of(call.args[0]), [d % rank for d in dims], "removed elements are mixed"))
 
 
 def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:
@@ -392,10 +365,6 @@ _CREATORS: Final = _words("""
     new_full new_empty new_tensor new rand_like randn_like
 """)
 _COPIES: Final = _words("expand broadcast_to repeat tile repeat_interleave")
-_TRANSFORMS: Final = [
-    *(f"fft_{kind}fft{end}" for kind in ("", "i", "r", "ir", "h", "ih") for end in ("", "2", "n")),
-    *_words("fft_fftshift fft_ifftshift"),
-]
 _POOLS: Final = [
     f"{adapt}{kind}_pool{rank}d" for adapt in ("", "adaptive_") for kind in ("avg", "max", "lp") for rank in (1, 2, 3)
 ]
@@ -403,10 +372,7 @@ _POOLS: Final = [
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_COPIES, _copied),
-    **dict.fromkeys(
-        ["index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce"], _side_by_side
-    ),
-    **dict.fromkeys(_TRANSFORMS, _transform),
+    **ADDRESSED,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(["to", "type_as"], _converted),
     **dict.fromkeys(_REDUCTIONS, _reduce),

@@ -6,7 +6,7 @@ removed channel is, a zero wherever it is read:
     sum, norm        a zero adds nothing, so the labels may go; the result has none
     mean             the same, but zeros are counted: the mean over what is left is scaled (`rewriting.mean_of_all`)
     amax             a zero may be the largest: pinned, unless nothing below zero can arrive
-    var, std         zeros are counted, too: had from the mean and variance of what is left (`rewriting.spread`)
+    var, std         zeros are counted, too: had from the mean and variance of what is left (`variance.spread`)
     softmax          a zero counts: pinned
 """
 
@@ -22,7 +22,7 @@ from torch import fx, nn
 from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
-from prunec.compiler.rewriting import correction
+from prunec.compiler.loose import pin_loose
 from prunec.compiler.rules import (
     Rule,
     argument,
@@ -37,6 +37,7 @@ from prunec.compiler.rules import (
     without_labels,
 )
 from prunec.compiler.signs import not_negative
+from prunec.compiler.variance import correction
 
 
 def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: str) -> Fields:
@@ -68,7 +69,7 @@ def added_up(flow: Flow, node: fx.Node, value: object, dims: Iterable[int]) -> F
         here = [d for d in dims if labels.shape[d] > 1]
         if here:
             flow.count_matters(labels.reshape(-1), f"is added up at {node.name}")
-            flow.pin_loose((labels,), f"is one of several copies that {node.name} adds up")
+            pin_loose(flow, (labels,), f"is one of several copies that {node.name} adds up")
         if here and labels.size == np.prod([labels.shape[d] for d in here]):
             continue
         for dim in here:
@@ -175,7 +176,7 @@ def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
 
 
 def _is_spread(flow: Flow, node: fx.Node, gone: Sequence[int]) -> bool:
-    """Whether a reduction is a variance or deviation that can be had from what is left (`rewriting.spread`).
+    """Whether a reduction is a variance or deviation that can be had from what is left (`variance.spread`).
 
     Where it is corrected for the number of elements, this must not depend on the input.
     """

@@ -123,6 +123,8 @@ def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         return
     spread = len(old.args) > 2 or isinstance(slim.value(argument(old, 1, "repeats", argument(old, 1, "dims"))), int)
     key = next((key for key in ("repeats", "dims") if key in old.kwargs), None)
+    given: Any
+    current: Any
     given, current = (x.args[1:] if spread else x.kwargs[key] if key else x.args[1] for x in (old, new))
     if isinstance(given, fx.Node) or len(given) != len(wanted):
         return
@@ -284,47 +286,6 @@ def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     inner.meta = {**new.meta, "val": new.meta["val"].new_empty(slim.shape(old))}
     new.op, new.target = "call_function", operator.mul
     new.args, new.kwargs = (inner, left / size), {}
-
-
-def correction(node: fx.Node) -> float:
-    """What a variance takes off the number of elements; `unbiased` may stand in the place of the dimensions."""
-    if "correction" in node.kwargs:
-        given = node.kwargs["correction"]
-        return 1.0 if given is None else float(known(given))
-    flags = [arg for arg in node.args[1:3] if isinstance(arg, bool)]
-    unbiased = node.kwargs.get("unbiased", flags[0] if flags else True)
-    return float(bool(unbiased))
-
-
-@rewriter("var", "std")
-def spread(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Of a share s of the elements with mean m and variance v, the others zeros: s v + s (1 - s) m^2."""
-    value, dim = argument(old, 0, "input"), argument(old, 1, "dim")
-    dim = None if isinstance(dim, bool) else known(dim)
-    rank = len(shape_of_argument(value))
-    asked = range(rank) if dim in (None, [], ()) else dim if isinstance(dim, tuple | list) else [dim]
-    masks = [slim.kept(value, int(known(d)) % rank) for d in asked]
-    left, size = prod(int(mask.sum()) for mask in masks), prod(mask.size for mask in masks)
-    if left == size:
-        return
-    keep = old.kwargs.get("keepdim", old.kwargs.get("keepdims", len(old.args) > 3 and old.args[3]))
-    options = {"dim": dim, "keepdim": keep} if dim is not None else {}
-    share, narrow = left / size, new.meta["val"].new_empty(slim.shape(old))
-
-    def made(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        node = new.graph.call_function(target, args, kwargs)
-        node.meta = {**new.meta, "val": narrow}
-        return node
-
-    with new.graph.inserting_before(new):
-        source, off = argument(new, 0, "input"), correction(old)
-        inner = made(operator.mul, made(torch.var, source, correction=0, **options), share)
-        mean = made(torch.square, made(torch.mean, source, **options))
-        both = made(operator.add, inner, made(operator.mul, mean, share * (1 - share)))
-        root = made(torch.sqrt, both) if op_name(old) == "std" else both
-    factor = size / (size - off)
-    new.op, new.target, new.kwargs = "call_function", operator.mul, {}
-    new.args = (root, factor**0.5 if op_name(old) == "std" else factor)
 
 
 @rewriter("zeros", "empty", "new_zeros", "new_empty", "new", sized=True)

@@ -25,6 +25,7 @@ from torch import fx, nn
 from prunec.compiler.combining import combine
 from prunec.compiler.ir import Axis, IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, Pair, Product, elements, shape_of_argument
+from prunec.compiler.loose import pin_loose
 
 Rule = Callable[[Flow, fx.Node], Labelled]
 
@@ -122,7 +123,7 @@ def label(flow: Flow, node: fx.Node) -> Labelled:
     rule = rule_for(flow, node)
     if flow.loose and getattr(rule, "__module__", "").rpartition(".")[2] not in _CARRY_COPIES:
         for value in node.all_input_nodes:
-            flow.pin_loose(flow.fields(value), f"is one of several copies that {describe(flow, node)} reads")
+            pin_loose(flow, flow.fields(value), f"is one of several copies that {describe(flow, node)} reads")
     alone = node.op == "call_module" and not isinstance(argument(node, 0, "input"), fx.Node)
     return unknown(flow, node) if rule is None or alone else rule(flow, node)
 
