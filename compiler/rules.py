@@ -297,10 +297,10 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     if not isinstance(node.meta.get("val"), torch.Tensor):
         return without_labels(flow, node)
     fields = combine(flow, node, (operand(flow, value) for value in node.all_input_nodes))
-    if len(node.all_input_nodes) > 1:
-        for labels in fields:
-            if flow.is_own(labels):  # zeros that something was added to
-                flow.loosen(labels)
+    met = [labels for value in node.all_input_nodes for labels in flow.fields(value)]
+    if len(node.all_input_nodes) > 1 and all(map(flow.is_own, met)):
+        for labels in fields:  # zeros that something without channels was added to
+            flow.loosen(labels)
     return fields
 
 
