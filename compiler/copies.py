@@ -33,12 +33,11 @@ def copies(flow: Flow, node: fx.Node, value: object, given: Any, layout: Layout)
     after = shape_of_argument(node)
     before = (1,) * (len(after) - len(shape_of_argument(value))) + shape_of_argument(value)
     fields: Fields = ()
+    if flow.fields(value):
+        return fields  # copies of channels go with these
     for dim in range(len(after)):
         count = after[dim] // max(before[dim], 1)
-        taken = any(
-            f.shape[f.ndim - len(after) + dim] > 1 for f in flow.fields(value) if f.ndim - len(after) + dim >= 0
-        )
-        if count > 1 and not taken and _is_width(flow, node, given, dim):
+        if count > 1 and _is_width(flow, node, given, dim):
             own = flow.own(count)
             flow.loosen(own)
             fields += flow.result(np.ascontiguousarray(layout(own, before[dim])), len(after), dim)
