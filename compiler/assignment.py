@@ -16,23 +16,30 @@ from torch import fx
 from prunec.compiler.combining import combine
 from prunec.compiler.indexing import taken
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
-from prunec.compiler.rules import bare, on_op, operand, unknown
+from prunec.compiler.rules import bare, on_op, op_name, operand, unknown
 
 
-@on_op("zeros", "empty", "new_zeros", "new_empty")
+@on_op("zeros", "empty", "new_zeros", "new_empty", "new")
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Labels along the dimensions that may be channels: the second (the first of a vector) and the last.
 
     Of zeros nothing is missed when one goes. Other constants (ones) have no labels, and so stay.
     """
     known = node.meta.get("val")
-    if not isinstance(known, torch.Tensor) or not (known.is_floating_point() or known.is_complex()):
+    data = op_name(node) == "new" and any(not _is_size(arg) for arg in node.args[1:])
+    if data or not isinstance(known, torch.Tensor) or not (known.is_floating_point() or known.is_complex()):
         return bare(known)
     fields: Fields = ()
     for dim in sorted({min(1, known.ndim - 1), known.ndim - 1}) if known.ndim else ():
         if known.shape[dim] > 1:
             fields += flow.result(flow.own(known.shape[dim]), known.ndim, dim)
     return fields
+
+
+def _is_size(given: object) -> bool:
+    """Whether an argument of `x.new` is a size, rather than data to copy."""
+    value = given.meta.get("val") if isinstance(given, fx.Node) else given
+    return isinstance(value, int | torch.Size)
 
 
 @on_op("setitem", "__setitem__")

@@ -73,7 +73,11 @@ _UNTRACED = _words(
 )
 _DECIDES = _words("__bool__ __contains__ is_nonzero equal allclose")
 _SELECTS = _words("__getitem__ nonzero argwhere where unique unique_consecutive masked_select")
-_READS_NUMBERS = _words("__int__ __float__ __index__ __complex__ __format__ __array__ item tolist numpy")
+_READS_NUMBERS = _words(
+    "__int__ __float__ __index__ __complex__ __format__ __array__ item tolist numpy _pack_padded_sequence"
+)
+_COUNTS = _SELECTS | _words("where bincount repeat_interleave histc one_hot")
+"""Calls whose result, in some form of them, is as large as its tensors' values say."""
 _PLAIN_NUMBERS = _words("ndim dim ndimension __len__ element_size itemsize get_device __int__ __float__ __index__")
 """Calls whose number isn't worth a node: it can't depend on the batch, or Python makes it a plain number anyway."""
 _RESHAPE = _words("squeeze_ unsqueeze_ transpose_ t_ swapaxes_ swapdims_")
@@ -103,6 +107,7 @@ _SHOWN: Mapping[str, str] = {
     "__index__": "an index",
     "__getitem__": "x[mask]",
     "where": "torch.where(mask)",
+    "_pack_padded_sequence": "pack_padded_sequence",
 }
 
 
@@ -165,7 +170,7 @@ class Call:
         if self.name in _DECIDES:
             text, hint = _BRANCH
             return f"{text} (`if`, `while`, `and`, `in` or `assert` on it)", hint
-        text, hint = _NUMBER if self.name in _READS_NUMBERS else _SIZE if self.name in _SELECTS else _NO_KERNEL
+        text, hint = _NUMBER if self.name in _READS_NUMBERS else _SIZE if self.name in _COUNTS else _NO_KERNEL
         shown = _SHOWN.get(self.name, f".{self.name}()" if self.kind == "call_method" else self.name)
         return f"{text} (`{shown}`)", hint
 

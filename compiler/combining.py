@@ -15,6 +15,7 @@ from torch import fx
 
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow
+from prunec.compiler.loose import is_loose
 
 
 def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[int, ...]]]) -> Fields:
@@ -25,6 +26,8 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
     of all heads), all that differ along these go together.
     """
     lifted = [(fields, shape) for fields, shape in operands if shape]
+    if flow.loose:  # what copies meet stands for them
+        lifted.sort(key=lambda operand: any(is_loose(flow, labels) for labels in operand[0]))
     if len(lifted) == 1:
         return lifted[0][0]
     rank = max((len(shape) for _, shape in lifted), default=0)

@@ -111,17 +111,30 @@ def _replaced(program: Program, found: Mapping[fx.Node, Sequence[fx.Node]]) -> P
 
 
 def _name(program: Program, node: fx.Node, sources: Sequence[fx.Node], state: Mapping[str, State]) -> str:
-    """The name of the parameter that a weight came from; or a new one beside the largest that it came from."""
+    """The name of the parameter that a weight came from; or a new one beside the largest that it came from.
+
+    A parameter that anything else is computed from, too, keeps its name and its values.
+    """
     stored = [n for n in sources if isinstance(program.state.get(str(n.target)), nn.Parameter)]
     for source in stored:
         alike = shape_of_argument(source) == shape_of_argument(node)
-        same = program.graph.find_nodes(op="get_attr", target=source.target)
-        if alike and all(user in sources for other in same for user in other.users):
+        if alike and _is_alone(program, str(source.target), node, sources):
             return str(source.target)
     largest = max(stored, key=lambda n: shape_of_argument(n)) if stored else None
     base = f"{largest.target if largest else node.name}_computed"
     taken = (base, *(f"{base}_{i}" for i in range(1, len(state) + 2)))
     return next(name for name in taken if name not in state)
+
+
+def _is_alone(program: Program, name: str, node: fx.Node, sources: Sequence[fx.Node]) -> bool:
+    """Whether all that is computed from a parameter goes into `node`, and through no value that others read."""
+    behind = set(program.graph.find_nodes(op="get_attr", target=name))
+    if not behind <= set(sources):
+        return False
+    for step in sources:
+        if step in behind or any(value in behind for value in step.all_input_nodes):
+            behind.add(step)
+    return all(user in sources for step in behind - {node} for user in step.users)
 
 
 def _value(program: Program, node: fx.Node, sources: Sequence[fx.Node]) -> torch.Tensor:

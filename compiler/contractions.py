@@ -16,6 +16,7 @@ from prunec.compiler.combining import combine, whole
 from prunec.compiler.heads import by_width
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
+from prunec.compiler.loose import pin_loose
 from prunec.compiler.rules import argument, count_macs, on_op, op_name, operand, rank_of, unknown
 
 Operand = tuple[Fields, tuple[int, ...]]
@@ -58,13 +59,27 @@ def outer(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int) -> Fields:
-    left, right = by_width(flow, node, (left, right), inner=(-2, -1))
+    left, right = _by_columns(flow, node, *by_width(flow, node, (left, right), inner=(-2, -1)))
     flat, a_rest, b_rest = _contracted(flow, node, (left, -1), (right, -2))
     a_shape = (1,) * (rank - len(left[1])) + (*left[1][:-1], 1)
     b_shape = (1,) * (rank - len(right[1])) + (*right[1][:-2], 1, right[1][-1])
     fields = combine(flow, node, ((a_rest, a_shape), (b_rest, b_shape)))
     count_macs(flow, node, elements(shape_of_argument(node)) * left[1][-1], (flat, *fields))
     return fields
+
+
+def _by_columns(flow: Flow, node: fx.Node, left: Operand, right: Operand) -> tuple[Operand, Operand]:
+    """The factors of a product of two blocks [features, width] over their width: the same position of every feature
+    goes, and all features stay, since these are what the result tells apart."""
+    pair = [(left, -1, -2), (right, -2, -1)]
+    blocks = [[f for f in value[0] if f.shape[inner] > 1] for value, inner, _ in pair]
+    if not all(blocks) or any(f.size != f.shape[-1] * f.shape[-2] or 1 in f.shape[-2:] for fs in blocks for f in fs):
+        return left, right
+    narrow = []
+    for value, _, outer in pair:
+        fields = [whole(flow, f, outer % f.ndim, node) if min(f.shape[-2:]) > 1 else f for f in value[0]]
+        narrow.append((flow.moved(fields, node), value[1]))
+    return narrow[0], narrow[1]
 
 
 def _contracted(
@@ -77,6 +92,7 @@ def _contracted(
     other operand has the same widths for all of them.
     """
     (a_fields, a_rest), (b_fields, b_rest) = (_along(value[0], dim) for value, dim in (left, right))
+    pin_loose(flow, (*a_fields, *b_fields), f"is one of several copies that {node.name} adds up")
     for labels in (*a_fields, *b_fields):
         flow.count_matters(labels.reshape(-1), f"contracted at {node.name}")
     size = left[0][1][left[1]]
@@ -129,6 +145,10 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     single = [d for d, letter in enumerate(letters) if letter not in result or sum(letter in t for t in terms) == 1]
     spread = by_width(flow, node, spread, inner=[d - len(letters) for d in single])
     summed = [d for d, letter in enumerate(letters) if letter not in result]
+    for dim, labels in ((d, f) for d in summed for fs, _ in spread for f in fs):
+        pin_loose(
+            flow, (labels,) if labels.shape[dim] > 1 else (), f"is one of several copies that {node.name} adds up"
+        )
     fields = combine(flow, node, spread)
     sizes = [max(shape[d] for _, shape in spread) for d in range(len(letters))]
     count_macs(flow, node, elements(sizes), fields)

@@ -32,11 +32,11 @@ _BUILTINS = frozenset({
 _TORCH = frozenset({
     "arange", "as_strided", "as_tensor", "asarray", "bartlett_window", "blackman_window", "broadcast_shapes",
     "can_cast", "empty", "empty_strided", "eye", "fill", "full", "hamming_window", "hann_window",
-    "is_grad_enabled", "is_tensor", "kaiser_window", "linspace", "logspace", "normal", "ones", "promote_types",
+    "is_grad_enabled", "is_tensor", "kaiser_window", "linspace", "logspace", "mm", "normal", "ones", "promote_types",
     "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "range", "result_type",
-    "scalar_tensor", "tensor", "tril_indices", "triu_indices", "vander", "zeros",
+    "scalar_tensor", "spmm", "tensor", "tril_indices", "triu_indices", "vander", "zeros",
 })  # fmt: skip
-"""Functions of `torch` that make tensors or ask about types, and so can't be overridden on a tensor."""
+"""Functions of `torch` that make tensors or ask about types, and others that aren't listed as overridable."""
 
 _FORBIDDEN = frozenset({"operator.call", "operator.attrgetter", "operator.itemgetter", "operator.methodcaller"})
 """What calls or reads whatever it is given."""

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import fx
 
+from prunec.compiler.copies import reads_labels
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Gather, Labelled, compress, shape_of_argument
 from prunec.compiler.movement import executed, writable
 from prunec.compiler.reductions import mixed
-from prunec.compiler.rewriting import index_dims, is_repeated, is_tensor, known_places
+from prunec.compiler.rewriting import index_dims, is_tensor, known_places
 from prunec.compiler.rules import (
     argument,
     dims_of,
@@ -65,8 +66,19 @@ def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -
             continue  # an empty piece holds no channels
         if _sliced_dims(known, labels):
             flow.covers.append(piece)
+        _keep_the_rest(flow, entries, labels, piece, node)
         fields += flow.moved((piece,), node)
     return flow.separate(fields, node)
+
+
+def _keep_the_rest(flow: Flow, entries: Sequence[Any], labels: IntArray, piece: IntArray, node: fx.Node) -> None:
+    """Pin what a slice leaves out (rows of a table of positions) where its bounds are read off the input: another input
+    may want it."""
+    for place, dim in index_dims(entries, labels.ndim):
+        entry = entries[place]
+        bounds = [x for x in (entry.start, entry.stop) if isinstance(x, fx.Node)] if isinstance(entry, slice) else []
+        if labels.shape[dim] > 1 and bounds and not any(reads_labels(flow, bound, None) for bound in bounds):
+            flow.pin(np.setdiff1d(labels, piece), f"is left out at {node.name} for this size of the input alone")
 
 
 def _strides(entry: object, dim: int, fields: Fields) -> bool:
@@ -144,16 +156,6 @@ def index_select(flow: Flow, node: fx.Node) -> Labelled:
     [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
     fields = _at_places(flow, value, dim, index, node)
     return mixed(flow, node, subject(flow, node), [dim], "is picked from") if fields is None else fields
-
-
-@on_op("gather")
-def gather(flow: Flow, node: fx.Node) -> Labelled:
-    """Rows picked by an index that says the same for all channels: these pass. Others stay."""
-    value, index = subject(flow, node), argument(node, 2, "index")
-    [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
-    wide, narrow = shape_of_argument(value), shape_of_argument(index)
-    varied = [d for d in range(len(wide)) if d != dim and not (narrow[d] == wide[d] and is_repeated(index, d))]
-    return mixed(flow, node, value, [dim, *varied], "is picked from")
 
 
 def _constant_index(flow: Flow, entry: object) -> Any:

@@ -114,6 +114,8 @@ class Flow:
     macs: list[Product] = field(default_factory=list)
     owners: list[tuple[int, Axis | None]] = field(default_factory=list)
     """(first label, axis) of each run of fresh labels, in rising order."""
+    loose: list[range] = field(default_factory=list)
+    """Labels of copies that aren't zeros: no sum may lose one while other terms of it stay."""
     count: int = 0
     trial: bool = False
     """Whether this only tries what operations do to made-up labels."""
@@ -232,6 +234,15 @@ class Flow:
             self.owners.append((self.count - size, None))
         return np.arange(self.count - size, self.count, dtype=np.int64)
 
+    def loosen(self, labels: IntArray) -> None:
+        """These are the graph's own labels, of values that aren't zeros (any more)."""
+        self.loose.append(range(int(labels.min()), int(labels.max()) + 1))
+
+    def is_own(self, labels: IntArray) -> bool:
+        """Whether the labels are of a constant that the graph makes, and that has met no channels."""
+        start, axis = self._run_of(int(labels.max()))
+        return axis is None and int(labels.min()) >= start > FIXED
+
     def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
         """A flat array of labels as the field of a value of that rank that varies along `dim` only."""
         if labels.size == 1 or (labels[0] == FIXED and bool((labels == FIXED).all())):
@@ -288,8 +299,11 @@ class Flow:
 
     def _written(self, labels: IntArray) -> bool:
         """Whether a parameter or buffer owns a field's last label; a constant that the graph makes owns none."""
-        last = int(labels.max())
-        return last != FIXED and self.owners[bisect_right(self.owners, last, key=_first_label) - 1][1] is not None
+        return self._run_of(int(labels.max()))[1] is not None
+
+    def _run_of(self, label: int) -> tuple[int, Axis | None]:
+        """The first label of the run that one is in, and the axis that owns it."""
+        return self.owners[bisect_right(self.owners, label, key=_first_label) - 1] if label != FIXED else (FIXED, None)
 
     def writers(self, labels: IntArray) -> list[str]:
         """The modules and tensors whose axes the labels were made for."""

@@ -38,6 +38,8 @@ def literal(value: Any, node: Callable[[fx.Node], str] = percent_name) -> str:
             return node(value)
         case None | bool() | int():
             return str(value)
+        case complex():
+            return repr(value) if math.isfinite(abs(value)) else f'complex("{value}")'
         case float():
             return repr(value) if math.isfinite(value) else f'float("{value}")'
         case str():
@@ -171,7 +173,7 @@ class Reader:
         return place.error(f"expected a literal, got {place.code!r}")
 
     def _constant(self, expr: ast.Constant) -> Any:
-        if isinstance(expr.value, bytes | complex):
+        if isinstance(expr.value, bytes):
             raise self._unexpected(expr)
         return expr.value
 

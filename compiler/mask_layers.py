@@ -52,7 +52,7 @@ def reduced_dims(call: Call, position: int = 1, default: int | None = None) -> l
     """The dimensions that a call names in its argument `dim` (or `axis`) at a position; all of them for none."""
     bound = call.bind("input", *["_"] * (position - 1), "dim")
     dim = call.kwargs.get("axis", bound["dim"])
-    dim = default if dim is None else dim
+    dim = default if dim is None or isinstance(dim, bool) else dim  # `x.var(False)` names none
     rank = plain(bound["input"]).ndim
     if dim is None or dim in ((), []):
         return list(range(rank))
@@ -195,6 +195,18 @@ def _last(call: Call, value: Value) -> Tensor:
     return (marks == REMOVED).flatten().expand(plain(value).shape[-1])
 
 
+def _columns(call: Call, value: Value, own: Tensor) -> Tensor:
+    """Which columns of a weight should be removed: those of the channels that arrive. Where zeros arrive that are a
+    constant, either will do: the weight's own."""
+    free = torch.zeros(plain(value).shape[-1], dtype=torch.bool)
+    if isinstance(value, Marked):
+        loose = ((value.marks == FREE).expand(value.data.shape) & (value.data == 0)).flatten(0, -2)
+        free = loose.all(0)
+        marks = torch.where(free & (value.marks == FREE), KEPT, value.marks).to(torch.uint8)
+        value = mark(value.data, marks)
+    return torch.where(free, own, _last(call, value))
+
+
 def _recurrent(call: Call, gates: int) -> Any:
     """LSTM, GRU, RNN and their cells: what is removed of the state goes in all tensors, and what arrives in the first
     layer's columns. A removed unit's weights are zero, so no other unit reads it."""
@@ -205,7 +217,9 @@ def _recurrent(call: Call, gates: int) -> Any:
     sides = 1 if cell else 1 + int(module.bidirectional)  # type: ignore[arg-type]
     for name, value in call.params.items():
         first = cell or "_l0" in name
-        columns = state if "_hh" in name else _last(call, call.args[0]) if first else state.repeat(sides)
+        columns = state if "_hh" in name else state.repeat(sides)
+        if first and name.startswith("weight_ih"):
+            columns = _columns(call, call.args[0], _gone(value, 1))
         expected = [state.repeat(gates), columns]
         if any(not torch.equal(_gone(value, dim), expected[dim]) for dim in range(plain(value).ndim)):
             raise call.error(f"the removed positions of {name} are not those of the state or of what arrives")
@@ -225,7 +239,7 @@ def _named(rule: Callable[[Call], Any], names: str) -> Mapping[str, Callable[[Ca
 
 ROWS: Final[Mapping[str, Callable[[Call], Any]]] = {
     **_named(_as_it_is, "to type_as"),
-    **_named(add_up, "sum mean nansum"),
+    **_named(add_up, "sum mean nansum var std"),
     **_named(partial(add_up, position=2), "norm linalg_norm linalg_vector_norm"),
     **_named(_over_channels, "local_response_norm cross_map_lrn2d softmax2d"),
     **_named(_unpool, "max_unpool1d max_unpool2d max_unpool3d"),

@@ -14,19 +14,20 @@ An operation without a row is fine as long as no removed channel reaches it.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.mask_addressed import ADDRESSED
 from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
 from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
+from prunec.compiler.mask_windows import WINDOWS
 from prunec.compiler.masks import (
     FREE,
     KEPT,
@@ -83,6 +84,8 @@ def _move(call: Call) -> Any:
     data = call.plain()
     if call.name == "meshgrid" and isinstance(call.args[0], Tensor | Marked):
         call = replace(call, args=(call.args,))  # `meshgrid(x, y)` is `meshgrid((x, y))`
+    if call.name == "getattr" and call.args[1] in ("real", "imag"):
+        return mark(data, marks_of(call.args[0]))
     source, rest = call.args[0], (call.args[1:], dict(call.kwargs))
     if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves(rest)) and call.name[-3:] != "_as":
         raise call.error("removed channels are used as an index")
@@ -97,36 +100,22 @@ def _move(call: Call) -> Any:
     return linked(mark_all(data, run(full_marks(source))), source, run)
 
 
+def _copied(call: Call) -> Any:
+    """`expand` and `repeat`: of several copies, each may go with what it meets. Rows of a batch are none."""
+    moved = _move(call)
+    if not isinstance(moved, Tensor | Marked):
+        return moved
+    before, after = plain(call.args[0]).shape, plain(moved).shape
+    aligned = (1,) * (len(after) - len(before)) + tuple(before)
+    longer = [d for d in range(len(after)) if after[d] > aligned[d]]
+    if not longer or (longer == [0] and aligned[0] == 1 and len(after) > 1):
+        return moved
+    marks = marks_of(moved)
+    return mark(plain(moved), torch.where(marks == KEPT, FREE, marks).to(torch.uint8))
+
+
 def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:
     return run(marks, *args, **kwargs)
-
-
-def _pad(call: Call) -> Any:
-    """Padding: constants are free, but for the rim of a removed channel; reflected and repeated elements are what they
-    are copied from."""
-    data = call.plain()
-    bound = call.bind("input", "padding" if call.module is not None else "pad", "mode")
-    source = full_marks(bound["input"])
-    if call.module is not None:
-        constant = isinstance(call.module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d)
-        marks = _rimmed(source, bound["padding"]) if constant else call.run(source)
-        return mark(data, marks.to(torch.uint8))
-    mode = bound["mode"] or "constant"
-    marks = _rimmed(source, plain(bound["pad"])) if mode == "constant" else F.pad(source, plain(bound["pad"]), mode)
-    return mark(data, marks.to(torch.uint8))
-
-
-def _rimmed(source: Tensor, pad: Sequence[int]) -> Tensor:
-    """Marks that are padded, one dimension after the other: with REMOVED beside a line of removed elements (statistics
-    over channels don't count the rim of one that is gone), else with FREE."""
-    for index in range(0, len(pad), 2):
-        dim = source.ndim - 1 - index // 2
-        lost = (source == REMOVED).all(dim, keepdim=True).to(source.dtype) * REMOVED
-        before, after = (max(amount, 0) for amount in pad[index : index + 2])
-        rims = [lost.expand(*[-1] * dim, amount, *[-1] * (source.ndim - dim - 1)) for amount in (before, after)]
-        kept = F.pad(source, [0] * index + [min(amount, 0) for amount in pad[index : index + 2]])
-        source = torch.cat([rims[0], kept, rims[1]], dim)
-    return source
 
 
 def _create(call: Call) -> Any:
@@ -175,7 +164,10 @@ def _assign(call: Call) -> None:
     """`x[index] = value`: the marks are written as the data are."""
     target, index, value = call.args
     if not isinstance(target, Marked):
-        raise call.error("removed channels are written into a tensor that is kept")
+        if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves((index, value))):
+            raise call.error("removed channels are written into a tensor that is kept")
+        call.plain()
+        return
     if not isinstance(value, Tensor | Marked):
         call.plain()  # a number is kept or removed with the channel that it is written to
         return
@@ -199,40 +191,6 @@ def _reduce(call: Call) -> Any:
 
 def _mark_reduced(data: Tensor, *, marks: Tensor, dims: tuple[int, ...]) -> Value:
     return mark(data, marks if data.ndim == marks.ndim else marks.squeeze(dims))
-
-
-def _windows(call: Call) -> Any:
-    """Pooling and interpolation: marks don't vary over what is pooled at a time, nor over images."""
-    value = call.args[0] if call.args else call.kwargs["input"]
-    digits = re.search(r"(\d)d", call.name)
-    rank = plain(value).ndim
-    space = range(rank - (int(digits.group(1)) if digits else rank - 2), rank)
-    marks = marks_of(value)
-    if "pool" in call.name and any(marks.shape[dim] > 1 for dim in space):
-        marks = _pooled_marks(call, value)
-    else:
-        marks = collapse(call, marks, space, "the removed elements are no whole channels")
-    return pytree.tree_map(partial(mark, marks=marks), call.plain())
-
-
-def _pooled_marks(call: Call, value: Any) -> Tensor:
-    """What each window has seen: nothing but kept elements, or nothing but removed ones."""
-    marks, dtype = full_marks(value), plain(value).dtype
-    rest = {key: given for key, given in call.kwargs.items() if key != "input"}
-
-    def seen(bit: int) -> Tensor:
-        found: Tensor = pytree.tree_leaves(call.run((marks == bit).to(dtype), *call.args[1:], **rest))[0]
-        return found > 0
-
-    kept, removed = seen(KEPT), seen(REMOVED)
-    if bool((kept & removed).any()):
-        raise call.error("the removed elements are no whole channels")
-    return kept.to(torch.uint8) * KEPT + removed.to(torch.uint8) * REMOVED
-
-
-def _triangle(call: Call) -> Any:
-    marks = marks_of(call.args[0])
-    return mark(call.plain(), collapse(call, marks, [marks.ndim - 2, marks.ndim - 1], "removed tokens are cut"))
 
 
 def _complex(call: Call) -> Any:
@@ -379,27 +337,27 @@ _ELEMENTWISE: Final = _words("""
     bool contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity copy
     requires_grad expand_as absolute acos asin atan cosh sinh erfc exp2 bitwise_and bitwise_or bitwise_not copysign
     fmax fmin frac heaviside hypot isfinite log10 logical_xor positive xlogy true_divide alias cpu feature_alpha_dropout
-    fill zero as_tensor asarray by_mode complex polar conj conj_physical resolve_conj angle real imag
+    fill zero as_tensor asarray by_mode complex polar conj conj_physical resolve_conj resolve_neg angle real imag
 """)
 _REDUCTIONS: Final = _words("""
-    prod max min amax amin var std var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
+    prod max min amax amin var_mean std_mean median argmax argmin all any logsumexp mode cummax cummin
     softmax log_softmax softmin cumsum cumprod sort argsort topk msort kthvalue aminmax logcumsumexp nanmean
 """)
 _CREATORS: Final = _words("""
     zeros ones full empty arange linspace eye tensor zeros_like ones_like full_like empty_like new_zeros new_ones
-    new_full new_empty new_tensor rand_like randn_like
+    new_full new_empty new_tensor new rand_like randn_like
 """)
-_POOLS: Final = [
-    f"{adapt}{kind}_pool{rank}d" for adapt in ("", "adaptive_") for kind in ("avg", "max", "lp") for rank in (1, 2, 3)
-]
+_COPIES: Final = _words("expand broadcast_to repeat tile repeat_interleave")
 
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_MOVES, _move),
+    **dict.fromkeys(_COPIES, _copied),
+    **ADDRESSED,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(["to", "type_as"], _converted),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_CREATORS, _create),
-    **dict.fromkeys([*_POOLS, *(f"{pool}_with_indices" for pool in _POOLS), "interpolate", "upsample"], _windows),
+    **WINDOWS,
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),
     **ROWS,
@@ -408,13 +366,11 @@ RULES: Final[Mapping[str, Rule]] = {
     "rms_norm": partial(_norm_over, centre=False),
     "group_norm": _group_norm,
     **PRODUCTS,
-    **dict.fromkeys(["tril", "triu"], _triangle),
     **dict.fromkeys(["view_as_complex", "view_as_real"], _complex),
     "embedding": _embed,
     "deform_conv2d": _deformed,
     "glu": _gated,
-    "pad": _pad,
     "setitem": _assign,
 }
-MARKING: Final = frozenset(["pad", *_CREATORS])
+MARKING: Final = frozenset(["pad", *_CREATORS, *_COPIES])
 """Operations whose result has marks though no argument has."""

@@ -203,7 +203,8 @@ def zeroed(value: Value) -> Tensor:
 def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
     """The marks of an elementwise result: removed where any operand is, provided that nothing kept is lost by that.
 
-    An operand that is broadcast (a gate of one channel) is lost only where all elements that it reaches are removed.
+    An operand that is broadcast (a gate of one channel) is lost only where all elements that it reaches are removed. So
+    where constants alone span the dimensions that it is broadcast along, its copies are as free as they are.
     """
     rank = len(shape)
     aligned = [marks_of(x).reshape([1] * (rank - plain(x).ndim) + list(marks_of(x).shape)) for x in operands]
@@ -211,13 +212,26 @@ def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
     for marks in aligned[1:]:
         met = torch.maximum(met, marks)  # FREE < KEPT < REMOVED
     gone = met == REMOVED
-    for value, marks in zip(operands, aligned, strict=True):
-        sizes = [1] * (rank - plain(value).ndim) + list(plain(value).shape)
+    spans = [[1] * (rank - plain(x).ndim) + list(plain(x).shape) for x in operands]
+    for marks, sizes in zip(aligned, spans, strict=True):
         lost = gone
         for dim in (d for d in range(rank) if sizes[d] == 1 and shape[d] > 1):
             lost = lost.all(dim, keepdim=True)
         if bool((lost & (marks == KEPT)).any()):
             raise call.error("channels that are kept meet channels that are removed")
+    return _freed(met, aligned, spans)
+
+
+def _freed(met: Tensor, aligned: Sequence[Tensor], spans: Sequence[Sequence[int]]) -> Tensor:
+    """Marks with what is kept made free where, along some dimension, only constants are as long as the result."""
+    if not any(bool((marks == FREE).any()) for marks in aligned):
+        return met
+    for dim in range(met.ndim):
+        longest = max(sizes[dim] for sizes in spans)
+        spanning = [marks for marks, sizes in zip(aligned, spans, strict=True) if sizes[dim] == longest]
+        if len(spanning) < len(aligned):
+            free = torch.stack(torch.broadcast_tensors(*spanning)).amax(0) == FREE  # type: ignore[no-untyped-call]
+            met = torch.where(free & (met == KEPT), FREE, met).to(torch.uint8)
     return met
 
 
@@ -243,24 +257,29 @@ def _digest(where: str, marks: Sequence[Tensor]) -> bytes:
     return found.digest()
 
 
+LOOSE: Final = 3
+"""A constant that a reader can't drop from a sum whose other terms stay, but that may go with all that it meets."""
+_BITS: Final = ((KEPT, LOOSE), (REMOVED, REMOVED))
+
+
 def _counted(call: Call, product: Callable[..., Tensor], settled: Sequence[Tensor]) -> Tensor:
     with torch.enable_grad():
         kept = [(m != REMOVED).float().requires_grad_() for m in settled]
         terms = product(*kept)
         uses = torch.autograd.grad(terms.sum(), kept)
-    strict, gone = ([(m == bit).float() for m in settled] for bit in (KEPT, REMOVED))
+    strict, gone = ([((m == bit) | (m == alike)).float() for m in settled] for bit, alike in _BITS)
     live = terms.detach() > 0
     for index, used in enumerate(uses):
         crossing = product(*strict[:index], gone[index], *strict[index + 1 :])
-        unused = (strict[index] > 0) & (used == 0)
+        unused = (settled[index] == KEPT) & (used == 0)
         if bool(((crossing > 0) & live).any()) or bool(unused.any()):
             raise call.error("the removed positions of an axis are not those of the channels that arrive")
     return torch.where(live, KEPT, REMOVED).to(torch.uint8)
 
 
 def _settled(value: Value, marks: Tensor) -> Tensor:
-    """Marks with FREE ones made KEPT, unless they stand on zeros, which a reader can drop."""
+    """Marks with FREE ones made LOOSE, unless they stand on zeros, which a reader can drop."""
     if not isinstance(value, Marked) or not bool((value.marks == FREE).any()):
         return marks
     zero = bool((torch.where(value.marks == FREE, value.data, torch.zeros((), dtype=value.data.dtype)) == 0).all())
-    return marks if zero else torch.where(marks == FREE, KEPT, marks)
+    return marks if zero else torch.where(marks == FREE, LOOSE, marks)

@@ -14,11 +14,11 @@ from torch import nn
 from prunec.compiler.batch import check_batch
 from prunec.compiler.computed import with_plain_weights
 from prunec.compiler.errors import ModelError
+from prunec.compiler.following import FOLLOWS
 from prunec.compiler.halves import MODES, Mode
 from prunec.compiler.inputs import Inputs
 from prunec.compiler.ir import Program
 from prunec.compiler.joining import joint_program
-from prunec.compiler.recorder import FOLLOWS
 from prunec.compiler.trace import recorded, trace
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.combining import combine, whole
+from prunec.compiler.copies import copies
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import FIXED, Flow, Gather, Labelled, elements, reshape_labels, shape_of_argument
 from prunec.compiler.reductions import mixed
@@ -86,9 +87,11 @@ def permute(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("expand", "broadcast_to")
 def expansion(flow: Flow, node: fx.Node) -> Labelled:
-    """New or longer dimensions, along which nothing varies."""
-    rank = rank_of(node)
-    return flow.moved((f.reshape((1,) * (rank - f.ndim) + f.shape) for f in flow.fields(subject(flow, node))), node)
+    """New or longer dimensions, along which nothing varies; copies go with what they meet."""
+    rank, value = rank_of(node), subject(flow, node)
+    sizes = argument(node, 1, "size") if len(node.args) < 3 else node.args[1:]
+    fields = flow.moved((f.reshape((1,) * (rank - f.ndim) + f.shape) for f in flow.fields(value)), node)
+    return fields + copies(flow, node, value, sizes, np.repeat)
 
 
 @on_op("expand_as")
@@ -104,7 +107,15 @@ def repeated(flow: Flow, node: fx.Node) -> Labelled:
     if any(isinstance(a, fx.Node) and is_tensor(a) for a in (*node.args[1:], *node.kwargs.values())):
         return unknown(flow, node)
     shape, op = shape_of_argument(value), getattr(torch.Tensor, op_name(node))
-    return flow.moved((executed(f, shape, lambda t: op(t, *rest, **kwargs)) for f in flow.fields(value)), node)
+    fields = flow.moved((executed(f, shape, lambda t: op(t, *rest, **kwargs)) for f in flow.fields(value)), node)
+    if op_name(node) != "repeat_interleave":
+        counts = argument(node, 1, "repeats", argument(node, 1, "dims")) if len(node.args) < 3 else node.args[1:]
+        return fields + copies(flow, node, value, counts, np.repeat)
+    dim = argument(node, 2, "dim")
+    counts = [1] * rank_of(node)
+    if dim is not None:
+        counts[int(flow.constant(dim))] = argument(node, 1, "repeats")
+    return fields + copies(flow, node, value, counts if dim is not None else (), np.tile)
 
 
 @on_module(nn.ChannelShuffle)

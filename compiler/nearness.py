@@ -22,10 +22,9 @@ def leaf_difference(got: Any, want: Any) -> float:
     """`difference` of two single values, tensors or not."""
     if not isinstance(want, Tensor):
         return 0.0 if got is want or got == want else float("inf")
-    if not isinstance(got, Tensor) or got.shape != want.shape or got.is_floating_point() != want.is_floating_point():
+    if not isinstance(got, Tensor) or got.shape != want.shape or _kind(got) != _kind(want):
         return float("inf")
-    if want.is_complex() and got.is_complex():
-        return leaf_difference(torch.view_as_real(got), torch.view_as_real(want))
+    got, want = _parts(got), _parts(want)
     if not want.is_floating_point():
         return 0.0 if torch.equal(got, want) else float("inf")
     relative = _ratio(got, want)
@@ -35,6 +34,15 @@ def leaf_difference(got: Any, want: Any) -> float:
     if not torch.allclose(got[~finite], want[~finite], equal_nan=True) or not bool(got[finite].isfinite().all()):
         return float("inf")
     return _ratio(got[finite], want[finite])
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _parts(tensor: Tensor) -> Tensor:
+    """The parts of complex numbers; any other tensor as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _ratio(got: Tensor, want: Tensor) -> float:

@@ -26,9 +26,9 @@ from torch import fx
 
 from prunec.compiler.edit import memories
 from prunec.compiler.errors import ModelError
+from prunec.compiler.following import FOLLOWS
 from prunec.compiler.halves import behind
 from prunec.compiler.ir import Program
-from prunec.compiler.recorder import FOLLOWS
 
 Number = int
 Numbers = dict[fx.Node, Number]

@@ -20,20 +20,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from prunec.compiler.arguments import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
 from prunec.compiler.calls import Call, describe, shown_type, with_dtype
 from prunec.compiler.constants import Constants
+from prunec.compiler.following import FOLLOWS, following
 from prunec.compiler.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.lowering import lowers, multihead_attention_function, written_out
 from prunec.compiler.metacopy import MetaCopy, StandIn, meta_copy, to_meta
 from prunec.compiler.metarun import MetaRunner
+from prunec.compiler.patches import patched
 from prunec.compiler.picking import Places, places_of, with_mask
 from prunec.compiler.places import in_meta_kernel, user_line
 from prunec.compiler.proxy import Flag, Handle, Number, Refused, Shape, wrap_number
+from prunec.compiler.scalars import at_zero, with_numbers
 
 _META = torch.device("meta")
 _CALL = nn.Module.__call__
@@ -63,7 +65,7 @@ class Recorder(TorchFunctionMode):
         with torch.inference_mode(False), torch.no_grad():
             values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
             args, kwargs = inputs.call(values)
-            with _patched(self), written_out(), self:
+            with _patched(self), patched(), written_out(), self:
                 result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs))
             node = self.graph.output(self.to_graph(result))
             node.meta["val"] = self.to_value(result)
@@ -187,11 +189,12 @@ class Recorder(TorchFunctionMode):
             with self:
                 return multihead_attention_function(*args, **kwargs)
         if self._training and func in FOLLOWS:
-            args, kwargs = _following(self._flag, FOLLOWS[func], args, kwargs)
+            args, kwargs = following(self._flag, FOLLOWS[func], args, kwargs)
         args = with_dtype(func, with_mask(args))
         call = describe(func, args, kwargs)
         if call.reshaped and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             return self._reshape(call, args, kwargs)
+        args, kwargs = with_numbers(call.name, args, kwargs, self._number)
         operands = list(leaves((args, kwargs)))
         tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
         traced = bool(tensors) or any(isinstance(o, Number) or self._is_here(o) for o in operands)
@@ -250,9 +253,16 @@ class Recorder(TorchFunctionMode):
                 return fx.node.map_aggregate(known[0], lambda a: to_meta(a) if isinstance(a, torch.Tensor) else a)
             if (places := places_of(call, args, kwargs)) is not None:
                 return places
+            if (single := at_zero(call.name, plain_args)) is not None:
+                return self._runner.call(call, single, plain_kwargs)
             if call.reads_values or isinstance(error, NotImplementedError):
                 raise Refused(*call.complaint()) from error
             raise
+
+    def _number(self, tensor: torch.Tensor) -> Any:
+        """The number in a constant of one element; any other tensor as it is."""
+        known = self.constants.evaluate(torch.Tensor.item, (self.to_graph(tensor),), {})
+        return tensor if known is None else known[0]
 
     def _known(self, call: Call, args: Any, kwargs: Any) -> tuple[Any] | None:
         """The call's value, in a tuple, where constants decide it; of `x[mask]` the mask alone decides the shape."""
@@ -339,58 +349,9 @@ def _patched(recorder: Recorder) -> Iterator[None]:
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
     try:
-        with _replaced(torch, _TAKES_FLAG), _replaced(torch.compiler, _EXPORTING):
-            yield
-    finally:
-        nn.Module.__call__ = _CALL  # type: ignore[method-assign]
-
-
-@contextmanager
-def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
-    """Attributes with other values for a while."""
-    old = {name: getattr(owner, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owner, name, value)
         yield
     finally:
-        for name, value in old.items():
-            setattr(owner, name, value)
-
-
-_EXPORTING: Mapping[str, bool] = {"_is_compiling_flag": True, "_is_exporting_flag": True}
-"""What `torch.compiler.is_exporting()` reads, as `torch.export` sets it: code that asks leaves out shortcuts that
-depend on the values of a tensor, such as that of a mask which masks nothing."""
-
-
-_TAKES_FLAG: Mapping[str, Callable[..., Any]] = {
-    "dropout": F.dropout,
-    "alpha_dropout": F.alpha_dropout,
-    "feature_alpha_dropout": F.feature_alpha_dropout,
-}
-"""Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
-
-
-FOLLOWS: Mapping[Callable[..., Any], tuple[int, bool]] = {
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), (2, True)),
-    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), (2, False)),
-    F.rrelu: (3, False),
-    F.batch_norm: (5, False),
-}
-"""Functions with a parameter `training` -> its position and its default."""
-
-
-def _following(
-    flag: Flag, parameter: tuple[int, bool], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with the flag in the place of a true `training`.
-
-    In train mode, Python makes `self.training and self.noisy` a bare True, which would drop out in eval mode as well.
-    """
-    position, default = parameter
-    if len(args) > position:
-        return (*args[:position], args[position] and flag, *args[position + 1 :]), kwargs
-    return args, {**kwargs, "training": kwargs.get("training", default) and flag}
+        nn.Module.__call__ = _CALL  # type: ignore[method-assign]
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -6,13 +6,14 @@ removed channel is, a zero wherever it is read:
     sum, norm        a zero adds nothing, so the labels may go; the result has none
     mean             the same, but zeros are counted: the mean over what is left is scaled (`rewriting.mean_of_all`)
     amax             a zero may be the largest: pinned, unless nothing below zero can arrive
-    softmax, var     a zero counts: pinned
+    var, std         zeros are counted, too: had from the mean and variance of what is left (`variance.spread`)
+    softmax          a zero counts: pinned
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import fx, nn
 from prunec.compiler.combining import combine, whole
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
+from prunec.compiler.loose import pin_loose
 from prunec.compiler.rules import (
     Rule,
     argument,
@@ -36,6 +38,7 @@ from prunec.compiler.rules import (
     without_labels,
 )
 from prunec.compiler.signs import not_negative
+from prunec.compiler.variance import correction
 
 
 def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: str) -> Fields:
@@ -67,12 +70,20 @@ def added_up(flow: Flow, node: fx.Node, value: object, dims: Iterable[int]) -> F
         here = [d for d in dims if labels.shape[d] > 1]
         if here:
             flow.count_matters(labels.reshape(-1), f"is added up at {node.name}")
+            pin_loose(flow, (labels,), f"is one of several copies that {node.name} adds up")
         if here and labels.size == np.prod([labels.shape[d] for d in here]):
             continue
         for dim in here:
             labels = whole(flow, labels, dim, node)
         rest.append(labels)
     return flow.moved(rest, node) if any(labels.size == 1 for labels in rest) else tuple(rest)
+
+
+def padded(flow: Flow, node: fx.Node) -> Labelled:
+    """A padding module: the dimensions that it makes longer, or shorter, are mixed."""
+    amounts = getattr(flow.program.state[str(node.target)], "padding", ())
+    dims = {-1 - place // 2 for place, amount in enumerate(amounts) if amount}
+    return mixed(flow, node, subject(flow, node), dims, "is padded")
 
 
 def _local(width: int) -> Rule:
@@ -115,7 +126,7 @@ for _width, _suffix in ((1, "1d"), (2, "2d"), (3, "3d")):
     on_op(*(f"{p}_pool{_suffix}" for p in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")))(_local(_width))
     on_op(*(f"{p}_pool{_suffix}_with_indices" for p in ("max", "adaptive_max")))(_local(_width))
     for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
-        on_module(getattr(nn, _pad + _suffix))(_local(_width))
+        on_module(getattr(nn, _pad + _suffix))(padded)
 
 
 _DIM_AT = {"normalize": (2, 1), "norm": (2, None), "linalg_norm": (2, None), "linalg_vector_norm": (2, None)}
@@ -198,6 +209,19 @@ def _gives_values_alone(node: fx.Node) -> bool:
     )
 
 
+def _is_spread(flow: Flow, node: fx.Node, gone: Sequence[int]) -> bool:
+    """Whether a reduction is a variance or deviation that can be had from what is left (`variance.spread`).
+
+    Where it is corrected for the number of elements, this must not depend on the input.
+    """
+    if op_name(node) not in ("var", "std"):
+        return False
+    if correction(node) == 0:
+        return True
+    fields = flow.fields(argument(node, 0, "input"))
+    return all(any(labels.shape[dim] > 1 for labels in fields) for dim in gone)
+
+
 _POWERS: Mapping[str, tuple[str, object]] = {
     "norm": ("p", "fro"),
     "normalize": ("p", 2.0),
@@ -212,7 +236,7 @@ def _positive(power: object) -> bool:
 
 
 @on_op("mean", "sum", "amax", "amin", "var", "std", "max", "min", "norm", "logsumexp", "any", "all", "argmax", "argmin")
-@on_op("median", "nansum", "nanmean", "var_mean", "std_mean", "aminmax", "linalg_norm", "linalg_vector_norm")
+@on_op("median", "nansum", "nanmean", "var_mean", "std_mean", "aminmax", "linalg_norm", "linalg_vector_norm", "prod")
 def reduction(flow: Flow, node: fx.Node) -> Labelled:
     """Adds up or pins what is reduced, and drops its dimensions."""
     if op_name(node) in ("max", "min") and _is_tensor(argument(node, 1, "other")):
@@ -224,7 +248,8 @@ def reduction(flow: Flow, node: fx.Node) -> Labelled:
         return without_labels(flow, node)
     position, default = _DIM_AT.get(op_name(node), (1, None))
     gone = dims_of(flow, argument(node, position, "dim", default), rank)
-    if (isinstance(known, torch.Tensor) or _gives_values_alone(node)) and _ignores_zeros(flow, node):
+    lone = isinstance(known, torch.Tensor)
+    if ((lone or _gives_values_alone(node)) and _ignores_zeros(flow, node)) or (lone and _is_spread(flow, node, gone)):
         fields = added_up(flow, node, value, gone)
     else:
         fields = mixed(flow, node, value, gone, "is reduced over")

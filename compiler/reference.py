@@ -103,7 +103,7 @@ class Interpreter:
     def cast(self, tensor: Tensor) -> Tensor:
         """Floating tensors in the interpreter's dtype; others as they are."""
         if tensor.is_complex():
-            return tensor.to(torch.promote_types(self.dtype, torch.complex64))
+            return tensor.to(self.dtype.to_complex())
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def cast_any(self, tensor: Tensor) -> Tensor:

@@ -120,6 +120,32 @@ def _open(old: Any, new: Any, wanted: int, slim: Slim) -> fx.Node | None:
     return slim.scaled(old, new, wanted) if isinstance(old, fx.Node) and isinstance(new, fx.Node) else None
 
 
+@rewriter("repeat", "tile", "repeat_interleave", sized=True)
+def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many copies as are left of those that were made."""
+    value, target = argument(old, 0, "input"), slim.shape(old)
+    before = (1,) * (len(target) - len(shape_of_argument(value))) + tuple(slim.shape(value))
+    wanted = [size // max(inner, 1) for size, inner in zip(target, before, strict=True)]
+    if op_name(old) == "repeat_interleave":
+        dim = known(argument(old, 2, "dim"))
+        if dim is not None and not is_tensor(argument(old, 1, "repeats")):
+            fits = slim.value(argument(old, 1, "repeats")) == wanted[dim]
+            put(new, 1, "repeats", argument(new, 1, "repeats") if fits else wanted[dim])
+        return
+    spread = len(old.args) > 2 or isinstance(slim.value(argument(old, 1, "repeats", argument(old, 1, "dims"))), int)
+    key = next((key for key in ("repeats", "dims") if key in old.kwargs), None)
+    given: Any
+    current: Any
+    given, current = (x.args[1:] if spread else x.kwargs[key] if key else x.args[1] for x in (old, new))
+    if isinstance(given, fx.Node) or len(given) != len(wanted):
+        return
+    counts = tuple(g if slim.value(o) == n else n for o, g, n in zip(given, current, wanted, strict=True))
+    if key:
+        new.kwargs = {**new.kwargs, key: counts}
+    else:
+        new.args = (new.args[0], *counts) if spread else (new.args[0], counts)
+
+
 @rewriter("squeeze")
 def squeezed(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A dimension of which a single position is left is still there; only those that were of size 1 go."""
@@ -275,10 +301,10 @@ def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     new.args, new.kwargs = (inner, left / size), {}
 
 
-@rewriter("zeros", "empty", "new_zeros", "new_empty", sized=True)
+@rewriter("zeros", "empty", "new_zeros", "new_empty", "new", sized=True)
 def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A constant is as large as what it meets."""
-    first = 1 if op_name(old).startswith("new_") else 0
+    first = 1 if op_name(old).startswith("new") else 0
     named = "size" in old.kwargs
     spread = not named and not isinstance(slim.value(old.args[first]), tuple | list)
     given: Any
@@ -292,35 +318,6 @@ def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         new.kwargs = {**new.kwargs, "size": wanted}
     elif wanted is not None:
         new.args = (*new.args[:first], *(wanted if spread else (wanted,)))
-
-
-@rewriter("gather")
-def gathered_index(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """The index, which repeats itself along the channels, is cut to what is left of them."""
-    value, index = argument(old, 0, "input"), argument(new, 2, "index")
-    kept = [int(slim.kept(value, dim).sum()) for dim in range(rank_of(old))]
-    sizes = shape_of_argument(value)
-    if kept == list(sizes):
-        return
-    cut = tuple(slice(None) if left == size else slice(left) for left, size in zip(kept, sizes, strict=True))
-    with new.graph.inserting_before(new):
-        short = new.graph.call_function(operator.getitem, (index, cut))
-    short.meta = {**new.meta, "val": index.meta["val"][cut]}
-    put(new, 2, "index", short)
-
-
-def is_repeated(value: Any, dim: int) -> bool:
-    """Whether a value is the same at every position of a dimension, since it was repeated along it."""
-    if not isinstance(value, fx.Node) or value.op not in ("call_function", "call_method"):
-        return False
-    source, name = argument(value, 0, "input"), op_name(value)
-    if name in ("to", "long", "int", "contiguous", "clone", "detach"):
-        return is_repeated(source, dim)
-    if name not in ("repeat", "expand", "tile", "broadcast_to"):
-        return False
-    before = shape_of_argument(source)
-    own = dim - rank_of(value) + len(before)
-    return own < 0 or before[own] == 1
 
 
 def known(entry: Any) -> Any:

@@ -25,6 +25,7 @@ from torch import fx, nn
 from prunec.compiler.combining import combine
 from prunec.compiler.ir import Axis, IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, Pair, Product, elements, shape_of_argument
+from prunec.compiler.loose import pin_loose
 
 Rule = Callable[[Flow, fx.Node], Labelled]
 
@@ -120,8 +121,15 @@ def label(flow: Flow, node: fx.Node) -> Labelled:
             pin_value(flow, flow.values[value], "reaches the model's output")
         return None
     rule = rule_for(flow, node)
+    if flow.loose and getattr(rule, "__module__", "").rpartition(".")[2] not in _CARRY_COPIES:
+        for value in node.all_input_nodes:
+            pin_loose(flow, flow.fields(value), f"is one of several copies that {describe(flow, node)} reads")
     alone = node.op == "call_module" and not isinstance(argument(node, 0, "input"), fx.Node)
     return unknown(flow, node) if rule is None or alone else rule(flow, node)
+
+
+_CARRY_COPIES = frozenset(_words("rules movement indexing assignment scattering spectral reductions contractions"))
+"""Where the rules are that pass copies on, or say themselves which they need."""
 
 
 def _tensor(flow: Flow, node: fx.Node) -> Labelled:
@@ -280,14 +288,19 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
         dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
-        copy by_mode complex polar conj conj_physical resolve_conj angle real imag
+        copy by_mode complex polar conj conj_physical resolve_conj resolve_neg angle real imag
     """)
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     """Every tensor operand is broadcast against the others."""
     if not isinstance(node.meta.get("val"), torch.Tensor):
         return without_labels(flow, node)
-    return combine(flow, node, (operand(flow, value) for value in node.all_input_nodes))
+    fields = combine(flow, node, (operand(flow, value) for value in node.all_input_nodes))
+    met = [labels for value in node.all_input_nodes for labels in flow.fields(value)]
+    if len(node.all_input_nodes) > 1 and all(map(flow.is_own, met)):
+        for labels in fields:  # zeros that something without channels was added to
+            flow.loosen(labels)
+    return fields
 
 
 @on_op(
@@ -327,13 +340,13 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
     size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
     """)
 )
-@on_op("sym_sqrt", "isqrt", "prod", "get_device", "element_size")
+@on_op("sym_sqrt", "isqrt", "get_device", "element_size")
 def plain(flow: Flow, node: fx.Node) -> Labelled:
     """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""
     return without_labels(flow, node)
 
 
-@on_op("new_ones", "new_full")
+@on_op("new_ones", "new_full", "new_tensor")
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Only the type of the tensor is read; literal sizes stay."""
     return bare(node.meta.get("val"))

@@ -330,6 +330,9 @@ class _Parser:
             return self.tensors.get(str(node.target), self.training)
         call = node.target if node.op == "call_function" else self.state.get(str(node.target))
         if node.op == "call_method":
+            args, kwargs = _to_meta(str(node.target), args, kwargs)
+            if node.target in ("cpu", "cuda"):
+                return args[0]
             call, args = operator.methodcaller(str(node.target), *args[1:], **kwargs), args[:1]
             kwargs = {}
         assert callable(call), f"%{node.name} calls {node.target!r}"
@@ -356,6 +359,13 @@ def _values_of(value: Any) -> Any:
         return torch.device("meta") if isinstance(item, torch.device) else item
 
     return map_aggregate(value, swap)
+
+
+def _to_meta(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a method, with a device that they name as a string replaced by the meta device."""
+    if method == "to":
+        args = tuple("meta" if isinstance(arg, str) else arg for arg in args)
+    return args, {key: "meta" if key == "device" else value for key, value in kwargs.items()}
 
 
 def _public(place: Fragment, name: str) -> str:

@@ -22,6 +22,7 @@ from prunec.compiler import (  # noqa: F401  (their rules register themselves)
     movement,
     recurrent,
     reductions,
+    scattering,
     spectral,
     windows,
 )

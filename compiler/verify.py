@@ -39,7 +39,7 @@ VIEWS: Final = frozenset(
 )
 """Operations that compute nothing."""
 
-BLANK: Final = frozenset("empty empty_like empty_strided new_empty new_empty_strided".split())
+BLANK: Final = frozenset("empty empty_like empty_strided new new_empty new_empty_strided".split())
 """Operations that make memory and leave it as it is."""
 
 ROUNDED: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -176,7 +176,7 @@ form(
     "layer_with_a_mask_for_each_head",
     layer(),
     lambda m, x: attended(m, x, attn_mask=(x @ x.mT).repeat_interleave(HEADS, 0) > 1e3),
-    {"stem": (8, 8), "a.in_proj_weight": (4, 0)},
+    {"stem": (8, 8), "a.in_proj_weight": (4, 4)},
 )
 form(
     "layer_whose_weights_count",

@@ -8,6 +8,7 @@ import types
 import image_patterns  # noqa: F401  (enters its patterns)
 import numpy as np
 import pytest
+import sequence_patterns  # noqa: F401  (enters its patterns)
 import torch
 from model_patterns import PATTERNS
 from oracle import difference, masked, run, selection

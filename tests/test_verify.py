@@ -521,7 +521,7 @@ class Do(nn.Module):
 REFUSED = {
     "output": (lambda x: x, nn.Identity(), "reach the model's output"),
     "softmax": (lambda x: x.softmax(1), conv(4, 2), "reduces over removed channels at node 'softmax'"),
-    "deviation": (lambda x: x.std(1, keepdim=True).expand(-1, 4, -1, -1), conv(4, 2), "reduces over removed"),
+    "product": (lambda x: x.prod(1, keepdim=True).expand(-1, 4, -1, -1), conv(4, 2), "reduces over removed"),
     "argmax": (lambda x: x.argmax(1), nn.Identity(), "reduces over removed"),
     "median-of-all": (lambda x: torch.median(x), nn.Identity(), "reduces over removed"),
     "unknown": (lambda x: torch.cdist(x, x), conv(4, 2), "doesn't know at node 'cdist'"),

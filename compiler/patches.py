@@ -1,0 +1,94 @@
+"""What is put in the place of things of torch's that a trace can't run through as they are, while it lasts.
+
+    torch.compiler.is_exporting()     true, as for torch.export: code that asks leaves out shortcuts that depend on the
+                                      values of a tensor, such as that of a mask which masks nothing
+    torch.autocast(x.device.type)     nothing is cast
+    Categorical(logits=x)             its arguments aren't checked, which would look at their values
+    scripted(x, y)                    the Python function that the script was made from is called, so that it is seen
+    torch.dropout(x, p, flag)         the function in Python is called, which takes a flag that is no true bool
+
+A program computes in the precision of its weights and inputs: what casts during one call of the model is no part of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+_Function = Callable[..., Any]
+
+_EXPORTING: Mapping[str, bool] = {"_is_compiling_flag": True, "_is_exporting_flag": True}
+"""What `torch.compiler.is_exporting()` reads."""
+_RUNNING: Mapping[str, bool] = dict.fromkeys(_EXPORTING, False)
+
+_TAKES_FLAG: Mapping[str, _Function] = {
+    "dropout": F.dropout,
+    "alpha_dropout": F.alpha_dropout,
+    "feature_alpha_dropout": F.feature_alpha_dropout,
+}
+"""Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
+
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """Stand-ins for the time of a trace; all is put back at the end."""
+    distribution = torch.distributions.Distribution
+    validates = distribution._validate_args
+    distribution.set_default_validate_args(False)
+    try:
+        with (
+            _replaced(torch, _TAKES_FLAG),
+            _replaced(torch.compiler, _EXPORTING),
+            _replaced(torch.autocast, {"__init__": _idle(torch.autocast.__init__)}),
+            _replaced(torch.jit.ScriptFunction, {"__call__": _inlined(torch.jit.ScriptFunction.__call__)}),
+        ):
+            yield
+    finally:
+        distribution.set_default_validate_args(validates)
+
+
+@contextmanager
+def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes with other values for a while."""
+    old = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in old.items():
+            setattr(owner, name, value)
+
+
+def _idle(init: _Function) -> _Function:
+    """Autocast's constructor, in this thread for a context that casts nothing."""
+    thread = threading.get_ident()
+
+    def made(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            init(self, "cpu" if device_type == "meta" else device_type, enabled=False)
+        else:
+            init(self, device_type, *args, **kwargs)
+
+    return made
+
+
+def _inlined(call: _Function) -> _Function:
+    """A scripted function's call, which runs the source where torch still has it."""
+    thread = threading.get_ident()
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        source = getattr(self, "_torchdynamo_inline", None)  # set by torch.jit.script
+        if threading.get_ident() != thread:
+            return call(self, *args, **kwargs)
+        if source is not None:
+            return source(*args, **kwargs)
+        with _replaced(torch.compiler, _RUNNING):  # else torch looks for the source itself
+            return call(self, *args, **kwargs)
+
+    return run
