@@ -44,9 +44,9 @@ class Constants:
             constant = node.target in self.added or node.target in self._owned
         else:
             constant = node.op in {"call_function", "call_method"} and not is_random(node)
-        if constant and all(source in self._known or _is_device(source) for source in node.all_input_nodes):
+        if constant and all(source in self._known for source in node.all_input_nodes):
             self._known.add(node)
-        if _is_size(node) or (constant and all(source in self._sized for source in node.all_input_nodes)):
+        if _is_plain(node) or (constant and all(source in self._sized for source in node.all_input_nodes)):
             self._sized.add(node)
 
     def spoil(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -83,13 +83,15 @@ class Constants:
         for reader in readers:
             reader.replace_input_with(node, stored)
 
+    def _device(self) -> torch.device:
+        """Where the model is: there its constants are computed."""
+        return next((tensor.device for tensor in self._owned.values()), torch.device("cpu"))
+
     def _is_constant(self, node: fx.Node, known: set[fx.Node]) -> bool:
         """Whether the node is known and nothing that it comes from was written into."""
-        if _is_device(node):
-            return True
         if node not in known or _writes(node) or self._storages(node) & self._written:
             return False
-        return _is_size(node) or all(self._is_constant(source, known) for source in node.all_input_nodes)
+        return _is_plain(node) or all(self._is_constant(source, known) for source in node.all_input_nodes)
 
     def _storages(self, node: fx.Node) -> set[int]:
         found: set[int] = set()
@@ -106,10 +108,9 @@ class Constants:
         return self._values[node]
 
     def _compute(self, node: fx.Node) -> Any:
-        if _is_size(node):
-            return node.meta["val"]
-        if _is_device(node):
-            return torch.device("cpu")
+        if _is_plain(node):
+            value = node.meta["val"]
+            return self._device() if isinstance(value, torch.device) else value
         if node.op == "get_attr":
             tensor = self.added.get(str(node.target), self._owned.get(str(node.target)))
             assert tensor is not None, f"{node.target} is a constant"
@@ -121,15 +122,11 @@ class Constants:
         return node.target(*args, **kwargs)
 
 
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node gives a number, a size or a flag, which the example decides."""
-    value = node.meta["val"]
-    return isinstance(value, int | float | torch.Size) and node.op in {"call_function", "call_method"}
-
-
-def _is_device(node: fx.Node) -> bool:
-    """Whether a node gives an input's device. What is made there is known, but follows the input: it isn't stored."""
-    return isinstance(node.meta.get("val"), torch.device)
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a node gives a number, a size, a flag or a device, which the example decides."""
+    value = node.meta.get("val")
+    plain = isinstance(value, int | float | torch.Size | torch.device)
+    return plain and node.op in {"call_function", "call_method"}
 
 
 def _writes(node: fx.Node) -> bool:

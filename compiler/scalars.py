@@ -2,6 +2,7 @@
 
     torch.baddbmm(s, q, k, alpha=1 / self.norm)     alpha is a number, where `norm` is a buffer
     x[:, :count[0]]                                 the bound is a number, where `count` was made from literals
+    F.pad(x, (0, self.stride - 1))                  so are sizes
 
 Only constants are known while a model is traced. What depends on the input stays a tensor here, and whoever needs its
 value says so.
@@ -15,10 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunec.compiler.arguments import leaves
+
 Read = Callable[[torch.Tensor], Any]
 """A tensor of one element -> its number, or the tensor itself where it isn't known."""
 
 _FACTORS = ("alpha", "beta")
+_SIZED = frozenset("pad view reshape expand repeat new_zeros new_ones new_full zeros ones full arange narrow".split())
+"""Operations whose arguments behind the first tensor are sizes, or lists of them."""
 
 
 def with_numbers(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], read: Read) -> tuple[tuple[Any, ...], Any]:
@@ -29,6 +34,8 @@ def with_numbers(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], read:
         kwargs = {key: _number(value, read) if key in _FACTORS else value for key, value in kwargs.items()}
     if name in ("__getitem__", "__setitem__"):
         args = (args[0], _bounds(args[1], read), *args[2:])
+    if name in _SIZED and any(isinstance(leaf, torch.Tensor) for leaf in leaves(args[1:])):
+        args = (args[0], *(_sizes(arg, read) for arg in args[1:]))
     return args, kwargs
 
 
@@ -53,6 +60,10 @@ def _bounds(index: Any, read: Read) -> Any:
     if isinstance(index, slice) and any(isinstance(x, torch.Tensor) for x in (index.start, index.stop, index.step)):
         return slice(*(_number(x, read) for x in (index.start, index.stop, index.step)))
     return index
+
+
+def _sizes(value: Any, read: Read) -> Any:
+    return type(value)(_sizes(item, read) for item in value) if type(value) in (tuple, list) else _number(value, read)
 
 
 def _number(value: Any, read: Read) -> Any:

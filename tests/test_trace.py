@@ -554,7 +554,7 @@ def pads_by_buffers(self, x):
     extra = frames * self.stride - x.shape[-1] + 7
     if extra > 0:
         x = F.pad(x, (0, extra.item()))
-    return x
+    return F.pad(x, (self.stride - 1, extra)).view(x.shape[0], self.stride, -1, x.shape[-1] + extra + 2)
 
 
 REFUSALS = {
