@@ -70,6 +70,10 @@ def reads_labels(flow: Flow, size: fx.Node, dim: int | None) -> bool:
         if not isinstance(asked, int):
             return False
         return any(-f.ndim <= asked < f.ndim and f.shape[asked] > 1 for f in flow.fields(source))
+    if name in ("numel", "nelement"):
+        return any(f.size > 1 for f in flow.fields(source))
+    if name in ("len", "__len__"):
+        return any(f.ndim and f.shape[0] > 1 for f in flow.fields(source))
     if name == "getitem" and isinstance(source, fx.Node) and isinstance(size.args[1], int):
         return reads_labels(flow, source, size.args[1])
     return any(reads_labels(flow, other, None) for other in size.all_input_nodes)
