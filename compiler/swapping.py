@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from prunec.compiler.arguments import leaves
+
 _DICTS = (dict, OrderedDict)
 _LINES = (list, tuple, set)
 
@@ -42,11 +44,10 @@ class Swap:
 
     def _anew(self, value: Any) -> Any:
         if isinstance(value, dict):
-            items = {key: self.nest(item) for key, item in value.items()}
-            if type(value) not in _DICTS and all(items[key] is item for key, item in value.items()):
+            if type(value) not in _DICTS and not any(map(self._leads, leaves(value))):
                 return value  # a configuration, which may forbid to be changed
             rebuilt = value.copy()
-            rebuilt.update(items)
+            rebuilt.update((key, self.nest(item)) for key, item in value.items())
             return rebuilt
         if type(value) in _LINES:
             return type(value)(map(self.nest, value))
@@ -59,6 +60,10 @@ class Swap:
                 value.func, *map(self.nest, value.args), **{k: self.nest(v) for k, v in value.keywords.items()}
             )
         return value
+
+    def _leads(self, leaf: Any) -> bool:
+        """Whether a value may lead to a module or a parameter."""
+        return id(leaf) in self._standins or callable(leaf)
 
     def _closed(self, function: types.FunctionType, cells: tuple[types.CellType, ...]) -> types.FunctionType:
         """A function over the copies; itself where it sees none."""

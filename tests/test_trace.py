@@ -610,6 +610,20 @@ def test_what_a_forward_asks_is_answered_as_for_an_export(forward, named):
     assert not torch.compiler.is_exporting()
 
 
+class Frozen(dict):
+    """A configuration that forbids to be changed."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("it is frozen")
+
+
+def test_a_configuration_that_is_frozen_is_shared():
+    block = Block(lambda self, x: self.conv(x) * self.config["scale"] + len(self.config["widths"])).eval()
+    block.config = Frozen(scale=2.0, widths=[8, 16], shape=(1, 2))
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(trace(block, (x,)).module(x), block(x))
+
+
 def test_an_output_that_no_graph_can_make():
     with pytest.raises(ModelError, match=r"Net: the model gives back a Opaque"):
         trace(build(lambda self, x: Opaque()), (torch.rand(1, 3, 8, 8),))
