@@ -165,11 +165,14 @@ class Call:
             args = tuple(args[i] for i in self.order)
         return (*args, *self.suffix), kwargs
 
-    def complaint(self) -> tuple[str, str]:
-        """What to tell the user where the values aren't known: a message and a hint."""
+    def complaint(self, *, in_arguments: bool = False) -> tuple[str, str]:
+        """What to tell the user where the values aren't known, of the tensor itself or of those among the numbers that
+        the call gets: a message and a hint."""
         if self.name in _DECIDES:
             text, hint = _BRANCH
             return f"{text} (`if`, `while`, `and`, `in` or `assert` on it)", hint
+        if in_arguments:
+            return f"{_NUMBER[0]} (among the arguments of `{self.name}`)", _NUMBER[1]
         text, hint = _NUMBER if self.name in _READS_NUMBERS else _SIZE if self.name in _COUNTS else _NO_KERNEL
         shown = _SHOWN.get(self.name, f".{self.name}()" if self.kind == "call_method" else self.name)
         return f"{text} (`{shown}`)", hint

@@ -268,13 +268,15 @@ def _counted(call: Call, product: Callable[..., Tensor], settled: Sequence[Tenso
         terms = product(*kept)
         uses = torch.autograd.grad(terms.sum(), kept)
     strict, gone = ([((m == bit) | (m == alike)).float() for m in settled] for bit, alike in _BITS)
-    live = terms.detach() > 0
+    filled = terms.detach() > 0
+    live = product(*strict) > 0 if any(bool((m == FREE).any()) for m in settled) else filled
+    crossed = torch.zeros_like(live)
     for index, used in enumerate(uses):
-        crossing = product(*strict[:index], gone[index], *strict[index + 1 :])
+        crossed |= product(*strict[:index], gone[index], *strict[index + 1 :]) > 0
         unused = (settled[index] == KEPT) & (used == 0)
-        if bool(((crossing > 0) & live).any()) or bool(unused.any()):
+        if bool((crossed & live).any()) or bool(unused.any()):
             raise call.error("the removed positions of an axis are not those of the channels that arrive")
-    return torch.where(live, KEPT, REMOVED).to(torch.uint8)
+    return torch.where(live | (filled & ~crossed), KEPT, REMOVED).to(torch.uint8)
 
 
 def _settled(value: Value, marks: Tensor) -> Tensor:

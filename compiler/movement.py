@@ -176,7 +176,7 @@ def concatenate(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> Labelled:
-    parts = [p for p in parts if shape_of_argument(p)[dim]]  # an empty piece holds no channels
+    parts = [p for p in parts if shape_of_argument(p)[dim] or flow.fields(p)]  # an empty piece holds no channels
     across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
     shapes = [shape_of_argument(p) for p in parts]
     fields = combine(

@@ -1,7 +1,7 @@
 """What is put in the place of things of torch's that a trace can't run through as they are, while it lasts.
 
-    torch.compiler.is_exporting()     true, as for torch.export: code that asks leaves out shortcuts that depend on the
-                                      values of a tensor, such as that of a mask which masks nothing
+    torch.compiler.is_exporting()     true where asked for, as for torch.export: code that asks leaves out shortcuts
+                                      that depend on the values of a tensor, such as that of a mask that masks nothing
     torch.autocast(x.device.type)     nothing is cast
     Categorical(logits=x)             its arguments aren't checked, which would look at their values
     scripted(x, y)                    the Python function that the script was made from is called, so that it is seen
@@ -22,9 +22,8 @@ import torch.nn.functional as F
 
 _Function = Callable[..., Any]
 
-_EXPORTING: Mapping[str, bool] = {"_is_compiling_flag": True, "_is_exporting_flag": True}
+_FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
 """What `torch.compiler.is_exporting()` reads."""
-_RUNNING: Mapping[str, bool] = dict.fromkeys(_EXPORTING, False)
 
 _TAKES_FLAG: Mapping[str, _Function] = {
     "dropout": F.dropout,
@@ -35,7 +34,7 @@ _TAKES_FLAG: Mapping[str, _Function] = {
 
 
 @contextmanager
-def patched() -> Iterator[None]:
+def patched(*, exporting: bool) -> Iterator[None]:
     """Stand-ins for the time of a trace; all is put back at the end."""
     distribution = torch.distributions.Distribution
     validates = distribution._validate_args
@@ -43,7 +42,7 @@ def patched() -> Iterator[None]:
     try:
         with (
             _replaced(torch, _TAKES_FLAG),
-            _replaced(torch.compiler, _EXPORTING),
+            _replaced(torch.compiler, dict.fromkeys(_FLAGS, exporting)),
             _replaced(torch.autocast, {"__init__": _idle(torch.autocast.__init__)}),
             _replaced(torch.jit.ScriptFunction, {"__call__": _inlined(torch.jit.ScriptFunction.__call__)}),
         ):
@@ -88,7 +87,7 @@ def _inlined(call: _Function) -> _Function:
             return call(self, *args, **kwargs)
         if source is not None:
             return source(*args, **kwargs)
-        with _replaced(torch.compiler, _RUNNING):  # else torch looks for the source itself
+        with _replaced(torch.compiler, dict.fromkeys(_FLAGS, False)):  # else torch looks for the source itself
             return call(self, *args, **kwargs)
 
     return run

@@ -44,7 +44,7 @@ _CALL = nn.Module.__call__
 class Recorder(TorchFunctionMode):
     """Runs one model once. `graph` is what it wrote down; `constants` are the tensors that no module owns."""
 
-    def __init__(self, model: nn.Module, *, training: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, training: bool = False, flagged: bool = True) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.active = True
@@ -58,14 +58,14 @@ class Recorder(TorchFunctionMode):
         self._device: Handle | None = None
         self._here = _META
         self._training = training
-        self._adopt_model()
+        self._adopt_model(flagged)
 
-    def run_forward(self, inputs: Arguments) -> None:
+    def run_forward(self, inputs: Arguments, *, exporting: bool = False) -> None:
         """Call the model's copy on the stand-ins of the example inputs, and finish the graph."""
         with torch.inference_mode(False), torch.no_grad():
             values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
             args, kwargs = inputs.call(values)
-            with _patched(self), patched(), written_out(), self:
+            with _patched(self), patched(exporting=exporting), written_out(), self:
                 result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs))
             node = self.graph.output(self.to_graph(result))
             node.meta["val"] = self.to_value(result)
@@ -73,8 +73,9 @@ class Recorder(TorchFunctionMode):
 
     # ---- values and their nodes ---------------------------------------------------------------------------------
 
-    def _adopt_model(self) -> None:
-        """Enter the model's tensors in the table, each a node when it is first read; and the flag `training`."""
+    def _adopt_model(self, flagged: bool) -> None:
+        """Enter the model's tensors in the table, each a node when it is first read; and the flag `training`, where it
+        is to be a node's value."""
         for name, (original, copy) in self.copy.tensors.items():
             handle = Handle(self, copy, lambda name=name, copy=copy: self._get_attr(name, copy))  # type: ignore[misc]
             self._handles[id(original)] = self._handles[id(copy)] = handle
@@ -82,7 +83,7 @@ class Recorder(TorchFunctionMode):
         self._flag = flag
         for standin in self.copy.modules.values():
             if not standin.leaf:
-                standin.copy.__dict__["training"] = flag
+                standin.copy.__dict__["training"] = flag if flagged else self._training
 
     def _placeholder(self, name: str, example: Any) -> Any:
         """An input on the meta device; of a nest, each tensor is an item of the placeholder."""
@@ -255,8 +256,9 @@ class Recorder(TorchFunctionMode):
                 return places
             if (single := at_zero(call.name, plain_args)) is not None:
                 return self._runner.call(call, single, plain_kwargs)
-            if call.reads_values or isinstance(error, NotImplementedError):
-                raise Refused(*call.complaint()) from error
+            in_arguments = "Tensor.item() cannot be called" in str(error) and not call.reads_values
+            if call.reads_values or in_arguments or isinstance(error, NotImplementedError):
+                raise Refused(*call.complaint(in_arguments=in_arguments)) from error
             raise
 
     def _number(self, tensor: torch.Tensor) -> Any:

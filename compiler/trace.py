@@ -55,13 +55,7 @@ def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = Non
     """`trace` as the forward runs: weights that it computes itself are still computed, and no view of the batch is
     looked at."""
     inputs = arguments(model, example_inputs)
-    recorder: Recorder | None = None
-    try:
-        with _collector_paused():
-            recorder = Recorder(baked(model), training=mode == "train")
-            recorder.run_forward(inputs)
-    except Exception as error:
-        raise _explained(error, model, recorder, inputs) from error
+    recorder = _run(model, inputs, mode)
     recorder.constants.fold(recorder.graph)
     recorder.graph.eliminate_dead_code(is_impure)  # lints it first
     _check_inputs_matter(recorder.graph, type(model).__name__)
@@ -72,6 +66,38 @@ def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = Non
         name=name or type(model).__name__,
         training=False,
     )
+
+
+def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Recorder:
+    """The forward, run once and written down. One that can't be so is told that it is being exported, so that it may
+    leave out shortcuts that depend on a tensor's values; or what mode it is in, once and for all."""
+    try:
+        return _attempt(model, inputs, mode)
+    except ModelError as error:
+        refused, unflagged = isinstance(error.__cause__, Refused), NOT_BOOL in error.message
+        if not (refused or unflagged):
+            raise
+        try:
+            return _attempt(model, inputs, mode, exporting=refused, flagged=not unflagged)
+        except ModelError:
+            raise error from error.__cause__
+
+
+def _attempt(
+    model: nn.Module, inputs: Arguments, mode: Mode, *, exporting: bool = False, flagged: bool = True
+) -> Recorder:
+    recorder: Recorder | None = None
+    try:
+        with _collector_paused():
+            recorder = Recorder(baked(model), training=mode == "train", flagged=flagged)
+            recorder.run_forward(inputs, exporting=exporting)
+    except Exception as error:
+        raise _explained(error, model, recorder, inputs) from error
+    return recorder
+
+
+NOT_BOOL = "must be bool, not Flag"
+"""What compiled functions say of the flag `training`, which is a node's value in Python's eyes."""
 
 
 def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
@@ -124,7 +150,7 @@ def _explained(error: Exception, model: nn.Module, recorder: Recorder | None, in
         return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=error.hint)
     if not isinstance(error, RuntimeError | ValueError):
         text = f"{type(error).__name__}: {text}"
-    if "must be bool, not Flag" in text:
+    if NOT_BOOL in text:
         hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
         return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
     shapes = ", ".join(f"{key} {_shapes(value)}" for key, value in inputs.inputs.items())

@@ -351,6 +351,8 @@ def _compare(want: Any, got: Any, *, diagnose: bool = False) -> _Comparison | No
 
 
 def _compare_tensors(want: Tensor | Marked, got: Tensor, *, diagnose: bool) -> _Comparison | None:
+    if not got.numel() and not plain(want).numel():
+        return _Comparison(0.0, tuple(got.shape), tuple(got.shape))
     if not isinstance(want, Marked):
         return _Comparison(leaf_difference(got, want), tuple(got.shape), tuple(want.shape))
     kept = want.kept

@@ -213,7 +213,19 @@ MOVED: Mapping[str, tuple[int, int, Callable[[Any, Tensor], Tensor]]] = {
     "unfold": (32, 8, lambda m, y: F.unfold(y, 2, stride=2).view(-1, 32, 3, 3)),
     "unfold module": (72, 8, lambda m, y: m.windows(y).unflatten(2, (6, 6))),
     "unfold and fold": (8, 8, lambda m, y: F.fold(F.unfold(y, 2), (6, 6), 2)),
+    "steps that start at zero, added up": (
+        8,
+        8,
+        lambda m, y: torch.einsum("zbchw,zd->dbchw", torch.cat([torch.zeros_like(y)[None], y[None]]), y.new_ones(2, 1))[
+            0
+        ],
+    ),
     "an empty piece": (8, 8, lambda m, y: torch.cat([y[:, : y.shape[1]] * 2, y[:, y.shape[1] :]], 1)),
+    "an empty parameter": (
+        8,
+        8,
+        lambda m, y: torch.cat([m.none.expand(y.shape[0], -1, -1), y.flatten(2).mT], 1).mT.unflatten(2, (6, 6)),
+    ),
     "an empty chunk": (8, 8, lambda m, y: torch.cat([p.tanh() for p in y.split([0, 5, 3], 1)], 1)),
     "pooled beside its channels": (8, 8, lambda m, y: F.avg_pool2d(y.movedim(1, -1), (2, 1)).movedim(-1, 1)),
     "pooled beside its channels by size": (
@@ -249,6 +261,7 @@ _PLACES: Mapping[str, Callable[[], nn.Module | Tensor]] = {
     "down": lambda: nn.PixelUnshuffle(2),
     "windows": lambda: nn.Unfold(3, padding=1),
     "back": lambda: nn.Fold((6, 6), 2, stride=2),
+    "none": lambda: nn.Parameter(torch.zeros(1, 0, 8)),
     "tall": lambda: nn.MaxPool2d((3, 1), stride=(2, 1), padding=(1, 0)),
     "later": lambda: nn.ZeroPad2d((0, 0, 1, -1)),
     "wider": lambda: nn.ConstantPad3d((0, 0, 0, 0, 2, 3), 0.5),

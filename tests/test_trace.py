@@ -549,6 +549,10 @@ def asks_for_the_device(self, x):
     return x * places.to(x.device) * torch.ones(x.shape[-1], device=kind) * scale
 
 
+def takes_no_flag(self, x):
+    return torch.rrelu(x, 0.1, 0.3, self.training) + torch.zeros_like(x, requires_grad=self.training)
+
+
 def pads_by_buffers(self, x):
     frames = torch.ceil((x.shape[-1] - self.stride * 2) / self.stride).to(torch.int64)
     extra = frames * self.stride - x.shape[-1] + 7
@@ -559,7 +563,6 @@ def pads_by_buffers(self, x):
 
 REFUSALS = {
     "compiled": (lambda self, x: compiled(x) + 1, r"code that the tracer can't look into", "plain Python"),
-    "flag": (lambda self, x: torch.rrelu(x, 0.1, 0.3, self.training), r"must be bool, not Flag", "torch.nn.functional"),
     "branch": (branch_on_values, r"a branch depends on the values of a tensor", "torch.where"),
     "item": (lambda self, x: x * x.mean().item(), r"read as Python numbers \(`.item\(\)`\)", "keep the value a tensor"),
     "int": (lambda self, x: x[: int(x.max())], r"read as Python numbers \(`int\(\)`\)", "keep the value a tensor"),
@@ -594,6 +597,7 @@ TRACED = {
     "scripted": (lambda self, x: scripted(self.conv(x), 3), "conv"),
     "shortcut": (skips_what_masks_nothing, "masked_fill"),
     "device": (asks_for_the_device, "arange"),
+    "flag": (takes_no_flag, "rrelu"),
     "sizes and buffers": (pads_by_buffers, "pad"),
 }  # fmt: skip
 
