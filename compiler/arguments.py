@@ -70,7 +70,8 @@ def returned(value: Any) -> Any:
     if is_foreign(value):
         kind = type(value).__name__
         raise Refused(
-            f"the model gives back a {kind}, which a graph can't make", "return tensors, in tuples, lists or dicts"
+            f"the model gives back a {kind}, which a graph can't make",
+            "return tensors, in tuples, lists or dicts; or turn it off by an option, such as use_cache",
         )
     return value
 

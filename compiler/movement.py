@@ -169,7 +169,10 @@ def as_real(flow: Flow, node: fx.Node) -> Labelled:
 def concatenate(flow: Flow, node: fx.Node) -> Labelled:
     """End to end along one dimension; along the others the operands must agree."""
     parts = argument(node, 0, "tensors")
-    if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) != rank_of(node) for part in parts):
+    if isinstance(parts, fx.Node):
+        return unknown(flow, node)
+    parts = [part for part in parts if shape_of_argument(part) != (0,)]  # a list that starts with torch.tensor([])
+    if any(len(shape_of_argument(part)) != rank_of(node) for part in parts):
         return unknown(flow, node)
     [dim] = dims_of(flow, argument(node, 1, "dim", 0), rank_of(node))
     return _concatenated(flow, node, parts, dim)

@@ -226,6 +226,7 @@ MOVED: Mapping[str, tuple[int, int, Callable[[Any, Tensor], Tensor]]] = {
         8,
         lambda m, y: torch.cat([m.none.expand(y.shape[0], -1, -1), y.flatten(2).mT], 1).mT.unflatten(2, (6, 6)),
     ),
+    "a list that starts with nothing": (8, 8, lambda m, y: torch.cat([torch.tensor([]), y], 1)),
     "an empty chunk": (8, 8, lambda m, y: torch.cat([p.tanh() for p in y.split([0, 5, 3], 1)], 1)),
     "pooled beside its channels": (8, 8, lambda m, y: F.avg_pool2d(y.movedim(1, -1), (2, 1)).movedim(-1, 1)),
     "pooled beside its channels by size": (
