@@ -57,6 +57,7 @@ def build(library: str, entry: Mapping[str, Any]) -> nn.Module:
     options = entry.get("options", {})
     if "config" in entry:
         return getattr(home, entry["class"])(getattr(home, entry["config"])(**options)).eval()
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return getattr(home, entry["class"])(**options).eval()
 
 
