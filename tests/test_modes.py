@@ -15,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from nets import Made, lively
+from oracle import difference, selection, zeroed
 from torch import Tensor, nn
 
 from prunec.compiler import compile as prune
@@ -29,8 +31,6 @@ from prunec.compiler.text import from_text, to_text
 from prunec.compiler.trace import recorded
 from prunec.compiler.units import analyse
 from prunec.compiler.verify import Masked, verify
-from tests.nets import Made, lively
-from tests.oracle import difference, selection, zeroed
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 
