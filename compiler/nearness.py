@@ -24,7 +24,7 @@ def leaf_difference(got: Any, want: Any) -> float:
         return 0.0 if got is want or got == want else float("inf")
     if not isinstance(got, Tensor) or got.shape != want.shape or _kind(got) != _kind(want):
         return float("inf")
-    got, want = _parts(got), _parts(want)
+    got, want = parts(got), parts(want)
     if not want.is_floating_point():
         return 0.0 if torch.equal(got, want) else float("inf")
     relative = _ratio(got, want)
@@ -40,7 +40,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-def _parts(tensor: Tensor) -> Tensor:
+def parts(tensor: Tensor) -> Tensor:
     """The parts of complex numbers; any other tensor as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 

@@ -27,7 +27,7 @@ from prunec.compiler.fresh import SMALLER, fresh_inputs, is_large
 from prunec.compiler.inputs import batch_of, tensors_in
 from prunec.compiler.ir import Program
 from prunec.compiler.masks import FREE, REMOVED, Marked, plain
-from prunec.compiler.nearness import difference, leaf_difference, magnitude
+from prunec.compiler.nearness import difference, leaf_difference, magnitude, parts
 from prunec.compiler.reference import Interpreter, Masked, Reference, Replaced, Same, StepError, describe
 
 __all__ = ["Masked", "Reference", "Replaced", "Same", "Verification", "difference", "fresh_inputs", "verify"]
@@ -362,8 +362,7 @@ def _compare_tensors(want: Tensor | Marked, got: Tensor, *, diagnose: bool) -> _
         return None
     shape = tuple(int(_any_but(kept, dim).sum()) for dim in range(kept.ndim)) if diagnose else ()
     old, new = _without_removed(want, kept), got.flatten()
-    if old.is_complex() and new.is_complex():
-        old, new = torch.view_as_real(old), torch.view_as_real(new.resolve_conj())
+    old, new = parts(old), parts(new)
     relative = leaf_difference(new, old)
     reordered = diagnose and leaf_difference(new.sort().values, old.sort().values) <= TOLERANCE[torch.float64]
     return _Comparison(relative, tuple(got.shape), shape, reordered)
