@@ -3,18 +3,20 @@
 x [N, C, 1, 1] + y [N, C, 1, 1]           each channel of x goes with that of y
 x [N, heads, T, d] * angles [T, d]        without labels along d: what is left of x is whole heads
 x [N, heads, T, d] * gate [heads, 1, 1]   with labels of heads: whole heads, too
+x [N, T, C] + waves [T, C]                no parameter writes the waves: what is left of them is picked
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch import fx
 
+from prunec.compiler.fields import overlap
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import Fields, Flow
+from prunec.compiler.labels import Fields, Flow, Pick, shape_of_argument
 from prunec.compiler.loose import is_loose
 
 
@@ -46,6 +48,36 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
     return tuple(taken)
 
 
+def with_picks(flow: Flow, node: fx.Node) -> list[tuple[Fields, tuple[int, ...]]]:
+    """The operands of an elementwise operation, for `combine`. One that no parameter writes (`given`) has labels of its
+    own along dimensions where others have channels; what is left of it is picked."""
+    values = node.all_input_nodes
+    operands = [(flow.fields(value), shape_of_argument(value)) for value in values]
+    met = [labels for fields, _ in operands for labels in fields]
+    for place, value in enumerate(values if met else ()):
+        fields, shape = operands[place]
+        for dim in _open_dims(flow, fields, shape, met):
+            if value not in flow.given or (node.meta.get("mutates") and node.args[0] is value):
+                break
+            labels = flow.own(shape[dim])
+            flow.count_matters(labels, f"goes with a computed value at {node.name}")
+            flow.picks[node] = (*flow.picks.get(node, ()), Pick(value, dim, labels))
+            fields += flow.result(labels, len(shape), dim)
+        operands[place] = (fields, shape)
+    return operands
+
+
+def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[IntArray]) -> Iterator[int]:
+    """The dimensions of an operand that have no labels, where others' vary along that one alone."""
+    for dim, size in enumerate(shape):
+        back = dim - len(shape)
+        here = [labels for labels in met if labels.ndim >= -back and labels.shape[back] > 1]
+        if size == 1 or not here or any(labels.shape[dim] > 1 for labels in fields):
+            continue
+        if all(labels.size == labels.shape[back] == size and not flow.is_own(labels) for labels in here):
+            yield dim
+
+
 def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
     if labels.ndim == rank:
         return labels
@@ -69,17 +101,13 @@ def _untied(flow: Flow, node: fx.Node, raised: list[list[IntArray]]) -> list[lis
 
 def _tied_once(flow: Flow, node: fx.Node, block: IntArray, others: list[IntArray]) -> tuple[IntArray, list[IntArray]]:
     """A field and another operand's, of which at most one still overlaps it: the outermost."""
-    touching = sorted((o for o in others if _overlap(o, block)), key=lambda f: int(np.argmax(np.array(f.shape) > 1)))
+    touching = sorted((o for o in others if overlap(o, block)), key=lambda f: int(np.argmax(np.array(f.shape) > 1)))
     for extra in touching[1:]:
         flow.pin(extra, f"goes with whole heads at {node.name}")
         others = [o for o in others if o is not extra]
         for dim in (d for d, size in enumerate(extra.shape) if size > 1 and block.shape[d] > 1):
             block = whole(flow, block, dim, node)
     return block, others
-
-
-def _overlap(left: IntArray, right: IntArray) -> bool:
-    return any(a > 1 and b > 1 for a, b in zip(left.shape, right.shape, strict=True))
 
 
 def _meet(flow: Flow, node: fx.Node, labels: IntArray, others: list[IntArray], shape: tuple[int, ...]) -> IntArray:
@@ -111,7 +139,7 @@ def whole(flow: Flow, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
 def _take(taken: list[IntArray], labels: IntArray) -> None:
     """Keep one field for each set of dimensions: of two that overlap, and so are unified, the one that spans less."""
     for index, other in enumerate(taken):
-        if _overlap(labels, other):
+        if overlap(labels, other):
             if sum(a > 1 for a in labels.shape) < sum(b > 1 for b in other.shape):
                 taken[index] = labels
             return

@@ -7,7 +7,8 @@ that follows from them.
     macs      multiply-accumulates of one sample, in convolutions, linear layers and contractions (
               C_out * C_in / groups * k_h * k_w * H_out * W_out; linear: in * out)
     params    elements of parameters
-    memory    elements of the values that are alive at once, at the worst node, for one sample
+    memory    elements of the values that are alive at once, at the worst node, for one sample; what is picked from
+              computed values (`given`) isn't counted before it is there
 
 Of a program of both modes, MACs and memory are those of eval mode; parameters are those of both.
 """

@@ -15,8 +15,9 @@ import torch
 from torch import fx
 
 from prunec.compiler.copies import reads_labels
+from prunec.compiler.fields import compress
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import Fields, Flow, Gather, Labelled, compress, shape_of_argument
+from prunec.compiler.labels import Fields, Flow, Gather, Labelled, shape_of_argument
 from prunec.compiler.movement import executed, writable
 from prunec.compiler.reductions import mixed
 from prunec.compiler.rewriting import index_dims, is_tensor, known_places

@@ -20,6 +20,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -28,6 +29,8 @@ import torch
 from torch import fx
 
 from prunec.compiler.division import Block
+from prunec.compiler.fields import compress, overlap
+from prunec.compiler.given import Given
 from prunec.compiler.ir import Axis, IntArray, Program
 
 FIXED = -1
@@ -88,6 +91,15 @@ class Gather:
     """The labels that must stay rectangular, or else the operations can't be kept; None where they never are."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Of `source`, which has no labels along `dim`, a node reads the positions that are left of `labels`."""
+
+    source: fx.Node
+    dim: int
+    labels: IntArray
+
+
 @dataclass
 class Flow:
     """What flowing the labels through a program has found; filled by the rules, solved by `units.solve`."""
@@ -101,6 +113,8 @@ class Flow:
     """Labels [rows, positions] of which every row must lose the same number, and the node that asks for it."""
     gathers: dict[fx.Node, Gather] = field(default_factory=dict)
     """What may be written as a gather, and is where its operations don't fit what is left."""
+    picks: dict[fx.Node, tuple[Pick, ...]] = field(default_factory=dict)
+    """By the node that reads them."""
     divided: dict[str, Block] = field(default_factory=dict)
     """Node -> the block that is divided there."""
     covers: list[IntArray] = field(default_factory=list)
@@ -197,6 +211,11 @@ class Flow:
         """The block at a node is divided in another way than was asked for."""
         self.divided[node] = replace(self.divided[node], choice=choice)
 
+    @cached_property
+    def given(self) -> Given:
+        """The values that no parameter writes."""
+        return Given(self.program)
+
     # -- what rules ask --------------------------------------------------------------------------------------------
 
     def fields(self, value: object) -> Fields:
@@ -291,7 +310,7 @@ class Flow:
             return tuple(fields)
         taken: list[IntArray] = []
         for labels in sorted(fields, key=lambda labels: not self._written(labels)):
-            if any(_overlap(labels, other) for other in taken):
+            if any(overlap(labels, other) for other in taken):
                 self.pin(labels, f"two kinds of channels share a dimension at {node.name}")
             else:
                 taken.append(labels)
@@ -327,67 +346,10 @@ def _first_label(run: tuple[int, Axis | None]) -> int:
     return run[0]
 
 
-def _overlap(left: IntArray, right: IntArray) -> bool:
-    return any(a > 1 and b > 1 for a, b in zip(left.shape, right.shape, strict=True))
-
-
 def shape_of_argument(value: object) -> tuple[int, ...]:
     """The shape of an argument that is a node with a tensor; () for a number."""
     known = value.meta.get("val") if isinstance(value, fx.Node) else value
     return tuple(known.shape) if isinstance(known, torch.Tensor) else ()
-
-
-def compress(labels: IntArray) -> IntArray:
-    """The same field, of size 1 along every dimension where it doesn't vary."""
-    for dim in range(labels.ndim):
-        if labels.shape[dim] == 1:
-            continue
-        first = labels[(slice(None),) * dim + (slice(0, 1),)]
-        if labels.strides[dim] == 0 or bool((labels == first).all()):
-            labels = first
-    return np.ascontiguousarray(labels)
-
-
-def expand(labels: IntArray, shape: Sequence[int]) -> IntArray:
-    """A field at its value's full shape, without copying."""
-    return np.broadcast_to(labels, tuple(shape))
-
-
-def reshape_labels(labels: IntArray, old: Sequence[int], new: Sequence[int]) -> IntArray:
-    """A field after its value of shape `old` is reshaped to `new`.
-
-    The two shapes are cut into the smallest runs of dimensions that hold equally many elements; a run along which the
-    field doesn't vary stays of size 1, so that nothing is written out along batch and image.
-    """
-    runs = list(_runs(old, new))
-    middle: list[int] = []
-    final: list[int] = []
-    for olds, news in runs:
-        varies = any(labels.shape[d] > 1 for d in olds)
-        middle += [old[d] if varies else 1 for d in olds]
-        final += [new[d] if varies else 1 for d in news]
-    return np.broadcast_to(labels, middle).reshape(final)
-
-
-def _runs(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[list[int], list[int]]]:
-    i = j = 0
-    while i < len(old) or j < len(new):
-        olds, news = [], []
-        left = right = 1
-        if i < len(old):
-            olds.append(i)
-            left, i = old[i], i + 1
-        if j < len(new):
-            news.append(j)
-            right, j = new[j], j + 1
-        while left != right:
-            if (left < right or right == 0) and i < len(old):
-                olds.append(i)
-                left, i = left * old[i], i + 1
-            else:
-                news.append(j)
-                right, j = right * new[j], j + 1
-        yield olds, news
 
 
 def elements(shape: Sequence[int]) -> int:

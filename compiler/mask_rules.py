@@ -37,6 +37,7 @@ from prunec.compiler.masks import (
     Value,
     collapse,
     compressed,
+    constant,
     contract,
     full_marks,
     linked,
@@ -58,14 +59,27 @@ def apply(call: Call) -> Any:
     """
     operands = call.operands()
     marked = [x for x in operands if isinstance(x, Marked)]
+    if not operands:
+        return pytree.tree_map(_freely, call.plain())
     if not marked and call.name not in MARKING:
         return call.plain()
+    free = len(marked) == len(operands) and all(bool((x.marks == FREE).all()) for x in marked)
     rule = RULES.get(call.name)
     if rule is not None:
-        return _written_in_place(call, rule(call))
-    if any(x.has_removed for x in marked):
+        value = _written_in_place(call, rule(call))
+    elif any(x.has_removed for x in marked):
         raise call.error("removed channels reach an operation that the reference doesn't know")
-    return call.plain()
+    else:
+        value = call.plain()
+    return pytree.tree_map(_freely, value) if free else value
+
+
+def _freely(value: Any) -> Any:
+    """What is computed from constants alone is a constant."""
+    if isinstance(value, Marked) and bool((value.marks == FREE).all()):
+        return value
+    data = plain(value)
+    return constant(data) if isinstance(data, Tensor) else value
 
 
 def _written_in_place(call: Call, value: Any) -> Any:
@@ -119,9 +133,8 @@ def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _create(call: Call) -> Any:
-    """New constants."""
-    data = call.plain()
-    return Marked(data, torch.full([1] * data.ndim, FREE, dtype=torch.uint8)) if isinstance(data, Tensor) else data
+    """New constants, whatever they are like."""
+    return _freely(call.plain())
 
 
 def _embed(call: Call) -> Any:

@@ -139,6 +139,11 @@ def mark(data: Tensor, marks: Tensor) -> Value:
     return data if bool((marks == KEPT).all()) else Marked(data, marks)
 
 
+def constant(data: Tensor) -> Marked:
+    """A value that nobody misses once the channel it joins is removed."""
+    return Marked(data, torch.full([1] * data.ndim, FREE, dtype=torch.uint8))
+
+
 def mark_all(data: Any, marks: Any) -> Any:
     """`mark` for nests of the same structure; leaves that aren't tensors (sizes) stay."""
     leaves, spec = pytree.tree_flatten(data)

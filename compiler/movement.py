@@ -16,8 +16,9 @@ from torch import fx, nn
 
 from prunec.compiler.combining import combine, whole
 from prunec.compiler.copies import copies
+from prunec.compiler.fields import reshape_labels
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import FIXED, Flow, Gather, Labelled, elements, reshape_labels, shape_of_argument
+from prunec.compiler.labels import FIXED, Flow, Gather, Labelled, elements, shape_of_argument
 from prunec.compiler.reductions import mixed
 from prunec.compiler.rewriting import is_tensor
 from prunec.compiler.rules import (

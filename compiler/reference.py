@@ -28,7 +28,7 @@ from prunec.compiler.errors import VerifyError
 from prunec.compiler.inputs import map_tensors
 from prunec.compiler.ir import Axis, IntArray, Program, clone_module
 from prunec.compiler.mask_rules import RULES, apply
-from prunec.compiler.masks import FREE, KEPT, REMOVED, Call, Marked, Value, mark, plain
+from prunec.compiler.masks import KEPT, REMOVED, Call, Marked, Value, constant, mark, plain
 
 Step = tuple[fx.Node, Any]
 
@@ -119,7 +119,7 @@ class Interpreter:
         try:
             match node.op:
                 case "placeholder":
-                    return next(feeds, *args)
+                    return self.feed(next(feeds, *args))
                 case "output":
                     return args[0]
                 case "get_attr":
@@ -141,6 +141,10 @@ class Interpreter:
 
         pair = (tuple(args), dict(kwargs))
         return pytree.tree_map(own, pair) if self.dtype == torch.float64 else pair
+
+    def feed(self, value: Any) -> Any:
+        """The value of an input."""
+        return value
 
     def load(self, name: str) -> Any:
         """The value of a `get_attr`: a tensor, or the flag `training`."""
@@ -243,12 +247,15 @@ class MaskedInterpreter(Interpreter):
         self.marks = marks
         self.memo = memo
 
+    def feed(self, value: Any) -> Any:
+        """Whole numbers and truth values are places and choices, not channels: a column made of them may go."""
+        return map_tensors(lambda x: x if x.is_floating_point() or x.is_complex() else constant(x), value)
+
     def load(self, name: str) -> Any:
         value = super().load(name)
         if not isinstance(value, Tensor) or name in self.marks:
             return value if name not in self.marks else mark(value, self.marks[name])
-        constant = not isinstance(self.program.tensors[name], nn.Parameter)
-        return Marked(value, torch.full([1] * value.ndim, FREE, dtype=torch.uint8)) if constant else value
+        return value if isinstance(self.program.tensors[name], nn.Parameter) else constant(value)
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not args:

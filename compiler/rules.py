@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from prunec.compiler.combining import combine
+from prunec.compiler.combining import combine, with_picks
 from prunec.compiler.ir import Axis, IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, Pair, Product, elements, shape_of_argument
 from prunec.compiler.loose import pin_loose
@@ -295,7 +295,7 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     """Every tensor operand is broadcast against the others."""
     if not isinstance(node.meta.get("val"), torch.Tensor):
         return without_labels(flow, node)
-    fields = combine(flow, node, (operand(flow, value) for value in node.all_input_nodes))
+    fields = combine(flow, node, with_picks(flow, node))
     met = [labels for value in node.all_input_nodes for labels in flow.fields(value)]
     if len(node.all_input_nodes) > 1 and all(map(flow.is_own, met)):
         for labels in fields:  # zeros that something without channels was added to

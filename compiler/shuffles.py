@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.fields import compress, reshape_labels
 from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import Fields, Flow, Gather, Labelled, compress, reshape_labels, shape_of_argument
+from prunec.compiler.labels import Fields, Flow, Gather, Labelled, shape_of_argument
 from prunec.compiler.rules import op_name, rule_for
 
 LONGEST = 24

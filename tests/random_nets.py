@@ -186,10 +186,21 @@ def mean_over_channels(b: Builder, n: int) -> None:
     b.step(b.width, lambda x, _: x * x.mean(1, keepdim=True) if n % 2 else x - x.amax(dim=1)[:, None])
 
 
+def waves(b: Builder, n: int) -> None:
+    """A table that the forward computes, of places and channels."""
+
+    def step(x: Tensor, _: list[Tensor]) -> Tensor:
+        rates = torch.arange(1, x.shape[1] + 1, device=x.device).to(x) / n
+        table = torch.sin(torch.arange(x.shape[2], device=x.device).to(x)[:, None] * rates)
+        return x + table.mT[..., None] if n % 2 else x * (1 + table.t()[:, None])
+
+    b.step(b.width, step)
+
+
 KINDS = (
     *(convolution, convolution, convolution, norm, activation, residual, addition, concatenation, halves, pieces),
     *(depthwise, grouped, transposed, shuffle, gate, layer_norm, group_norm, glu, pixels, padding, attention),
-    mean_over_channels,
+    *(mean_over_channels, waves),
 )
 
 

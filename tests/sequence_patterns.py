@@ -134,3 +134,78 @@ pattern(
     {"pos": "for this size of the input alone"},
     (IMAGE,),
 )
+
+# -- what channels meet that no parameter writes -----------------------------------------------------------------------
+
+
+def _waves(places: Tensor, width: int, like: Tensor) -> Tensor:
+    """[..., places] -> [..., places, width]: the usual sine and cosine of places."""
+    rates = torch.exp(torch.arange(0, width, 2, device=places.device).to(like) * (-4.0 / width))
+    angles = places.unsqueeze(-1).to(like) * rates
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def _table(length: int, width: int, like: Tensor) -> Tensor:
+    """The same, written into zeros column by column."""
+    table = torch.zeros(length, width, dtype=like.dtype)
+    waves = _waves(torch.arange(length), width, like)
+    table[:, 0::2] = waves[:, : width // 2]
+    table[:, 1::2] = waves[:, width // 2 :]
+    return table
+
+
+def _map_of_waves(y: Tensor) -> Tensor:
+    """[1, C, H, W]: half of the channels tell the row, half the column."""
+    rows, columns = (_waves(torch.arange(size), y.shape[1] // 2, y) for size in y.shape[2:])
+    both = torch.cat(torch.broadcast_tensors(rows[:, None], columns[None]), -1)
+    return both.permute(2, 0, 1)[None]
+
+
+def _written_twice(y: Tensor) -> Tensor:
+    """A table that isn't the same when it is read again."""
+    table = torch.ones(y.shape[2], y.shape[1], dtype=y.dtype).cumsum(0)
+    y = y + table.mT[..., None]
+    table[:, ::2] = table[:, 1::2].flip(1) / 7
+    return y + table.mT[..., None]
+
+
+GIVEN: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "waves": lambda y: (y.flatten(2).mT + _waves(torch.arange(y.shape[2] * y.shape[3]), 8, y)).mT.unflatten(2, (6, 6)),
+    "waves of a map": lambda y: y + _map_of_waves(y),
+    "waves in front": lambda y: _map_of_waves(y) * y,
+    "a written table": lambda y: y + _table(y.shape[3], 8, y).mT[:, None],
+    "read twice": lambda y: (lambda waves: (y + waves).relu() * waves)(_map_of_waves(y)),
+    "read and written": _written_twice,
+    "a ramp over channels": lambda y: y * torch.linspace(0.5, 2.0, y.shape[1], dtype=y.dtype).view(1, -1, 1, 1),
+    "chosen": lambda y: torch.where(torch.arange(y.shape[1])[:, None, None] % 3 == y.shape[2] % 3, y, y.tanh()),
+    "another value": lambda y: torch.where(y > 0, y, _map_of_waves(y)),
+    "a lerp": lambda y: torch.lerp(y, y.tanh(), _map_of_waves(y)),
+    "after a detour": lambda y: y + _map_of_waves(y).flip(1).roll(1, 1).sort(1).values,
+    "into the map": lambda y: y.clone().add_(_map_of_waves(y)),
+}
+for _name, _meeting in GIVEN.items():
+    pattern(
+        f"given: {_name}",
+        between(8),
+        moving(lambda m, y, _meeting=_meeting: _meeting(y)),
+        {"a": (8, 8), **FIVE},
+    )
+
+KEPT: Mapping[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "of the image": lambda m, y, x: y + x.repeat_interleave(3, 1)[:, :8].sin().cumsum(1),
+    "with some of the image": lambda m, y, x: y + (_map_of_waves(y) * x[:, :1]).sort(1).values,
+    "into the table": lambda m, y, x: _map_of_waves(y).expand(y.shape).clone().add_(y),
+}
+for _name, _kept in KEPT.items():
+    pattern(
+        f"given, but {_name}",
+        between(8),
+        lambda m, x, _kept=_kept: m.fc(pooled(m.b(_kept(m, m.a(x).relu(), x)))),
+        {"a": (8, 0), **FIVE},
+    )
+pattern(
+    "given: waves of a time",
+    lambda: {"a": nn.Conv2d(3, 8, 1), "t": nn.Linear(6, 8), "fc": nn.Linear(8, 4)},
+    lambda m, x: m.fc(pooled((m.a(x) + m.t(_waves(torch.arange(x.shape[0]), 6, x))[:, :, None, None]).relu())),
+    {"a": (8, 8)},
+)

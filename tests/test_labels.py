@@ -11,7 +11,8 @@ from nets import NETS, Made
 from torch import nn
 
 from prunec.compiler import units
-from prunec.compiler.labels import FIXED, Flow, compress, reshape_labels
+from prunec.compiler.fields import compress, reshape_labels
+from prunec.compiler.labels import FIXED, Flow
 from prunec.compiler.mask_rules import RULES
 from prunec.compiler.rules import MODULE_RULES, OP_RULES, run_rules
 from prunec.compiler.slim_layers import SHOWN, SIZES

@@ -116,6 +116,8 @@ EXPORTED = (
     "function: unfolded and multiplied",
     "recurrent: lstm",
     "halves: maxout",
+    "given: waves of a map",
+    "given: a written table",
 )
 
 
