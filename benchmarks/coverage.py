@@ -78,7 +78,7 @@ def examine(case: Case, *, onnx: bool = True, say: Callable[[dict[str, Any]], No
     model, example = case.build(), case.example()
     start = time.perf_counter()
     regions = find_regions(model, case.regions, example) if case.regions else None
-    program: Program = timed("trace", regions.trace if regions else lambda: trace(model, example))
+    program: Program = timed("trace", lambda: regions.trace()[0] if regions else trace(model, example))
     say({"nodes": len(program.graph.nodes), "weights_mb": round(_megabytes(program))})
     analysis: Analysis = timed("labels", lambda: analyse(program))
     say(prunable(analysis))

@@ -57,23 +57,50 @@ def is_foreign(leaf: Any) -> bool:
     return not isinstance(leaf, torch.Tensor | Number | torch.device | np.generic)
 
 
-def returned(value: Any) -> Any:
+def returned(value: Any, left_out: list[str]) -> Any:
     """What a model gives back, in plain containers: mappings and dataclasses become dicts by field name. A named tuple
     keeps its type where it is the whole result; generated code can't spell an inner one, which becomes a plain tuple.
-    Raises `Refused` for other objects, which a graph can't make."""
-    if isinstance(value, Mapping):
-        return {key: returned(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: returned(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+    Other objects (a cache of keys and values) can't be made by a graph. A field that holds one is left out, and so is
+    one at a tuple's end; `left_out` gets a word on each. Raises `Refused` where that leaves nothing, or would move
+    what comes behind it.
+    """
+    fields = _fields_of(value)
+    if fields is not None:
+        kept = {key: item for key, item in fields.items() if not _is_other(item)}
+        if fields and not kept:
+            raise _refused(next(iter(fields.values())))
+        left_out += [f"'{key}' ({type(fields[key]).__name__})" for key in fields if key not in kept]
+        return {key: returned(item, left_out) for key, item in kept.items()}
     if isinstance(value, _CONTAINERS):
-        return rebuilt(value, lambda item: returned(tuple(item) if hasattr(item, "_fields") else item))
+        while type(value) is tuple and len(value) > 1 and _is_other(value[-1]):
+            left_out.append(f"item {len(value) - 1} ({type(value[-1]).__name__})")
+            value = value[:-1]
+        return rebuilt(value, lambda item: returned(tuple(item) if hasattr(item, "_fields") else item, left_out))
     if is_foreign(value):
-        kind = type(value).__name__
-        raise Refused(
-            f"the model gives back a {kind}, which a graph can't make",
-            "return tensors, in tuples, lists or dicts; or turn it off by an option, such as use_cache",
-        )
+        raise _refused(value)
     return value
+
+
+def _fields_of(value: Any) -> Mapping[str, Any] | None:
+    """The entries of a mapping or dataclass, by name."""
+    if isinstance(value, Mapping):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
+
+
+def _is_other(value: Any) -> bool:
+    """Whether a result is an object that is no container."""
+    return _fields_of(value) is None and not isinstance(value, _CONTAINERS) and is_foreign(value)
+
+
+def _refused(value: Any) -> Refused:
+    return Refused(
+        f"the model gives back a {type(value).__name__}, which a graph can't make",
+        "return tensors, in tuples, lists or dicts; or turn it off by an option, such as use_cache",
+    )
 
 
 def twin_of(tensor: torch.Tensor, known: Sequence[torch.Tensor]) -> torch.Tensor | None:

@@ -184,7 +184,7 @@ def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regi
         program, warnings = trace_modes(model, inputs, plan.mode)
         return program, None, warnings
     regions = find_regions(model, plan.region, inputs, plan.at("region"))
-    program, warnings = trace_modes(*regions.joint, plan.mode, name=type(model).__name__)
+    program, warnings = regions.trace(plan.mode)
     return program, regions, warnings
 
 

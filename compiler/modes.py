@@ -9,13 +9,15 @@ can't be, the program is the one of train mode, whatever the slim module's own f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from prunec.compiler.batch import check_batch
 from prunec.compiler.computed import with_plain_weights
 from prunec.compiler.errors import ModelError
 from prunec.compiler.following import FOLLOWS
-from prunec.compiler.halves import MODES, Mode
+from prunec.compiler.halves import MODES, Mode, output_of
 from prunec.compiler.inputs import Inputs
 from prunec.compiler.ir import Program
 from prunec.compiler.joining import joint_program
@@ -30,17 +32,32 @@ def trace_modes(
     In mode `train` it is one of both modes where these differ at all.
     """
     if mode == "eval":
-        return trace(model, example_inputs, name=name), ()
+        program = trace(model, example_inputs, name=name)
+        return program, _goes_without(program)
     trained = recorded(model, example_inputs, name=name, mode="train")
-    warnings: tuple[str, ...] = ()
+    warnings = _goes_without(trained)
     try:
         joint = joint_program(recorded(model, example_inputs, name=name), trained)
     except ModelError as error:
-        joint, warnings = trained, (_one_result(error),)
+        joint, warnings = trained, (*warnings, _one_result(error))
     program = with_plain_weights(joint)
+    output_of(program.graph).meta["left_out"] = left_out(trained)
     for each in MODES:
         check_batch(program.half(each))
     return program, warnings
+
+
+def left_out(program: Program) -> Sequence[str]:
+    """What the model gives back besides tensors, and a program just traced doesn't."""
+    names: Sequence[str] = output_of(program.graph).meta.get("left_out", ())
+    return names
+
+
+def _goes_without(program: Program) -> tuple[str, ...]:
+    if not left_out(program):
+        return ()
+    names = " and ".join(left_out(program))
+    return (f"of what the model gives back, {names} is left out: a graph gives tensors alone",)
 
 
 def _one_result(error: ModelError) -> str:

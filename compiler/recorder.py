@@ -66,9 +66,10 @@ class Recorder(TorchFunctionMode):
             values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
             args, kwargs = inputs.call(values)
             with _patched(self), patched(exporting=exporting), written_out(), self:
-                result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs))
+                left_out: list[str] = []
+                result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs), left_out)
             node = self.graph.output(self.to_graph(result))
-            node.meta["val"] = self.to_value(result)
+            node.meta |= {"val": self.to_value(result), "left_out": left_out}
             self.active = False
 
     # ---- values and their nodes ---------------------------------------------------------------------------------

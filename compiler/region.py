@@ -25,13 +25,13 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
-from prunec.compiler.halves import ByMode, has_both, in_eval, is_impure, joined, output_of
+from prunec.compiler.halves import ByMode, Mode, has_both, in_eval, is_impure, joined, output_of
 from prunec.compiler.inputs import Arguments, Inputs, arguments, called
 from prunec.compiler.ir import Axis, Program, State
 from prunec.compiler.metacopy import evaluating
+from prunec.compiler.modes import left_out, trace_modes
 from prunec.compiler.outlines import mismatch, outline
 from prunec.compiler.reference import Interpreter, StepError
-from prunec.compiler.trace import trace
 from prunec.compiler.verify import TOLERANCE, difference
 
 _PLAIN: Final = "a part gives tensors, lists, tuples and dicts; name a part whose result is read as one of these"
@@ -68,9 +68,16 @@ class Regions:
         """A module that runs all regions, with the whole model's parameter names, and its inputs."""
         return _Joint(self.parts), {name: value for part in self.parts for name, value in part.inputs.items()}
 
-    def trace(self) -> Program:
-        """All regions as one program, in eval mode."""
-        return trace(*self.joint, name=type(self.model).__name__)
+    def trace(self, mode: Mode = "eval") -> tuple[Program, tuple[str, ...]]:
+        """All regions as one program of this mode, and what to warn of (`trace_modes`). Raises ModelError, too, where a
+        region gives back objects that the rest of the model would miss."""
+        program, warnings = trace_modes(*self.joint, mode, name=type(self.model).__name__)
+        if others := left_out(program):
+            raise ModelError(
+                f"a region gives back more than tensors: {' and '.join(others)}, which a graph can't make",
+                hint="name a region that gives back tensors alone; or turn it off by an option, such as use_cache",
+            )
+        return program, warnings
 
     def part(self, program: Program, region: Region) -> Program:
         """One region of the joint program as a program of its own, with the region's parameter names."""

@@ -15,6 +15,7 @@ from prunec.compiler import Plan, compile
 from prunec.compiler.driver import load_program
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
 from prunec.compiler.inputs import called
+from prunec.compiler.region import find_regions
 
 PASSES = [{"score": {"criterion": "l1", "normalize": "l2"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
 
@@ -321,6 +322,41 @@ def test_a_part_that_data_pass_by_is_checked_alone(monkeypatch):
     monkeypatch.setattr(type(result.regions), "spliced", spliced)
     with pytest.raises(VerifyError, match=r"slim region 'head' differs by 0\.01"):
         result.regions.check(result.program)
+
+
+class Cache:
+    """Something that no graph gives."""
+
+
+class Caching(nn.Module):
+    """A part that gives an object besides tensors, which the whole needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return {"maps": self.conv(x), "cache": Cache()}
+
+
+class Cached(nn.Module):
+    """A whole that reads a part's object."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Caching()
+
+    def forward(self, x):
+        found = self.part(x)
+        assert isinstance(found["cache"], Cache)
+        return found["maps"].mean((2, 3))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_region_leaves_nothing_out(mode):
+    regions = find_regions(Cached(), ["part"], (torch.rand(2, 3, 4, 4),))
+    with pytest.raises(ModelError, match=r"a region gives back more than tensors: 'cache' \(Cache\)"):
+        regions.trace(mode)
 
 
 def test_called_takes_every_kind_of_batch():

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir import Program
+from prunec.compiler.modes import trace_modes
 from prunec.compiler.trace import trace
 
 torchvision = pytest.importorskip("torchvision")
@@ -631,6 +632,33 @@ def test_a_configuration_that_is_frozen_is_shared():
 def test_an_output_that_no_graph_can_make():
     with pytest.raises(ModelError, match=r"Net: the model gives back a Opaque"):
         trace(build(lambda self, x: Opaque()), (torch.rand(1, 3, 8, 8),))
+
+
+BESIDES = {
+    "a field": (lambda y: {"y": y, "cache": Opaque()}, "'cache' (Opaque)"),
+    "fields": (lambda y: {"a": Opaque(), "y": y, "b": Opaque()}, "'a' (Opaque) and 'b' (Opaque)"),
+    "an inner field": (lambda y: (y, {"y": y, "cache": Opaque()}), "'cache' (Opaque)"),
+    "at the end": (lambda y: (y, Opaque()), "item 1 (Opaque)"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDES)
+def test_objects_besides_tensors_are_left_out_with_a_warning(name):
+    give, named = BESIDES[name]
+    net, x = build(lambda self, x: give(self.conv(x))), torch.rand(1, 3, 8, 8)
+    for mode in ("eval", "train"):
+        program, [warning] = trace_modes(net, (x,), mode)
+        assert warning == f"of what the model gives back, {named} is left out: a graph gives tensors alone"
+        wanted = [leaf for leaf in leaves(net.eval()(x)) if isinstance(leaf, torch.Tensor)]
+        found = leaves(program.module(x))
+        assert len(found) == len(wanted) > 0
+        assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("give", [lambda y: {"cache": Opaque()}, lambda y: (Opaque(), y), lambda y: [y, Opaque()]])
+def test_objects_that_can_not_be_left_out(give):
+    with pytest.raises(ModelError, match=r"the model gives back a Opaque"):
+        trace(build(lambda self, x: give(self.conv(x))), (torch.rand(1, 3, 8, 8),))
 
 
 LAYERS = {
