@@ -3,8 +3,8 @@
     FAMILIES      classification, segmentation, video, quantization, detection, flow
     CASES         name -> Case: how to build the model, what to call it with, and which regions to compile if not all
 
-Weights are random. Quantisable models are the float ones that quantisation starts from. Segmentation models have their
-auxiliary heads.
+Weights are random, also where they start as zeros or ones. Quantisable models are the float ones that quantisation
+starts from. Segmentation models have their auxiliary heads.
 """
 
 from __future__ import annotations
@@ -63,7 +63,17 @@ def _pair(name: str) -> tuple[Any, ...]:
 def _make(name: str, **options: Any) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = get_model(name, weights=None, **options)
+    for tensor in (*model.parameters(), *model.buffers()):
+        _stir(tensor)
     return model.eval()
+
+
+def _stir(tensor: torch.Tensor) -> None:
+    """Draw a tensor that starts as one value everywhere: heads of zeros, and norms that change nothing, would hide
+    differences."""
+    drawn = tensor.is_floating_point() and tensor.numel() > 1 and not tensor.is_meta
+    if drawn and bool((tensor == tensor.flatten()[0]).all()):
+        tensor.detach().add_(torch.randn_like(tensor), alpha=0.1)
 
 
 _QUIET = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
