@@ -66,13 +66,13 @@ def add_up(call: Call, position: int = 1) -> Any:
     return mark(data, marks if data.ndim == marks.ndim else marks.squeeze(dims))
 
 
-def maximum(call: Call, otherwise: Callable[[Call], Any]) -> Any:
-    """The largest element, where removed ones are zeros, and its place.
+def extreme(call: Call, otherwise: Callable[[Call], Any]) -> Any:
+    """The largest (or smallest) element, where removed ones are zeros, and its place.
 
     A place is a number among all channels, and among those that are left another, so that it may not be used.
     """
     second = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
-    if call.name != "max" or (second is None and "dim" not in call.kwargs):
+    if call.name not in ("max", "min") or (second is None and "dim" not in call.kwargs):
         return add_up(call)
     removed = marks_of(call.args[0]) == REMOVED
     if isinstance(second, Tensor | Marked) or not any(removed.shape[dim] > 1 for dim in reduced_dims(call)):

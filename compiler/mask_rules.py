@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.mask_addressed import ADDRESSED
-from prunec.compiler.mask_layers import ROWS, maximum, reduced_dims
+from prunec.compiler.mask_layers import ROWS, extreme, reduced_dims
 from prunec.compiler.mask_products import PRODUCTS, along_channels, run_zeroed, with_bias
 from prunec.compiler.mask_windows import WINDOWS
 from prunec.compiler.masks import (
@@ -374,7 +374,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys([f"conv{t}{rank}d" for t, rank in itertools.product(("", "_transpose"), (1, 2, 3))], _convolution),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _channelwise),
     **ROWS,
-    **dict.fromkeys(["amax", "max"], partial(maximum, otherwise=_reduce)),
+    **dict.fromkeys(["amax", "amin", "max", "min"], partial(extreme, otherwise=_reduce)),
     "layer_norm": partial(_norm_over, centre=True),
     "rms_norm": partial(_norm_over, centre=False),
     "group_norm": _group_norm,

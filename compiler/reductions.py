@@ -5,7 +5,7 @@ removed channel is, a zero wherever it is read:
 
     sum, norm        a zero adds nothing, so the labels may go; the result has none
     mean             the same, but zeros are counted: the mean over what is left is scaled (`rewriting.mean_of_all`)
-    amax             a zero may be the largest: pinned, unless nothing below zero can arrive
+    amax, amin       a zero may be the largest: compared with what is left (`extremes.with_a_zero`)
     var, std         zeros are counted, too: had from the mean and variance of what is left (`variance.spread`)
     softmax          a zero counts: pinned
 """
@@ -21,6 +21,7 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.combining import combine, whole
+from prunec.compiler.extremes import EXTREMES
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
 from prunec.compiler.loose import pin_loose
@@ -37,7 +38,6 @@ from prunec.compiler.rules import (
     unknown,
     without_labels,
 )
-from prunec.compiler.signs import not_negative
 from prunec.compiler.variance import correction
 
 
@@ -185,12 +185,12 @@ def similarity(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
-    """Whether a reduction gives the same with zeros among its operands as without them."""
+    """Whether a reduction gives the same with zeros among its operands as without them, or can be told of them."""
     name = op_name(node)
     if name in ("sum", "nansum", "mean"):
         return True
-    if name in ("amax", "max"):
-        return not_negative(flow, argument(node, 0, "input"))
+    if name in EXTREMES:
+        return _holds_reals(argument(node, 0, "input"))
     if name not in _POWERS:
         return False
     key, default = _POWERS[name]
@@ -203,10 +203,15 @@ def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
 
 def _gives_values_alone(node: fx.Node) -> bool:
     """Whether nobody reads the places of what `max(x, dim)` finds."""
-    return op_name(node) == "max" and all(
+    return op_name(node) in ("max", "min") and all(
         user.op == "call_function" and op_name(user) in ("getitem", "getattr") and user.args[1] in (0, "values")
         for user in node.users
     )
+
+
+def _holds_reals(value: object) -> bool:
+    known = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return isinstance(known, torch.Tensor) and known.is_floating_point()
 
 
 def _is_spread(flow: Flow, node: fx.Node, gone: Sequence[int]) -> bool:

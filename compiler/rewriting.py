@@ -39,6 +39,9 @@ class Slim(Protocol):
     def constant(self, argument: object) -> Any:
         """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
 
+    def compares_zeros(self, node: fx.Node) -> bool:
+        """Whether zeros among what a node compares may change its result."""
+
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""
 

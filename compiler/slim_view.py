@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from prunec.compiler.amounts import is_open, item, scaled
+from prunec.compiler.extremes import compares_zeros
 from prunec.compiler.ir import IntArray, State
 from prunec.compiler.labels import shape_of_argument
 from prunec.compiler.units import Analysis, BoolArray
@@ -101,6 +102,10 @@ class View:
     def constant(self, argument: object) -> Any:
         """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
         return self.analysis.flow.constant(argument)
+
+    def compares_zeros(self, node: fx.Node) -> bool:
+        """Whether zeros among what a node compares may change its result."""
+        return compares_zeros(self.analysis.flow, node)
 
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the items of a node that gives a size."""

@@ -83,6 +83,13 @@ ADDED: Mapping[str, Callable[[Any, Tensor], Tensor]] = {
     "mean square": lambda m, y: torch.rsqrt(y.pow(2).mean(1, keepdim=True) + 1e-6),
     "largest of what isn't negative": lambda m, y: y.relu().amax(1, keepdim=True),
     "largest of squares": lambda m, y: F.avg_pool2d(y**2 + y.abs(), 1).abs().amax(dim=(1, 2), keepdim=True),
+    "largest": lambda m, y: y.max(1, keepdim=True)[0],
+    "largest of what may be negative": lambda m, y: (y.relu() - 1).amax(1, keepdim=True),
+    "largest of what is written to": lambda m, y: _lowered(y.relu()).amax(1, keepdim=True),
+    "largest of all": lambda m, y: y.max() * y.amax((0, 2, 3), keepdim=True).amax(1, keepdim=True),
+    "smallest": lambda m, y: y.amin(1, keepdim=True),
+    "smallest values": lambda m, y: torch.min(y, dim=1).values[:, None],
+    "smallest of what isn't negative": lambda m, y: y.relu().amin(-3, keepdim=True) + y.min(),
     "cosine similarity": lambda m, y: F.cosine_similarity(y, y.flip(2), dim=1)[:, None],
     "cosine similarity module": lambda m, y: m.c(y, y.flip(3))[:, None],
 }
@@ -90,11 +97,8 @@ for _name, _gate in ADDED.items():
     pattern(f"added up: {_name}", between(8, c=lambda: nn.CosineSimilarity(1)), gating(_gate), {"a": (8, 8), **FIVE})
 
 COUNTED: Mapping[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
-    "max": (lambda m, y: y.max(1, keepdim=True)[0], "is reduced over"),
-    "max of what may be negative": (lambda m, y: (y.relu() - 1).amax(1, keepdim=True), "is reduced over"),
-    "max of what is written to": (lambda m, y: _lowered(y.relu()).amax(1, keepdim=True), "is reduced over"),
-    "min": (lambda m, y: y.relu().amin(1, keepdim=True), "is reduced over"),
     "variance with its mean": (lambda m, y: sum(torch.var_mean(y, 1, keepdim=True)), "is reduced over"),
+    "largest place": (lambda m, y: y.max(1, keepdim=True)[1] * 0.5, "is reduced over"),
     "product": (lambda m, y: y.prod(1, keepdim=True), "is reduced over"),
     "variance over space, corrected": (lambda m, y: y.var((1, 2), keepdim=True), "is reduced over"),
     "smallest magnitude": (lambda m, y: y.norm(float("-inf"), 1, True), "is reduced over"),
