@@ -9,7 +9,7 @@ the two are unified.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -34,10 +34,18 @@ from prunec.compiler.rules import (
 # -- writers -------------------------------------------------------------------------------------------------------
 
 
-def _behind(fields: Fields, dim: int) -> tuple[Fields, Fields]:
-    """The fields that don't vary from `dim` on, and those that do."""
-    fixed = tuple(f for f in fields if all(size == 1 for size in f.shape[dim:]))
+def _behind(fields: Fields, dim: int, still: Container[int] = ()) -> tuple[Fields, Fields]:
+    """The fields that don't vary from `dim` on, but for dimensions that are left as they are, and those that do."""
+    fixed = tuple(f for f in fields if all(size == 1 or d in still for d, size in enumerate(f.shape) if d >= dim))
     return fixed, tuple(f for f in fields if all(f is not other for other in fixed))
+
+
+def _still(node: fx.Node, value: object, kernel: Sequence[int], stride: int | Sequence[int]) -> list[int]:
+    """The dimensions of a convolution along which its kernel mixes nothing."""
+    strides = (stride,) * len(kernel) if isinstance(stride, int) else tuple(stride) * (len(kernel) // len(stride))
+    sizes = [shape[-len(kernel) :] for shape in (shape_of_argument(value), shape_of_argument(node))]
+    each = enumerate(zip(kernel, strides, *sizes, strict=True), rank_of(node) - len(kernel))
+    return [dim for dim, (width, step, old, new) in each if width == step == 1 and old == new]
 
 
 def _convolution(flow: Flow, node: fx.Node, transposed: bool) -> Labelled:
@@ -46,7 +54,7 @@ def _convolution(flow: Flow, node: fx.Node, transposed: bool) -> Labelled:
     name, value = str(node.target), subject(flow, node)
     dim = rank_of(node) - 1 - len(module.kernel_size)
     arriving, rest = flow.along(value, dim, node)
-    keep, mixed = _behind(rest, dim)
+    keep, mixed = _behind(rest, dim, _still(node, value, module.kernel_size, module.stride))
     flow.pin_all(mixed, f"is convolved over at {node.name}")
     reads, writes = Axis(f"{name}.weight", 0 if transposed else 1), Axis(f"{name}.weight", 1 if transposed else 0)
     if module.groups > 1:
@@ -150,7 +158,8 @@ def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
     groups, transposed = int(flow.constant(argument(node, 6, "groups", 1))), "transpose" in op_name(node)
     dim = rank_of(node) - len(shape_of_argument(weight)) + 1
     arriving, rest = flow.along(value, dim, node)
-    keep, mixed = _behind(rest, dim)
+    stride = flow.constant(argument(node, 3, "stride", 1))
+    keep, mixed = _behind(rest, dim, _still(node, value, shape_of_argument(weight)[2:], stride))
     flow.pin_all(mixed, f"is convolved over at {node.name}")
     _, kernel = _behind(flow.fields(weight), 2)
     flow.pin_all(kernel, f"is a kernel dimension of {node.name}")

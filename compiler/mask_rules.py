@@ -225,8 +225,9 @@ def _convolution(call: Call) -> Any:
     rank, problem = plain(x).ndim, "the removed elements are no whole channels"
     channel = rank + 1 - plain(weight).ndim  # 0 for an image without a batch
     shape = [-1 if dim == channel else 1 for dim in range(rank)]
-    gone, rows = _lost_rows(collapse(call, marks_of(x), range(channel + 1, rank), problem), channel)
-    arriving = collapse(call, rows, range(channel), problem).reshape(1, -1, 1)
+    mixed = [dim for dim in range(channel + 1, rank) if not _is_still(bound, dim - channel - 1)]
+    gone, rows = _lost_rows(collapse(call, marks_of(x), mixed, problem), channel)
+    arriving = collapse(call, rows, [dim for dim in range(rank) if dim != channel], problem).reshape(1, -1, 1)
     arriving = arriving.expand(1, plain(x).shape[channel], 1)
     own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
     own = own.expand(*plain(weight).shape[:2], 1)
@@ -237,11 +238,21 @@ def _convolution(call: Call) -> Any:
     return with_bias(call, data, torch.maximum(marks.reshape(shape), gone), bound["bias"], channel=channel)
 
 
+def _is_still(bound: Mapping[str, Any], place: int) -> bool:
+    """Whether a convolution passes a dimension on: a kernel of size 1 goes over it in steps of 1, unpadded."""
+
+    def at(name: str, default: int) -> int:
+        given = default if bound[name] is None or isinstance(bound[name], str) else bound[name]
+        return given if isinstance(given, int) else given[place if len(given) > 1 else 0]
+
+    return plain(bound["weight"]).shape[2 + place] == 1 and at("stride", 1) == 1 and at("padding", 0) == 0
+
+
 def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
-    """Where rows of a batch are removed as a whole (channels that were folded into it), as marks that are FREE
-    elsewhere, and the marks with these rows FREE, since the others alone say which channels arrive."""
+    """Where all channels of a row are removed (others were folded into the batch, or lie beside), as marks that are
+    FREE elsewhere, and the marks with these rows FREE, since the others alone say which channels arrive."""
     gone = (marks == REMOVED).all(channel, keepdim=True)
-    gone &= channel > 0 and not bool(gone.all())
+    gone &= gone.numel() > 1 and not bool(gone.all())
     return gone.to(marks.dtype) * REMOVED, torch.where(gone, FREE, marks).to(marks.dtype)
 
 

@@ -5,6 +5,7 @@
     torch.autocast(x.device.type)     nothing is cast
     Categorical(logits=x)             its arguments aren't checked, which would look at their values
     scripted(x, y)                    the Python function that the script was made from is called, so that it is seen
+    x.set_()                          nothing is freed
     torch.dropout(x, p, flag)         the function in Python is called, which takes a flag that is no true bool
 
 A program computes in the precision of its weights and inputs: what casts during one call of the model is no part of it.
@@ -45,6 +46,7 @@ def patched(*, exporting: bool) -> Iterator[None]:
             _replaced(torch.compiler, dict.fromkeys(_FLAGS, exporting)),
             _replaced(torch.autocast, {"__init__": _idle(torch.autocast.__init__)}),
             _replaced(torch.jit.ScriptFunction, {"__call__": _inlined(torch.jit.ScriptFunction.__call__)}),
+            _replaced(torch.Tensor, {"set_": _kept(torch.Tensor.set_)}),
         ):
             yield
     finally:
@@ -75,6 +77,17 @@ def _idle(init: _Function) -> _Function:
             init(self, device_type, *args, **kwargs)
 
     return made
+
+
+def _kept(empty: _Function) -> _Function:
+    """`x.set_()`, by which reversible networks free what they compute again: a graph frees what isn't read any more."""
+    thread = threading.get_ident()
+
+    def freed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = threading.get_ident() == thread and self.is_meta and not args and not kwargs
+        return self if traced else empty(self, *args, **kwargs)
+
+    return freed
 
 
 def _inlined(call: _Function) -> _Function:

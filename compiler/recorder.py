@@ -109,7 +109,8 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, tensor: torch.Tensor) -> Handle:
         """Adopt a tensor that the forward got neither from the model's parameters and buffers nor from an operation."""
-        if tensor.is_meta and (known := twin_of(tensor, self._kept)) is not None:
+        mine = [copy for _, copy in self.copy.tensors.values()]
+        if tensor.is_meta and (known := twin_of(tensor, mine + self._kept)) is not None:
             self._kept.append(tensor)
             return self._handles.setdefault(id(tensor), self._handles[id(known)])
         if tensor.is_meta:

@@ -108,6 +108,25 @@ for _name, (_move, _groups) in OBJECTS.items():
         _parts = between(8)
     pattern(f"objects: {_name}", _parts, moving(_move), {**_groups, **FIVE})
 
+pattern(
+    "objects: an index as a variable",
+    between(8, turned=lambda: torch.arange(8).flip(0)),
+    moving(lambda m, y: torch.index_select(y, dim=1, index=torch.autograd.Variable(m.turned))),
+    {"a": (8, 8), **FIVE},
+)
+
+
+def _freed(m: Any, y: Tensor) -> Tensor:
+    """A reversible network gives memory back that it computes again in the backward pass."""
+    left, right = (part.contiguous() * 1 for part in y.chunk(2, 1))
+    both = torch.cat([left + right.tanh(), right], 1)
+    left.set_()
+    right.data.set_()
+    return both
+
+
+pattern("objects: freed", between(8), moving(_freed), {"a": (4, 4), **FIVE})
+
 LARGEST: Mapping[str, Callable[[Any, Tensor], Tensor]] = {
     "item": lambda m, y: torch.max(y.relu(), 1)[0][:, None],
     "values": lambda m, y: y.abs().max(dim=1, keepdim=True).values,
@@ -183,3 +202,40 @@ pattern(
     {"a": (8, 8), "o": (27, 0), "w[0]": (7, 7), "w[2]": (3, 0), "w[3]": (3, 0), **FIVE},
     {"o": "is a place at"},
 )
+
+# -- kernels of size 1 beside the channels -----------------------------------------------------------------------------
+
+
+def _mixed_tokens(m: Any, y: Tensor, convolve: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """Tokens are the channels of a convolution, whose kernel passes over features one by one."""
+    tokens = y.flatten(2).mT
+    return (tokens + convolve(m, tokens)).mT.unflatten(2, (6, 6))
+
+
+PASSED: Mapping[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]]] = {
+    "a layer": (lambda: nn.Conv1d(36, 36, 1), lambda m, t: m.mix(t)),
+    "a layer without bias": (lambda: nn.Conv1d(36, 36, 1, padding="same", bias=False), lambda m, t: m.mix(t)),
+    "a function": (lambda: nn.Conv1d(36, 36, 1), lambda m, t: F.conv1d(t, m.mix.weight, m.mix.bias)),
+    "depthwise": (lambda: nn.Conv1d(36, 36, 1, groups=36), lambda m, t: m.mix(t)),
+    "an image": (lambda: nn.Conv2d(36, 36, (1, 3), padding=(0, 1)), lambda m, t: m.mix(t[..., None]).squeeze(-1)),
+    "transposed": (lambda: nn.ConvTranspose1d(36, 36, 1), lambda m, t: m.mix(t)),
+}
+for _name, (_mix, _convolve) in PASSED.items():
+    _groups = {"a function": {"mix.weight[0]": (6, 0), "mix.weight[1]": (36, 0)}, "depthwise": {}}
+    pattern(
+        f"kernels of size 1: {_name}",
+        between(8, mix=_mix),
+        moving(lambda m, y, _convolve=_convolve: _mixed_tokens(m, y, _convolve)),
+        {"a": (8, 8), **_groups.get(_name, {"mix": (6, 0)}), **FIVE},
+    )
+STEPPED: Mapping[str, Callable[[], nn.Module]] = {
+    "wider": lambda: nn.Conv1d(36, 36, 3, padding=1),
+    "padded and stepped": lambda: nn.Conv1d(36, 36, 1, padding=4, stride=2),
+}
+for _name, _mix in STEPPED.items():
+    pattern(
+        f"kernels over features: {_name}",
+        between(8, mix=_mix),
+        moving(lambda m, y: _mixed_tokens(m, y, lambda m, t: m.mix(t)[..., :8])),
+        {"a": (8, 0), "mix": (6, 0), **FIVE},
+    )
