@@ -6,6 +6,8 @@
     Categorical(logits=x)             its arguments aren't checked, which would look at their values
     scripted(x, y)                    the Python function that the script was made from is called, so that it is seen
     x.set_()                          nothing is freed
+    @lru_cache def shape_of(n, h, w)  called with numbers of the trace, the function itself: an earlier run's plain
+                                      numbers would take their places, and the batch would be frozen
     torch.dropout(x, p, flag)         the function in Python is called, which takes a flag that is no true bool
 
 A program computes in the precision of its weights and inputs: what casts during one call of the model is no part of it.
@@ -13,13 +15,20 @@ A program computes in the precision of its weights and inputs: what casts during
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import _lru_cache_wrapper as _Cache
+from functools import wraps
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from prunec.compiler.arguments import leaves
+from prunec.compiler.proxy import Number
 
 _Function = Callable[..., Any]
 
@@ -47,7 +56,10 @@ def patched(*, exporting: bool) -> Iterator[None]:
             _replaced(torch.autocast, {"__init__": _idle(torch.autocast.__init__)}),
             _replaced(torch.jit.ScriptFunction, {"__call__": _inlined(torch.jit.ScriptFunction.__call__)}),
             _replaced(torch.Tensor, {"set_": _kept(torch.Tensor.set_)}),
+            ExitStack() as stack,
         ):
+            for module, names in _caching():
+                stack.enter_context(_replaced(module, {name: _afresh(getattr(module, name)) for name in names}))
             yield
     finally:
         distribution.set_default_validate_args(validates)
@@ -77,6 +89,38 @@ def _idle(init: _Function) -> _Function:
             init(self, device_type, *args, **kwargs)
 
     return made
+
+
+_cached: dict[ModuleType, tuple[int, tuple[str, ...]]] = {}
+"""Module -> how many names it had when it was looked through, and those of its functions that remember results."""
+
+
+_KNOWN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "sympy", "prunec"})
+"""Packages whose caches hold nothing of a model."""
+
+
+def _caching() -> Iterator[tuple[ModuleType, tuple[str, ...]]]:
+    """The modules that have functions under `functools.lru_cache`, and the names of these."""
+    for module in list(sys.modules.values()):
+        names = getattr(module, "__dict__", {})
+        if type(module) is not ModuleType or module.__name__.partition(".")[0] in _KNOWN:
+            continue
+        if _cached.get(module, (0, ()))[0] != len(names):
+            wrapped = tuple(name for name, value in names.items() if type(value) is _Cache)
+            _cached[module] = len(names), wrapped
+        if found := tuple(name for name in _cached[module][1] if type(names.get(name)) is _Cache):
+            yield module, found
+
+
+def _afresh(cache: Any) -> _Function:
+    """A function that remembers results, but for what it is asked about numbers of a trace."""
+
+    @wraps(cache.__wrapped__)
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        traced = any(isinstance(leaf, Number) for leaf in leaves((args, kwargs)))
+        return (cache.__wrapped__ if traced else cache)(*args, **kwargs)
+
+    return asked
 
 
 def _kept(empty: _Function) -> _Function:

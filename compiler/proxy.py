@@ -36,6 +36,8 @@ class Recorder(Protocol):
     """What a number needs of the tracer that made it."""
 
     active: bool
+    froze: bool
+    """Whether a number became a plain one, which the graph holds as it is."""
 
     def call_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
         """A new node at the graph's end."""
@@ -105,6 +107,10 @@ class Int(int, Number):
 
     __reduce__ = Number.__reduce__
 
+    def __int__(self) -> int:
+        self.handle.recorder.froze = True
+        return self.plain
+
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
@@ -129,6 +135,24 @@ class Float(float, Number):
         return float.__float__(self)
 
     __reduce__ = Number.__reduce__
+
+    def __int__(self) -> int:
+        self.handle.recorder.froze = True
+        return int(self.plain)
+
+    __trunc__ = __int__
+
+    def __floor__(self) -> int:
+        self.handle.recorder.froze = True
+        return math.floor(self.plain)
+
+    def __ceil__(self) -> int:
+        self.handle.recorder.froze = True
+        return math.ceil(self.plain)
+
+    def __round__(self, digits: Any = None) -> Any:
+        self.handle.recorder.froze = True
+        return round(self.plain, digits)
 
 
 class Flag(int, Number):
@@ -177,7 +201,7 @@ class Shape(tuple[int, ...]):
     @property
     def plain(self) -> torch.Size:
         """The sizes without their history."""
-        return torch.Size(map(int, self))
+        return torch.Size(map(int.__int__, self))
 
     def numel(self) -> int:
         """The product of the sizes."""

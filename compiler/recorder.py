@@ -48,6 +48,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = fx.Graph()
         self.active = True
+        self.froze = False
         self.failed: tuple[BaseException, StandIn] | None = None
         self.copy: MetaCopy = meta_copy(model)
         self.constants = Constants({name: original for name, (original, _) in self.copy.tensors.items()})
@@ -209,6 +210,7 @@ class Recorder(TorchFunctionMode):
             return self._here  # forwards ask of what kind it is
         if type(value) is Places:
             return value
+        self.froze |= call.name == "__len__"
         if call.is_plain(value) or not (traced or _has_tensor(value)):
             return shown_type(value) if isinstance(value, str) else value
         written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]

@@ -31,6 +31,7 @@ from prunec.compiler.metacopy import eval_copy, unhooked
 from prunec.compiler.places import user_span
 from prunec.compiler.proxy import Refused
 from prunec.compiler.recorder import Recorder
+from prunec.compiler.thawing import thaw
 
 
 @uncollected()
@@ -56,6 +57,8 @@ def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = Non
     looked at."""
     inputs = arguments(model, example_inputs)
     recorder = _run(model, inputs, mode)
+    if recorder.froze:
+        thaw(recorder.graph, inputs, lambda others: _run(model, others, mode).graph)
     recorder.constants.fold(recorder.graph)
     recorder.graph.eliminate_dead_code(is_impure)  # lints it first
     _check_inputs_matter(recorder.graph, type(model).__name__)
