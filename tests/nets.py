@@ -868,8 +868,7 @@ net(
     "maximum_over_axis",
     lambda: {"a": conv(3, 8), "b": conv(8, 5), "fc": nn.Linear(5, 4)},
     lambda m, x: (lambda y: m.fc(pooled(m.b(y) * torch.amax(y, axis=-3)[:, None])))(m.a(x)),
-    {"a": (8, 0), "b": (5, 5)},
-    {"a": "is reduced over"},
+    {"a": (8, 8), "b": (5, 5)},
 )
 net(
     "deviation_over_the_image",
