@@ -212,7 +212,7 @@ went through every stage. `free` is the share of channels that may be removed; t
 network's own outputs. `slim` is the largest relative difference, in float64 and at every node, between a slim program
 and the masked original, over four selections (half of the MACs by L1; a tenth, a half and all but the last of every
 group at random); `onnx` that between onnxruntime and the module in float32, empty where it wasn't run. Seconds are from
-trace to shrink, with a second model running beside; memory is the process's peak by then, and the part of it that was
+trace to shrink, with other programs running; memory is the process's peak by then, and the part of it that was
 there before the model was made.
 """
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from prunec.compiler.labels import Flow, shape_of_argument
-from prunec.compiler.rewriting import Slim, known, rewriter
+from prunec.compiler.rewriting import Slim, is_tensor, known, rewriter
 from prunec.compiler.rules import argument, op_name
 from prunec.compiler.signs import not_negative
 
@@ -29,9 +29,10 @@ def compares_zeros(flow: Flow, node: fx.Node) -> bool:
 @rewriter(*EXTREMES)
 def with_a_zero(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """Compare with a zero where a channel is gone."""
-    value, dim = argument(old, 0, "input"), known(argument(old, 1, "dim"))
-    if isinstance(dim, fx.Node) or not slim.compares_zeros(old):
-        return
+    value, second = argument(old, 0, "input"), argument(old, 1, "dim", old.kwargs.get("other"))
+    if is_tensor(second) or not slim.compares_zeros(old):
+        return  # the larger of two tensors, element by element
+    dim = known(second)
     rank = len(shape_of_argument(value))
     asked = range(rank) if dim in (None, [], ()) else dim if isinstance(dim, tuple | list) else [dim]
     if all(slim.kept(value, int(known(d)) % rank).all() for d in asked):

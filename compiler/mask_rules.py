@@ -195,7 +195,7 @@ def _assign(call: Call) -> None:
 
 def _reduce(call: Call) -> Any:
     """Operations over whole dimensions (sum, max, softmax, sort): these must not hold removed channels."""
-    if len(call.args) > 1 and isinstance(call.args[1], Tensor | Marked):
+    if isinstance(call.args[1] if len(call.args) > 1 else call.kwargs.get("other"), Tensor | Marked):
         return _elementwise(call)  # max(x, y)
     value, dims = call.args[0], reduced_dims(call, *DIMENSION_AT.get(call.name, (1, None)))
     marks = collapse(call, marks_of(value), dims, "an operation reduces over removed channels")

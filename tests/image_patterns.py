@@ -132,6 +132,19 @@ LARGEST: Mapping[str, Callable[[Any, Tensor], Tensor]] = {
     "values": lambda m, y: y.abs().max(dim=1, keepdim=True).values,
     "of a gate": lambda m, y: (y.relu() * m.g(y).sigmoid().expand_as(y)).max(1, keepdim=True)[0],
 }
+TWO: Mapping[str, Callable[[Any, Tensor], Tensor]] = {
+    "function": lambda m, y: torch.max(y, y.flip(2)),
+    "method": lambda m, y: y.min(other=m.rows),
+    "a scalar's tensor": lambda m, y: torch.min(y, y.new_tensor(0.5)),
+    "reversed": lambda m, y: torch.max(y.new_zeros(()), y - 0.2),
+}
+for _name, _larger in TWO.items():
+    pattern(
+        f"largest of two: {_name}",
+        between(8, rows=lambda: torch.rand(8, 1, 1) - 0.5),
+        moving(lambda m, y, _larger=_larger: _larger(m, y)),
+        {"a": (8, 8), **FIVE},
+    )
 for _name, _gate in LARGEST.items():
     _more = {"g": lambda: conv(8, 1)} if "gate" in _name else {}
     pattern(f"largest by dimension: {_name}", between(8, **_more), gating(_gate), {"a": (8, 8), **FIVE})
