@@ -135,8 +135,7 @@ def compile(
     outcome = run_passes(before, steps, context)
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced)
-    if plan.mode == "train":
-        report["warnings"] += [*warnings, *train_warnings(before, outcome.program)]
+    report["warnings"] += [*warnings, *(train_warnings(before, outcome.program) if plan.mode == "train" else ())]
     result = Result(plan, before, outcome.program, lock, report, progress, regions)
     expected = predicted_latency(before, outcome.program)
     if expected is not None:

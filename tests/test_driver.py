@@ -97,6 +97,24 @@ def test_the_report_is_plain_json_and_says_what_happened():
     assert sum(report["macs_by_node"]["after"].values()) == report["cost"]["after"]["macs"]
 
 
+class Caching(nn.Module):
+    """A model that gives back an object besides its scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = cnn((16, 32))
+
+    def forward(self, x):
+        return {"scores": self.body(x), "cache": object()}
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_report_warns_of_what_is_left_out(mode):
+    result = compile(Caching(), {**HALVE, "mode": mode}, (X,))
+    assert any("'cache' (object) is left out" in warning for warning in result.report["warnings"])
+    assert set(result.module(X)) == {"scores"}
+
+
 def test_progress_is_told():
     told: list[tuple[str, int, int]] = []
     compile(mlp((64, 8, 10)), HALVE, (X,), random((1, 8, 8)), progress=lambda *step: told.append(step))
