@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from prunec.compiler.labels import Flow, shape_of_argument
-from prunec.compiler.rewriting import Slim, is_tensor, known, rewriter
+from prunec.compiler.labels import Flow
+from prunec.compiler.rewriting import Slim, is_tensor, known, left_of, rewriter
 from prunec.compiler.rules import argument, op_name
 from prunec.compiler.signs import not_negative
 
@@ -32,10 +32,8 @@ def with_a_zero(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     value, second = argument(old, 0, "input"), argument(old, 1, "dim", old.kwargs.get("other"))
     if is_tensor(second) or not slim.compares_zeros(old):
         return  # the larger of two tensors, element by element
-    dim = known(second)
-    rank = len(shape_of_argument(value))
-    asked = range(rank) if dim in (None, [], ()) else dim if isinstance(dim, tuple | list) else [dim]
-    if all(slim.kept(value, int(known(d)) % rank).all() for d in asked):
+    left, size = left_of(value, known(second), slim)
+    if left == size:
         return
     bound, rest = (torch.relu, ()) if op_name(old) in LARGEST else (torch.clamp_max, (0,))
     with new.graph.inserting_before(new):

@@ -285,16 +285,19 @@ def shifts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     put(new, 1, "shifts", tuple(current) if isinstance(given, tuple | list) else current[0])
 
 
+def left_of(value: object, dim: Any, slim: Slim) -> tuple[int, int]:
+    """How many positions are left of what a reduction takes together, and how many there were; `dim` names one
+    dimension, several, or none for all."""
+    rank = len(shape_of_argument(value))
+    asked = range(rank) if dim is None or dim in ([], ()) else dim if isinstance(dim, tuple | list) else [dim]
+    masks = [slim.kept(value, int(known(each)) % rank) for each in asked]
+    return prod(int(mask.sum()) for mask in masks), prod(mask.size for mask in masks)
+
+
 @rewriter("mean")
 def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """The mean over what is left, times the share that is left: the removed are zeros that are counted."""
-    value = argument(old, 0, "input")
-    rank, given = len(shape_of_argument(value)), known(argument(old, 1, "dim"))
-    asked = range(rank) if given is None or given in ([], ()) else given if isinstance(given, tuple | list) else [given]
-    masks = [slim.kept(value, int(known(dim)) % rank) for dim in asked]
-    left, size = (
-        prod(int(count) for count in counts) for counts in zip(*((m.sum(), m.size) for m in masks), strict=True)
-    )
+    left, size = left_of(argument(old, 0, "input"), known(argument(old, 1, "dim")), slim)
     if left == size:
         return
     with new.graph.inserting_before(new):

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
-from prunec.compiler.labels import shape_of_argument
-from prunec.compiler.rewriting import Slim, known, rewriter
+from prunec.compiler.rewriting import Slim, known, left_of, rewriter
 from prunec.compiler.rules import argument, op_name
 
 
@@ -35,10 +33,7 @@ def spread(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """Of a share s of the elements with mean m and variance v, the others zeros: s v + s (1 - s) m^2."""
     value, dim = argument(old, 0, "input"), argument(old, 1, "dim")
     dim = None if isinstance(dim, bool) else known(dim)
-    rank = len(shape_of_argument(value))
-    asked = range(rank) if dim in (None, [], ()) else dim if isinstance(dim, tuple | list) else [dim]
-    masks = [slim.kept(value, int(known(d)) % rank) for d in asked]
-    left, size = prod(int(mask.sum()) for mask in masks), prod(mask.size for mask in masks)
+    left, size = left_of(value, dim, slim)
     if left == size:
         return
     keep = old.kwargs.get("keepdim", old.kwargs.get("keepdims", len(old.args) > 3 and old.args[3]))
