@@ -19,7 +19,7 @@ from prunec.compiler.labels import Fields, Flow, Labelled, shape_of_argument
 from prunec.compiler.rules import bare, on_op, op_name, operand, unknown
 
 
-@on_op("zeros", "empty", "new_zeros", "new_empty", "new")
+@on_op("zeros", "empty", "new_zeros", "new_empty", "new", carries_copies=True)
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Labels along the dimensions that may be channels: the second (the first of a vector) and the last.
 
@@ -44,7 +44,7 @@ def _is_size(given: object) -> bool:
     return isinstance(value, int | torch.Size)
 
 
-@on_op("setitem", "__setitem__")
+@on_op("setitem", "__setitem__", carries_copies=True)
 def assigned(flow: Flow, node: fx.Node) -> Labelled:
     """What is written goes with the places that it is written to."""
     target, index, value = node.args

@@ -26,16 +26,13 @@ from prunec.compiler.constants import is_random
 from prunec.compiler.halves import is_impure
 from prunec.compiler.ir import Program, State
 from prunec.compiler.labels import Flow, shape_of_argument
-from prunec.compiler.rules import label, op_name, rule_for
+from prunec.compiler.rules import label, op_name, row_for
 
 PRODUCTS = frozenset(
     [f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)]
     + ["linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum", "bilinear"]
 )
 """What reads a weight."""
-
-MOVING = frozenset(["prunec.compiler.movement", "prunec.compiler.indexing"])
-"""Where the rules of operations that compute nothing are. They pin what is picked from: that is no statistic."""
 
 
 def with_plain_weights(program: Program) -> Program:
@@ -86,8 +83,10 @@ def _counts(program: Program, sources: Sequence[fx.Node]) -> bool:
     for node in sources:
         before = len(flow.pins) + len(flow.counted)
         flow.values[node] = label(flow, node)
-        rule = rule_for(flow, node) if node.op != "get_attr" else None
-        moves = node.op == "get_attr" or getattr(rule, "__module__", "") in MOVING
+        row = row_for(flow, node) if node.op != "get_attr" else None
+        moves = node.op == "get_attr" or (
+            row is not None and row.moves
+        )  # what is picked from pins, and is no statistic
         if not moves and len(flow.pins) + len(flow.counted) > before:
             return True
     return False

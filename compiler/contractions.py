@@ -22,7 +22,7 @@ from prunec.compiler.rules import argument, count_macs, on_op, op_name, operand,
 Operand = tuple[Fields, tuple[int, ...]]
 
 
-@on_op("matmul", "bmm", "mm", "mv", "__matmul__")
+@on_op("matmul", "bmm", "mm", "mv", "__matmul__", carries_copies=True)
 def matmul(flow: Flow, node: fx.Node) -> Labelled:
     """[..., m, k] by [..., k, n]; a vector is a matrix of one row or column."""
     name = _SECOND.get(op_name(node), "other")
@@ -40,7 +40,7 @@ def matmul(flow: Flow, node: fx.Node) -> Labelled:
 _SECOND = {"mm": "mat2", "bmm": "mat2", "mv": "vec"}
 
 
-@on_op("addmm", "baddbmm")
+@on_op("addmm", "baddbmm", carries_copies=True)
 def added_product(flow: Flow, node: fx.Node) -> Labelled:
     """A product that is added to something."""
     names = ("mat1", "mat2") if op_name(node) == "addmm" else ("batch1", "batch2")
@@ -50,7 +50,7 @@ def added_product(flow: Flow, node: fx.Node) -> Labelled:
     return combine(flow, node, (operand(flow, argument(node, 0, "input")), (fields, shape)))
 
 
-@on_op("outer", "ger")
+@on_op("outer", "ger", carries_copies=True)
 def outer(flow: Flow, node: fx.Node) -> Labelled:
     """Each element of one vector by each of another."""
     (left, rows), (right, columns) = (operand(flow, argument(node, i, n)) for i, n in enumerate(("input", "vec2")))
@@ -127,7 +127,7 @@ def _common(flow: Flow, node: fx.Node, fields: list[tuple[IntArray, int]], size:
 # -- einsum --------------------------------------------------------------------------------------------------------
 
 
-@on_op("einsum")
+@on_op("einsum", carries_copies=True)
 def einsum(flow: Flow, node: fx.Node) -> Labelled:
     """Every letter is a dimension of one large product, which is summed over the letters that the result lacks.
 
@@ -218,7 +218,7 @@ def _ranks(order: Sequence[int]) -> list[int]:
 # -- attention -----------------------------------------------------------------------------------------------------
 
 
-@on_op("scaled_dot_product_attention")
+@on_op("scaled_dot_product_attention", carries_copies=True)
 def attention(flow: Flow, node: fx.Node) -> Labelled:
     """softmax(q k^T) v, as two contractions with a softmax over the keys between them."""
     query, key, value = (operand(flow, argument(node, i, n)) for i, n in enumerate(("query", "key", "value")))

@@ -32,7 +32,7 @@ from prunec.compiler.rules import (
 )
 
 
-@on_op("getitem", "__getitem__")
+@on_op("getitem", "__getitem__", moves=True)
 def getitem(flow: Flow, node: fx.Node) -> Labelled:
     """An element of a tuple, or slices of a tensor."""
     value, index = node.args
@@ -150,7 +150,7 @@ def _first_or_known(flow: Flow, entry: Any, varies: bool) -> Any:
     return slice(None) if isinstance(entry, slice) else 0
 
 
-@on_op("index_select")
+@on_op("index_select", moves=True)
 def index_select(flow: Flow, node: fx.Node) -> Labelled:
     """Like an index that is a vector."""
     value, index = argument(node, 0, "input"), argument(node, 2, "index")

@@ -56,8 +56,8 @@ def constants(flow: Flow, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any
 # -- the same elements in another shape ----------------------------------------------------------------------------
 
 
-@on_op("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel")
-@on_module(nn.Flatten, nn.Unflatten)
+@on_op("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", moves=True)
+@on_module(nn.Flatten, nn.Unflatten, moves=True)
 def reshape(flow: Flow, node: fx.Node) -> Labelled:
     """Row-major order stays, so the shapes say all."""
     value = subject(flow, node)
@@ -69,7 +69,7 @@ def reshape(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved((reshape_labels(f, old, new) for f in flow.fields(value)), node)
 
 
-@on_op("view_as", "reshape_as")
+@on_op("view_as", "reshape_as", moves=True)
 def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
     """Reshaped, and as wide as the second operand whatever is removed."""
     value, other = argument(node, 0, "input"), argument(node, 1, "other")
@@ -78,7 +78,9 @@ def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
     return combine(flow, node, ((moved, new), operand(flow, other)))
 
 
-@on_op("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint", "rot90")
+@on_op(
+    "permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint", "rot90", moves=True
+)
 def permute(flow: Flow, node: fx.Node) -> Labelled:
     """Dimensions change places; a compressed field needs no expanding for that."""
     value, (rest, kwargs), name = subject(flow, node), constants(flow, node), op_name(node)
@@ -86,7 +88,7 @@ def permute(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved((getattr(array, name)(*rest, **kwargs).numpy() for array in arrays), node)
 
 
-@on_op("expand", "broadcast_to")
+@on_op("expand", "broadcast_to", moves=True)
 def expansion(flow: Flow, node: fx.Node) -> Labelled:
     """New or longer dimensions, along which nothing varies; copies go with what they meet."""
     rank, value = rank_of(node), subject(flow, node)
@@ -95,13 +97,13 @@ def expansion(flow: Flow, node: fx.Node) -> Labelled:
     return fields + copies(flow, node, value, sizes, np.repeat)
 
 
-@on_op("expand_as")
+@on_op("expand_as", moves=True)
 def expansion_as(flow: Flow, node: fx.Node) -> Labelled:
     """As wide as the second operand, so what varies there varies here."""
     return combine(flow, node, (operand(flow, argument(node, 0, "input")), operand(flow, argument(node, 1, "other"))))
 
 
-@on_op("repeat", "tile", "repeat_interleave")
+@on_op("repeat", "tile", "repeat_interleave", moves=True)
 def repeated(flow: Flow, node: fx.Node) -> Labelled:
     """Every position several times; as often as a literal says, or as a number that doesn't change."""
     value, (rest, kwargs) = subject(flow, node), constants(flow, node)
@@ -119,8 +121,8 @@ def repeated(flow: Flow, node: fx.Node) -> Labelled:
     return fields + copies(flow, node, value, counts if dim is not None else (), np.tile)
 
 
-@on_module(nn.ChannelShuffle)
-@on_op("channel_shuffle")
+@on_module(nn.ChannelShuffle, moves=True)
+@on_op("channel_shuffle", moves=True)
 def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
     """The same position of every group goes, so that groups stay equally wide; or what a plan asks for."""
     value = subject(flow, node)
@@ -139,7 +141,7 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
     return (*rest, *flow.result(np.ascontiguousarray(rows.T).reshape(-1).copy(), rank_of(node), 1))
 
 
-@on_op("roll")
+@on_op("roll", moves=True)
 def roll(flow: Flow, node: fx.Node) -> Labelled:
     """What is kept rolls as well, by as much as is kept of what comes round (`rewriting.shifts`)."""
     value, (rest, kwargs) = subject(flow, node), constants(flow, node)
@@ -150,14 +152,14 @@ def roll(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved((executed(f, shape, lambda t: t.roll(*rest, **kwargs)) for f in flow.fields(value)), node)
 
 
-@on_op("view_as_complex")
+@on_op("view_as_complex", moves=True)
 def as_complex(flow: Flow, node: fx.Node) -> Labelled:
     """The last dimension holds the two parts of a number, which go together."""
     value = subject(flow, node)
     return flow.moved((whole(flow, f, f.ndim - 1, node)[..., 0] for f in flow.fields(value)), node)
 
 
-@on_op("view_as_real")
+@on_op("view_as_real", moves=True)
 def as_real(flow: Flow, node: fx.Node) -> Labelled:
     """Both parts of a number go with it."""
     return tuple(f[..., None] for f in flow.fields(subject(flow, node)))
@@ -166,7 +168,7 @@ def as_real(flow: Flow, node: fx.Node) -> Labelled:
 # -- joining -------------------------------------------------------------------------------------------------------
 
 
-@on_op("cat", "concat", "concatenate")
+@on_op("cat", "concat", "concatenate", moves=True)
 def concatenate(flow: Flow, node: fx.Node) -> Labelled:
     """End to end along one dimension; along the others the operands must agree."""
     parts = argument(node, 0, "tensors")
@@ -204,7 +206,7 @@ def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> In
     return next(iter(flow.result(np.concatenate(flat), rank_of(node), dim)), None)
 
 
-@on_op("hstack", "vstack", "dstack", "row_stack")
+@on_op("hstack", "vstack", "dstack", "row_stack", moves=True)
 def stacked_along(flow: Flow, node: fx.Node) -> Labelled:
     """A concatenation along a dimension that the name says, where the operands have it."""
     parts, dim = argument(node, 0, "tensors"), {"hstack": 1, "dstack": 2}.get(op_name(node), 0)
@@ -213,7 +215,7 @@ def stacked_along(flow: Flow, node: fx.Node) -> Labelled:
     return _concatenated(flow, node, parts, dim)
 
 
-@on_op("stack")
+@on_op("stack", moves=True)
 def stack(flow: Flow, node: fx.Node) -> Labelled:
     """A new dimension: along the old ones the operands must agree."""
     parts = argument(node, 0, "tensors")
@@ -224,7 +226,7 @@ def stack(flow: Flow, node: fx.Node) -> Labelled:
     return tuple(np.expand_dims(f, dim) for f in fields)
 
 
-@on_op("pad")
+@on_op("pad", moves=True)
 def pad(flow: Flow, node: fx.Node) -> Labelled:
     """Constant padding of channels adds positions of its own, that go with what they meet; a crop takes some off."""
     value, amounts = subject(flow, node), [flow.constant(a) for a in flow.constant(argument(node, 1, "pad"))]
@@ -257,7 +259,7 @@ def _rimmed(flow: Flow, labels: IntArray, rims: Sequence[int]) -> IntArray:
 # -- taking apart --------------------------------------------------------------------------------------------------
 
 
-@on_op("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
+@on_op("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", moves=True)
 def split(flow: Flow, node: fx.Node) -> Labelled:
     """Consecutive pieces of one dimension; each must keep a position."""
     value = subject(flow, node)
@@ -280,7 +282,7 @@ def split(flow: Flow, node: fx.Node) -> Labelled:
     return pieces
 
 
-@on_op("unbind")
+@on_op("unbind", moves=True)
 def unbind(flow: Flow, node: fx.Node) -> Labelled:
     """One piece a position of a dimension, which is gone; so none of its positions can go alone."""
     value = subject(flow, node)
@@ -290,7 +292,7 @@ def unbind(flow: Flow, node: fx.Node) -> Labelled:
     return [piece for _ in node.meta["val"]]
 
 
-@on_op("getattr")
+@on_op("getattr", moves=True)
 def attribute(flow: Flow, node: fx.Node) -> Labelled:
     """`x.shape` and the like are plain; `x.T` moves data."""
     value, name = node.args[0], node.args[1]
@@ -308,7 +310,7 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
     return unknown(flow, node)
 
 
-@on_op("narrow", "select")
+@on_op("narrow", "select", moves=True)
 def narrow(flow: Flow, node: fx.Node) -> Labelled:
     """A piece of one dimension by start and length, or one position of it."""
     value = subject(flow, node)

@@ -10,9 +10,13 @@ from types import FrameType, TracebackType
 
 import torch
 
+from prunec.compiler import errors
 from prunec.compiler.errors import Span
 
-_FOREIGN = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<frozen ", "<eval_with_key>")
+_FOREIGN = (
+    *(os.path.dirname(module.__file__) + os.sep for module in (torch, errors)),  # `errors` is at our root
+    *("<frozen ", "<eval_with_key>"),
+)
 _KERNELS = tuple(
     os.path.join(os.path.dirname(torch.__file__), part)
     for part in (

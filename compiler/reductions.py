@@ -122,11 +122,17 @@ def _stands(flow: Flow, node: fx.Node, width: int) -> list[bool]:
 
 for _width, _suffix in ((1, "1d"), (2, "2d"), (3, "3d")):
     for _pool in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "LPPool"):
-        on_module(getattr(nn, _pool + _suffix))(_local(_width))
-    on_op(*(f"{p}_pool{_suffix}" for p in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")))(_local(_width))
-    on_op(*(f"{p}_pool{_suffix}_with_indices" for p in ("max", "adaptive_max")))(_local(_width))
+        on_module(getattr(nn, _pool + _suffix), reduces=True, carries_copies=True)(_local(_width))
+    on_op(
+        *(f"{p}_pool{_suffix}" for p in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")),
+        reduces=True,
+        carries_copies=True,
+    )(_local(_width))
+    on_op(*(f"{p}_pool{_suffix}_with_indices" for p in ("max", "adaptive_max")), reduces=True, carries_copies=True)(
+        _local(_width)
+    )
     for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
-        on_module(getattr(nn, _pad + _suffix))(padded)
+        on_module(getattr(nn, _pad + _suffix), reduces=True, carries_copies=True)(padded)
 
 
 _DIM_AT = {"normalize": (2, 1), "norm": (2, None), "linalg_norm": (2, None), "linalg_vector_norm": (2, None)}
@@ -135,8 +141,8 @@ _LAST = {**_DIM_AT, "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "msort
 _LAST |= {"mode": (1, -1)}
 
 
-@on_op("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp")
-@on_module(nn.Softmax, nn.LogSoftmax, nn.Softmin)
+@on_op("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp", reduces=True, carries_copies=True)
+@on_module(nn.Softmax, nn.LogSoftmax, nn.Softmin, reduces=True, carries_copies=True)
 def along_a_dimension(flow: Flow, node: fx.Node) -> Labelled:
     """Mixes one dimension and keeps its size."""
     dim = argument(node, 1, "dim")
@@ -145,14 +151,14 @@ def along_a_dimension(flow: Flow, node: fx.Node) -> Labelled:
     return mixed(flow, node, subject(flow, node), dims_of(flow, dim, rank_of(node)), "is normalised over")
 
 
-@on_op("local_response_norm")
-@on_module(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d)
+@on_op("local_response_norm", reduces=True, carries_copies=True)
+@on_module(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, reduces=True, carries_copies=True)
 def over_neighbours(flow: Flow, node: fx.Node) -> Labelled:
     """Each channel is divided by what its neighbours, or all channels, hold; dimension 1 but for an unbatched image."""
     return mixed(flow, node, subject(flow, node), (rank_of(node) - 3, 1), "is normalised over")
 
 
-@on_op("normalize")
+@on_op("normalize", reduces=True, carries_copies=True)
 def normalised(flow: Flow, node: fx.Node) -> Labelled:
     """Divided by a norm, which zeros don't change."""
     value, rank = subject(flow, node), rank_of(node)
@@ -165,8 +171,8 @@ def normalised(flow: Flow, node: fx.Node) -> Labelled:
     return flow.fields(value)
 
 
-@on_op("cosine_similarity")
-@on_module(nn.CosineSimilarity)
+@on_op("cosine_similarity", reduces=True, carries_copies=True)
+@on_module(nn.CosineSimilarity, reduces=True, carries_copies=True)
 def similarity(flow: Flow, node: fx.Node) -> Labelled:
     """A product and two norms over one dimension."""
     module = flow.program.state[str(node.target)] if node.op == "call_module" else None
@@ -240,8 +246,37 @@ def _positive(power: object) -> bool:
     return isinstance(power, int | float) and power > 0
 
 
-@on_op("mean", "sum", "amax", "amin", "var", "std", "max", "min", "norm", "logsumexp", "any", "all", "argmax", "argmin")
-@on_op("median", "nansum", "nanmean", "var_mean", "std_mean", "aminmax", "linalg_norm", "linalg_vector_norm", "prod")
+@on_op(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "max",
+    "min",
+    "norm",
+    "logsumexp",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    reduces=True,
+    carries_copies=True,
+)
+@on_op(
+    "median",
+    "nansum",
+    "nanmean",
+    "var_mean",
+    "std_mean",
+    "aminmax",
+    "linalg_norm",
+    "linalg_vector_norm",
+    "prod",
+    reduces=True,
+    carries_copies=True,
+)
 def reduction(flow: Flow, node: fx.Node) -> Labelled:
     """Adds up or pins what is reduced, and drops its dimensions."""
     if op_name(node) in ("max", "min") and _is_tensor(argument(node, 1, "other")):
@@ -263,7 +298,7 @@ def reduction(flow: Flow, node: fx.Node) -> Labelled:
     return fields if isinstance(known, torch.Tensor) else [fields for _ in parts]
 
 
-@on_op("sort", "argsort", "topk", "msort", "kthvalue", "mode", "cummax", "cummin")
+@on_op("sort", "argsort", "topk", "msort", "kthvalue", "mode", "cummax", "cummin", reduces=True, carries_copies=True)
 def ordered(flow: Flow, node: fx.Node) -> Labelled:
     """Which element comes where depends on all that are there; the labels along other dimensions pass."""
     value, known, name = subject(flow, node), node.meta["val"], op_name(node)
@@ -283,8 +318,8 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
-@on_module(nn.GLU)
-@on_op("glu")
+@on_module(nn.GLU, reduces=True, carries_copies=True)
+@on_op("glu", reduces=True, carries_copies=True)
 def gated(flow: Flow, node: fx.Node) -> Labelled:
     """The halves of one dimension are multiplied: each position goes with its partner."""
     value = subject(flow, node)
@@ -297,7 +332,7 @@ def gated(flow: Flow, node: fx.Node) -> Labelled:
     return (*rest, *flow.result(halves[0].copy(), rank_of(node), dim))
 
 
-@on_op("tril", "triu")
+@on_op("tril", "triu", reduces=True, carries_copies=True)
 def triangle(flow: Flow, node: fx.Node) -> Labelled:
     """Part of the last two dimensions is set to zero."""
     return mixed(flow, node, subject(flow, node), (-2, -1), "is cut at its diagonal")

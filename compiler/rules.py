@@ -17,41 +17,62 @@ correctness.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from prunec.compiler.combining import combine, with_picks
+from prunec.compiler.halves import by_mode
 from prunec.compiler.ir import Axis, IntArray
 from prunec.compiler.labels import Fields, Flow, Labelled, Pair, Product, elements, shape_of_argument
 from prunec.compiler.loose import pin_loose
 
 Rule = Callable[[Flow, fx.Node], Labelled]
 
-MODULE_RULES: dict[type[nn.Module], Rule] = {}
-OP_RULES: dict[str, Rule] = {}
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the analysis knows of an operation: how labels flow through it, and of which kind it is."""
+
+    rule: Rule
+    moves: bool = False
+    """It only moves data, or picks from it, and computes nothing. So it carries copies, too."""
+    reduces: bool = False
+    """It takes together what lies along a dimension: there, a removed channel is seen as a zero."""
+    carries_copies: bool = False
+    """It passes on the labels of copies (`Flow.loose`), or says itself which of them it needs. Another operation would
+    miss a copy, so for it all of them stay."""
 
 
-def on_module(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register a rule for leaf modules of these classes; a second rule for one class is an error."""
+MODULE_ROWS: dict[type[nn.Module], Row] = {}
+OP_ROWS: dict[str, Row] = {}
+
+
+def on_module(
+    *classes: type[nn.Module], moves: bool = False, reduces: bool = False, carries_copies: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a rule for leaf modules of these classes; a second rule for one class is an error. See `Row`."""
 
     def register(rule: Rule) -> Rule:
         for cls in classes:
-            assert cls not in MODULE_RULES, f"{cls.__name__} has a rule already"
-            MODULE_RULES[cls] = rule
+            assert cls not in MODULE_ROWS, f"{cls.__name__} has a rule already"
+            MODULE_ROWS[cls] = Row(rule, moves, reduces, carries_copies or moves)
         return rule
 
     return register
 
 
-def on_op(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for functions and tensor methods of these names (see `op_name`)."""
+def on_op(
+    *names: str, moves: bool = False, reduces: bool = False, carries_copies: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a rule for functions and tensor methods of these names (see `op_name`); see `Row`."""
 
     def register(rule: Rule) -> Rule:
         for name in names:
-            assert name not in OP_RULES, f"{name} has a rule already"
-            OP_RULES[name] = rule
+            assert name not in OP_ROWS, f"{name} has a rule already"
+            OP_ROWS[name] = Row(rule, moves, reduces, carries_copies or moves)
         return rule
 
     return register
@@ -61,7 +82,8 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-_HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops", "prunec.compiler.halves")
+_HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
+"""Where the functions are that are known by their bare names."""
 
 
 def op_name(node: fx.Node) -> str:
@@ -75,12 +97,12 @@ def op_name(node: fx.Node) -> str:
         return target if target.startswith("__") else target.rstrip("_")
     name = getattr(target, "__name__", str(target))
     home = getattr(target, "__module__", None) or "torch"
-    if home not in _HOMES and not home.startswith(("torch.", "torch._")):
+    if target is not by_mode and home not in _HOMES and not home.startswith(("torch.", "torch._")):
         return f"{home}.{name}"
     return name if name.startswith("__") else name.rstrip("_")
 
 
-def rule_for(flow: Flow, node: fx.Node) -> Rule | None:
+def row_for(flow: Flow, node: fx.Node) -> Row | None:
     """The row for a node's operation, if there is one."""
     if node.op == "call_module":
         module = flow.program.state[str(node.target)]
@@ -88,11 +110,11 @@ def rule_for(flow: Flow, node: fx.Node) -> Rule | None:
         if module._modules or module._forward_pre_hooks or module._forward_hooks:
             return None  # a parametrization or a hook: the tensors aren't what the forward computes with
         for cls in type(module).__mro__:
-            if cls in MODULE_RULES:
+            if cls in MODULE_ROWS:
                 # A subclass with a forward of its own is another operation.
-                return MODULE_RULES[cls] if type(module).forward is cls.forward or cls is type(module) else None
+                return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
         return None
-    return OP_RULES.get(op_name(node))
+    return OP_ROWS.get(op_name(node))
 
 
 def describe(flow: Flow, node: fx.Node) -> str:
@@ -120,16 +142,12 @@ def label(flow: Flow, node: fx.Node) -> Labelled:
         for value in node.all_input_nodes:
             pin_value(flow, flow.values[value], "reaches the model's output")
         return None
-    rule = rule_for(flow, node)
-    if flow.loose and getattr(rule, "__module__", "").rpartition(".")[2] not in _CARRY_COPIES:
+    row = row_for(flow, node)
+    if flow.loose and not (row and row.carries_copies):
         for value in node.all_input_nodes:
             pin_loose(flow, flow.fields(value), f"is one of several copies that {describe(flow, node)} reads")
     alone = node.op == "call_module" and not isinstance(argument(node, 0, "input"), fx.Node)
-    return unknown(flow, node) if rule is None or alone else rule(flow, node)
-
-
-_CARRY_COPIES = frozenset(_words("rules movement indexing assignment scattering spectral reductions contractions"))
-"""Where the rules are that pass copies on, or say themselves which they need."""
+    return unknown(flow, node) if row is None or alone else row.rule(flow, node)
 
 
 def _tensor(flow: Flow, node: fx.Node) -> Labelled:
@@ -289,7 +307,8 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
         dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
         copy by_mode complex polar conj conj_physical resolve_conj resolve_neg angle real imag
-    """)
+    """),
+    carries_copies=True,
 )
 def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     """Every tensor operand is broadcast against the others."""
@@ -307,7 +326,8 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     *_words("""
         contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias as_tensor asarray
         zeros_like ones_like full_like rand_like randn_like empty_like zero fill
-    """)
+    """),
+    carries_copies=True,
 )
 def converted(flow: Flow, node: fx.Node) -> Labelled:
     """The first operand in another form; of a second one only the type is read."""
@@ -326,6 +346,7 @@ def without_labels(flow: Flow, node: fx.Node) -> Labelled:
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Softplus),
     *(nn.Softsign, nn.LogSigmoid, nn.Threshold, nn.RReLU, nn.Identity),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    carries_copies=True,
 )
 def passes(flow: Flow, node: fx.Node) -> Labelled:
     """One operand, element by element."""
@@ -338,15 +359,16 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
 @on_op(
     *_words("""
     size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
-    """)
+    """),
+    carries_copies=True,
 )
-@on_op("sym_sqrt", "isqrt", "get_device", "element_size")
+@on_op("sym_sqrt", "isqrt", "get_device", "element_size", carries_copies=True)
 def plain(flow: Flow, node: fx.Node) -> Labelled:
     """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""
     return without_labels(flow, node)
 
 
-@on_op("new_ones", "new_full", "new_tensor")
+@on_op("new_ones", "new_full", "new_tensor", carries_copies=True)
 def created(flow: Flow, node: fx.Node) -> Labelled:
     """Only the type of the tensor is read; literal sizes stay."""
     return bare(node.meta.get("val"))

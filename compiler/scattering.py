@@ -22,7 +22,7 @@ from prunec.compiler.rules import argument, dims_of, on_op, pin_value, rank_of, 
 Operand = tuple[Fields, tuple[int, ...]]
 
 
-@on_op("index_add", "index_copy", "index_fill")
+@on_op("index_add", "index_copy", "index_fill", carries_copies=True)
 def added_rows(flow: Flow, node: fx.Node) -> Labelled:
     """Whole slices of one operand, at the positions that a vector says, into another one."""
     value, source = argument(node, 0, "input"), argument(node, 3, "source", argument(node, 3, "value"))
@@ -34,7 +34,7 @@ def added_rows(flow: Flow, node: fx.Node) -> Labelled:
     return combine(flow, node, [_beside(flow, node, x, dim) for x in wide])
 
 
-@on_op("scatter", "scatter_add", "scatter_reduce")
+@on_op("scatter", "scatter_add", "scatter_reduce", carries_copies=True)
 def scattered(flow: Flow, node: fx.Node) -> Labelled:
     """Single elements, at the positions that an index of their shape says, into another tensor."""
     parts = [
@@ -49,7 +49,7 @@ def scattered(flow: Flow, node: fx.Node) -> Labelled:
     return combine(flow, node, [_beside(flow, node, x, dim) for x in wide])
 
 
-@on_op("gather", "take_along_dim")
+@on_op("gather", "take_along_dim", carries_copies=True)
 def picked(flow: Flow, node: fx.Node) -> Labelled:
     """An element for each of an index; along the other dimensions it stands where it stood."""
     value, index = argument(node, 0, "input"), argument(node, 2 if _is_gather(node) else 1, _index_name(node))

@@ -23,7 +23,7 @@ from torch import fx, nn
 from prunec.compiler.fields import compress, reshape_labels
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Fields, Flow, Gather, Labelled, shape_of_argument
-from prunec.compiler.rules import op_name, rule_for
+from prunec.compiler.rules import op_name, row_for
 
 LONGEST = 24
 """How many nodes are looked at behind the first of a chain."""
@@ -132,20 +132,20 @@ def _own_labels(shape: tuple[int, ...]) -> Iterator[Fields]:
 
 def _carried(flow: Flow, node: fx.Node, moved: Moved) -> tuple[Fields | list[Labelled], ...] | None:
     """What a node of the chain carries of each dimension; None where it does more than to move data."""
-    rule = rule_for(flow, node) if node.op in ("call_function", "call_method", "call_module") else None
+    row = row_for(flow, node) if node.op in ("call_function", "call_method", "call_module") else None
     module = flow.program.state.get(str(node.target)) if node.op == "call_module" else None
-    named = module is None and node.op != "output" and rule is not None and op_name(node) in MOVES
+    named = module is None and node.op != "output" and row is not None and op_name(node) in MOVES
     tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | tuple | list)]
     inside = [n for n in tensors if n in moved]
     others = [n for n in node.all_input_nodes if n not in moved]
-    if rule is None or not (named or isinstance(module, nn.Flatten | nn.Unflatten)) or len(inside) != 1:
+    if row is None or not (named or isinstance(module, nn.Flatten | nn.Unflatten)) or len(inside) != 1:
         return None
     if any(isinstance(n.meta.get("val"), torch.Tensor) for n in others):
         return None
     found: list[Fields | list[Labelled]] = []
     for fields in moved[inside[0]]:
         trial = Flow(flow.program, values={**dict.fromkeys(others), inside[0]: fields}, owners=[(0, None)], trial=True)
-        found.append(rule(trial, node))
+        found.append(row.rule(trial, node))
         if trial.pins or trial.pairs:
             return None
     return tuple(found)

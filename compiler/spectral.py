@@ -18,7 +18,7 @@ _TWO = [f"{name}2" for name in _ONE]
 _MANY = [f"{name}n" for name in _ONE]
 
 
-@on_op(*_ONE, *_TWO, *_MANY)
+@on_op(*_ONE, *_TWO, *_MANY, carries_copies=True)
 def transformed(flow: Flow, node: fx.Node) -> Labelled:
     """Labels along the dimensions that are transformed stay, others pass."""
     name, value, rank = op_name(node), subject(flow, node), rank_of(node)
@@ -29,14 +29,14 @@ def transformed(flow: Flow, node: fx.Node) -> Labelled:
     return mixed(flow, node, value, dims_of(flow, given, rank), "is transformed")
 
 
-@on_op("fft_fftshift", "fft_ifftshift")
+@on_op("fft_fftshift", "fft_ifftshift", carries_copies=True)
 def shifted(flow: Flow, node: fx.Node) -> Labelled:
     """Frequencies are rolled by half of their number."""
     dims = dims_of(flow, argument(node, 1, "dim"), rank_of(node))
     return mixed(flow, node, subject(flow, node), dims, "is rolled")
 
 
-@on_op("deform_conv2d")
+@on_op("deform_conv2d", carries_copies=True)
 def deformable(flow: Flow, node: fx.Node) -> Labelled:
     """weight [out, in, k, k] reads and writes, in one group of weights and of offsets; of several nothing is known."""
     value, weight, offset, mask, bias = (

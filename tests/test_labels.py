@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import NETS, Made
@@ -12,11 +13,13 @@ from torch import nn
 
 from prunec.compiler import units
 from prunec.compiler.fields import compress, reshape_labels
+from prunec.compiler.ir import Program
 from prunec.compiler.labels import FIXED, Flow
 from prunec.compiler.mask_rules import RULES
-from prunec.compiler.rules import MODULE_RULES, OP_RULES, run_rules
+from prunec.compiler.rules import MODULE_ROWS, OP_ROWS, run_rules
 from prunec.compiler.slim_layers import SHOWN, SIZES
 from prunec.compiler.trace import trace
+from prunec.passes.criteria.reads import find_reads
 
 
 def flowed(parts, run, *shapes):
@@ -104,20 +107,76 @@ def test_no_label_is_invented(name):
             assert FIXED < labels.max() < flow.count, node
 
 
+CARRIED = {
+    "gate of one channel, expanded": lambda m, x: m.b(m.a(x) * m.g(x).sigmoid().expand(-1, 8, -1, -1)),
+    "the same, repeated": lambda m, x: m.b(m.a(x) * m.g(x).sigmoid().repeat(1, 8, 1, 1)),
+    "the same, element by element": lambda m, x: m.b(m.a(x) * (-m.g(x).expand(-1, 8, -1, -1)).sigmoid()),
+    "picked from": lambda m, x: m.b(m.a(x) * m.g(x).expand(-1, 8, -1, -1)[:, :8]),
+    "pooled": lambda m, x: m.b(m.a(x) * F.avg_pool2d(m.g(x).expand(-1, 8, -1, -1), 1)),
+    "put together": lambda m, x: m.b(
+        m.a(x) * torch.cat([m.g(x).expand(-1, 4, -1, -1), m.g(x).expand(-1, 4, -1, -1)], 1)
+    ),
+}
+"""Copies of one value that meet eight channels: all eight may go."""
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_copies_go_with_the_channels_that_they_meet(name, moved_rules):
+    parts = {"a": nn.Conv2d(3, 8, 1), "g": nn.Conv2d(3, 1, 1), "b": nn.Conv2d(8, 4, 1)}
+    program = trace(Made(parts, CARRIED[name]).eval(), (torch.zeros(2, 3, 5, 5),))
+    assert free_units(program) == 8
+
+
+def free_units(program: Program) -> int:
+    return int(units.analyse(program).free.sum())
+
+
+@pytest.fixture(params=["where they are", "moved"])
+def moved_rules(request, monkeypatch):
+    """The rules, as they are and as if each of them stood in another file: nothing may depend on a file's name."""
+    if request.param == "moved":
+        for row in (*OP_ROWS.values(), *MODULE_ROWS.values()):
+            monkeypatch.setattr(row.rule, "__module__", "elsewhere")
+
+
+def test_a_weight_that_is_picked_from_stays_computed(moved_rules):
+    """Picking pins what is picked from, but it is no statistic: the weight keeps its parameter."""
+    model = Made(
+        {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 1)}, lambda m, x: F.conv2d(m.a(x), m.b.weight[[2, 0, 1]])
+    )
+    program = trace(model.eval(), (torch.zeros(1, 3, 2, 2),))
+    assert program.tensors["b.weight"].shape == (4, 8, 1, 1)
+
+
+def test_a_standardised_weight_is_computed_once(moved_rules):
+    def run(m, x):
+        w = m.a.weight
+        return m.b(F.conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / w.std((1, 2, 3), keepdim=True)))
+
+    program = trace(Made({"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 1)}, run).eval(), (torch.zeros(1, 3, 2, 2),))
+    assert free_units(program) == 8
+
+
+def test_a_mean_over_channels_is_a_read(moved_rules):
+    model = Made({"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(1, 4, 1)}, lambda m, x: m.b(m.a(x).mean(1, keepdim=True)))
+    reads = find_reads(units.analyse(trace(model.eval(), (torch.zeros(1, 3, 2, 2),))))
+    assert [(read.consumer.name, read.units.size) for read in reads] == [("mean", 8)]
+
+
 SPELLINGS = {"and": "and_", "or": "or_"}
 NO_DATA = {"_assert", "element_size", "get_device", "is_complex", "is_contiguous", "isqrt", "len", "sym_sqrt"}
 
 
 def test_the_verifier_knows_every_operation_that_passes_removed_channels_on():
     """Else a right rewrite would be called a bug."""
-    plain = {name for name in OP_RULES if not name.startswith("__")} - NO_DATA
+    plain = {name for name in OP_ROWS if not name.startswith("__")} - NO_DATA
     assert {SPELLINGS.get(name, name) for name in plain} - {"ifloordiv"} <= set(RULES)
 
 
 def test_every_layer_with_axes_can_be_resized():
     """A rule that binds the axes of a module needs a row that says which attributes repeat their sizes."""
     assert units.layers  # its rules are registered
-    binding = {cls for cls, rule in MODULE_RULES.items() if rule.__module__.endswith((".layers", ".recurrent"))}
+    binding = {cls for cls, row in MODULE_ROWS.items() if row.rule.__module__.endswith((".layers", ".recurrent"))}
     unsized = {cls for cls in binding if not any(issubclass(cls, base) for base in SIZES)}
     assert unsized == set()
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)

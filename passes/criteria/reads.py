@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunec.compiler import reductions
 from prunec.compiler.batch import batch_places
 from prunec.compiler.ir import IntArray
 from prunec.compiler.labels import Flow, shape_of_argument
 from prunec.compiler.merging import label_arrays_of
-from prunec.compiler.rules import rule_for
+from prunec.compiler.rules import row_for
 from prunec.compiler.units import LOOSE, Analysis
 
 
@@ -133,8 +132,8 @@ def _reads(known: _Known) -> Iterator[Read]:
 
 def _reduces(flow: Flow, node: fx.Node) -> bool:
     """Whether a node adds up what lies along a dimension. (What merely leaves channels out doesn't read them.)"""
-    rule = rule_for(flow, node) if node.op.startswith("call_") else None
-    return rule is not None and rule.__module__ == reductions.__name__
+    row = row_for(flow, node) if node.op.startswith("call_") else None
+    return row is not None and row.reduces
 
 
 def _read(
