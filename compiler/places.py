@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import traceback
@@ -14,7 +15,7 @@ from prunec.compiler import errors
 from prunec.compiler.errors import Span
 
 _FOREIGN = (
-    *(os.path.dirname(module.__file__) + os.sep for module in (torch, errors)),  # `errors` is at our root
+    *(os.path.dirname(inspect.getfile(module)) + os.sep for module in (torch, errors)),  # `errors` is at our root
     *("<frozen ", "<eval_with_key>"),
 )
 _KERNELS = tuple(
