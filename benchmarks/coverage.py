@@ -35,14 +35,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zoo import CASES, FAMILIES, Case
 
 from prunec.compiler import trace
-from prunec.compiler.base import Context
-from prunec.compiler.cost import cost
-from prunec.compiler.export import export_onnx
-from prunec.compiler.fresh import is_large
-from prunec.compiler.ir import Program
-from prunec.compiler.region import find_regions
-from prunec.compiler.units import Analysis, Group, analyse
-from prunec.compiler.verify import verify
+from prunec.compiler.cost.model import cost
+from prunec.compiler.driver.regions import find_regions
+from prunec.compiler.groups.analysis import Analysis, Group, analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.random_inputs import is_large
+from prunec.compiler.pass_base import Context
+from prunec.compiler.targets.onnx_export import export_onnx
+from prunec.compiler.verify.verify import verify
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink

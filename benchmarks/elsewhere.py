@@ -32,11 +32,11 @@ import yaml
 from torch import nn
 
 from prunec.compiler import trace
-from prunec.compiler.base import Context
-from prunec.compiler.cost import cost
+from prunec.compiler.cost.model import cost
 from prunec.compiler.errors import PrunecError
-from prunec.compiler.units import analyse
-from prunec.compiler.verify import verify
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.verify.verify import verify
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink

@@ -24,13 +24,13 @@ import torchvision
 from rich.console import Console
 
 from prunec.compiler import trace
-from prunec.compiler.base import Context
-from prunec.compiler.console import bars
-from prunec.compiler.cost import cost
-from prunec.compiler.export import onnx_bytes
-from prunec.compiler.ir import Program
-from prunec.compiler.resources import resource
-from prunec.compiler.timing import ort_latency
+from prunec.compiler.cost.model import cost
+from prunec.compiler.cost.resources import resource
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.report.console import bars
+from prunec.compiler.targets.onnx_export import onnx_bytes
+from prunec.compiler.targets.ort_session import ort_latency
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink

@@ -25,7 +25,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from prunec.compiler import compile, trace
-from prunec.compiler.cost import cost
+from prunec.compiler.cost.model import cost
 from prunec.models import data as datasets
 from prunec.models import digits, train
 

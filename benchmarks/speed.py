@@ -45,11 +45,11 @@ from torch import nn
 from torchvision.models import list_models
 
 from prunec.compiler import trace
-from prunec.compiler.base import Context
-from prunec.compiler.cost import cost
-from prunec.compiler.ir import Program
-from prunec.compiler.units import analyse
-from prunec.compiler.verify import verify
+from prunec.compiler.cost.model import cost
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.verify.verify import verify
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink

@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import nn
 
 from prunec.compiler import trace
-from prunec.compiler.base import Context
+from prunec.compiler.pass_base import Context
 from prunec.models import data
 from prunec.passes.score import Score
 

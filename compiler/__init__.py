@@ -8,22 +8,26 @@ command line answers at once.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from prunec.compiler.driver import Result, compile
+    from prunec.compiler.driver.compile import Result, compile
     from prunec.compiler.errors import PrunecError
-    from prunec.compiler.plan import Plan
-    from prunec.compiler.trace import trace
+    from prunec.compiler.plan.plan import Plan
+    from prunec.compiler.tracing.trace import trace
+    from prunec.compiler.version import __version__
 
 __all__ = ["Plan", "PrunecError", "Result", "__version__", "compile", "trace"]
 
-__version__ = "0.1.0"
-
-_HOMES: Final = {"Plan": "plan", "PrunecError": "errors", "Result": "driver", "compile": "driver", "trace": "trace"}
+_HOMES: Final = {
+    "Plan": "plan.plan",
+    "PrunecError": "errors",
+    "Result": "driver.compile",
+    "__version__": "version",
+    "compile": "driver.compile",
+    "trace": "tracing.trace",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -36,15 +40,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `prunec.compiler.trace` the function: Python would put the submodule of that name in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "trace" and isinstance(value, ModuleType):
-            value = value.trace
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

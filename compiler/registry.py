@@ -1,13 +1,13 @@
-"""The passes that are installed: the entry-point group `prunec.passes`; see `extensions`."""
+"""The passes that are installed: the entry-point group `prunec.passes`; see `plugins`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-from prunec.compiler import extensions
-from prunec.compiler.base import Pass
-from prunec.compiler.extensions import Registry
+from prunec.compiler import plugins
+from prunec.compiler.pass_base import Pass
+from prunec.compiler.plugins import Registry
 
 PASSES: Final = Registry("prunec.passes", "pass", Pass)  # type: ignore[type-abstract]
 
@@ -32,4 +32,4 @@ def pass_class(name: str) -> type[Pass]:
 
 def refresh() -> None:
     """Look again at what is installed."""
-    extensions.refresh()
+    plugins.refresh()

@@ -41,12 +41,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.division import CHOICES, Block, Division, Patterns
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.ir import Note, Program
-from prunec.compiler.options import wrong
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.granularity import CHOICES, Block, Division, Patterns
+from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.plan.options import wrong
 
 Attention = Literal["heads", "head_width"]
 Grouped = Literal["same", "equal", "free", "whole"]

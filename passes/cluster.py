@@ -22,13 +22,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from prunec.compiler.base import Context, Pass, PassResult
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.ir import IntArray, Note, Program
-from prunec.compiler.merging import Clusters, chi, identical, kinds, tidy, unit_rows, unmergeable
-from prunec.compiler.options import Fraction01, wrong
-from prunec.compiler.patterns import chosen, matching
-from prunec.compiler.units import LOOSE, Analysis, FloatArray, Group, Member, analyse
+from prunec.compiler.groups.analysis import LOOSE, Analysis, FloatArray, Group, Member, analyse
+from prunec.compiler.groups.patterns import chosen, matching
+from prunec.compiler.ir.program import IntArray, Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.plan.options import Fraction01, wrong
+from prunec.compiler.rewrite.merge import Clusters, chi, identical, kinds, tidy, unit_rows, unmergeable
 
 Count = Annotated[int, Field(ge=1)]
 Unit = Annotated[int, Field(ge=0)]

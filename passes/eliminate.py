@@ -30,10 +30,10 @@ from pydantic import Field
 from torch import fx, nn
 from torch.nn import functional as F
 
-from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.edit import aliases, arguments, is_fresh, match_names, mutates, operand, rebuild
-from prunec.compiler.ir import Note, Program, State, shape_of
-from prunec.compiler.rules import op_name
+from prunec.compiler.ir.aliasing import aliases, arguments, is_fresh, match_names, mutates, operand, rebuild
+from prunec.compiler.ir.program import Note, Program, State, shape_of
+from prunec.compiler.labels.propagate import op_name
+from prunec.compiler.pass_base import Context, Pass, PassResult
 
 Kind = Literal["dropout", "identity", "contiguous", "clone", "detach", "arithmetic", "reshape", "assert", "dead"]
 

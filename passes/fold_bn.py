@@ -30,10 +30,10 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.edit import match_names, mutates, operand, rebuild
-from prunec.compiler.ir import Axis, Note, Program, State, clone_module, module_tensors, shape_of
-from prunec.compiler.rules import op_name
+from prunec.compiler.ir.aliasing import match_names, mutates, operand, rebuild
+from prunec.compiler.ir.program import Axis, Note, Program, State, clone_module, module_tensors, shape_of
+from prunec.compiler.labels.propagate import op_name
+from prunec.compiler.pass_base import Context, Pass, PassResult
 
 RANK: Mapping[type, int] = MappingProxyType(
     {

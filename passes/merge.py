@@ -21,13 +21,23 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from prunec.compiler.base import Context, Pass, PassResult
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Axis, IntArray, Note, Program
-from prunec.compiler.merging import Clusters, Gap, Tensors, chi, gaps, kinds, producers, representatives, unmergeable
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.units import LOOSE, Analysis, Member, analyse, hand_on
-from prunec.compiler.verify import Reference, Replaced, Same
+from prunec.compiler.groups.analysis import LOOSE, Analysis, Member, analyse, hand_on
+from prunec.compiler.ir.program import Axis, IntArray, Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.rewrite.merge import (
+    Clusters,
+    Gap,
+    Tensors,
+    chi,
+    gaps,
+    kinds,
+    producers,
+    representatives,
+    unmergeable,
+)
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.verify.verify import Reference, Replaced, Same
 
 
 class Merge(Pass):

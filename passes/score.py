@@ -39,12 +39,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.ir import Note, Program
-from prunec.compiler.options import wrong
-from prunec.compiler.units import FloatArray, analyse
-from prunec.passes.aggregates import Evidence, normalised
-from prunec.passes.calibration import Bytes, Calibration
+from prunec.compiler.groups.analysis import FloatArray, analyse
+from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.plan.options import wrong
+from prunec.passes.calibration.calibration import Bytes, Calibration
+from prunec.passes.criteria.aggregates import Evidence, normalised
 from prunec.passes.criteria.base import Criterion, Setting
 from prunec.passes.criteria.spelling import Named
 

@@ -12,7 +12,7 @@
     - select: {units: {conv1: [0, 3]}}                        spelled out, as a lock does
 
 Patterns name groups by their own name, by the modules that write them, and by kinds (`kind:depthwise`, see
-`prunec.compiler.patterns`); the first pattern that means a group counts, and `protect` wins over all of them.
+`prunec.compiler.groups.patterns`); the first pattern that means a group counts, and `protect` wins over all of them.
 
 A share of a budget is a share of what the traced model uses. All budgets are met from below, and filled up: no step
 that was taken back would still fit. `multiple_of`, `keep_at_least` and `equal_widths` count channels; a group that
@@ -27,21 +27,21 @@ from typing import Annotated, ClassVar, Final, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from prunec.compiler.base import Context, Pass, PassResult
+from prunec.compiler.cost.resources import RESOURCES
 from prunec.compiler.errors import nearest
-from prunec.compiler.ir import Program
-from prunec.compiler.options import Fraction01, wrong
-from prunec.compiler.parts import AnyPath
-from prunec.compiler.patterns import matching
-from prunec.compiler.resources import RESOURCES
-from prunec.compiler.units import analyse
-from prunec.passes.amounts import Budget, Channels, Multiple, each_value, fits, multiple
-from prunec.passes.budgets import meet
-from prunec.passes.limits import Limits, by_group, least_heads, tied_groups
-from prunec.passes.ranking import Ranking
-from prunec.passes.selectors import SELECTORS, Wishes
-from prunec.passes.sensitivity import Floor, kept_within
-from prunec.passes.ways import Way, by_counts, by_ratio, by_threshold, by_widths
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.patterns import matching
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.plan.options import Fraction01, wrong
+from prunec.compiler.plan.schema import AnyPath
+from prunec.passes.selection.amounts import Budget, Channels, Multiple, each_value, fits, multiple
+from prunec.passes.selection.budgets import meet
+from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups
+from prunec.passes.selection.per_group import Way, by_counts, by_ratio, by_threshold, by_widths
+from prunec.passes.selection.ranking import Ranking
+from prunec.passes.selection.selectors import SELECTORS, Wishes
+from prunec.passes.studies.sensitivity import Floor, kept_within
 
 WAYS: Final = {
     "ratio": "ratio",

@@ -16,12 +16,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from prunec.compiler.base import Context, Pass, PassResult
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.ir import IntArray, Program
-from prunec.compiler.slimming import remove_units, removed_positions
-from prunec.compiler.units import Analysis, BoolArray, analyse
-from prunec.compiler.verify import Masked, Reference
+from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
+from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.rewrite.shrink import remove_units, removed_positions
+from prunec.compiler.verify.verify import Masked, Reference
 
 
 class Shrink(Pass):

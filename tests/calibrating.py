@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunec.compiler.base import Context
-from prunec.compiler.ir import Program
-from prunec.compiler.trace import trace
-from prunec.compiler.units import FloatArray, analyse
+from prunec.compiler.groups.analysis import FloatArray, analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.tracing.trace import trace
 from prunec.passes.criteria.reads import Read, find_reads
 from prunec.passes.score import Score
 

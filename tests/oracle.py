@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.baking import baked
-from prunec.compiler.ir import Axis, IntArray, Program
-from prunec.compiler.slimming import remove_units, removed_positions
-from prunec.compiler.units import Analysis, BoolArray, analyse
-from prunec.compiler.verify import Masked
+from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
+from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.rewrite.shrink import remove_units, removed_positions
+from prunec.compiler.tracing.parametrizations import baked
+from prunec.compiler.verify.verify import Masked
 
 
 def legal(analysis: Analysis, keep: BoolArray) -> bool:

@@ -10,14 +10,14 @@ import torch
 import torchvision
 from nets import NETS
 
-from prunec.compiler.base import Context
-from prunec.compiler.ir import Program
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
-from prunec.passes.budgets import problem_of
-from prunec.passes.problems import Problem
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.tracing.trace import trace
 from prunec.passes.select import Select
-from prunec.passes.selectors import Wishes
+from prunec.passes.selection.budgets import problem_of
+from prunec.passes.selection.problems import Problem
+from prunec.passes.selection.selectors import Wishes
 
 ZOO = (
     "alexnet",

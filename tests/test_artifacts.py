@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunec.compiler import artifacts
-from prunec.compiler.artifacts import check_writable, sha256_of, write_atomically
+from prunec.compiler.emit import output_folder as artifacts
+from prunec.compiler.emit.output_folder import check_writable, sha256_of, write_atomically
 from prunec.compiler.errors import OutputError
 
 
@@ -142,7 +142,7 @@ def test_check_writable_leaves_nothing_behind(tmp_path):
 
 KILLED = """
     import pathlib, sys, time
-    from prunec.compiler import artifacts
+    from prunec.compiler.emit import output_folder as artifacts
 
     def stop():
         print("now", flush=True)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from prunec.compiler import compile, trace
-from prunec.compiler.baking import baked
 from prunec.compiler.errors import ModelError
+from prunec.compiler.tracing.parametrizations import baked
 
 PASSES = [{"score": {"criterion": "l1", "normalize": "l2"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
 

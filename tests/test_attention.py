@@ -15,15 +15,15 @@ from torch.nn.modules import transformer
 from torchvision import models
 from torchvision.models import swin_transformer, video
 
-from prunec.compiler.emit import WEIGHTS, emit_source, save_weights
+from prunec.compiler.emit.python import WEIGHTS, emit_source, save_weights
 from prunec.compiler.errors import ModelError
-from prunec.compiler.export import export_onnx
-from prunec.compiler.slimming import remove_units, removed_positions
-from prunec.compiler.text import to_text
-from prunec.compiler.text_parse import from_text
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
-from prunec.compiler.verify import Masked, verify
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.rewrite.shrink import remove_units, removed_positions
+from prunec.compiler.targets.onnx_export import export_onnx
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.text.printer import to_text
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.verify import Masked, verify
 
 TOLERANCE = 1e-9
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunec.compiler import compile
-from prunec.compiler.balance import Balanced, balances
-from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.cost import cost, cost_model
-from prunec.compiler.division import Division
+from prunec.compiler.cost.model import cost, cost_model
+from prunec.compiler.driver.pass_manager import Step, check_options, run_passes
 from prunec.compiler.errors import PassError, PlanError
-from prunec.compiler.explain import explanation
-from prunec.compiler.ir import Axis, Program
-from prunec.compiler.pipeline import Step, check_options, run_passes
-from prunec.compiler.plan import Plan
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.text import from_text, to_text
-from prunec.compiler.trace import trace
-from prunec.compiler.units import Analysis, analyse
-from prunec.compiler.verify import verify
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.groups.balance import Balanced, balances
+from prunec.compiler.ir.granularity import Division
+from prunec.compiler.ir.program import Axis, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.plan.plan import Plan
+from prunec.compiler.report.explain import explanation
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.text.printer import from_text, to_text
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.verify import verify
 from prunec.passes.axes import Axes
 from prunec.passes.cluster import Cluster
 from prunec.passes.merge import Merge

@@ -9,12 +9,12 @@ import textwrap
 import pytest
 
 from prunec.compiler import registry
-from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.casefile import parse_cases, run_case
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Note, Program
-from prunec.compiler.text import from_text
-from prunec.compiler.verify import Same, verify
+from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.testing.case_files import parse_cases, run_case
+from prunec.compiler.text.printer import from_text
+from prunec.compiler.verify.verify import Same, verify
 
 
 class Unrelu(Pass):
@@ -221,7 +221,7 @@ def test_a_broken_file_is_reported_at_collection(run):
 def test_the_plugin_is_light():
     code = """
         import sys
-        import prunec.compiler.casefile
+        import prunec.compiler.testing.case_files
         heavy = {"torch", "numpy", "yaml", "pydantic"} & set(sys.modules)
         assert not heavy, heavy
     """

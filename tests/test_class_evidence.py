@@ -8,10 +8,10 @@ import torch
 from calibrating import Chain, Samples, images, lively, program_of, scores
 from torch import Tensor, nn
 
-from prunec.compiler.base import Context
 from prunec.compiler.errors import DataError
-from prunec.compiler.units import analyse
-from prunec.passes.calibration import Calibration
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.criteria.base import Setting
 from prunec.passes.criteria.classes import ClassMaps, ClassWeights
 

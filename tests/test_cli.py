@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import prunec.compiler
-from prunec.compiler import cli, console, extensions
+from prunec.compiler import plugins as extensions
+from prunec.compiler.cli import main as cli
 from prunec.compiler.errors import VerifyError
+from prunec.compiler.report import console
 
 NETS = """\
 from torch import nn
@@ -448,8 +450,8 @@ def test_commands_of_packages_are_listed_with_their_help(folder, capsys):
     [
         ("nowhere_at_all:run", "can't be imported: ModuleNotFoundError: No module named 'nowhere_at_all'"),
         (
-            "prunec.compiler.cli:PLAN_SUFFIXES",
-            "the command 'broken' (prunec.compiler.cli:PLAN_SUFFIXES) is no function",
+            "prunec.compiler.cli.main:PLAN_SUFFIXES",
+            "the command 'broken' (prunec.compiler.cli.main:PLAN_SUFFIXES) is no function",
         ),
     ],
 )
@@ -474,7 +476,7 @@ def test_a_bug_is_owned_and_its_traceback_kept(folder, capsys, monkeypatch):
     def fails(*arguments, **options):
         raise KeyError("lost")
 
-    monkeypatch.setattr("prunec.compiler.driver.run_passes", fails)
+    monkeypatch.setattr("prunec.compiler.driver.compile.run_passes", fails)
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     assert cli.run(["compile", "plan.yaml"]) == 2
     err = capsys.readouterr().err
@@ -491,7 +493,7 @@ def test_a_failed_check_is_the_compilers_fault(folder, capsys, monkeypatch):
     def fails(*arguments, **options):
         raise VerifyError("pass 'shrink' changed what the program computes: fc")
 
-    monkeypatch.setattr("prunec.compiler.pipeline.verify", fails)
+    monkeypatch.setattr("prunec.compiler.driver.pass_manager.verify", fails)
     assert cli.run(["compile", "plan.yaml"]) == 2
     assert capsys.readouterr().err == (
         "pass 'shrink' changed what the program computes: fc\n"
@@ -504,7 +506,7 @@ def test_an_interrupt_leaves_with_130(folder, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prunec.compiler.driver.run_passes", interrupted)
+    monkeypatch.setattr("prunec.compiler.driver.compile.run_passes", interrupted)
     assert cli.run(["compile", "plan.yaml"]) == 130
     assert not Path("out").exists()
 
@@ -533,7 +535,7 @@ def test_bars_are_drawn_on_a_terminal_only(folder, capsys, monkeypatch):
 
 
 def test_help_imports_no_torch(folder):
-    code = "import sys; from prunec.compiler.cli import run; run(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from prunec.compiler.cli.main import run; run(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 

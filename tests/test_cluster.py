@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from prunec.compiler.base import Context
 from prunec.compiler.errors import PassError
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.tracing.trace import trace
 from prunec.models.resnet import resnet
 from prunec.passes.cluster import Cluster, kmeans, pacesetter
 from prunec.passes.merge import Merge

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunec.compiler import compile
-from prunec.compiler.ir import Program
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.tracing.trace import trace
 
 
 def _step_by_step(w: Tensor, m: Any) -> Tensor:

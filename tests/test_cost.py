@@ -13,11 +13,11 @@ from oracle import selection
 from random_nets import programs
 from torch import nn
 
-from prunec.compiler.cost import Cost, cost, cost_model
-from prunec.compiler.ir import Program
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.cost.model import Cost, cost, cost_model
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.tracing.trace import trace
 
 
 def assert_closed_form(program: Program, seed: int, share: float):

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from prunec.compiler.base import Context
 from prunec.compiler.errors import PassError, PlanError
-from prunec.compiler.plan import Plan
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.plan.plan import Plan
+from prunec.compiler.tracing.trace import trace
 from prunec.models import data as datasets
 from prunec.models import digits
 from prunec.passes.criteria.base import Criterion

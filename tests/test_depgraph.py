@@ -12,13 +12,13 @@ import torchvision
 from nets import NETS
 from rich.console import Console
 
-from prunec.compiler.depgraph import dependency_graph
 from prunec.compiler.errors import OutputError, PlanError
-from prunec.compiler.explain import explain, explanation
-from prunec.compiler.graphfile import write_graph
-from prunec.compiler.ir import Axis
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.dependency_graph import dependency_graph
+from prunec.compiler.ir.program import Axis
+from prunec.compiler.report.explain import explain, explanation
+from prunec.compiler.report.graph_file import write_graph
+from prunec.compiler.tracing.trace import trace
 
 
 def program_of(name):

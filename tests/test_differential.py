@@ -20,9 +20,9 @@ from oracle import difference
 from torch import Tensor, nn
 from torchvision import models
 
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.trace import trace
-from prunec.compiler.units import Group, analyse
+from prunec.compiler.groups.analysis import Group, analyse
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.tracing.trace import trace
 
 with warnings.catch_warnings(action="ignore"):
     peer = pytest.importorskip("torch_pruning", reason="the optional peer, torch-pruning, isn't installed")

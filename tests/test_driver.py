@@ -16,9 +16,9 @@ from torch import nn
 
 import prunec.compiler
 from prunec.compiler import compile
-from prunec.compiler.driver import load_program
+from prunec.compiler.driver.compile import load_program
 from prunec.compiler.errors import DataError, ModelError, PlanError
-from prunec.compiler.plan import Plan
+from prunec.compiler.plan.plan import Plan
 from prunec.models.convnet import convnet
 from prunec.models.data import random
 from prunec.models.digits import cnn
@@ -35,7 +35,7 @@ def run(*arguments: str) -> None:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from prunec.compiler.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from prunec.compiler.cli.main import main; main()", *arguments]
 
 
 def digest(path: Path) -> str:
@@ -45,9 +45,9 @@ def digest(path: Path) -> str:
 @pytest.mark.parametrize(
     "code",
     [
-        "from prunec.compiler.trace import trace as first; from prunec.compiler import trace; assert first is trace",
-        "from prunec.compiler import trace; from prunec.compiler.trace import trace as then; assert then is trace",
-        "import prunec.compiler.trace; from prunec.compiler import *; assert compile.__module__.endswith('driver')",
+        "from prunec.compiler.tracing.trace import trace as t; from prunec.compiler import trace; assert t is trace",
+        "from prunec.compiler import trace; from prunec.compiler.tracing.trace import trace as t; assert t is trace",
+        "import prunec.compiler.tracing.trace; from prunec.compiler import *; assert compile.__name__ == 'compile'",
     ],
     ids=["module first", "function first", "all of them"],
 )

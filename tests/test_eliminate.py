@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunec.compiler.base import Context, PassResult
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Program
-from prunec.compiler.text import from_text
-from prunec.compiler.trace import trace
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, PassResult
+from prunec.compiler.text.printer import from_text
+from prunec.compiler.tracing.trace import trace
 from prunec.passes.eliminate import Eliminate
 
 

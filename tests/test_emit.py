@@ -19,10 +19,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
-from prunec.compiler.emit import WEIGHTS, class_name, emit_source, save_weights, saved_tensors
+from prunec.compiler.emit.python import WEIGHTS, class_name, emit_source, save_weights, saved_tensors
 from prunec.compiler.errors import ModelError
-from prunec.compiler.ir import Program
-from prunec.compiler.trace import trace
+from prunec.compiler.ir.program import Program
+from prunec.compiler.tracing.trace import trace
 
 Pair = namedtuple("Pair", ["mean", "rest"])
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from prunec.compiler import export
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
-from prunec.compiler.export import export_onnx, relative_difference
-from prunec.compiler.timing import ort_latency
-from prunec.compiler.trace import trace
+from prunec.compiler.targets import onnx_export as export
+from prunec.compiler.targets.onnx_export import export_onnx, relative_difference
+from prunec.compiler.targets.ort_session import ort_latency
+from prunec.compiler.tracing.trace import trace
 
 
 class Small(nn.Module):

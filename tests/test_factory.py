@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from prunec.compiler.driver.load import example_inputs, load_data, load_model
 from prunec.compiler.errors import ModelError, PlanError, PrunecError
-from prunec.compiler.factory import example_inputs, load_data, load_model
-from prunec.compiler.plan import Plan
+from prunec.compiler.plan.plan import Plan
 
 NETS = '''\
 """Factories as a user writes them."""

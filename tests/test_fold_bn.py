@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prunec.compiler.base import Context, PassResult
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Axis, Program
-from prunec.compiler.trace import trace
+from prunec.compiler.ir.program import Axis, Program
+from prunec.compiler.pass_base import Context, PassResult
+from prunec.compiler.tracing.trace import trace
 from prunec.passes.fold_bn import NORMS, FoldBN
 
 

@@ -10,10 +10,10 @@ from calibrating import Chain, Samples, Stream, flat, images, lively, program_of
 from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
-from prunec.compiler.base import Context
 from prunec.compiler.errors import DataError, PassError
-from prunec.compiler.units import analyse
-from prunec.passes.calibration import Calibration, bytes_of_a_sample
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 from prunec.passes.criteria.activations import mutual_information
 from prunec.passes.criteria.spelling import CRITERIA, criterion
 from prunec.passes.score import Score

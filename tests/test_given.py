@@ -8,10 +8,10 @@ import torch
 from oracle import difference, masked, run, selection
 from torch import Tensor, nn
 
-from prunec.compiler.given import Given
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.labels.parameter_free import Given
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.tracing.trace import trace
 
 WIDTH = 8
 

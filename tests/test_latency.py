@@ -19,22 +19,31 @@ from oracle import selection
 from torch import nn
 from torch.nn import functional as F
 
-from prunec.compiler import cli, compile, figures, latency_meter
-from prunec.compiler.base import Context
-from prunec.compiler.cost import cost_model
+from prunec.compiler import compile
+from prunec.compiler.cli import main as cli
+from prunec.compiler.cost.latency import table as latency_meter
+from prunec.compiler.cost.latency.attribution import DISPATCH, Part, share_out
+from prunec.compiler.cost.latency.cache import Cache, cache_folder, cpu
+from prunec.compiler.cost.latency.grid import Grid, Line
+from prunec.compiler.cost.latency.layers import Layer, layer_at, model_of
+from prunec.compiler.cost.latency.model import (
+    LatencyModel,
+    kept_units,
+    latency_model,
+    latency_resource,
+    predicted_latency,
+)
+from prunec.compiler.cost.latency.table import NetworkTime, OnnxRuntimeMeter, Table
+from prunec.compiler.cost.model import cost_model
+from prunec.compiler.cost.resources import TAKES, resource
 from prunec.compiler.errors import ModelError, OutputError
-from prunec.compiler.latency import LatencyModel, kept_units, latency_model, latency_resource, predicted_latency
-from prunec.compiler.latency_cache import Cache, cache_folder, cpu
-from prunec.compiler.latency_grid import Grid, Line
-from prunec.compiler.latency_layers import Layer, layer_at, model_of
-from prunec.compiler.latency_meter import NetworkTime, OnnxRuntimeMeter, Table
-from prunec.compiler.latency_shares import DISPATCH, Part, share_out
-from prunec.compiler.report import report_html
-from prunec.compiler.resources import TAKES, resource
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.timing import NodeTime, feed, profile, session
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.report import figures
+from prunec.compiler.report.html import report_html
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.targets.ort_session import NodeTime, feed, profile, session
+from prunec.compiler.tracing.trace import trace
 from prunec.models.digits import cnn
 
 

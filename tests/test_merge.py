@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prunec.compiler.base import Context
 from prunec.compiler.errors import PassError
-from prunec.compiler.merging import chi, kinds, producers
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
-from prunec.compiler.verify import Replaced, Same, difference, verify
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.rewrite.merge import chi, kinds, producers
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.verify import Replaced, Same, difference, verify
 from prunec.models.densenet import densenet
 from prunec.models.resnet import resnet
 from prunec.passes.cluster import Cluster

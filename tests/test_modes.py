@@ -20,17 +20,17 @@ from oracle import difference, selection, zeroed
 from torch import Tensor, nn
 
 from prunec.compiler import compile as prune
-from prunec.compiler.cost import cost
-from prunec.compiler.emit import emit_source, saved_tensors
+from prunec.compiler.cost.model import cost
+from prunec.compiler.emit.python import emit_source, saved_tensors
 from prunec.compiler.errors import ModelError
-from prunec.compiler.halves import has_both
-from prunec.compiler.ir import Program
-from prunec.compiler.modes import trace_modes
-from prunec.compiler.slimming import remove_units, removed_positions
-from prunec.compiler.text import from_text, to_text
-from prunec.compiler.trace import recorded
-from prunec.compiler.units import analyse
-from prunec.compiler.verify import Masked, verify
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.train_eval import has_both
+from prunec.compiler.rewrite.shrink import remove_units, removed_positions
+from prunec.compiler.text.printer import from_text, to_text
+from prunec.compiler.tracing.both_modes import trace_modes
+from prunec.compiler.tracing.trace import recorded
+from prunec.compiler.verify.verify import Masked, verify
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 

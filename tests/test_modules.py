@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from prunec.compiler.errors import ModelError, TextError
-from prunec.compiler.ir import clone_module, module_tensors
-from prunec.compiler.modules import Constructor, check_constructor, parse_constructor
+from prunec.compiler.ir.program import clone_module, module_tensors
+from prunec.compiler.text.constructors import Constructor, check_constructor, parse_constructor
 
 CALLS = [
     (nn.Conv1d(4, 8, 3, padding="same"), 'Conv1d(4, 8, kernel_size=(3,), padding="same")'),

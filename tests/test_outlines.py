@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from prunec.compiler.outlines import mismatch, outline
+from prunec.compiler.driver.structure import mismatch, outline
 
 
 @dataclass

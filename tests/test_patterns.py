@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.patterns import chosen, group_names, matching
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.patterns import chosen, group_names, matching
+from prunec.compiler.tracing.trace import trace
 from prunec.models.resnet import resnet
 
 

@@ -14,14 +14,14 @@ from model_patterns import PATTERNS
 from oracle import difference, masked, run, selection
 from torch import nn
 
-from prunec.compiler.emit import WEIGHTS, emit_source, save_weights
-from prunec.compiler.export import export_onnx
-from prunec.compiler.slimming import remove_units, removed_positions
-from prunec.compiler.text import to_text
-from prunec.compiler.text_parse import from_text
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
-from prunec.compiler.verify import Masked, verify
+from prunec.compiler.emit.python import WEIGHTS, emit_source, save_weights
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.rewrite.shrink import remove_units, removed_positions
+from prunec.compiler.targets.onnx_export import export_onnx
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.text.printer import to_text
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.verify import Masked, verify
 
 SHARES = (0.2, 0.6, 1.0)
 

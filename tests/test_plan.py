@@ -16,12 +16,12 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prunec.compiler import registry
-from prunec.compiler.base import Context, Pass, PassResult
 from prunec.compiler.errors import PlanError, PrunecError
-from prunec.compiler.ir import Program
-from prunec.compiler.options import Fraction01
-from prunec.compiler.plan import Plan, schema
-from prunec.compiler.source import PlanErrors
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.plan.options import Fraction01
+from prunec.compiler.plan.plan import Plan, schema
+from prunec.compiler.plan.source import PlanErrors
 
 
 class Idle(Pass):
@@ -252,7 +252,7 @@ def test_tabs_are_named(load):
 
 
 def test_aliases_cannot_exhaust_memory(load, monkeypatch):
-    monkeypatch.setattr("prunec.compiler.source.MAX_VALUES", 1000)
+    monkeypatch.setattr("prunec.compiler.plan.source.MAX_VALUES", 1000)
     rows = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     with pytest.raises(PlanError, match="more than 1,000 values"):
@@ -483,7 +483,7 @@ BAD_PASSES = [
     (
         "no pass",
         [point("tidy", "fakes:Budget", "acme")],
-        "the pass 'tidy' of the package 'acme' (fakes:Budget) is no subclass of prunec.compiler.base.Pass",
+        "the pass 'tidy' of the package 'acme' (fakes:Budget) is no subclass of prunec.compiler.pass_base.Pass",
     ),
     (
         "another name",

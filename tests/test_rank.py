@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunec.compiler import cli
-from prunec.compiler.base import Context
-from prunec.compiler.driver import load_program
-from prunec.compiler.plan import Plan
-from prunec.compiler.units import analyse
+from prunec.compiler.cli import main as cli
+from prunec.compiler.driver.compile import load_program
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.plan.plan import Plan
 from prunec.models import digits
 from prunec.models.data import digits as digit_images
-from prunec.passes.calibration import Calibration
-from prunec.passes.rank import ALL, correlations, oracle, tried_units, within_groups
+from prunec.passes.calibration.calibration import Calibration
+from prunec.passes.studies.rank import ALL, correlations, oracle, tried_units, within_groups
 
 MLP = {
     "model": {

@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 
 from prunec.compiler import registry
-from prunec.compiler.driver import load_program
-from prunec.compiler.plan import Plan
-from prunec.compiler.units import analyse
+from prunec.compiler.driver.compile import load_program
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.plan.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

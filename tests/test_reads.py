@@ -10,9 +10,9 @@ from nets import NETS
 from oracle import difference, masked
 from torch import nn
 
-from prunec.compiler.ir import Program
-from prunec.compiler.trace import trace
-from prunec.compiler.units import Analysis, analyse
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.tracing.trace import trace
 from prunec.passes.criteria.reads import find_reads
 
 COUNTING = ("layer_norm", "group_norm", "rms_norm", "instance_norm", "normalize")

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler import Plan, compile
-from prunec.compiler.driver import load_program
+from prunec.compiler.driver.compile import load_program
+from prunec.compiler.driver.regions import find_regions
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
-from prunec.compiler.inputs import called
-from prunec.compiler.region import find_regions
+from prunec.compiler.ir.inputs import called
 
 PASSES = [{"score": {"criterion": "l1", "normalize": "l2"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
 

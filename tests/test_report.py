@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from prunec.compiler import compile, figures
-from prunec.compiler.report import SKYLINE, report_html, skyline
+from prunec.compiler import compile
+from prunec.compiler.report import figures
+from prunec.compiler.report.html import SKYLINE, report_html, skyline
 from prunec.models.convnet import convnet
 from prunec.models.data import random
 from prunec.models.digits import cnn

@@ -9,14 +9,14 @@ from nets import NETS, Made, conv
 from oracle import selection
 from torch import nn
 
-from prunec.compiler.base import Context
-from prunec.compiler.cost import cost_model
+from prunec.compiler.cost.model import cost_model
+from prunec.compiler.cost.resources import TAKES, baseline, resource
+from prunec.compiler.driver.measure import weights_size
 from prunec.compiler.errors import PrunecError
-from prunec.compiler.measure import weights_size
-from prunec.compiler.resources import TAKES, baseline, resource
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.tracing.trace import trace
 
 
 @pytest.mark.parametrize("name", sorted(NETS))

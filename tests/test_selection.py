@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from nets import NETS
 from selecting import ZOO, bare, best_kept, context, problem, scored
 
-from prunec.compiler.base import Context
-from prunec.compiler.cost import cost
+from prunec.compiler.cost.model import cost
+from prunec.compiler.cost.resources import resource
 from prunec.compiler.errors import PassError
-from prunec.compiler.patterns import matching
-from prunec.compiler.resources import resource
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.targets import TARGETS
-from prunec.compiler.units import analyse
-from prunec.passes import knapsack
-from prunec.passes.amounts import amount
-from prunec.passes.limits import channels_of_a_unit
-from prunec.passes.problems import State
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.patterns import matching
+from prunec.compiler.pass_base import Context
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.targets.base import TARGETS
 from prunec.passes.select import Select
-from prunec.passes.selectors import SELECTORS
+from prunec.passes.selection import knapsack
+from prunec.passes.selection.amounts import amount
+from prunec.passes.selection.limits import channels_of_a_unit
+from prunec.passes.selection.problems import State
+from prunec.passes.selection.selectors import SELECTORS
 
 SMALL = ("chain", "residual", "concat", "shared_module", "zero_pad_shortcut")
 METHODS = ("ranking", "greedy", "knapsack")

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunec.compiler import cli
-from prunec.compiler.base import Context
-from prunec.compiler.driver import compile, load_program
+from prunec.compiler.cli import main as cli
+from prunec.compiler.driver.compile import compile, load_program
+from prunec.compiler.driver.measure import accuracy
 from prunec.compiler.errors import PassError
-from prunec.compiler.measure import accuracy
-from prunec.compiler.plan import Plan
-from prunec.compiler.units import Group
+from prunec.compiler.groups.analysis import Group
+from prunec.compiler.pass_base import Context
+from prunec.compiler.plan.plan import Plan
 from prunec.models import digits
 from prunec.models.data import digits as digit_images
-from prunec.passes.calibration import Calibration
-from prunec.passes.curves import Curve, Point, read_curves, write_curves
+from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.score import Score
 from prunec.passes.select import Select
-from prunec.passes.sensitivity import held, kept_within, measured
+from prunec.passes.selection.curves import Curve, Point, read_curves, write_curves
 from prunec.passes.shrink import Shrink
+from prunec.passes.studies.sensitivity import held, kept_within, measured
 
 WEIGHTS = digits.WEIGHTS / "digits_resnet.safetensors"
 HEAD = f"""\

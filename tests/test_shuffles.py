@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunec.compiler import compile
-from prunec.compiler.base import Context
-from prunec.compiler.division import Division
-from prunec.compiler.ir import Program
-from prunec.compiler.slimming import remove_units, removed_positions
-from prunec.compiler.text import from_text, to_text
-from prunec.compiler.trace import trace
-from prunec.compiler.units import Analysis, analyse
-from prunec.compiler.verify import Masked, verify
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.ir.granularity import Division
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.rewrite.shrink import remove_units, removed_positions
+from prunec.compiler.text.printer import from_text, to_text
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.verify import Masked, verify
 from prunec.passes.axes import Axes
 from prunec.passes.cluster import Cluster
 from prunec.passes.merge import Merge

@@ -13,12 +13,12 @@ from random_nets import programs
 from torch import nn
 from torch.nn import functional as F
 
-from prunec.compiler import slim_layers
-from prunec.compiler.ir import Axis
-from prunec.compiler.slim_layers import Gathering
-from prunec.compiler.slimming import remove_units, removed_positions
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Axis
+from prunec.compiler.rewrite import layers as slim_layers
+from prunec.compiler.rewrite.layers import Gathering
+from prunec.compiler.rewrite.shrink import remove_units, removed_positions
+from prunec.compiler.tracing.trace import trace
 
 TOLERANCE = 1e-9
 COUNTING = {name for name in NETS if "layer_norm" in name or "group_norm" in name or "rms_norm" in name}

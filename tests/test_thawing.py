@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunec.compiler.slimming import remove_units
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.tracing.trace import trace
 
 
 class Windows(nn.Module):

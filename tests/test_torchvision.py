@@ -11,10 +11,10 @@ import pytest
 import torch
 from torchvision import models
 
-from prunec.compiler.driver import compile
-from prunec.compiler.emit import emit_source, save_weights
-from prunec.compiler.export import export_onnx
-from prunec.compiler.plan import Plan
+from prunec.compiler.driver.compile import compile
+from prunec.compiler.emit.python import emit_source, save_weights
+from prunec.compiler.plan.plan import Plan
+from prunec.compiler.targets.onnx_export import export_onnx
 
 NAMES = (
     "resnet18 resnet50 vgg16_bn mobilenet_v2 mobilenet_v3_small densenet121 googlenet inception_v3 efficientnet_b0 "

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
-from prunec.compiler.ir import Program
-from prunec.compiler.modes import trace_modes
-from prunec.compiler.trace import trace
+from prunec.compiler.ir.program import Program
+from prunec.compiler.tracing.both_modes import trace_modes
+from prunec.compiler.tracing.trace import trace
 
 torchvision = pytest.importorskip("torchvision")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from prunec.compiler.errors import ModelError
-from prunec.compiler.text import to_text
-from prunec.compiler.text_parse import from_text
-from prunec.compiler.trace import trace
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.text.printer import to_text
+from prunec.compiler.tracing.trace import trace
 
 
 class Catching(nn.Module):

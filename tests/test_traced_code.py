@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from prunec.compiler.errors import ModelError
-from prunec.compiler.nearness import difference
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.compare import difference
 
 
 def _script(function: Callable[..., Any]) -> Any:

@@ -9,10 +9,10 @@ from nets import NETS, Made, conv
 from oracle import legal
 from torch import nn
 
-from prunec.compiler.ir import Axis
-from prunec.compiler.rules import op_name
-from prunec.compiler.trace import trace
-from prunec.compiler.units import LOOSE, analyse
+from prunec.compiler.groups.analysis import LOOSE, analyse
+from prunec.compiler.ir.program import Axis
+from prunec.compiler.labels.propagate import op_name
+from prunec.compiler.tracing.trace import trace
 
 
 @pytest.fixture(scope="module", params=sorted(NETS))

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prunec.compiler.errors import VerifyError
-from prunec.compiler.ir import Axis, IntArray, Program
-from prunec.compiler.reference import Interpreter
-from prunec.compiler.trace import trace
-from prunec.compiler.verify import Masked, Replaced, Same, fresh_inputs, verify
+from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.reference import Interpreter
+from prunec.compiler.verify.verify import Masked, Replaced, Same, fresh_inputs, verify
 
 Removed = Mapping[Axis, IntArray]
 

@@ -9,11 +9,11 @@ from calibrating import Chain, Stream, images, lively, program_of, scores
 from scipy.stats import rankdata
 from torch import nn
 
-from prunec.compiler.base import Context
 from prunec.compiler.errors import PassError, PlanError
-from prunec.compiler.plan import Plan
-from prunec.compiler.units import analyse
-from prunec.passes.aggregates import AGGREGATES, NORMALS, Evidence, normalised
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.plan.plan import Plan
+from prunec.passes.criteria.aggregates import AGGREGATES, NORMALS, Evidence, normalised
 from prunec.passes.criteria.tiles import survivors, tile_scores
 from prunec.passes.score import Score
 

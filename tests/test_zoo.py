@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import coverage
 from zoo import CASES, Case
 
-from prunec.compiler.trace import trace
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.tracing.trace import trace
 
 WHOLE = [name for name, case in CASES.items() if not case.regions]
 REFUSES_META = ("regnet",)

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from prunec.compiler.base import Context
-from prunec.compiler.ir import Axis, Program
-from prunec.compiler.units import Analysis, FloatArray, Group, Member, analyse
-from prunec.passes.aggregates import AGGREGATES, Evidence
-from prunec.passes.calibration import Calibration
+from prunec.compiler.groups.analysis import Analysis, FloatArray, Group, Member, analyse
+from prunec.compiler.ir.program import Axis, Program
+from prunec.compiler.pass_base import Context
+from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.cluster import pacesetter
+from prunec.passes.criteria.aggregates import AGGREGATES, Evidence
 
 Found = tuple[str, Evidence]
 """A group's name, and evidence about its units."""

@@ -21,11 +21,11 @@ from pydantic import Field
 from torch import Tensor
 
 from prunec.compiler.errors import DataError
-from prunec.compiler.ir import IntArray
-from prunec.compiler.units import FloatArray
-from prunec.passes.aggregates import Evidence
-from prunec.passes.calibration import Piece, call, first_output
+from prunec.compiler.groups.analysis import FloatArray
+from prunec.compiler.ir.program import IntArray
+from prunec.passes.calibration.calibration import Piece, call, first_output
 from prunec.passes.criteria.activations import class_labels
+from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, numbers
 from prunec.passes.criteria.gates import Gates
 from prunec.passes.criteria.weights import Weights

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunec.passes.aggregates import Evidence
+from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, numbers
 from prunec.passes.criteria.weights import Weighed, Weights, gradients_of
 

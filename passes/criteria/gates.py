@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from prunec.compiler.errors import DataError
-from prunec.compiler.ir import IntArray
-from prunec.compiler.units import Analysis, FloatArray
-from prunec.passes.calibration import Piece, bytes_of_a_sample
+from prunec.compiler.groups.analysis import Analysis, FloatArray
+from prunec.compiler.ir.program import IntArray
+from prunec.passes.calibration.calibration import Piece, bytes_of_a_sample
 from prunec.passes.criteria.base import Found, Setting, numbers
 from prunec.passes.criteria.reads import Read, find_reads
 from prunec.passes.criteria.watching import Target, look_once, watched

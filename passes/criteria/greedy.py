@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from prunec.compiler.axes import axis_rows
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Axis
-from prunec.compiler.options import Fraction01
-from prunec.compiler.patterns import matching
-from prunec.compiler.units import LOOSE, BoolArray, FloatArray, Group, Member
-from prunec.passes.aggregates import Evidence
+from prunec.compiler.groups.analysis import LOOSE, BoolArray, FloatArray, Group, Member
+from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.groups.patterns import matching
+from prunec.compiler.ir.program import Axis
+from prunec.compiler.plan.options import Fraction01
+from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, is_weight, numbers
 
 

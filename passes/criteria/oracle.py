@@ -14,8 +14,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from prunec.passes.calibration.trials import measure
 from prunec.passes.criteria.base import Criterion, Found, Setting
-from prunec.passes.trials import measure
 
 
 class Oracle(Criterion):

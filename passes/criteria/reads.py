@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunec.compiler.batch import batch_places
-from prunec.compiler.ir import IntArray
-from prunec.compiler.labels import Flow, shape_of_argument
-from prunec.compiler.merging import label_arrays_of
-from prunec.compiler.rules import row_for
-from prunec.compiler.units import LOOSE, Analysis
+from prunec.compiler.groups.analysis import LOOSE, Analysis
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.flow import Flow, shape_of_argument
+from prunec.compiler.labels.propagate import row_for
+from prunec.compiler.rewrite.merge import label_arrays_of
+from prunec.compiler.tracing.batch_dim import batch_places
 
 
 @dataclass(frozen=True)

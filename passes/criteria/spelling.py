@@ -10,8 +10,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from prunec.compiler.errors import PrunecError, nearest
-from prunec.compiler.extensions import Registry
-from prunec.compiler.options import OneOf, nested, wrong
+from prunec.compiler.plan.options import OneOf, nested, wrong
+from prunec.compiler.plugins import Registry
 from prunec.passes.criteria.base import Criterion
 
 CRITERIA: Final = Registry("prunec.criteria", "criterion", Criterion)  # type: ignore[type-abstract]

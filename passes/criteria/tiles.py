@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from prunec.compiler.axes import axis_rows
-from prunec.compiler.options import Fraction01
-from prunec.compiler.units import FloatArray, Member
+from prunec.compiler.groups.analysis import FloatArray, Member
+from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.plan.options import Fraction01
 from prunec.passes.criteria.base import AxisCriterion, Setting, is_weight, numbers
 
 NORMS: Final[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]] = {

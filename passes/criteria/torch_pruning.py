@@ -22,11 +22,11 @@ from pydantic import Field, JsonValue, field_validator
 from torch import fx, nn
 
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.ir import IntArray
-from prunec.compiler.options import wrong
-from prunec.compiler.units import Group, Member
-from prunec.passes.aggregates import Evidence
-from prunec.passes.calibration import bytes_of_a_sample, call
+from prunec.compiler.groups.analysis import Group, Member
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.plan.options import wrong
+from prunec.passes.calibration.calibration import bytes_of_a_sample, call
+from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, numbers
 from prunec.passes.criteria.watching import evaluated
 

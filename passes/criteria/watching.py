@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Program, clone_module, module_tensors
-from prunec.passes.calibration import Piece, call
+from prunec.compiler.ir.program import Program, clone_module, module_tensors
+from prunec.passes.calibration.calibration import Piece, call
 from prunec.passes.criteria.reads import Read
 
 Look = Callable[[Read, Tensor, Tensor], None]

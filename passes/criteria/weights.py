@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from prunec.compiler.axes import axis_rows
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir import Axis, Program
-from prunec.compiler.units import Group, Member
-from prunec.passes.aggregates import Evidence
-from prunec.passes.calibration import Piece, bytes_of_a_sample, call
+from prunec.compiler.groups.analysis import Group, Member
+from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.ir.program import Axis, Program
+from prunec.passes.calibration.calibration import Piece, bytes_of_a_sample, call
+from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, is_weight, numbers
 from prunec.passes.criteria.watching import evaluated
 

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from prunec.compiler.axes import axis_rows
-from prunec.compiler.units import FloatArray, Member
+from prunec.compiler.groups.analysis import FloatArray, Member
+from prunec.compiler.groups.axis_rows import axis_rows
 from prunec.passes.criteria.base import AxisCriterion, Setting, numbers
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from prunec.compiler.base import Context, Pass, PassResult
-from prunec.compiler.ir import Note, Program
-from prunec.compiler.units import analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
 
 
 class EveryNth(Pass):

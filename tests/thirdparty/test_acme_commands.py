@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunec.compiler import cli
+from prunec.compiler.cli import main as cli
 
 
 def test_it_runs(tmp_path, monkeypatch, capsys):

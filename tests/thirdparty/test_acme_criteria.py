@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from prunec.compiler.base import Context
 from prunec.compiler.errors import PlanError
-from prunec.compiler.plan import Plan, schema
-from prunec.compiler.trace import trace
+from prunec.compiler.pass_base import Context
+from prunec.compiler.plan.plan import Plan, schema
+from prunec.compiler.tracing.trace import trace
 from prunec.models.digits import cnn
 from prunec.passes.score import Score
 

@@ -6,9 +6,9 @@ import pytest
 from torch import nn
 
 from prunec.compiler import registry
-from prunec.compiler.driver import compile
+from prunec.compiler.driver.compile import compile
 from prunec.compiler.errors import PlanError
-from prunec.compiler.plan import Plan
+from prunec.compiler.plan.plan import Plan
 from prunec.models.digits import cnn
 
 

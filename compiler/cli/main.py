@@ -1,0 +1,245 @@
+"""The command line. Exit code 0 is success, 1 means that the plan or the model is at fault, 2 a bug in the compiler.
+
+    prunec compile PLAN [-o DIR] [--set KEY=VALUE ...]     130 when it was interrupted
+    prunec check PLAN
+    prunec explain MODEL|PLAN [--group NAME] [--graph FILE]
+    prunec ir MODEL|PLAN [--after PASS]
+    prunec latency MODEL|PLAN [--refresh]
+    prunec schema
+    prunec passes [NAME]
+
+and the commands that installed packages add (`commands.py`), such as `prunec sensitivity` and `prunec rank`.
+
+MODEL is `package.module:callable` or `file.py:name` with `--inputs`, or a folder that `prunec compile` wrote. Commands
+import what they need when they run, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from prunec.compiler.cli.plugins import CommandGroup
+from prunec.compiler.errors import PlanError, PrunecError
+from prunec.compiler.version import __version__
+
+if TYPE_CHECKING:
+    from prunec.compiler.plan.plan import Plan
+
+PLAN_SUFFIXES: Final = (".yaml", ".yml", ".json")
+
+app = typer.Typer(
+    cls=CommandGroup,
+    help="A declarative graph-rewriting compiler that makes trained neural networks smaller.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass
+class Settings:
+    """What stands before the command's name."""
+
+    debug: bool = False
+
+
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="the plan's YAML file, or a lock")]
+Target = Annotated[str, typer.Argument(metavar="MODEL|PLAN", help="package.module:callable, file.py:name, or a plan")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the plan's: seed=1, passes.0.score.criterion=l2"),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--inputs", metavar="SHAPE", help="an example input's shape: 1,3,224,224; once for each input"),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every error is told on standard error, none escapes. Gives the exit code."""
+    from prunec.compiler.report import console  # noqa: PLC0415  (rich takes time that --version doesn't need)
+
+    settings = Settings()
+    try:
+        app(list(sys.argv[1:] if arguments is None else arguments), prog_name="prunec", obj=settings)
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else 0
+        return 1 if code == _USAGE else code
+    except PrunecError as error:
+        console.show_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the last frontier: whatever comes here is our fault, and is told with its traceback
+        console.show_bug(error, settings.debug)
+        return 2
+    return 0
+
+
+_USAGE: Final = 2
+"""What the command-line parser exits with when it is used wrongly; here that is 1, like any fault of the caller's."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prunec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _settings(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of a bug")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    context.obj.debug = debug
+
+
+@app.command("compile")
+def compile_(
+    plan: PlanFile,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the artifacts")] = Path("out"),
+    overrides: Sets = None,
+) -> None:
+    """Compile a plan: write the slim model, its ONNX file, the lock and the report, or nothing at all."""
+    from prunec.compiler.driver.compile import compile, ready_to_write  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.console import bars, show_report  # noqa: PLC0415
+
+    loaded = Plan.load(plan, overrides or ())
+    ready_to_write(output)
+    with bars() as progress:
+        report = compile(None, loaded, progress=progress).save(output)
+    show_report(report, output)
+
+
+@app.command()
+def check(plan: PlanFile, overrides: Sets = None) -> None:
+    """Check a plan against its model, without running the passes."""
+    from prunec.compiler.driver.check import check_plan  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.console import say  # noqa: PLC0415
+
+    for line in check_plan(Plan.load(plan, overrides or ())):
+        say(line)
+
+
+@app.command()
+def explain(
+    target: Target,
+    group: Annotated[str | None, typer.Option("--group", metavar="NAME", help="every axis of this group")] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="write which axes depend on which: .graphml, .gml or .json"),
+    ] = None,
+    inputs: Inputs = None,
+    overrides: Sets = None,
+) -> None:
+    """Show the groups of a model or plan: what may be removed, what may not, and why."""
+    from prunec.compiler.driver.compile import load_divided  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.console import console  # noqa: PLC0415
+    from prunec.compiler.report.explain import explain as explained  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.graph_file import write_graph  # noqa: PLC0415  (imports torch)
+
+    program = load_divided(_plan_of(target, inputs, overrides))
+    shown = explained(program, group)
+    if graph is not None:
+        write_graph(program, graph, group)
+    console().print(shown)
+
+
+@app.command()
+def ir(
+    target: Target,
+    after: Annotated[str | None, typer.Option("--after", metavar="PASS", help="the program after this pass")] = None,
+    inputs: Inputs = None,
+    overrides: Sets = None,
+) -> None:
+    """Print the program of a model or plan as text."""
+    from prunec.compiler.driver.compile import program_after  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.text.printer import to_text  # noqa: PLC0415  (imports torch)
+
+    plan = _plan_of(target, inputs, overrides)
+    # Written as it is: the console would wrap lines, and the text is made to be read back.
+    sys.stdout.write(to_text(program_after(plan, after)))
+
+
+@app.command()
+def latency(
+    target: Target,
+    refresh: Annotated[bool, typer.Option("--refresh", help="measure every layer again, whatever is known")] = False,
+    inputs: Inputs = None,
+    overrides: Sets = None,
+) -> None:
+    """Measure the layers of a model or plan with onnxruntime, over their widths, and show what each takes."""
+    from prunec.compiler.cost.latency.model import latency_model, new_table  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.driver.compile import load_divided  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.console import bars  # noqa: PLC0415
+    from prunec.compiler.report.latency import show_latency  # noqa: PLC0415
+
+    program = load_divided(_plan_of(target, inputs, overrides))
+    with bars() as progress:
+        times = new_table(progress, refresh=refresh)
+        model = latency_model(program, times)
+    show_latency(model, times.meter.name)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a plan, for editors."""
+    from prunec.compiler.plan.plan import schema as plan_schema  # noqa: PLC0415  (imports torch)
+
+    sys.stdout.write(json.dumps(plan_schema(), indent=2) + "\n")
+
+
+@app.command()
+def passes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show this pass's options")] = None,
+) -> None:
+    """List the passes, or the options of one."""
+    from prunec.compiler.cli.passes import show_pass, show_passes  # noqa: PLC0415  (imports torch)
+
+    if name is None:
+        show_passes()
+    else:
+        show_pass(name)
+
+
+def _plan_of(target: str, inputs: Sequence[str] | None, overrides: Sequence[str] | None) -> Plan:
+    """The plan that a target names: a file, or a model and its inputs as a plan without passes."""
+    from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
+
+    if target.endswith(PLAN_SUFFIXES):
+        if inputs:
+            raise PlanError(
+                "--inputs goes with a model; a plan has its own", hint="write --set 'inputs=[[1, 3, 32, 32]]'"
+            )
+        return Plan.load(target, overrides or ())
+    model = {"saved": target} if Path(target).is_dir() else {"factory": target}
+    shapes = [_shape(text) for text in inputs or ()]
+    if not shapes:
+        raise PlanError(f"'{target}' is a model and needs example inputs", hint="for example: --inputs 1,3,224,224")
+    return Plan.from_dict({"plan": 1, "model": model, "inputs": shapes}, overrides=overrides or ())
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.strip("[]() ").replace("x", ",").split(",")]
+    except ValueError as error:
+        raise PlanError(f"--inputs must be a shape, got '{text}'", hint="for example: --inputs 1,3,224,224") from error

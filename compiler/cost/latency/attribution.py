@@ -1,0 +1,97 @@
+"""What each part of a program has of the network's time.
+
+The profile of a network tells nodes that the runtime has rewritten: norms are folded away, activations fused, reorders
+put in. They are matched with the program's own nodes by how many elements they write:
+
+    product   Conv, Gemm, MatMul    belongs to the layers and contractions whose values have as many elements. What
+                                    they take together, against what they take alone, is one factor for all of them:
+                                    in a network, weights come from farther away
+    other     Add, Gelu, Reorder    belongs, in equal parts, to all values of as many elements
+
+What finds no partner is shared by all of its kind. So the shares add up to what the network takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prunec.compiler.cost.latency.table import NetworkTime
+from prunec.compiler.targets.ort_session import NodeTime
+
+PRODUCTS: Final = frozenset(
+    {
+        *("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Einsum"),
+        *("Attention", "MultiHeadAttention", "LSTM", "GRU", "RNN"),
+    }
+)
+"""The runtime's operations that multiply."""
+DISPATCH: Final = 20e-6
+"""Seconds: the most that the runtime can need to get from one node to the next."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer or contraction: the elements that it writes, and its seconds alone (or an estimate of them)."""
+
+    elements: int
+    alone: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Seconds in the network; together with `fixed`, which no width changes, they are one run."""
+
+    parts: tuple[float, ...]
+    values: tuple[float, ...]
+    fixed: float
+
+
+def share_out(network: NetworkTime, parts: Sequence[Part], values: Sequence[int]) -> Shares:
+    """Charge a network's time to its parts and to its values, which are known by their elements."""
+    products = _by_elements(node for node in network.nodes if node.op in PRODUCTS)
+    others = _by_elements(node for node in network.nodes if node.op not in PRODUCTS)
+    if not parts:
+        others = _by_elements(network.nodes)
+    mine, rest = _of_parts(products, parts), _of_values(others, values)
+    known = math.fsum((*mine, *rest))
+    fixed = min(max(network.seconds - known, 0.0), DISPATCH * len(network.nodes))
+    scale = (network.seconds - fixed) / known if known else 0.0
+    fixed = fixed if known else network.seconds
+    return Shares(tuple(s * scale for s in mine), tuple(s * scale for s in rest), fixed)
+
+
+def _by_elements(nodes: Iterable[NodeTime]) -> Mapping[int, float]:
+    found: dict[int, float] = defaultdict(float)
+    for node in nodes:
+        found[node.elements] += node.seconds
+    return found
+
+
+def _of_parts(seconds: Mapping[int, float], parts: Sequence[Part]) -> list[float]:
+    """Each part's time alone, times what parts of its size take in the network for what they take alone."""
+    alone: dict[int, float] = defaultdict(float)
+    for part in parts:
+        alone[part.elements] += part.alone
+    left = math.fsum(time for elements, time in seconds.items() if elements not in alone)
+    lost = math.fsum(time for elements, time in alone.items() if elements not in seconds)
+    together = {
+        elements: seconds.get(elements, left * time / lost if lost else 0.0) for elements, time in alone.items()
+    }
+    mine = [part.alone * together[part.elements] / alone[part.elements] for part in parts]
+    total = math.fsum(mine)
+    more = 1 + left / total if not lost and total else 1.0
+    return [time * more for time in mine]
+
+
+def _of_values(seconds: Mapping[int, float], values: Sequence[int]) -> list[float]:
+    """Equal parts for values of one size; what no value has the size of is shared by elements."""
+    sizes: dict[int, int] = defaultdict(int)
+    for elements in values:
+        sizes[elements] += 1
+    left = math.fsum(time for elements, time in seconds.items() if elements not in sizes)
+    each = left / max(sum(values), 1)
+    return [seconds.get(elements, 0.0) / sizes[elements] + each * elements for elements in values]

@@ -1,0 +1,258 @@
+"""What a layer is to a latency table: its operation without its widths, and tiny ONNX models of it at any widths.
+
+    conv1      Layer("conv", sizes=(1, 56, 56), kernel=(3, 3), ...), inner 64, outer 128
+    model_of   x [1, 32, 56, 56] -> Conv -> y [1, 48, 28, 28]       of 32 channels that arrive and 48 that leave
+
+Two layers of one shape are equal, so they are measured once. A layer is whatever multiplies and has a row in
+`_READERS`; what else multiplies (attention, a recurrence) is charged with what the whole network's profile says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import fx, nn
+
+from prunec.compiler.ir.program import Program
+from prunec.compiler.labels.flow import shape_of_argument
+from prunec.compiler.labels.propagate import argument, op_name
+
+OPSET: Final = 18
+IR_VERSION: Final = 10
+
+FloatArray = npt.NDArray[np.float32]
+Pads = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An operation and all of its sizes; `inner` and `outer` are the widths that arrive and leave at full width."""
+
+    kind: Literal["conv", "conv_transpose", "linear"]
+    inner: int
+    outer: int
+    batch: int
+    sizes: tuple[int, ...]
+    """Of the image that arrives; of a linear layer, what stands between the batch and the channels."""
+    groups: int = 1
+    whole: bool = False
+    """Whether whole groups leave, so that the width of a group stays and one width says all."""
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    pads: Pads = ()
+    dilation: tuple[int, ...] = ()
+    output_pads: tuple[int, ...] = ()
+    bias: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """What the inner and the outer width are multiples of."""
+        if self.whole:
+            return self.inner // self.groups, self.outer // self.groups
+        return (self.groups, self.groups)
+
+    def at(self, inner: int, outer: int) -> tuple[int, int, int]:
+        """The widths and the number of groups when so many channels are left; of whole groups, `outer` counts."""
+        if not self.whole:
+            return inner, outer, self.groups
+        groups = outer * self.groups // self.outer
+        return groups * self.inner // self.groups, outer, groups
+
+    def weights(self, inner: int, outer: int) -> int:
+        """Elements of the weight at these widths."""
+        inner, outer, groups = self.at(inner, outer)
+        return inner * outer // groups * int(np.prod(self.kernel))
+
+    def describe(self) -> str:
+        """`conv 3x3 /2, 56x56`: what a person calls it, without its widths."""
+        words = [self.kind.replace("_", " ")]
+        words += ["x".join(map(str, self.kernel))] if self.kernel else []
+        words += [f"/{max(self.stride)}"] if max(self.stride, default=1) > 1 else []
+        words += [f"{self.groups} groups"] if self.groups > 1 else []
+        sizes = "x".join(map(str, self.sizes)) or "1"
+        return f"{' '.join(words)}, {sizes}{f', batch {self.batch}' if self.batch > 1 else ''}"
+
+
+# -- reading the program -------------------------------------------------------------------------------------------
+
+
+def layer_at(program: Program, node: fx.Node, whole: bool) -> Layer | None:
+    """The layer at a node, or None where its operation has no tiny model. `whole`: its groups leave as a whole."""
+    module = program.state.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _module_convolution(module, node, whole)
+    if isinstance(module, nn.Linear):
+        return _linear(node, module.in_features, module.out_features, module.bias is not None)
+    reader = _READERS.get(op_name(node)) if node.op in ("call_function", "call_method") else None
+    return reader(node) if reader else None
+
+
+def _linear(node: fx.Node, inner: int, outer: int, bias: bool) -> Layer:
+    batch, *sizes = (1, *shape_of_argument(node)[:-1])[-max(1, len(shape_of_argument(node)) - 1) :]
+    return Layer("linear", inner, outer, batch, tuple(sizes), bias=bias)
+
+
+def _functional_linear(node: fx.Node) -> Layer | None:
+    weight = shape_of_argument(argument(node, 1, "weight"))
+    if len(weight) != 2:
+        return None
+    return _linear(node, weight[1], weight[0], argument(node, 2, "bias") is not None)
+
+
+def _module_convolution(module: nn.modules.conv._ConvNd, node: fx.Node, whole: bool) -> Layer | None:
+    rank = len(module.kernel_size)
+    kernel, dilation = module.kernel_size, module.dilation
+    pads = _pads(module.padding, kernel, dilation)
+    plain = {
+        "groups": module.groups,
+        "whole": whole and module.groups > 1,
+        "kernel": tuple(kernel),
+        "stride": tuple(module.stride),
+        "pads": pads,
+        "dilation": tuple(dilation),
+        "bias": module.bias is not None,
+    }
+    if module.transposed:
+        plain |= {"output_pads": tuple(module.output_padding)}
+    kind: Literal["conv", "conv_transpose"] = "conv_transpose" if module.transposed else "conv"
+    return _convolution(kind, node, (module.in_channels, module.out_channels), rank, plain)
+
+
+def _convolution(
+    kind: Literal["conv", "conv_transpose"], node: fx.Node, widths: tuple[int, int], rank: int, plain: dict[str, Any]
+) -> Layer:
+    arriving = shape_of_argument(argument(node, 0, "input"))
+    batch = int(np.prod(arriving[: -rank - 1]))
+    return Layer(kind, *widths, batch, arriving[-rank:], **plain)
+
+
+def _functional_convolution(node: fx.Node) -> Layer | None:
+    """`conv2d(input, weight, bias, stride, padding, dilation, groups)`. None where an argument is computed.
+
+    Groups of one channel leave as a whole.
+    """
+    transposed = "transpose" in op_name(node)
+    weight, names = shape_of_argument(argument(node, 1, "weight")), _TRANSPOSED if transposed else _PLAIN
+    given = {name: argument(node, place, name, default) for place, (name, default) in enumerate(names, start=3)}
+    if any(isinstance(leaf, fx.Node) for value in given.values() for leaf in _leaves(value)):
+        return None
+    kernel, groups = weight[2:], int(given["groups"])
+    spread = {name: _each(given[name], len(kernel)) for name in ("stride", "dilation")}
+    widths = (weight[0], weight[1] * groups) if transposed else (weight[1] * groups, weight[0])
+    plain = {
+        "groups": groups,
+        "whole": groups > 1 and groups in widths,
+        "kernel": kernel,
+        "pads": _pads(given["padding"], kernel, spread["dilation"]),
+        "bias": argument(node, 2, "bias") is not None,
+        **spread,
+    }
+    if not transposed:
+        return _convolution("conv", node, widths, len(kernel), plain)
+    plain["output_pads"] = _each(given["output_padding"], len(kernel))
+    return _convolution("conv_transpose", node, widths, len(kernel), plain)
+
+
+_PLAIN: Final = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+_TRANSPOSED: Final = (("stride", 1), ("padding", 0), ("output_padding", 0), ("groups", 1), ("dilation", 1))
+_CONVOLUTIONS: Final = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
+_READERS: Final[Mapping[str, Callable[[fx.Node], Layer | None]]] = {
+    "linear": _functional_linear,
+    **dict.fromkeys(_CONVOLUTIONS, _functional_convolution),
+}
+"""Operation -> what reads its sizes."""
+
+
+def _leaves(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    values = tuple(int(v) for v in (value if isinstance(value, tuple | list) else (value,)))
+    return values * rank if len(values) == 1 else values
+
+
+def _pads(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Pads:
+    """(before, after) of each dimension; `same` puts the odd one behind."""
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p, p) for p in _each(padding, len(kernel)))
+
+
+# -- tiny models ---------------------------------------------------------------------------------------------------
+
+
+def model_of(layer: Layer, inner: int, outer: int) -> tuple[bytes, dict[str, FloatArray]]:
+    """An ONNX model of the layer at these widths, and an input for it."""
+    inner, outer, groups = layer.at(inner, outer)
+    nodes, weights, shape = _PARTS[layer.kind](layer, inner, outer, groups)
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION).SerializeToString(), {"x": _data(shape)}
+
+
+_Nodes = tuple[list[onnx.NodeProto], dict[str, FloatArray], tuple[int, ...]]
+
+
+def _convolution_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _Nodes:
+    transposed = layer.kind == "conv_transpose"
+    rows, columns = (inner, outer // groups) if transposed else (outer, inner // groups)
+    weights = {"w": _data((rows, columns, *layer.kernel))} | ({"b": _data((outer,))} if layer.bias else {})
+    extra: dict[str, Any] = {"output_padding": layer.output_pads} if transposed else {}
+    node = helper.make_node(
+        "ConvTranspose" if transposed else "Conv",
+        ["x", *weights],
+        ["y"],
+        group=groups,
+        kernel_shape=layer.kernel,
+        strides=layer.stride,
+        dilations=layer.dilation,
+        pads=[*(before for before, _ in layer.pads), *(after for _, after in layer.pads)],
+        **extra,
+    )
+    return [node], weights, (layer.batch, inner, *layer.sizes)
+
+
+def _linear_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _Nodes:
+    """One row a sample is a Gemm; more are a product and a sum, as torch's exporter writes them."""
+    shape = (layer.batch, *layer.sizes, inner)
+    bias = {"b": _data((outer,))} if layer.bias else {}
+    if not layer.sizes:
+        product = helper.make_node("Gemm", ["x", "w", *bias], ["y"], transB=1)
+        return [product], {"w": _data((outer, inner)), **bias}, shape
+    weights = {"w": _data((inner, outer)), **bias}
+    product = helper.make_node("MatMul", ["x", "w"], ["p" if bias else "y"])
+    return [product, *([helper.make_node("Add", ["p", "b"], ["y"])] if bias else [])], weights, shape
+
+
+_PARTS: Final[Mapping[str, Callable[[Layer, int, int, int], _Nodes]]] = {
+    "conv": _convolution_nodes,
+    "conv_transpose": _convolution_nodes,
+    "linear": _linear_nodes,
+}
+
+_NUMBERS: Final = np.random.default_rng(0).standard_normal(4093).astype(np.float32)
+
+
+def _data(shape: tuple[int, ...]) -> FloatArray:
+    """Numbers like those of a network: what a product takes doesn't depend on them, but denormal ones are slow."""
+    return np.resize(_NUMBERS, shape)

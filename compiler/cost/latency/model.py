@@ -1,0 +1,247 @@
+"""Latency as a resource: what a selection would take in onnxruntime on this machine, read off measured tables.
+
+    conv1    4.1 ms    its table at the widths that are left, times what a network makes of it
+    fc       0.3 ms    ...
+    add      0.1 ms    in proportion to the elements that are left
+    fixed    0.2 ms    going from node to node
+
+The whole network is measured once, and shared out (`latency_shares.py`): the prediction for a program as it is equals
+its measured latency. Of a narrower one, every layer is read off its own table (`latency_grid.py`).
+
+A table has steps: 48 channels may take as long as 64, and 63 longer. A plan does well to say `multiple_of: 16`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from prunec.compiler.cost.latency.attribution import Part, share_out
+from prunec.compiler.cost.latency.grid import Surface
+from prunec.compiler.cost.latency.layers import Layer, layer_at
+from prunec.compiler.cost.latency.table import Table, Wanted
+from prunec.compiler.cost.model import CostModel, cost_model
+from prunec.compiler.cost.resources import Resource
+from prunec.compiler.groups.analysis import BoolArray, FloatArray, analyse
+from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.pass_base import Context, Progress, silent
+
+NOTHING = Surface(np.ones((2, 1)), np.ones((2, 1)), np.ones((1, 1)))
+"""The table of what has none: 1 at any width."""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """A part of the network's time, and how it follows the widths."""
+
+    node: str
+    seconds: float
+    """Of the program as it is."""
+    factors: tuple[int, ...]
+    """The numbers of its inner and its outer width (0 where it has none), then of those that it is proportional to."""
+    layer: Layer | None = None
+    surface: Surface = NOTHING
+    fresh: bool = False
+    """Whether its table was measured now, and not read from disk."""
+    multiplies: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyTerms:
+    """A term for each charge: `coefficient * table(inner, outer) * width * ...`, in seconds."""
+
+    coefficient: FloatArray
+    factors: IntArray
+    """[terms, k]: inner width, outer width, and those that the term is proportional to."""
+    surface: IntArray
+    """[terms]: the number of the table."""
+    tables: tuple[Surface, ...]
+
+    @staticmethod
+    def of(charges: Sequence[Charge], now: FloatArray) -> LatencyTerms:
+        """Terms that give each charge's seconds at the widths `now`."""
+        longest = max((len(charge.factors) for charge in charges), default=2)
+        rows = [[*charge.factors, *[0] * (longest - len(charge.factors))] for charge in charges]
+        numbers = {id(charge.surface): charge.surface for charge in charges}
+        places = {key: place for place, key in enumerate(numbers)}
+        surface = np.array([places[id(charge.surface)] for charge in charges], dtype=np.int64)
+        factors = np.array(rows, dtype=np.int64).reshape(len(charges), longest)
+        raw = LatencyTerms(np.ones(len(charges)), factors, surface, tuple(numbers.values()))
+        return replace(raw, coefficient=np.array([charge.seconds for charge in charges]) / raw.each(now))
+
+    def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
+        """The seconds of the terms numbered `which`, or of all; of many sets of widths, where these have columns."""
+        numbers = np.arange(self.surface.size) if which is None else which
+        here = widths[self.factors[numbers]]
+        inner, outer = (np.rint(here[:, side]).astype(np.int64) for side in (0, 1))
+        beside = (-1,) + (1,) * (inner.ndim - 1)
+        (left, left_starts), (right, right_starts), values = self._stacked
+        tables = self.surface[numbers]
+        lines = left[left_starts[tables].reshape(beside) + inner]
+        rows = right[right_starts[tables].reshape(beside) + outer]
+        read = np.einsum("t...k,tkl,t...l->t...", lines, values[tables], rows)
+        return np.asarray(self.coefficient[numbers].reshape(beside) * read * here[:, 2:].prod(axis=1))
+
+    @cached_property
+    def _stacked(self) -> tuple[tuple[FloatArray, IntArray], tuple[FloatArray, IntArray], FloatArray]:
+        """All tables as one: the lines under each other with where each starts, and [tables, k, k] values."""
+        size = max((side for table in self.tables for side in table.values.shape), default=1)
+        values = np.zeros((len(self.tables), size, size))
+        for place, table in zip(values, self.tables, strict=True):
+            place[: table.values.shape[0], : table.values.shape[1]] = table.values
+        return _under([t.inner for t in self.tables], size), _under([t.outer for t in self.tables], size), values
+
+
+def _under(lines: Sequence[FloatArray], size: int) -> tuple[FloatArray, IntArray]:
+    padded = [np.pad(line, ((0, 0), (0, size - line.shape[1]))) for line in lines]
+    starts = np.cumsum([0, *(len(line) for line in lines)])[: len(lines)]
+    return np.concatenate([np.zeros((0, size)), *padded]), starts.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """The latency of a program and of all that can be left of it."""
+
+    program: Program
+    charges: tuple[Charge, ...]
+    fixed: float
+    terms: LatencyTerms
+
+    @cached_property
+    def seconds(self) -> float:
+        """What the program takes as it is: the sum of all charges."""
+        return math.fsum(charge.seconds for charge in self.charges) + self.fixed
+
+    def resource(self) -> Resource:
+        """In seconds; a plan writes `5ms`."""
+        rows = csr_matrix(np.ones((1, len(self.charges))))
+        model = cost_model(self.program)
+        return Resource(
+            "latency", model, self.terms, rows, self.fixed, {"s": 1.0}, per=1e-3, whole=False, diminishing=False
+        )
+
+
+def latency_resource(program: Program, context: Context) -> Resource:
+    """What a program takes in onnxruntime; measures what no earlier run has, which takes seconds for every new layer.
+
+    Raises `ModelError` where the program has no ONNX form, and `OutputError` where times can't be kept on disk.
+    """
+    return latency_model(program, new_table(context.progress)).resource()
+
+
+def new_table(progress: Progress = silent, *, refresh: bool = False) -> Table:
+    """The measured times of this machine."""
+    return Table(progress=progress, refresh=refresh)
+
+
+def latency_model(program: Program, table: Table) -> LatencyModel:
+    """Look up or measure every layer and the whole network, and share its time out."""
+    model = cost_model(program)
+    now = model.widths(model.everything)
+    layers = _layers(model)
+    surfaces = table.surfaces([wanted for wanted, _ in layers.values()])
+    products = list(_products(model, layers, surfaces, table.measured))
+    values = [charge for charge in _values(model) if charge.seconds]
+    sizes = _elements(program)
+    parts = [Part(sizes[charge.node], charge.seconds) for charge in products]
+    shares = share_out(table.network(program), parts, [sizes[charge.node] for charge in values])
+    charges = tuple(
+        replace(charge, seconds=seconds)
+        for charge, seconds in zip((*products, *values), (*shares.parts, *shares.values), strict=True)
+    )
+    return LatencyModel(program, charges, shares.fixed, LatencyTerms.of(charges, now))
+
+
+# -- parts of the program ------------------------------------------------------------------------------------------
+
+_Found = Mapping[int, tuple[Wanted, tuple[int, ...]]]
+"""Number of a term of `macs` -> the layer that it is, and its factors as a `Charge` has them."""
+
+
+def _layers(model: CostModel) -> _Found:
+    """The terms that are layers with a table of their own."""
+    analysis, terms = model.analysis, model.macs_terms
+    nodes = {node.name: node for node in analysis.program.graph.nodes}
+    mutable = model.counts @ analysis.free.astype(np.float64) > 0
+    now, found = model.widths(model.everything), {}
+    for number, (name, factors) in enumerate(zip(terms.names, terms.factors.tolist(), strict=True)):
+        node = nodes[name]
+        whole = any(Axis(f"{node.target}.weight", dim) in analysis.flow.by_group for dim in (0, 1))
+        layer = layer_at(analysis.program, node, whole)
+        if layer is None:
+            continue
+        inner, outer, *rest = (0, *factors, 0) if layer.whole else (factors[1], factors[0], *factors[2:])
+        if now[outer] == layer.outer and (layer.whole or now[inner] == layer.inner):
+            open_ = bool(mutable[inner]), bool(mutable[outer])
+            found[number] = (layer, open_), (inner, outer, *rest)
+    return found
+
+
+def _products(
+    model: CostModel, layers: _Found, surfaces: Mapping[Wanted, Surface], measured: set[Wanted]
+) -> Iterator[Charge]:
+    """A charge for each term of `macs`, with its seconds alone. Where no table says, the layers' mean speed does."""
+    terms, now = model.macs_terms, model.widths(model.everything)
+    macs = terms.each(now)
+    alone = {number: _alone(surfaces[wanted], now, factors) for number, (wanted, factors) in layers.items()}
+    pace = sum(alone.values()) / sum(float(macs[number]) for number in alone) if alone else 1.0
+    for number, (name, factors) in enumerate(zip(terms.names, terms.factors.tolist(), strict=True)):
+        if number in layers:
+            wanted, mine = layers[number]
+            yield Charge(name, alone[number], mine, wanted[0], surfaces[wanted], wanted in measured, True)
+        else:
+            yield Charge(name, pace * float(macs[number]), (0, 0, *factors), multiplies=True)
+
+
+def _alone(surface: Surface, now: FloatArray, factors: Sequence[int]) -> float:
+    return surface.at(int(now[factors[0]]), int(now[factors[1]]))
+
+
+def _values(model: CostModel) -> Iterator[Charge]:
+    """A charge for each value that is computed, so far with its elements in the place of seconds."""
+    terms, now = model.memory_terms, model.widths(model.everything)
+    computed = {node.name for node in model.analysis.program.graph.nodes if node.op != "placeholder"}
+    rows = zip(terms.names, terms.each(now).tolist(), terms.factors.tolist(), strict=True)
+    for name, elements, factors in rows:
+        if name in computed:
+            yield Charge(name, elements, (0, 0, *factors))
+
+
+def _elements(program: Program) -> Mapping[str, int]:
+    """How many numbers each node writes."""
+    return {node.name: _numbers(node.meta.get("val")) for node in program.graph.nodes}
+
+
+def _numbers(value: object) -> int:
+    if isinstance(value, tuple | list):
+        return sum(_numbers(part) for part in value)
+    return value.numel() if isinstance(value, torch.Tensor) else 0
+
+
+# -- of a compile --------------------------------------------------------------------------------------------------
+
+
+def predicted_latency(before: Program, after: Program) -> dict[str, float] | None:
+    """The predicted latency of a compile, in seconds; None where no pass has asked for latencies."""
+    known = before.__dict__.get("_resources", {}).get("latency")
+    if known is None:
+        return None
+    return {"before": known.now, "after": known.of(kept_units(before, after))}
+
+
+def kept_units(before: Program, after: Program) -> BoolArray:
+    """Which of a program's units a later program still has: those of which a writer's position is left."""
+    analysis = analyse(before)
+    keep = np.ones(analysis.size, dtype=bool)
+    for group in analysis.groups.values():
+        for member in group.writers:
+            left = after.origin.get(member.axis)
+            if left is not None:
+                keep[group.start + member.units] &= np.isin(member.positions, left)
+    return keep

@@ -1,0 +1,180 @@
+"""Measuring: layers alone over a grid of widths, and a whole network node by node. What was measured is kept on disk.
+
+A layer alone would pay for what a network pays once: its input is put into the runtime's own layout, and its output is
+taken out of it. So not the run is timed but the layer's own nodes, by onnxruntime's profiler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Protocol
+
+import onnxruntime
+
+from prunec.compiler.cost.latency.cache import Cache, cache_folder, cpu
+from prunec.compiler.cost.latency.grid import Grid, Point, Surface
+from prunec.compiler.cost.latency.layers import Layer, model_of
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Progress, silent
+from prunec.compiler.targets.onnx_export import onnx_bytes
+from prunec.compiler.targets.ort_session import THREADS, NodeTime, feed, ort_latency, profile, session
+from prunec.compiler.text.printer import to_text
+
+FORMAT: Final = 1
+"""Of the entries on disk: raised when what is measured, or how, changes."""
+HELD: Final = 64e6
+"""Elements of weights that are in memory at once while a layer is measured."""
+SWEEPS: Final = 2
+NETWORK_SWEEPS: Final = 4
+SHORTEST: Final = 1e-7
+"""Seconds: below the profiler's resolution."""
+LAYOUT: Final = frozenset({"ReorderInput", "ReorderOutput"})
+"""Nodes that put values into the runtime's own layout and out of it."""
+
+
+@dataclass(frozen=True)
+class NetworkTime:
+    """A whole network: every node, and one run from outside, in seconds."""
+
+    nodes: tuple[NodeTime, ...]
+    seconds: float
+
+
+class Meter(Protocol):
+    """What takes times. Tests have one of their own."""
+
+    name: str
+    """The runtime with its version, the CPU and the threads: a time holds for these."""
+
+    def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
+        """The seconds of a layer at each of these widths."""
+
+    def network(self, program: Program) -> NetworkTime:
+        """The seconds of a whole program on its example inputs."""
+
+
+class OnnxRuntimeMeter:
+    """onnxruntime on this machine's CPU, one thread."""
+
+    def __init__(self) -> None:
+        self.name = f"onnxruntime {onnxruntime.__version__}, {cpu()}, {THREADS} thread"
+
+    def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
+        """The layer's own nodes; the points take turns, as many as fit in memory."""
+        return [seconds for some in _held(layer, points) for seconds in _alone(layer, some)]
+
+    def network(self, program: Program) -> NetworkTime:
+        """Exported with the sizes of the example inputs, and run on them."""
+        model = onnx_bytes(program)
+        inputs = program.deployed.inputs
+        fed = feed(session(model), inputs)
+        sweeps = []
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model)
+            for _ in range(NETWORK_SWEEPS):
+                (nodes,) = profile([model], [fed], rounds=15)
+                sweeps.append(NetworkTime(nodes, *ort_latency([path], inputs)))
+        return _fastest(sweeps)
+
+
+def _fastest(sweeps: Sequence[NetworkTime]) -> NetworkTime:
+    """Of every node, and of the whole, the fastest sweep."""
+    nodes = zip(*(sweep.nodes for sweep in sweeps), strict=True)
+    fastest = tuple(min(same, key=lambda node: node.seconds) for same in nodes)
+    return NetworkTime(fastest, min(sweep.seconds for sweep in sweeps))
+
+
+def _held(layer: Layer, points: Sequence[Point]) -> Iterator[Sequence[Point]]:
+    """The points in runs whose weights fit in memory together."""
+    run: list[Point] = []
+    for point in points:
+        if run and sum(layer.weights(*each) for each in [*run, point]) > HELD:
+            yield run
+            run = []
+        run.append(point)
+    yield run
+
+
+def _alone(layer: Layer, points: Sequence[Point]) -> list[float]:
+    made = [model_of(layer, *point) for point in points]
+    profiles = profile([model for model, _ in made], [dict(fed) for _, fed in made])
+    return [math.fsum(node.seconds for node in nodes if node.op not in LAYOUT) for nodes in profiles]
+
+
+# -- kept on disk --------------------------------------------------------------------------------------------------
+
+Wanted = tuple[Layer, tuple[bool, bool]]
+"""A layer, and which of its widths, inner and outer, may change."""
+
+
+@dataclass
+class Table:
+    """Times that are measured when they are first asked for, and read from disk afterwards."""
+
+    meter: Meter = field(default_factory=lambda: OnnxRuntimeMeter())
+    cache: Cache = field(default_factory=lambda: Cache(cache_folder() / "latency"))
+    refresh: bool = False
+    """Measure again, whatever is known."""
+    progress: Progress = silent
+    measured: set[Wanted] = field(default_factory=set)
+    """What was measured now, and not read."""
+
+    def surfaces(self, wanted: Sequence[Wanted]) -> Mapping[Wanted, Surface]:
+        """The times of all these layers over their widths."""
+        distinct = list(dict.fromkeys(wanted))
+        known = {} if self.refresh else {each: self._load(each) for each in distinct}
+        times = {each: found for each, found in known.items() if found is not None}
+        missing = [each for each in distinct if each not in times]
+        times |= self._measure(missing)
+        for each in missing:
+            self.cache.store(self._layer_key(each), times[each])
+        self.measured.update(missing)
+        return {each: _surface(each, times[each]) for each in distinct}
+
+    def _measure(self, wanted: Sequence[Wanted]) -> dict[Wanted, list[float]]:
+        """All of them several times over, with time between: of what another program slows down for a while, another
+        sweep knows better."""
+        found: dict[Wanted, list[float]] = {}
+        total = SWEEPS * len(wanted)
+        for number in range(total):
+            self.progress("measuring layers", number, total)
+            each = wanted[number % len(wanted)]
+            points = Grid.of(*each).points
+            times = [max(float(seconds), SHORTEST) for seconds in self.meter.layer(each[0], points)]
+            found[each] = [min(pair) for pair in zip(times, found.get(each, times), strict=True)]
+        self.progress("measuring layers", total, total)
+        return found
+
+    def network(self, program: Program) -> NetworkTime:
+        """The times of a whole program; a program is known by its text, whatever has been found out about it."""
+        key = self._key("network", program=to_text(program.derive(facts={})))
+        known = None if self.refresh else self.cache.load(key)
+        if known is not None:
+            return NetworkTime(tuple(NodeTime(*node) for node in known["nodes"]), known["seconds"])
+        self.progress("measuring the network", 0, 1)
+        found = self.meter.network(program)
+        self.progress("measuring the network", 1, 1)
+        nodes = [list(asdict(node).values()) for node in found.nodes]
+        self.cache.store(key, {"nodes": nodes, "seconds": found.seconds})
+        return found
+
+    def _key(self, what: str, **shape: Any) -> dict[str, Any]:
+        return {"format": FORMAT, "what": what, "on": self.meter.name, **shape}
+
+    def _layer_key(self, wanted: Wanted) -> dict[str, Any]:
+        return self._key("layer", layer=wanted[0].to_dict(), points=[list(point) for point in Grid.of(*wanted).points])
+
+    def _load(self, wanted: Wanted) -> list[float] | None:
+        times, size = self.cache.load(self._layer_key(wanted)), len(Grid.of(*wanted).points)
+        good = isinstance(times, list) and len(times) == size and all(isinstance(t, float) and t > 0 for t in times)
+        return times if good else None
+
+
+def _surface(wanted: Wanted, times: Sequence[float]) -> Surface:
+    grid = Grid.of(*wanted)
+    return grid.surface(dict(zip(grid.points, times, strict=True)))

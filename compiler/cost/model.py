@@ -1,0 +1,253 @@
+"""What a program costs, in closed form in its widths: a selection is costed without building the model.
+
+Every cost is a sum of terms `coefficient * width * width ...`, where a width is the number of positions of one array of
+labels that are kept. The widths of a selection are one sparse product, `fixed + counts @ keep`, and so is everything
+that follows from them.
+
+    macs      multiply-accumulates of one sample, in convolutions, linear layers and contractions (
+              C_out * C_in / groups * k_h * k_w * H_out * W_out; linear: in * out)
+    params    elements of parameters
+    memory    elements of the values that are alive at once, at the worst node, for one sample; what is picked from
+              computed values (`given`) isn't counted before it is there
+
+Of a program of both modes, MACs and memory are those of eval mode; parameters are those of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.groups.analysis import LOOSE, Analysis, BoolArray, FloatArray, analyse
+from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.inputs import batch_of
+from prunec.compiler.ir.program import Axis, IntArray, Program, module_tensors
+from prunec.compiler.ir.train_eval import by_mode, needed
+from prunec.compiler.labels.flow import Product, elements, shape_of_argument
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Figures of one program, for one sample."""
+
+    macs: int
+    params: int
+    memory: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain numbers, for reports."""
+        return {"macs": self.macs, "params": self.params, "memory": self.memory}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A sum of products: term i is `coefficient[i] * prod(width[factors[i]])`; width 0 is always 1."""
+
+    names: tuple[str, ...]
+    coefficient: FloatArray
+    factors: IntArray
+    """[terms, as many as the longest product has]"""
+
+    def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
+        """The value of every term, or of those numbered `which`; of many sets of widths, where these have columns."""
+        numbers = slice(None) if which is None else which
+        products = widths[self.factors[numbers]].prod(axis=1)
+        return np.asarray((self.coefficient[numbers] * products.T).T)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The costs of everything that can be left of a program."""
+
+    analysis: Analysis
+    counts: csr_matrix
+    """[widths, units]: how many positions of the width each unit holds."""
+    fixed: FloatArray
+    macs_terms: Terms
+    params_terms: Terms
+    memory_terms: Terms
+    births: IntArray
+    deaths: IntArray
+    known: WidthNumbers = field(repr=False)
+    """Which width an array of labels is: all that a parameter or a value carries are there."""
+
+    def widths(self, keep: BoolArray) -> FloatArray:
+        """Every width, when the units in `keep` stay."""
+        return np.asarray(self.fixed + self.counts @ keep.astype(np.float64))
+
+    def macs(self, keep: BoolArray) -> int:
+        """Multiply-accumulates of one sample."""
+        return round(float(self.macs_terms.each(self.widths(keep)).sum()))
+
+    def params(self, keep: BoolArray) -> int:
+        """Elements of parameters."""
+        return round(float(self.params_terms.each(self.widths(keep)).sum()))
+
+    def memory(self, keep: BoolArray) -> int:
+        """The largest number of elements that are alive at once."""
+        sizes = self.memory_terms.each(self.widths(keep))
+        change = np.zeros(int(self.deaths.max(initial=0)) + 2)
+        np.add.at(change, self.births, sizes)
+        np.add.at(change, self.deaths + 1, -sizes)
+        return round(float(np.cumsum(change).max(initial=0.0)))
+
+    def cost(self, keep: BoolArray) -> Cost:
+        """All three."""
+        return Cost(self.macs(keep), self.params(keep), self.memory(keep))
+
+    @cached_property
+    def everything(self) -> BoolArray:
+        """The selection that keeps all."""
+        return np.ones(self.analysis.size, dtype=bool)
+
+    def by_node(self, keep: BoolArray | None = None) -> Mapping[str, int]:
+        """Multiply-accumulates of every node that has any."""
+        values = self.macs_terms.each(self.widths(self.everything if keep is None else keep))
+        found: dict[str, float] = {}
+        for name, value in zip(self.macs_terms.names, values, strict=True):
+            found[name] = found.get(name, 0.0) + float(value)
+        return {name: round(value) for name, value in found.items()}
+
+
+class WidthNumbers:
+    """Numbers the distinct arrays of labels; the same array is the same width. Width 0 is always 1."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.index: dict[int, int] = {}
+        self.arrays: list[IntArray] = []
+
+    def of(self, labels: IntArray) -> int:
+        """The number of an array, a new one where it wasn't seen before."""
+        if id(labels) not in self.index:
+            self.arrays.append(labels)
+            self.index[id(labels)] = len(self.arrays)
+        return self.index[id(labels)]
+
+    def matrix(self) -> tuple[csr_matrix, FloatArray]:
+        rows = np.repeat(np.arange(1, len(self.arrays) + 1), [a.size for a in self.arrays])
+        flat = np.concatenate([a.ravel() for a in self.arrays]) if self.arrays else np.zeros(0, np.int64)
+        units = self.analysis.units(flat)
+        size = len(self.arrays) + 1
+        fixed = np.bincount(rows[units == LOOSE], minlength=size).astype(np.float64)
+        fixed[0] = 1.0
+        placed = units != LOOSE
+        shape = (size, self.analysis.size)
+        return csr_matrix((np.ones(int(placed.sum())), (rows[placed], units[placed])), shape=shape), fixed
+
+
+@uncollected()
+def cost_model(program: Program) -> CostModel:
+    """The closed-form costs of a program; made once for each program."""
+    known = program.__dict__.get("_cost_model")
+    if known is None:
+        known = _build(analyse(program))
+        program.__dict__["_cost_model"] = known
+    assert isinstance(known, CostModel)
+    return known
+
+
+def cost(program: Program) -> Cost:
+    """What the program costs as it is."""
+    model = cost_model(program)
+    return model.cost(model.everything)
+
+
+def _build(analysis: Analysis) -> CostModel:
+    widths, program = WidthNumbers(analysis), analysis.program
+    batch = _batch(program)
+    counted = {node.name for node in needed(program.graph, "eval")}
+    multiplied = [product for product in analysis.flow.macs if product.node in counted]
+    macs = sum_of_products(widths, [_flattened(analysis, product, batch) for product in multiplied])
+    params = sum_of_products(widths, _params(analysis))
+    products, births, deaths = _activations(analysis, batch)
+    memory = sum_of_products(widths, products)
+    for binding in analysis.flow.bindings.values():
+        widths.of(binding.labels)
+    counts, fixed = widths.matrix()
+    return CostModel(analysis, counts, fixed, macs, params, memory, births, deaths, widths)
+
+
+def _batch(program: Program) -> int:
+    return batch_of(program.inputs) or 1
+
+
+def _flattened(analysis: Analysis, product: Product, batch: int) -> Product:
+    """The product for one sample. A width along several dimensions, of which one can shrink, becomes that one."""
+    lines = tuple(analysis.line(labels) for labels in product.widths)
+    fixed = elements([w.size for w in product.widths]) / elements([line.size for line in lines])
+    return Product(product.node, product.coefficient * fixed / batch, lines)
+
+
+def sum_of_products(widths: WidthNumbers, products: Sequence[Product]) -> Terms:
+    """A term for each product, by the numbers of its widths."""
+    rows = [[widths.of(labels) for labels in product.widths] for product in products]
+    longest = max(map(len, rows), default=0)
+    factors = np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int64)
+    coefficients = np.array([product.coefficient for product in products], dtype=np.float64)
+    return Terms(tuple(p.node for p in products), coefficients, factors.reshape(len(rows), longest))
+
+
+def _params(analysis: Analysis) -> list[Product]:
+    return [elements_of(analysis, name, tensor) for name, tensor in _parameters(analysis.program)]
+
+
+def elements_of(analysis: Analysis, name: str, tensor: torch.Tensor) -> Product:
+    """The elements of a parameter or buffer."""
+    bindings = analysis.flow.bindings
+    mine = [Axis(name, d) for d in range(tensor.ndim)]
+    axes = [bindings[axis] for axis in mine if axis in bindings and axis not in analysis.flow.by_group]
+    total = elements([b.labels.size for b in axes])
+    return Product(name, tensor.numel() / max(total, 1), tuple(b.labels for b in axes))
+
+
+def _parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, value in program.state.items():
+        tensors = module_tensors(name, value) if isinstance(value, nn.Module) else ((name, value),)
+        for key, tensor in tensors:
+            if isinstance(tensor, nn.Parameter):
+                found.setdefault(id(tensor), (key, tensor))
+    return list(found.values())
+
+
+def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArray, IntArray]:
+    """A term for each value, and the steps at which it is made and last read. Views count as values of their own."""
+    graph = analysis.program.graph
+    counted = needed(graph, "eval")
+    order = {node: step for step, node in enumerate(node for node in graph.nodes if node in counted)}
+    products, births, deaths = [], [], []
+    for node, step in order.items():
+        if (
+            node.op in ("output", "get_attr")
+            or node.target is by_mode
+            or not isinstance(node.meta.get("val"), torch.Tensor)
+        ):
+            continue
+        flat = tuple(analysis.line(labels) for labels in analysis.flow.fields(node))
+        total = elements(shape_of_argument(node)) / batch
+        products.append(Product(node.name, total / elements([w.size for w in flat]), flat))
+        births.append(step)
+        deaths.append(max((order[user] for user in _readers(node) if user in order), default=step))
+    return products, np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Who reads a value's data in eval mode; a choice hands eval mode's value on."""
+    for user in node.users:
+        if user.target is by_mode:
+            yield from _readers(user) if user.args[0] is node else ()
+        elif _reads_data(user):
+            yield user
+
+
+def _reads_data(user: fx.Node) -> bool:
+    """Not a node that asks for a size: that may well be answered before."""
+    return any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(user.meta.get("val"))) or user.op == "output"

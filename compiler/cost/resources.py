@@ -1,0 +1,218 @@
+"""What a plan can set a budget for: macs, params, file_size, memory, latency; each a function of the widths.
+
+The value of a resource is `max over rows r of sum over terms t of A[r, t] * term_t(widths) + fixed`, where a term looks
+at a few widths of the cost model only:
+
+    resource    in            rows                   a term
+    macs        operations    one                    a product's share of multiply-accumulates
+    params      elements      one                    a parameter
+    file_size   bytes         one                    a saved tensor; header and tables of indices count in full
+    memory      elements      one for each step      a value that is alive then, of one sample
+    latency     seconds       one                    a layer, read off a measured table
+
+So a solver sees linear rows over terms, and a search needs to look at those terms alone that hold a width which
+changed. Another resource is a row in RESOURCES: a function of a program and a context that gives a `Resource`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from scipy.sparse import csc_matrix, csr_matrix
+
+from prunec.compiler.cost.model import CostModel, cost_model, elements_of, sum_of_products
+from prunec.compiler.errors import PrunecError, nearest
+from prunec.compiler.groups.analysis import Analysis, BoolArray, FloatArray
+from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.labels.flow import Product
+from prunec.compiler.pass_base import Context
+
+_HEADER: Final = len('{"__metadata__":{"format":"pt"}}') + 8
+"""A safetensors file starts with eight bytes of length, then JSON, filled up to a multiple of eight."""
+
+
+class TermFunctions(Protocol):
+    """Functions of widths. `cost.Terms`, sums of products, is one; a measured table is another."""
+
+    @property
+    def factors(self) -> IntArray:
+        """[terms, k]: the widths that each term looks at; width 0 is always 1 and fills up."""
+
+    def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
+        """The values at `widths` [all widths of the model], of the terms numbered `which`, or of all.
+
+        `widths` may have columns, one for each of many selections; then the values do too.
+        """
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Something that a budget can be set for.
+
+    `units` are the suffixes that a plan may write behind a number, with what they are worth in the resource's own unit
+    ('' for none: `macs: 2M`; `B` and `s` for bytes and seconds: `file_size: 2MB`, `latency: 5ms`). `per` is the amount
+    that a `cost_weight` counts in: a million operations, a megabyte, a millisecond.
+    """
+
+    name: str
+    model: CostModel
+    terms: TermFunctions
+    rows: csr_matrix
+    """[rows, terms]"""
+    fixed: float = 0.0
+    units: Mapping[str, float] | None = None
+    per: float = 1e6
+    whole: bool = True
+    """Whether values are whole numbers."""
+    diminishing: bool = True
+    """Whether a removal saves less, never more, as other widths shrink. Products do, where there is one row."""
+
+    @cached_property
+    def columns(self) -> csc_matrix:
+        """`rows`, for taking terms out."""
+        return self.rows.tocsc()
+
+    def value(self, widths: FloatArray) -> float:
+        """What is used at these widths, in the resource's own unit."""
+        sums = self.rows @ self.terms.each(widths)
+        total = float(sums.max(initial=0.0)) + self.fixed
+        return float(round(total)) if self.whole else total
+
+    def of(self, keep: BoolArray) -> float:
+        """What is used when the units in `keep` stay."""
+        return self.value(self.model.widths(keep))
+
+    @property
+    def now(self) -> float:
+        """What the program uses as it is."""
+        return self.of(self.model.everything)
+
+
+Factory = Callable[[Program, Context], Resource]
+
+
+def resource(name: str, program: Program, context: Context) -> Resource:
+    """A resource of a program; made once for each program. Raises `PrunecError` for a name that there isn't."""
+    if name not in RESOURCES:
+        raise PrunecError(f"unknown resource '{name}'", hint=nearest(name, RESOURCES))
+    known = program.__dict__.setdefault("_resources", {})
+    if name not in known:
+        known[name] = RESOURCES[name](program, context)
+    found = known[name]
+    assert isinstance(found, Resource)
+    return found
+
+
+def baseline(name: str, program: Program, context: Context) -> float:
+    """What the traced model uses: shares are shares of this. Where no traced model is known, it is the program."""
+    if context.traced is not None:
+        return resource(name, context.traced, context).now
+    if context.baseline is not None and name in context.baseline.to_dict():
+        return float(context.baseline.to_dict()[name])
+    return resource(name, program, context).now
+
+
+def _one_row(terms: int) -> csr_matrix:
+    return csr_matrix(np.ones((1, terms)))
+
+
+def _macs(program: Program, context: Context) -> Resource:
+    model = cost_model(program)
+    return Resource("macs", model, model.macs_terms, _one_row(len(model.macs_terms.names)))
+
+
+def _params(program: Program, context: Context) -> Resource:
+    model = cost_model(program)
+    return Resource("params", model, model.params_terms, _one_row(len(model.params_terms.names)))
+
+
+def _file_size(program: Program, context: Context) -> Resource:
+    model = cost_model(program)
+    terms = sum_of_products(model.known, _saved(model.analysis))
+    rows, fixed = _one_row(len(terms.names)), float(_described(program))
+    return Resource("file_size", model, terms, rows, fixed, units={"": 1.0, "B": 1.0})
+
+
+def _saved(analysis: Analysis) -> list[Product]:
+    """The bytes of every tensor that a weight file holds. A tied one is written under each of its names, and loses
+    positions by the name that it is bound by."""
+    bound = {axis.tensor for axis in analysis.flow.bindings}
+    program = analysis.program
+    home = {id(tensor): name for name, tensor in program.tensors.items() if name in bound}
+    products = []
+    for name, tensor in program.saved.items():
+        found = elements_of(analysis, name if name in bound else home.get(id(tensor), name), tensor)
+        products.append(replace(found, node=name, coefficient=found.coefficient * tensor.element_size()))
+    return products
+
+
+def _described(program: Program) -> int:
+    """The length of what a safetensors file says of its tensors; the numbers in it get shorter, by little, as these
+    shrink. The widest elements come first, tensors of one type by their names."""
+    place, length = 0, _HEADER
+    for name, tensor in sorted(program.saved.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        end = place + tensor.numel() * tensor.element_size()
+        shape = ",".join(map(str, tensor.shape))
+        kind = "BF16" if tensor.dtype in (torch.bool, torch.bfloat16) else "F32"
+        length += len(f',"{name}":{{"dtype":"{kind}","shape":[{shape}],"data_offsets":[{place},{end}]}}')
+        place = end
+    return -(-length // 8) * 8
+
+
+def _memory(program: Program, context: Context) -> Resource:
+    model = cost_model(program)
+    each = 1.0 / _bytes_of_an_element(program)
+    rows = _alive(model.births, model.deaths)
+    return Resource("memory", model, model.memory_terms, rows, units={"": 1.0, "B": each}, diminishing=False)
+
+
+def _latency(program: Program, context: Context) -> Resource:
+    from prunec.compiler.cost.latency.model import latency_resource  # noqa: PLC0415  (it needs this module)
+
+    return latency_resource(program, context)
+
+
+RESOURCES: Final[Mapping[str, Factory]] = {
+    "macs": _macs,
+    "params": _params,
+    "file_size": _file_size,
+    "memory": _memory,
+    "latency": _latency,
+}
+"""Everything that a budget can be set for."""
+
+TAKES: Final[Mapping[str, tuple[str, ...]]] = {
+    "macs": ("",),
+    "params": ("",),
+    "file_size": ("", "B"),
+    "memory": ("", "B"),
+    "latency": ("s",),
+}
+"""The suffixes of a resource's `units`, known before it is worked out: a plan is refused before anything is timed."""
+
+
+@uncollected()
+def _alive(births: IntArray, deaths: IntArray) -> csr_matrix:
+    """[steps, values]: which values are alive at a step, for the steps that can be the worst one.
+
+    While nothing dies, more and more is alive: only a step at which something is read for the last time can be worst.
+    """
+    steps = np.unique(deaths)
+    first, last = np.searchsorted(steps, births), np.searchsorted(steps, deaths)
+    count = last - first + 1
+    column = np.repeat(np.arange(births.size), count)
+    row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    return csr_matrix((np.ones(row.size), (row, column)), shape=(steps.size, births.size))
+
+
+def _bytes_of_an_element(program: Program) -> int:
+    """The size of an activation's element: that of the widest floating-point value in the graph."""
+    found = [node.meta.get("val") for node in program.graph.nodes]
+    sizes = [x.element_size() for x in found if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    return max(sizes, default=4)

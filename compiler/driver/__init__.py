@@ -1,0 +1,1 @@
+"""From a plan and a model to a result: loading, the pass manager, the lock, measurements, regions."""

@@ -1,0 +1,243 @@
+"""From a plan and a model to a result: trace, run the passes, measure, and write the artifacts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from prunec.compiler.cost.latency.model import predicted_latency
+from prunec.compiler.cost.model import cost, cost_model
+from prunec.compiler.driver.load import example_inputs as inputs_of
+from prunec.compiler.driver.load import load_data, load_model
+from prunec.compiler.driver.lock import check_model, check_result, make_lock
+from prunec.compiler.driver.measure import compare_accuracy, measure_latency, weights_size, write_onnx
+from prunec.compiler.driver.pass_manager import Outcome, Step, check_needs, run_passes
+from prunec.compiler.driver.regions import Region, Regions, find_regions
+from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
+from prunec.compiler.emit.python import Splice, emit_source, save_weights
+from prunec.compiler.errors import PlanError, nearest
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.inputs import Inputs, tensors_in
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, Data, Progress, silent
+from prunec.compiler.plan.plan import Plan
+from prunec.compiler.report.html import report_html
+from prunec.compiler.tracing.both_modes import trace_modes, train_warnings
+from prunec.compiler.version import __version__
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a compile gives; `save` writes it to a folder."""
+
+    plan: Plan
+    before: Program
+    program: Program
+    lock: dict[str, Any]
+    report: dict[str, Any]
+    progress: Progress = field(default=silent, repr=False)
+    regions: Regions | None = field(default=None, repr=False)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The slim model, with the original's parameter names: an `fx.GraphModule`; where the plan names regions, a
+        copy of the original with the slim parts in it."""
+        return self.program.module if self.regions is None else self.regions.spliced(self.program)
+
+    def save(self, directory: str | Path) -> dict[str, Any]:
+        """Write the artifacts, all or none, and give the report with what was measured on them.
+
+        Raises `OutputError` where the folder can't be written, and what the exports raise.
+        """
+        target = Path(directory)
+        report = dict(self.report)
+        write_atomically(target, partial(self._write, report=report, target=target))
+        return report
+
+    def _write(self, folder: Path, report: dict[str, Any], target: Path) -> None:
+        written = [self._write_source(folder, *entry) for entry in self._sources()]
+        report["weights"] = {"before": weights_size(self.before), "after": sum(path.stat().st_size for path in written)}
+        for export in self.plan.export:
+            path = folder / "model.onnx"
+            report["onnx"] = write_onnx(self.before, self.program, path, export, self.progress)
+        if "latency" in report:
+            known = report["onnx"]["latency"] if "onnx" in report else measure_latency(self.before, self.program)
+            report["latency"] = {**report["latency"], "measured": known}
+        lock = {**self.lock, **_moved(self.plan, target)}
+        (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(report_html(report), encoding="utf-8")
+
+    def _sources(self) -> Iterator[tuple[str, Program, Region | None]]:
+        """The files of source to write: a name, the program, and the region that it is."""
+        if self.regions is None:
+            yield "model", self.program, None
+            return
+        for region in self.regions.parts:
+            yield source_name(self.regions, region), self.regions.part(self.program, region), region
+
+    def _write_source(self, folder: Path, name: str, program: Program, region: Region | None) -> Path:
+        """Write a program's source, and its weights beside it, whose path is given back."""
+        weights = folder / f"{name}.safetensors"
+        spliced = None if region is None else Splice(region.name, dict(region.taken.frozen))
+        source = emit_source(program, weights=weights.name, splice=spliced)
+        (folder / f"{name}.py").write_text(source, encoding="utf-8")
+        save_weights(program, weights)
+        return weights
+
+
+def source_name(regions: Regions, region: Region) -> str:
+    """The name of a region's file: `model`, or `model_rpn_head` where there are several."""
+    return f"model_{region.name.replace('.', '_')}" if len(regions.parts) > 1 else "model"
+
+
+def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The plan's entries that hold paths, as they are written in that folder."""
+    there = plan.to_dict(relative_to=folder)
+    return {key: there[key] for key in ("model", "data") if key in there}
+
+
+def compile(
+    model: nn.Module | None,
+    plan: Plan | Mapping[str, Any] | str | Path,
+    example_inputs: Inputs | None = None,
+    data: Data | None = None,
+    *,
+    progress: Progress = silent,
+) -> Result:
+    """Compile a model by a plan.
+
+    `model`, `example_inputs` and `data` take the place of the plan's; where they are None the plan must name them.
+    Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
+    """
+    plan = Plan.of(plan)
+    start = time.perf_counter()
+    steps = steps_of(plan)
+    check_needs(steps)
+    progress("trace", 0, 1)
+    model, inputs = _subject(plan, model, example_inputs)
+    before, regions, warnings = _traced(plan, model, inputs)
+    progress("trace", 1, 1)
+    data = data if data is not None else load_data(plan)
+    traced = time.perf_counter() - start
+    check_model(plan.hashes, before, plan.at("hashes"))
+    context = Context(seed=plan.seed, data=data, progress=progress, baseline=cost(before), traced=before)
+    outcome = run_passes(before, steps, context)
+    lock = make_lock(plan, outcome.resolved, before, outcome.program)
+    report = make_report(plan, before, outcome, traced)
+    report["warnings"] += [*warnings, *(train_warnings(before, outcome.program) if plan.mode == "train" else ())]
+    result = Result(plan, before, outcome.program, lock, report, progress, regions)
+    expected = predicted_latency(before, outcome.program)
+    if expected is not None:
+        report["latency"] = {"predicted": expected}
+    if regions is not None:
+        report["region"] = _region_report(regions, outcome.program, alike=not warnings)
+    if data is not None:
+        old = before.module if regions is None else regions.model
+        report["accuracy"] = compare_accuracy(old, result.module, data, progress)
+    return result
+
+
+def _region_report(regions: Regions, program: Program, *, alike: bool) -> dict[str, Any]:
+    """What was compiled, how the whole model was checked, and how to put the parts in their places."""
+    files = {region.name: source_name(regions, region) for region in regions.parts}
+    return {
+        "names": list(files),
+        "difference": regions.check(program, alike=alike),
+        "splice": [f"from {file} import splice; splice(model)" for file in files.values()],
+    }
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """The plan's passes with their places in its file."""
+    return [
+        Step(entry.pass_, entry.at, partial(plan.at, "passes", index, entry.name))
+        for index, entry in enumerate(plan.passes)
+    ]
+
+
+def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> Program:
+    """The plan's model, or its regions, traced."""
+    return _traced(plan, *_subject(plan, model, example_inputs))[0]
+
+
+def _subject(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None) -> tuple[nn.Module, Inputs]:
+    """The model and its inputs, where they aren't given as the plan names them."""
+    found = load_model(plan) if model is None else model
+    return found, inputs_of(plan) if example_inputs is None else example_inputs
+
+
+def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regions | None, Sequence[str]]:
+    """The program, the regions that it is of, and what to warn of."""
+    if plan.region is None:
+        program, warnings = trace_modes(model, inputs, plan.mode)
+        return program, None, warnings
+    regions = find_regions(model, plan.region, inputs, plan.at("region"))
+    program, warnings = regions.trace(plan.mode)
+    return program, regions, warnings
+
+
+def load_divided(plan: Plan) -> Program:
+    """The plan's model, traced, with its channels divided into units as the passes before the first rewrite ask."""
+    program = load_program(plan)
+    for step in takewhile(lambda step: not step.pass_.rewrites, steps_of(plan)):
+        program = step.pass_.foreseen(program)
+    return program
+
+
+def program_after(plan: Plan, name: str | None) -> Program:
+    """The plan's program after the first pass of that name; as traced, where it is None. Raises `PlanError`."""
+    steps = steps_of(plan)
+    names = [step.pass_.name for step in steps]
+    if name is not None and name not in names:
+        raise PlanError(f"the plan has no pass '{name}'", hint=nearest(name, names))
+    program = load_program(plan)
+    if name is None:
+        return program
+    context = Context(seed=plan.seed, data=load_data(plan))
+    return run_passes(program, steps, context, until=name).program
+
+
+def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """The report as plain JSON values: costs, passes with their verification, widths, and warnings."""
+    after = outcome.program
+    warning = check_result(plan.hashes, after)
+    return {
+        "prunec": __version__,
+        "model": before.name,
+        "inputs": [list(x.shape) for x in tensors_in(before.inputs)],
+        "cost": {"before": cost(before).to_dict(), "after": cost(after).to_dict()},
+        "groups": group_widths(before, after),
+        "macs_by_node": {"before": dict(cost_model(before).by_node()), "after": dict(cost_model(after).by_node())},
+        "trace_seconds": round(seconds, 4),
+        "passes": [record.to_dict() for record in outcome.records],
+        "warnings": [warning] if warning else [],
+    }
+
+
+def group_widths(before: Program, after: Program) -> list[dict[str, Any]]:
+    """Each group's channels before and after, as its first writer counts them; how many units are pinned, and why."""
+    found = []
+    for group in analyse(before).groups.values():
+        first = group.writers[0]
+        left = after.origin.get(first.axis)
+        kept = first.positions.size if left is None else int(np.isin(first.positions, left).sum())
+        channels = {"before": first.positions.size, "after": kept}
+        pinned = dict(Counter(reason for reason in group.pinned if reason))
+        found.append({"name": group.name, "units": group.size, "channels": channels, "pinned": pinned})
+    return found
+
+
+def ready_to_write(directory: str | Path) -> None:
+    """Refuse a folder that can't be written before any work is done. Raises `OutputError`."""
+    check_writable(Path(directory))

@@ -1,0 +1,196 @@
+"""Makes what a plan names: the model with its weights, the data, the example inputs.
+
+    model: {factory: nets.py:small, args: {classes: 10}, weights: small.safetensors}
+        -> nets.small(classes=10), with the weights, in eval mode
+
+Only here does code of the plan's author run: the factories that the plan names, and `model.py` of a saved model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, cast
+
+import torch
+from torch import nn
+
+from prunec.compiler.driver.weights import load_weights
+from prunec.compiler.errors import PlanError, Span, nearest
+from prunec.compiler.ir.inputs import Inputs
+from prunec.compiler.pass_base import Data
+from prunec.compiler.plan.plan import Plan
+from prunec.compiler.plan.schema import InputItems, InputValue, PlanInput, Ref
+
+_SPLITS: Final = ("train", "val", "test")
+
+
+def load_model(plan: Plan) -> nn.Module:
+    """The plan's model with its weights, in eval mode. One seed always gives the same random weights.
+
+    Raises `PlanError` where the model can't be made, `ModelError` where its weights don't fit.
+    """
+    spec = plan.model
+    if spec is None:
+        raise PlanError("the plan names no model", at=plan.at(), hint="for example: model: package.module:name")
+    if spec.saved:
+        return _saved(plan, spec.saved).eval()
+    assert spec.factory, "a checked model is either saved or made by a factory"
+    model = _make(plan, "model", spec.factory, spec.args)
+    if not isinstance(model, nn.Module):
+        message = f"{spec.factory} gave {_kind(model)}, not an nn.Module"
+        raise PlanError(message, at=plan.at("model", "factory"))
+    if spec.weights:
+        load_weights(model, spec.weights, plan.at("model", "weights"))
+    return model.eval()
+
+
+def load_data(plan: Plan) -> Data | None:
+    """The plan's data, or `None` where it names none. Raises `PlanError`."""
+    if plan.data is None:
+        return None
+    data = _make(plan, "data", plan.data.factory, plan.data.args)
+    missing = [f"{split}()" for split in _SPLITS if not callable(getattr(data, split, None))]
+    if missing:
+        message = f"{plan.data.factory} gave {_kind(data)} without {', '.join(missing)}"
+        raise PlanError(message, at=plan.at("data", "factory"), hint="data have train(), val() and test()")
+    return cast(Data, data)
+
+
+def example_inputs(plan: Plan) -> Inputs:
+    """The plan's example inputs, drawn with its seed: a tuple, or by name. Raises `PlanError` where it has none."""
+    if not plan.inputs:
+        raise PlanError("the plan has no inputs", at=plan.at(), hint="for example: inputs: [[1, 3, 32, 32]]")
+    generator = torch.Generator().manual_seed(plan.seed)
+    return _drawn(plan.inputs, generator)
+
+
+def _drawn(specs: Sequence[PlanInput] | Mapping[str, PlanInput], generator: torch.Generator) -> Inputs:
+    """A tuple or a dict of inputs."""
+    if isinstance(specs, Mapping):
+        return {name: _draw(spec, generator) for name, spec in specs.items()}
+    return tuple(_draw(spec, generator) for spec in specs)
+
+
+def _draw(spec: PlanInput, generator: torch.Generator) -> Any:
+    if isinstance(spec, InputValue):
+        return spec.value
+    if isinstance(spec, InputItems):
+        items = _drawn(spec.items, generator)
+        return list(items) if isinstance(items, tuple) else items
+    dtype = cast(torch.dtype, getattr(torch, spec.dtype))
+    if spec.high is not None:
+        return torch.randint(spec.low or 0, spec.high, spec.shape, generator=generator, dtype=dtype)
+    if dtype == torch.bool:
+        return torch.randint(0, 2, spec.shape, generator=generator).to(dtype)
+    return torch.randn(spec.shape, generator=generator, dtype=dtype)
+
+
+def _make(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Any:
+    """Call the factory that stands under `key`, with the plan's seed; the caller's random state is left alone."""
+    at = plan.at(key, "factory")
+    factory = _find(ref, at)
+    _check_args(plan, key, factory, args)
+    try:
+        return _seeded(plan, factory, args)
+    except Exception as error:  # the author's code: whatever it raises is shown, and chained
+        raise PlanError(f"{ref} failed: {type(error).__name__}: {error}", at=at) from error
+
+
+def _seeded(plan: Plan, factory: Callable[..., Any], args: Mapping[str, Any]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return factory(**args)
+
+
+def _find(ref: Ref, at: Span | None) -> Callable[..., Any]:
+    module = _import(ref.module, at)
+    try:
+        found = reduce(getattr, ref.name.split("."), cast(Any, module))
+    except AttributeError as error:
+        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise PlanError(f"{ref.module} has no '{ref.name}'", at=at, hint=nearest(ref.name, public)) from error
+    if not callable(found):
+        raise PlanError(f"{ref} is {_kind(found)} and can't be called", at=at)
+    return cast(Callable[..., Any], found)
+
+
+def _import(module: str | Path, at: Span | None) -> ModuleType:
+    try:
+        return _import_file(module) if isinstance(module, Path) else importlib.import_module(module)
+    except Exception as error:  # importing runs the author's code: anything may come out of it
+        if isinstance(error, ModuleNotFoundError) and _is_within(error.name, module):
+            hint = "a module must be installed or on PYTHONPATH; a file is written path/to/file.py:name"
+            raise PlanError(f"no module named '{error.name}'", at=at, hint=hint) from error
+        raise PlanError(f"can't import {module}: {type(error).__name__}: {error}", at=at) from error
+
+
+def _is_within(name: str | None, module: str | Path) -> bool:
+    """True where `name` is the module itself or a package around it, and not something that it imports."""
+    return bool(name) and f"{module}.".startswith(f"{name}.")
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a file as a module of its own, under a name that no other module has."""
+    name = f"_prunec_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec, f"{path} isn't a Python file"
+    assert spec.loader, f"{path} has no loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there while it is being made
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _kind(value: object) -> str:
+    return f"an object of type '{type(value).__name__}'"
+
+
+def _check_args(plan: Plan, key: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> None:
+    """Refuse arguments that the factory doesn't take, and a lack of those that it needs, before it runs."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # some builtin callables have no signature: the call itself will tell
+        return
+    ref = str(getattr(plan, key).factory)
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        unknown = next((name for name in args if name not in named), None)
+        if unknown is not None:
+            at = plan.at(key, "args", unknown, on_key=True)
+            raise PlanError(f"{ref} has no argument '{unknown}'", at=at, hint=nearest(unknown, named))
+    needed = [name for name, p in named.items() if p.default is p.empty and name not in args]
+    if needed:
+        given = "args" if args else "factory"
+        at = plan.at(key, given, on_key=bool(args))
+        hint = f"write args: {{{', '.join(f'{name}: ...' for name in needed)}}}"
+        raise PlanError(f"{ref} needs the argument '{needed[0]}'", at=at, hint=hint)
+
+
+def _saved(plan: Plan, folder: Path) -> nn.Module:
+    """A model from the folder that `prunec compile` wrote: its own `load()`, or its `Model` with the weights beside."""
+    at, path = plan.at("model", "saved"), folder / "model.py"
+    module = _import(path, at)
+    maker = next((name for name in ("load", "Model") if callable(getattr(module, name, None))), None)
+    if maker is None:
+        raise PlanError(f"{path} has neither load() nor a class Model", at=at)
+    try:
+        model = _seeded(plan, getattr(module, maker), {})
+    except Exception as error:  # the saved model's code: whatever it raises is shown, and chained
+        raise PlanError(f"{path}:{maker} failed: {type(error).__name__}: {error}", at=at) from error
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"{path}:{maker} gave {_kind(model)}, not an nn.Module", at=at)
+    if maker == "Model":
+        load_weights(model, folder / "model.safetensors", at)
+    return model

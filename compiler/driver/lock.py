@@ -1,0 +1,80 @@
+"""The lock: the resolved plan, which compiles again to the same weights, bit for bit.
+
+A lock is itself a plan. Its passes are resolved (a selection is spelled out unit by unit), its paths lead to the same
+files, and beside them stands what a compile of it must reproduce:
+
+    removed    parameter -> dimension -> removed positions, numbered as in the original; dimension 1 of a grouped
+               convolution is numbered by input channel
+    versions   of everything that computes
+    hashes     of the original's weights and of the result's
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+import numpy as np
+
+from prunec.compiler.emit.output_folder import sha256_of
+from prunec.compiler.errors import ModelError, Span
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Pass
+from prunec.compiler.plan.plan import Plan
+from prunec.compiler.version import __version__
+
+_COUNTED: Final = ("torch", "numpy", "scipy", "scikit-learn", "onnx", "onnxruntime")
+
+
+def versions() -> dict[str, str]:
+    """What computes a compile's result."""
+    own = {"prunec": __version__, "python": platform.python_version()}
+    return {**own, **{name: version(name) for name in _COUNTED}}
+
+
+def removed(before: Program, after: Program) -> dict[str, dict[str, list[int]]]:
+    """Every removed position of every parameter and buffer that the original has, by name and dimension."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for axis, left in sorted(after.origin.items()):
+        if axis.tensor not in before.tensors:
+            continue
+        gone = np.setdiff1d(np.arange(before.size(axis)), left)
+        if gone.size:
+            found.setdefault(axis.tensor, {})[str(axis.dim)] = [int(position) for position in gone]
+    return found
+
+
+def make_lock(plan: Plan, passes: Sequence[Pass], before: Program, after: Program) -> dict[str, Any]:
+    """The lock of a compile, as plain JSON values; its paths are absolute."""
+    return {
+        **plan.to_dict(),
+        "passes": [entry(pass_) for pass_ in passes],
+        "removed": removed(before, after),
+        "versions": versions(),
+        "hashes": {"model": sha256_of(before.tensors), "result": sha256_of(after.tensors)},
+    }
+
+
+def entry(pass_: Pass) -> str | dict[str, Any]:
+    """A pass as a plan would have it, without options that stand at their defaults."""
+    options = pass_.model_dump(mode="json", exclude_defaults=True)
+    return {pass_.name: options} if options else pass_.name
+
+
+def check_model(hashes: Mapping[str, str] | None, program: Program, at: Span | None) -> None:
+    """A lock holds for the weights that it was made of alone. Raises `ModelError` for others."""
+    if hashes and hashes.get("model") != sha256_of(program.tensors):
+        raise ModelError(
+            "the model's weights are not those that the lock was made of",
+            at=at,
+            hint="compile the plan itself, not its lock, for other weights or another seed",
+        )
+
+
+def check_result(hashes: Mapping[str, str] | None, program: Program) -> str | None:
+    """What to tell where a lock gives other weights than it promises; None where it keeps its word."""
+    if not hashes or hashes.get("result") == sha256_of(program.tensors):
+        return None
+    return "the result's weights differ from the lock's: other versions of the libraries may round differently"

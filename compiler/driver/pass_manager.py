@@ -1,0 +1,145 @@
+"""Running a plan's passes in order: facts are checked, rewrites are verified, and every pass leaves a record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prunec.compiler.cost.model import Cost, cost
+from prunec.compiler.errors import PassError, PlanError, Span
+from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.verify.verify import Verification, verify
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pass, and where the plan's file names it; `locate` finds one of its options there."""
+
+    pass_: Pass
+    at: Span | None = None
+    locate: Callable[..., Span | None] = lambda *keys, on_key=False: None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one pass did."""
+
+    name: str
+    seconds: float
+    verify_seconds: float
+    before: Cost
+    after: Cost
+    notes: tuple[Note, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    verification: Verification | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "pass": self.name,
+            "seconds": round(self.seconds, 4),
+            "verify_seconds": round(self.verify_seconds, 4),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "notes": [{"subject": note.subject, "reason": note.reason} for note in self.notes],
+            "details": dict(self.details),
+            "verification": self.verification.as_dict() if self.verification else None,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last program, a record for each pass, and the passes that give the same result without deciding anew."""
+
+    program: Program
+    records: tuple[Record, ...]
+    resolved: tuple[Pass, ...]
+
+
+def check_needs(steps: Sequence[Step]) -> None:
+    """Every fact that a pass needs is given by an earlier one and not dropped by a rewrite in between."""
+    known: set[str] = set()
+    for step in steps:
+        missing = sorted(step.pass_.required() - known)
+        if missing:
+            raise PlanError(
+                f"pass '{step.pass_.name}' needs {missing[0]}, which no pass before it gives",
+                at=step.at,
+                hint=_giver(missing[0], step, steps),
+            )
+        known = (set() if step.pass_.rewrites else known) | step.pass_.gives
+
+
+def _giver(fact: str, step: Step, steps: Sequence[Step]) -> str:
+    before = steps[: steps.index(step)]
+    dropped = [s.pass_.name for s in before if s.pass_.rewrites]
+    if any(fact in s.pass_.gives for s in before):
+        return f"'{dropped[-1]}' changes the program, so {fact} has to be found again after it"
+    return f"put a pass that gives {fact} before it"
+
+
+def run_passes(program: Program, steps: Sequence[Step], context: Context, *, until: str | None = None) -> Outcome:
+    """Run the passes in order; stop after the first one named `until`.
+
+    Raises `PlanError` where a fact is missing, `PassError` (with its place in the plan) where a pass can't do what it
+    is asked, and `VerifyError` where a rewrite changed the function.
+    """
+    check_needs(steps)
+    context = context if context.baseline else replace(context, baseline=cost(program), traced=program)
+    records: list[Record] = []
+    resolved: list[Pass] = []
+    for index, step in enumerate(steps):
+        context.progress("passes", index, len(steps))
+        result, record = _run(program, step, context)
+        program = result.program
+        records.append(record)
+        resolved += step.pass_.resolved(result)
+        if step.pass_.name == until:
+            break
+    context.progress("passes", len(steps), len(steps))
+    return Outcome(program, tuple(records), tuple(resolved))
+
+
+def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:
+    """Hold the options against the traced program, as far as the first rewrite; give the steps that were checked.
+
+    Raises `PassError` with its place in the plan.
+    """
+    first = next((index for index, step in enumerate(steps) if step.pass_.rewrites), len(steps))
+    checked = steps[: first + 1]
+    for step in checked:
+        try:
+            step.pass_.check(program)
+            program = step.pass_.foreseen(program)
+        except PassError as error:
+            _locate(error, step)
+            raise
+    return checked
+
+
+def _locate(error: PassError, step: Step) -> None:
+    """Give the error its place: the value of an option, or within a mapping the key, such as a pattern."""
+    keys = error.keys
+    on_key = len(keys) > 1 and isinstance(keys[-1], str)
+    error.at = error.at or (step.locate(*keys, on_key=on_key) if keys else None) or step.at
+
+
+def _run(program: Program, step: Step, context: Context) -> tuple[PassResult, Record]:
+    pass_ = step.pass_
+    before, start = cost(program), time.perf_counter()
+    try:
+        result = pass_.run(program, context)
+    except PassError as error:
+        _locate(error, step)
+        raise
+    seconds, start = time.perf_counter() - start, time.perf_counter()
+    verification = None
+    if pass_.rewrites and result.program is not program:
+        reference = pass_.reference(program, result.program)
+        verification = verify(result.program, reference, pass_name=pass_.name, seed=context.seed)
+    elapsed = time.perf_counter() - start
+    after = cost(result.program)
+    return result, Record(pass_.name, seconds, elapsed, before, after, result.notes, result.details, verification)

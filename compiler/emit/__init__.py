@@ -1,0 +1,1 @@
+"""A program as Python source and weights, and the folder that holds them."""

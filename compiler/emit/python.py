@@ -1,0 +1,394 @@
+"""The slim model as Python source that a person reads and trains on, and its weights as safetensors.
+
+    Program
+      call_module layer1.0.conv1 (x)              class Net(nn.Module):
+      call_function F.relu (layer1_0_conv1)  -->      def __init__(self) -> None:
+      output                                              self.layer1 = Parts({"0": Parts({"conv1": nn.Conv2d(...)})})
+                                                      def forward(self, x: torch.Tensor):
+                                                          layer1_0_conv1 = self.layer1["0"].conv1(x)
+                                                          ...
+
+Parameters keep the names that they have in the original. The file holds its own reader of safetensors, so that it
+needs torch alone. `forward` falls into paragraphs, one for a block of the original, and drops a paragraph's tensors
+at its end, as the blocks' own functions did: a variable per node must not cost memory.
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, starmap
+from pathlib import Path
+from typing import Any, Union
+
+import jinja2
+import safetensors.torch
+import torch
+from torch import fx, nn
+
+from prunec.compiler.emit.expressions import RESERVED, Speller, attribute_path, is_attribute, quote
+from prunec.compiler.errors import ModelError
+from prunec.compiler.ir.inputs import names_of, tensors_in
+from prunec.compiler.ir.program import Program, module_tensors
+from prunec.compiler.ir.train_eval import MODES, ByMode, Mode, has_both, needed, output_of
+from prunec.compiler.text.constructors import check_constructor, parameter_dtype
+from prunec.compiler.text.literals import literal
+from prunec.compiler.version import __version__
+
+WEIGHTS = "model.safetensors"
+WIDTH = 110
+PARAGRAPH = 12
+"""Statements after which a paragraph ends as soon as it has tensors to drop."""
+
+# The spec's names of data types; what torch can't hold isn't written either.
+DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+Tree = dict[str, Union[str, "Tree"]]
+"""A part's name -> the text that makes it, or its own parts."""
+
+
+@dataclass(frozen=True)
+class Splice:
+    """The part of a larger model that a program is, and the arguments that were decided when it was traced."""
+
+    name: str
+    frozen: Mapping[str, Any]
+
+
+def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | None = None) -> str:
+    """The source of a file with the model's class and `load()`; the same program always gives the same text.
+
+    Raises `ModelError` where the graph calls something that can't be imported from torch or torchvision.
+    """
+    speller = Speller(program.graph)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    signature = ", ".join(speller.argument(node) for node in placeholders)
+    body = list(_body(program.graph, speller))
+    parts = _collect(program)
+    uses_parts = any(isinstance(part, dict) for part in parts.tree.values())
+    root_is_parts = not all(map(is_attribute, parts.tree))
+    source = _template().render(
+        name=class_name(program.name),
+        version=__version__,
+        inputs=_describe_inputs(placeholders),
+        weights=weights,
+        file=weights.removesuffix(".safetensors"),
+        splice=splice,
+        frozen=literal(dict(splice.frozen)) if splice else "",
+        training=program.training,
+        both=has_both(program.graph),
+        imports=speller.imports,
+        records=list(starmap(_record, speller.records.items())),
+        uses_parts=uses_parts or root_is_parts,
+        base="Parts" if root_is_parts else "nn.Module",
+        construction=[*_construction(parts.tree), *parts.ties, *parts.frozen],
+        signature=signature,
+        body=body,
+        dtypes=DTYPES.items(),
+    )
+    ast.parse(source)
+    return source
+
+
+def _record(name: str, fields: Sequence[str]) -> str:
+    return f"{name} = namedtuple({quote(name)}, [{', '.join(map(quote, fields))}])"
+
+
+def save_weights(program: Program, path: Path) -> None:
+    """Write the safetensors file that the emitted class loads: exactly the keys of its `state_dict`.
+
+    A tied tensor is written under each of its names, as `state_dict` lists it; loading fills the one copy twice.
+    """
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in saved_tensors(program).items():
+        if tensor.dtype not in DTYPES.values():
+            raise ModelError(f"'{name}' has the type {tensor.dtype}, which no weight file holds")
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if storage not in seen:
+            tensors[name] = tensor.detach().cpu().contiguous()
+        seen.add(storage)
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))  # `save_file` bars others from reading
+
+
+def saved_tensors(program: Program) -> dict[str, torch.Tensor]:
+    """The `state_dict` of the emitted class."""
+    return dict(program.saved)
+
+
+def class_name(name: str) -> str:
+    """A legal class name that hides nothing that the emitted file uses."""
+    legal = re.sub(r"\W", "_", name) or "Model"
+    legal = f"_{legal}" if legal[0].isdigit() else legal
+    return f"{legal}Model" if legal in RESERVED | {"Path", "json"} or keyword.iskeyword(legal) else legal
+
+
+# --- the constructor ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Parts:
+    """What `__init__` makes: a tree of constructor texts, then the statements that tie and freeze parameters."""
+
+    tree: Tree = field(default_factory=dict)
+    ties: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+    first_names: dict[int, str] = field(default_factory=dict)
+    """id of a module or tensor -> the first name that it was met under."""
+
+    def add(self, name: str, text: str) -> None:
+        """Put a part in its place."""
+        branch, last = self._place(name)
+        branch[last] = text
+
+    def tie(self, name: str, thing: nn.Module | torch.Tensor) -> bool:
+        """Whether the thing has an earlier name; then a statement ties the two."""
+        first = self.first_names.setdefault(id(thing), name)
+        if first == name:
+            return False
+        owner, _, last = name.rpartition(".")
+        parent = attribute_path(owner) if owner else "self"
+        if is_attribute(last):
+            self.ties.append(f"{parent}.{last} = {attribute_path(first)}")
+        else:
+            self.ties.append(f"setattr({parent}, {quote(last)}, {attribute_path(first)})")
+        return True
+
+    def tie_or_add(self, name: str, thing: nn.Module | torch.Tensor, text: str) -> bool:
+        """Add a part that is new, or make room for the tie of one that isn't; whether it is new."""
+        if self.tie(name, thing):
+            self._place(name)
+            return False
+        self.add(name, text)
+        return True
+
+    def _place(self, name: str) -> tuple[Tree, str]:
+        """The container of a part, made where there is none yet, and the part's name in it."""
+        *path, last = name.split(".")
+        branch = self.tree
+        for key in path:
+            below = branch.setdefault(key, {})
+            assert isinstance(below, dict), f"'{name}' lies inside the leaf '{key}'"
+            branch = below
+        return branch, last
+
+
+def _collect(program: Program) -> _Parts:
+    parts = _Parts()
+    modules = {name: value for name, value in program.state.items() if isinstance(value, nn.Module)}
+    for name, module in modules.items():
+        _add_module(parts, name, module)
+    for name, tensor in program.state.items():
+        if isinstance(tensor, torch.Tensor) and not _lies_in(name, tensor, modules):
+            _add_tensor(parts, name, tensor)
+    return parts
+
+
+def _add_module(parts: _Parts, name: str, module: nn.Module) -> None:
+    if not parts.tie_or_add(name, module, _constructor_text(name, module)):
+        return
+    for key, tensor in module_tensors(name, module):
+        parts.tie(key, tensor)
+    own = list(module.named_parameters())
+    frozen = [key for key, parameter in own if not parameter.requires_grad]
+    whole = len(frozen) == len(own)
+    for path in [name] if frozen and whole else [f"{name}.{key}" for key in frozen]:
+        parts.frozen.append(f"{attribute_path(path)}.requires_grad_(False)")
+
+
+def _add_tensor(parts: _Parts, name: str, tensor: torch.Tensor) -> None:
+    dtype = "" if tensor.dtype == torch.float32 else f", dtype={tensor.dtype}"
+    text = f"torch.empty({', '.join(map(str, tensor.shape)) or '()'}{dtype})"
+    if isinstance(tensor, nn.Parameter):
+        text = f"nn.Parameter({text}{'' if tensor.requires_grad else ', requires_grad=False'})"
+    parts.tie_or_add(name, tensor, text)
+
+
+def _lies_in(name: str, tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the tensor belongs to a leaf module that is constructed anyway."""
+    for owner, module in modules.items():
+        if name.startswith(f"{owner}."):
+            same = dict(module_tensors(owner, module)).get(name) is tensor
+            assert same, f"'{name}' and the module '{owner}' hold different tensors of that name"
+            return True
+    return False
+
+
+def _constructor_text(name: str, module: nn.Module) -> str:
+    try:
+        return check_constructor(module).with_dtype(parameter_dtype(module)).source(prefix="nn.")
+    except ModelError as error:
+        raise ModelError(f"'{name}' can't be written as source: {error.message}", hint=error.hint) from error
+
+
+def _construction(tree: Tree) -> Iterator[str]:
+    """The statements that make the model's parts."""
+    for name, part in tree.items():
+        text = "\n".join(_nested(part)) if isinstance(part, dict) else part
+        if text.startswith("torch.empty("):
+            yield f"self.register_buffer({quote(name)}, {text})"
+        elif is_attribute(name):
+            yield from f"self.{name} = {text}".split("\n")
+        else:
+            yield from f"setattr(self, {quote(name)}, {text})".split("\n")
+
+
+def _nested(tree: Tree) -> Iterator[str]:
+    if not tree:
+        yield "Parts({})"
+        return
+    yield "Parts({"
+    for name, part in tree.items():
+        lines = list(_nested(part)) if isinstance(part, dict) else [part]
+        lines[0] = f"{quote(name)}: {lines[0]}"
+        yield from (f"    {line}" for line in [*lines[:-1], f"{lines[-1]},"])
+    yield "})"
+
+
+# --- forward -----------------------------------------------------------------------------------------------------
+
+
+_Statement = tuple[int, fx.Node, str]
+"""Its number among all statements, its node, and its text."""
+
+
+def _body(graph: fx.Graph, speller: Speller) -> Iterator[str]:
+    """The lines of `forward`. What one mode alone computes stands in a branch; the last branch returns."""
+    nodes = [node for node in graph.nodes if node.op != "placeholder" and not (node.op == "output" and has_both(graph))]
+    texts = ((node, text) for node in nodes if (text := speller.statement(node)) is not None)
+    statements = [(index, node, text) for index, (node, text) in enumerate(texts)]
+    last_read = {name: index for index, node, _ in statements for name in speller.read_by(node)}
+    if not has_both(graph):
+        yield from _paragraphs(statements, speller, last_read, {})
+        return
+    output = output_of(graph)
+    assert isinstance(output.args[0], ByMode), "the graph has both"
+    last_read.update(dict.fromkeys(speller.read_by(output), len(statements)))
+    returns = {mode: f"return {speller.value(getattr(output.args[0], mode))}" for mode in MODES}
+    alive: dict[str, dict[str, None]] = {mode: {} for mode in ("", *MODES)}
+    runs, tails = _runs(statements, {mode: needed(graph, mode) for mode in MODES})
+    for mode, run in runs:
+        lines = list(_paragraphs(run, speller, last_read, alive[mode]))
+        dead = [name for name in alive[mode] if mode and last_read.get(name, -1) <= run[-1][0]]
+        alive[mode] = {name: None for name in alive[mode] if name not in dead}
+        yield from _branch(mode, [*lines, *_deletion(dead)])
+    if returns["eval"] == returns["train"] and not any(tails.values()):
+        yield returns["eval"]
+        return
+    for last in reversed(MODES):
+        lines = [*_paragraphs(tails[last], speller, last_read, alive[last]), *_wrapped(returns[last])]
+        yield from _branch("train" if last == "train" else "", lines)
+
+
+def _runs(
+    statements: Sequence[_Statement], halves: Mapping[Mode, set[fx.Node]]
+) -> tuple[list[tuple[str, list[_Statement]]], dict[Mode, list[_Statement]]]:
+    """Consecutive statements of one mode, or of both (an empty name); and what is left to each mode in the end."""
+    modes = [_mode_of(node, halves) for _, node, _ in statements]
+    shared = max((index for index, mode in enumerate(modes) if not mode), default=-1) + 1
+    pairs = list(zip(modes, statements, strict=True))
+    runs = [(mode, [item for _, item in run]) for mode, run in groupby(pairs[:shared], key=lambda pair: pair[0])]
+    return runs, {mode: [item for own, item in pairs[shared:] if own == mode] for mode in MODES}
+
+
+def _mode_of(node: fx.Node, halves: Mapping[Mode, set[fx.Node]]) -> str:
+    """The mode that alone needs a node; empty for what both need, or none."""
+    mine = [mode for mode in MODES if node in halves[mode]]
+    return mine[0] if len(mine) == 1 else ""
+
+
+def _branch(mode: str, lines: list[str]) -> Iterator[str]:
+    if not mode:
+        yield from lines
+        return
+    yield "if self.training:" if mode == "train" else "if not self.training:"
+    yield from (f"    {line}" if line else "" for line in lines)
+    if not lines[-1].startswith("return"):
+        yield ""
+
+
+def _paragraphs(
+    statements: Sequence[_Statement], speller: Speller, last_read: Mapping[str, int], alive: dict[str, None]
+) -> Iterator[str]:
+    """A paragraph for each block of the original, with a `del` of its dead tensors, of those that are `alive`."""
+    block, length = "", 0
+    for index, node, text in statements:
+        owner = str(node.target).rpartition(".")[0] if node.op == "call_module" else block
+        dead = [name for name in alive if last_read.get(name, -1) < index]
+        leaves = not f"{owner}.".startswith(f"{block}.")
+        if length and node.op != "output" and (leaves or (length >= PARAGRAPH and dead)):
+            yield from _deletion(dead)
+            yield ""
+            length = 0
+            for name in dead:
+                del alive[name]
+        block = owner if leaves or not length else block
+        yield from _wrapped(text)
+        length += 1
+        if node.users and _holds_memory(node):
+            alive.update(dict.fromkeys(speller.reads[node]))
+
+
+def _holds_memory(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor | tuple | list)
+
+
+def _deletion(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    statement = f"del {', '.join(names)}"
+    return [statement] if len(statement) <= WIDTH else _wrapped(f"del ({', '.join(names)})")
+
+
+def _wrapped(statement: str) -> list[str]:
+    """A long statement on several lines, broken inside its brackets; left as it is where that would change it."""
+    if len(statement) <= WIDTH:
+        return [statement]
+    lines = textwrap.wrap(statement, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return lines if _parsed("\n".join(lines)) == _parsed(statement) else [statement]
+
+
+def _parsed(statement: str) -> str | None:
+    """The syntax tree as text; `None` for a statement that was broken outside of brackets or inside a string."""
+    try:
+        return ast.dump(ast.parse(f"def f():\n {textwrap.indent(statement, ' ').lstrip()}"))
+    except SyntaxError:
+        return None
+
+
+def _describe_inputs(placeholders: list[fx.Node]) -> str:
+    shown = []
+    for node in placeholders:
+        value = node.meta.get("val")
+        for name, tensor in zip(names_of(str(node.target), value), tensors_in(value), strict=True):
+            shown.append(f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}")
+    return "Inputs, as compiled: " + "; ".join(shown) + "."
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    return environment.get_template("model.py.jinja")

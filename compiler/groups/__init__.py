@@ -1,0 +1,1 @@
+"""Labels solved into units and groups, and the dependency graph."""

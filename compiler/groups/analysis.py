@@ -1,0 +1,354 @@
+"""From labels to units and groups: everything that the label flow has collected is solved here, once.
+
+A *unit* is a connected component of labels: positions, over all axes, that go together or not at all. A *group* joins
+the units of axes that produce channels together. Units are numbered through, group by group, in the order of the graph,
+so that a group's units are one run of numbers and every figure about units is one flat array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from prunec.compiler import ops  # noqa: F401  (with it come the rules of all operations)
+from prunec.compiler.groups.balance import Balance, Balanced, balances
+from prunec.compiler.groups.blocks import components, first_along, square_blocks
+from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.labels.flow import FIXED, Flow, Pin
+from prunec.compiler.labels.propagate import run_rules
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+
+LOOSE = -1
+"""The unit of a position that belongs to none: it is fixed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One axis of a group: `positions[i]` of the axis belongs to unit `units[i]` of the group (0 is its first)."""
+
+    axis: Axis
+    role: str
+    cause: str
+    positions: IntArray
+    units: IntArray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that the same axes produce. `pinned[u]` holds why unit u may not be removed, '' where it may."""
+
+    name: str
+    start: int
+    size: int
+    pinned: tuple[str, ...]
+    writers: tuple[Member, ...]
+    """The members that produce channels."""
+    table: Memberships = field(repr=False, compare=False)
+
+    @cached_property
+    def free(self) -> BoolArray:
+        """Which units may be removed."""
+        return np.array([not reason for reason in self.pinned], dtype=bool)
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """Every axis that has a part in the group, the writers first."""
+        return (*self.writers, *self.table.followers[self.start])
+
+    @property
+    def readers(self) -> tuple[Member, ...]:
+        """The members that consume channels."""
+        return tuple(m for m in self.members if m.role == "reader")
+
+    @property
+    def where(self) -> slice:
+        """The group's run of the program-wide unit numbers."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class Memberships:
+    """Which axes have a part in which group, found when it is first asked for: a selection by writers needs none."""
+
+    flow: Flow
+    unit_of: IntArray
+    starts: IntArray
+
+    @cached_property
+    def followers(self) -> Mapping[int, list[Member]]:
+        """The members that aren't writers, by the group's first unit."""
+        found: dict[int, list[Member]] = {int(start): [] for start in self.starts}
+        parts: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
+        for binding in self.flow.bindings.values():
+            key = id(binding.labels)
+            if binding.role == "writer":
+                continue
+            if key not in parts:
+                parts[key] = list(_parts(_units(self.unit_of, binding.labels), self.starts))
+            for start, positions, units in parts[key]:
+                found[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
+        return found
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What may be removed from a program, and what goes with it."""
+
+    program: Program
+    flow: Flow
+    unit_of: IntArray
+    """label -> unit, LOOSE where the label belongs to none that an axis produces."""
+    groups: Mapping[str, Group]
+    covers: tuple[IntArray, ...]
+    """Sets of units of which one must stay (the pieces of a split)."""
+    counted: Mapping[int, str] = field(default_factory=dict)
+    """unit -> why it can't be merged."""
+    balanced: tuple[Balanced, ...] = ()
+    """Blocks of units of which every row must lose equally many."""
+    balances: tuple[Balance, ...] = ()
+    """Which units leave together so that they do."""
+
+    @cached_property
+    def size(self) -> int:
+        """How many units there are."""
+        return sum(group.size for group in self.groups.values())
+
+    @cached_property
+    def free(self) -> BoolArray:
+        """Which units may be removed."""
+        return np.concatenate([g.free for g in self.groups.values()] or [np.zeros(0, dtype=bool)])
+
+    @cached_property
+    def group_of(self) -> IntArray:
+        """unit -> the number of its group."""
+        sizes = [g.size for g in self.groups.values()]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    def units(self, labels: IntArray) -> IntArray:
+        """The unit of each label, LOOSE for FIXED ones."""
+        return np.where(labels == FIXED, LOOSE, self.unit_of[labels])
+
+    def line(self, labels: IntArray) -> IntArray:
+        """A field as the flat array of labels along the one dimension that can lose positions; all of its labels inside
+        a shuffle that is divided freely."""
+        if labels.size == max(labels.shape):
+            return self.flow.flat(labels)
+        units = self.units(labels)
+        units = np.where(np.append(self.free, False)[units], units, LOOSE)
+        wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
+        dim = next((d for d in wide if bool((units == first_along(units, d)).all())), None)
+        return np.ascontiguousarray(labels if dim is None else first_along(labels, dim)).reshape(-1)
+
+    def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
+        """Which labels stay when the units in `keep` do."""
+        units = self.units(labels)
+        return (units == LOOSE) | keep[units] if keep.size else np.ones(labels.shape, dtype=bool)
+
+
+@uncollected()
+def analyse(program: Program) -> Analysis:
+    """The units and groups of a program; computed once for each program."""
+    known = program.__dict__.get("_analysis")
+    if known is None:
+        flow = Flow(program)
+        run_rules(flow)
+        known = solve(flow)
+        program.__dict__["_analysis"] = known
+    assert isinstance(known, Analysis)
+    return known
+
+
+def hand_on(analysis: Analysis, program: Program) -> Program:
+    """Give an analysis to a program that differs in its tensors' values alone. Tensors that were one still go together,
+    though they may be two by now."""
+    program.__dict__["_analysis"] = replace(analysis, program=program)
+    return program
+
+
+def solve(flow: Flow) -> Analysis:
+    """Join what must go together, pin what may not go, and sort the rest into groups."""
+    flow.count = max(flow.count, 1)
+    left, right, pins = _edges(flow)
+    component = components(flow.count, left, right)
+    component, more = square_blocks(flow, component)
+    reasons = _pinned(component, [*pins, *more, *flow.pins])
+    unit_of, starts = _number_units(flow, component)
+    pinned = {int(unit_of[label]): reason for label, reason in reasons.items() if unit_of[label] != LOOSE}
+    sizes = np.diff(starts, append=int(unit_of.max(initial=LOOSE)) + 1)
+    pieces = _covers(flow, unit_of, starts, sizes)
+    for unit in (int(unit) for unit in starts[sizes == 1]):
+        pinned.setdefault(unit, "is the only one of its group")
+    for unit in (int(piece[0]) for piece in pieces if piece.size == 1):
+        pinned.setdefault(unit, "is all that one piece of a split has")
+    balanced = tuple(Balanced(_units(unit_of, labels), node) for labels, node in flow.balanced)
+    tied = balances(balanced)
+    _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
+    groups = _groups(flow, unit_of, starts, pinned)
+    counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != LOOSE}
+    counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
+    covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
+    return Analysis(flow.program, flow, unit_of, groups, covers, counted, balanced, tied)
+
+
+def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
+    """All couplings as two flat arrays, and pins for labels that met FIXED positions."""
+    flat = [
+        (p.left, p.right) if p.left.shape == p.right.shape else np.broadcast_arrays(p.left, p.right) for p in flow.pairs
+    ]
+    if not flat:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), []
+    left, right = (np.concatenate([pair[side].ravel() for pair in flat]) for side in (0, 1))
+    source = np.repeat(np.arange(len(flat)), [pair[0].size for pair in flat])
+    mixed = (left == FIXED) != (right == FIXED)
+    both = (left != FIXED) & (right != FIXED)
+    pins = [
+        Pin(np.array([max(a, b)]), f"meets positions that are fixed at {flow.pairs[s].cause}")
+        for a, b, s in zip(left[mixed], right[mixed], source[mixed], strict=True)
+    ]
+    return left[both], right[both], pins
+
+
+def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinned: dict[int, str], size: int) -> None:
+    """Pin the units of blocks whose rows don't hold equally many, and of those that no equal share can leave."""
+    for block in balanced:
+        if not block.fits:
+            for unit in (int(unit) for unit in np.unique(block.units) if unit != LOOSE):
+                pinned.setdefault(unit, f"shares a block with fixed positions at {block.node}")
+    free = np.ones(size, dtype=bool)
+    free[list(pinned)] = False
+    for balance in tied:
+        if not balance.packs(free):
+            for unit in balance.units.tolist():
+                pinned.setdefault(unit, f"can't leave every row of a block of {balance.nodes[0]} in equal numbers")
+
+
+def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
+    """label -> why it may not be removed, spread over everything that it is joined with."""
+    reason_of: dict[int, str] = {}
+    for pin in pins:
+        labels = pin.labels.ravel()
+        for root in distinct(component[labels[labels != FIXED]], component.size):
+            reason_of.setdefault(int(root), pin.reason)
+    if not reason_of:
+        return {}
+    return {
+        int(label): reason_of[int(component[label])] for label in np.flatnonzero(np.isin(component, list(reason_of)))
+    }
+
+
+def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
+    """label -> unit number, and the first unit of each group.
+
+    Units that a parameter writes are numbered by group, groups in the order of their first label; what must lose
+    equally many is in one group. What no parameter writes (a buffer's own, a padding's own) is LOOSE.
+    """
+    writers = [b.labels for b in flow.bindings.values() if b.role == "writer"]
+    roots = [component[labels[labels != FIXED]] for labels in writers]
+    roots = [r for r in roots if r.size]
+    unit_of = np.full(component.size, LOOSE, dtype=np.int64)
+    if not roots:
+        return unit_of, np.zeros(0, dtype=np.int64)
+    even = [component[labels.ravel()] for labels, _ in flow.balanced]
+    joined = [*roots, *even]
+    left = np.concatenate(roots)
+    right = np.repeat([r[0] for r in joined], [r.size for r in joined])
+    family = components(component.size, np.concatenate(joined), right)
+    written = distinct(left, component.size)
+    order = np.lexsort((written, family[written]))
+    ranked = written[order]
+    number = np.full(component.size, LOOSE, dtype=np.int64)
+    number[ranked] = np.arange(ranked.size)
+    families = family[ranked]
+    starts = np.flatnonzero(np.r_[True, families[1:] != families[:-1]])
+    return number[component], starts
+
+
+def distinct(numbers: IntArray, below: int) -> IntArray:
+    """The distinct numbers of an array, rising; all lie in [0, below). Marking them is faster than sorting."""
+    if numbers.size < 32:
+        return np.array(sorted(set(numbers.tolist())), dtype=np.int64)
+    marks = np.zeros(below, dtype=bool)
+    marks[numbers] = True
+    return np.flatnonzero(marks)
+
+
+def _units(unit_of: IntArray, labels: IntArray) -> IntArray:
+    return np.where(labels == FIXED, LOOSE, unit_of[labels])
+
+
+def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int, str]) -> dict[str, Group]:
+    ends = [*starts[1:].tolist(), int(unit_of.max(initial=LOOSE)) + 1] if starts.size else []
+    writers: dict[int, list[Member]] = {int(start): [] for start in starts}
+    for binding in flow.bindings.values():
+        if binding.role == "writer":
+            for start, positions, units in _parts(_units(unit_of, binding.labels), starts):
+                writers[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
+    reasons = [""] * (ends[-1] if ends else 0)
+    for unit, reason in pinned.items():
+        reasons[unit] = reason
+    table = Memberships(flow, unit_of, starts)
+    names = _names(list(writers.values()))
+    groups: dict[str, Group] = {}
+    for name, (start, mine), end in zip(names, writers.items(), ends, strict=True):
+        groups[name] = Group(name, start, end - start, tuple(reasons[start:end]), tuple(mine), table)
+    return groups
+
+
+def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
+    """(the group's first unit, positions, units within the group) of an axis, for each group that it has a part of."""
+    placed = np.flatnonzero(units != LOOSE)
+    if not placed.size:
+        return
+    mine = units[placed]
+    numbers = np.searchsorted(starts, mine, side="right") - 1
+    edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), numbers.size]
+    first = numbers[edges[:-1]].tolist()
+    if len(set(first)) < len(first):  # a group's part is torn apart: a split whose pieces changed places
+        order = np.argsort(numbers, kind="stable")
+        yield from _parts_of(placed[order], mine[order], numbers[order], starts)
+    else:
+        for number, low, high in zip(first, edges[:-1], edges[1:], strict=True):
+            start = int(starts[number])
+            yield start, placed[low:high], mine[low:high] - start
+
+
+def _parts_of(
+    placed: IntArray, units: IntArray, numbers: IntArray, starts: IntArray
+) -> Iterator[tuple[int, IntArray, IntArray]]:
+    for number in distinct(numbers, starts.size):
+        inside = numbers == number
+        yield int(starts[number]), placed[inside], units[inside] - starts[number]
+
+
+def _names(members: list[list[Member]]) -> list[str]:
+    """A group is called after the module of its first writer; where two would share a name, after the axis."""
+    first = [group[0].axis for group in members]
+    short = [axis.owner if axis.tensor.endswith(".weight") else axis.tensor for axis in first]
+    counts = {name: short.count(name) for name in set(short)} if len(set(short)) < len(short) else {}
+    return [str(axis) if counts.get(name, 1) > 1 else name for axis, name in zip(first, short, strict=True)]
+
+
+def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) -> list[IntArray]:
+    """The units of each value that could lose them all: it has no fixed position and holds no whole group.
+
+    Such are the pieces of a split, and what a layer writes that is padded to the width of its group.
+    """
+    found: dict[bytes, IntArray] = {}
+    written = [binding.labels for binding in flow.bindings.values() if binding.role == "writer"]
+    for labels in (*flow.covers, *written):
+        units = _units(unit_of, labels).ravel()
+        if units.min() == LOOSE:
+            continue
+        units = distinct(units, unit_of.size)
+        numbers = np.searchsorted(starts, units, side="right") - 1
+        counts = np.bincount(numbers - numbers[0])
+        if not bool((counts == sizes[numbers[0] : numbers[0] + counts.size]).any()):
+            found[units.tobytes()] = units
+    return list(found.values())

@@ -1,0 +1,122 @@
+"""Blocks of which every row must lose equally many channels, whichever these are in each.
+
+    grouped convolution, 2 groups of 4      units of its inputs   0 1 2 3 | 4 5 6 7
+    a legal selection                       removed               0   2   | 5 6
+
+Several such blocks may share units: a convolution of two groups, then a norm of three. The units are sorted into
+*cells*, those that lie in the same rows of all of them; a *balance* is a set of cells that blocks tie together. If
+every cell loses the same share of its units, every row of every block loses equally many:
+
+    2 groups and 3 groups of 12             cells  0-3 | 4-5 | 6-7 | 8-11
+    leave together (a pack)                 units    2 |  1  |  1  |  2
+
+That is a little less than what the blocks allow, and it is what can be counted in packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+import numpy.typing as npt
+
+from prunec.compiler.ir.program import IntArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+Place = tuple[int, int, int]
+"""(block, row, how often): where a unit lies."""
+Cell = tuple[tuple[Place, ...], list[int]]
+"""Where its units lie, and its units."""
+
+OUTSIDE = -1
+"""A position of a block that belongs to no unit: it never goes."""
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Units [rows, positions] of which every row must lose the same number, as a node asks."""
+
+    units: IntArray
+    node: str
+
+    def lost(self, keep: BoolArray) -> IntArray:
+        """How many positions each row loses."""
+        gone = (self.units != OUTSIDE) & ~np.append(keep, True)[self.units]
+        return np.asarray(gone.sum(axis=1), dtype=np.int64)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all rows hold equally many positions that belong to units."""
+        inside = (self.units != OUTSIDE).sum(axis=1)
+        return bool((inside == inside[0]).all())
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Cells of which equal shares leave: `each[c]` units of `cells[c]` at a time, `packs` times at most."""
+
+    cells: tuple[IntArray, ...]
+    each: tuple[int, ...]
+    nodes: tuple[str, ...]
+    """Those that ask for it."""
+
+    @property
+    def units(self) -> IntArray:
+        """All units of the cells."""
+        return np.concatenate(self.cells)
+
+    @property
+    def size(self) -> int:
+        """How many units leave together."""
+        return sum(self.each)
+
+    def packs(self, free: BoolArray) -> int:
+        """How many packs may leave when the units in `free` [units] may; one has to stay."""
+        each = zip(self.cells, self.each, strict=True)
+        whole = self.cells[0].size // self.each[0]
+        return min(whole - 1, *(int(free[cell].sum()) // count for cell, count in each))
+
+
+def balances(blocks: Sequence[Balanced]) -> tuple[Balance, ...]:
+    """The balances that blocks ask for. Units that every row of a block holds alike aren't bound by it."""
+    places = _places(blocks)
+    cells: dict[tuple[Place, ...], list[int]] = {}
+    for unit in sorted(places):
+        cells.setdefault(tuple(places[unit]), []).append(unit)
+    names = [block.node for block in blocks]
+    return tuple(_balance(family, names) for family in _families(cells))
+
+
+def _balance(family: Sequence[Cell], names: Sequence[str]) -> Balance:
+    cells = tuple(np.array(units, dtype=np.int64) for _, units in family)
+    share = gcd(*(cell.size for cell in cells))
+    asking = sorted({block for places, _ in family for block, _, _ in places})
+    return Balance(cells, tuple(cell.size // share for cell in cells), tuple(names[block] for block in asking))
+
+
+def _places(blocks: Sequence[Balanced]) -> dict[int, list[Place]]:
+    """The places of every unit in the blocks whose rows don't hold it equally often."""
+    found: dict[int, list[Place]] = {}
+    for number, block in enumerate(blocks):
+        rows = len(block.units)
+        units, place = np.unique(block.units, return_inverse=True)
+        codes = np.arange(rows)[:, None] * units.size + place.reshape(rows, -1)
+        often = np.bincount(codes.ravel(), minlength=rows * units.size).reshape(rows, -1)
+        uneven = (often != often[:1]).any(axis=0) & (units != OUTSIDE)
+        for column, row in np.argwhere((often > 0).T & uneven[:, None]):
+            found.setdefault(int(units[column]), []).append((number, int(row), int(often[row, column])))
+    return found
+
+
+def _families(cells: Mapping[tuple[Place, ...], list[int]]) -> Iterable[list[Cell]]:
+    """The cells that a chain of blocks ties together, by their first unit."""
+    family_of: dict[int, int] = {}
+    families: dict[int, list[Cell]] = {}
+    for number, cell in enumerate(cells.items()):
+        joined = sorted({family_of[block] for block, _, _ in cell[0] if block in family_of})
+        families[number] = [known for old in joined for known in families.pop(old)] + [cell]
+        family_of.update({block: number for places, _ in families[number] for block, _, _ in places})
+    return families.values()

@@ -1,0 +1,152 @@
+"""What every graph rewrite asks: who writes in place, who may share memory, which names a glob means, what is left.
+
+A pass edits a copy of the graph (`Program.copy_graph`) and hands it to `rebuild`, which takes along the state and the
+shown tensors that the new graph still reads.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import fx, nn
+
+from prunec.compiler.emit.expressions import IN_PLACE
+from prunec.compiler.errors import PassError, nearest
+from prunec.compiler.ir.program import Program, State, module_tensors
+from prunec.compiler.labels.propagate import op_name
+
+_WRITERS = frozenset({*IN_PLACE, operator.setitem, operator.imatmul, operator.ilshift, operator.irshift})
+"""Functions that write into their first operand, beyond those that torch spells with an underscore."""
+
+_FRESH_MODULES = frozenset(
+    f"torch.nn.modules.{part}"
+    for part in ("activation", "batchnorm", "conv", "instancenorm", "linear", "normalization", "pooling", "sparse")
+)
+_FRESH_NAMES = re.compile(
+    "add|sub|mul|div|truediv|pow|neg|exp|log|sqrt|rsqrt|mean|sum|amax|amin|var|std|cat|concat|stack|clone|embedding"
+    "|matmul|bmm|mm|addmm|baddbmm|linear|bilinear|scaled_dot_product_attention|conv(_transpose)?[123]d"
+    "|relu6?|gelu|silu|mish|elu|sigmoid|tanh|(log_)?softmax|hardswish|hardsigmoid|leaky_relu"
+    "|(adaptive_)?(avg|max)_pool[123]d|(batch|layer|group|rms|instance)_norm"
+)
+"""Operations that always give new memory; whatever is in neither table counts as one that may not."""
+
+
+def operand(node: fx.Node) -> fx.Node | None:
+    """The node's first operand, given by position or as `input`; none where that is no value of the graph."""
+    value = node.args[0] if node.args else node.kwargs.get("input")
+    return value if isinstance(value, fx.Node) else None
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call to a Python function by parameter name, defaults included. Raises ValueError on a
+    function that has no Python signature."""
+    assert callable(node.target), f"{node.name} calls no function"
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def mutates(node: fx.Node, state: Mapping[str, State]) -> bool:
+    """Whether the node writes into one of its operands."""
+    if node.op == "call_module":
+        return bool(getattr(state[str(node.target)], "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return _ends_in_place(name) or name in {"__setitem__", "__iadd__", "__imul__"}
+    if node.op != "call_function":
+        return False
+    if node.target in _WRITERS or node.kwargs.get("out") is not None:
+        return True
+    name = "" if node.target in vars(operator).values() else getattr(node.target, "__name__", "")
+    return _ends_in_place(name) or _inplace_flag(node)
+
+
+def _ends_in_place(name: str) -> bool:
+    """torch's spelling: `add_` writes in place, `__add__` does not; `operator.and_` has another reason."""
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _inplace_flag(node: fx.Node) -> bool:
+    """Whether a function such as `F.relu(x, True)` is told to write in place. Builtins have no such parameter."""
+    if not inspect.isfunction(node.target) or "inplace" not in inspect.signature(node.target).parameters:
+        return False
+    return arguments(node)["inplace"] is not False
+
+
+def is_fresh(node: fx.Node, state: Mapping[str, State]) -> bool:
+    """Whether the node's value is certain to have memory of its own."""
+    if mutates(node, state):
+        return False
+    if node.op == "call_module":
+        module = state[str(node.target)]
+        return type(module).__module__ in _FRESH_MODULES and not isinstance(module, nn.Identity)
+    return node.op in {"call_function", "call_method"} and _FRESH_NAMES.fullmatch(op_name(node)) is not None
+
+
+def aliases(node: fx.Node, state: Mapping[str, State]) -> set[fx.Node]:
+    """Every value that may share memory with the node's, itself among them."""
+    found = nx.node_connected_component(_sharing(node.graph, state), node)
+    return {value for value in found if isinstance(value, fx.Node)}
+
+
+def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Node]]:
+    """The graph's nodes in sets of those that may share memory."""
+    for found in nx.connected_components(_sharing(graph, state)):
+        yield {value for value in found if isinstance(value, fx.Node)}
+
+
+def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | str]:
+    """An edge between two values that may share memory; tensors of the state stand between their readers."""
+    edges: nx.Graph[fx.Node | str] = nx.Graph()
+    edges.add_nodes_from(graph.nodes)
+    for user in graph.nodes:
+        if user.op == "get_attr":
+            edges.add_edge(user, user.target)
+        elif user.op != "output" and _has_memory(user) and not is_fresh(user, state):
+            edges.add_edges_from((user, source) for source in _sources(user, state) if _has_memory(source))
+    return edges
+
+
+def _sources(node: fx.Node, state: Mapping[str, State]) -> list[fx.Node]:
+    """The values whose memory a node may hand on; of those that an in-place one reads, only the first."""
+    first = operand(node)
+    writes = mutates(node, state) and isinstance(node.meta.get("val"), torch.Tensor) and "out" not in node.kwargs
+    return [first] if writes and first is not None and node.target != "set_" else node.all_input_nodes
+
+
+def _has_memory(node: fx.Node) -> bool:
+    """Whether a value may hold tensors; sizes, flags, types and devices don't."""
+    return not isinstance(node.meta.get("val"), bool | int | float | torch.Size | torch.dtype | torch.device)
+
+
+def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:
+    """The names that some glob pattern matches. Raises PassError for a pattern of `option` that matches none."""
+    known = sorted(set(names))
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known), keys=(option,))
+        found.update(matched)
+    return frozenset(found)
+
+
+def rebuild(program: Program, graph: fx.Graph, state: Mapping[str, State]) -> Program:
+    """The program with a new graph, and with what that graph still reads of the state and `shown`. Origins of tensors
+    that are gone stay: the lock tells what was removed from them before."""
+    graph.lint()
+    read = {node.target for node in graph.nodes if node.op in {"call_module", "get_attr"}}
+    kept = {name: value for name, value in state.items() if name in read}
+    tensors = {
+        key
+        for name, value in kept.items()
+        for key in ([pair[0] for pair in module_tensors(name, value)] if isinstance(value, nn.Module) else [name])
+    }
+    return program.derive(graph=graph, state=kept, shown=program.shown & tensors)

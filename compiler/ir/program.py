@@ -1,0 +1,245 @@
+"""The IR: a program is an fx graph whose every node knows its value's shape, and the state that the graph reads.
+
+    Program
+      graph    torch.fx.Graph; node.meta["val"] holds the value on the meta device (a tensor, a number, or a tuple)
+      state    dotted name -> leaf module (`call_module`) or tensor (`get_attr`), shared with other programs
+      inputs   example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
+      origin   axis -> the positions that are left of the original axis
+      facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
+      division how blocks of channels are divided into units, where a plan has said so; see `division`
+
+A program is a value: nothing in it changes after it was made. A pass derives a new one with `derive`, and shares all
+that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
+
+from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.granularity import Division
+from prunec.compiler.ir.train_eval import MODES, Mode, halve, has_both, switching
+
+IntArray = npt.NDArray[np.int64]
+State = nn.Module | torch.Tensor
+
+
+class Axis(NamedTuple):
+    """One dimension of one parameter or buffer. Dimension 1 of a grouped convolution counts input channels."""
+
+    tensor: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+    @property
+    def owner(self) -> str:
+        """The dotted name of the module that holds the tensor: `layer1.0.conv1` of `layer1.0.conv1.weight`."""
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why something was left alone: the node, group or parameter, and the reason."""
+
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model as the compiler sees it; see the module's text for the fields."""
+
+    graph: fx.Graph
+    state: Mapping[str, State]
+    inputs: tuple[Any, ...]
+    name: str = "Model"
+    training: bool = False
+    origin: Mapping[Axis, IntArray] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    shown: frozenset[str] = frozenset()
+    """Tensors whose values the program's text spells out."""
+    division: Division = field(default_factory=Division)
+
+    def derive(self, **changes: Any) -> Program:
+        """A new program with some fields replaced. A new graph or state drops the facts, unless they are given."""
+        if ("graph" in changes or "state" in changes) and "facts" not in changes:
+            changes["facts"] = {}
+        return replace(self, **changes)
+
+    def with_facts(self, **facts: Any) -> Program:
+        """The same program, knowing more. What was computed from its graph and state (its analysis) still holds."""
+        known = replace(self, facts={**self.facts, **facts})
+        known.__dict__.update({key: value for key, value in self.__dict__.items() if key not in known.__dict__})
+        return known
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The program as a module, with the original's parameter names. Shares the leaf modules.
+
+        It is `graph_module`; of a program of both modes it is a module that gives the result of the mode that it is in.
+        """
+        if not has_both(self.graph):
+            return self.graph_module
+        halves = {mode: self.half(mode).graph_module for mode in MODES}
+        return switching(self.name, self.graph_module, halves)
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The program's graph as an `fx.GraphModule`; of a program of both modes it gives both results, a `ByMode`.
+
+        fx generates its Python code when it is first called, or its `code` is read.
+        """
+        return self._graph_module(dict(self.state))
+
+    def half(self, mode: Mode) -> Program:
+        """The half of a program of both modes that gives this mode's result; any other program as it is."""
+        if not has_both(self.graph):
+            return self
+        if mode not in self._halves:
+            self._halves[mode] = self._cut(mode)
+        return self._halves[mode]
+
+    @cached_property
+    def _halves(self) -> dict[Mode, Program]:
+        return {}
+
+    @cached_property
+    def deployed(self) -> Program:
+        """What a runtime executes: the half of eval mode, without inputs that only train mode reads."""
+        if not has_both(self.graph):
+            return self
+        half = self.half("eval")
+        graph, inputs = half.copy_graph(), []
+        for node, value in zip(graph.find_nodes(op="placeholder"), half.inputs, strict=True):
+            if node.users or not node.args:
+                inputs.append(value)
+            else:
+                graph.erase_node(node)
+        return replace(half, graph=graph, inputs=tuple(inputs))
+
+    def _cut(self, mode: Mode) -> Program:
+        graph = self.copy_graph()
+        halve(graph, mode)
+        read = {str(node.target) for node in graph.nodes if node.op in {"call_module", "get_attr"}}
+        state = {name: value for name, value in self.state.items() if name in read}
+        return replace(self, graph=graph, state=state, facts={})
+
+    def _graph_module(self, state: dict[str, Any]) -> fx.GraphModule:
+        with _quiet_getattr(), uncollected():
+            module = _LazyGraphModule({**state, "training": self.training}, self.copy_graph(), class_name=self.name)
+        module.training = self.training
+        return module
+
+    def copy_graph(self) -> fx.Graph:
+        """A copy of the graph that may be edited; nodes keep their names and their metadata."""
+        return self.copy_graph_with_map()[0]
+
+    def copy_graph_with_map(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+        """`copy_graph`, and which new node stands for which old one.
+
+        A node gets its operands after it is made: that way fx doesn't search them for symbolic numbers, which takes
+        longer than all the rest.
+        """
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        for old in self.graph.nodes:
+            new = graph.create_node(old.op, old.target, name=old.name, type_expr=old.type)
+            new.args = fx.node.map_arg(old.args, mapping.__getitem__)
+            if old.kwargs:
+                new.kwargs = fx.node.map_arg(old.kwargs, mapping.__getitem__)
+            new.meta.update(old.meta)
+            mapping[old] = new
+        return graph, mapping
+
+    @cached_property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Every parameter and buffer that the graph reads, by its dotted name."""
+        found: dict[str, torch.Tensor] = {}
+        for name, value in self.state.items():
+            if isinstance(value, nn.Module):
+                found.update(module_tensors(name, value))
+            else:
+                found[name] = value
+        return MappingProxyType(found)
+
+    @cached_property
+    def saved(self) -> Mapping[str, torch.Tensor]:
+        """What a weight file of the program holds: the `state_dict` of the emitted class. A tied tensor has a name in
+        each of its places."""
+        found: dict[str, torch.Tensor] = {}
+        for name, value in self.state.items():
+            if isinstance(value, nn.Module):
+                found.update({f"{name}.{key}": tensor for key, tensor in value.state_dict(keep_vars=True).items()})
+            else:
+                found[name] = value
+        return MappingProxyType(found)
+
+    def size(self, axis: Axis) -> int:
+        """How many positions an axis has now (for a grouped convolution's dimension 1: input channels)."""
+        if axis in self.origin:
+            return len(self.origin[axis])
+        tensor = self.tensors[axis.tensor]
+        module = self.state.get(axis.owner)
+        groups = int(getattr(module, "groups", 1)) if axis.dim == 1 and isinstance(module, nn.Module) else 1
+        return int(tensor.shape[axis.dim]) * groups
+
+
+def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of a leaf module, with the module's name before their own."""
+    nested = bool(module._modules)  # most have no children; for these, torch's own search takes ten times as long
+    parameters = dict(module.named_parameters()) if nested else module._parameters
+    buffers = dict(module.named_buffers()) if nested else module._buffers
+    for key, tensor in (*parameters.items(), *buffers.items()):
+        if tensor is not None:
+            yield (f"{name}.{key}" if name else key), tensor
+
+
+def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None, **attributes: Any) -> nn.Module:
+    """A shallow copy of a leaf module with some tensors and attributes replaced; all else is shared.
+
+    A replaced parameter stays a parameter (and keeps `requires_grad`), a replaced buffer stays a buffer. `None` takes
+    the tensor out.
+    """
+    copy = module.__class__.__new__(module.__class__)
+    copy.__dict__.update(module.__dict__)
+    for table in ("_parameters", "_buffers", "_modules"):
+        copy.__dict__[table] = dict(module.__dict__[table])
+    for key, value in (tensors or {}).items():
+        table = "_buffers" if key in module._buffers else "_parameters"
+        if value is not None and table == "_parameters" and not isinstance(value, nn.Parameter):
+            old = module._parameters.get(key)
+            value = nn.Parameter(value, requires_grad=old is None or old.requires_grad)
+        copy.__dict__[table][key] = value
+    for key, value in attributes.items():
+        setattr(copy, key, value)
+    if isinstance(module, nn.RNNBase):  # it runs on this list, not on its attributes
+        copy.__dict__["_flat_weights"] = [getattr(copy, key) for key in module._flat_weights_names]
+    return copy
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor value."""
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor), f"{node.name} is no tensor but {type(value).__name__}"
+    return tuple(value.shape)
+
+
+def _quiet_getattr() -> warnings.catch_warnings[None]:
+    """fx warns of `self.training`, which is no parameter; the warning says nothing to a user."""
+    return warnings.catch_warnings(action="ignore")

@@ -1,0 +1,146 @@
+"""What happens where operands are broadcast against each other: their labels unify, or can't be removed.
+
+x [N, C, 1, 1] + y [N, C, 1, 1]           each channel of x goes with that of y
+x [N, heads, T, d] * angles [T, d]        without labels along d: what is left of x is whole heads
+x [N, heads, T, d] * gate [heads, 1, 1]   with labels of heads: whole heads, too
+x [N, T, C] + waves [T, C]                no parameter writes the waves: what is left of them is picked
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from torch import fx
+
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.fields import overlap
+from prunec.compiler.labels.flow import Fields, Flow, Pick, shape_of_argument
+from prunec.compiler.labels.loose import is_loose
+
+
+def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[int, ...]]]) -> Fields:
+    """Unify operands that are broadcast against each other; `operands` are (fields, shape) pairs.
+
+    Fields along the same dimensions are coupled element by element. A field that meets an operand which spans its
+    dimensions without labels may not be removed; where that spans some of them only (a table of angles over the widths
+    of all heads), all that differ along these go together.
+    """
+    lifted = [(fields, shape) for fields, shape in operands if shape]
+    if flow.loose:  # what copies meet stands for them
+        lifted.sort(key=lambda operand: any(is_loose(flow, labels) for labels in operand[0]))
+    if len(lifted) == 1:
+        return lifted[0][0]
+    rank = max((len(shape) for _, shape in lifted), default=0)
+    sized = [(1,) * (rank - len(shape)) + shape for _, shape in lifted]
+    raised = [[_lift(flow, f, rank) for f in fields] for fields, _ in lifted]
+    if any(len(fields) > 1 for fields in raised):
+        raised = _untied(flow, node, raised)
+    taken: list[IntArray] = []
+    for index, fields in enumerate(raised):
+        for labels in fields:
+            met = labels
+            for other, shape in enumerate(sized):
+                if other != index:
+                    met = _meet(flow, node, met, raised[other], shape)
+            _take(taken, met)
+    return tuple(taken)
+
+
+def with_picks(flow: Flow, node: fx.Node) -> list[tuple[Fields, tuple[int, ...]]]:
+    """The operands of an elementwise operation, for `combine`. One that no parameter writes (`given`) has labels of its
+    own along dimensions where others have channels; what is left of it is picked."""
+    values = node.all_input_nodes
+    operands = [(flow.fields(value), shape_of_argument(value)) for value in values]
+    met = [labels for fields, _ in operands for labels in fields]
+    for place, value in enumerate(values if met else ()):
+        fields, shape = operands[place]
+        for dim in _open_dims(flow, fields, shape, met):
+            if value not in flow.given or (node.meta.get("mutates") and node.args[0] is value):
+                break
+            labels = flow.own(shape[dim])
+            flow.count_matters(labels, f"goes with a computed value at {node.name}")
+            flow.picks[node] = (*flow.picks.get(node, ()), Pick(value, dim, labels))
+            fields += flow.result(labels, len(shape), dim)
+        operands[place] = (fields, shape)
+    return operands
+
+
+def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[IntArray]) -> Iterator[int]:
+    """The dimensions of an operand that have no labels, where others' vary along that one alone."""
+    for dim, size in enumerate(shape):
+        back = dim - len(shape)
+        here = [labels for labels in met if labels.ndim >= -back and labels.shape[back] > 1]
+        if size == 1 or not here or any(labels.shape[dim] > 1 for labels in fields):
+            continue
+        if all(labels.size == labels.shape[back] == size and not flow.is_own(labels) for labels in here):
+            yield dim
+
+
+def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
+    if labels.ndim == rank:
+        return labels
+    if labels.size == max(labels.shape):
+        dim = int(np.argmax(labels.shape)) + rank - labels.ndim
+        return flow.result(flow.flat(labels), rank, dim)[0]
+    return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+
+
+def _untied(flow: Flow, node: fx.Node, raised: list[list[IntArray]]) -> list[list[IntArray]]:
+    """The operands' fields without those that would tie a block up from two sides.
+
+    A block [heads, width] that meets a parameter of that very shape can lose rows of it or columns: it loses rows, as
+    heads are, and the parameter's columns stay.
+    """
+    for index, other in itertools.permutations(range(len(raised)), 2):
+        for place in range(len(raised[index])):
+            raised[index][place], raised[other] = _tied_once(flow, node, raised[index][place], raised[other])
+    return raised
+
+
+def _tied_once(flow: Flow, node: fx.Node, block: IntArray, others: list[IntArray]) -> tuple[IntArray, list[IntArray]]:
+    """A field and another operand's, of which at most one still overlaps it: the outermost."""
+    touching = sorted((o for o in others if overlap(o, block)), key=lambda f: int(np.argmax(np.array(f.shape) > 1)))
+    for extra in touching[1:]:
+        flow.pin(extra, f"goes with whole heads at {node.name}")
+        others = [o for o in others if o is not extra]
+        for dim in (d for d, size in enumerate(extra.shape) if size > 1 and block.shape[d] > 1):
+            block = whole(flow, block, dim, node)
+    return block, others
+
+
+def _meet(flow: Flow, node: fx.Node, labels: IntArray, others: list[IntArray], shape: tuple[int, ...]) -> IntArray:
+    """A field that has met one operand: as it was, or without the dimensions along which it can't lose positions."""
+    support = [d for d, size in enumerate(labels.shape) if size > 1]
+    touching = [other for other in others if any(other.shape[d] > 1 for d in support)]
+    for other in touching:
+        flow.unify(labels, other, node)
+    spanned = [d for d in support if shape[d] > 1]
+    if touching or not spanned:
+        return labels  # one that varies along fewer dimensions couples all that differ along the rest
+    if spanned == support:
+        flow.pin(labels, f"meets positions that are fixed at {node.name}")
+        return labels
+    for dim in spanned:
+        labels = whole(flow, labels, dim, node)
+    return labels
+
+
+def whole(flow: Flow, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
+    """The field at size 1 along `dim`, with all that differ along it unified."""
+    index = [slice(None)] * labels.ndim
+    index[dim] = slice(0, 1)
+    first = labels[tuple(index)]
+    flow.unify(labels, np.broadcast_to(first, labels.shape), node)
+    return first
+
+
+def _take(taken: list[IntArray], labels: IntArray) -> None:
+    """Keep one field for each set of dimensions: of two that overlap, and so are unified, the one that spans less."""
+    for index, other in enumerate(taken):
+        if overlap(labels, other):
+            if sum(a > 1 for a in labels.shape) < sum(b > 1 for b in other.shape):
+                taken[index] = labels
+            return
+    taken.append(labels)

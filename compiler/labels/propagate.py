@@ -1,0 +1,383 @@
+"""What each operation does to channel labels: one row an operation, one function a kind of operation.
+
+    elementwise  relu, add, mul, ...          unifies its operands (combining.py)
+    plain        size, shape, device          gives no tensor (here)
+    writer       conv, linear, embedding      binds its input axis to what arrives, writes fresh labels (layers.py)
+    carrier      batch norm, prelu, ...       binds its axes to what arrives, passes it on (layers.py)
+    contraction  matmul, einsum, attention    unifies what it contracts (contractions.py)
+    local        pooling, interpolation       mixes trailing dimensions, passes the rest (reductions.py)
+    reduction    mean, softmax, ...           pins the labels along what it reduces (reductions.py)
+    movement     reshape, cat, roll, ...      the operation itself is executed on the labels (movement.py)
+    index        slices, positions, x[i] = y  the same; what a tensor of positions picks from stays (indexing.py)
+
+An operation without a row pins whatever reaches it: not knowing an operation costs prunable channels, never
+correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from prunec.compiler.ir.program import Axis, IntArray
+from prunec.compiler.ir.train_eval import by_mode
+from prunec.compiler.labels.broadcast import combine, with_picks
+from prunec.compiler.labels.flow import Fields, Flow, Labelled, Pair, Product, elements, shape_of_argument
+from prunec.compiler.labels.loose import pin_loose
+
+Rule = Callable[[Flow, fx.Node], Labelled]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the analysis knows of an operation: how labels flow through it, and of which kind it is."""
+
+    rule: Rule
+    moves: bool = False
+    """It only moves data, or picks from it, and computes nothing. So it carries copies, too."""
+    reduces: bool = False
+    """It takes together what lies along a dimension: there, a removed channel is seen as a zero."""
+    carries_copies: bool = False
+    """It passes on the labels of copies (`Flow.loose`), or says itself which of them it needs. Another operation would
+    miss a copy, so for it all of them stay."""
+
+
+MODULE_ROWS: dict[type[nn.Module], Row] = {}
+OP_ROWS: dict[str, Row] = {}
+
+
+def on_module(
+    *classes: type[nn.Module], moves: bool = False, reduces: bool = False, carries_copies: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a rule for leaf modules of these classes; a second rule for one class is an error. See `Row`."""
+
+    def register(rule: Rule) -> Rule:
+        for cls in classes:
+            assert cls not in MODULE_ROWS, f"{cls.__name__} has a rule already"
+            MODULE_ROWS[cls] = Row(rule, moves, reduces, carries_copies or moves)
+        return rule
+
+    return register
+
+
+def on_op(
+    *names: str, moves: bool = False, reduces: bool = False, carries_copies: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a rule for functions and tensor methods of these names (see `op_name`); see `Row`."""
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            assert name not in OP_ROWS, f"{name} has a rule already"
+            OP_ROWS[name] = Row(rule, moves, reduces, carries_copies or moves)
+        return rule
+
+    return register
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
+"""Where the functions are that are known by their bare names."""
+
+
+def op_name(node: fx.Node) -> str:
+    """The name of a node's function or method without a trailing underscore (`relu_` is `relu`).
+
+    A function from elsewhere than torch and the standard library is named in full, so that a user's own `add` is never
+    taken for torch's.
+    """
+    target = node.target
+    if isinstance(target, str):
+        return target if target.startswith("__") else target.rstrip("_")
+    name = getattr(target, "__name__", str(target))
+    home = getattr(target, "__module__", None) or "torch"
+    if target is not by_mode and home not in _HOMES and not home.startswith(("torch.", "torch._")):
+        return f"{home}.{name}"
+    return name if name.startswith("__") else name.rstrip("_")
+
+
+def row_for(flow: Flow, node: fx.Node) -> Row | None:
+    """The row for a node's operation, if there is one."""
+    if node.op == "call_module":
+        module = flow.program.state[str(node.target)]
+        assert isinstance(module, nn.Module)
+        if module._modules or module._forward_pre_hooks or module._forward_hooks:
+            return None  # a parametrization or a hook: the tensors aren't what the forward computes with
+        for cls in type(module).__mro__:
+            if cls in MODULE_ROWS:
+                # A subclass with a forward of its own is another operation.
+                return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
+        return None
+    return OP_ROWS.get(op_name(node))
+
+
+def describe(flow: Flow, node: fx.Node) -> str:
+    """A node's operation in words, for reasons."""
+    if node.op == "call_module":
+        return f"{node.target} ({type(flow.program.state[str(node.target)]).__name__})"
+    return f"{op_name(node)} at {node.name}"
+
+
+def run_rules(flow: Flow) -> None:
+    """Flow the labels through the program, from its inputs to its output."""
+    for node in flow.program.graph.nodes:
+        if node not in flow.values:  # a shuffle that is divided freely sets those of all its nodes
+            flow.values[node] = label(flow, node)
+    _join_names(flow)
+
+
+def label(flow: Flow, node: fx.Node) -> Labelled:
+    """What a node carries, by its rule."""
+    if node.op == "placeholder":
+        return () if isinstance(node.meta["val"], torch.Tensor) else None
+    if node.op == "get_attr":
+        return _tensor(flow, node)
+    if node.op == "output":
+        for value in node.all_input_nodes:
+            pin_value(flow, flow.values[value], "reaches the model's output")
+        return None
+    row = row_for(flow, node)
+    if flow.loose and not (row and row.carries_copies):
+        for value in node.all_input_nodes:
+            pin_loose(flow, flow.fields(value), f"is one of several copies that {describe(flow, node)} reads")
+    alone = node.op == "call_module" and not isinstance(argument(node, 0, "input"), fx.Node)
+    return unknown(flow, node) if row is None or alone else row.rule(flow, node)
+
+
+def _tensor(flow: Flow, node: fx.Node) -> Labelled:
+    """A parameter or buffer that is itself a value: fresh labels along each dimension. One of whole numbers holds
+    positions or counts, not channels."""
+    name = str(node.target)
+    value = flow.program.state.get(name)
+    if not isinstance(value, torch.Tensor):
+        return None
+    if _is_grouped(flow, name) or not (_is_boolean_or_real(value) or all(_is_mask(n) for n in _readers(flow, name))):
+        return ()
+    role = "writer" if isinstance(value, nn.Parameter) else "buffer"
+    fields: Fields = ()
+    for dim, size in enumerate(value.shape):
+        if size > 1:
+            fields += flow.result(flow.write(Axis(name, dim), size, node, role), value.ndim, dim)
+    return fields
+
+
+def _is_boolean_or_real(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+
+
+def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
+    return (user for node in flow.program.graph.find_nodes(op="get_attr", target=name) for user in node.users)
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Whether a reader of whole numbers or truth values takes them for factors or choices, not for places."""
+    name = "" if node.op in ("call_module", "output") else op_name(node)
+    known = node.meta.get("val")
+    if name not in _ON_MASKS or not isinstance(known, torch.Tensor):
+        return False
+    return known.is_floating_point() or all(map(_is_mask, node.users))
+
+
+_ON_MASKS = frozenset(
+    _words("""
+        add sub mul div truediv where masked_fill eq ne lt le gt ge logical_not logical_and logical_or invert and or to
+        float double half bfloat16 type type_as bool view reshape unsqueeze squeeze
+    """)
+)
+
+
+def _is_grouped(flow: Flow, name: str) -> bool:
+    """Whether a tensor is the weight of a grouped convolution, whose dimension 1 is numbered by input channel."""
+    owner = flow.program.state.get(name.rpartition(".")[0])
+    return int(getattr(owner, "groups", 1)) > 1
+
+
+def _join_names(flow: Flow) -> None:
+    """A tensor that has several names, or that is read by its module and as a value, loses the same under each."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in flow.program.tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    for twins in names.values():
+        if len(twins) > 1:
+            _join_axes(flow, twins)
+    for node in flow.program.graph.find_nodes(op="get_attr"):
+        owner = str(node.target).rpartition(".")[0]
+        if isinstance(flow.program.state.get(owner), nn.Module):
+            _join_uses(flow, str(node.target))
+
+
+def _join_axes(flow: Flow, names: Sequence[str]) -> None:
+    for dim in range(flow.program.tensors[names[0]].ndim):
+        bound = [flow.bindings[axis] for axis in (Axis(name, dim) for name in names) if axis in flow.bindings]
+        if len(bound) == len(names) and len({binding.labels.size for binding in bound}) == 1:
+            flow.pairs += [Pair(bound[0].labels, other.labels, other.cause) for other in bound[1:]]
+        else:
+            flow.pin_all((b.labels for b in bound), f"is shared by {' and '.join(names)}, which use it differently")
+
+
+def _join_uses(flow: Flow, name: str) -> None:
+    grouped = _is_grouped(flow, name)
+    for dim in range(flow.program.tensors[name].ndim):
+        axis = Axis(name, dim)
+        if axis in flow.bindings and (grouped or axis not in flow.by_module):
+            flow.pin(flow.bindings[axis].labels, f"is {axis}, which its module reads in another way")
+
+
+def pin_value(flow: Flow, value: Labelled, reason: str) -> None:
+    """Pin every label of a value, or of a tuple of values."""
+    if isinstance(value, tuple):
+        flow.pin_all(value, reason)
+    elif isinstance(value, list):
+        for part in value:
+            pin_value(flow, part, reason)
+
+
+def unknown(flow: Flow, node: fx.Node) -> Labelled:
+    """An operation without a rule: nothing that reaches it may be removed."""
+    for value in node.all_input_nodes:
+        pin_value(flow, flow.values[value], f"read by unknown op {describe(flow, node)}")
+    return bare(node.meta.get("val"))
+
+
+def bare(known: object) -> Labelled:
+    """The labels of a value that has none: `()` for a tensor, a list for a tuple of such, None for anything else."""
+    if isinstance(known, torch.Tensor):
+        return ()
+    parts = [bare(part) for part in known] if isinstance(known, tuple | list) else []
+    return parts if any(part is not None for part in parts) else None
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument by position or by name, also by the name that numpy has for it."""
+    if len(node.args) > position:
+        return node.args[position]
+    known = (name, *_NUMPY_NAMES.get(name, ()))
+    return next((node.kwargs[key] for key in known if key in node.kwargs), default)
+
+
+_NUMPY_NAMES: Mapping[str, tuple[str, ...]] = {"dim": ("axis",), "keepdim": ("keepdims",), "input": ("x", "a")}
+
+
+def subject(flow: Flow, node: fx.Node) -> Any:
+    """The one operand of an operation. Labels that reach another argument (a grid, an index) may not be removed."""
+    value = argument(node, 0, "input")
+    for other in node.all_input_nodes:
+        if other is not value:
+            pin_value(flow, flow.values[other], f"is an argument of {describe(flow, node)}")
+    return value
+
+
+def dims_of(flow: Flow, given: object, rank: int) -> tuple[int, ...]:
+    """The dimensions that a `dim` argument names: all of them for None, an empty list, or a flag in its place."""
+    given = flow.constant(given)
+    if isinstance(given, tuple | list) and given:
+        return tuple(sorted(int(flow.constant(d)) % max(rank, 1) for d in given))
+    if isinstance(given, int) and not isinstance(given, bool):
+        return (given % max(rank, 1),) if rank else ()
+    return tuple(range(rank))
+
+
+def rank_of(node: fx.Node) -> int:
+    """The rank of the node's value."""
+    return len(shape_of_argument(node))
+
+
+# -- elementwise ---------------------------------------------------------------------------------------------------
+
+
+def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
+    """An argument as `combine` takes it."""
+    return flow.fields(value), shape_of_argument(value)
+
+
+@on_op(
+    *_words("""
+        add sub mul div truediv floordiv floor_divide true_divide remainder mod fmod pow rsub radd neg pos abs absolute
+        iadd isub imul itruediv ifloordiv and or xor invert logical_and logical_or logical_not logical_xor eq ne lt le
+        gt ge maximum minimum fmax fmin where masked_fill clamp clip clamp_min clamp_max hardtanh relu relu6 leaky_relu
+        elu selu celu gelu silu mish sigmoid hardsigmoid hardswish tanh hardshrink softshrink tanhshrink softplus
+        softsign logsigmoid threshold rrelu exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
+        sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
+        isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
+        dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
+        copy by_mode complex polar conj conj_physical resolve_conj resolve_neg angle real imag
+    """),
+    carries_copies=True,
+)
+def elementwise(flow: Flow, node: fx.Node) -> Labelled:
+    """Every tensor operand is broadcast against the others."""
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return without_labels(flow, node)
+    fields = combine(flow, node, with_picks(flow, node))
+    met = [labels for value in node.all_input_nodes for labels in flow.fields(value)]
+    if len(node.all_input_nodes) > 1 and all(map(flow.is_own, met)):
+        for labels in fields:  # zeros that something without channels was added to
+            flow.loosen(labels)
+    return fields
+
+
+@on_op(
+    *_words("""
+        contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias as_tensor asarray
+        zeros_like ones_like full_like rand_like randn_like empty_like zero fill
+    """),
+    carries_copies=True,
+)
+def converted(flow: Flow, node: fx.Node) -> Labelled:
+    """The first operand in another form; of a second one only the type is read."""
+    known = isinstance(node.meta.get("val"), torch.Tensor)
+    return flow.fields(argument(node, 0, "input")) if known else without_labels(flow, node)
+
+
+def without_labels(flow: Flow, node: fx.Node) -> Labelled:
+    """A number or a size has no labels; tensors where none were expected make the operation an unknown one."""
+    known = bare(node.meta.get("val"))
+    return known if known is None else unknown(flow, node)
+
+
+@on_module(
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
+    *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Softplus),
+    *(nn.Softsign, nn.LogSigmoid, nn.Threshold, nn.RReLU, nn.Identity),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    carries_copies=True,
+)
+def passes(flow: Flow, node: fx.Node) -> Labelled:
+    """One operand, element by element."""
+    return flow.fields(subject(flow, node))
+
+
+# -- plain values --------------------------------------------------------------------------------------------------
+
+
+@on_op(
+    *_words("""
+    size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
+    """),
+    carries_copies=True,
+)
+@on_op("sym_sqrt", "isqrt", "get_device", "element_size", carries_copies=True)
+def plain(flow: Flow, node: fx.Node) -> Labelled:
+    """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""
+    return without_labels(flow, node)
+
+
+@on_op("new_ones", "new_full", "new_tensor", carries_copies=True)
+def created(flow: Flow, node: fx.Node) -> Labelled:
+    """Only the type of the tensor is read; literal sizes stay."""
+    return bare(node.meta.get("val"))
+
+
+# -- what it costs -------------------------------------------------------------------------------------------------
+
+
+def count_macs(flow: Flow, node: fx.Node, total: int, widths: Iterable[IntArray]) -> None:
+    """A cost of `total` now, proportional to how much of each of the widths is kept."""
+    widths = tuple(flow.flat(w) if w.size == max(w.shape) else w for w in widths)
+    flow.macs.append(Product(node.name, total / elements([w.size for w in widths]), widths))

@@ -1,0 +1,19 @@
+"""What each operation means: a file for each family, with its label rule, its literal sizes and its MACs.
+
+To import this package is to import the families; their rows register themselves (`labels.registry`).
+"""
+
+from __future__ import annotations
+
+from prunec.compiler.ops import (  # noqa: F401
+    conv,
+    fft,
+    gather_scatter,
+    image,
+    indexing,
+    matmul,
+    reduction,
+    reshape,
+    rnn,
+    setitem,
+)

@@ -1,0 +1,117 @@
+"""Operations on windows of the image, and those that move channels to pixels and back.
+
+unfold          channel c becomes the columns (c, i, j) of a window     they go with it
+fold            and back                                                the columns of one channel go together
+pixel_shuffle   channels (c, i, j) become the pixels of c               they go together
+grid_sample     mixes pixels, by a grid that must stay whole            channels pass
+max_unpool      puts pixels where the indices say                       channels and indices go together
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.broadcast import combine
+from prunec.compiler.labels.flow import Fields, Flow, Labelled, shape_of_argument
+from prunec.compiler.labels.propagate import (
+    Rule,
+    argument,
+    dims_of,
+    on_module,
+    on_op,
+    operand,
+    rank_of,
+    subject,
+    unknown,
+)
+from prunec.compiler.ops.reduction import mixed
+
+
+def _apart(flow: Flow, node: fx.Node, value: object, verb: str) -> tuple[IntArray, Fields]:
+    """The labels of an image's channels, and the fields along what stands before them; the pixels' are pinned."""
+    labels, rest = flow.along(value, -3, node)
+    keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
+    flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"{verb} at {node.name}")
+    return labels, keep
+
+
+@on_module(nn.PixelShuffle)
+@on_op("pixel_shuffle")
+def pixel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
+    """The channels that make up the pixels of one go together."""
+    labels, keep = _apart(flow, node, subject(flow, node), "is shuffled")
+    rows = labels.reshape(shape_of_argument(node)[-3], -1)
+    flow.unify(rows, rows[:, :1], node)
+    return (*keep, *flow.result(rows[:, 0].copy(), rank_of(node), -3))
+
+
+@on_module(nn.PixelUnshuffle)
+@on_op("pixel_unshuffle")
+def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
+    """The pixels of a channel become channels."""
+    labels, keep = _apart(flow, node, subject(flow, node), "is shuffled")
+    wider = np.repeat(labels, shape_of_argument(node)[-3] // labels.size)
+    return (*keep, *flow.result(wider, rank_of(node), -3))
+
+
+@on_module(nn.Unfold)
+@on_op("unfold")
+def unfold(flow: Flow, node: fx.Node) -> Labelled:
+    """`F.unfold`: every channel becomes kernel-size many columns. `x.unfold(dim, ...)`: windows along a dimension."""
+    value = subject(flow, node)
+    if node.op == "call_method" or node.target is torch.Tensor.unfold:
+        [dim] = dims_of(flow, argument(node, 1, "dimension"), len(shape_of_argument(value)))
+        if any(f.shape[dim] > 1 for f in flow.fields(value)):
+            return unknown(flow, node)
+        return flow.moved((f[..., None] for f in flow.fields(value)), node)
+    labels, rest = flow.along(value, -3, node)
+    flow.pin_all(rest, f"is unfolded at {node.name}")
+    return flow.result(np.repeat(labels, shape_of_argument(node)[-2] // labels.size), rank_of(node), -2)
+
+
+@on_module(nn.Fold)
+@on_op("fold")
+def fold(flow: Flow, node: fx.Node) -> Labelled:
+    """The columns of a channel's window become one channel, so they go together."""
+    value = subject(flow, node)
+    labels, rest = flow.along(value, -2, node)
+    flow.pin_all(rest, f"is folded at {node.name}")
+    rows = labels.reshape(shape_of_argument(node)[-3], -1)
+    flow.unify(rows, rows[:, :1], node)
+    return flow.result(rows[:, 0].copy(), rank_of(node), -3)
+
+
+@on_op("grid_sample")
+def grid_sample(flow: Flow, node: fx.Node) -> Labelled:
+    """Every channel is sampled at the places of the grid, which stays as it is. Rows of the batch, such as heads that
+    were folded into it, go in both."""
+    value, grid = argument(node, 0, "input"), argument(node, 1, "grid")
+    rows = mixed(flow, node, grid, range(1, rank_of(node)), "is a grid")
+    fields = mixed(flow, node, value, range(2, rank_of(node)), "is sampled over")
+    batch, ones = shape_of_argument(node)[:2], (1,) * (rank_of(node) - 2)
+    return combine(flow, node, [(fields, (*batch, *ones)), (rows, (batch[0], 1, *ones))])
+
+
+@on_module(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+@on_op("interpolate", "upsample")
+def interpolation(flow: Flow, node: fx.Node) -> Labelled:
+    """Everything behind the channel dimension is mixed."""
+    return mixed(flow, node, subject(flow, node), range(2, rank_of(node)), "is interpolated over")
+
+
+def _unpooling(width: int) -> Rule:
+    def rule(flow: Flow, node: fx.Node) -> Labelled:
+        pair = [argument(node, i, name) for i, name in enumerate(("input", "indices"))]
+        both = combine(flow, node, [operand(flow, value) for value in pair])
+        flow.pin_all((f for f in both if max(f.shape[-width:]) > 1), f"is unpooled over at {node.name}")
+        return tuple(f for f in both if max(f.shape[-width:]) == 1)
+
+    return rule
+
+
+for _width in (1, 2, 3):
+    on_module(getattr(nn, f"MaxUnpool{_width}d"))(_unpooling(_width))
+    on_op(f"max_unpool{_width}d")(_unpooling(_width))

@@ -1,0 +1,169 @@
+"""What an index takes of a value: elements of a tuple, slices, positions that a tensor or a list holds.
+
+x[..., 0::2, :]        the slice is taken of the labels
+table[index]           [P, heads] by positions [T, T]: rows are picked from, so that they stay; heads pass
+x[:, [2, 0, 1]]        known places are taken of the labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.fields import compress
+from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled, shape_of_argument
+from prunec.compiler.labels.propagate import (
+    argument,
+    dims_of,
+    on_op,
+    op_name,
+    subject,
+    unknown,
+    without_labels,
+)
+from prunec.compiler.ops.expand import reads_labels
+from prunec.compiler.ops.reduction import mixed
+from prunec.compiler.ops.reshape import executed, writable
+from prunec.compiler.ops.rewriting import index_dims, is_tensor, known_places
+
+
+@on_op("getitem", "__getitem__", moves=True)
+def getitem(flow: Flow, node: fx.Node) -> Labelled:
+    """An element of a tuple, or slices of a tensor."""
+    value, index = node.args
+    source = flow.values.get(value) if isinstance(value, fx.Node) else None
+    if isinstance(source, list):
+        return source[index] if isinstance(index, int | slice) else unknown(flow, node)
+    if source is None:
+        return without_labels(flow, node)
+    entries = index if isinstance(index, tuple) else (index,)
+    fields = taken(flow, value, entries, node)
+    return unknown(flow, node) if fields is None else fields
+
+
+def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -> Fields | None:
+    """The fields of `value[entries]`; None where the index isn't one that can follow."""
+    if any(isinstance(entry, bool) for entry in entries):
+        return None
+    if any(map(_is_picking, entries)):
+        return _indexed_by_tensors(flow, value, entries, node)
+    known = tuple(_constant_index(flow, entry) for entry in entries)
+    rank = len(shape_of_argument(value))
+    places = index_dims(known, rank)
+    stepped = [dim for place, dim in places if _strides(known[place], dim, flow.fields(value))]
+    if len(stepped) == 1 and all(isinstance(known[place], slice) for place, _ in places):
+        stepped = []  # what is kept can be said in one index
+    held = [f for f in flow.fields(value) if any(f.shape[dim] > 1 for dim in stepped)]
+    flow.pin_all(held, f"is taken in steps at {node.name}, beside other indices")
+    fields: list[IntArray] = []
+    for labels in (f for f in flow.fields(value) if all(f.shape[dim] == 1 for dim in stepped)):
+        piece = compress(executed(labels, shape_of_argument(value), lambda t: t[known]))
+        if not piece.size:
+            continue  # an empty piece holds no channels
+        if _sliced_dims(known, labels):
+            flow.covers.append(piece)
+        _keep_the_rest(flow, entries, labels, piece, node)
+        fields += flow.moved((piece,), node)
+    return flow.separate(fields, node)
+
+
+def _keep_the_rest(flow: Flow, entries: Sequence[Any], labels: IntArray, piece: IntArray, node: fx.Node) -> None:
+    """Pin what a slice leaves out (rows of a table of positions) where its bounds are read off the input: another input
+    may want it."""
+    for place, dim in index_dims(entries, labels.ndim):
+        entry = entries[place]
+        bounds = [x for x in (entry.start, entry.stop) if isinstance(x, fx.Node)] if isinstance(entry, slice) else []
+        if labels.shape[dim] > 1 and bounds and not any(reads_labels(flow, bound, None) for bound in bounds):
+            flow.pin(np.setdiff1d(labels, piece), f"is left out at {node.name} for this size of the input alone")
+
+
+def _strides(entry: object, dim: int, fields: Fields) -> bool:
+    return isinstance(entry, slice) and entry.step not in (None, 1) and any(f.shape[dim] > 1 for f in fields)
+
+
+def _indexed_by_tensors(flow: Flow, value: object, entries: Sequence[Any], node: fx.Node) -> Fields | None:
+    """Places of one labelled dimension that are known, or tensors of positions along dimensions without labels (a table
+    of biases by distance), of which the others pass.
+
+    Along the dimensions that are picked from a field is of size 1, so that position 0 stands for all.
+    """
+    for entry in entries:
+        if isinstance(entry, fx.Node) and entry.meta["val"].dtype in (torch.bool, torch.uint8):
+            return None
+        flow.pin_all(flow.fields(entry), f"is an index at {node.name}")
+    places = index_dims(entries, len(shape_of_argument(value)))
+    picked = [dim for place, dim in places if _is_picking(entries[place])]
+    rest = [entry for entry in entries if not _is_picking(entry)]
+    if len(picked) == 1 and all(entry is Ellipsis or entry == slice(None) for entry in rest):
+        known = _at_places(flow, value, picked[0], next(filter(_is_picking, entries)), node)
+        if known is not None:
+            return known
+    fields: list[IntArray] = []
+    for labels in mixed(flow, node, value, picked, "is picked from"):
+        small = list(entries)
+        for place, dim in places:
+            small[place] = _first_or_known(flow, entries[place], labels.shape[dim] > 1)
+        if any(_strides(small[place], dim, (labels,)) for place, dim in places):
+            return None
+        piece = compress(writable(labels)[tuple(small)].numpy())
+        if _sliced_dims(small, labels):
+            flow.covers.append(piece)
+        fields += flow.moved((piece,), node)
+    return flow.separate(fields, node)
+
+
+def _is_picking(entry: object) -> bool:
+    return is_tensor(entry) or isinstance(entry, list)
+
+
+def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node) -> Fields | None:
+    """The fields of a value of which known places of a labelled dimension are picked, by a list or a constant vector;
+    None where they aren't known or the dimension has no labels. Rows of a table that are looked up several times stay.
+    """
+    places = known_places(flow.constant(index))
+    if places is None or all(labels.shape[dim] == 1 for labels in flow.fields(value)):
+        return None
+    if isinstance(value, fx.Node) and value.op == "get_attr" and len(set(places)) < len(places):
+        return None
+    fields: list[IntArray] = []
+    if op_name(node) == "index_select" and isinstance(value, fx.Node):
+        flow.gathers[node] = Gather(value, dim, np.array(places, dtype=np.int64) % shape_of_argument(value)[dim])
+    for labels in flow.fields(value):
+        piece = np.take(labels, places, axis=dim) if labels.shape[dim] > 1 else labels
+        if piece is not labels:
+            flow.covers.append(piece)
+        fields += flow.moved((piece,), node)
+    return flow.separate(fields, node)
+
+
+def _first_or_known(flow: Flow, entry: Any, varies: bool) -> Any:
+    """An entry of an index for labels that don't vary along its dimension, or do."""
+    if _is_picking(entry):
+        return torch.zeros((1,) * max(len(shape_of_argument(entry)), isinstance(entry, list)), dtype=torch.int64)
+    if varies or entry is None or entry is Ellipsis:
+        return _constant_index(flow, entry)
+    return slice(None) if isinstance(entry, slice) else 0
+
+
+@on_op("index_select", moves=True)
+def index_select(flow: Flow, node: fx.Node) -> Labelled:
+    """Like an index that is a vector."""
+    value, index = argument(node, 0, "input"), argument(node, 2, "index")
+    [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
+    fields = _at_places(flow, value, dim, index, node)
+    return mixed(flow, node, subject(flow, node), [dim], "is picked from") if fields is None else fields
+
+
+def _constant_index(flow: Flow, entry: object) -> Any:
+    if isinstance(entry, slice):
+        return slice(*(flow.constant(part) for part in (entry.start, entry.stop, entry.step)))
+    return flow.constant(entry)
+
+
+def _sliced_dims(entries: Sequence[Any], labels: IntArray) -> bool:
+    return any(labels.shape[d] > 1 and entries[i] != slice(None) for i, d in index_dims(entries, labels.ndim))

@@ -1,0 +1,102 @@
+"""Recurrent layers: what arrives is read, and the state is written and read again.
+
+    LSTM(6, 5)   weight_ih [4 * 5, 6]   dimension 1 is bound to the labels that arrive, 0 to the state, gate by gate
+                 weight_hh [4 * 5, 5]   both dimensions to the state
+                 bias      [4 * 5]
+
+A unit of the state whose rows are zero stays zero from step to step, if it is zero at first. Layers and directions of
+one module hold states of one size, so they lose the same positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.ir.program import Axis, IntArray
+from prunec.compiler.labels.flow import Flow, Labelled, elements, shape_of_argument
+from prunec.compiler.labels.propagate import argument, count_macs, describe, on_module, unknown
+
+_GATES: Mapping[type[nn.Module], int] = {
+    nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1,
+}  # fmt: skip
+
+
+def _bind(flow: Flow, node: fx.Node, suffix: str, arriving: IntArray, state: IntArray) -> None:
+    """The four tensors of one layer and direction."""
+    module, prefix = flow.program.state[str(node.target)], f"{node.target}."
+    assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
+    gates = np.tile(state, _GATES[type(module)])
+    flow.bind(Axis(f"{prefix}weight_ih{suffix}", 0), gates, node, "writer")
+    flow.bind(Axis(f"{prefix}weight_ih{suffix}", 1), arriving, node)
+    flow.bind(Axis(f"{prefix}weight_hh{suffix}", 0), gates, node, "carrier")
+    flow.bind(Axis(f"{prefix}weight_hh{suffix}", 1), state, node, "carrier")
+    for name in ("bias_ih", "bias_hh"):
+        if module._parameters.get(f"{name}{suffix}") is not None:
+            flow.bind(Axis(f"{prefix}{name}{suffix}", 0), gates, node, "carrier")
+
+
+def _arriving(flow: Flow, node: fx.Node, value: fx.Node) -> IntArray:
+    """The labels along the last dimension; what varies along steps or batch is pinned."""
+    arriving, rest = flow.along(value, -1, node)
+    flow.pin_all(rest, f"is a step of {describe(flow, node)}")
+    return arriving
+
+
+def _begin(flow: Flow, node: fx.Node, state: IntArray) -> None:
+    """The states that it starts from, where they are given, are as wide as those that it writes."""
+    for first in node.all_input_nodes:
+        if first is not argument(node, 0, "input"):
+            flow.unify(state, _arriving(flow, node, first), node)
+    flow.count_matters(state, f"is the state of {describe(flow, node)}")
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
+
+
+def _count(flow: Flow, node: fx.Node, steps: int, arriving: IntArray, state: IntArray) -> None:
+    rows = _GATES[type(flow.program.state[str(node.target)])] * state.size  # type: ignore[index]
+    count_macs(flow, node, steps * rows * arriving.size, (state, arriving))
+    count_macs(flow, node, steps * rows * state.size, (state, state))
+
+
+@on_module(nn.LSTM, nn.GRU, nn.RNN)
+def recurrent(flow: Flow, node: fx.Node) -> Labelled:
+    """All steps at once: the outputs, and the last states [layers * directions, batch, size]."""
+    module, value = flow.program.state[str(node.target)], argument(node, 0, "input")
+    assert isinstance(module, nn.RNNBase)
+    if module.proj_size or not all(map(_is_tensor, node.all_input_nodes)):
+        return unknown(flow, node)
+    source, sides = _arriving(flow, node, value), ("", "_reverse")[: 1 + module.bidirectional]
+    state = flow.write(Axis(f"{node.target}.weight_hh_l0", 1), module.hidden_size, node, "carrier")
+    for layer, side in itertools.product(range(module.num_layers), sides):
+        arriving = source if layer == 0 else np.tile(state, len(sides))
+        _bind(flow, node, f"_l{layer}{side}", arriving, state)
+        _count(flow, node, elements(shape_of_argument(value)[:-1]), arriving, state)
+    _begin(flow, node, state)
+    out, last = node.meta["val"]
+    labels = flow.result(np.tile(state, len(sides)), out.ndim, -1)
+    if isinstance(last, torch.Tensor):
+        return [labels, flow.result(state, last.ndim, -1)]
+    return [labels, [flow.result(state, part.ndim, -1) for part in last]]
+
+
+@on_module(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+def cell(flow: Flow, node: fx.Node) -> Labelled:
+    """One step: the next state, of an LSTM two of them."""
+    module, value, known = flow.program.state[str(node.target)], argument(node, 0, "input"), node.meta["val"]
+    assert isinstance(module, nn.RNNCellBase)
+    if not all(map(_is_tensor, node.all_input_nodes)):
+        return unknown(flow, node)
+    arriving = _arriving(flow, node, value)
+    state = flow.write(Axis(f"{node.target}.weight_hh", 1), module.hidden_size, node, "carrier")
+    _bind(flow, node, "", arriving, state)
+    _begin(flow, node, state)
+    _count(flow, node, elements(shape_of_argument(value)[:-1]), arriving, state)
+    labels = flow.result(state, len(shape_of_argument(value)), -1)
+    return labels if isinstance(known, torch.Tensor) else [labels for _ in known]

@@ -1,0 +1,67 @@
+"""Constants that the graph makes, and what is written into them.
+
+    y = x.new_zeros(n, 8, h, w)      the channels get labels of their own
+    y[:, :4] = self.a(x)             the first four go with a's channels
+    y[:, 4:].copy_(self.b(x))        the others with b's
+
+A constant's own labels belong to no parameter: such a position goes with what is written there or what it meets, and
+stays where that is nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from prunec.compiler.labels.broadcast import combine
+from prunec.compiler.labels.flow import Fields, Flow, Labelled, shape_of_argument
+from prunec.compiler.labels.propagate import bare, on_op, op_name, operand, unknown
+from prunec.compiler.ops.indexing import taken
+
+
+@on_op("zeros", "empty", "new_zeros", "new_empty", "new", carries_copies=True)
+def created(flow: Flow, node: fx.Node) -> Labelled:
+    """Labels along the dimensions that may be channels: the second (the first of a vector) and the last.
+
+    Of zeros nothing is missed when one goes. Other constants (ones) have no labels, and so stay.
+    """
+    known = node.meta.get("val")
+    data = op_name(node) == "new" and any(not _is_size(arg) for arg in node.args[1:])
+    if data or not isinstance(known, torch.Tensor) or not (known.is_floating_point() or known.is_complex()):
+        return bare(known)
+    if node in flow.given.filled:  # a table: what meets it picks its columns
+        return bare(known)
+    fields: Fields = ()
+    for dim in sorted({min(1, known.ndim - 1), known.ndim - 1}) if known.ndim else ():
+        if known.shape[dim] > 1:
+            fields += flow.result(flow.own(known.shape[dim]), known.ndim, dim)
+    return fields
+
+
+def _is_size(given: object) -> bool:
+    """Whether an argument of `x.new` is a size, rather than data to copy."""
+    value = given.meta.get("val") if isinstance(given, fx.Node) else given
+    return isinstance(value, int | torch.Size)
+
+
+@on_op("setitem", "__setitem__", carries_copies=True)
+def assigned(flow: Flow, node: fx.Node) -> Labelled:
+    """What is written goes with the places that it is written to."""
+    target, index, value = node.args
+    if _chooses_elements(target, index) and not isinstance(value, fx.Node):
+        combine(flow, node, (operand(flow, target), operand(flow, index)))
+        return None
+    entries = index if isinstance(index, tuple) else (index,)
+    piece = taken(flow, target, entries, node)
+    if piece is None:
+        return unknown(flow, node)
+    written = target.meta["val"][fx.node.map_arg(index, lambda n: n.meta["val"])]  # type: ignore[union-attr]
+    combine(flow, node, ((piece, tuple(written.shape)), operand(flow, value)))
+    return None
+
+
+def _chooses_elements(target: object, index: object) -> bool:
+    """Whether an index is a mask of the target's shape, so that a number is written to single elements."""
+    known = index.meta.get("val") if isinstance(index, fx.Node) else None
+    mask = isinstance(known, torch.Tensor) and known.dtype == torch.bool
+    return mask and shape_of_argument(index) == shape_of_argument(target)

@@ -1,0 +1,195 @@
+"""Channel shuffles: a chain of views and transpositions that, taken together, gives the channels in another order.
+
+    x.view(n, 2, 4, h, w).transpose(1, 2).reshape(n, 8, h, w)        channels 0 4 1 5 2 6 3 7
+    what stays of them                                               0 . 1 5 . 6 . 7
+    written so, whichever these are                                  x.index_select(1, [0, 1, 3, 4, 5])
+
+A view needs the same positions of every row. Where a plan asks for freedom (`equal`, `free`), the rows of such a chain
+lose channels of their own, and where what is left doesn't fit a view any more, one exact gather takes the chain's
+place: it moves as much data as the copy that the chain ends in. What the chain does is found by flowing a label for
+each position of each dimension through it; a chain that does anything but to reorder, or pick from, one dimension is
+left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.fields import compress, reshape_labels
+from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled, shape_of_argument
+from prunec.compiler.labels.propagate import op_name, row_for
+
+LONGEST = 24
+"""How many nodes are looked at behind the first of a chain."""
+
+MOVES = frozenset(
+    """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim moveaxis contiguous
+    getitem __getitem__ unbind select
+    """.split()
+)
+"""Operations that a chain may consist of."""
+
+Moved = dict[fx.Node, tuple[Fields | list[Labelled], ...]]
+"""Node -> what it carries of each dimension of the source, when every position of it has a label of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain behind one value: the nodes inside it, and those that it ends in, each with the places it picks."""
+
+    inner: tuple[fx.Node, ...]
+    ends: tuple[tuple[fx.Node, IntArray], ...]
+
+
+def gathered(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
+    """Whether a chain begins at a node whose rows choose for themselves; then the labels of all its nodes are set."""
+    dim = None if flow.trial or not flow.program.division.grouped else _line(flow.fields(source))
+    if dim is None:
+        return False
+    labels, rows = flow.flat(flow.fields(source)[0]), _rows(shape_of_argument(node), shape_of_argument(source), dim)
+    names = flow.writers(labels) if rows.size else []
+    if not rows.size or flow.program.division.choice("grouped", [*names, node.name]) not in ("equal", "free"):
+        return False
+    chain = _chain(flow, node, source, dim)
+    if chain is None:
+        return False
+    _settle(flow, chain, source, dim)
+    if flow.divide("grouped", node.name, f"{len(rows)} rows of {rows.shape[1]}", names, fallback="") == "equal":
+        flow.balance(labels[rows], node)
+    return True
+
+
+def _line(fields: Fields) -> int | None:
+    """The dimension along which the only field of a value varies; None where it is another case."""
+    if len(fields) != 1 or fields[0].size != max(fields[0].shape):
+        return None
+    return int(np.argmax(fields[0].shape))
+
+
+def _rows(new: tuple[int, ...], shape: tuple[int, ...], dim: int) -> IntArray:
+    """The positions of a dimension as the rows of the block that a reshape makes of it, of one sample where that merges
+    the batch; of size 0 where it makes none."""
+    [own] = list(_own_labels(shape))[dim]
+    block = compress(reshape_labels(own, shape, new))
+    wide = [size for size in block.shape if size > 1]
+    fits = len(wide) == 2 and shape[dim] % wide[1] == 0 and block.size % shape[dim] == 0
+    return block.reshape(wide)[: shape[dim] // wide[1]] if fits else np.zeros((0, 0), dtype=np.int64)
+
+
+# -- what a chain does -------------------------------------------------------------------------------------------------
+
+
+def _chain(flow: Flow, first: fx.Node, source: fx.Node, dim: int) -> Chain | None:
+    """The chain that begins at a node; None where some of what it gives isn't a choice of the source's positions."""
+    moved: Moved = {source: tuple(_own_labels(shape_of_argument(source)))}
+    ends: list[tuple[fx.Node, IntArray]] = []
+    open_ends = {first}
+    for node in _following(first):
+        if node not in open_ends:
+            continue
+        open_ends.discard(node)
+        carried = _carried(flow, node, moved)
+        if carried is None:
+            return None
+        picked = _picked(node, carried, source, dim)
+        if picked is None:
+            moved[node] = carried
+            open_ends.update(node.users)
+        else:
+            ends.append((node, picked))
+        if not open_ends:
+            return Chain(tuple(moved)[1:], tuple(ends)) if ends and _reorders(ends) else None
+    return None
+
+
+def _reorders(ends: list[tuple[fx.Node, IntArray]]) -> bool:
+    """Whether any channel changes its place: what only splits channels is no shuffle."""
+    return any(bool((np.diff(picked) < 0).any()) or np.ptp(picked) + 1 > picked.size for _, picked in ends)
+
+
+def _following(first: fx.Node) -> Iterator[fx.Node]:
+    node = first
+    for _ in range(LONGEST):
+        if node.op in ("output", "root"):
+            return
+        yield node
+        node = node.next
+
+
+def _own_labels(shape: tuple[int, ...]) -> Iterator[Fields]:
+    """For each dimension, a label for every position of it."""
+    for dim, size in enumerate(shape):
+        line = [size if d == dim else 1 for d in range(len(shape))]
+        yield (np.arange(size, dtype=np.int64).reshape(line),) if size > 1 else ()
+
+
+def _carried(flow: Flow, node: fx.Node, moved: Moved) -> tuple[Fields | list[Labelled], ...] | None:
+    """What a node of the chain carries of each dimension; None where it does more than to move data."""
+    row = row_for(flow, node) if node.op in ("call_function", "call_method", "call_module") else None
+    module = flow.program.state.get(str(node.target)) if node.op == "call_module" else None
+    named = module is None and node.op != "output" and row is not None and op_name(node) in MOVES
+    tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | tuple | list)]
+    inside = [n for n in tensors if n in moved]
+    others = [n for n in node.all_input_nodes if n not in moved]
+    if row is None or not (named or isinstance(module, nn.Flatten | nn.Unflatten)) or len(inside) != 1:
+        return None
+    if any(isinstance(n.meta.get("val"), torch.Tensor) for n in others):
+        return None
+    found: list[Fields | list[Labelled]] = []
+    for fields in moved[inside[0]]:
+        trial = Flow(flow.program, values={**dict.fromkeys(others), inside[0]: fields}, owners=[(0, None)], trial=True)
+        found.append(row.rule(trial, node))
+        if trial.pins or trial.pairs:
+            return None
+    return tuple(found)
+
+
+def _picked(node: fx.Node, carried: tuple[Fields | list[Labelled], ...], source: fx.Node, dim: int) -> IntArray | None:
+    """The places of the source's dimension that a value holds along its own, if all else is as in the source."""
+    shape, new = shape_of_argument(source), shape_of_argument(node)
+    if len(new) != len(shape) or any(a != b for d, (a, b) in enumerate(zip(shape, new, strict=True)) if d != dim):
+        return None
+    for d, (fields, own) in enumerate(zip(carried, _own_labels(shape), strict=True)):
+        same = isinstance(fields, tuple) and len(fields) == len(own) and all(map(np.array_equal, fields, own))
+        if d != dim and not same:
+            return None
+    line = carried[dim]
+    if not isinstance(line, tuple) or _line(line) != dim:
+        return None
+    return line[0].reshape(-1)
+
+
+def _settle(flow: Flow, chain: Chain, source: fx.Node, dim: int) -> None:
+    """Give the chain's nodes their labels; those inside may be torn, since a gather stands in for them then."""
+    labels = flow.fields(source)[0]
+    flat = labels.reshape(-1)
+    moved: Moved = {source: tuple(_own_labels(shape_of_argument(source)))}
+    for node in chain.inner:
+        carried = _carried(flow, node, moved)
+        assert carried is not None, f"{node.name} moved data before"
+        moved[node] = carried
+        flow.values[node] = _relabelled(carried[dim], flat)
+    blocks = tuple(field for node in chain.inner for field in _fields(flow.values[node]))
+    for node, picked in chain.ends:
+        flow.values[node] = flow.result(flat[picked], len(shape_of_argument(node)), dim)
+        flow.gathers[node] = Gather(source, dim, picked, chain.inner, blocks)
+        if picked.size < flat.size:
+            flow.covers.append(flat[picked])
+
+
+def _fields(value: Labelled) -> Iterator[IntArray]:
+    for part in value or ():
+        yield from _fields(part) if isinstance(part, tuple) else (part,)
+
+
+def _relabelled(carried: Fields | list[Labelled], flat: IntArray) -> Labelled:
+    if isinstance(carried, list):
+        return [_relabelled(part, flat) for part in carried]
+    return tuple(flat[places] for places in carried)

@@ -1,0 +1,127 @@
+"""The pass contract: a small frozen object made from a plan entry, that takes a program and gives a new one.
+
+    class Halve(Pass):
+        \"\"\"Cut every group in half.\"\"\"
+        name = "halve"
+        gives = frozenset({"selection"})
+        keep_first: bool = True                      # an option: a typed field, checked when the plan is loaded
+
+        def run(self, program: Program, context: Context) -> PassResult: ...
+
+Options are pydantic fields: `prunec passes halve`, the JSON schema and the plan's error messages come from them.
+A pass that changes what is computed sets `rewrites = True`; then the pipeline compares the new program with
+`reference(before, after)` and stops the compile when they differ.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from prunec.compiler.ir.program import Note, Program
+
+if TYPE_CHECKING:
+    from prunec.compiler.cost.model import Cost
+    from prunec.compiler.verify.verify import Reference
+
+
+class Progress(Protocol):
+    """Where long work reports to; the command line draws bars, tests and the API stay silent."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `what` are finished."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Progress` that says nothing."""
+
+
+class Data(Protocol):
+    """What a data factory gives: each split is an iterable of `(inputs, labels)` batches, made anew at every call."""
+
+    def train(self) -> Any: ...
+    def val(self) -> Any: ...
+    def test(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may use besides its program: data, seeded randomness, and progress."""
+
+    seed: int = 0
+    data: Data | None = None
+    progress: Progress = silent
+    baseline: Cost | None = None
+    """What the traced model costs: shares such as `50%` are shares of this."""
+    traced: Program | None = None
+    """The model as it was traced: shares of what `baseline` doesn't hold are shares of what it uses."""
+
+    def rng(self, *key: str) -> np.random.Generator:
+        """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""
+        return np.random.default_rng([self.seed, *(b for part in key for b in part.encode())])
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The new program, and what was left alone and why."""
+
+    program: Program
+    notes: tuple[Note, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    """Figures for the report: plain JSON values."""
+
+
+class Pass(BaseModel, ABC):
+    """The base of every pass; see the module's text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+    name: ClassVar[str]
+    rewrites: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Facts that an earlier pass must have given."""
+    gives: ClassVar[frozenset[str]] = frozenset()
+    shorthand: ClassVar[str | None] = None
+    """The option that a bare value in the plan stands for: `- prune: 0.5`."""
+
+    @abstractmethod
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Give the new program; raise `PassError` where the options can't be met on this program."""
+
+    def check(self, program: Program) -> None:
+        """Raise `PassError` for options that name what the program doesn't have; nothing is run."""
+        return
+
+    def remarks(self, program: Program) -> Iterable[Note]:
+        """What is right but probably not meant, such as an option about something that the program doesn't have.
+
+        For `prunec check`; nothing is run."""
+        return ()
+
+    def foreseen(self, program: Program) -> Program:
+        """The program that the options of later passes are checked on before anything is run."""
+        return program
+
+    def required(self) -> frozenset[str]:
+        """The facts that this pass needs, given its options."""
+        return self.needs
+
+    def resolved(self, result: PassResult) -> tuple[Pass, ...]:
+        """What the lock records: passes that give the same result again without deciding anything anew."""
+        return (self,)
+
+    def reference(self, before: Program, after: Program) -> Reference:
+        """What the rewritten program must compute; by default, what the old one computed."""
+        from prunec.compiler.verify.verify import Same  # noqa: PLC0415  (verify needs this module)
+
+        return Same(before)
+
+
+PassFactory = Callable[..., Pass]
+Batch = tuple[torch.Tensor, ...]

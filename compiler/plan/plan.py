@@ -1,0 +1,300 @@
+"""The plan: what to compile, and the passes in order. Loading one runs nothing and imports nothing but its passes.
+
+    plan: 1
+    model: {factory: my_package.nets:small, args: {classes: 10}, weights: small.safetensors}
+    inputs: [[1, 3, 32, 32]]
+    passes:
+      - score: {criterion: l2}             # a name with options,
+      - prune: 50%                         # a name with the value of the pass's main option,
+      - shrink                             # or a bare name
+    export: [onnx]
+
+A loaded plan is valid: its passes are made, its files exist, its paths are absolute (a relative path is meant from the
+folder of the plan). Everything that is wrong is reported at once, each fault where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    InstanceOf,
+    PrivateAttr,
+    StrictInt,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import is_instance_schema
+
+from prunec.compiler import registry
+from prunec.compiler.errors import Span, nearest
+from prunec.compiler.ir.train_eval import Mode
+from prunec.compiler.pass_base import Pass
+from prunec.compiler.plan.options import faults, label, wrong
+from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport, PlanInput
+from prunec.compiler.plan.source import Fault, Keys, Source, plain, read, shown
+
+VERSIONS: Final = (1,)
+"""The versions of the plan language that this compiler reads."""
+
+_Made = TypeVar("_Made", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class PlanPass:
+    """One entry of `passes`: the options as the plan has them, and the pass made from them."""
+
+    name: str
+    options: Mapping[str, Any]
+    pass_: Pass
+    at: Span | None = field(default=None, compare=False)
+
+    def spelled(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as plain JSON values, with paths as the context wants them."""
+        paths = {key for key in type(self.pass_).model_fields if isinstance(getattr(self.pass_, key), Path)}
+        written = self.pass_.model_dump(mode="json", include=paths, by_alias=True, context=dict(context))
+        return {**plain(self.options).data, **written}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """It is made before pydantic sees it."""
+        return is_instance_schema(cls)
+
+
+def _is_list_of_shapes(value: Any) -> Any:
+    if isinstance(value, list) and value and all(isinstance(size, int) for size in value):
+        raise wrong("must be a list of shapes, one for each input", hint=f"write inputs: [{value}]")
+    if (
+        isinstance(value, dict)
+        and isinstance(value.get("shape"), list)
+        and value.keys() <= InputSpec.model_fields.keys()
+    ):
+        raise wrong("must be a list of inputs or a mapping of them by name", hint="write inputs: [{shape: ...}]")
+    return value
+
+
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Plan(BaseModel):
+    """A valid plan; see the module's text. `model`, `inputs` and `data` may be left to the caller of `compile`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="a prunec plan")
+
+    plan: Literal[1]
+    model: ModelSpec | None = None
+    inputs: Annotated[tuple[PlanInput, ...] | dict[str, PlanInput], BeforeValidator(_is_list_of_shapes)] = ()
+    region: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)] = None
+    """Parts of the model that are compiled in their place, by their dotted names; None for all of it."""
+    mode: Mode = "eval"
+    """`train` compiles the branches of train mode along, such as those of auxiliary heads: the slim module gives in
+    each mode what the original gives in that mode. Costs, exports and accuracy are those of eval mode. For deployment
+    alone, compile in mode `eval`, where these branches aren't traced."""
+    data: Factory | None = None
+    passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
+    export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    removed: dict[str, dict[str, list[int]]] | None = None
+    versions: dict[str, str] | None = None
+    hashes: dict[str, str] | None = None
+    """A lock's own keys, see `lock.py`; a plan that a person writes has none of them."""
+    _source: Source = PrivateAttr(default_factory=lambda: plain({}))
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Plan:
+        """Read a plan file, with `KEY=VALUE` overrides laid over it. Raises `PlanError`."""
+        source = read(Path(path))
+        for override in overrides:
+            source = source.with_override(override)
+        return _build(source, Path(path).resolve().parent)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], folder: str | Path = ".", overrides: Sequence[str] = ()) -> Plan:
+        """A plan from plain values, with overrides; relative paths are meant from `folder`. Raises `PlanError`."""
+        source = plain(data)
+        for override in overrides:
+            source = source.with_override(override)
+        return _build(source, Path(folder).resolve())
+
+    @classmethod
+    def of(cls, plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
+        """A plan from whatever names one: itself, a mapping, or a file's path."""
+        if isinstance(plan, Plan):
+            return plan
+        return cls.from_dict(plan) if isinstance(plan, Mapping) else cls.load(plan)
+
+    def at(self, *keys: str | int, on_key: bool = False) -> Span | None:
+        """Where a value (or its key) stands in the plan's file, for messages; `None` where it came from no file."""
+        return self._source.locate(keys, on_key=on_key)
+
+    def to_dict(self, relative_to: str | Path | None = None) -> dict[str, Any]:
+        """Plain JSON values that load again to the same plan, with all defaults of the plan itself spelled out.
+
+        Paths are absolute, or relative to the folder that the result will be read from.
+        """
+        context = {"relative_to": Path(relative_to).resolve() if relative_to else None}
+        body = self.model_dump(mode="json", exclude={"passes", "export"}, exclude_none=True, context=context)
+        entries = [
+            {entry.name: options} if (options := entry.spelled(context)) else entry.name for entry in self.passes
+        ]
+        return {
+            **body,
+            "passes": entries,
+            "export": [{export.name: export.model_dump(mode="json")} for export in self.export],
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, Plan) else NotImplemented
+
+
+def _build(source: Source, folder: Path) -> Plan:
+    data = source.data
+    _check_version(source)
+    found: list[Fault] = []
+    context = {"folder": folder}
+    passes = _entries(source, "passes", _Kind(registry.names(), registry.pass_class, context), found)
+    exports = _entries(source, "export", _Kind(EXPORTS, EXPORTS.__getitem__, context), found)
+    made = {
+        "passes": [
+            PlanPass(name, options, pass_, source.locate(keys, on_key=True)) for name, options, pass_, keys in passes
+        ],
+        "export": [export for _, _, export, _ in exports],
+    }
+    try:
+        plan = Plan.model_validate({**data, **made}, context=context)
+    except ValidationError as error:
+        found += faults(error, data, (), Plan)
+    if found:
+        raise source.errors(found)
+    plan._source = source
+    return plan
+
+
+def _check_version(source: Source) -> None:
+    """Refuse what this compiler can't read, before it complains of words that a later version may know."""
+    data, known = source.data, ", ".join(map(str, VERSIONS))
+    if not isinstance(data, dict):
+        got = "nothing" if data is None else shown(data)
+        raise source.error(Fault((), f"a plan must be a mapping, got {got}", f"it begins with plan: {known}"))
+    if "plan" not in data:
+        fault = Fault(("plan",), "missing key 'plan', the version of the plan language", f"write plan: {known}")
+        raise source.error(fault)
+    version = data["plan"]
+    if type(version) is not int or version not in VERSIONS:
+        raise source.error(Fault(("plan",), f"unknown plan version {shown(version)}", f"known versions: {known}"))
+
+
+_Entry = tuple[str, Mapping[str, Any], _Made, Keys]
+
+
+@dataclass(frozen=True)
+class _Kind(Generic[_Made]):
+    """What a list of a plan may name: the names, the class of each, and the context that its options are read in."""
+
+    names: Collection[str]
+    find: Callable[[str], type[_Made]]
+    context: Mapping[str, Any]
+
+
+def _entries(source: Source, key: str, kind: _Kind[_Made], found: list[Fault]) -> list[_Entry[_Made]]:
+    """Make what the list at `key` names. What can't be made is left out, and its faults are added to `found`."""
+    entries = source.data.get(key, [])
+    if not isinstance(entries, list):
+        found.append(Fault((key,), f"{key} must be a list, got {shown(entries)}"))
+        return []
+    made = []
+    for i, entry in enumerate(entries):
+        try:
+            name, value = _named(entry, (key, i))
+            if name not in kind.names:
+                hint = nearest(name, kind.names)
+                raise _Refused([Fault((key, i, name), f"unknown {_KINDS[key]} '{name}'", hint, True)])
+            made.append(_make(kind.find(name), value, (key, i, name), kind.context))
+        except _Refused as refused:
+            found += refused.faults
+    return made
+
+
+_KINDS: Final = {"passes": "pass", "export": "export"}
+
+
+class _Refused(Exception):
+    """Carries the faults of one entry out of its making; never leaves this module."""
+
+    def __init__(self, found: list[Fault]) -> None:
+        super().__init__(found)
+        self.faults = found
+
+
+def _named(entry: Any, keys: Keys) -> tuple[str, Any]:
+    """The name of a list's entry and the value beside it."""
+    if isinstance(entry, str):
+        return entry, None
+    if isinstance(entry, dict) and len(entry) == 1:
+        return next(iter(entry.items()))
+    if not isinstance(entry, dict) or not entry:
+        message = f"{label(keys)} must be a name, or a name with its options; got {shown(entry)}"
+        raise _Refused([Fault(keys, message)])
+    first, second = list(entry)[:2]
+    message = f"one entry names one {_KINDS[str(keys[0])]}, this one has the keys " + ", ".join(map(repr, entry))
+    indent = f"indent the options of '{first}' deeper than its name" if entry[first] is None else None
+    raise _Refused([Fault((*keys, second), message, indent or nearest(second, [first]), on_key=True)])
+
+
+def _make(made: type[_Made], value: Any, keys: Keys, context: Mapping[str, Any]) -> _Entry[_Made]:
+    name = str(keys[-1])
+    short: str | None = getattr(made, "shorthand", None)
+    options = {} if value is None else value
+    if not isinstance(options, dict):
+        if short is None:
+            valid = ", ".join(made.model_fields)
+            hint = f"options of {name}: {valid}" if valid else f"{name} has no options"
+            raise _Refused([Fault(keys, f"{name} must be followed by a mapping of options, got {shown(value)}", hint)])
+        options = {short: value}
+    try:
+        return name, options, made.model_validate(options, context=dict(context)), keys
+    except ValidationError as error:
+        raise _Refused(faults(error, options, keys, made)) from error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a plan, with the options of every pass that is installed."""
+    passes = registry.passes()
+    mode: JsonSchemaMode = "validation"
+    models: list[type[BaseModel]] = [Plan, *passes.values(), *EXPORTS.values()]
+    refs, table = models_json_schema([(model, mode) for model in models], ref_template="#/$defs/{model}")
+    definitions = table["$defs"]
+    plan = definitions.pop(refs[Plan, mode]["$ref"].rpartition("/")[2])
+    for key, classes in (("passes", passes), ("export", EXPORTS)):
+        forms = [form for name, made in classes.items() for form in _forms(name, made, refs[made, mode], definitions)]
+        plan["properties"][key] = {"type": "array", "items": {"anyOf": forms}, "default": []}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **plan, "$defs": definitions}
+
+
+def _forms(name: str, made: type[BaseModel], ref: JsonSchemaValue, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """The spellings of one entry: a name with options, with the value of its main option, or bare."""
+    short: str | None = getattr(made, "shorthand", None)
+    values = [ref]
+    if short:
+        values.append(definitions[ref["$ref"].rpartition("/")[2]]["properties"][short])
+    bare = not any(option.is_required() for option in made.model_fields.values())
+    if bare:
+        values.append({"type": "null"})
+    mapping = {
+        "type": "object",
+        "properties": {name: {"anyOf": values}},
+        "required": [name],
+        "additionalProperties": False,
+    }
+    return [mapping, {"const": name}] if bare else [mapping]

@@ -1,0 +1,286 @@
+"""The parts of a plan, each as a checked value: names of factories, paths, the model, inputs, data and exports.
+
+A part that is mostly one value may be written as that value: `model: nets:small` for `model: {factory: nets:small}`,
+`[1, 3, 32, 32]` for `{shape: [1, 3, 32, 32]}`. Validation is where relative paths become absolute: its context holds
+the plan's `folder`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    SerializationInfo,
+    StrictInt,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from prunec.compiler.errors import nearest
+from prunec.compiler.plan.options import wrong
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A name in a module, or in a Python file: `package.module:name`, `path/to/file.py:name`."""
+
+    module: str | Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}"
+
+
+def _path(text: str, info: ValidationInfo) -> Path:
+    """A path as written, absolute: from the plan's folder."""
+    folder: Path = (info.context or {}).get("folder", Path.cwd())
+    return Path(os.path.normpath(folder / Path(text).expanduser()))
+
+
+def _parse_ref(value: object, info: ValidationInfo) -> Ref:
+    usage = "must be package.module:name or path/to/file.py:name"
+    module, colon, name = str(value).rpartition(":")
+    if not isinstance(value, str) or not colon or not all(part.isidentifier() for part in name.split(".")):
+        raise wrong(usage)
+    if not module.endswith(".py"):
+        if all(part.isidentifier() for part in module.split(".")):
+            return Ref(module, name)
+        raise wrong(usage)
+    path = _path(module, info)
+    if not path.is_file():
+        raise wrong(f"no file {path}", hint=_neighbours(path))
+    return Ref(path, name)
+
+
+def _parse_name(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise wrong("must be a path")
+    return _path(str(value), info)
+
+
+def _parse_path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str) or not value:
+        raise wrong("must be a path")
+    path = _path(value, info)
+    if not path.exists():
+        raise wrong(f"no file {path}", hint=_neighbours(path))
+    return path
+
+
+def _neighbours(path: Path) -> str | None:
+    """A hint at a file of nearly that name in the same folder."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    hint = nearest(path.name, [other.name for other in path.parent.iterdir()])
+    return hint if hint and hint.startswith("did") else None
+
+
+def _relative(value: Path, info: SerializationInfo) -> str:
+    base = (info.context or {}).get("relative_to")
+    return Path(os.path.relpath(value, base)).as_posix() if base else str(value)
+
+
+def _ref_text(ref: Ref, info: SerializationInfo) -> str:
+    return f"{_relative(ref.module, info)}:{ref.name}" if isinstance(ref.module, Path) else str(ref)
+
+
+PlanRef = Annotated[
+    Ref, PlainValidator(_parse_ref), PlainSerializer(_ref_text), WithJsonSchema({"type": "string", "pattern": ":"})
+]
+AnyPath = Annotated[
+    Path,
+    PlainValidator(_parse_name),
+    PlainSerializer(_relative),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+"""A path from the plan's folder, of a file that may be written after the plan is loaded."""
+PlanPath = Annotated[
+    Path, PlainValidator(_parse_path), PlainSerializer(_relative), WithJsonSchema({"type": "string", "minLength": 1})
+]
+
+
+class _Part(BaseModel):
+    """A mapping in a plan; a part with a `shorthand` may be written as the bare value of that key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shorthand: ClassVar[str | None] = None
+    short_types: ClassVar[tuple[type, ...]] = (str,)
+    usage: ClassVar[str] = "a mapping"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if cls.shorthand and isinstance(value, cls.short_types):
+            return {cls.shorthand: value}
+        if not isinstance(value, dict | cls):
+            raise wrong(f"must be {cls.usage}")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        if not cls.shorthand:
+            return schema
+        return {"anyOf": [schema, handler.resolve_ref_schema(schema)["properties"][cls.shorthand]]}
+
+
+class Factory(_Part):
+    """Something that a plan has made by calling a function."""
+
+    shorthand = "factory"
+    usage = "package.module:name or a mapping with the key 'factory'"
+
+    factory: PlanRef = Field(examples=["package.module:name"])
+    args: dict[str, JsonValue] = {}
+
+
+class ModelSpec(_Part):
+    """Where the model comes from: a factory, with weights or with its own; or a folder that `prunec compile` wrote."""
+
+    shorthand = "factory"
+    usage = "package.module:name or a mapping with the key 'factory' or 'saved'"
+
+    factory: PlanRef | None = None
+    args: dict[str, JsonValue] = {}
+    weights: PlanPath | None = None
+    saved: PlanPath | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _is_file(cls, path: Path | None) -> Path | None:
+        if path and not path.is_file():
+            raise wrong(f"{path} is a folder, expected a file of weights")
+        return path
+
+    @field_validator("saved")
+    @classmethod
+    def _is_saved(cls, path: Path | None) -> Path | None:
+        if path and not (path / "model.py").is_file():
+            raise wrong(f"no model.py in {path}", hint="'saved' takes a folder that `prunec compile` wrote")
+        return path
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.factory is None) == (self.saved is None):
+            raise wrong("must have either the key 'factory' or the key 'saved'")
+        if self.saved and (self.args or self.weights):
+            raise wrong("must not have 'args' or 'weights' beside 'saved': a saved model holds its own")
+        return self
+
+
+Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+_HIGHEST: Final = {"int64": 2**63 - 1, "int32": 2**31, "int16": 2**15, "int8": 2**7, "uint8": 2**8}
+
+
+class InputSpec(_Part):
+    """One example tensor. Whole numbers are drawn from `low` to `high - 1`, truth values are as often true as false,
+    others are normally distributed."""
+
+    shorthand = "shape"
+    short_types = (list,)
+    usage = "a shape such as [1, 3, 32, 32] or a mapping with the key 'shape'"
+
+    shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(min_length=1, examples=["[1, 3, 32, 32]"])
+    dtype: Dtype = "float32"
+    low: StrictInt | None = None
+    high: Annotated[StrictInt, Field(ge=1)] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """True where the input is of whole numbers: tokens, categories."""
+        return self.dtype in _HIGHEST
+
+    @model_validator(mode="after")
+    def _range_fits(self) -> Self:
+        if self.whole and self.high is None:
+            raise wrong(f"must have the key 'high' beside dtype {self.dtype}", hint="for example: high: 1000")
+        for key in ("high", "low"):
+            if not self.whole and getattr(self, key) is not None:
+                raise wrong(
+                    f"must not have the key '{key}' beside dtype {self.dtype}", hint="for example: dtype: int64"
+                )
+        if self.high is not None and self.high > _HIGHEST[self.dtype]:
+            raise wrong(f"must have 'high' at most {_HIGHEST[self.dtype]} beside dtype {self.dtype}")
+        if self.high is not None and (self.low or 0) >= self.high:
+            raise wrong(f"must have 'low' below 'high', which is {self.high}")
+        if self.low is not None and self.low < self._lowest:
+            raise wrong(f"must have 'low' at least {self._lowest} beside dtype {self.dtype}")
+        return self
+
+    @property
+    def _lowest(self) -> int:
+        return 0 if self.dtype == "uint8" else -_HIGHEST[self.dtype]
+
+
+class InputItems(_Part):
+    """Several inputs in one argument: a list of tensors, or a mapping of them."""
+
+    shorthand = "items"
+    short_types = (list,)
+
+    items: tuple[PlanInput, ...] | dict[str, PlanInput] = Field(examples=["[[3, 32, 32], [3, 40, 40]]"])
+
+
+class InputValue(_Part):
+    """An argument that isn't a tensor: it is decided for good while the model is traced."""
+
+    value: bool | StrictInt | float | str | None
+
+    @model_serializer
+    def _kept(self) -> dict[str, Any]:
+        """None is a value here, not the lack of one."""
+        return {"value": self.value}
+
+
+def _input_kind(value: Any) -> str:
+    """Which class of input is meant, for pydantic's union; a tag is the name of its class."""
+    if isinstance(value, BaseModel):
+        return type(value).__name__
+    if isinstance(value, list):
+        return "InputItems" if any(isinstance(item, list | dict) for item in value) else "InputSpec"
+    keys = value if isinstance(value, dict) else ()
+    kinds = {"items": "InputItems", "value": "InputValue"}
+    return next((kind for key, kind in kinds.items() if key in keys and "shape" not in keys), "InputSpec")
+
+
+PlanInput = Annotated[
+    Annotated[InputSpec, Tag("InputSpec")]
+    | Annotated[InputItems, Tag("InputItems")]
+    | Annotated[InputValue, Tag("InputValue")],
+    Discriminator(_input_kind),
+]
+"""One argument of a model's forward."""
+InputItems.model_rebuild()
+
+
+class OnnxExport(BaseModel):
+    """Write `model.onnx`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str] = "onnx"
+    shorthand: ClassVar[str | None] = None
+
+    opset: Annotated[StrictInt, Field(ge=18)] = 20
+    dynamic: tuple[Literal["batch", "height", "width"], ...] = ("batch",)
+    """Sizes that the file leaves open: the batch where the model allows it; height and width, or the export fails."""
+
+
+EXPORTS: Final[Mapping[str, type[OnnxExport]]] = {OnnxExport.name: OnnxExport}

@@ -1,0 +1,172 @@
+"""What the command line shows: progress bars and errors on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from prunec.compiler.errors import PrunecError
+from prunec.compiler.report.figures import checked, duration, figures, foretold, gathered, left_alone, removed
+
+PLAIN_WIDTH: Final = 140
+"""Columns of a table where nobody watches and a terminal's width isn't known."""
+
+REASONS: Final = 5
+"""How many reasons of one pass are shown; the page has them all."""
+
+_LINE_STYLES: Final = (
+    (re.compile(r"hint: "), "cyan"),
+    (re.compile(r" *\^+$"), "bold red"),
+    (re.compile(r"    "), "default"),
+    (re.compile(r""), "bold"),
+)
+"""The first that matches a line of an error colours it."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on the stream as it is now; text is shown as it stands, without markup or guessed highlights."""
+    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    return made if made.is_terminal else Console(stderr=stderr, markup=False, highlight=False, width=PLAIN_WIDTH)
+
+
+def say(text: str | Text) -> None:
+    """Print a line of a result, however long it is."""
+    console().print(text, soft_wrap=True)
+
+
+def show_error(error: PrunecError) -> None:
+    """Print the error as it words itself; on a terminal, in colours."""
+    lines = str(error).splitlines()
+    styled = [Text(line, next(style for pattern, style in _LINE_STYLES if pattern.match(line))) for line in lines]
+    console(stderr=True).print(Text("\n").join(styled), soft_wrap=True)
+    if error.exit_code != 1:
+        console(stderr=True).print("this is a bug in prunec or in a pass; nothing was written", soft_wrap=True)
+
+
+def show_bug(error: BaseException, debug: bool) -> None:
+    """Say that the compiler is at fault; the traceback goes to a file, or is shown when debugging."""
+    trace = "".join(traceback.format_exception(error))
+    out = console(stderr=True)
+    if debug:
+        out.print(trace, soft_wrap=True, end="")
+    text = (str(error).splitlines() or [""])[0]
+    out.print(f"this is a bug in prunec: {type(error).__name__}: {text}", soft_wrap=True)
+    if not debug:
+        with tempfile.NamedTemporaryFile("w", prefix="prunec-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(trace)
+        out.print(f"hint: report it with the plan and this traceback: {file.name}", soft_wrap=True)
+
+
+class Bars:
+    """A `Progress` that draws a bar for each kind of work that isn't finished."""
+
+    def __init__(self, drawn: Progress) -> None:
+        self._drawn = drawn
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `what` are finished."""
+        if what not in self._tasks:
+            self._tasks[what] = self._drawn.add_task(what, total=total)
+        self._drawn.update(self._tasks[what], completed=done, total=total, visible=done < total)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Bars on standard error while the block runs; nothing at all where that is no terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    out = console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as drawn:
+        yield Bars(drawn)
+
+
+Rows = Sequence[Sequence[str | Text]]
+
+
+def table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[str] = ()) -> None:
+    """Print a table; the columns named in `right` are numbers."""
+    console().print(made_table(title, columns, rows, right))
+
+
+def made_table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[str] = ()) -> Table:
+    """The table, to be printed or saved."""
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2)
+    )
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold", header_style="dim")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+# -- the report of a compile ---------------------------------------------------------------------------------------
+
+
+def show_report(report: Mapping[str, Any], folder: Path) -> None:
+    """The summary, a line for each pass, what was left alone, warnings, and where the artifacts are."""
+    sides = ("before", "after", "change")
+    rows: list[list[str | Text]] = [
+        [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
+    ]
+    table(f"{report['model']}", ("", *sides), rows, right=sides)
+    if foretold(report):
+        say(f"\n{foretold(report)}")
+    say("")
+    _show_passes(report)
+    _show_reasons(report)
+    for warning in report["warnings"]:
+        say(Text(f"warning: {warning}", "yellow"))
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    say(f"\n{folder}{'' if str(folder).endswith('/') else '/'}: {', '.join(names)}")
+
+
+_COLOURS: Final[Mapping[bool | None, str]] = {True: "green", False: "red", None: "default"}
+
+
+def _show_passes(report: Mapping[str, Any]) -> None:
+    rows = []
+    for record in report["passes"]:
+        seconds = duration(record["seconds"] + record["verify_seconds"])
+        rows.append([record["pass"], seconds, _did(record), checked(record)])
+    table("", ("pass", "time", "did", "check"), rows, right=("time",))
+    gone = [group for group in report["groups"] if removed(group)]
+    if gone:
+        total = sum(removed(group) for group in gone)
+        say(f"\n{total} channels are gone, from {len(gone)} of {len(report['groups'])} groups")
+
+
+def _did(record: Mapping[str, Any]) -> str:
+    units = sum(record["details"].get("removed_units", {}).values())
+    if units:
+        return f"{units} units removed"
+    before, after = record["before"], record["after"]
+    changes = [f"{after[key] - before[key]:+,} {name}" for key, name in (("macs", "MACs"), ("params", "parameters"))]
+    return ", ".join(change for change in changes if not change.startswith("+0 "))
+
+
+def _show_reasons(report: Mapping[str, Any]) -> None:
+    whole = [("left alone", left_alone(report)), *((r["pass"], r["notes"]) for r in report["passes"])]
+    for source, notes in whole:
+        reasons = list(gathered(notes))
+        for reason, subjects in reasons[:REASONS]:
+            more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
+            say(Text(f"{source}: {', '.join(subjects[:3])}{more}: {reason}", "dim"))
+        if len(reasons) > REASONS:
+            say(Text(f"{source}: {len(reasons) - REASONS} more reasons stand in report.html", "dim"))

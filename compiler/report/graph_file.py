@@ -1,0 +1,79 @@
+"""The dependency graph as a file, for graph viewers and for programs.
+
+    deps.graphml    yEd, Gephi, Cytoscape, networkx.read_graphml
+    deps.gml        the same in the older form
+    deps.json       nodes and edges, as networkx.node_link_graph reads them
+
+A vertex is called as everywhere: `layer1.0.conv1.weight[0]`. Its groups are one text, joined by commas, since GraphML
+and GML hold no lists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import networkx as nx
+
+from prunec.compiler.errors import OutputError, PlanError, nearest
+from prunec.compiler.groups.dependency_graph import Vertex, dependency_graph
+from prunec.compiler.ir.program import Program
+
+
+def write_graph(program: Program, path: Path, group: str | None = None) -> None:
+    """Write the program's dependency graph, or one group's part of it; the ending says in which form.
+
+    Raises `PlanError` for an ending without a form and for a group that isn't there, `OutputError` where the file
+    can't be written.
+    """
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        hint = f"end it with {', '.join(WRITERS)}"
+        raise PlanError(f"'{path.name}' names no form of a graph", hint=hint)
+    graph = _spelled(_part(dependency_graph(program), group))
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        writer(graph, beside)
+        beside.replace(path)
+    except OSError as error:
+        raise OutputError(f"can't write '{path}': {error.strerror}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _part(graph: nx.MultiGraph[Vertex], group: str | None) -> nx.MultiGraph[Vertex]:
+    """The axes of one group, and what lies between them."""
+    if group is None:
+        return graph
+    names = {name for _, groups in graph.nodes(data="groups") for name in groups}
+    if group not in names:
+        raise PlanError(f"there is no group '{group}'", hint=nearest(group, names))
+    part = graph.copy()
+    part.remove_nodes_from([axis for axis, groups in graph.nodes(data="groups") if group not in groups])
+    return part
+
+
+def _spelled(graph: nx.MultiGraph[Vertex]) -> nx.MultiGraph[str]:
+    """The same with texts for axes and lists, which is all that files hold."""
+    named: nx.MultiGraph[str] = nx.MultiGraph()
+    named.add_nodes_from(
+        (str(axis), {**found, "groups": ", ".join(found["groups"])}) for axis, found in graph.nodes.items()
+    )
+    for (left, right, key), found in graph.edges.items():
+        named.add_edge(str(left), str(right), key=key, **found)
+    return named
+
+
+def _json(graph: nx.MultiGraph[str], path: Path) -> None:
+    path.write_text(json.dumps(nx.node_link_data(graph, edges="edges"), indent=1) + "\n", encoding="utf-8")
+
+
+WRITERS: Final[Mapping[str, Callable[[nx.MultiGraph[str], Path], None]]] = {
+    ".graphml": nx.write_graphml,
+    ".gml": nx.write_gml,
+    ".json": _json,
+}
+"""What writes a form, by the ending that files of it have."""

@@ -1,0 +1,106 @@
+"""The report as one HTML file: what became smaller, by how much, what was checked, and what was left alone and why.
+
+It needs nothing from elsewhere: styles and pictures stand inside. Whatever the report doesn't have (accuracy, an ONNX
+file) has no place in the page either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import jinja2
+
+from prunec.compiler.report import figures
+
+SKYLINE: Final = (960.0, 200.0)
+"""Width and height of the picture of all nodes, in its own units."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value before and after, as parts of the picture's width (in percent)."""
+
+    name: str
+    before: int
+    after: int
+    whole: float
+    left: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A node's place in the skyline, and its two heights."""
+
+    name: str
+    before: int
+    after: int
+    x: float
+    width: float
+    tall: float
+    short: float
+
+
+def report_html(report: Mapping[str, Any]) -> str:
+    """The page of a report, the mapping that `make_report` gives and `Result.save` completes."""
+    columns = skyline(report["macs_by_node"])
+    return _template().render(
+        report=report,
+        figures=figures.figures(report),
+        foretold=figures.foretold(report),
+        groups=group_bars(report),
+        columns=columns,
+        picture=SKYLINE,
+        tallest=max([column.before for column in columns] + [column.after for column in columns], default=0),
+        alone=list(figures.gathered(figures.left_alone(report))),
+    )
+
+
+def group_bars(report: Mapping[str, Any]) -> list[Bar]:
+    """A bar for each group: its channels before and after, as parts of the widest that may be cut.
+
+    A wider one that is wholly pinned, such as a thousand classes, would make all others look alike: its bar is full.
+    """
+    groups = report["groups"]
+    open_groups = [group for group in groups if sum(group["pinned"].values()) < group["units"]]
+    widest = max((group["channels"]["before"] for group in open_groups or groups), default=1)
+    return [_bar(group, widest) for group in groups]
+
+
+def _bar(group: Mapping[str, Any], widest: int) -> Bar:
+    before, after = group["channels"]["before"], group["channels"]["after"]
+    note = "; ".join(f"{units} of {group['units']} units: {reason}" for reason, units in group["pinned"].items())
+    whole, left = (min(100.0, 100 * channels / widest) for channels in (before, after))
+    return Bar(group["name"], before, after, whole, left, note)
+
+
+def skyline(macs: Mapping[str, Mapping[str, int]]) -> list[Column]:
+    """A column for each node that multiplied before, in the graph's order; nodes that the passes made come last."""
+    before, after = macs["before"], macs["after"]
+    names = [*before, *(name for name in after if name not in before)]
+    tallest = max([*before.values(), *after.values(), 1])
+    step = SKYLINE[0] / max(len(names), 1)
+    scale = SKYLINE[1] / tallest
+    return [
+        Column(name, old, new, index * step, step * 0.8, old * scale, new * scale)
+        for index, name in enumerate(names)
+        for old, new in [(before.get(name, 0), after.get(name, 0))]
+    ]
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = ("count", "size", "duration", "percent", "checked", "gathered")
+    environment.filters.update({name: getattr(figures, name) for name in words})
+    environment.filters["grouped"] = lambda value: f"{value:,}"
+    return environment.get_template("report.html.jinja")

@@ -1,0 +1,1 @@
+"""A new program without some units, or with some of them merged."""

@@ -1,0 +1,107 @@
+"""Where what is left can't be had by narrower operations, it is gathered by an `index_select` at places in a buffer.
+
+rows that lost different positions    %shuffle = index_select(%cat, 1, %shuffle_order)     (`Flow.gathers`)
+a value that no parameter writes      %y + %waves = %y + index_select(%waves, 1, %order)   (`Flow.picks`)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain, count
+
+import numpy as np
+import torch
+from torch import fx
+
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.sizes import valued
+from prunec.compiler.labels.flow import Gather, Pick
+from prunec.compiler.rewrite.slim_view import View
+
+
+def torn_apart(view: View) -> dict[fx.Node, Gather]:
+    """The gathers whose operations don't fit what is left of their source: a view of rows that lost other positions."""
+    return {
+        node: gather
+        for node, gather in view.analysis.flow.gathers.items()
+        if not view.kept(gather.source, gather.dim).all()
+        and (gather.blocks is None or not all(map(view.is_rectangular, gather.blocks)))
+    }
+
+
+def gather_at(new: fx.Node, source: fx.Node, found: Gather, view: View) -> None:
+    """The node as an index of what is left, which is a buffer beside the parameters."""
+    kept = view.kept(found.source, found.dim)
+    places = (np.cumsum(kept) - 1)[found.order[kept[found.order]]]
+    index = _index(places, new, _free_name(f"{new.name}_order", view, _own(new)), view)
+    new.op, new.target = "call_function", torch.index_select
+    new.args, new.kwargs = (source, found.dim, index), {}
+
+
+def _index(places: IntArray, before: fx.Node, name: str, view: View) -> fx.Node:
+    """A new buffer of positions, and the node that reads it."""
+    device = next((tensor.device for tensor in view.analysis.program.tensors.values()), None)
+    view.indices[name] = torch.as_tensor(places, device=device)
+    with before.graph.inserting_before(before):
+        return valued(before.graph.get_attr(name), torch.empty(places.shape, dtype=torch.int64, device="meta"))
+
+
+def pick_all(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
+    """Let a node read what is left of the operands that have no labels."""
+    chosen: dict[fx.Node, fx.Node] = {}
+    for pick in view.analysis.flow.picks.get(old, ()):
+        mask = view.mask(pick.labels)
+        if mask is not None:
+            source = chosen.get(pick.source, mapping[pick.source])
+            chosen[pick.source] = _picked(source, pick, np.flatnonzero(mask), new, view)
+    for source, picked in chosen.items():
+        new.replace_input_with(mapping[source], picked)
+
+
+def _picked(source: fx.Node, pick: Pick, places: IntArray, new: fx.Node, view: View) -> fx.Node:
+    """What is left of a value. Of one that a former round has picked already, the same operation picks fewer."""
+    key = (source, pick.dim, places.tobytes())
+    if key in view.picked and not view.analysis.flow.given.is_rewritten:
+        return view.picked[key]
+    base, order, free = _former(source, pick, view)
+    left = places if order is None else order[places]
+    index = _index(left, new, _free_name(f"{base.name}_order", view, free), view)
+    with new.graph.inserting_before(new):
+        picked = new.graph.call_function(torch.index_select, (base, pick.dim, index))
+    shape = list(source.meta["val"].shape)
+    shape[pick.dim] = left.size
+    picked.meta = {**new.meta, "val": source.meta["val"].new_empty(shape)}
+    view.picked[key] = picked
+    return picked
+
+
+def _former(source: fx.Node, pick: Pick, view: View) -> tuple[fx.Node, IntArray | None, set[str]]:
+    """What a former round has picked from, the positions, and the name of their buffer; else the value itself."""
+    if source.target is torch.index_select and len(source.args) == 3 and source.args[1] == pick.dim:
+        base, _, index = source.args
+        order = view.constant(index)
+        if isinstance(base, fx.Node) and isinstance(order, torch.Tensor):
+            return base, order.numpy(force=True), _own(source) if len(source.users) == 1 else set()
+    return source, None, set()
+
+
+def drop_idle_picks(mapping: Mapping[fx.Node, fx.Node], view: View) -> None:
+    """What a former round had picked, and is read no more."""
+    for source in {pick.source for picks in view.analysis.flow.picks.values() for pick in picks}:
+        new = mapping[source]
+        if not new.users and new.target is torch.index_select:
+            new.graph.erase_node(new)
+
+
+def _own(node: fx.Node) -> set[str]:
+    """The tensors that no other node reads: an index that a former round made."""
+    readers = Counter(str(read.target) for read in node.graph.find_nodes(op="get_attr") for _ in read.users)
+    mine = (str(read.target) for read in node.all_input_nodes if read.op == "get_attr")
+    return {name for name in mine if readers[name] == 1}
+
+
+def _free_name(wanted: str, view: View, free: set[str]) -> str:
+    """A name that no tensor or module of the program has, but for those that are free."""
+    taken = {name.partition(".")[0] for name in view.analysis.program.state if name not in free} | view.indices.keys()
+    return next(name for name in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if name not in taken)

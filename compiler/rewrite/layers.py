@@ -1,0 +1,169 @@
+"""Layers and tensors without some of their positions: weights are gathered, attributes that repeat a size follow.
+
+    Conv2d(8, 16, groups=2)    weight [16, 4, 3, 3]    ->  Conv2d(6, 12, groups=2)    weight [12, 3, 3, 3]
+    BatchNorm2d(8)             four vectors [8]        ->  BatchNorm2d(6)             four vectors [6]
+
+`SIZES` says which attributes follow from the shapes of tensors, `SHOWN` which follow from what a layer without any
+gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunec.compiler.groups.analysis import BoolArray
+from prunec.compiler.ir.program import IntArray, clone_module
+
+SCRATCH: Final = 2**20
+"""Elements of rows that are gathered at a time before their columns are: memory that is new to the process takes longer
+to get than to fill."""
+
+
+class Gathering:
+    """Makes slim tensors. A tensor has one slim form, which is the same object under each of its names; a parameter
+    stays one."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, torch.Tensor] = {}
+
+    def once(self, tensor: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """The slim form of a tensor, made where it is asked for first."""
+        if id(tensor) not in self._made:
+            slim = make(tensor.detach())
+            parameter = isinstance(tensor, nn.Parameter)
+            self._made[id(tensor)] = nn.Parameter(slim, requires_grad=tensor.requires_grad) if parameter else slim
+        return self._made[id(tensor)]
+
+    def gather(self, tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
+        """The tensor at the given positions of some dimensions, as a tensor of its own."""
+        return self.once(tensor, lambda whole: _gathered(whole, positions))
+
+
+def _gathered(slim: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
+    places = [(dim, torch.from_numpy(found)) for dim, found in sorted(positions.items())]
+    assert places, "what loses nothing is shared, not gathered"
+    if [dim for dim, _ in places] == [0, 1] and slim.numel() and slim.layout == torch.strided:
+        return _block(slim, places[0][1], places[1][1])
+    for dim, index in places:
+        slim = slim.index_select(dim, index)
+    return slim
+
+
+def _block(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Some rows and columns. Rows go first, as they lie together in memory, some at a time and always into the same
+    place."""
+    found = tensor.new_empty(len(rows), len(columns), *tensor.shape[2:])
+    count = max(1, SCRATCH // (tensor.numel() // len(tensor)))
+    scratch = tensor.new_empty(min(count, len(rows)), *tensor.shape[1:])
+    for start in range(0, len(rows), count):
+        some = rows[start : start + count]
+        part = scratch[: len(some)]
+        torch.index_select(tensor, 0, some, out=part)
+        torch.index_select(part, 1, columns, out=found[start : start + count])
+    return found
+
+
+def _conv_sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    groups = module.groups
+    weight = tensors["weight"]
+    first, second = (int(s) for s in weight.shape[:2])
+    if module.transposed:
+        return {"in_channels": first, "out_channels": second * groups}
+    return {"in_channels": second * groups, "out_channels": first}
+
+
+SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, Any]]] = {
+    nn.modules.conv._ConvNd: _conv_sizes,
+    nn.Linear: lambda m, t: {"in_features": t["weight"].shape[1], "out_features": t["weight"].shape[0]},
+    nn.modules.batchnorm._NormBase: lambda m, t: {"num_features": len(next(iter(t.values())))},
+    nn.LayerNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
+    nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
+    nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
+    nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.EmbeddingBag: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
+    nn.Bilinear: lambda m, t: dict(
+        zip(("out_features", "in1_features", "in2_features"), t["weight"].shape, strict=True)
+    ),
+    nn.RNNBase: lambda m, t: {"input_size": t["weight_ih_l0"].shape[1], "hidden_size": t["weight_hh_l0"].shape[1]},
+    nn.RNNCellBase: lambda m, t: {"input_size": t["weight_ih"].shape[1], "hidden_size": t["weight_hh"].shape[1]},
+    nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
+}
+"""Attributes that repeat a tensor's shape, by the module's class."""
+
+
+def groups_left(kept: BoolArray, groups: int) -> int:
+    """How many of the equally wide groups of channels keep any."""
+    return int(kept.reshape(groups, -1).any(axis=1).sum())
+
+
+SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], BoolArray], dict[str, Any]]] = {
+    nn.modules.batchnorm._NormBase: lambda m, shape, kept: {"num_features": shape[1]},
+    nn.LayerNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.RMSNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
+    nn.GroupNorm: lambda m, shape, kept: {"num_channels": shape[1], "num_groups": groups_left(kept, m.num_groups)},
+    nn.ChannelShuffle: lambda m, shape, kept: {"groups": int(kept.reshape(-1, m.groups).any(axis=0).sum())},
+}
+"""Attributes that repeat the shape of what a module without tensors gives, and which positions of its dimension 1
+are kept."""
+
+
+def slim_module(
+    module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]], gathering: Gathering | None = None
+) -> nn.Module:
+    """A leaf module at the given positions of its tensors' dimensions; its sizes follow.
+
+    Modules that share tensors share `gathering`, too.
+    """
+    gathering = gathering or Gathering()
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+        return _slim_grouped(module, positions, gathering)
+    tensors = {name: gathering.gather(getattr(module, name), places) for name, places in positions.items()}
+    if isinstance(module, nn.GroupNorm):
+        kept = np.zeros(module.num_channels, dtype=bool)
+        kept[positions["weight"][0]] = True
+        return resized(module, tensors, num_groups=groups_left(kept, module.num_groups))
+    return resized(module, tensors)
+
+
+def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes: Any) -> nn.Module:
+    """A leaf module with other tensors, and the sizes that follow from their shapes."""
+    present = {n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.ndim}
+    sizes = next((rule for cls, rule in SIZES.items() if isinstance(module, cls)), None)
+    assert sizes is not None, f"{type(module).__name__} has bound axes, so it needs a row in SIZES"
+    slim = clone_module(module, tensors, **attributes)
+    slim.__dict__.update(sizes(slim, {**present, **tensors}))
+    return slim
+
+
+def _slim_grouped(
+    module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]], gathering: Gathering
+) -> nn.Module:
+    """Whole groups vanish where all their inputs went; the others lose the same number of channels each."""
+    inner, outer = module.in_channels // module.groups, module.out_channels // module.groups
+    read, written = (1, 0) if not module.transposed else (0, 1)
+    places = positions.get("weight", {})
+    ins = places.get(read, np.arange(module.in_channels))
+    outs = places.get(written, np.arange(module.out_channels))
+    groups = np.unique(ins // inner)
+    assert np.array_equal(groups, np.unique(outs // outer)), "a group lost its inputs or its outputs alone"
+    ins, outs = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
+    group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
+    rows, columns = (outside, inside) if not module.transposed else (inside, outside)
+
+    def blocks_left(weight: torch.Tensor) -> torch.Tensor:
+        if inner == outer == 1:  # depthwise
+            return weight.index_select(0, group)
+        blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows, columns, kernel]
+        return blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
+
+    tensors = {"weight": gathering.once(module.weight, blocks_left)}
+    if "bias" in positions:
+        assert module.bias is not None
+        tensors["bias"] = gathering.gather(module.bias, positions["bias"])
+    return resized(module, tensors, groups=int(groups.size))

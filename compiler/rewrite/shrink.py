@@ -1,0 +1,236 @@
+"""Removing units from a program: parameters are gathered, module attributes and literal sizes follow.
+
+    conv1  Conv2d(3, 8)    weight [8, 3, 3, 3]      ->  Conv2d(3, 6)   weight[keep]
+    bn1    BatchNorm2d(8)                           ->  BatchNorm2d(6) all four vectors[keep]
+    view   %x.view(-1, 512)                         ->  %x.view(-1, 384)
+    fc     Linear(512, 10) weight [10, 512]         ->  Linear(384, 10) weight[:, keep]
+
+The order of what is kept never changes, and an operation that moves data gives on what is kept the same as what is kept
+of what it gave before: so the labels that arrive at a reader are the old ones without those that were removed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
+from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.program import Axis, IntArray, Program, State, clone_module, module_tensors
+from prunec.compiler.ir.sizes import counts_batch, item, reads, scaled, valued
+from prunec.compiler.labels.flow import shape_of_argument
+from prunec.compiler.labels.propagate import argument, op_name
+from prunec.compiler.ops.rewriting import REWRITES, SIZED
+from prunec.compiler.rewrite.gather import drop_idle_picks, gather_at, pick_all, torn_apart
+from prunec.compiler.rewrite.layers import SHOWN, Gathering, slim_module
+from prunec.compiler.rewrite.slim_view import View
+
+
+@uncollected()
+def remove_units(program: Program, keep: BoolArray) -> Program:
+    """The program without the units that `keep` ([units], see `Analysis.free`) leaves out. Shares what doesn't change.
+
+    The caller has seen to it that only free units go and that no group and no cover is emptied.
+    """
+    analysis = analyse(program)
+    kept = _kept_positions(analysis, keep)
+    if not kept:
+        return program
+    view = View(analysis, keep)
+    graph = _slim_graph(program, view)
+    state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view) | view.indices
+    origin = dict(program.origin)
+    for axis, positions in kept.items():
+        before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
+        origin[axis] = before[positions]
+    return program.derive(graph=graph, state=state, origin=origin)
+
+
+def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
+    """The positions that go, by axis, as they are numbered now."""
+    everything = {axis: b.labels.size for axis, b in analysis.flow.bindings.items()}
+    return {
+        axis: np.setdiff1d(np.arange(everything[axis]), positions, assume_unique=True)
+        for axis, positions in _kept_positions(analysis, keep).items()
+    }
+
+
+def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
+    """The positions that stay, of every axis that loses any."""
+    known: dict[int, IntArray | None] = {}
+    kept: dict[Axis, IntArray] = {}
+    for axis, binding in analysis.flow.bindings.items():
+        key = id(binding.labels)
+        if key not in known:
+            mask = analysis.kept(binding.labels, keep)
+            known[key] = None if mask.all() else np.flatnonzero(mask)
+        positions = known[key]
+        if positions is not None:
+            kept[axis] = positions
+    return kept
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def _read_state(state: dict[str, State], old: fx.Graph, new: fx.Graph) -> dict[str, State]:
+    """The state without tensors that only the old graph reads: indices that are literals now."""
+    before, after = ({str(node.target) for node in graph.find_nodes(op="get_attr")} for graph in (old, new))
+    return {name: value for name, value in state.items() if name not in before - after}
+
+
+def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, State]:
+    by_tensor: dict[str, dict[int, IntArray]] = {}
+    for axis, positions in kept.items():
+        by_tensor.setdefault(axis.tensor, {})[axis.dim] = positions
+    state: dict[str, State] = dict(program.state)
+    gathering = Gathering()
+    for name, value in program.state.items():
+        if isinstance(value, nn.Module):
+            names = [tensor for tensor, _ in module_tensors(name, value) if tensor in by_tensor]
+            mine = {tensor[len(name) + 1 :]: by_tensor[tensor] for tensor in names}
+            if mine:
+                state[name] = slim_module(value, mine, gathering)
+        elif name in by_tensor:
+            state[name] = gathering.gather(value, by_tensor[name])
+    return state
+
+
+def _with_sizes(program: Program, state: dict[str, State], view: View) -> dict[str, State]:
+    """The state with the sizes of modules that have no tensor to show them (norms without scale and shift)."""
+    for node in program.graph.find_nodes(op="call_module"):
+        module = state[str(node.target)]
+        assert isinstance(module, nn.Module), f"{node.target} is called"
+        rule = next((rule for cls, rule in SHOWN.items() if isinstance(module, cls)), None)
+        if rule is None or any(True for _ in module_tensors("", module)):
+            continue
+        kept = view.kept(node, min(1, len(shape_of_argument(node)) - 1))
+        sizes = rule(program.state[str(node.target)], view.shape(node), kept)
+        if any(getattr(module, key) != value for key, value in sizes.items()):
+            state[str(node.target)] = clone_module(module, **sizes)
+    return state
+
+
+# -- the graph -----------------------------------------------------------------------------------------------------
+
+
+def _slim_graph(program: Program, view: View) -> fx.Graph:
+    """The graph with slim shapes on its nodes, and with the literals that these shapes need."""
+    graph, mapping = program.copy_graph_with_map()
+    changed: set[fx.Node] = set()
+    torn = torn_apart(view)
+    inside = {node for found in torn.values() for node in found.inner}
+    for old, new in mapping.items():
+        if old in inside:
+            continue
+        known = old.meta.get("val")
+        follows = any(node in changed for node in old.all_input_nodes)
+        if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
+            slim = view.meta(view.analysis.flow.values.get(old), known)
+            if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
+                _settle(old, new, view, mapping)
+                pick_all(old, new, view, mapping)
+        elif follows and (slim := _number(old, mapping)) != known:
+            view.values[old] = slim
+        else:
+            continue
+        if slim is not known:
+            changed.add(old)
+            new.meta["val"] = slim
+    for old, found in torn.items():
+        gather_at(mapping[old], mapping[found.source], found, view)
+    for old in reversed(mapping):
+        if old in inside:
+            graph.erase_node(mapping[old])
+    drop_idle_picks(mapping, view)
+    _drop_idle_numbers(mapping)
+    return graph
+
+
+def _settle(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
+    """Let the literals of an operation follow; a number that was read off a size and means no size stays as it was."""
+    name = "" if old.op in ("call_module", "output") else op_name(old)
+    numbers = [n for n in old.all_input_nodes if n in view.values]
+    if numbers and name not in SIZED:
+        frozen = {mapping[n]: _frozen(n, view, mapping) for n in numbers}
+        new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))
+        new.kwargs = fx.node.map_arg(new.kwargs, lambda n: frozen.get(n, n))
+    if name in REWRITES:
+        REWRITES[name](old, new, view)
+    elif old.op == "call_module":
+        _settle_module(old, new, view)
+
+
+def _settle_module(old: fx.Node, new: fx.Node, view: View) -> None:
+    """`nn.Unflatten` holds sizes, and may be called for several groups: where they change, it becomes the function."""
+    module = view.analysis.program.state[str(old.target)]
+    value = argument(old, 0, "input")
+    if not isinstance(module, nn.Unflatten) or view.shape(old) == shape_of_argument(old):
+        return
+    dim = int(module.dim) % len(shape_of_argument(value))
+    sizes = view.shape(old)[dim : dim + len(module.unflattened_size)]
+    new.op, new.target = "call_function", torch.unflatten
+    new.args, new.kwargs = (argument(new, 0, "input"), dim, sizes), {}
+
+
+def _frozen(old: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> Any:
+    """What a number was before anything was removed, for every batch size.
+
+    Arithmetic is done again on the operands' old values; what is read off a tensor becomes a literal, or, where it
+    counts the batch too, is scaled.
+    """
+    new = mapping[old]
+    if old not in view.values:
+        return new
+    before, now = old.meta["val"], view.values[old]
+    if isinstance(before, tuple):
+        return tuple(
+            was if was != here else item(new, i, here) for i, (was, here) in enumerate(zip(before, now, strict=True))
+        )
+    if callable(old.target) and not reads(old):
+        args = fx.node.map_arg(old.args, lambda n: _frozen(n, view, mapping))
+        with new.graph.inserting_after(new):
+            return valued(new.graph.call_function(old.target, args), before)
+    if not counts_batch(old):
+        return before
+    return scaled(new, before, now, before)
+
+
+def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
+    """Nodes that gave sizes or indices which are literals now."""
+    for old, new in reversed(list(mapping.items())):
+        idle = not new.users and old.users
+        sized = old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val"))
+        if idle and (sized or old.op == "get_attr"):
+            new.graph.erase_node(new)
+
+
+def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
+    """The value of a node that gives no tensor, on slim operands. NaN where they have none: a factor such as
+    `(width // heads) ** -0.5` stays what it was, so that it doesn't matter."""
+
+    def slim(node: fx.Node) -> Any:
+        return mapping[node].meta.get("val")
+
+    args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
+    function = old.target if callable(old.target) else partial(_method, str(old.target))
+    try:
+        return function(*args, **kwargs)
+    except ZeroDivisionError:
+        return math.nan
+
+
+def _method(name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(value, name)(*args, **kwargs)
+
+
+def _has_tensor(value: object) -> bool:
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return any(_has_tensor(part) for part in value)
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,120 @@
+"""What one selection leaves of a program: the shapes, positions and numbers of its nodes, by nodes of the old graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from prunec.compiler.groups.analysis import Analysis, BoolArray
+from prunec.compiler.ir.program import IntArray, State
+from prunec.compiler.ir.sizes import is_open, item, scaled
+from prunec.compiler.labels.flow import shape_of_argument
+from prunec.compiler.ops.extremes import compares_zeros
+
+
+@dataclass
+class View:
+    """`rewriting.Slim` for one selection."""
+
+    analysis: Analysis
+    keep: BoolArray
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    """Slim values of nodes that give numbers, where they differ from the old."""
+    indices: dict[str, State] = field(default_factory=dict)
+    """The buffers of gathers that the slim graph has and the old one hadn't."""
+    picked: dict[tuple[fx.Node, int, bytes], fx.Node] = field(default_factory=dict)
+    """What is left of a value that has no labels: (slim node, dimension, positions) -> what several readers share."""
+    _masks: dict[int, tuple[IntArray, BoolArray | None]] = field(default_factory=dict)
+    _blanks: dict[tuple[tuple[int, ...], torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, labels: IntArray) -> BoolArray | None:
+        """Which elements of a field stay; None where all do."""
+        if id(labels) not in self._masks:
+            mask = self.analysis.kept(labels, self.keep)
+            self._masks[id(labels)] = (labels, None if mask.all() else mask)
+        return self._masks[id(labels)][1]
+
+    def kept(self, value: object, dim: int) -> BoolArray:
+        """Which positions of a value's dimension stay."""
+        shape = shape_of_argument(value)
+        kept = np.ones(shape[dim], dtype=bool)
+        for labels in self.analysis.flow.fields(value):
+            mask = self.mask(labels)
+            if mask is not None and labels.shape[dim] > 1:
+                kept &= mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
+        return kept
+
+    def is_rectangular(self, labels: IntArray) -> bool:
+        """Whether what stays of a field is all that stays of its rows and columns."""
+        mask = self.mask(labels)
+        if mask is None:
+            return True
+        edges = (
+            mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim), keepdims=True) for dim in range(mask.ndim)
+        )
+        return bool((reduce(np.logical_and, edges) == mask).all())
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The slim shape of a node's tensor."""
+        return self._shape(self.analysis.flow.fields(node), shape_of_argument(node))
+
+    def _shape(self, fields: tuple[IntArray, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+        slim = list(shape)
+        for labels in fields:
+            mask = self.mask(labels)
+            if mask is None:
+                continue
+            for dim, size in enumerate(labels.shape):
+                if size > 1:
+                    others = tuple(d for d in range(mask.ndim) if d != dim)
+                    slim[dim] = int(np.count_nonzero(mask if size == mask.size else mask.any(axis=others)))
+        return tuple(slim)
+
+    def meta(self, labelled: Any, known: Any) -> Any:
+        """A node's value on the meta device, slim; the very same object where nothing changes."""
+        if isinstance(known, torch.Tensor) and isinstance(labelled, tuple):
+            shape = self._shape(labelled, tuple(known.shape))
+            return known if shape == tuple(known.shape) else self._blank(known, shape)
+        if isinstance(known, tuple | list) and isinstance(labelled, list):
+            parts = [self.meta(a, b) for a, b in zip(labelled, known, strict=True)]
+            return known if all(a is b for a, b in zip(parts, known, strict=True)) else tuple(parts)
+        return known
+
+    def _blank(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """A value of another shape. Nodes share it: it is never written to."""
+        key = (shape, like.dtype)
+        if key not in self._blanks:
+            self._blanks[key] = like.new_empty(shape)
+        return self._blanks[key]
+
+    def value(self, argument: object) -> Any:
+        """What a literal or a node that gives a number is in the slim program."""
+        if not isinstance(argument, fx.Node):
+            return argument
+        return self.values.get(argument, argument.meta.get("val"))
+
+    def constant(self, argument: object) -> Any:
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
+        return self.analysis.flow.constant(argument)
+
+    def compares_zeros(self, node: fx.Node) -> bool:
+        """Whether zeros among what a node compares may change its result."""
+        return compares_zeros(self.analysis.flow, node)
+
+    def items(self, size: fx.Node, count: int) -> list[Any]:
+        """New nodes for the items of a node that gives a size."""
+        return [item(size, index, size.meta["val"][index]) for index in range(count)]
+
+    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
+        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+        now = self.value(number)
+        if not isinstance(now, int) or not wanted or not is_open(number, self.analysis.flow.fields):
+            return None
+        shared = math.gcd(now, wanted)
+        return scaled(new, wanted // shared, now // shared, wanted)

@@ -1,0 +1,1 @@
+"""Runtimes, a file each, and ONNX."""

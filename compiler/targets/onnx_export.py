@@ -1,0 +1,347 @@
+"""ONNX: export a program, check the file, run it with onnxruntime and compare it with the module.
+
+The batch dimension stays dynamic where the model allows it; where it doesn't, the file is static and the report says
+why. A difference is relative, `max|onnx - torch| / max|torch|`, because a network's outputs may be of any size. Two
+float32 runtimes differ by 1e-7 to 1e-6 (they add in another order). Where they differ by more than 1e-5, a float64
+run of the module decides: deep networks with cancellation are as far from the truth in torch as in onnxruntime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.errors import ModelError, PlanError, VerifyError, first_line
+from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
+from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.ort_session import Array, feed, session
+from prunec.compiler.tracing.meta_model import evaluating
+from prunec.compiler.verify.reference import Interpreter
+
+TOLERANCE = 1e-5
+TIMES_TORCH = 10.0
+"""How much farther from the float64 run onnxruntime may be than torch's float32 run."""
+OLDEST_OPSET = 18
+"""Torch's exporter writes nothing older, and doesn't say so."""
+BATCHES = (1, 3)
+
+Values = tuple[Any, ...]
+Open = frozenset[str]
+"""The names of sizes that the file leaves open."""
+IMAGE: Open = frozenset({"height", "width"})
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was exported, and how near it is to the module."""
+
+    opset: int
+    ir_version: int
+    bytes: int
+    dynamic_batch: bool
+    static_reason: str
+    """Why the batch size is fixed; empty where it isn't."""
+    differences: Mapping[int, float]
+    """Batch size -> largest relative difference between onnxruntime and torch."""
+    max_difference: float
+    float64_note: str
+    """Where the difference is over the tolerance: how far both are from a float64 run. Else empty."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How near onnxruntime is to torch at one batch size; the note is the report's `float64_note`."""
+
+    difference: float
+    note: str = ""
+
+
+Checks = dict[int, Check]
+
+
+def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Collection[str] = ("batch",)) -> OnnxReport:
+    """Write the program as one ONNX file, without external data, and compare it with the module.
+
+    `dynamic` are the sizes to leave open: `batch` where the model allows it, `height` and `width` (the last dimensions
+    of inputs that have four) or the export fails. The same program gives the same bytes. Raises `PlanError` for an
+    opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
+    `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
+    eval mode is exported.
+    """
+    program = program.deployed
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
+    if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
+        raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
+    with evaluating(program.graph_module), torch.no_grad():
+        model, checks, reason = _export(program, path, opset, frozenset(dynamic))
+    worst = max(checks.values(), key=lambda check: check.difference)
+    return OnnxReport(
+        opset=opset,
+        ir_version=model.ir_version,
+        bytes=path.stat().st_size,
+        dynamic_batch=not reason,
+        static_reason=reason,
+        differences={size: check.difference for size, check in checks.items()},
+        max_difference=worst.difference,
+        float64_note=worst.note,
+    )
+
+
+def onnx_bytes(program: Program, opset: int = 20) -> bytes:
+    """The program in eval mode as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where there
+    is none."""
+    program = program.deployed
+    with evaluating(program.graph_module), torch.no_grad():
+        return bytes(_convert(program, opset, frozenset()).SerializeToString())
+
+
+# --- exporting ---------------------------------------------------------------------------------------------------
+
+
+def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks, str]:
+    """The model, how near it is, and why its batch is static (an empty string where it is dynamic)."""
+    reason = _why_static(program) if "batch" in dynamic else "the plan leaves it out of 'dynamic'"
+    if not reason:
+        try:
+            return *_write_and_check(program, path, opset, dynamic), ""
+        except VerifyError as error:  # such as `x.squeeze()`, which gives a batch of 1 another shape
+            reason = error.message
+        except ModelError as error:
+            if _operator_in(error.__cause__):
+                raise
+            reason = error.message
+    return *_write_and_check(program, path, opset, dynamic - {"batch"}), reason
+
+
+def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks]:
+    """Export with these sizes open, and compare at several sizes of those."""
+    model = _convert(program, opset, dynamic)
+    _strip(model.graph)
+    for function in model.functions:
+        _strip(function)
+    written = {entry.domain: entry.version for entry in model.opset_import}[""]
+    if written != opset:
+        raise PlanError(f"opset {opset} can't be exported", hint=f"for this model the exporter gives opset {written}")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"the exporter made a graph that is no valid ONNX: {first_line(error)}") from error
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    opened = session(path)
+    sizes = sorted({_batch(program), *(BATCHES if "batch" in dynamic else ())})
+    checks = {size: _compare(opened, program, _with_batch(program, size)) for size in sizes}
+    if IMAGE & dynamic:
+        larger = map_tensors(lambda value: _larger(value, dynamic), _with_batch(program, sizes[0]))
+        other = _compare(opened, program, larger)
+        checks[sizes[0]] = max(checks[sizes[0]], other, key=lambda check: check.difference)
+    return model, checks
+
+
+def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
+    # A batch of 1 would let the exporter take the 1 for a constant.
+    inputs = _with_batch(program, max(_batch(program), 2)) if "batch" in dynamic else program.inputs
+    dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}
+    old = batch_of(program.inputs)
+    shapes = tuple(map_tensors(lambda x: _open_dims(x, old, dims), value) for value in program.inputs)
+    assert program.graph_module.code, "fx makes the signature of `forward` together with the code"
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program.graph_module,
+                inputs,
+                dynamo=True,
+                external_data=False,
+                opset_version=opset,
+                dynamic_shapes=shapes if dims else None,
+                input_names=_input_names(program),
+                output_names=_output_names(program.graph),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises errors of many unrelated kinds
+        raise _refusal(error) from error
+    assert exported is not None, "torch.onnx.export gave no program"
+    model = exported.model_proto
+    if "batch" in dynamic and not any(value.type.tensor_type.shape.dim[0].dim_param for value in _ranked(model)):
+        raise ModelError(f"the exporter can't leave the batch size open, and fixed it at {max(_batch(program), 2)}")
+    for place, name in ((2, "height"), (3, "width")):
+        sizes = [value.type.tensor_type.shape.dim for value in _ranked(model)]
+        if name in dynamic and not any(len(dims) == 4 and dims[place].dim_param for dims in sizes):
+            raise ModelError(f"the {name} can't be left open: the model is made for one", hint=f"export without {name}")
+    return model
+
+
+def _open_dims(value: torch.Tensor, batch: int | None, dims: Mapping[str, Any]) -> dict[int, Any] | None:
+    """The dimensions of an input that are left open."""
+    places = {"batch": 0} if is_batched(value, batch) else {}
+    places |= {"height": 2, "width": 3} if value.ndim == 4 else {}
+    return {place: dims[name] for name, place in places.items() if name in dims} or None
+
+
+def _larger(value: torch.Tensor, dynamic: Open) -> torch.Tensor:
+    """An image of twice the size along the open dimensions: what asks for a multiple of some size takes that too."""
+    if value.ndim != 4:
+        return value
+    return value.repeat(1, 1, 2 if "height" in dynamic else 1, 2 if "width" in dynamic else 1)
+
+
+def _ranked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that have dimensions."""
+    return [value for value in model.graph.input if value.type.tensor_type.shape.dim]
+
+
+def _why_static(program: Program) -> str:
+    if batch_of(program.inputs) is None:
+        return "no input has a batch dimension"
+    for size in BATCHES:
+        try:
+            with _quiet():  # fx prints the code of a module that fails
+                program.graph_module(*_with_batch(program, size))
+        except Exception as error:  # whatever the model's own code raises
+            return f"the model doesn't run on a batch of {size}: {first_line(error)}"
+    return ""
+
+
+def _strip(part: Any) -> None:
+    """Take out the exporter's notes: they name files of this machine, and are longer than many a graph."""
+    for repeated in ("input", "output", "value_info", "initializer", "node"):
+        for item in getattr(part, repeated, ()):
+            if hasattr(item, "metadata_props"):
+                del item.metadata_props[:]
+            for attribute in getattr(item, "attribute", ()):
+                for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                    _strip(graph)
+    del part.metadata_props[:]
+
+
+def _input_names(program: Program) -> list[str]:
+    """A name for each tensor: the input's, with the keys that lead to it."""
+    inputs = zip(program.graph.find_nodes(op="placeholder"), program.inputs, strict=True)
+    return [name for node, value in inputs for name in names_of(str(node.target), value)]
+
+
+def _output_names(graph: fx.Graph) -> list[str]:
+    """Names from the keys of a dict, with the keys that lead on to nested tensors; or `output`, `output_1`, ..."""
+    returned = next(node for node in graph.nodes if node.op == "output").args[0]
+    values = pytree.tree_map(lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf, returned)
+    if isinstance(values, dict):
+        return [name for key, value in values.items() for name in names_of(str(key), value)]
+    count = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(values))
+    return [f"output_{index}" if index else "output" for index in range(count)]
+
+
+def _operator_in(error: BaseException | None) -> str:
+    """The operation that the exporter's error names: `aten.linalg_eig`; empty where it names none."""
+    while error is not None:
+        match = re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", str(error))
+        if match:
+            return match[1]
+        error = error.__cause__
+    return ""
+
+
+def _refusal(error: Exception) -> ModelError:
+    operator = _operator_in(error)
+    if operator:
+        return ModelError(f"ONNX has no form of the operation '{operator}'", hint="take 'onnx' out of the exports")
+    return ModelError(f"torch's ONNX exporter can't take this model: {first_line(error)}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints, warns and logs; nothing of it is for the user of a compile."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+def _batch(program: Program) -> int:
+    return batch_of(program.inputs) or 1
+
+
+def _with_batch(program: Program, size: int) -> Values:
+    """Inputs of another batch size: random numbers like the example's; where these are integers, the example's own."""
+    generator, old = torch.Generator().manual_seed(size), batch_of(program.inputs)
+
+    def resized(value: torch.Tensor) -> torch.Tensor:
+        return _resized(value, size, generator) if is_batched(value, old) else value
+
+    return tuple(map_tensors(resized, value) for value in program.inputs)
+
+
+def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    rows = value[torch.arange(size) % len(value)]
+    if not value.is_floating_point():
+        return rows
+    spread = float(value.std(correction=0)) or 1.0
+    return torch.randn(rows.shape, generator=generator).to(rows.dtype) * spread + float(value.mean())
+
+
+# --- comparing ---------------------------------------------------------------------------------------------------
+
+
+def _compare(opened: Any, program: Program, inputs: Values) -> Check:
+    size = batch_of(inputs) or 1
+    try:
+        got = opened.run(None, feed(opened, inputs))
+    except Exception as error:  # onnxruntime's errors have no root of their own
+        raise VerifyError(f"onnxruntime can't run the ONNX file at batch {size}: {first_line(error)}") from error
+    expected = _run(program.graph_module, inputs)
+    difference = relative_difference(got, expected)
+    if difference <= TOLERANCE:
+        return Check(difference)
+    exact = _run(lambda *given: Interpreter(program, torch.float64).run(given), inputs)
+    ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
+    figures = f"onnxruntime is {ours:.1e} from the float64 run, torch's float32 {torchs:.1e}"
+    if not ours <= TIMES_TORCH * torchs:
+        raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
+    return Check(difference, figures)
+
+
+def relative_difference(got: Sequence[Array], expected: Sequence[Array]) -> float:
+    """The largest `max|got - expected| / max|expected|` of the outputs; infinite where shapes differ or a NaN is."""
+    if [value.shape for value in got] != [value.shape for value in expected]:
+        return float("inf")
+    return max((_relative(one, other) for one, other in zip(got, expected, strict=True)), default=0.0)
+
+
+def _relative(got: Array, expected: Array) -> float:
+    if not expected.size:
+        return 0.0
+    reference = expected.astype(np.complex128 if np.iscomplexobj(expected) else np.float64)
+    difference = float(np.abs(got - reference).max())
+    scale = float(np.abs(reference).max())
+    if difference == 0.0:
+        return 0.0
+    return difference / scale if scale and np.isfinite(difference) and np.isfinite(scale) else float("inf")
+
+
+def _run(module: Callable[..., Any], inputs: Values) -> list[Array]:
+    """The module's tensors in the order of ONNX outputs. The inputs are copied: a model may write into them."""
+    outputs = pytree.tree_leaves(module(*map_tensors(torch.clone, inputs)))
+    return [leaf.numpy() for leaf in outputs if isinstance(leaf, torch.Tensor)]

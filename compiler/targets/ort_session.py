@@ -1,0 +1,161 @@
+"""How long onnxruntime takes on this machine: whole files, and single nodes; one thread, CPU.
+
+    latency([a, b], inputs)    seconds of one run of each file
+    profile([a, b], inputs)    seconds of every node of each file, as onnxruntime's own profiler counts them
+
+What other programs do to a run only ever makes it slower, and a machine's speed changes from minute to minute. So files
+take turns, in short blocks of runs, and of many times the lower ones count. A run is one thread that computes without a
+pause, so its time is the thread's own: where it had to wait for the processor, that isn't counted. The profiler knows
+no such clock; but a node is short, and often enough nothing comes between.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from prunec.compiler.errors import ModelError, first_line
+from prunec.compiler.ir.inputs import tensors_in
+
+WARM_UP = 5
+BLOCK = 0.02
+"""Seconds that one file is run for before it is another's turn."""
+THREADS = 1
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One node of a file as onnxruntime runs it, after its own rewriting."""
+
+    op: str
+    elements: int
+    """Of its outputs."""
+    seconds: float
+
+
+def session(model: Path | bytes, profile: Path | None = None) -> Any:
+    """A file, or a model's bytes, ready to run; with `profile`, what it does is written to a file of that prefix.
+
+    Raises `ModelError` where onnxruntime refuses it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.inter_op_num_threads = THREADS
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no root of their own
+        raise ModelError(f"onnxruntime can't load the ONNX file: {first_line(error)}") from error
+
+
+def feed(opened: Any, inputs: Sequence[Any]) -> Feed:
+    """The tensors in `inputs` under the names of the session's inputs."""
+    feeds = zip(opened.get_inputs(), tensors_in(inputs), strict=True)
+    return {entry.name: value.detach().numpy() for entry, value in feeds}
+
+
+def ort_latency(paths: Sequence[Path], inputs: Sequence[Any], seconds: float = 1.0) -> tuple[float, ...]:
+    """The time of one run of each file in seconds.
+
+    The files take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each. Of each block the median
+    counts, and of the blocks the lower quartile.
+    """
+    return _latency([session(path) for path in paths], inputs, seconds)
+
+
+def _latency(sessions: Sequence[Any], inputs: Sequence[Any], seconds: float) -> tuple[float, ...]:
+    feeds = [feed(opened, inputs) for opened in sessions]
+    lengths = [_block(opened, fed) for opened, fed in zip(sessions, feeds, strict=True)]
+    rounds = max(5, round(seconds / BLOCK))
+    blocks = [
+        [_median_run(opened, fed, runs) for opened, fed, runs in zip(sessions, feeds, lengths, strict=True)]
+        for _ in range(rounds)
+    ]
+    return tuple(quantiles(times, n=4)[0] for times in zip(*blocks, strict=True))
+
+
+def _block(opened: Any, fed: Feed) -> int:
+    """How many runs fill a block; they warm the session up, too."""
+    return max(1, round(BLOCK / _median_run(opened, fed, WARM_UP)))
+
+
+def _median_run(opened: Any, fed: Feed, runs: int) -> float:
+    times = []
+    for _ in range(runs):
+        start = _clock()
+        opened.run(None, fed)
+        times.append(_clock() - start)
+    return median(times)
+
+
+def _clock() -> float:
+    """The seconds that this thread has computed for; where the system counts them too coarsely, those that passed."""
+    return time.thread_time() if _FINE else time.perf_counter()
+
+
+_FINE: Final = time.get_clock_info("thread_time").resolution < 1e-5
+
+
+# -- single nodes --------------------------------------------------------------------------------------------------
+
+
+def profile(models: Sequence[bytes], feeds: Sequence[Feed], *, rounds: int = 5, block: float = 0.004) -> list[Profile]:
+    """The nodes of every model with their times. The models take turns: in each of the rounds, each runs for `block`
+    seconds, and twice at least."""
+    with TemporaryDirectory() as folder:
+        sessions = [session(model, Path(folder) / str(number)) for number, model in enumerate(models)]
+        for opened, fed in zip(sessions, feeds, strict=True):
+            opened.run(None, fed)
+        for _ in range(rounds):
+            for opened, fed in zip(sessions, feeds, strict=True):
+                _run_for(opened, fed, block)
+        return [_read(Path(opened.end_profiling())) for opened in sessions]
+
+
+Profile = tuple[NodeTime, ...]
+
+
+def _run_for(opened: Any, fed: Feed, seconds: float) -> None:
+    start, runs = time.perf_counter(), 0
+    while runs < 2 or time.perf_counter() - start < seconds:
+        opened.run(None, fed)
+        runs += 1
+
+
+def _read(path: Path) -> Profile:
+    """The nodes in a profile; the first run of each, which allocates, doesn't count."""
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    known: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for event in json.loads(path.read_text(encoding="utf-8")):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = event["name"], event["args"].get("node_index", "")
+            times[key].append(event["dur"] / 1e6)
+            known[key] = event["args"]
+    return tuple(NodeTime(known[k]["op_name"], _elements(known[k]), _low(found[1:])) for k, found in times.items())
+
+
+def _low(times: Sequence[float]) -> float:
+    return float(np.quantile(times, 0.1))
+
+
+def _elements(args: Mapping[str, Any]) -> int:
+    shapes = [shape for output in args.get("output_type_shape", ()) for shape in output.values()]
+    return sum(int(np.prod(shape)) for shape in shapes)

@@ -1,0 +1,1 @@
+"""For those who write passes: a pytest plugin that runs text cases."""

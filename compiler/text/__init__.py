@@ -1,0 +1,1 @@
+"""The textual IR: a program as text, and back."""

@@ -1,0 +1,202 @@
+"""A stand-in for a model that has every tensor's shape and no tensor's data.
+
+    model.layer1[0].conv.weight     [64, 64, 3, 3] on the CPU
+    copy.layer1[0].conv.weight      the same on the meta device, still a parameter, known as "layer1.0.conv.weight"
+
+The copy shares everything else that it can with the model: containers are rebuilt, so that a forward that appends to
+a list or sets an attribute does so on the copy, and whatever is in them is shared. Modules get their final form before
+their attributes are filled in, so shared modules and back references come out as in the original.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from prunec.compiler.ir.program import clone_module
+from prunec.compiler.tracing import lowering
+from prunec.compiler.tracing.rebinding import Swap
+from prunec.compiler.tracing.symbolic_numbers import Refused
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+_TRACED_THROUGH = frozenset(f"torch.nn.modules.{name}" for name in ("container", "transformer", "padding"))
+"""Modules of torch that only put other modules together, or call a function whose literals may have to follow."""
+_DICTS = frozenset((dict, OrderedDict))
+_CONTAINERS = _DICTS | {list, set}
+_ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A module's copy and what the tracer asks of it."""
+
+    name: str
+    original: nn.Module
+    copy: nn.Module
+    leaf: bool
+    hooks: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    """A leaf's own hooks, which the tracer runs; those of other modules are called with them."""
+
+    @cached_property
+    def config(self) -> Hashable | None:
+        """All that a leaf's output shape may depend on besides its inputs; `None` where that can't be told."""
+        return _config(self.copy)
+
+
+@dataclass(frozen=True)
+class MetaCopy:
+    """A model's stand-in. `modules` is keyed by the ids of original and copy alike."""
+
+    root: nn.Module
+    modules: Mapping[int, StandIn]
+    tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    """Dotted name -> (the original parameter or buffer, its stand-in)."""
+
+
+def meta_copy(model: nn.Module) -> MetaCopy:
+    """Copy a model onto the meta device, in eval mode. Raises `Refused` for modules that can't be copied so."""
+    originals = dict(model.named_modules())
+    copies = {id(module): _blank(name, module) for name, module in originals.items()}
+    tensors = {name: (tensor, _meta_like(name, tensor)) for name, tensor in _named_tensors(originals)}
+    meta = {id(tensor): copy for tensor, copy in tensors.values()}
+    swap = Swap({**copies, **meta})
+    modules: dict[int, StandIn] = {}
+    for name, module in originals.items():
+        copy = copies[id(module)]
+        _fill(module, copy, swap)
+        leaf = bool(name) and is_leaf(module)
+        hooks = {key: copy.__dict__[key] for key in _HOOKS if leaf and copy.__dict__.get(key)}
+        copy.__dict__.update({key: OrderedDict() for key in hooks})
+        standin = StandIn(name, module, copy, leaf, hooks)
+        modules[id(module)] = modules[id(copy)] = standin
+    return MetaCopy(copies[id(model)], modules, tensors)
+
+
+def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter, then every buffer, by its first name: what torch's own search gives, without walking the modules
+    once more for each."""
+    seen: set[int] = set()
+    for table in ("_parameters", "_buffers"):
+        for prefix, module in modules.items():
+            for key, tensor in module.__dict__[table].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield (f"{prefix}.{key}" if prefix else key), tensor
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module stays one node: those of torch do, but for the ones that only put others together, and the ones
+    that are written out."""
+    home = type(module).__module__
+    return (
+        type(module) not in lowering.MODULES
+        and home.startswith(("torch.nn.", "torch.ao.nn."))
+        and home not in _TRACED_THROUGH
+    )
+
+
+def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same size, strides and type without data."""
+    if tensor.layout != torch.strided:
+        return tensor.to("meta")
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _blank(name: str, module: nn.Module) -> nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Refused(f"{name or 'the model'} is a scripted module", "give the module that was scripted instead")
+    return object.__new__(module.__class__)
+
+
+def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if is_lazy(tensor):
+        raise Refused(f"{name} has no size yet", "run the model once, so that its lazy layers know their inputs")
+    meta = to_meta(tensor if tensor.layout == torch.strided else tensor.detach())
+    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+def _fill(module: nn.Module, copy: nn.Module, swap: Swap) -> None:
+    """Give a blank copy its tensors, its children and its other attributes."""
+    attributes = module.__dict__.copy()
+    for key, value in module.__dict__.items():
+        kind = type(value)
+        if kind in _ATOMS:
+            continue
+        if kind in _DICTS and not value and key.startswith("_"):
+            attributes[key] = kind()
+        elif kind is tuple and _is_plain(value):
+            continue
+        elif key in _TABLES:
+            attributes[key] = {k: swap.one(v) for k, v in value.items()}
+        else:
+            attributes[key] = swap.nest(value)
+    attributes["training"] = False
+    copy.__dict__.update(attributes)
+    if type(module) in lowering.MODULES:
+        copy.__dict__["forward"] = partial(lowering.MODULES[type(module)], copy)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an attribute is an immutable value that holds no module and no tensor."""
+    kind = type(value)
+    return kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value))
+
+
+def _config(module: nn.Module) -> Hashable | None:
+    """The class, attributes and tensor shapes of a leaf without children, hooks or attributes of unknown kind."""
+    if module._modules or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    attributes = []
+    for key, value in module.__dict__.items():
+        if _is_plain(value):
+            attributes.append((key, value))
+        elif key not in _TABLES and (type(value) not in _CONTAINERS or value):
+            return None
+    tensors = (*module._parameters.items(), *module._buffers.items())
+    shapes = tuple((key, None if t is None else (t.shape, t.dtype)) for key, t in tensors)
+    return type(module), tuple(attributes), shapes
+
+
+def unhooked(module: nn.Module) -> nn.Module:
+    """A leaf module without the forward hooks that the tracer has run beside it; itself where it has none."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return module
+    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in _HOOKS})
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+def eval_copy(module: nn.Module) -> nn.Module:
+    """The module itself where it is in eval mode, children and all; else a copy that is, with the same tensors."""
+    if not (module.training or module._modules) or not any(part.training for part in module.modules()):
+        return module
+    copy = clone_module(module, training=False)
+    copy.__dict__["_modules"] = {name: child and eval_copy(child) for name, child in module._modules.items()}
+    return copy
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: each part's own flag comes back, as parts are shared with other models."""
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag

@@ -1,0 +1,105 @@
+"""Weights that are computed from other tensors, computed once and for all.
+
+    weight_norm(conv)      weight_g [8, 1, 1, 1], weight_v [8, 3, 3, 3], a hook       ->   weight [8, 3, 3, 3]
+    parametrize, spectral_norm, pruning masks of torch.nn.utils                       ->   weight, bias, ...
+
+The model that is compiled has the plain layer with the value that the original has in eval mode, bit for bit; a weight
+is trainable where anything that it came from was. The original isn't touched, and all else is shared with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from prunec.compiler.tracing.rebinding import Swap
+
+Remover = Callable[[Any, str], Any]
+
+_REMOVERS: Final[Mapping[type, tuple[str, Remover]]] = {
+    WeightNorm: ("name", remove_weight_norm),
+    SpectralNorm: ("name", remove_spectral_norm),
+    prune.BasePruningMethod: ("_tensor_name", prune.remove),
+}
+"""The class of a hook that sets a weight before each call -> where it keeps the weight's name, and what undoes it."""
+
+
+def baked(model: nn.Module) -> nn.Module:
+    """The model with every computed weight as a parameter; the model itself where it has none."""
+    computed = [module for module in model.modules() if _is_computed(module)]
+    if not computed:
+        return model
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    memo.update({id(module): _plain(module) for module in computed})
+    memo[id(memo)] = [*computed, *model.modules()]  # keeps what the ids stand for alive, as deepcopy itself does
+    return memo[id(model)] if id(model) in memo else _rebound(model, copy.deepcopy(model, memo), memo)
+
+
+def _rebound(model: nn.Module, made: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
+    """The copy with functions over the copy: a function itself is never copied, nor what its closure sees."""
+    owned = (value for module in model.modules() for value in (module, *vars(module).values()))
+    swap = Swap({id(value): memo[id(value)] for value in owned if isinstance(value, _OWNED) and id(value) in memo})
+    for module in made.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, types.FunctionType):
+                module.__dict__[key] = swap.nest(value)
+            elif key.endswith("_hooks") and isinstance(value, dict):
+                value.update((k, swap.nest(hook)) for k, hook in list(value.items()))
+    return made
+
+
+_OWNED = (nn.Module, dict, list, set)
+
+
+def _is_computed(module: nn.Module) -> bool:
+    hooked = bool(module._forward_pre_hooks) and any(True for _ in _hooks(module))
+    return hooked or ("parametrizations" in module._modules and parametrize.is_parametrized(module))
+
+
+def _hooks(module: nn.Module) -> Iterator[tuple[str, Remover]]:
+    """The weights that hooks compute, and what undoes each."""
+    for hook in module._forward_pre_hooks.values():
+        for kind, (key, remove) in _REMOVERS.items():
+            if isinstance(hook, kind):
+                yield getattr(hook, key), remove
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy of one layer with plain parameters."""
+    loose = [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    made = copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in loose}).eval()
+    with torch.no_grad():
+        for name, remove in list(_hooks(made)):
+            trainable = _trainable(made, f"{name}_")
+            remove(made, name)
+            made._parameters[name].requires_grad_(trainable)  # type: ignore[union-attr]
+        _unparametrize(made)
+    made.train(module.training)
+    return made
+
+
+def _unparametrize(module: nn.Module) -> None:
+    """Take a copy's parametrizations away. `remove_parametrizations` would take them from the original as well: its
+    properties stand in a class that both have."""
+    if not parametrize.is_parametrized(module):
+        return
+    names = list(module.parametrizations)  # type: ignore[arg-type]
+    values = {name: getattr(module, name).detach().clone() for name in names}
+    trainable = {name: _trainable(module, f"parametrizations.{name}.") for name in names}
+    module.__class__ = type(module).__bases__[0]
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=trainable[name]))
+
+
+def _trainable(module: nn.Module, prefix: str) -> bool:
+    """Whether any parameter whose name begins so may be trained."""
+    return any(tensor.requires_grad for name, tensor in module.named_parameters() if name.startswith(prefix))

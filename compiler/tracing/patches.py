@@ -1,0 +1,150 @@
+"""What is put in the place of things of torch's that a trace can't run through as they are, while it lasts.
+
+    torch.compiler.is_exporting()     true where asked for, as for torch.export: code that asks leaves out shortcuts
+                                      that depend on the values of a tensor, such as that of a mask that masks nothing
+    torch.autocast(x.device.type)     nothing is cast
+    Categorical(logits=x)             its arguments aren't checked, which would look at their values
+    scripted(x, y)                    the Python function that the script was made from is called, so that it is seen
+    x.set_()                          nothing is freed
+    @lru_cache def shape_of(n, h, w)  called with numbers of the trace, the function itself: an earlier run's plain
+                                      numbers would take their places, and the batch would be frozen
+    torch.dropout(x, p, flag)         the function in Python is called, which takes a flag that is no true bool
+
+A program computes in the precision of its weights and inputs: what casts during one call of the model is no part of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import _lru_cache_wrapper as _Cache
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from prunec.compiler.tracing.containers import leaves
+from prunec.compiler.tracing.symbolic_numbers import Number
+
+_Function = Callable[..., Any]
+
+_FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
+"""What `torch.compiler.is_exporting()` reads."""
+
+_TAKES_FLAG: Mapping[str, _Function] = {
+    "dropout": F.dropout,
+    "alpha_dropout": F.alpha_dropout,
+    "feature_alpha_dropout": F.feature_alpha_dropout,
+}
+"""Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
+
+
+@contextmanager
+def patched(*, exporting: bool) -> Iterator[None]:
+    """Stand-ins for the time of a trace; all is put back at the end."""
+    distribution = torch.distributions.Distribution
+    validates = distribution._validate_args
+    distribution.set_default_validate_args(False)
+    try:
+        with (
+            _replaced(torch, _TAKES_FLAG),
+            _replaced(torch.compiler, dict.fromkeys(_FLAGS, exporting)),
+            _replaced(torch.autocast, {"__init__": _idle(torch.autocast.__init__)}),
+            _replaced(torch.jit.ScriptFunction, {"__call__": _inlined(torch.jit.ScriptFunction.__call__)}),
+            _replaced(torch.Tensor, {"set_": _kept(torch.Tensor.set_)}),
+            ExitStack() as stack,
+        ):
+            for module, names in _caching():
+                stack.enter_context(_replaced(module, {name: _afresh(getattr(module, name)) for name in names}))
+            yield
+    finally:
+        distribution.set_default_validate_args(validates)
+
+
+@contextmanager
+def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes with other values for a while."""
+    old = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in old.items():
+            setattr(owner, name, value)
+
+
+def _idle(init: _Function) -> _Function:
+    """Autocast's constructor, in this thread for a context that casts nothing."""
+    thread = threading.get_ident()
+
+    def made(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            init(self, "cpu" if device_type == "meta" else device_type, enabled=False)
+        else:
+            init(self, device_type, *args, **kwargs)
+
+    return made
+
+
+_cached: dict[ModuleType, tuple[int, tuple[str, ...]]] = {}
+"""Module -> how many names it had when it was looked through, and those of its functions that remember results."""
+
+
+_KNOWN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "sympy", "prunec"})
+"""Packages whose caches hold nothing of a model."""
+
+
+def _caching() -> Iterator[tuple[ModuleType, tuple[str, ...]]]:
+    """The modules that have functions under `functools.lru_cache`, and the names of these."""
+    for module in list(sys.modules.values()):
+        names = getattr(module, "__dict__", {})
+        if type(module) is not ModuleType or module.__name__.partition(".")[0] in _KNOWN:
+            continue
+        if _cached.get(module, (0, ()))[0] != len(names):
+            wrapped = tuple(name for name, value in names.items() if type(value) is _Cache)
+            _cached[module] = len(names), wrapped
+        if found := tuple(name for name in _cached[module][1] if type(names.get(name)) is _Cache):
+            yield module, found
+
+
+def _afresh(cache: Any) -> _Function:
+    """A function that remembers results, but for what it is asked about numbers of a trace."""
+
+    @wraps(cache.__wrapped__)
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        traced = any(isinstance(leaf, Number) for leaf in leaves((args, kwargs)))
+        return (cache.__wrapped__ if traced else cache)(*args, **kwargs)
+
+    return asked
+
+
+def _kept(empty: _Function) -> _Function:
+    """`x.set_()`, by which reversible networks free what they compute again: a graph frees what isn't read any more."""
+    thread = threading.get_ident()
+
+    def freed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = threading.get_ident() == thread and self.is_meta and not args and not kwargs
+        return self if traced else empty(self, *args, **kwargs)
+
+    return freed
+
+
+def _inlined(call: _Function) -> _Function:
+    """A scripted function's call, which runs the source where torch still has it."""
+    thread = threading.get_ident()
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        source = getattr(self, "_torchdynamo_inline", None)  # set by torch.jit.script
+        if threading.get_ident() != thread:
+            return call(self, *args, **kwargs)
+        if source is not None:
+            return source(*args, **kwargs)
+        with _replaced(torch.compiler, dict.fromkeys(_FLAGS, False)):  # else torch looks for the source itself
+            return call(self, *args, **kwargs)
+
+    return run

@@ -1,0 +1,165 @@
+"""From a model to a program: one run of its forward in eval mode, on tensors that have shapes and no data.
+
+    model, (x,)  --trace-->  Program
+                               graph   one node an operation, node.meta["val"] its value on the meta device
+                               state   the original's leaf modules and tensors by their dotted names, shared
+
+What Python decides during the run (`if x.shape[2] > 7`, loops over sizes, buffers used as flags) is decided by the
+example inputs; arithmetic on sizes stays in the graph. `node.meta` also holds, where it is known, `scope` (the dotted
+name of the module whose forward made the node), `at` (file and line) and `mutates` (the node writes into an operand).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+
+from prunec.compiler.errors import ModelError
+from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, tensors_in
+from prunec.compiler.ir.program import Program, State
+from prunec.compiler.ir.train_eval import Mode, is_impure
+from prunec.compiler.tracing.batch_dim import check_batch
+from prunec.compiler.tracing.dynamic_batch import thaw
+from prunec.compiler.tracing.locations import user_span
+from prunec.compiler.tracing.lowering import plain_linear
+from prunec.compiler.tracing.meta_model import eval_copy, unhooked
+from prunec.compiler.tracing.parametrizations import baked
+from prunec.compiler.tracing.symbolic_numbers import Refused
+from prunec.compiler.tracing.tracer import Recorder
+from prunec.compiler.tracing.weight_folding import with_plain_weights
+
+
+@uncollected()
+def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
+    """The program of a model for inputs like the example's. The model isn't changed, and its weights are shared.
+
+    `example_inputs` are forward's arguments: a tuple in order, or a mapping by name. Those that hold no tensor are
+    decided for good, see `inputs`. In mode `train`, Python code that asks for `self.training` takes the branches of
+    train mode, such as those of auxiliary heads; dropout and batch norm follow the program's own flag in either mode,
+    in mode `train` also where they were given a bare `training=True`.
+    Weights that are computed from others (weight norm, parametrizations, weight standardisation) become plain ones, see
+    `baking` and `computed`.
+    A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
+    (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
+    """
+    program = with_plain_weights(recorded(model, example_inputs, name=name, mode=mode))
+    check_batch(program)
+    return program
+
+
+def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
+    """`trace` as the forward runs: weights that it computes itself are still computed, and no view of the batch is
+    looked at."""
+    inputs = arguments(model, example_inputs)
+    recorder = _run(model, inputs, mode)
+    if recorder.froze:
+        thaw(recorder.graph, inputs, lambda others: _run(model, others, mode).graph)
+    recorder.constants.fold(recorder.graph)
+    recorder.graph.eliminate_dead_code(is_impure)  # lints it first
+    _check_inputs_matter(recorder.graph, type(model).__name__)
+    return Program(
+        graph=recorder.graph,
+        state=_state(recorder),
+        inputs=tuple(inputs.inputs.values()),
+        name=name or type(model).__name__,
+        training=False,
+    )
+
+
+def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Recorder:
+    """The forward, run once and written down. One that can't be so is told that it is being exported, so that it may
+    leave out shortcuts that depend on a tensor's values; or what mode it is in, once and for all."""
+    try:
+        return _attempt(model, inputs, mode)
+    except ModelError as error:
+        refused, unflagged = isinstance(error.__cause__, Refused), NOT_BOOL in error.message
+        if not (refused or unflagged):
+            raise
+        try:
+            return _attempt(model, inputs, mode, exporting=refused, flagged=not unflagged)
+        except ModelError:
+            raise error from error.__cause__
+
+
+def _attempt(
+    model: nn.Module, inputs: Arguments, mode: Mode, *, exporting: bool = False, flagged: bool = True
+) -> Recorder:
+    recorder: Recorder | None = None
+    try:
+        with _collector_paused():
+            recorder = Recorder(baked(model), training=mode == "train", flagged=flagged)
+            recorder.run_forward(inputs, exporting=exporting)
+    except Exception as error:
+        raise _explained(error, model, recorder, inputs) from error
+    return recorder
+
+
+NOT_BOOL = "must be bool, not Flag"
+"""What compiled functions say of the flag `training`, which is a node's value in Python's eyes."""
+
+
+def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
+    """Raise ModelError where the forward gives what an earlier run has left: then it reads none of its inputs."""
+    if any(node.users for node in graph.find_nodes(op="placeholder")):
+        return
+    raise ModelError(
+        f"{name}: nothing that the model gives depends on its inputs",
+        hint="does it read a tensor that an earlier run has left in an attribute, or that a hook has put elsewhere?",
+    )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Next to nothing that a trace makes is garbage: looking for it takes a quarter of the time of a deep network."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _state(recorder: Recorder) -> dict[str, State]:
+    """What the graph reads, by name: the original's modules (in eval mode) and tensors."""
+    state: dict[str, State] = {}
+    modules = {standin.name: standin.original for standin in recorder.copy.modules.values()}
+    for node in recorder.graph.nodes:
+        target = str(node.target)
+        if target in state:
+            continue
+        if node.op == "call_module":
+            state[target] = unhooked(eval_copy(plain_linear(modules[target])))
+        elif node.op == "get_attr" and target in recorder.copy.tensors:
+            state[target] = recorder.copy.tensors[target][0]
+        elif node.op == "get_attr" and target in recorder.constants.added:
+            state[target] = recorder.constants.added[target]
+    return state
+
+
+def _explained(error: Exception, model: nn.Module, recorder: Recorder | None, inputs: Arguments) -> ModelError:
+    """The error in words: which module, which line, what is wrong and what would be right."""
+    where = type(model).__name__
+    if recorder and recorder.failed and recorder.failed[0] is error and recorder.failed[1].name:
+        standin = recorder.failed[1]
+        where = f"{standin.name} ({type(standin.original).__name__})"
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, Refused):
+        return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=error.hint)
+    if not isinstance(error, RuntimeError | ValueError):
+        text = f"{type(error).__name__}: {text}"
+    if NOT_BOOL in text:
+        hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
+        return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
+    shapes = ", ".join(f"{key} {_shapes(value)}" for key, value in inputs.inputs.items())
+    hint = f"the example inputs are {shapes}: does the model run on such inputs?"
+    return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
+
+
+def _shapes(value: Any) -> str:
+    return " ".join(str(list(x.shape)) for x in tensors_in(value))

@@ -1,0 +1,383 @@
+"""The tracer's inner half: a function mode that runs a forward on meta tensors and writes down what it calls.
+
+    forward runs                                        the graph gets
+      y = self.conv(x)          a leaf module             call_module   conv (x,)
+      y += x                    a tensor's operator       call_function operator.iadd (conv, x)
+      y.view(y.size(0), -1)     a method, a size          call_method   size (iadd, 0); view (iadd, size, -1)
+      F.dropout(y, training=self.training)                get_attr      training; call_function F.dropout
+
+The tensors that user code holds are true tensors on the meta device, and each is known by its identity: a table says
+which node it comes from. So whatever user code does with types, containers and Python functions just works, and an
+operation that writes in place (seen by the tensor's version counter) makes later readers read the writing node.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from prunec.compiler.ir.inputs import Arguments, map_tensors, tensors_in
+from prunec.compiler.tracing.calls import Call, describe, shown_type, with_dtype
+from prunec.compiler.tracing.constant_folding import Constants
+from prunec.compiler.tracing.containers import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
+from prunec.compiler.tracing.data_dependent import at_zero, with_numbers
+from prunec.compiler.tracing.locations import in_meta_kernel, user_line
+from prunec.compiler.tracing.lowering import lowers, multihead_attention_function, written_out
+from prunec.compiler.tracing.meta_model import MetaCopy, StandIn, meta_copy, to_meta
+from prunec.compiler.tracing.patches import patched
+from prunec.compiler.tracing.picking import Places, places_of, with_mask
+from prunec.compiler.tracing.shape_inference import MetaRunner
+from prunec.compiler.tracing.symbolic_numbers import Flag, Handle, Number, Refused, Shape, wrap_number
+from prunec.compiler.tracing.training_flag import FOLLOWS, following
+
+_META = torch.device("meta")
+_CALL = nn.Module.__call__
+
+
+class Recorder(TorchFunctionMode):
+    """Runs one model once. `graph` is what it wrote down; `constants` are the tensors that no module owns."""
+
+    def __init__(self, model: nn.Module, *, training: bool = False, flagged: bool = True) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.active = True
+        self.froze = False
+        self.failed: tuple[BaseException, StandIn] | None = None
+        self.copy: MetaCopy = meta_copy(model)
+        self.constants = Constants({name: original for name, (original, _) in self.copy.tensors.items()})
+        self._scopes: list[StandIn] = []
+        self._runner = MetaRunner()
+        self._handles: dict[int, Handle] = {}
+        self._kept: list[torch.Tensor] = []
+        self._device: Handle | None = None
+        self._here = _META
+        self._training = training
+        self._adopt_model(flagged)
+
+    def run_forward(self, inputs: Arguments, *, exporting: bool = False) -> None:
+        """Call the model's copy on the stand-ins of the example inputs, and finish the graph."""
+        with torch.inference_mode(False), torch.no_grad():
+            values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
+            args, kwargs = inputs.call(values)
+            with _patched(self), patched(exporting=exporting), written_out(), self:
+                left_out: list[str] = []
+                result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs), left_out)
+            node = self.graph.output(self.to_graph(result))
+            node.meta |= {"val": self.to_value(result), "left_out": left_out}
+            self.active = False
+
+    # ---- values and their nodes ---------------------------------------------------------------------------------
+
+    def _adopt_model(self, flagged: bool) -> None:
+        """Enter the model's tensors in the table, each a node when it is first read; and the flag `training`, where it
+        is to be a node's value."""
+        for name, (original, copy) in self.copy.tensors.items():
+            handle = Handle(self, copy, lambda name=name, copy=copy: self._get_attr(name, copy))  # type: ignore[misc]
+            self._handles[id(original)] = self._handles[id(copy)] = handle
+        flag = Flag(Handle(self, self._training, lambda: self._get_attr("training", self._training)))
+        self._flag = flag
+        for standin in self.copy.modules.values():
+            if not standin.leaf:
+                standin.copy.__dict__["training"] = flag if flagged else self._training
+
+    def _placeholder(self, name: str, example: Any) -> Any:
+        """An input on the meta device; of a nest, each tensor is an item of the placeholder."""
+        value = map_tensors(lambda tensor: to_meta(tensor.detach()), example)
+        self._adopt_input(value, Handle(self, value, self._finish(self.graph.placeholder(name), value)))
+        if self._device is None:
+            self._here = next(tensors_in(example)).device
+            first = next(tensors_in(value))
+            self._device = Handle(self, self._here, lambda: self.call_node(getattr, (first, "device"), _META))
+        return value
+
+    def _adopt_input(self, value: Any, handle: Handle) -> None:
+        if isinstance(value, torch.Tensor):
+            self._handles[id(value)] = handle
+            self._kept.append(value)
+        elif isinstance(value, Mapping | tuple | list):
+            for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+                self._adopt_input(item, handle.item(key, item))
+
+    def _get_attr(self, name: str, value: Any) -> fx.Node:
+        return self._finish(self.graph.get_attr(name), value)
+
+    def _constant(self, tensor: torch.Tensor) -> Handle:
+        """Adopt a tensor that the forward got neither from the model's parameters and buffers nor from an operation."""
+        mine = [copy for _, copy in self.copy.tensors.values()]
+        if tensor.is_meta and (known := twin_of(tensor, mine + self._kept)) is not None:
+            self._kept.append(tensor)
+            return self._handles.setdefault(id(tensor), self._handles[id(known)])
+        if tensor.is_meta:
+            raise Refused(
+                "a tensor comes from code that the tracer can't look into (a scripted function, a compiled extension)",
+                "write it as plain Python",
+            )
+        name, meta = self.constants.add(tensor), to_meta(tensor.detach())
+        handle = Handle(self, meta, lambda: self._get_attr(name, meta))
+        self._handles[id(tensor)] = self._handles[id(meta)] = handle
+        self._kept += (tensor, meta)
+        return handle
+
+    def call_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
+        """A call of a Python function, at the graph's end."""
+        return self._finish(self.graph.call_function(function, self.to_graph(args)), value)
+
+    def _finish(self, node: fx.Node, value: Any) -> fx.Node:
+        """Give a new node what later stages want to know: its value, the module it ran in, and the source line."""
+        node.meta["val"] = value
+        if self._scopes:
+            node.meta["scope"] = self._scopes[-1].name
+            node.meta["at"] = user_line(sys._getframe(1))
+        self.constants.note(node)
+        return node
+
+    def to_graph(self, value: Any) -> Any:
+        """An argument as the graph holds it: what is traced becomes its node."""
+        if type(value) is tuple:
+            return tuple(map(self.to_graph, value))
+        if type(value) in SIMPLE_TYPES or isinstance(value, fx.Node):
+            return value
+        if isinstance(value, torch.Tensor):
+            return (self._handles.get(id(value)) or self._constant(value)).node
+        if isinstance(value, Number):
+            return value.handle.node if value.handle.recorder is self else value.plain
+        if type(value) is Shape and value.handle is not None and value.handle.recorder is self:
+            return value.handle.node
+        if isinstance(value, torch.device):
+            return self._device.node if value == self._here and self._device else value
+        return rebuilt(value, self.to_graph)
+
+    def to_value(self, value: Any) -> Any:
+        """An argument as it is run: plain numbers, and every tensor and device on the meta device."""
+        if type(value) is tuple:
+            return tuple(map(self.to_value, value))
+        if type(value) in SIMPLE_TYPES:
+            return value
+        if isinstance(value, torch.Tensor):
+            return value if value.is_meta else (self._handles.get(id(value)) or self._constant(value)).value
+        if isinstance(value, Number | Shape):
+            return value.plain
+        return _META if isinstance(value, torch.device) else rebuilt(value, self.to_value)
+
+    def _wrap(self, value: Any, handle: Handle) -> Any:
+        """A result as user code gets it: tensors entered in the table, sizes as traced numbers."""
+        if isinstance(value, torch.Tensor):
+            self._handles[id(value)] = handle
+            self._kept.append(value)
+            return value
+        if isinstance(value, torch.Size):
+            return Shape(value, handle)
+        if isinstance(value, int | float):
+            return wrap_number(value, handle)
+        if not isinstance(value, tuple | list):
+            return value
+        items = [self._wrap(item, handle.item(i, item)) for i, item in enumerate(value)]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+
+    # ---- operations ---------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if in_meta_kernel(sys._getframe(1)):
+            return func(*args, **kwargs)  # compiled code runs on the user's tensors; what it gives is refused when used
+        if lowers(func, kwargs):
+            with self:
+                return multihead_attention_function(*args, **kwargs)
+        if self._training and func in FOLLOWS:
+            args, kwargs = following(self._flag, FOLLOWS[func], args, kwargs)
+        args = with_dtype(func, with_mask(args))
+        call = describe(func, args, kwargs)
+        if call.reshaped and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return self._reshape(call, args, kwargs)
+        args, kwargs = with_numbers(call.name, args, kwargs, self._number)
+        operands = list(leaves((args, kwargs)))
+        tensors = [self.to_value(operand) for operand in operands if isinstance(operand, torch.Tensor)]
+        traced = bool(tensors) or any(isinstance(o, Number) or self._is_here(o) for o in operands)
+        if call.untraced or not self._can_record(call, operands, traced):
+            return func(*args, **kwargs)
+        versions = [_version(tensor) for tensor in tensors]
+        value = self._execute(call, args, kwargs, bool(tensors))
+        if isinstance(value, torch.device):
+            return self._here  # forwards ask of what kind it is
+        if type(value) is Places:
+            return value
+        self.froze |= call.name == "__len__"
+        if call.is_plain(value) or not (traced or _has_tensor(value)):
+            return shown_type(value) if isinstance(value, str) else value
+        written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
+        value = _distinct(value, tensors, written)
+        arranged = call.arrange(self.to_graph(args), self.to_graph(kwargs))
+        return self._enter(self._node(call.kind, call.target, *arranged), value, written)
+
+    def _is_here(self, operand: Any) -> bool:
+        """Whether an operand is the inputs' device."""
+        return isinstance(operand, torch.device) and operand == self._here
+
+    def _reshape(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor that is given another shape in place (`x.unsqueeze_(1)`) is a view of what it was before."""
+        given = self.to_graph(args), self.to_graph(kwargs)
+        source, before = given[0][0], args[0].detach()
+        for node in (source, *source.all_input_nodes):  # a part of a tuple stands in the tuple's node as well
+            value = node.meta["val"]
+            node.meta["val"] = fx.node.map_aggregate(value, lambda v: before if v is args[0] else v)
+        value = call.function(*self.to_value(args), **self.to_value(kwargs))
+        return self._enter(self._node("call_method", call.reshaped, *given), value, ())
+
+    def _can_record(self, call: Call, operands: Iterable[Any], traced: bool) -> bool:
+        """Whether a call can be a node. One of literals alone that can't (a numpy array) gives a constant instead."""
+        if call.kind == "set":
+            raise Refused("the data of a tensor are replaced", "use an operation, such as copy_, instead of `.data =`")
+        foreign = next((operand for operand in operands if is_foreign(operand)), None)
+        if foreign is not None and traced:
+            kind = type(foreign).__name__
+            raise Refused(f"{call.name} gets a {kind}, which a graph can't hold", "give tensors, numbers or strings")
+        return foreign is None
+
+    def _execute(self, call: Call, args: Any, kwargs: Any, on_tensors: bool) -> Any:
+        """The call's value on the meta device; from the values themselves where they are needed and known."""
+        plain_args, plain_kwargs = call.on_meta(self.to_value(args), self.to_value(kwargs))
+        if call.moves:
+            return plain_args[0]
+        if not on_tensors:
+            with torch.device("meta"):
+                return call.function(*plain_args, **plain_kwargs)
+        try:
+            return self._runner.call(call, plain_args, plain_kwargs)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            known = self._known(call, args, kwargs)
+            if known is not None:
+                return fx.node.map_aggregate(known[0], lambda a: to_meta(a) if isinstance(a, torch.Tensor) else a)
+            if (places := places_of(call, args, kwargs)) is not None:
+                return places
+            if (single := at_zero(call.name, plain_args)) is not None:
+                return self._runner.call(call, single, plain_kwargs)
+            in_arguments = "Tensor.item() cannot be called" in str(error) and not call.reads_values
+            if call.reads_values or in_arguments or isinstance(error, NotImplementedError):
+                raise Refused(*call.complaint(in_arguments=in_arguments)) from error
+            raise
+
+    def _number(self, tensor: torch.Tensor) -> Any:
+        """The number in a constant of one element; any other tensor as it is."""
+        known = self.constants.evaluate(torch.Tensor.item, (self.to_graph(tensor),), {})
+        return tensor if known is None else known[0]
+
+    def _known(self, call: Call, args: Any, kwargs: Any) -> tuple[Any] | None:
+        """The call's value, in a tuple, where constants decide it; of `x[mask]` the mask alone decides the shape."""
+        if call.name == "__getitem__":
+            shape = self.to_value(args[0]).shape
+            blank = torch.zeros((), dtype=args[0].dtype).expand(shape)
+            return self.constants.evaluate(blank.__getitem__, self.to_graph(args[1:]), {})
+        return self.constants.evaluate(call.function, self.to_graph(args), self.to_graph(kwargs))
+
+    def _node(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """A node at the graph's end. Operands that are given later aren't searched for symbolic numbers, which takes fx
+        longer than all the rest."""
+        node = self.graph.create_node(kind, target)
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
+
+    def _enter(self, node: fx.Node, value: Any, written: Sequence[torch.Tensor]) -> Any:
+        """Finish the node of a call and hand its value to user code."""
+        if written:
+            node.meta["mutates"] = True
+            self.constants.spoil(written)
+        return self._wrap(value, Handle(self, value, self._finish(node, value)))
+
+    # ---- modules ------------------------------------------------------------------------------------------------
+
+    def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`module(*args, **kwargs)`: one node for a leaf, the forward's own operations for any other."""
+        standin = self.copy.modules.get(id(module))
+        if standin is None or not torch._C._is_torch_function_mode_enabled():
+            return _CALL(module, *args, **kwargs)
+        try:
+            return (self._call_hooked if standin.leaf else self._call_through)(standin, args, kwargs)
+        except BaseException as error:
+            if self.failed is None or self.failed[0] is not error:
+                self.failed = (error, standin)
+            raise
+
+    def _call_through(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._scopes.append(standin)
+        try:
+            return _CALL(standin.copy, *args, **kwargs)
+        finally:
+            self._scopes.pop()
+
+    def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A leaf between its hooks, whose own operations are recorded: a leaf in the graph has none."""
+        module, hooked, hooks = standin.copy, standin.original, standin.hooks
+        if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
+            raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
+        for key, before in hooks.get("_forward_pre_hooks", {}).items():
+            if key in hooked._forward_pre_hooks_with_kwargs:
+                args, kwargs = before(module, args, kwargs) or (args, kwargs)
+            elif (given := before(module, args)) is not None:
+                args = given if isinstance(given, tuple) else (given,)
+        value = self._call_leaf(standin, args, kwargs)
+        for key, after in hooks.get("_forward_hooks", {}).items():
+            more = (kwargs,) if key in hooked._forward_hooks_with_kwargs else ()
+            changed = after(module, args, *more, value)
+            value = value if changed is None else changed
+        return value
+
+    def _call_leaf(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch._C.DisableTorchFunction():
+            plain_args, plain_kwargs = self.to_value(args), kwargs and self.to_value(kwargs)
+            tensors = [a for a in leaves((plain_args, plain_kwargs)) if isinstance(a, torch.Tensor)]
+            versions = [_version(tensor) for tensor in tensors]
+            value = self._runner.module(standin, plain_args, plain_kwargs)
+            written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
+            node = self._node("call_module", standin.name, self.to_graph(args), kwargs and self.to_graph(kwargs))
+            return self._enter(node, _distinct(value, tensors, written), written)
+
+
+@contextmanager
+def _patched(recorder: Recorder) -> Iterator[None]:
+    """Send this thread's module calls to the recorder."""
+    thread = threading.get_ident()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return _CALL(module, *args, **kwargs)
+        return recorder.call_module(module, args, kwargs)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = _CALL  # type: ignore[method-assign]
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often the tensor's memory was written to; inference tensors don't count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(item, torch.Tensor) for item in leaves(value))
+
+
+def _distinct(value: Any, operands: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Any:
+    """A result with every operand that an operation gave back as it was (dropout does) under a new identity, so that
+    later readers of the operand and of the result can be told apart."""
+    kept = {id(tensor) for tensor in written}
+    given = {id(tensor) for tensor in operands} - kept
+
+    def renew(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            return item.detach() if id(item) in given else item
+        return rebuilt(item, renew) if type(item) in (tuple, list) else item
+
+    return renew(value)

@@ -1,0 +1,1 @@
+"""The independent check of every rewrite. It shares nothing with the analysis that rewrites rely on."""

@@ -1,0 +1,1 @@
+"""The verifier's own account of the operations; its files bear the names of those in `compiler/ops`."""

@@ -1,0 +1,117 @@
+"""One program with many sets of channels masked, run on the same inputs: what they have in common is run once.
+
+    nodes          x  conv1  relu  conv2  relu  fc
+    all kept       o----o-----o------o------o----o
+    variant 0                        o------o----o         fc's columns and conv2's rows: from conv2 on
+    variant 1           o-----o------o------o----o         conv1's rows: nearly everything
+
+A variant differs from the program from the first node on that reads a tensor of which it loses positions. It is run
+from there by the reference interpreter, on values of the run in which all is kept: no slim model is made for it.
+A value that a later operation overwrites is no place to start from; then the variant starts before that value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.errors import VerifyError
+from prunec.compiler.ir.program import Axis, IntArray, Program, module_tensors
+from prunec.compiler.verify.masks import Marked, plain
+from prunec.compiler.verify.reference import MaskedInterpreter, last_uses, parameter_marks
+
+WHOLE: Final = -1
+"""The number of the run in which nothing is masked."""
+
+
+class Variants:
+    """A program, and what each variant of it loses: axis -> positions, numbered as the program has them."""
+
+    def __init__(self, program: Program, removed: Sequence[Mapping[Axis, IntArray]]) -> None:
+        dtype = _dtype(program)
+        self.nodes = list(program.graph.nodes)
+        self.whole = MaskedInterpreter(program, dtype, {}, {})
+        self.masked = [MaskedInterpreter(program, dtype, parameter_marks(program, axes), {}) for axes in removed]
+        self._dead = last_uses(self.nodes)
+        self._starts: dict[int, list[int]] = {}
+        self.earliest = _earliest(self.nodes, self._writes(program))
+        """For each place, and the one behind the last: the place from which a run that differs there is resumed."""
+        readers = _first_readers(program, self.nodes)
+        for number, interpreter in enumerate(self.masked):
+            first = min((readers[name] for name in interpreter.marks if name in readers), default=len(self.nodes))
+            self._starts.setdefault(self.earliest[first], []).append(number)
+
+    def outputs(self, inputs: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
+        """Each variant's number with its outputs, and `WHOLE` with those of the program; in no particular order.
+
+        Raises `StepError` where a node fails, and `VerifyError` where a variant can't be had by masking.
+        """
+        env: dict[fx.Node, Any] = {}
+        for number in self._starts.get(0, ()):
+            yield number, _whole(self.masked[number].run(inputs))
+        outputs = None
+        for place, (node, outputs) in enumerate(self.whole.steps(inputs), 1):
+            env[node] = outputs
+            for spent in self._dead.get(node, ()):
+                del env[spent]
+            for number in self._starts.get(place, ()):
+                yield number, self._finished(number, place, env, outputs)
+        yield WHOLE, plain(outputs)
+
+    def _finished(self, number: int, place: int, env: Mapping[fx.Node, Any], value: Any) -> Any:
+        for _, value in self.masked[number].resume(self.nodes[place:], dict(env)):  # noqa: B007  (the last is the output)
+            pass
+        return _whole(value)
+
+    def _writes(self, program: Program) -> list[tuple[int, int]]:
+        """(place of a value, place of a node that overwrites it): seen in a run on the example inputs."""
+        found: list[tuple[int, int]] = []
+        seen: list[tuple[int, Any, int]] = []
+        for place, (_, value) in enumerate(self.whole.steps(program.inputs)):
+            changed = [old for old, tensor, version in seen if tensor._version != version]
+            if changed:
+                found.append((changed[0], place))
+                seen = [(old, tensor, tensor._version) for old, tensor, _ in seen]
+            leaves = (plain(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor | Marked))
+            seen += [(place, tensor, tensor._version) for tensor in leaves]
+        return found
+
+
+def _whole(outputs: Any) -> Any:
+    """The outputs without masks. Raises `VerifyError` where they aren't whole."""
+    if any(isinstance(leaf, Marked) and leaf.has_removed for leaf in pytree.tree_leaves(outputs)):
+        raise VerifyError("removed channels reach the model's output")
+    return plain(outputs)
+
+
+def _dtype(program: Program) -> torch.dtype:
+    """Half precision is run in single: a processor has no fast way for it."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in program.tensors.values()) else torch.float32
+
+
+def _first_readers(program: Program, nodes: Sequence[fx.Node]) -> dict[str, int]:
+    """Each tensor's name -> the place of the first node that reads it."""
+    found: dict[str, int] = {}
+    for place, node in enumerate(nodes):
+        value = program.state.get(str(node.target)) if node.op in ("call_module", "get_attr") else None
+        held = module_tensors(str(node.target), value) if isinstance(value, nn.Module) else ()
+        for name in (str(node.target), *(name for name, _ in held)):
+            found.setdefault(name, place)
+    return found
+
+
+def _earliest(nodes: Sequence[fx.Node], writes: Sequence[tuple[int, int]]) -> list[int]:
+    """0 stands for the whole run; else all inputs come before, and no value from before is overwritten later."""
+    inputs = [place for place, node in enumerate(nodes) if node.op == "placeholder"]
+    first = inputs[-1] + 1 if inputs else 0
+    earliest = []
+    for place in range(len(nodes) + 1):
+        start = place
+        while any(old < start <= writer for old, writer in writes):
+            start = min(old for old, writer in writes if old < start <= writer)
+        earliest.append(start if start >= first else 0)
+    return earliest

@@ -1,0 +1,207 @@
+"""Which samples of the plan's data a pass looks at, a piece at a time, and the loss that it looks for.
+
+    data.train()     batch of 128                  batch of 128                 ...
+    pieces           48 | 48 | 32                  48 | 48 | 32                 with a bound on memory
+    losses           [48] one a sample             ...
+
+A piece is as large as the bound on memory allows, so no figure may depend on where one ends: losses are those of single
+samples, and the model runs in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Annotated, Any, Final
+
+import torch
+import torch.nn.functional as F
+from pydantic import BeforeValidator, WithJsonSchema
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.ir.inputs import batch_of, called, is_batched, map_tensors, tensors_in
+from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.train_eval import ByMode
+from prunec.compiler.pass_base import Context
+from prunec.compiler.plan.options import wrong
+
+SAMPLES: Final = 1024
+"""How many samples are looked at where the plan doesn't say."""
+
+_UNITS: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _bytes(value: object) -> int:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(value))
+    if isinstance(value, bool) or match is None or match[2] not in _UNITS or not float(match[1]):
+        raise wrong("must be a number of bytes", hint="for example: 512MB, 2GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(_bytes),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]"}]}),
+]
+"""A number of bytes, which a plan may also write as `512MB` or `2GiB`."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and labels of N samples to one loss each, [N]."""
+
+
+def _each(losses: Tensor) -> Tensor:
+    """One number a sample: the mean over everything else (the pixels of a segmentation)."""
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+
+LOSSES: Final[Mapping[str, Loss]] = {
+    "cross_entropy": lambda y, t: _each(F.cross_entropy(y, t, reduction="none")),
+    "nll": lambda y, t: _each(F.nll_loss(y, t, reduction="none")),
+    "mse": lambda y, t: _each(F.mse_loss(y, t.to(y.dtype).reshape(y.shape), reduction="none")),
+    "binary_cross_entropy": lambda y, t: _each(
+        F.binary_cross_entropy_with_logits(y, t.to(y.dtype).reshape(y.shape), reduction="none")
+    ),
+}
+"""By the name that a plan uses; `binary_cross_entropy` is of logits."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some samples at a time; `inputs` is what the model is called with, `labels` is None where the data have none."""
+
+    inputs: Any
+    """A tensor, a tuple of arguments, or a mapping of them by name."""
+    labels: Tensor | None
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return batch_of(self.inputs) or 0
+
+    def __getitem__(self, where: slice) -> Piece:
+        count = self.count
+        inputs = map_tensors(lambda x: x[where] if is_batched(x, count) else x, self.inputs)
+        return Piece(inputs, None if self.labels is None else self.labels[where])
+
+    @property
+    def shapes(self) -> str:
+        """The shapes of the inputs, for messages."""
+        return " and ".join(str(list(x.shape)) for x in tensors_in(self.inputs))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which of the plan's data are looked at. Without `batches` and `samples`, the first `SAMPLES` samples."""
+
+    batches: int | None = None
+    samples: int | None = None
+    split: str = "train"
+    loss: str = "cross_entropy"
+    memory: int | None = None
+    """Bytes that the values of one run may take."""
+
+    def pieces(
+        self, program: Program, context: Context, bytes_each: int, at_once: int | None = None
+    ) -> Iterator[Piece]:
+        """The samples in the data's order, as many at a time as fit; one needs `bytes_each`.
+
+        Raises `PassError` without data or where not even one sample fits, and `DataError` where there are no samples.
+        """
+        size = self._size(bytes_each, at_once)
+        done, wanted = 0, self._wanted()
+        for index, batch in enumerate(_split(context, self.split)):
+            if index == self.batches or done >= wanted:
+                break
+            piece = _piece(program, batch)[: max(0, wanted - done)]
+            step = size or max(piece.count, 1)
+            for start in range(0, piece.count, step):
+                yield piece[start : start + step]
+            done += piece.count
+            context.progress("calibrate", *((index + 1, self.batches) if self.batches else (done, max(wanted, done))))
+        if not done:
+            raise DataError(f"the data's split '{self.split}' is empty")
+        context.progress("calibrate", 1, 1)
+
+    def losses(self, outputs: Any, piece: Piece) -> Tensor:
+        """The loss of every sample, [N]; summed over all outputs that are judged. Raises `DataError` where labels and
+        outputs don't fit the loss."""
+        if piece.labels is None:
+            raise DataError(f"the loss {self.loss} needs labels, and the data have none")
+        return reduce(torch.add, [self._loss(output, piece.labels) for output in judged(outputs)])
+
+    def _loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        try:
+            return LOSSES[self.loss](output, labels)
+        except (RuntimeError, ValueError, IndexError) as error:
+            shapes = f"outputs {list(output.shape)} and labels {list(labels.shape)}"
+            raise DataError(f"the loss {self.loss} can't take {shapes}: {error}") from error
+
+    def _wanted(self) -> int:
+        if self.samples is not None:
+            return self.samples
+        return SAMPLES if self.batches is None else 2**62
+
+    def _size(self, bytes_each: int, at_once: int | None) -> int | None:
+        """How many samples make a piece; None for a whole batch."""
+        if self.memory is None:
+            return at_once
+        fitting = self.memory // max(bytes_each, 1)
+        if not fitting:
+            least = f"{bytes_each / 1e6:,.1f} MB"
+            raise PassError(f"one sample needs {least}, which is more than memory allows", keys=("memory",))
+        return min(fitting, at_once or fitting)
+
+
+def _split(context: Context, split: str) -> Any:
+    if context.data is None:
+        hint = "name a data factory, for example data: prunec.models.data:digits"
+        raise PassError("calibration needs data, and the plan has none", keys=("criterion",), hint=hint)
+    return getattr(context.data, split)()
+
+
+def _piece(program: Program, batch: Any) -> Piece:
+    """A batch as the program takes it: in its dtypes and on its device."""
+    inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+    device = next((t.device for t in program.tensors.values()), torch.device("cpu"))
+    floating = next((x.dtype for x in tensors_in(program.inputs) if x.is_floating_point()), torch.get_default_dtype())
+    cast = map_tensors(lambda x: x.to(device, floating) if x.is_floating_point() else x.to(device), inputs)
+    return Piece(cast, None if labels is None else torch.as_tensor(labels).to(device))
+
+
+def first_output(outputs: Any) -> Tensor:
+    """The first tensor of floats in what a model gives."""
+    for leaf in pytree.tree_leaves(outputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise DataError("the model gives no tensor of floats to take a loss of")
+
+
+def judged(outputs: Any) -> list[Tensor]:
+    """What a loss is taken of: the first output. In both modes, all outputs of train mode that are shaped like eval
+    mode's first: losses are made for those (eval mode may give shares instead of logits), and auxiliary heads count.
+    """
+    first = first_output(outputs)
+    if not isinstance(outputs, ByMode):
+        return [first]
+    leaves = (leaf for leaf in pytree.tree_leaves(outputs.train) if isinstance(leaf, Tensor))
+    return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.shape == first.shape] or [first]
+
+
+def call(module: fx.GraphModule, piece: Piece) -> Any:
+    """The model's outputs. Raises `DataError` where it can't take the data."""
+    try:
+        return called(module, piece.inputs)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"the model can't take the data's batches, of shape {piece.shapes}: {error}") from error
+
+
+def bytes_of_a_sample(program: Program) -> int:
+    """What all values of one run take, of one sample: what a backward pass may need at once."""
+    batch = batch_of(program.inputs) or 1
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    tensors = (leaf for value in values for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    return sum(t.numel() * t.element_size() for t in tensors) // batch

@@ -1,0 +1,1 @@
+"""How a selection is found: rankings, limits, budgets, and the methods that meet them."""

@@ -1,0 +1,107 @@
+"""How a plan writes amounts: shares, counts with a suffix, bytes, times.
+
+    50%   0.5            a share, at most 1: no number without a suffix that isn't more than 1 is anything else
+    1200000   1.2M       a number: k, M, G for thousands, millions, billions
+    2MB   512KiB   300B  bytes
+    5ms   0.2s   800us   times
+
+and numbers that hold for all groups, or by pattern: `4` or `{"layer1.*": 4, "*": 8}`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, NamedTuple
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from prunec.compiler.cost.resources import TAKES
+from prunec.compiler.errors import nearest
+from prunec.compiler.plan.options import wrong
+from prunec.compiler.targets.base import TARGETS
+
+_FACTORS: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+_SUFFIXES: Final[Mapping[str, tuple[float, str]]] = {
+    **{prefix: (factor, "") for prefix, factor in _FACTORS.items()},
+    **{f"{prefix}B": (factor, "B") for prefix, factor in _FACTORS.items()},
+    **{f"{prefix}iB": (float(2**power), "B") for prefix, power in (("K", 10), ("M", 20), ("G", 30))},
+    **{f"{prefix}s": (factor, "s") for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6))},
+}
+_SPELLED: Final = {"": "a plain number such as 1.2M", "B": "bytes such as 2MB", "s": "a time such as 5ms"}
+_EXAMPLES: Final = "a share such as 50%, or an amount such as 1.2M, 2MB, 5ms"
+
+
+class Amount(NamedTuple):
+    """A number and its unit: 'share', '' for plain numbers, 'B' for bytes, 's' for seconds."""
+
+    value: float
+    unit: str
+
+
+def amount(text: float | str) -> Amount:
+    """What was written. Raises `ValueError`."""
+    if isinstance(text, int | float):
+        return Amount(float(text), "share" if text <= 1 else "")
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%|[A-Za-z]*)\s*", text)
+    if match is None or (match[2] != "%" and match[2] not in _SUFFIXES):
+        raise ValueError(f"'{text}' is no amount")
+    if match[2] == "%":
+        return Amount(float(match[1]) / 100, "share")
+    if not match[2]:
+        return amount(float(match[1]))
+    factor, unit = _SUFFIXES[match[2]]
+    return Amount(float(match[1]) * factor, unit)
+
+
+def _checked(value: object) -> object:
+    """A share or a plain number as a float, which `amount` reads as the same again; anything else as it was written."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise wrong(f"must be {_EXAMPLES}")
+    try:
+        found = amount(value)
+    except ValueError:
+        raise wrong(f"must be {_EXAMPLES}") from None
+    if not 0 < found.value < math.inf:
+        raise wrong(f"must be {_EXAMPLES}, more than nothing, and finite")
+    if found.unit == "share" and found.value > 1:
+        raise wrong("must be a share of at most 100%, or an amount")
+    return found.value if amount(found.value) == found else str(value).strip()
+
+
+def fits(name: str, text: float | str) -> None:
+    """Raises what a validator does where an amount is in no unit that the resource `name` is measured in."""
+    unit = amount(text).unit
+    if unit != "share" and unit not in TAKES[name]:
+        takes = " or ".join(_SPELLED[each] for each in TAKES[name])
+        raise wrong(f"must name for {name} a share, or {takes}; it says {text}")
+
+
+Budget = Annotated[
+    float | str,
+    BeforeValidator(_checked),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}),
+]
+"""A share of the traced model's, or an amount."""
+
+
+def _multiple(value: object) -> object:
+    if isinstance(value, str) and value not in TARGETS.names():
+        names = TARGETS.names()
+        raise wrong(f"must be a whole number, at least 1, or a target: {', '.join(names)}", hint=nearest(value, names))
+    return value
+
+
+def multiple(value: int | str) -> int:
+    """A number of channels, or what the target of that name prefers."""
+    return TARGETS.named(value).multiple if isinstance(value, str) else value
+
+
+Multiple = Annotated[Annotated[int, Field(ge=1)] | str, BeforeValidator(_multiple)]
+Channels = Annotated[int, Field(ge=1)]
+
+
+def each_value(value: Any, change: Any) -> Any:
+    """A value, or those of a mapping by pattern, changed."""
+    return {k: change(v) for k, v in value.items()} if isinstance(value, Mapping) else change(value)

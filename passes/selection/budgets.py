@@ -1,0 +1,106 @@
+"""Meeting budgets: what is asked for, whether it can be reached, what a method chose, and what was reached.
+
+Where it is out of reach, each constraint is lifted in turn, to say which of them stops it and what would be reachable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from prunec.compiler.cost.resources import resource
+from prunec.compiler.errors import PassError, PrunecError
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.pass_base import Context
+from prunec.passes.selection.amounts import amount
+from prunec.passes.selection.per_group import Way
+from prunec.passes.selection.problems import Budget, Problem, budgets_of, filled
+from prunec.passes.selection.ranking import Ranking
+from prunec.passes.selection.selectors import Selector, Wishes
+
+Lifted = Mapping[str, Callable[[], Ranking]]
+"""The queues as they would be without a constraint, by the constraint's name."""
+
+
+def meet(
+    ranking: Ranking,
+    wanted: Mapping[str, float | str],
+    method: Selector,
+    wishes: Wishes,
+    context: Context,
+    lifted: Lifted,
+) -> Way:
+    """The levels that a method chooses. Raises `PassError` where a budget is out of reach."""
+    problem = problem_of(ranking, wanted, wishes, context)
+    least = problem.used(problem.last)
+    for number, budget in enumerate(problem.budgets):
+        if least[number] > budget.bound + budget.resource.fixed:
+            raise _out_of_reach(problem, number, least[number], {k: make() for k, make in lifted.items()})
+    levels = method.levels(problem, wishes)
+    if not problem.fits(levels):
+        raise PrunecError(f"the selection method '{method.name}' doesn't meet the budget")
+    levels = filled(problem, levels)
+    return Way(ranking, levels, (), {"method": method.name, **_reached(problem, levels)})
+
+
+def problem_of(ranking: Ranking, wanted: Mapping[str, float | str], wishes: Wishes, context: Context) -> Problem:
+    """The queues with the budgets that a plan asks for, and with the resources that it weighs."""
+    program = ranking.analysis.program
+    amounts: dict[str, float | None] = dict.fromkeys(wishes.cost_weight)
+    scales: dict[str, float] = {}
+    for name, text in wanted.items():
+        value, unit = amount(text)
+        amounts[name] = value
+        if unit != "share":
+            scales[name] = (resource(name, program, context).units or {"": 1.0})[unit]
+    return Problem(ranking, budgets_of(amounts, program, context, scales))
+
+
+def _reached(problem: Problem, levels: IntArray) -> dict[str, Any]:
+    """What is used at these levels, and how much score is kept of what there was."""
+    used = problem.used(levels)
+    budgets = {
+        b.name: {"limit": b.limit, "reached": float(value), "share": float(value / b.whole)}
+        for b, value in zip(problem.budgets, used, strict=True)
+        if np.isfinite(b.limit)
+    }
+    return {"budget": budgets, "kept_score": problem.kept(levels), "whole_score": problem.kept(levels * 0)}
+
+
+def _out_of_reach(problem: Problem, number: int, least: float, lifted: Mapping[str, Ranking]) -> PassError:
+    budget = problem.budgets[number]
+    without = {name: _least(Problem(ranking, problem.budgets), number) for name, ranking in lifted.items()}
+    helpful = {name: reached for name, reached in without.items() if reached < least}
+    enough = [name for name, reached in helpful.items() if reached <= budget.limit]
+    hints = [f"ask for at least {_enough(least, budget)}"]
+    hints += [f"without {name} {_share(r, budget)} can be reached" for name, r in sorted(helpful.items())]
+    if enough:
+        hints[1:] = [f"lift {name}, without which {_share(helpful[name], budget)} can be reached" for name in enough]
+    asked = f"{budget.name} {budget.limit / budget.whole:.1%} is {_amount(budget.limit, budget)}"
+    return PassError(
+        f"the budget can't be met: {asked}, but "
+        f"with every unit gone that may go {_amount(least, budget)} are left ({least / budget.whole:.1%})",
+        keys=("budget", budget.name),
+        hint="; or ".join(hints),
+    )
+
+
+def _least(problem: Problem, number: int) -> float:
+    return float(problem.used(problem.last)[number])
+
+
+def _amount(value: float, budget: Budget) -> str:
+    if budget.resource.units is not None and "s" in budget.resource.units:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:,.0f}" if budget.resource.whole else f"{value:.3g}"
+
+
+def _share(value: float, budget: Budget) -> str:
+    return f"{value / budget.whole:.1%}"
+
+
+def _enough(value: float, budget: Budget) -> str:
+    """A share that can be reached, rounded up."""
+    return f"{np.ceil(1000 * value / budget.whole) / 1000:.1%}"

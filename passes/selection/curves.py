@@ -1,0 +1,179 @@
+"""Sensitivity curves as values and as a CSV file; see `sensitivity.py` for what they are.
+
+Other columns than those six are written for the reader and not read. `accuracy` is empty where the model has none.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from prunec.compiler.errors import PassError, Span, nearest
+from prunec.compiler.groups.analysis import Group
+
+COLUMNS: Final = ("group", "units", "ratio", "removed", "accuracy", "loss")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured with `removed` units gone, where `ratio` of them were to go."""
+
+    ratio: float
+    removed: int
+    accuracy: float
+    """NaN where the model has none."""
+    loss: float
+
+    @property
+    def value(self) -> float:
+        """Accuracy, or loss where there is none."""
+        return self.loss if math.isnan(self.accuracy) else self.accuracy
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A group's points, by rising ratio; the first is the whole model."""
+
+    group: str
+    units: int
+    points: tuple[Point, ...]
+
+    @cached_property
+    def drops(self) -> tuple[float, ...]:
+        """How much worse each point is than the whole model: accuracy lost, or loss gained."""
+        whole = self.points[0]
+        sign = 1 if math.isnan(whole.accuracy) else -1
+        return tuple(sign * (point.value - whole.value) for point in self.points)
+
+    @property
+    def mean_drop(self) -> float:
+        """The mean drop of the points behind the first; infinite where the loss left all bounds."""
+        return _mean(self.drops[1:])
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of the points behind the first; infinite where it left all bounds."""
+        return _mean([point.loss for point in self.points[1:]])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.nan_to_num(np.array(values or (0.0,)), nan=math.inf).mean())
+
+
+def write_curves(path: Path, curves: Sequence[Curve], more: Mapping[str, Any]) -> None:
+    """Write the curves; `more` holds columns that are the same in every row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*COLUMNS, *more])
+        for curve in curves:
+            for p in curve.points:
+                accuracy = "" if math.isnan(p.accuracy) else repr(p.accuracy)
+                figures = (f"{p.ratio:g}", p.removed, accuracy, repr(p.loss))
+                writer.writerow([curve.group, curve.units, *figures, *more.values()])
+
+
+def read_curves(path: Path, groups: Mapping[str, Group] | None = None) -> list[Curve]:
+    """The curves of a file; where groups are given, they must be some of these.
+
+    Raises `PassError` with its place in the file for what can't be read, and for curves of other groups.
+    """
+    rows = list(_rows(path))
+    found: dict[str, tuple[_Row, dict[float, Point]]] = {}
+    for row in rows:
+        first, points = found.setdefault(row.text("group"), (row, {}))
+        point = row.point()
+        if point.ratio in points:
+            raise row.error("ratio", f"'{row.text('group')}' has the ratio {point.ratio:g} twice")
+        if row.count("units") != first.count("units"):
+            raise row.error("units", f"'{row.text('group')}' had {first.count('units')} units above")
+        points[point.ratio] = point
+    return [_curve(name, *of, groups) for name, of in found.items()]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of the file, cut at its commas."""
+
+    file: str
+    number: int
+    line: str
+    cells: Mapping[str, str]
+
+    def text(self, column: str) -> str:
+        return self.cells[column]
+
+    def number_of(self, column: str) -> float:
+        try:
+            return float(self.cells[column])
+        except ValueError as error:
+            raise self.error(column, f"{column} must be a number, got '{self.cells[column]}'") from error
+
+    def count(self, column: str) -> int:
+        value = self.number_of(column)
+        if value < 0 or not value.is_integer():
+            raise self.error(column, f"{column} must be a whole number, got '{self.cells[column]}'")
+        return int(value)
+
+    def point(self) -> Point:
+        ratio, removed = self.number_of("ratio"), self.count("removed")
+        if not 0 <= ratio <= 1:
+            raise self.error("ratio", f"ratio must be between 0 and 1, got '{self.cells['ratio']}'")
+        if removed > self.count("units"):
+            raise self.error("removed", f"removed must be at most the group's {self.count('units')} units")
+        accuracy = self.number_of("accuracy") if self.cells["accuracy"].strip() else math.nan
+        return Point(ratio, removed, accuracy, self.number_of("loss"))
+
+    def error(self, column: str, message: str, hint: str | None = None) -> PassError:
+        before = [text for name, text in self.cells.items()][: list(self.cells).index(column)]
+        start = sum(len(text) + 1 for text in before) + 1
+        at = Span(self.file, self.number, start, max(len(self.cells[column]), 1), self.line)
+        return PassError(message, at=at, hint=hint)
+
+
+def _curve(name: str, row: _Row, points: Mapping[float, Point], groups: Mapping[str, Group] | None) -> Curve:
+    units = row.count("units")
+    if groups is not None and name not in groups:
+        hint = nearest(name, groups) or "the file was measured on another model, or at another place of the plan"
+        raise row.error("group", f"the model has no group '{name}'", hint)
+    if groups is not None and groups[name].size != units:
+        message = f"'{name}' has {units} units in the file, {groups[name].size} in the model"
+        raise row.error("units", message, "measure again: `prunec sensitivity PLAN`")
+    if 0.0 not in points:
+        raise row.error("ratio", f"'{name}' has no row of ratio 0, the whole model")
+    return Curve(name, units, tuple(points[ratio] for ratio in sorted(points)))
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    lines = _lines(path)
+    cut = [next(csv.reader([line]), []) for line in lines]
+    names = cut[0] if cut else []
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        at = Span(str(path), 1, 1, max(len(lines[0]), 1) if lines else 1, lines[0] if lines else "")
+        hint = f"`prunec sensitivity PLAN` writes a file with the columns {', '.join(COLUMNS)}"
+        raise PassError(f"missing column '{missing[0]}'", at=at, hint=hint)
+    for number, (line, cells) in enumerate(zip(lines, cut, strict=True), 1):
+        if number == 1 or not cells:
+            continue
+        if len(cells) != len(names):
+            at = Span(str(path), number, 1, len(line), line)
+            raise PassError(f"expected {len(names)} columns, got {len(cells)}", at=at)
+        yield _Row(str(path), number, line, dict(zip(names, cells, strict=True)))
+
+
+def _lines(path: Path) -> list[str]:
+    hint = "`prunec sensitivity PLAN` writes it"
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise PassError(f"from: can't read {path}: {error.strerror or error}", keys=("from",), hint=hint) from error
+    except UnicodeDecodeError as error:
+        message = f"from: can't read {path}: it isn't UTF-8 text (byte {error.start})"
+        raise PassError(message, keys=("from",), hint=hint) from error

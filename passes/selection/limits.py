@@ -1,0 +1,129 @@
+"""What a plan doesn't want removed, worked out for every group.
+
+    barred            the group stays whole (`protect`, or not among `only`)
+    keep_at_least     channels that stay
+    remove_at_most    the share of units that may go
+    multiple_of       a cut group keeps a multiple of so many channels
+    heads_at_least    heads that stay, where units are heads
+    equal_widths      groups that lose equally many channels
+
+Each is a number, or numbers by pattern, of which the first that means a group counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prunec.compiler.errors import PassError
+from prunec.compiler.groups.analysis import Analysis, Group, distinct
+from prunec.compiler.groups.patterns import matching
+from prunec.compiler.ir.program import IntArray
+
+
+@dataclass(frozen=True)
+class Limits:
+    """By group; a group that isn't named has no such limit."""
+
+    barred: frozenset[str] = frozenset()
+    keep_at_least: Mapping[str, float] = field(default_factory=dict)
+    remove_at_most: Mapping[str, float] = field(default_factory=dict)
+    multiple_of: Mapping[str, float] = field(default_factory=dict)
+    heads_at_least: Mapping[str, float] = field(default_factory=dict)
+    tied: tuple[tuple[str, ...], ...] = ()
+
+    def most(self, group: Group) -> int:
+        """How many units may go at most."""
+        channels = -(-int(self.keep_at_least.get(group.name, 1)) // channels_of_a_unit(group))
+        stay = max(channels, int(self.heads_at_least.get(group.name, 0)), 1)
+        share = int(group.size * self.remove_at_most.get(group.name, 1.0) + 1e-9)
+        return max(min(group.size - stay, share), 0)
+
+    def step(self, group: Group) -> int:
+        """A multiple of so many units stays."""
+        multiple = int(self.multiple_of.get(group.name, 1))
+        return multiple // int(np.gcd(multiple, channels_of_a_unit(group))) if multiple > 1 else 1
+
+
+def channels_of_a_unit(group: Group) -> int:
+    """How many channels of the group's first writer one unit holds."""
+    first = group.writers[0]
+    if first.positions.size == group.size:
+        return 1
+    return max(1, first.positions.size // max(distinct(first.units, group.size).size, 1))
+
+
+def by_group(wanted: float | Mapping[str, float] | None, groups: Mapping[str, Group], option: str) -> dict[str, float]:
+    """A number for every group that it is asked for. Raises `PassError` for a pattern that means none."""
+    if wanted is None:
+        return {}
+    if not isinstance(wanted, Mapping):
+        return dict.fromkeys(groups, wanted)
+    found: dict[str, float] = {}
+    for pattern, names in matching(wanted, groups, option=option).items():
+        for name in names:
+            found.setdefault(name, wanted[pattern])
+    return found
+
+
+def heads_of(analysis: Analysis) -> dict[str, float]:
+    """The groups whose units are heads of attention, and how many heads a unit holds."""
+    blocks = [b for b in analysis.flow.divided.values() if b.kind == "attention" and b.choice == "heads"]
+    heads = {name: int(block.shape.split()[0]) for block in blocks for name in block.names}
+    found: dict[str, float] = {}
+    for group in analysis.groups.values():
+        known = [heads[m.axis.owner] for m in group.writers if m.axis.owner in heads]
+        if known:
+            found[group.name] = max(known) / group.size
+    return found
+
+
+def least_heads(analysis: Analysis, least: int | None) -> dict[str, float]:
+    """The units that stay so that `least` heads do, for every group whose units are heads."""
+    return {name: -(-least // max(each, 1e-9)) for name, each in heads_of(analysis).items()} if least else {}
+
+
+def tied_groups(analysis: Analysis, patterns: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """The groups that each pattern of `equal_widths` means, of those that may be cut.
+
+    Raises `PassError` where a group is meant twice, or the groups' widths differ to begin with.
+    """
+    found: list[tuple[str, ...]] = []
+    seen: dict[str, str] = {}
+    for index, (pattern, names) in enumerate(matching(list(patterns), analysis.groups, option="equal_widths").items()):
+        names = [name for name in names if analysis.groups[name].free.any()]
+        widths = {name: analysis.groups[name].size * channels_of_a_unit(analysis.groups[name]) for name in names}
+        if len(set(widths.values())) > 1:
+            sizes = ", ".join(f"'{name}' has {width}" for name, width in _one_of_each(widths).items())
+            message = f"equal_widths: the groups that '{pattern}' means can't be kept equal: {sizes} channels"
+            raise PassError(message, keys=("equal_widths", index), hint="name the groups of one width by a pattern")
+        for name in names:
+            if name in seen:
+                message = f"equal_widths: '{pattern}' and '{seen[name]}' both mean the group '{name}'"
+                raise PassError(message, keys=("equal_widths", index))
+            seen[name] = pattern
+        found.append(tuple(names))
+    return tuple(names for names in found if len(names) > 1)
+
+
+def _one_of_each(widths: Mapping[str, int]) -> dict[str, int]:
+    """The first name of every width."""
+    first: dict[int, str] = {}
+    for name, width in widths.items():
+        first.setdefault(width, name)
+    return {name: width for width, name in first.items()}
+
+
+def within(units: IntArray, group: Group) -> IntArray:
+    """Units as they are numbered within a group; none where they are another group's."""
+    local = units - group.start
+    return np.asarray(local[(local >= 0) & (local < group.size)], dtype=np.int64)
+
+
+def pack_size(analysis: Analysis, group: Group) -> int:
+    """How many units leave the group at a time; 1 where that isn't the same for all of them."""
+    mine = [b for b in analysis.balances if within(b.units, group).size]
+    bound = sum(balance.units.size for balance in mine)
+    return mine[0].size if bound == group.size and len({balance.size for balance in mine}) == 1 else 1

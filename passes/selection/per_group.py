@@ -1,0 +1,124 @@
+"""Ways to say how much goes that look at every group by itself: ratios, widths, thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunec.compiler.errors import PassError
+from prunec.compiler.groups.analysis import Analysis, FloatArray, Group
+from prunec.compiler.groups.patterns import matching
+from prunec.compiler.ir.program import IntArray, Note
+from prunec.passes.selection.limits import channels_of_a_unit, pack_size
+from prunec.passes.selection.ranking import Ranking
+
+
+@dataclass(frozen=True)
+class Way:
+    """What was chosen: a level for each queue."""
+
+    ranking: Ranking
+    levels: IntArray
+    notes: tuple[Note, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def kept_share(size: int, ratio: float) -> int:
+    """`int(size * (1 - ratio))`, the rounding of Li et al. (2017), unharmed by binary fractions."""
+    return int(size * (1 - ratio) + 1e-9)
+
+
+def by_ratio(ranking: Ranking, ratio: float | Mapping[str, float]) -> Way:
+    """Every group loses its share of units, rounded down to what limits and packs allow.
+
+    Raises `PassError` where a pattern means none that can be cut.
+    """
+    groups = ranking.analysis.groups
+    notes: tuple[Note, ...] = ()
+    if isinstance(ratio, Mapping):
+        wanted, notes = _named(ranking, ratio, "ratio")
+    else:
+        wanted = dict.fromkeys(ranking.groups, ratio)
+    gone = {name: groups[name].size - kept_share(groups[name].size, share) for name, share in wanted.items()}
+    return Way(ranking, ranking.levels(_by_queue(ranking, gone)), notes)
+
+
+def by_widths(ranking: Ranking, widths: Mapping[str, int]) -> Way:
+    """Every named group keeps so many channels. Raises `PassError` where it can't."""
+    analysis = ranking.analysis
+    found, notes = _named(ranking, widths, "widths")
+    first: dict[str, str] = {}
+    for pattern, names in matching(widths, analysis.groups, option="widths").items():
+        for name in names:
+            first.setdefault(name, pattern)
+    gone = {name: _gone(analysis, analysis.groups[name], first[name], int(width)) for name, width in found.items()}
+    return Way(ranking, ranking.levels(_by_queue(ranking, gone)), notes)
+
+
+def by_counts(ranking: Ranking, kept: Mapping[str, int]) -> Way:
+    """Each of these groups, all of which can be cut, keeps so many units, or as few more as limits and packs allow."""
+    groups = ranking.analysis.groups
+    gone = {name: groups[name].size - count for name, count in kept.items()}
+    return Way(ranking, ranking.levels(_by_queue(ranking, gone)))
+
+
+def by_threshold(ranking: Ranking, threshold: float | Mapping[str, float]) -> Way:
+    """Units whose score is under a threshold go, as far as limits and packs allow."""
+    notes: tuple[Note, ...] = ()
+    found: Mapping[str, float] = {}
+    if isinstance(threshold, Mapping):
+        found, notes = _named(ranking, threshold, "threshold")
+    else:
+        found = dict.fromkeys(ranking.groups, threshold)
+    limits = np.full(ranking.count, -np.inf)
+    for name, value in found.items():
+        limits[ranking.groups[name]] = max(limits[ranking.groups[name]], value)
+    return Way(ranking, ranking.below(limits), notes)
+
+
+def _named(ranking: Ranking, wanted: Mapping[str, float], option: str) -> tuple[dict[str, float], tuple[Note, ...]]:
+    """What is asked of every group that can be cut, and notes on those that are named and can't be.
+
+    Raises `PassError` for a pattern of which no group can be; a group that limits leave alone isn't asked of.
+    """
+    groups = ranking.analysis.groups
+    found: dict[str, float] = {}
+    notes: dict[str, Note] = {}
+    for pattern, names in matching(wanted, groups, option=option).items():
+        stuck = [name for name in names if not groups[name].free.any() or name not in ranking.scored]
+        if len(stuck) == len(names):
+            raise PassError(f"group '{stuck[0]}' can't be cut: {_why_not(groups[stuck[0]])}", keys=(option,))
+        for name in stuck:
+            notes.setdefault(name, Note(name, f"can't be cut: {_why_not(groups[name])}"))
+        for name in names:
+            if name in ranking.groups:
+                found.setdefault(name, wanted[pattern])
+    return found, tuple(notes.values())
+
+
+def _why_not(group: Group) -> str:
+    reasons = sorted({reason for reason in group.pinned if reason})
+    return "the criterion gives it no scores" if group.free.any() else reasons[0]
+
+
+def _by_queue(ranking: Ranking, gone: Mapping[str, float]) -> FloatArray:
+    """[queues]: how many units are to go; of tied groups, the largest share holds for all."""
+    groups = ranking.analysis.groups
+    share = np.full(ranking.count, np.nan)
+    for name, count in gone.items():
+        queue = ranking.groups[name]
+        share[queue] = np.fmax(share[queue], count / groups[name].size)
+    return np.asarray(share * ranking.sizes)
+
+
+def _gone(analysis: Analysis, group: Group, pattern: str, width: int) -> int:
+    each = channels_of_a_unit(group)
+    step = each * pack_size(analysis, group)
+    if width > group.size * each or width % step:
+        fits = f"a multiple of {step} up to {group.size * each}" if step > 1 else f"at most {group.size}"
+        message = f"widths: '{pattern}' asks for {width} channels of '{group.name}', which can have {fits}"
+        raise PassError(message, keys=("widths", pattern))
+    return group.size - width // each

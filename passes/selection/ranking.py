@@ -1,0 +1,197 @@
+"""In which order units go: the arithmetic behind `select`, on plain arrays.
+
+Each group is a queue of steps, the least important first. A step takes one unit, or as many as limits and blocks ask
+for. What may never go (pinned units, the best of every piece of a split, what limits keep) isn't in the queue. A
+selection is a number for each queue: its level, how many steps are gone.
+
+    conv1   scores 3 1 4 2, a multiple of 2 stays     steps  [1 3]           levels 0, 1
+    conv2   scores 5 0 6                              steps  [1] [0]         levels 0, 1, 2
+
+Units of a step count by their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from prunec.compiler.groups.analysis import Analysis, BoolArray, FloatArray, Group
+from prunec.compiler.ir.program import IntArray
+from prunec.passes.selection.limits import Limits
+from prunec.passes.selection.queues import Queue, queue_of, tied_queue
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The queues of all groups that may be cut, one behind the other; `unit`, `queue` and `step` go together."""
+
+    analysis: Analysis
+    groups: Mapping[str, int]
+    """group name -> queue; tied groups share one"""
+    unit: IntArray
+    queue: IntArray
+    step: IntArray
+    """the step of its queue at which the unit goes"""
+    score: FloatArray
+    scored: frozenset[str] = frozenset()
+    """the groups that have scores, whether they may be cut or not"""
+
+    @staticmethod
+    def of(analysis: Analysis, scores: Mapping[str, FloatArray], limits: Limits) -> Ranking:
+        """Queue up the units of every group that has scores and isn't barred."""
+        chosen = [g for g in analysis.groups.values() if g.name in scores and g.name not in limits.barred]
+        score = np.full(analysis.size, np.nan)
+        for group in chosen:
+            score[group.where] = scores[group.name]
+        may_go = _may_go(analysis, chosen, score)
+        bound = set(analysis.group_of[[balance.cells[0][0] for balance in analysis.balances]].tolist())
+        tied = {name for names in limits.tied for name in names}
+        special = [number for number, g in enumerate(analysis.groups.values()) if number in bound or g.name in tied]
+        single = _at_once(analysis, [g for g in chosen if not _is_in(analysis, g, special)], score, may_go, limits)
+        alone = {
+            g.name: queue_of(analysis, g, score[g.where], may_go[g.where], limits)
+            for g in chosen
+            if _is_in(analysis, g, special)
+        }
+        ranking = _joined(analysis, single, _tied(analysis, alone, limits), score)
+        return replace(ranking, scored=frozenset(scores))
+
+    @property
+    def count(self) -> int:
+        """How many queues there are."""
+        return len(set(self.groups.values()))
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The steps of all queues, one behind the other."""
+        starts = np.flatnonzero(np.diff(self.queue, prepend=-1) | np.diff(self.step, prepend=-1))
+        size = np.diff(starts, append=self.unit.size)
+        total = np.add.reduceat(self.score, starts) if starts.size else np.zeros(0)
+        queue = self.queue[starts]
+        first = np.searchsorted(queue, np.arange(self.count + 1))
+        return Steps(queue, self.step[starts], size, total, total / np.maximum(size, 1), first)
+
+    @cached_property
+    def sizes(self) -> IntArray:
+        """[queues]: units of the whole group, or of all tied ones."""
+        found = np.zeros(self.count, dtype=np.int64)
+        for name, queue in self.groups.items():
+            found[queue] += self.analysis.groups[name].size
+        return found
+
+    def keep(self, levels: IntArray) -> BoolArray:
+        """The units that stay when so many steps of each queue are gone."""
+        keep = np.ones(self.analysis.size, dtype=bool)
+        keep[self.unit[self.step < levels[self.queue]]] = False
+        return keep
+
+    @cached_property
+    def matrix(self) -> csr_matrix:
+        """[units, steps]: which units a step takes."""
+        number = self.steps.first[self.queue] + self.step
+        shape = (self.analysis.size, self.steps.queue.size)
+        return csr_matrix((np.ones(self.unit.size), (self.unit, number)), shape=shape)
+
+    def levels(self, gone: FloatArray) -> IntArray:
+        """The levels at which at most `gone` [queues] units are gone; NaN where a queue isn't asked for."""
+        wanted = np.where(np.isnan(gone), 0, np.floor(np.nan_to_num(gone) + 1e-9))
+        fits = self.steps.ends <= wanted[self.steps.queue]
+        return np.bincount(self.steps.queue[fits], minlength=self.count)
+
+    def below(self, thresholds: FloatArray) -> IntArray:
+        """The levels at which all units below `thresholds` [queues] are gone, and no other; NaN for none."""
+        worst = np.full(self.steps.queue.size, -np.inf)
+        np.maximum.at(worst, self.steps.first[self.queue] + self.step, self.score)
+        stays = ~(worst < thresholds[self.steps.queue])
+        before = np.cumsum(stays) - np.concatenate([[0], np.cumsum(stays)])[self.steps.first[self.steps.queue]]
+        return np.bincount(self.steps.queue[before == 0], minlength=self.count)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a step of each queue is, for all queues one behind the other."""
+
+    queue: IntArray
+    number: IntArray
+    size: IntArray
+    total: FloatArray
+    """The sum of its units' scores."""
+    score: FloatArray
+    """Their mean."""
+    first: IntArray
+    """[queues + 1]: where each queue's steps start."""
+
+    @cached_property
+    def ends(self) -> IntArray:
+        """How many units of the queue are gone after the step."""
+        sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.size)])
+        return np.asarray(sums[1:] - sums[self.first[self.queue]], dtype=np.int64)
+
+    @property
+    def levels(self) -> IntArray:
+        """The last level of each queue."""
+        return np.diff(self.first)
+
+
+def _may_go(analysis: Analysis, chosen: Sequence[Group], score: FloatArray) -> BoolArray:
+    """Units that are free, have a finite score, and aren't the best of a piece of a split that would lose all."""
+    may_go = analysis.free & np.isfinite(score)
+    for piece in analysis.covers:
+        groups = analysis.group_of[piece]
+        for number in np.unique(groups) if may_go[piece].all() else ():
+            mine = piece[groups == number]
+            may_go[mine[np.argmax(score[mine])]] = False
+    return may_go
+
+
+def _is_in(analysis: Analysis, group: Group, special: Sequence[int]) -> bool:
+    return bool(special) and int(analysis.group_of[group.start]) in special
+
+
+Flat = tuple[list[str], IntArray, IntArray, IntArray]
+"""Names by queue, and units, queues and steps."""
+
+
+def _at_once(analysis: Analysis, groups: Sequence[Group], score: FloatArray, may_go: BoolArray, limits: Limits) -> Flat:
+    """The queues of groups whose units leave one by one, or by the multiple that limits ask for."""
+    numbers = np.full(len(analysis.groups), -1, dtype=np.int64)
+    numbers[analysis.group_of[[group.start for group in groups]]] = np.arange(len(groups))
+    queue = np.where(may_go, numbers[analysis.group_of], -1)
+    units = np.flatnonzero(queue >= 0)
+    units = units[np.lexsort((score[units], queue[units]))]
+    queue = queue[units]
+    first = np.searchsorted(queue, np.arange(len(groups) + 1))
+    most = np.array([limits.most(group) for group in groups], dtype=np.int64)
+    step = np.array([limits.step(group) for group in groups], dtype=np.int64)
+    sizes = np.array([group.size for group in groups], dtype=np.int64)
+    gone = np.arange(units.size) - first[queue] + 1
+    ends = (gone <= most[queue]) & ((sizes[queue] - gone) % step[queue] == 0)
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(ends)])
+    number = before[:-1] - before[first[queue]]
+    leaves = number < (before[first[1:]] - before[first[:-1]])[queue]
+    return [group.name for group in groups], units[leaves], queue[leaves], number[leaves]
+
+
+def _tied(analysis: Analysis, alone: Mapping[str, Queue], limits: Limits) -> list[Queue]:
+    """The queues as they are, and one for all groups that are tied. A tie with a group that stays keeps all."""
+    tied = [names for names in limits.tied if any(name in alone for name in names)]
+    whole = [names for names in tied if all(name in alone for name in names)]
+    bound = {name for names in tied for name in names}
+    free = [queue for name, queue in alone.items() if name not in bound]
+    return [*free, *(tied_queue(analysis, [alone[name] for name in names]) for names in whole)]
+
+
+def _joined(analysis: Analysis, single: Flat, more: Sequence[Queue], score: FloatArray) -> Ranking:
+    names, units, queue, step = single
+    groups = {name: number for number, name in enumerate(names)}
+    for number, one in enumerate(more, start=len(names)):
+        groups.update(dict.fromkeys(one.names, number))
+    unit = np.concatenate([units, *(one.units for one in more)])
+    sizes = [one.units.size for one in more]
+    queues = np.concatenate([queue, np.repeat(np.arange(len(names), len(names) + len(more)), sizes)])
+    steps = np.concatenate([step, *(one.steps for one in more)])
+    return Ranking(analysis, groups, unit, queues, steps, score[unit])

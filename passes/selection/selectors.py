@@ -1,0 +1,71 @@
+"""Methods of selection under budgets: how the levels of all queues are chosen.
+
+    ranking     the least important of all groups go first, until the budgets are met
+    greedy      one step at a time, by score minus what it costs now
+    knapsack    the largest sum of scores that the budgets can hold
+
+A method is a class with a name and `levels`, registered in the entry-point group `prunec.selectors`; a package of its
+own can add one. What it gives is checked against the budgets, and filled up where something still fits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+import numpy as np
+
+from prunec.compiler.groups.analysis import FloatArray
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.pass_base import Progress, silent
+from prunec.compiler.plugins import Registry
+from prunec.passes.selection.problems import Problem, filled
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a plan says beside its budgets."""
+
+    scope: str = "global"
+    cost_weight: Mapping[str, float] = field(default_factory=dict)
+    per_cost: bool = False
+    progress: Progress = silent
+
+
+class Selector(ABC):
+    """A method; it has no state."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
+        """The level of every queue. All budgets are met when every queue is at its last level."""
+
+
+SELECTORS: Final = Registry("prunec.selectors", "selection method", Selector)  # type: ignore[type-abstract]
+
+
+class RankingSelector(Selector):
+    """Merge the queues by score, or take equal shares of all, and cut where the budgets are met."""
+
+    name = "ranking"
+
+    def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
+        """The levels, filled up."""
+        importance = _importance(problem, wishes.scope)
+        steps = problem.ranking.steps
+        queues = steps.queue[np.lexsort((steps.number, importance))]
+        low, high = 0, queues.size
+        while low < high:
+            middle = (low + high) // 2
+            fits = problem.fits(np.bincount(queues[:middle], minlength=problem.last.size))
+            low, high = (low, middle) if fits else (middle + 1, high)
+        return filled(problem, np.bincount(queues[:low], minlength=problem.last.size), importance)
+
+
+def _importance(problem: Problem, scope: str) -> FloatArray:
+    """[steps]: the mean score of a step, or, where every group loses the same share, the share gone after it."""
+    steps = problem.ranking.steps
+    return steps.score if scope == "global" else steps.ends / problem.ranking.sizes[steps.queue]

@@ -1,0 +1,1 @@
+"""Commands that look into a model before anything is cut: sensitivity, rank."""

@@ -1,0 +1,120 @@
+"""What a command looks into: a plan's model as it is where the plan first scores it, its data, and how it scores.
+
+    passes:                              the subject of `prunec sensitivity` and `prunec rank`
+      - fold_bn                          has been run,
+      - score: {criterion: taylor}       gives the criterion and what it looks at,
+      - select: ...                      and what comes behind doesn't matter
+
+A plan that scores nothing is taken as it is traced, with its channels divided as it says, and scored by l1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from prunec.compiler.cost.model import cost
+from prunec.compiler.driver.compile import load_divided, load_program, steps_of
+from prunec.compiler.driver.load import load_data
+from prunec.compiler.driver.lock import check_model
+from prunec.compiler.driver.pass_manager import run_passes
+from prunec.compiler.errors import PlanError
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.patterns import matching
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, Progress
+from prunec.compiler.plan.options import Fraction01, faults
+from prunec.compiler.plan.plan import Plan
+from prunec.compiler.plan.source import parse
+from prunec.passes.criteria.base import Criterion
+from prunec.passes.criteria.spelling import Named
+from prunec.passes.score import Score
+
+LOOKING: Final[tuple[str, ...]] = ("batches", "samples", "split", "loss", "memory")
+"""The options of `score` that say which data a criterion looks at."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A program with the context that its passes have, and the plan's own `score`."""
+
+    program: Program
+    context: Context
+    score: Score
+
+
+def subject(plan: Plan, progress: Progress) -> Subject:
+    """Load the plan's model and data, and run what stands before its first `score`. Raises `PrunecError`."""
+    if plan.region is not None:
+        hint = "leave out region, and name the region's groups: --groups 'backbone.*'"
+        raise PlanError(
+            "the whole model is measured, and the plan names a region of it", at=plan.at("region"), hint=hint
+        )
+    data = load_data(plan)
+    if data is None:
+        raise PlanError("the plan names no data to measure with", hint="for example: data: prunec.models.data:digits")
+    steps = steps_of(plan)
+    before = list(takewhile(lambda step: not isinstance(step.pass_, Score), steps))
+    scores = len(before) < len(steps)
+    program = load_program(plan) if scores else load_divided(plan)
+    check_model(plan.hashes, program, plan.at("hashes"))
+    context = Context(plan.seed, data, progress, cost(program))
+    if not scores:
+        return Subject(program, context, Score())
+    score = steps[len(before)].pass_
+    assert isinstance(score, Score), "the steps before it are those that aren't"
+    return Subject(run_passes(program, before, context).program, context, score)
+
+
+def looking(score: Score, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Which data are looked at: what is given (not None) over what the plan's `score` says."""
+    said = {key: value for key, value in given.items() if value is not None}
+    old = {key: getattr(score, key) for key in LOOKING if key in score.model_fields_set}
+    if said.keys() & {"batches", "samples"}:
+        old = {key: value for key, value in old.items() if key not in ("batches", "samples")}
+    return {**old, **said}
+
+
+def scored_by(score: Score, criterion: Criterion, looks: Mapping[str, Any]) -> Score:
+    """The same `score` by another criterion, not normalised; it looks at these data if it looks at any."""
+    kept: dict[str, Any] = {
+        key: getattr(score, key) for key in score.model_fields_set if key not in (*LOOKING, "normalize")
+    }
+    return Score.model_validate({**kept, "criterion": criterion, **(looks if criterion.data else {})})
+
+
+def groups_named(program: Program, patterns: Sequence[str]) -> list[str]:
+    """The groups that the patterns mean, all where there are none. Raises `PassError` for one that means none."""
+    groups = analyse(program).groups
+    if not patterns:
+        return list(groups)
+    found = {name for names in matching(patterns, groups, option="--groups").values() for name in names}
+    return [name for name in groups if name in found]
+
+
+class _Said(BaseModel):
+    """What options of the command line may say, by their names."""
+
+    ratios: list[Fraction01] = Field(default=[], min_length=1)
+    criterion: Annotated[Criterion | None, Named()] = None
+    criteria: list[Annotated[Criterion, Named()]] = Field(default=[], min_length=1)
+    split: Literal["train", "val", "test"] | None = None
+    loss: Literal["cross_entropy", "nll", "mse", "binary_cross_entropy"] | None = None
+
+
+def said(option: str, text: str) -> Any:
+    """The value of an option that is written as in a plan: a criterion, or a list with or without its brackets.
+
+    Raises `PlanError` with its place in the option.
+    """
+    listed = option in ("ratios", "criteria") and not text.lstrip().startswith("[")
+    source = parse(f"[{text}]" if listed else text, f"--{option}")
+    try:
+        return getattr(_Said.model_validate({option: source.data}), option)
+    except ValidationError as error:
+        found = faults(error, {option: source.data}, (), _Said)
+        raise source.errors([replace(fault, keys=fault.keys[1:]) for fault in found]) from error
