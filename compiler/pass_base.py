@@ -28,7 +28,7 @@ from prunec.compiler.ir.program import Note, Program
 
 if TYPE_CHECKING:
     from prunec.compiler.cost.model import Cost
-    from prunec.compiler.verify.verify import Reference
+    from prunec.compiler.verify.reference import Reference
 
 
 class Progress(Protocol):
@@ -118,7 +118,7 @@ class Pass(BaseModel, ABC):
 
     def reference(self, before: Program, after: Program) -> Reference:
         """What the rewritten program must compute; by default, what the old one computed."""
-        from prunec.compiler.verify.verify import Same  # noqa: PLC0415  (verify needs this module)
+        from prunec.compiler.verify.reference import Same  # noqa: PLC0415  (verify needs this module)
 
         return Same(before)
 

@@ -30,9 +30,10 @@ from pydantic import Field
 from torch import fx, nn
 from torch.nn import functional as F
 
-from prunec.compiler.ir.aliasing import aliases, arguments, is_fresh, match_names, mutates, operand, rebuild
+from prunec.compiler.ir.aliasing import aliases, is_fresh, mutates, rebuild
+from prunec.compiler.ir.graph import arguments, match_names, operand
+from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Note, Program, State, shape_of
-from prunec.compiler.labels.propagate import op_name
 from prunec.compiler.pass_base import Context, Pass, PassResult
 
 Kind = Literal["dropout", "identity", "contiguous", "clone", "detach", "arithmetic", "reshape", "assert", "dead"]

@@ -30,9 +30,11 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from prunec.compiler.ir.aliasing import match_names, mutates, operand, rebuild
-from prunec.compiler.ir.program import Axis, Note, Program, State, clone_module, module_tensors, shape_of
-from prunec.compiler.labels.propagate import op_name
+from prunec.compiler.ir.aliasing import mutates, rebuild
+from prunec.compiler.ir.graph import match_names, operand
+from prunec.compiler.ir.modules import clone_module, module_tensors
+from prunec.compiler.ir.ops import op_name
+from prunec.compiler.ir.program import Axis, Note, Program, State, shape_of
 from prunec.compiler.pass_base import Context, Pass, PassResult
 
 RANK: Mapping[type, int] = MappingProxyType(

@@ -37,7 +37,7 @@ from prunec.compiler.rewrite.merge import (
     unmergeable,
 )
 from prunec.compiler.rewrite.shrink import remove_units
-from prunec.compiler.verify.verify import Reference, Replaced, Same
+from prunec.compiler.verify.reference import Reference, Replaced, Same
 
 
 class Merge(Pass):

@@ -21,7 +21,7 @@ from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
-from prunec.compiler.verify.verify import Masked, Reference
+from prunec.compiler.verify.reference import Masked, Reference
 
 
 class Shrink(Pass):

@@ -14,7 +14,7 @@ from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.tracing.parametrizations import baked
-from prunec.compiler.verify.verify import Masked
+from prunec.compiler.verify.reference import Masked
 
 
 def legal(analysis: Analysis, keep: BoolArray) -> bool:

@@ -23,7 +23,8 @@ from prunec.compiler.targets.onnx_export import export_onnx
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.text.printer import to_text
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.verify.verify import Masked, verify
+from prunec.compiler.verify.reference import Masked
+from prunec.compiler.verify.verify import verify
 
 TOLERANCE = 1e-9
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")

@@ -28,7 +28,8 @@ from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.explain import explanation
 from prunec.compiler.rewrite.shrink import remove_units
-from prunec.compiler.text.printer import from_text, to_text
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.text.printer import to_text
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.verify import verify
 from prunec.passes.axes import Axes

@@ -13,8 +13,9 @@ from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.testing.case_files import parse_cases, run_case
-from prunec.compiler.text.printer import from_text
-from prunec.compiler.verify.verify import Same, verify
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.verify.reference import Same
+from prunec.compiler.verify.verify import verify
 
 
 class Unrelu(Pass):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, PassResult
-from prunec.compiler.text.printer import from_text
+from prunec.compiler.text.parser import from_text
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.eliminate import Eliminate
 

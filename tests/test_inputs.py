@@ -15,9 +15,11 @@ from prunec.compiler import Plan, compile, trace
 from prunec.compiler.driver.load import example_inputs
 from prunec.compiler.errors import ModelError, PlanError
 from prunec.compiler.ir.inputs import arguments, batch_of, called, names_of
+from prunec.compiler.ir.random_inputs import fresh_inputs
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.text.printer import to_text
-from prunec.compiler.verify.verify import Same, fresh_inputs, verify
+from prunec.compiler.verify.reference import Same
+from prunec.compiler.verify.verify import verify
 
 PASSES = [{"score": {"criterion": "l1"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
 Pair = namedtuple("Pair", ["left", "right"])

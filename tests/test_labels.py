@@ -15,7 +15,8 @@ from prunec.compiler.groups import analysis as units
 from prunec.compiler.ir.program import Program
 from prunec.compiler.labels.fields import compress, reshape_labels
 from prunec.compiler.labels.flow import FIXED, Flow
-from prunec.compiler.labels.propagate import MODULE_ROWS, OP_ROWS, run_rules
+from prunec.compiler.labels.propagate import run_rules
+from prunec.compiler.labels.registry import MODULE_ROWS, OP_ROWS
 from prunec.compiler.rewrite.layers import SHOWN, SIZES
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.table import RULES

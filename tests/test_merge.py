@@ -16,7 +16,9 @@ from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.merge import chi, kinds, producers
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.verify.verify import Replaced, Same, difference, verify
+from prunec.compiler.verify.compare import difference
+from prunec.compiler.verify.reference import Replaced, Same
+from prunec.compiler.verify.verify import verify
 from prunec.models.densenet import densenet
 from prunec.models.resnet import resnet
 from prunec.passes.cluster import Cluster

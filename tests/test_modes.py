@@ -27,10 +27,12 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import has_both
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
-from prunec.compiler.text.printer import from_text, to_text
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.text.printer import to_text
 from prunec.compiler.tracing.both_modes import trace_modes
 from prunec.compiler.tracing.trace import recorded
-from prunec.compiler.verify.verify import Masked, verify
+from prunec.compiler.verify.reference import Masked
+from prunec.compiler.verify.verify import verify
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 

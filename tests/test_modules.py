@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunec.compiler.errors import ModelError, TextError
-from prunec.compiler.ir.program import clone_module, module_tensors
+from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.text.constructors import Constructor, check_constructor, parse_constructor
 
 CALLS = [

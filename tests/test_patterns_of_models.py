@@ -21,7 +21,8 @@ from prunec.compiler.targets.onnx_export import export_onnx
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.text.printer import to_text
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.verify.verify import Masked, verify
+from prunec.compiler.verify.reference import Masked
+from prunec.compiler.verify.verify import verify
 
 SHARES = (0.2, 0.6, 1.0)
 

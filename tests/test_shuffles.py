@@ -19,9 +19,11 @@ from prunec.compiler.ir.granularity import Division
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
-from prunec.compiler.text.printer import from_text, to_text
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.text.printer import to_text
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.verify.verify import Masked, verify
+from prunec.compiler.verify.reference import Masked
+from prunec.compiler.verify.verify import verify
 from prunec.passes.axes import Axes
 from prunec.passes.cluster import Cluster
 from prunec.passes.merge import Merge

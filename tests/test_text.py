@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError, TextError
-from prunec.compiler.ir.program import Program, module_tensors
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.symbols import function_name, function_names, resolve_function
-from prunec.compiler.text.literals import Fragment, Reader, literal
-from prunec.compiler.text.printer import from_text, to_text
+from prunec.compiler.text.lexer import Fragment
+from prunec.compiler.text.literals import Reader, literal
+from prunec.compiler.text.parser import from_text
+from prunec.compiler.text.printer import to_text
 
 
 def wrap(*lines: str) -> str:

@@ -10,8 +10,8 @@ from oracle import legal
 from torch import nn
 
 from prunec.compiler.groups.analysis import LOOSE, analyse
+from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Axis
-from prunec.compiler.labels.propagate import op_name
 from prunec.compiler.tracing.trace import trace
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.rewrite.shrink import removed_positions
 from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.reference import Masked, Same
 from prunec.compiler.verify.variants import WHOLE, Variants
-from prunec.compiler.verify.verify import Masked, Same
 
 SHARES = (0.0, 0.2, 0.6)
 

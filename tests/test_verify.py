@@ -17,9 +17,10 @@ from torch import Tensor, fx, nn
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.ir.random_inputs import fresh_inputs
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.verify.reference import Interpreter
-from prunec.compiler.verify.verify import Masked, Replaced, Same, fresh_inputs, verify
+from prunec.compiler.verify.reference import Interpreter, Masked, Replaced, Same
+from prunec.compiler.verify.verify import verify
 
 Removed = Mapping[Axis, IntArray]
 

@@ -26,11 +26,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.groups.analysis import LOOSE, Analysis, BoolArray, FloatArray, analyse
-from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.inputs import batch_of
-from prunec.compiler.ir.program import Axis, IntArray, Program, module_tensors
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.ops import elements, shape_of_argument
+from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.ir.train_eval import by_mode, needed
-from prunec.compiler.labels.flow import Product, elements, shape_of_argument
+from prunec.compiler.labels.flow import Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class WidthNumbers:
         return csr_matrix((np.ones(int(placed.sum())), (rows[placed], units[placed])), shape=shape), fixed
 
 
-@uncollected()
+@gc_paused()
 def cost_model(program: Program) -> CostModel:
     """The closed-form costs of a program; made once for each program."""
     known = program.__dict__.get("_cost_model")

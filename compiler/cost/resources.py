@@ -28,7 +28,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 from prunec.compiler.cost.model import CostModel, cost_model, elements_of, sum_of_products
 from prunec.compiler.errors import PrunecError, nearest
 from prunec.compiler.groups.analysis import Analysis, BoolArray, FloatArray
-from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.compiler.labels.flow import Product
 from prunec.compiler.pass_base import Context
@@ -197,7 +197,7 @@ TAKES: Final[Mapping[str, tuple[str, ...]]] = {
 """The suffixes of a resource's `units`, known before it is worked out: a plan is refused before anything is timed."""
 
 
-@uncollected()
+@gc_paused()
 def _alive(births: IntArray, deaths: IntArray) -> csr_matrix:
     """[steps, values]: which values are alive at a step, for the steps that can be the worst one.
 

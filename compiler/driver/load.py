@@ -25,6 +25,7 @@ from torch import nn
 from prunec.compiler.driver.weights import load_weights
 from prunec.compiler.errors import PlanError, Span, nearest
 from prunec.compiler.ir.inputs import Inputs
+from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.pass_base import Data
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.plan.schema import InputItems, InputValue, PlanInput, Ref
@@ -99,15 +100,10 @@ def _make(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Any:
     factory = _find(ref, at)
     _check_args(plan, key, factory, args)
     try:
-        return _seeded(plan, factory, args)
+        with seeded(plan.seed):
+            return factory(**args)
     except Exception as error:  # the author's code: whatever it raises is shown, and chained
         raise PlanError(f"{ref} failed: {type(error).__name__}: {error}", at=at) from error
-
-
-def _seeded(plan: Plan, factory: Callable[..., Any], args: Mapping[str, Any]) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        return factory(**args)
 
 
 def _find(ref: Ref, at: Span | None) -> Callable[..., Any]:
@@ -186,7 +182,8 @@ def _saved(plan: Plan, folder: Path) -> nn.Module:
     if maker is None:
         raise PlanError(f"{path} has neither load() nor a class Model", at=at)
     try:
-        model = _seeded(plan, getattr(module, maker), {})
+        with seeded(plan.seed):
+            model = getattr(module, maker)()
     except Exception as error:  # the saved model's code: whatever it raises is shown, and chained
         raise PlanError(f"{path}:{maker} failed: {type(error).__name__}: {error}", at=at) from error
     if not isinstance(model, nn.Module):

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -26,13 +25,16 @@ from torch import fx, nn
 
 from prunec.compiler.driver.structure import mismatch, outline
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
+from prunec.compiler.ir.graph import is_impure, output_of
 from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, called
+from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Axis, Program, State
-from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, is_impure, joined, output_of
+from prunec.compiler.ir.random_inputs import seeded
+from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, joined
 from prunec.compiler.tracing.both_modes import left_out, trace_modes
-from prunec.compiler.tracing.meta_model import evaluating
+from prunec.compiler.verify.compare import difference
 from prunec.compiler.verify.reference import Interpreter, StepError
-from prunec.compiler.verify.verify import TOLERANCE, difference
+from prunec.compiler.verify.verify import TOLERANCE
 
 _PLAIN: Final = "a part gives tensors, lists, tuples and dicts; name a part whose result is read as one of these"
 
@@ -142,7 +144,7 @@ class Regions:
     def _run(self, whole: nn.Module) -> Any:
         """What the spliced model gives. Raises `ModelError` where its own code fails on what a part gives."""
         try:
-            with _seeded(), evaluating(whole):
+            with seeded(0), evaluating(whole):
                 return _result(whole, self.example)
         except (VerifyError, StepError):
             raise
@@ -154,7 +156,7 @@ class Regions:
 
     def _call_alone(self, part: nn.Module, region: Region) -> None:
         args, kwargs = region.taken.call({})
-        with _seeded(), evaluating(part), torch.no_grad():
+        with seeded(0), evaluating(part), torch.no_grad():
             part(*copy.deepcopy(args), **copy.deepcopy(kwargs))
 
     def _with(self, make: Callable[[Region], nn.Module]) -> nn.Module:
@@ -335,7 +337,7 @@ def _calls(model: nn.Module, regions: Mapping[str, nn.Module], example: Inputs) 
 
     handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in regions.items()]
     try:
-        with _seeded(), evaluating(model):
+        with seeded(0), evaluating(model):
             return found, outline(_result(model, example))
     except Exception as error:  # the model's own code: whatever it raises is shown, and chained
         raise ModelError(f"the model doesn't run on the example inputs: {type(error).__name__}: {error}") from error
@@ -352,10 +354,3 @@ def _result(model: nn.Module, example: Inputs) -> Any:
     """The model on the example; in a tuple of its own, a list of images is one argument."""
     with torch.no_grad():
         return called(model, copy.deepcopy(dict(example) if isinstance(example, Mapping) else tuple(example)))
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield

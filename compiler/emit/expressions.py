@@ -13,78 +13,24 @@ parentheses for precedence, with one exception: a negative number raised to a po
 from __future__ import annotations
 
 import builtins
-import importlib
 import inspect
 import keyword
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from prunec.compiler.errors import ModelError
+from prunec.compiler.ir.symbols import IN_PLACE, INFIX, PREFIX, public_name
 from prunec.compiler.ir.train_eval import by_mode
 
-INFIX: Mapping[Any, str] = {
-    operator.add: "+",
-    operator.sub: "-",
-    operator.mul: "*",
-    operator.truediv: "/",
-    operator.floordiv: "//",
-    operator.mod: "%",
-    operator.pow: "**",
-    operator.matmul: "@",
-    operator.and_: "&",
-    operator.or_: "|",
-    operator.xor: "^",
-    operator.lshift: "<<",
-    operator.rshift: ">>",
-    operator.lt: "<",
-    operator.le: "<=",
-    operator.eq: "==",
-    operator.ne: "!=",
-    operator.gt: ">",
-    operator.ge: ">=",
-    operator.is_: "is",
-    operator.is_not: "is not",
-}
-IN_PLACE: Mapping[Any, str] = {
-    operator.iadd: "+=",
-    operator.isub: "-=",
-    operator.imul: "*=",
-    operator.itruediv: "/=",
-    operator.ifloordiv: "//=",
-    operator.imod: "%=",
-    operator.ipow: "**=",
-    operator.iand: "&=",
-    operator.ior: "|=",
-    operator.ixor: "^=",
-}
-PREFIX: Mapping[Any, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~", operator.not_: "not "}
-RENAMED: Mapping[Any, str] = {operator.abs: "abs", operator.truth: "bool", torch._assert: "torch._assert"}
-
-NAMESPACES: tuple[tuple[str, ModuleType | type], ...] = (
-    ("F", F),
-    ("torch", torch),
-    ("torch.linalg", torch.linalg),
-    ("torch.fft", torch.fft),
-    ("torch.special", torch.special),
-    ("torch.Tensor", torch.Tensor),
-    ("math", math),
-    ("operator", operator),
-    ("", builtins),
-)
 METADATA = frozenset({"shape", "ndim", "dtype", "device"})
 RESHAPES_IN_PLACE = frozenset(
     {"resize_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "set_"}
 )
-LIBRARIES = frozenset({"torch", "torchvision"})
-"""What an emitted file may import."""
 
 # `input` is a usual argument's name, and no emitted text calls the builtin. A reader takes l, O and I for digits.
 RESERVED = frozenset(dir(builtins)) - {"input"} | frozenset(
@@ -287,40 +233,6 @@ def without_defaults(function: Callable[..., Any], kwargs: Mapping[str, Any]) ->
         for key, value in kwargs.items()
         if key not in known or type(known[key]) is not type(value) or known[key] != value
     }
-
-
-def public_name(target: Callable[..., Any]) -> str | None:
-    """How a user of torch writes a function or class: `F.gelu`, `torch.linalg.norm`, `torchvision.ops.roi_align`."""
-    if target in RENAMED:
-        return RENAMED[target]
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return f"torch.ops.{target!s}"
-    return _index_of_names().get(id(target)) or _name_by_module(target)
-
-
-@cache
-def _index_of_names() -> dict[int, str]:
-    """Function or class -> public name, for all that torch, math and the builtins offer; the first namespace wins."""
-    found: dict[int, str] = {}
-    for prefix, namespace in NAMESPACES:
-        for name, value in vars(namespace).items():
-            if callable(value) and not name.startswith("_") and not (namespace is F and isinstance(value, type)):
-                found.setdefault(id(value), f"{prefix}.{name}" if prefix else name)
-    return found
-
-
-def _name_by_module(target: Callable[..., Any]) -> str | None:
-    """The shortest importable path of a function that one of the libraries defines in Python."""
-    parts = (getattr(target, "__module__", None) or "").split(".")
-    name = getattr(target, "__qualname__", "")
-    if parts[0] not in LIBRARIES or not name.isidentifier() or name.startswith("_"):
-        return None
-    for length in range(1, len(parts) + 1):
-        path = ".".join(parts[:length])
-        private = any(part.startswith("_") for part in parts[:length])
-        if not private and getattr(importlib.import_module(path), name, None) is target:
-            return f"{path}.{name}"
-    return None
 
 
 def _changes_a_variable(node: fx.Node) -> bool:

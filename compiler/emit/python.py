@@ -32,9 +32,11 @@ from torch import fx, nn
 
 from prunec.compiler.emit.expressions import RESERVED, Speller, attribute_path, is_attribute, quote
 from prunec.compiler.errors import ModelError
+from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.inputs import names_of, tensors_in
-from prunec.compiler.ir.program import Program, module_tensors
-from prunec.compiler.ir.train_eval import MODES, ByMode, Mode, has_both, needed, output_of
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.train_eval import MODES, ByMode, Mode, has_both, needed
 from prunec.compiler.text.constructors import check_constructor, parameter_dtype
 from prunec.compiler.text.literals import literal
 from prunec.compiler.version import __version__

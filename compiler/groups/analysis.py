@@ -17,7 +17,7 @@ import numpy.typing as npt
 from prunec.compiler import ops  # noqa: F401  (with it come the rules of all operations)
 from prunec.compiler.groups.balance import Balance, Balanced, balances
 from prunec.compiler.groups.blocks import components, first_along, square_blocks
-from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.labels.flow import FIXED, Flow, Pin
 from prunec.compiler.labels.propagate import run_rules
@@ -152,7 +152,7 @@ class Analysis:
         return (units == LOOSE) | keep[units] if keep.size else np.ones(labels.shape, dtype=bool)
 
 
-@uncollected()
+@gc_paused()
 def analyse(program: Program) -> Analysis:
     """The units and groups of a program; computed once for each program."""
     known = program.__dict__.get("_analysis")

@@ -6,21 +6,20 @@ shown tensors that the new graph still reads.
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import networkx as nx
 import torch
 from torch import fx, nn
 
-from prunec.compiler.emit.expressions import IN_PLACE
-from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.ir.program import Program, State, module_tensors
-from prunec.compiler.labels.propagate import op_name
+from prunec.compiler.ir.graph import arguments, operand
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.ops import op_name
+from prunec.compiler.ir.program import Program, State
+from prunec.compiler.ir.symbols import IN_PLACE
 
 _WRITERS = frozenset({*IN_PLACE, operator.setitem, operator.imatmul, operator.ilshift, operator.irshift})
 """Functions that write into their first operand, beyond those that torch spells with an underscore."""
@@ -36,21 +35,6 @@ _FRESH_NAMES = re.compile(
     "|(adaptive_)?(avg|max)_pool[123]d|(batch|layer|group|rms|instance)_norm"
 )
 """Operations that always give new memory; whatever is in neither table counts as one that may not."""
-
-
-def operand(node: fx.Node) -> fx.Node | None:
-    """The node's first operand, given by position or as `input`; none where that is no value of the graph."""
-    value = node.args[0] if node.args else node.kwargs.get("input")
-    return value if isinstance(value, fx.Node) else None
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call to a Python function by parameter name, defaults included. Raises ValueError on a
-    function that has no Python signature."""
-    assert callable(node.target), f"{node.name} calls no function"
-    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    return dict(bound.arguments)
 
 
 def mutates(node: fx.Node, state: Mapping[str, State]) -> bool:
@@ -124,18 +108,6 @@ def _sources(node: fx.Node, state: Mapping[str, State]) -> list[fx.Node]:
 def _has_memory(node: fx.Node) -> bool:
     """Whether a value may hold tensors; sizes, flags, types and devices don't."""
     return not isinstance(node.meta.get("val"), bool | int | float | torch.Size | torch.dtype | torch.device)
-
-
-def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:
-    """The names that some glob pattern matches. Raises PassError for a pattern of `option` that matches none."""
-    known = sorted(set(names))
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = fnmatch.filter(known, pattern)
-        if not matched:
-            raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known), keys=(option,))
-        found.update(matched)
-    return frozenset(found)
 
 
 def rebuild(program: Program, graph: fx.Graph, state: Mapping[str, State]) -> Program:

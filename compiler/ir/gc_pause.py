@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No cycle is looked for in here; also a decorator. Inside another such block it changes nothing.
 
     What was made joins the oldest objects, which are looked at when many more have been made, not at once.

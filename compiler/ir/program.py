@@ -15,7 +15,7 @@ that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -27,8 +27,9 @@ import torch
 from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
-from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.granularity import Division
+from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.train_eval import MODES, Mode, halve, has_both, switching
 
 IntArray = npt.NDArray[np.int64]
@@ -141,7 +142,7 @@ class Program:
         return replace(self, graph=graph, state=state, facts={})
 
     def _graph_module(self, state: dict[str, Any]) -> fx.GraphModule:
-        with _quiet_getattr(), uncollected():
+        with _quiet_getattr(), gc_paused():
             module = _LazyGraphModule({**state, "training": self.training}, self.copy_graph(), class_name=self.name)
         module.training = self.training
         return module
@@ -198,39 +199,6 @@ class Program:
         module = self.state.get(axis.owner)
         groups = int(getattr(module, "groups", 1)) if axis.dim == 1 and isinstance(module, nn.Module) else 1
         return int(tensor.shape[axis.dim]) * groups
-
-
-def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters and buffers of a leaf module, with the module's name before their own."""
-    nested = bool(module._modules)  # most have no children; for these, torch's own search takes ten times as long
-    parameters = dict(module.named_parameters()) if nested else module._parameters
-    buffers = dict(module.named_buffers()) if nested else module._buffers
-    for key, tensor in (*parameters.items(), *buffers.items()):
-        if tensor is not None:
-            yield (f"{name}.{key}" if name else key), tensor
-
-
-def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None, **attributes: Any) -> nn.Module:
-    """A shallow copy of a leaf module with some tensors and attributes replaced; all else is shared.
-
-    A replaced parameter stays a parameter (and keeps `requires_grad`), a replaced buffer stays a buffer. `None` takes
-    the tensor out.
-    """
-    copy = module.__class__.__new__(module.__class__)
-    copy.__dict__.update(module.__dict__)
-    for table in ("_parameters", "_buffers", "_modules"):
-        copy.__dict__[table] = dict(module.__dict__[table])
-    for key, value in (tensors or {}).items():
-        table = "_buffers" if key in module._buffers else "_parameters"
-        if value is not None and table == "_parameters" and not isinstance(value, nn.Parameter):
-            old = module._parameters.get(key)
-            value = nn.Parameter(value, requires_grad=old is None or old.requires_grad)
-        copy.__dict__[table][key] = value
-    for key, value in attributes.items():
-        setattr(copy, key, value)
-    if isinstance(module, nn.RNNBase):  # it runs on this list, not on its attributes
-        copy.__dict__["_flat_weights"] = [getattr(copy, key) for key in module._flat_weights_names]
-    return copy
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ example [1, 3, 800, 800]    batch 2             [2, 3, 800, 800]
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -58,3 +60,29 @@ def _fresh(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) 
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(example)
     low, high = (int(x) for x in (example.min(), example.max())) if example.numel() else (0, 0)
     return torch.randint(min(low, 0), max(high, 0) + 1, tuple(shape), generator=generator).to(example)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Programs that draw random numbers draw the same ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def with_batch(program: Program, size: int) -> tuple[Any, ...]:
+    """Inputs of another batch size: random numbers like the example's; where these are integers, the example's own."""
+    generator, old = torch.Generator().manual_seed(size), batch_of(program.inputs)
+
+    def resized(value: torch.Tensor) -> torch.Tensor:
+        return _resized(value, size, generator) if is_batched(value, old) else value
+
+    return tuple(map_tensors(resized, value) for value in program.inputs)
+
+
+def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    rows = value[torch.arange(size) % len(value)]
+    if not value.is_floating_point():
+        return rows
+    spread = float(value.std(correction=0)) or 1.0
+    return torch.randn(rows.shape, generator=generator).to(rows.dtype) * spread + float(value.mean())

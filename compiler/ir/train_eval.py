@@ -21,6 +21,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from torch import fx, nn
 
+from prunec.compiler.ir.graph import is_impure, output_of
+
 Mode = Literal["eval", "train"]
 """Which branches of a model's Python code are traced."""
 
@@ -32,12 +34,6 @@ class ByMode(NamedTuple):
 
     eval: Any
     train: Any
-
-
-def output_of(graph: fx.Graph) -> fx.Node:
-    """The graph's output node."""
-    node: fx.Node = next(iter(reversed(graph.nodes)))
-    return node
 
 
 def by_mode(evaluated: Any, trained: Any) -> Any:
@@ -57,13 +53,6 @@ def has_both(graph: fx.Graph) -> bool:
 def in_eval(result: Any) -> Any:
     """Of what a graph gives, the result of eval mode."""
     return result.eval if isinstance(result, ByMode) else result
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node does something besides giving its value, so that it must stay though nobody reads it."""
-    if node.op in {"placeholder", "output"} or node.meta.get("mutates"):
-        return True
-    return node.op == "call_function" and node.is_impure(impure_random=False)
 
 
 def needed(graph: fx.Graph, mode: Mode) -> set[fx.Node]:

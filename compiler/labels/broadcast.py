@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from torch import fx
 
+from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.fields import overlap
-from prunec.compiler.labels.flow import Fields, Flow, Pick, shape_of_argument
-from prunec.compiler.labels.loose import is_loose
+from prunec.compiler.labels.flow import Fields, Flow, Pick
 
 
 def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[int, ...]]]) -> Fields:
@@ -144,3 +144,29 @@ def _take(taken: list[IntArray], labels: IntArray) -> None:
                 taken[index] = labels
             return
     taken.append(labels)
+
+
+def is_loose(flow: Flow, labels: IntArray) -> bool:
+    """Whether any of the labels is a loose one."""
+    return any(bool(_inside(labels, own).any()) for own in flow.loose)
+
+
+def pin_loose(flow: Flow, fields: Iterable[IntArray], reason: str) -> None:
+    """Of the fields' labels, the loose ones may not be removed."""
+    for labels in fields if flow.loose else ():
+        for own in flow.loose:
+            inside = _inside(labels, own)
+            if inside.any():
+                flow.pin(labels[inside], reason)
+
+
+def _inside(labels: IntArray, own: range) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    return (labels >= own.start) & (labels < own.stop)
+
+
+# -- elementwise ---------------------------------------------------------------------------------------------------
+
+
+def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
+    """An argument as `combine` takes it."""
+    return flow.fields(value), shape_of_argument(value)

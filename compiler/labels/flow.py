@@ -21,7 +21,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ import torch
 from torch import fx
 
 from prunec.compiler.ir.granularity import Block
+from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.labels.fields import compress, overlap
 from prunec.compiler.labels.parameter_free import Given
@@ -344,14 +344,3 @@ class Flow:
 
 def _first_label(run: tuple[int, Axis | None]) -> int:
     return run[0]
-
-
-def shape_of_argument(value: object) -> tuple[int, ...]:
-    """The shape of an argument that is a node with a tensor; () for a number."""
-    known = value.meta.get("val") if isinstance(value, fx.Node) else value
-    return tuple(known.shape) if isinstance(known, torch.Tensor) else ()
-
-
-def elements(shape: Sequence[int]) -> int:
-    """How many elements a tensor of that shape has."""
-    return prod(shape)

@@ -16,105 +16,17 @@ correctness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.ops import argument, elements, op_name, words
 from prunec.compiler.ir.program import Axis, IntArray
-from prunec.compiler.ir.train_eval import by_mode
-from prunec.compiler.labels.broadcast import combine, with_picks
-from prunec.compiler.labels.flow import Fields, Flow, Labelled, Pair, Product, elements, shape_of_argument
-from prunec.compiler.labels.loose import pin_loose
-
-Rule = Callable[[Flow, fx.Node], Labelled]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the analysis knows of an operation: how labels flow through it, and of which kind it is."""
-
-    rule: Rule
-    moves: bool = False
-    """It only moves data, or picks from it, and computes nothing. So it carries copies, too."""
-    reduces: bool = False
-    """It takes together what lies along a dimension: there, a removed channel is seen as a zero."""
-    carries_copies: bool = False
-    """It passes on the labels of copies (`Flow.loose`), or says itself which of them it needs. Another operation would
-    miss a copy, so for it all of them stay."""
-
-
-MODULE_ROWS: dict[type[nn.Module], Row] = {}
-OP_ROWS: dict[str, Row] = {}
-
-
-def on_module(
-    *classes: type[nn.Module], moves: bool = False, reduces: bool = False, carries_copies: bool = False
-) -> Callable[[Rule], Rule]:
-    """Register a rule for leaf modules of these classes; a second rule for one class is an error. See `Row`."""
-
-    def register(rule: Rule) -> Rule:
-        for cls in classes:
-            assert cls not in MODULE_ROWS, f"{cls.__name__} has a rule already"
-            MODULE_ROWS[cls] = Row(rule, moves, reduces, carries_copies or moves)
-        return rule
-
-    return register
-
-
-def on_op(
-    *names: str, moves: bool = False, reduces: bool = False, carries_copies: bool = False
-) -> Callable[[Rule], Rule]:
-    """Register a rule for functions and tensor methods of these names (see `op_name`); see `Row`."""
-
-    def register(rule: Rule) -> Rule:
-        for name in names:
-            assert name not in OP_ROWS, f"{name} has a rule already"
-            OP_ROWS[name] = Row(rule, moves, reduces, carries_copies or moves)
-        return rule
-
-    return register
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-_HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
-"""Where the functions are that are known by their bare names."""
-
-
-def op_name(node: fx.Node) -> str:
-    """The name of a node's function or method without a trailing underscore (`relu_` is `relu`).
-
-    A function from elsewhere than torch and the standard library is named in full, so that a user's own `add` is never
-    taken for torch's.
-    """
-    target = node.target
-    if isinstance(target, str):
-        return target if target.startswith("__") else target.rstrip("_")
-    name = getattr(target, "__name__", str(target))
-    home = getattr(target, "__module__", None) or "torch"
-    if target is not by_mode and home not in _HOMES and not home.startswith(("torch.", "torch._")):
-        return f"{home}.{name}"
-    return name if name.startswith("__") else name.rstrip("_")
-
-
-def row_for(flow: Flow, node: fx.Node) -> Row | None:
-    """The row for a node's operation, if there is one."""
-    if node.op == "call_module":
-        module = flow.program.state[str(node.target)]
-        assert isinstance(module, nn.Module)
-        if module._modules or module._forward_pre_hooks or module._forward_hooks:
-            return None  # a parametrization or a hook: the tensors aren't what the forward computes with
-        for cls in type(module).__mro__:
-            if cls in MODULE_ROWS:
-                # A subclass with a forward of its own is another operation.
-                return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
-        return None
-    return OP_ROWS.get(op_name(node))
+from prunec.compiler.labels.broadcast import combine, pin_loose, with_picks
+from prunec.compiler.labels.flow import Fields, Flow, Labelled, Pair, Product
+from prunec.compiler.labels.registry import on_module, on_op, row_for
 
 
 def describe(flow: Flow, node: fx.Node) -> str:
@@ -185,7 +97,7 @@ def _is_mask(node: fx.Node) -> bool:
 
 
 _ON_MASKS = frozenset(
-    _words("""
+    words("""
         add sub mul div truediv where masked_fill eq ne lt le gt ge logical_not logical_and logical_or invert and or to
         float double half bfloat16 type type_as bool view reshape unsqueeze squeeze
     """)
@@ -253,17 +165,6 @@ def bare(known: object) -> Labelled:
     return parts if any(part is not None for part in parts) else None
 
 
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument by position or by name, also by the name that numpy has for it."""
-    if len(node.args) > position:
-        return node.args[position]
-    known = (name, *_NUMPY_NAMES.get(name, ()))
-    return next((node.kwargs[key] for key in known if key in node.kwargs), default)
-
-
-_NUMPY_NAMES: Mapping[str, tuple[str, ...]] = {"dim": ("axis",), "keepdim": ("keepdims",), "input": ("x", "a")}
-
-
 def subject(flow: Flow, node: fx.Node) -> Any:
     """The one operand of an operation. Labels that reach another argument (a grid, an index) may not be removed."""
     value = argument(node, 0, "input")
@@ -283,21 +184,8 @@ def dims_of(flow: Flow, given: object, rank: int) -> tuple[int, ...]:
     return tuple(range(rank))
 
 
-def rank_of(node: fx.Node) -> int:
-    """The rank of the node's value."""
-    return len(shape_of_argument(node))
-
-
-# -- elementwise ---------------------------------------------------------------------------------------------------
-
-
-def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
-    """An argument as `combine` takes it."""
-    return flow.fields(value), shape_of_argument(value)
-
-
 @on_op(
-    *_words("""
+    *words("""
         add sub mul div truediv floordiv floor_divide true_divide remainder mod fmod pow rsub radd neg pos abs absolute
         iadd isub imul itruediv ifloordiv and or xor invert logical_and logical_or logical_not logical_xor eq ne lt le
         gt ge maximum minimum fmax fmin where masked_fill clamp clip clamp_min clamp_max hardtanh relu relu6 leaky_relu
@@ -323,7 +211,7 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
 
 
 @on_op(
-    *_words("""
+    *words("""
         contiguous clone detach to float double half bfloat16 cpu type type_as requires_grad alias as_tensor asarray
         zeros_like ones_like full_like rand_like randn_like empty_like zero fill
     """),
@@ -357,7 +245,7 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
 
 
 @on_op(
-    *_words("""
+    *words("""
     size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
     """),
     carries_copies=True,

@@ -15,21 +15,12 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.ops import argument, elements, op_name, rank_of, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray
-from prunec.compiler.labels.broadcast import combine, whole
-from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
-from prunec.compiler.labels.propagate import (
-    argument,
-    count_macs,
-    describe,
-    on_module,
-    on_op,
-    op_name,
-    operand,
-    rank_of,
-    subject,
-    unknown,
-)
+from prunec.compiler.labels.broadcast import combine, operand, whole
+from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
+from prunec.compiler.labels.propagate import count_macs, describe, subject, unknown
+from prunec.compiler.labels.registry import on_module, on_op
 
 # -- writers -------------------------------------------------------------------------------------------------------
 

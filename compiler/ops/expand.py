@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from prunec.compiler.ir.ops import op_name, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.flow import Fields, Flow, shape_of_argument
-from prunec.compiler.labels.propagate import op_name, rank_of
+from prunec.compiler.labels.flow import Fields, Flow
 
 Layout = Callable[[IntArray, int], IntArray]
 """(a label for each copy, the length of what is copied) -> the labels along the dimension."""

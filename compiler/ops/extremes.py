@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from prunec.compiler.ir.ops import argument, is_tensor, known, op_name
 from prunec.compiler.labels.flow import Flow
-from prunec.compiler.labels.propagate import argument, op_name
-from prunec.compiler.ops.rewriting import Slim, is_tensor, known, left_of, rewriter
+from prunec.compiler.labels.registry import Slim, rewriter
+from prunec.compiler.ops.rewriting import left_of
 from prunec.compiler.ops.sign_analysis import not_negative
 
 LARGEST = frozenset(["amax", "max"])

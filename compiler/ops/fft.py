@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from prunec.compiler.labels.flow import Flow, Labelled, elements, shape_of_argument
-from prunec.compiler.labels.propagate import argument, count_macs, dims_of, on_op, op_name, rank_of, subject, unknown
-from prunec.compiler.ops.reduction import mixed
+from prunec.compiler.ir.ops import argument, elements, op_name, rank_of, shape_of_argument
+from prunec.compiler.labels.flow import Flow, Labelled
+from prunec.compiler.labels.propagate import count_macs, dims_of, subject, unknown
+from prunec.compiler.labels.reduce import mixed
+from prunec.compiler.labels.registry import on_op
 
 _ONE = [f"fft_{kind}" for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")]
 _TWO = [f"{name}2" for name in _ONE]

@@ -14,10 +14,12 @@ from typing import Any
 
 from torch import fx
 
+from prunec.compiler.ir.ops import argument, rank_of, shape_of_argument
 from prunec.compiler.labels.broadcast import combine
-from prunec.compiler.labels.flow import Fields, Flow, Labelled, shape_of_argument
-from prunec.compiler.labels.propagate import argument, dims_of, on_op, pin_value, rank_of, unknown
-from prunec.compiler.ops.reduction import mixed
+from prunec.compiler.labels.flow import Fields, Flow, Labelled
+from prunec.compiler.labels.propagate import dims_of, pin_value, unknown
+from prunec.compiler.labels.reduce import mixed
+from prunec.compiler.labels.registry import on_op
 
 Operand = tuple[Fields, tuple[int, ...]]
 

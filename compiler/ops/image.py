@@ -13,21 +13,13 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.ops import argument, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.broadcast import combine
-from prunec.compiler.labels.flow import Fields, Flow, Labelled, shape_of_argument
-from prunec.compiler.labels.propagate import (
-    Rule,
-    argument,
-    dims_of,
-    on_module,
-    on_op,
-    operand,
-    rank_of,
-    subject,
-    unknown,
-)
-from prunec.compiler.ops.reduction import mixed
+from prunec.compiler.labels.broadcast import combine, operand
+from prunec.compiler.labels.flow import Fields, Flow, Labelled
+from prunec.compiler.labels.propagate import dims_of, subject, unknown
+from prunec.compiler.labels.reduce import mixed
+from prunec.compiler.labels.registry import Rule, on_module, on_op
 
 
 def _apart(flow: Flow, node: fx.Node, value: object, verb: str) -> tuple[IntArray, Fields]:

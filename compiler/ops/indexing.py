@@ -14,22 +14,15 @@ import numpy as np
 import torch
 from torch import fx
 
+from prunec.compiler.ir.ops import argument, index_dims, is_tensor, known_places, op_name, shape_of_argument
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.fields import compress
-from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled, shape_of_argument
-from prunec.compiler.labels.propagate import (
-    argument,
-    dims_of,
-    on_op,
-    op_name,
-    subject,
-    unknown,
-    without_labels,
-)
+from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled
+from prunec.compiler.labels.propagate import dims_of, subject, unknown, without_labels
+from prunec.compiler.labels.reduce import mixed
+from prunec.compiler.labels.registry import on_op
 from prunec.compiler.ops.expand import reads_labels
-from prunec.compiler.ops.reduction import mixed
 from prunec.compiler.ops.reshape import executed, writable
-from prunec.compiler.ops.rewriting import index_dims, is_tensor, known_places
 
 
 @on_op("getitem", "__getitem__", moves=True)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import fx
 
+from prunec.compiler.ir.ops import argument, elements, op_name, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.broadcast import combine, whole
-from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled, elements, shape_of_argument
+from prunec.compiler.labels.broadcast import combine, operand, pin_loose, whole
+from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
 from prunec.compiler.labels.heads import by_width
-from prunec.compiler.labels.loose import pin_loose
-from prunec.compiler.labels.propagate import argument, count_macs, on_op, op_name, operand, rank_of, unknown
+from prunec.compiler.labels.propagate import count_macs, unknown
+from prunec.compiler.labels.registry import on_op
 
 Operand = tuple[Fields, tuple[int, ...]]
 

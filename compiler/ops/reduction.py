@@ -12,71 +12,21 @@ removed channel is, a zero wherever it is read:
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.broadcast import combine, whole
-from prunec.compiler.labels.flow import Fields, Flow, Labelled, shape_of_argument
-from prunec.compiler.labels.loose import pin_loose
-from prunec.compiler.labels.propagate import (
-    Rule,
-    argument,
-    dims_of,
-    elementwise,
-    on_module,
-    on_op,
-    op_name,
-    rank_of,
-    subject,
-    unknown,
-    without_labels,
-)
+from prunec.compiler.ir.ops import argument, op_name, rank_of, shape_of_argument
+from prunec.compiler.labels.broadcast import combine
+from prunec.compiler.labels.flow import Flow, Labelled
+from prunec.compiler.labels.propagate import dims_of, elementwise, subject, unknown, without_labels
+from prunec.compiler.labels.reduce import added_up, mixed
+from prunec.compiler.labels.registry import Rule, on_module, on_op
 from prunec.compiler.ops.extremes import EXTREMES
 from prunec.compiler.ops.variance import correction
-
-
-def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: str) -> Fields:
-    """The fields as they are when nothing may vary along `dims`.
-
-    One that varies there alone is pinned; one that varies elsewhere too can lose what all positions of `dims` share.
-    """
-    rank = len(shape_of_argument(value))
-    along = {d % max(rank, 1) for d in dims}
-    kept: list[IntArray] = []
-    for labels in flow.fields(value):
-        here = [d for d in along if labels.shape[d] > 1]
-        if here and labels.size == np.prod([labels.shape[d] for d in here]):
-            flow.pin(labels, f"{verb} at {node.name}")
-            continue
-        for dim in here:
-            labels = whole(flow, labels, dim, node)
-        kept.append(labels)
-    return flow.moved(kept, node) if any(map(operator.is_not, kept, flow.fields(value))) else tuple(kept)
-
-
-def added_up(flow: Flow, node: fx.Node, value: object, dims: Iterable[int]) -> Fields:
-    """The fields as they are when the elements along `dims` are added up, each by itself: zeros add nothing.
-
-    A field that varies elsewhere too can lose what all positions of `dims` share.
-    """
-    rest: list[IntArray] = []
-    for labels in flow.fields(value):
-        here = [d for d in dims if labels.shape[d] > 1]
-        if here:
-            flow.count_matters(labels.reshape(-1), f"is added up at {node.name}")
-            pin_loose(flow, (labels,), f"is one of several copies that {node.name} adds up")
-        if here and labels.size == np.prod([labels.shape[d] for d in here]):
-            continue
-        for dim in here:
-            labels = whole(flow, labels, dim, node)
-        rest.append(labels)
-    return flow.moved(rest, node) if any(labels.size == 1 for labels in rest) else tuple(rest)
 
 
 def padded(flow: Flow, node: fx.Node) -> Labelled:

@@ -14,25 +14,15 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.ops import argument, elements, is_tensor, op_name, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.broadcast import combine, whole
+from prunec.compiler.labels.broadcast import combine, operand, whole
 from prunec.compiler.labels.fields import reshape_labels
-from prunec.compiler.labels.flow import FIXED, Flow, Gather, Labelled, elements, shape_of_argument
-from prunec.compiler.labels.propagate import (
-    argument,
-    dims_of,
-    on_module,
-    on_op,
-    op_name,
-    operand,
-    rank_of,
-    subject,
-    unknown,
-    without_labels,
-)
+from prunec.compiler.labels.flow import FIXED, Flow, Gather, Labelled
+from prunec.compiler.labels.propagate import dims_of, subject, unknown, without_labels
+from prunec.compiler.labels.reduce import mixed
+from prunec.compiler.labels.registry import on_module, on_op
 from prunec.compiler.ops.expand import copies
-from prunec.compiler.ops.reduction import mixed
-from prunec.compiler.ops.rewriting import is_tensor
 from prunec.compiler.ops.shuffle import gathered
 
 

@@ -12,66 +12,26 @@ none.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from prunec.compiler.labels.flow import shape_of_argument
-from prunec.compiler.labels.propagate import argument, op_name, rank_of
-
-
-class Slim(Protocol):
-    """What a rewriter asks about the slim program, by nodes of the old one."""
-
-    def shape(self, node: fx.Node) -> tuple[int, ...]:
-        """The slim shape of a node's value."""
-
-    def kept(self, value: object, dim: int) -> np.ndarray[Any, Any]:
-        """Which positions of a value's dimension are kept: a boolean array of the old size."""
-
-    def value(self, argument: object) -> Any:
-        """What an argument (a literal, or a node that gives a number) is in the slim program."""
-
-    def constant(self, argument: object) -> Any:
-        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
-
-    def compares_zeros(self, node: fx.Node) -> bool:
-        """Whether zeros among what a node compares may change its result."""
-
-    def items(self, size: fx.Node, count: int) -> list[Any]:
-        """New nodes for the items of a node that gives a size."""
-
-    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
-        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
-
-
-Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
-"""(old node, new node, slim): sets the new node's arguments. Runs only where the node's sizes change."""
-
-
-REWRITES: dict[str, Rewrite] = {}
-"""By `op_name`; an operation without an entry needs no rewriting."""
-
-
-SIZED: set[str] = set()
-"""Operations whose rewriter decides about numbers that were read off a size; for others they stay as they were."""
-
-
-def rewriter(*names: str, sized: bool = False) -> Callable[[Rewrite], Rewrite]:
-    """Register how the literals of these operations follow the labels."""
-
-    def register(rewrite: Rewrite) -> Rewrite:
-        for name in names:
-            assert name not in REWRITES, f"{name} is rewritten already"
-            REWRITES[name] = rewrite
-        SIZED.update(names if sized else ())
-        return rewrite
-
-    return register
+from prunec.compiler.ir.ops import (
+    argument,
+    index_dims,
+    is_tensor,
+    known,
+    known_places,
+    op_name,
+    put,
+    rank_of,
+    shape_of_argument,
+)
+from prunec.compiler.labels.registry import Slim, rewriter
 
 
 @rewriter("view", "reshape", "expand", "broadcast_to", "unflatten", sized=True)
@@ -180,14 +140,6 @@ def pad_amounts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     put(new, 1, "pad", tuple(amounts))
 
 
-def put(node: fx.Node, position: int, name: str, value: Any) -> None:
-    """Put an argument where it was given, by position or by name."""
-    if len(node.args) > position:
-        node.args = (*node.args[:position], value, *node.args[position + 1 :])
-    else:
-        node.kwargs = {**node.kwargs, name: value}
-
-
 @rewriter("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
 def split_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """Literal lengths, since the pieces needn't be equally long any more."""
@@ -200,26 +152,6 @@ def split_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     lengths = [int(part.sum()) for part in np.split(kept, ends[:-1])]
     new.op, new.target = ("call_function", torch.split)
     new.args, new.kwargs = (argument(new, 0, "input"), lengths, dim), {}
-
-
-def is_tensor(entry: object) -> bool:
-    return isinstance(entry, torch.Tensor) or (
-        isinstance(entry, fx.Node) and isinstance(entry.meta.get("val"), torch.Tensor)
-    )
-
-
-def index_dims(entries: Sequence[Any], rank: int) -> list[tuple[int, int]]:
-    """(place in the index, dimension that it indexes) of every entry that indexes one."""
-    consuming = [i for i, e in enumerate(entries) if e is not None and e is not Ellipsis]
-    dims: list[tuple[int, int]] = []
-    dim = 0
-    for place, entry in enumerate(entries):
-        if entry is Ellipsis:
-            dim = rank - sum(i > place for i in consuming)
-        elif entry is not None:
-            dims.append((place, dim))
-            dim += 1
-    return dims
 
 
 @rewriter("getitem", "__getitem__", "setitem", "__setitem__")
@@ -255,17 +187,6 @@ def _as_index(places: np.ndarray[Any, Any], size: int) -> Any:
         whole = places.size == size
         return slice(None) if whole else slice(int(places[0]), int(places[-1]) + 1)
     return [int(p) for p in places]
-
-
-def known_places(index: object) -> list[int] | None:
-    """A list or vector of whole numbers as a list; None for anything else, and for one without data."""
-    if isinstance(index, torch.Tensor):
-        whole = not index.is_floating_point() and index.dtype not in (torch.bool, torch.uint8)
-        known = index.ndim == 1 and whole and not index.is_meta
-        return [int(place) for place in index.tolist()] if known else None
-    if not isinstance(index, list | tuple) or not index or any(type(place) is not int for place in index):
-        return None
-    return list(index)
 
 
 @rewriter("roll")
@@ -324,10 +245,6 @@ def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
         new.kwargs = {**new.kwargs, "size": wanted}
     elif wanted is not None:
         new.args = (*new.args[:first], *(wanted if spread else (wanted,)))
-
-
-def known(entry: Any) -> Any:
-    return entry.meta["val"] if isinstance(entry, fx.Node) else entry
 
 
 @rewriter("narrow", "select")

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.ops import argument, elements, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray
-from prunec.compiler.labels.flow import Flow, Labelled, elements, shape_of_argument
-from prunec.compiler.labels.propagate import argument, count_macs, describe, on_module, unknown
+from prunec.compiler.labels.flow import Flow, Labelled
+from prunec.compiler.labels.propagate import count_macs, describe, unknown
+from prunec.compiler.labels.registry import on_module
 
 _GATES: Mapping[type[nn.Module], int] = {
     nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1,

@@ -13,9 +13,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from prunec.compiler.labels.broadcast import combine
-from prunec.compiler.labels.flow import Fields, Flow, Labelled, shape_of_argument
-from prunec.compiler.labels.propagate import bare, on_op, op_name, operand, unknown
+from prunec.compiler.ir.ops import op_name, shape_of_argument
+from prunec.compiler.labels.broadcast import combine, operand
+from prunec.compiler.labels.flow import Fields, Flow, Labelled
+from prunec.compiler.labels.propagate import bare, unknown
+from prunec.compiler.labels.registry import on_op
 from prunec.compiler.ops.indexing import taken
 
 

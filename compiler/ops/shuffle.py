@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.ops import op_name, shape_of_argument
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.fields import compress, reshape_labels
-from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled, shape_of_argument
-from prunec.compiler.labels.propagate import op_name, row_for
+from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled
+from prunec.compiler.labels.registry import row_for
 
 LONGEST = 24
 """How many nodes are looked at behind the first of a chain."""

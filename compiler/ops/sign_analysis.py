@@ -12,8 +12,8 @@ from typing import Final
 
 from torch import fx
 
+from prunec.compiler.ir.ops import op_name
 from prunec.compiler.labels.flow import Flow
-from prunec.compiler.labels.propagate import op_name
 
 _POSITIVE: Final = frozenset(
     """relu relu6 sigmoid hardsigmoid softplus abs absolute square exp exp2 softmax norm linalg_vector_norm

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from prunec.compiler.labels.propagate import argument, op_name
-from prunec.compiler.ops.rewriting import Slim, known, left_of, rewriter
+from prunec.compiler.ir.ops import argument, known, op_name
+from prunec.compiler.labels.registry import Slim, rewriter
+from prunec.compiler.ops.rewriting import left_of
 
 
 def correction(node: fx.Node) -> float:

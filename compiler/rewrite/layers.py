@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from prunec.compiler.groups.analysis import BoolArray
-from prunec.compiler.ir.program import IntArray, clone_module
+from prunec.compiler.ir.modules import clone_module
+from prunec.compiler.ir.program import IntArray
 
 SCRATCH: Final = 2**20
 """Elements of rows that are gathered at a time before their columns are: memory that is new to the process takes longer

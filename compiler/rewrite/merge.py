@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from prunec.compiler.groups.analysis import LOOSE, Analysis, Group, Member
-from prunec.compiler.ir.program import Axis, IntArray, Program, State, clone_module, module_tensors
+from prunec.compiler.ir.modules import clone_module, module_tensors
+from prunec.compiler.ir.program import Axis, IntArray, Program, State
 from prunec.compiler.labels.flow import Labelled
 
 Clusters = tuple[tuple[int, ...], ...]

@@ -21,18 +21,18 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
-from prunec.compiler.ir.gc_pause import uncollected
-from prunec.compiler.ir.program import Axis, IntArray, Program, State, clone_module, module_tensors
+from prunec.compiler.ir.gc_pause import gc_paused
+from prunec.compiler.ir.modules import clone_module, module_tensors
+from prunec.compiler.ir.ops import argument, op_name, shape_of_argument
+from prunec.compiler.ir.program import Axis, IntArray, Program, State
 from prunec.compiler.ir.sizes import counts_batch, item, reads, scaled, valued
-from prunec.compiler.labels.flow import shape_of_argument
-from prunec.compiler.labels.propagate import argument, op_name
-from prunec.compiler.ops.rewriting import REWRITES, SIZED
+from prunec.compiler.labels.registry import REWRITES, SIZED
 from prunec.compiler.rewrite.gather import drop_idle_picks, gather_at, pick_all, torn_apart
 from prunec.compiler.rewrite.layers import SHOWN, Gathering, slim_module
 from prunec.compiler.rewrite.slim_view import View
 
 
-@uncollected()
+@gc_paused()
 def remove_units(program: Program, keep: BoolArray) -> Program:
     """The program without the units that `keep` ([units], see `Analysis.free`) leaves out. Shares what doesn't change.
 

@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from prunec.compiler.groups.analysis import Analysis, BoolArray
+from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray, State
 from prunec.compiler.ir.sizes import is_open, item, scaled
-from prunec.compiler.labels.flow import shape_of_argument
 from prunec.compiler.ops.extremes import compares_zeros
 
 

@@ -26,9 +26,10 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, PlanError, VerifyError, first_line
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
+from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.random_inputs import with_batch
 from prunec.compiler.targets.ort_session import Array, feed, session
-from prunec.compiler.tracing.meta_model import evaluating
 from prunec.compiler.verify.reference import Interpreter
 
 TOLERANCE = 1e-5
@@ -144,9 +145,9 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
     path.write_bytes(model.SerializeToString(deterministic=True))
     opened = session(path)
     sizes = sorted({_batch(program), *(BATCHES if "batch" in dynamic else ())})
-    checks = {size: _compare(opened, program, _with_batch(program, size)) for size in sizes}
+    checks = {size: _compare(opened, program, with_batch(program, size)) for size in sizes}
     if IMAGE & dynamic:
-        larger = map_tensors(lambda value: _larger(value, dynamic), _with_batch(program, sizes[0]))
+        larger = map_tensors(lambda value: _larger(value, dynamic), with_batch(program, sizes[0]))
         other = _compare(opened, program, larger)
         checks[sizes[0]] = max(checks[sizes[0]], other, key=lambda check: check.difference)
     return model, checks
@@ -154,7 +155,7 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
 
 def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
     # A batch of 1 would let the exporter take the 1 for a constant.
-    inputs = _with_batch(program, max(_batch(program), 2)) if "batch" in dynamic else program.inputs
+    inputs = with_batch(program, max(_batch(program), 2)) if "batch" in dynamic else program.inputs
     dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}
     old = batch_of(program.inputs)
     shapes = tuple(map_tensors(lambda x: _open_dims(x, old, dims), value) for value in program.inputs)
@@ -210,7 +211,7 @@ def _why_static(program: Program) -> str:
     for size in BATCHES:
         try:
             with _quiet():  # fx prints the code of a module that fails
-                program.graph_module(*_with_batch(program, size))
+                program.graph_module(*with_batch(program, size))
         except Exception as error:  # whatever the model's own code raises
             return f"the model doesn't run on a batch of {size}: {first_line(error)}"
     return ""
@@ -282,24 +283,6 @@ def _quiet() -> Iterator[None]:
 
 def _batch(program: Program) -> int:
     return batch_of(program.inputs) or 1
-
-
-def _with_batch(program: Program, size: int) -> Values:
-    """Inputs of another batch size: random numbers like the example's; where these are integers, the example's own."""
-    generator, old = torch.Generator().manual_seed(size), batch_of(program.inputs)
-
-    def resized(value: torch.Tensor) -> torch.Tensor:
-        return _resized(value, size, generator) if is_batched(value, old) else value
-
-    return tuple(map_tensors(resized, value) for value in program.inputs)
-
-
-def _resized(value: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    rows = value[torch.arange(size) % len(value)]
-    if not value.is_floating_point():
-        return rows
-    spread = float(value.std(correction=0)) or 1.0
-    return torch.randn(rows.shape, generator=generator).to(rows.dtype) * spread + float(value.mean())
 
 
 # --- comparing ---------------------------------------------------------------------------------------------------

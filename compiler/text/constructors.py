@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from prunec.compiler.errors import ModelError, nearest
-from prunec.compiler.ir.program import module_tensors
-from prunec.compiler.text.literals import Fragment, Reader, literal
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.text.lexer import Fragment
+from prunec.compiler.text.literals import Reader, literal
 
 POSITIONAL = 2
 """So many required arguments are written without their names: `Conv2d(3, 8, ...)`, `GroupNorm(4, 16)`."""

@@ -7,13 +7,17 @@ tie head.weight = fc.weight                         the very same tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from prunec.compiler.ir.inputs import map_tensors, names_of
+from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import State
-from prunec.compiler.text.synthetic import fill_module, synthetic
 
 
 def materialised(
@@ -57,3 +61,51 @@ def _place(state: Mapping[str, State], name: str) -> tuple[nn.Module | None, str
             path, _, key = name.removeprefix(f"{prefix}.").rpartition(".")
             return value.get_submodule(path), key
     raise AssertionError(f"'{name}' is in no module of the text")
+
+
+def synthetic(name: str, like: torch.Tensor) -> torch.Tensor:
+    """A tensor of the shape and type of `like`; integers are zero (they count batches)."""
+    if not (like.is_floating_point() or like.is_complex()):
+        return torch.zeros(like.shape, dtype=like.dtype)
+    generator = _generator(name)
+    key = name.rpartition(".")[2]
+    shape = tuple(like.shape)
+    if key == "running_var":
+        return (0.5 + torch.rand(shape, generator=generator)).to(like.dtype)
+    normal = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        fan_in = max(math.prod(shape[1:]), 1)
+        return (normal / math.sqrt(fan_in)).to(like.dtype)
+    if key == "weight":
+        return (1 + 0.1 * normal).to(like.dtype)
+    return (0.1 * normal if "." in name else normal).to(like.dtype)
+
+
+def fill_module(name: str, module: nn.Module, given: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Give every tensor of a module its value, in place: the given one, or a made-up one. Returns the module."""
+    with torch.no_grad():
+        for key, tensor in module_tensors(name, module):
+            tensor.copy_(given[key] if key in given else synthetic(key, tensor))
+    return module
+
+
+def example_inputs(graph: fx.Graph) -> Iterator[Any]:
+    """An input for each placeholder that takes tensors."""
+    values = ((str(node.target), node.meta["val"]) for node in graph.find_nodes(op="placeholder"))
+    return (example_input(name, value) for name, value in values if names_of(name, value))
+
+
+def example_input(name: str, like: Any) -> Any:
+    """A seeded input, of a nest each tensor: normal, or small integers that index any table of two rows."""
+    names = iter(names_of(name, like))
+    return map_tensors(lambda tensor: _example(next(names), tensor), like)
+
+
+def _example(name: str, like: torch.Tensor) -> torch.Tensor:
+    if like.is_floating_point() or like.is_complex():
+        return torch.randn(tuple(like.shape), generator=_generator(name)).to(like.dtype)
+    return torch.randint(0, 2, tuple(like.shape), generator=_generator(name)).to(like.dtype)
+
+
+def _generator(name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))

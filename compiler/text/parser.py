@@ -18,17 +18,17 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from prunec.compiler.emit.expressions import INFIX, PREFIX
 from prunec.compiler.errors import nearest
 from prunec.compiler.ir.aliasing import mutates
 from prunec.compiler.ir.granularity import Division, Patterns, misread
-from prunec.compiler.ir.program import Program, State, module_tensors
-from prunec.compiler.ir.symbols import function_names, resolve_function
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.program import Program, State
+from prunec.compiler.ir.symbols import INFIX, PREFIX, function_names, resolve_function
 from prunec.compiler.ir.train_eval import MODES, ByMode
 from prunec.compiler.text.constructors import read_constructor
-from prunec.compiler.text.initialize import materialised
-from prunec.compiler.text.literals import Fragment, Reader, blank_strings
-from prunec.compiler.text.synthetic import example_inputs
+from prunec.compiler.text.initialize import example_inputs, materialised
+from prunec.compiler.text.lexer import Fragment, blank_strings
+from prunec.compiler.text.literals import Reader
 from prunec.compiler.text.types import read_tensor_type, read_type, same_type, type_text
 
 _HEADER: Final = re.compile(r"program\s+(?P<name>[A-Za-z_]\w*)(?P<training>\s+training)?\s*\{")

@@ -38,18 +38,16 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.emit.expressions import INFIX, PREFIX
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.granularity import CHOICES
-from prunec.compiler.ir.program import Program, State, module_tensors
-from prunec.compiler.ir.symbols import function_name
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.program import Program, State
+from prunec.compiler.ir.symbols import INFIX, PREFIX, function_name
 from prunec.compiler.ir.train_eval import MODES, has_both
 from prunec.compiler.text.constructors import constructor, parameter_dtype
 from prunec.compiler.text.literals import literal
-from prunec.compiler.text.parser import KEYWORDS, from_text
+from prunec.compiler.text.parser import KEYWORDS
 from prunec.compiler.text.types import type_text
-
-__all__ = ["from_text", "to_text"]
 
 
 def to_text(program: Program, values: bool = False) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Final
 import torch
 
 from prunec.compiler.errors import ModelError, nearest
-from prunec.compiler.text.literals import Fragment, Reader, literal
+from prunec.compiler.text.lexer import Fragment
+from prunec.compiler.text.literals import Reader, literal
 
 SHORT: Final[Mapping[str, torch.dtype]] = {
     "f64": torch.float64,

@@ -18,9 +18,10 @@ from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors_in
+from prunec.compiler.ir.modules import to_meta
 from prunec.compiler.ir.program import Program
 from prunec.compiler.tracing.locations import line_span
-from prunec.compiler.tracing.meta_model import meta_copy, to_meta
+from prunec.compiler.tracing.meta_model import meta_copy
 
 _VIEWS = frozenset({"view", "reshape", torch.reshape})
 

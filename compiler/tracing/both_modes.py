@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from prunec.compiler.errors import ModelError
+from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.inputs import Inputs
 from prunec.compiler.ir.program import Program
-from prunec.compiler.ir.train_eval import MODES, Mode, output_of
+from prunec.compiler.ir.train_eval import MODES, Mode
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.joint_graph import joint_program
 from prunec.compiler.tracing.trace import recorded, trace

@@ -21,8 +21,9 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.program import Program, State
-from prunec.compiler.ir.train_eval import ByMode, by_mode, has_both, joined, output_of, set_defaults
+from prunec.compiler.ir.train_eval import ByMode, by_mode, has_both, joined, set_defaults
 from prunec.compiler.tracing.value_numbering import (
     NotJoinable,
     Number,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunec.compiler.ir.program import clone_module
+from prunec.compiler.ir.modules import HOOKS, to_meta
 from prunec.compiler.tracing import lowering
 from prunec.compiler.tracing.rebinding import Swap
 from prunec.compiler.tracing.symbolic_numbers import Refused
@@ -73,7 +72,7 @@ def meta_copy(model: nn.Module) -> MetaCopy:
         copy = copies[id(module)]
         _fill(module, copy, swap)
         leaf = bool(name) and is_leaf(module)
-        hooks = {key: copy.__dict__[key] for key in _HOOKS if leaf and copy.__dict__.get(key)}
+        hooks = {key: copy.__dict__[key] for key in HOOKS if leaf and copy.__dict__.get(key)}
         copy.__dict__.update({key: OrderedDict() for key in hooks})
         standin = StandIn(name, module, copy, leaf, hooks)
         modules[id(module)] = modules[id(copy)] = standin
@@ -101,13 +100,6 @@ def is_leaf(module: nn.Module) -> bool:
         and home.startswith(("torch.nn.", "torch.ao.nn."))
         and home not in _TRACED_THROUGH
     )
-
-
-def to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same size, strides and type without data."""
-    if tensor.layout != torch.strided:
-        return tensor.to("meta")
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _blank(name: str, module: nn.Module) -> nn.Module:
@@ -163,40 +155,3 @@ def _config(module: nn.Module) -> Hashable | None:
     tensors = (*module._parameters.items(), *module._buffers.items())
     shapes = tuple((key, None if t is None else (t.shape, t.dtype)) for key, t in tensors)
     return type(module), tuple(attributes), shapes
-
-
-def unhooked(module: nn.Module) -> nn.Module:
-    """A leaf module without the forward hooks that the tracer has run beside it; itself where it has none."""
-    if not (module._forward_hooks or module._forward_pre_hooks):
-        return module
-    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in _HOOKS})
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
-
-
-def eval_copy(module: nn.Module) -> nn.Module:
-    """The module itself where it is in eval mode, children and all; else a copy that is, with the same tensors."""
-    if not (module.training or module._modules) or not any(part.training for part in module.modules()):
-        return module
-    copy = clone_module(module, training=False)
-    copy.__dict__["_modules"] = {name: child and eval_copy(child) for name, child in module._modules.items()}
-    return copy
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: each part's own flag comes back, as parts are shared with other models."""
-    flags = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags.items():
-            part.training = flag

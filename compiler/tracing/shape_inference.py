@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from prunec.compiler.ir.modules import eval_copy, to_meta, unhooked
 from prunec.compiler.tracing.calls import Call
-from prunec.compiler.tracing.meta_model import StandIn, eval_copy, to_meta, unhooked
+from prunec.compiler.tracing.meta_model import StandIn
 from prunec.compiler.tracing.metashapes import IN_PLACE, dense, function_shape, module_shape
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]

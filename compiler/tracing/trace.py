@@ -11,30 +11,28 @@ name of the module whose forward made the node), `at` (file and line) and `mutat
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
-from prunec.compiler.ir.gc_pause import uncollected
+from prunec.compiler.ir.gc_pause import gc_paused
+from prunec.compiler.ir.graph import is_impure
 from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, tensors_in
+from prunec.compiler.ir.modules import eval_copy, unhooked
 from prunec.compiler.ir.program import Program, State
-from prunec.compiler.ir.train_eval import Mode, is_impure
+from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import thaw
 from prunec.compiler.tracing.locations import user_span
 from prunec.compiler.tracing.lowering import plain_linear
-from prunec.compiler.tracing.meta_model import eval_copy, unhooked
 from prunec.compiler.tracing.parametrizations import baked
 from prunec.compiler.tracing.symbolic_numbers import Refused
 from prunec.compiler.tracing.tracer import Recorder
 from prunec.compiler.tracing.weight_folding import with_plain_weights
 
 
-@uncollected()
+@gc_paused()
 def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
     """The program of a model for inputs like the example's. The model isn't changed, and its weights are shared.
 
@@ -91,7 +89,7 @@ def _attempt(
 ) -> Recorder:
     recorder: Recorder | None = None
     try:
-        with _collector_paused():
+        with gc_paused():  # next to nothing that a trace makes is garbage
             recorder = Recorder(baked(model), training=mode == "train", flagged=flagged)
             recorder.run_forward(inputs, exporting=exporting)
     except Exception as error:
@@ -111,18 +109,6 @@ def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
         f"{name}: nothing that the model gives depends on its inputs",
         hint="does it read a tensor that an earlier run has left in an attribute, or that a hook has put elsewhere?",
     )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Next to nothing that a trace makes is garbage: looking for it takes a quarter of the time of a deep network."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _state(recorder: Recorder) -> dict[str, State]:

@@ -24,13 +24,14 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from prunec.compiler.ir.inputs import Arguments, map_tensors, tensors_in
+from prunec.compiler.ir.modules import to_meta
 from prunec.compiler.tracing.calls import Call, describe, shown_type, with_dtype
 from prunec.compiler.tracing.constant_folding import Constants
 from prunec.compiler.tracing.containers import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
 from prunec.compiler.tracing.data_dependent import at_zero, with_numbers
 from prunec.compiler.tracing.locations import in_meta_kernel, user_line
 from prunec.compiler.tracing.lowering import lowers, multihead_attention_function, written_out
-from prunec.compiler.tracing.meta_model import MetaCopy, StandIn, meta_copy, to_meta
+from prunec.compiler.tracing.meta_model import MetaCopy, StandIn, meta_copy
 from prunec.compiler.tracing.patches import patched
 from prunec.compiler.tracing.picking import Places, places_of, with_mask
 from prunec.compiler.tracing.shape_inference import MetaRunner

@@ -22,10 +22,12 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler import ops  # noqa: F401  (with it come the rules of all operations)
+from prunec.compiler.ir.graph import is_impure
+from prunec.compiler.ir.ops import op_name, shape_of_argument
 from prunec.compiler.ir.program import Program, State
-from prunec.compiler.ir.train_eval import is_impure
-from prunec.compiler.labels.flow import Flow, shape_of_argument
-from prunec.compiler.labels.propagate import label, op_name, row_for
+from prunec.compiler.labels.flow import Flow
+from prunec.compiler.labels.propagate import label
+from prunec.compiler.labels.registry import row_for
 from prunec.compiler.tracing.constant_folding import is_random
 
 PRODUCTS = frozenset(

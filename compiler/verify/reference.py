@@ -26,7 +26,8 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir import train_eval
 from prunec.compiler.ir.inputs import map_tensors
-from prunec.compiler.ir.program import Axis, IntArray, Program, clone_module
+from prunec.compiler.ir.modules import clone_module
+from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.verify.masks import KEPT, REMOVED, Call, Marked, Value, constant, mark, plain
 from prunec.compiler.verify.table import RULES, apply
 

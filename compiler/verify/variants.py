@@ -20,7 +20,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
-from prunec.compiler.ir.program import Axis, IntArray, Program, module_tensors
+from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.verify.masks import Marked, plain
 from prunec.compiler.verify.reference import MaskedInterpreter, last_uses, parameter_marks
 

@@ -13,8 +13,7 @@ first node whose value differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -25,12 +24,10 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
-from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, is_large
+from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, is_large, seeded
 from prunec.compiler.verify.compare import difference, leaf_difference, magnitude, parts
 from prunec.compiler.verify.masks import FREE, REMOVED, Marked, plain
-from prunec.compiler.verify.reference import Interpreter, Masked, Reference, Replaced, Same, StepError, describe
-
-__all__ = ["Masked", "Reference", "Replaced", "Same", "Verification", "difference", "fresh_inputs", "verify"]
+from prunec.compiler.verify.reference import Interpreter, Reference, StepError, describe
 
 TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float64: 1e-9}
 
@@ -161,10 +158,10 @@ def _compared(after: Program, reference: Reference, dtype: torch.dtype, seed: in
     size = batch_of(inputs) or 1
     if reference.nodewise and _same_nodes(reference.before, after):
         return _Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed))
-    with _seeded(seed):
+    with seeded(seed):
         want = reference.run(inputs, dtype)
     try:
-        with _seeded(seed):
+        with seeded(seed):
             got = Interpreter(after, dtype).run(inputs)
     except StepError:
         return _Trial(size, inputs, float("inf"))
@@ -205,7 +202,7 @@ def _nodewise_difference(
     sizes: dict[fx.Node, float] = {}
     worst = 0.0
     present = {node.name for node in after.graph.nodes}
-    with _seeded(seed):
+    with seeded(seed):
         ours = Interpreter(after, dtype).steps(inputs)
         for node, want in reference.values(inputs, dtype):
             viewed = _views(node) or _is_blank(node)
@@ -258,14 +255,6 @@ def _accepts(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -> b
     return True
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Programs that draw random numbers draw the same ones."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 def _dtypes(program: Program) -> tuple[torch.dtype, ...]:
     """float32 and then float64; float64 alone for models of another precision."""
     used = {t.dtype for t in (*program.tensors.values(), *tensors_in(program.inputs)) if t.is_floating_point()}
@@ -291,7 +280,7 @@ def _first_difference(after: Program, reference: Reference, trial: _Trial, dtype
     """
     got, crash = _all_values(after, trial.inputs, dtype)
     compared: dict[fx.Node, _Comparison | None] = {}
-    with _seeded(0):
+    with seeded(0):
         for node, value in reference.values(trial.inputs, dtype):
             compared[node] = _compare(value, got[node.name], diagnose=True) if node.name in got else None
     agreeing = {node for node, found in compared.items() if found is not None and found.difference <= tolerance}
@@ -319,7 +308,7 @@ def _all_values(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -
     """Every value by its node's name (copies, as later nodes may write in place), and where the run broke off."""
     values: dict[str, Any] = {}
     try:
-        with _seeded(0):
+        with seeded(0):
             for node, value in Interpreter(program, dtype).steps(inputs):
                 values[node.name] = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
     except StepError as error:

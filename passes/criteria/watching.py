@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir.program import Program, clone_module, module_tensors
+from prunec.compiler.ir.modules import clone_module, module_tensors
+from prunec.compiler.ir.program import Program
 from prunec.passes.calibration.calibration import Piece, call
 from prunec.passes.criteria.reads import Read
 

@@ -19,9 +19,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
+from prunec.compiler.ir.ops import argument, op_name, shape_of_argument
 from prunec.compiler.ir.program import Program
-from prunec.compiler.labels.flow import shape_of_argument
-from prunec.compiler.labels.propagate import argument, op_name
 
 OPSET: Final = 18
 IR_VERSION: Final = 10

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.ir.program import clone_module
+from prunec.compiler.ir.modules import clone_module
 from prunec.compiler.verify.masks import (
     FREE,
     KEPT,

@@ -1,0 +1,52 @@
+"""What is asked of any node or graph of torch.fx: operands, arguments, the output, what must stay."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx
+
+from prunec.compiler.errors import PassError, nearest
+
+
+def output_of(graph: fx.Graph) -> fx.Node:
+    """The graph's output node."""
+    node: fx.Node = next(iter(reversed(graph.nodes)))
+    return node
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node does something besides giving its value, so that it must stay though nobody reads it."""
+    if node.op in {"placeholder", "output"} or node.meta.get("mutates"):
+        return True
+    return node.op == "call_function" and node.is_impure(impure_random=False)
+
+
+def operand(node: fx.Node) -> fx.Node | None:
+    """The node's first operand, given by position or as `input`; none where that is no value of the graph."""
+    value = node.args[0] if node.args else node.kwargs.get("input")
+    return value if isinstance(value, fx.Node) else None
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call to a Python function by parameter name, defaults included. Raises ValueError on a
+    function that has no Python signature."""
+    assert callable(node.target), f"{node.name} calls no function"
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:
+    """The names that some glob pattern matches. Raises PassError for a pattern of `option` that matches none."""
+    known = sorted(set(names))
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known), keys=(option,))
+        found.update(matched)
+    return frozenset(found)

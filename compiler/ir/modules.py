@@ -1,0 +1,88 @@
+"""Leaf modules: their tensors, shallow copies of them, and the mode that they are in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of a leaf module, with the module's name before their own."""
+    nested = bool(module._modules)  # most have no children; for these, torch's own search takes ten times as long
+    parameters = dict(module.named_parameters()) if nested else module._parameters
+    buffers = dict(module.named_buffers()) if nested else module._buffers
+    for key, tensor in (*parameters.items(), *buffers.items()):
+        if tensor is not None:
+            yield (f"{name}.{key}" if name else key), tensor
+
+
+def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None, **attributes: Any) -> nn.Module:
+    """A shallow copy of a leaf module with some tensors and attributes replaced; all else is shared.
+
+    A replaced parameter stays a parameter (and keeps `requires_grad`), a replaced buffer stays a buffer. `None` takes
+    the tensor out.
+    """
+    copy = module.__class__.__new__(module.__class__)
+    copy.__dict__.update(module.__dict__)
+    for table in ("_parameters", "_buffers", "_modules"):
+        copy.__dict__[table] = dict(module.__dict__[table])
+    for key, value in (tensors or {}).items():
+        table = "_buffers" if key in module._buffers else "_parameters"
+        if value is not None and table == "_parameters" and not isinstance(value, nn.Parameter):
+            old = module._parameters.get(key)
+            value = nn.Parameter(value, requires_grad=old is None or old.requires_grad)
+        copy.__dict__[table][key] = value
+    for key, value in attributes.items():
+        setattr(copy, key, value)
+    if isinstance(module, nn.RNNBase):  # it runs on this list, not on its attributes
+        copy.__dict__["_flat_weights"] = [getattr(copy, key) for key in module._flat_weights_names]
+    return copy
+
+
+def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same size, strides and type without data."""
+    if tensor.layout != torch.strided:
+        return tensor.to("meta")
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def unhooked(module: nn.Module) -> nn.Module:
+    """A leaf module without the forward hooks that the tracer has run beside it; itself where it has none."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return module
+    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in HOOKS})
+
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+def eval_copy(module: nn.Module) -> nn.Module:
+    """The module itself where it is in eval mode, children and all; else a copy that is, with the same tensors."""
+    if not (module.training or module._modules) or not any(part.training for part in module.modules()):
+        return module
+    copy = clone_module(module, training=False)
+    copy.__dict__["_modules"] = {name: child and eval_copy(child) for name, child in module._modules.items()}
+    return copy
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: each part's own flag comes back, as parts are shared with other models."""
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag

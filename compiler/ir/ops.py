@@ -1,0 +1,106 @@
+"""Questions about a call in a graph that need no labels: its name, its arguments, shapes, indices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from prunec.compiler.ir.train_eval import by_mode
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+_HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
+"""Where the functions are that are known by their bare names."""
+
+
+def op_name(node: fx.Node) -> str:
+    """The name of a node's function or method without a trailing underscore (`relu_` is `relu`).
+
+    A function from elsewhere than torch and the standard library is named in full, so that a user's own `add` is never
+    taken for torch's.
+    """
+    target = node.target
+    if isinstance(target, str):
+        return target if target.startswith("__") else target.rstrip("_")
+    name = getattr(target, "__name__", str(target))
+    home = getattr(target, "__module__", None) or "torch"
+    if target is not by_mode and home not in _HOMES and not home.startswith(("torch.", "torch._")):
+        return f"{home}.{name}"
+    return name if name.startswith("__") else name.rstrip("_")
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument by position or by name, also by the name that numpy has for it."""
+    if len(node.args) > position:
+        return node.args[position]
+    known = (name, *_NUMPY_NAMES.get(name, ()))
+    return next((node.kwargs[key] for key in known if key in node.kwargs), default)
+
+
+_NUMPY_NAMES: Mapping[str, tuple[str, ...]] = {"dim": ("axis",), "keepdim": ("keepdims",), "input": ("x", "a")}
+
+
+def rank_of(node: fx.Node) -> int:
+    """The rank of the node's value."""
+    return len(shape_of_argument(node))
+
+
+def shape_of_argument(value: object) -> tuple[int, ...]:
+    """The shape of an argument that is a node with a tensor; () for a number."""
+    known = value.meta.get("val") if isinstance(value, fx.Node) else value
+    return tuple(known.shape) if isinstance(known, torch.Tensor) else ()
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many elements a tensor of that shape has."""
+    return prod(shape)
+
+
+def is_tensor(entry: object) -> bool:
+    return isinstance(entry, torch.Tensor) or (
+        isinstance(entry, fx.Node) and isinstance(entry.meta.get("val"), torch.Tensor)
+    )
+
+
+def index_dims(entries: Sequence[Any], rank: int) -> list[tuple[int, int]]:
+    """(place in the index, dimension that it indexes) of every entry that indexes one."""
+    consuming = [i for i, e in enumerate(entries) if e is not None and e is not Ellipsis]
+    dims: list[tuple[int, int]] = []
+    dim = 0
+    for place, entry in enumerate(entries):
+        if entry is Ellipsis:
+            dim = rank - sum(i > place for i in consuming)
+        elif entry is not None:
+            dims.append((place, dim))
+            dim += 1
+    return dims
+
+
+def known_places(index: object) -> list[int] | None:
+    """A list or vector of whole numbers as a list; None for anything else, and for one without data."""
+    if isinstance(index, torch.Tensor):
+        whole = not index.is_floating_point() and index.dtype not in (torch.bool, torch.uint8)
+        known = index.ndim == 1 and whole and not index.is_meta
+        return [int(place) for place in index.tolist()] if known else None
+    if not isinstance(index, list | tuple) or not index or any(type(place) is not int for place in index):
+        return None
+    return list(index)
+
+
+def known(entry: Any) -> Any:
+    return entry.meta["val"] if isinstance(entry, fx.Node) else entry
+
+
+def put(node: fx.Node, position: int, name: str, value: Any) -> None:
+    """Put an argument where it was given, by position or by name."""
+    if len(node.args) > position:
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, name: value}

@@ -1,0 +1,52 @@
+"""Dimensions that an operation takes together: what becomes of the labels along them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import numpy as np
+from torch import fx
+
+from prunec.compiler.ir.ops import shape_of_argument
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.broadcast import pin_loose, whole
+from prunec.compiler.labels.flow import Fields, Flow
+
+
+def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: str) -> Fields:
+    """The fields as they are when nothing may vary along `dims`.
+
+    One that varies there alone is pinned; one that varies elsewhere too can lose what all positions of `dims` share.
+    """
+    rank = len(shape_of_argument(value))
+    along = {d % max(rank, 1) for d in dims}
+    kept: list[IntArray] = []
+    for labels in flow.fields(value):
+        here = [d for d in along if labels.shape[d] > 1]
+        if here and labels.size == np.prod([labels.shape[d] for d in here]):
+            flow.pin(labels, f"{verb} at {node.name}")
+            continue
+        for dim in here:
+            labels = whole(flow, labels, dim, node)
+        kept.append(labels)
+    return flow.moved(kept, node) if any(map(operator.is_not, kept, flow.fields(value))) else tuple(kept)
+
+
+def added_up(flow: Flow, node: fx.Node, value: object, dims: Iterable[int]) -> Fields:
+    """The fields as they are when the elements along `dims` are added up, each by itself: zeros add nothing.
+
+    A field that varies elsewhere too can lose what all positions of `dims` share.
+    """
+    rest: list[IntArray] = []
+    for labels in flow.fields(value):
+        here = [d for d in dims if labels.shape[d] > 1]
+        if here:
+            flow.count_matters(labels.reshape(-1), f"is added up at {node.name}")
+            pin_loose(flow, (labels,), f"is one of several copies that {node.name} adds up")
+        if here and labels.size == np.prod([labels.shape[d] for d in here]):
+            continue
+        for dim in here:
+            labels = whole(flow, labels, dim, node)
+        rest.append(labels)
+    return flow.moved(rest, node) if any(labels.size == 1 for labels in rest) else tuple(rest)

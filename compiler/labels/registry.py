@@ -1,0 +1,126 @@
+"""The tables of operations: how labels flow through each of them, and how its literal sizes follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import fx, nn
+
+from prunec.compiler.ir.ops import op_name
+from prunec.compiler.labels.flow import Flow, Labelled
+
+Rule = Callable[[Flow, fx.Node], Labelled]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the analysis knows of an operation: how labels flow through it, and of which kind it is."""
+
+    rule: Rule
+    moves: bool = False
+    """It only moves data, or picks from it, and computes nothing. So it carries copies, too."""
+    reduces: bool = False
+    """It takes together what lies along a dimension: there, a removed channel is seen as a zero."""
+    carries_copies: bool = False
+    """It passes on the labels of copies (`Flow.loose`), or says itself which of them it needs. Another operation would
+    miss a copy, so for it all of them stay."""
+
+
+MODULE_ROWS: dict[type[nn.Module], Row] = {}
+OP_ROWS: dict[str, Row] = {}
+
+
+def on_module(
+    *classes: type[nn.Module], moves: bool = False, reduces: bool = False, carries_copies: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a rule for leaf modules of these classes; a second rule for one class is an error. See `Row`."""
+
+    def register(rule: Rule) -> Rule:
+        for cls in classes:
+            assert cls not in MODULE_ROWS, f"{cls.__name__} has a rule already"
+            MODULE_ROWS[cls] = Row(rule, moves, reduces, carries_copies or moves)
+        return rule
+
+    return register
+
+
+def on_op(
+    *names: str, moves: bool = False, reduces: bool = False, carries_copies: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a rule for functions and tensor methods of these names (see `op_name`); see `Row`."""
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            assert name not in OP_ROWS, f"{name} has a rule already"
+            OP_ROWS[name] = Row(rule, moves, reduces, carries_copies or moves)
+        return rule
+
+    return register
+
+
+def row_for(flow: Flow, node: fx.Node) -> Row | None:
+    """The row for a node's operation, if there is one."""
+    if node.op == "call_module":
+        module = flow.program.state[str(node.target)]
+        assert isinstance(module, nn.Module)
+        if module._modules or module._forward_pre_hooks or module._forward_hooks:
+            return None  # a parametrization or a hook: the tensors aren't what the forward computes with
+        for cls in type(module).__mro__:
+            if cls in MODULE_ROWS:
+                # A subclass with a forward of its own is another operation.
+                return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
+        return None
+    return OP_ROWS.get(op_name(node))
+
+
+class Slim(Protocol):
+    """What a rewriter asks about the slim program, by nodes of the old one."""
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The slim shape of a node's value."""
+
+    def kept(self, value: object, dim: int) -> np.ndarray[Any, Any]:
+        """Which positions of a value's dimension are kept: a boolean array of the old size."""
+
+    def value(self, argument: object) -> Any:
+        """What an argument (a literal, or a node that gives a number) is in the slim program."""
+
+    def constant(self, argument: object) -> Any:
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
+
+    def compares_zeros(self, node: fx.Node) -> bool:
+        """Whether zeros among what a node compares may change its result."""
+
+    def items(self, size: fx.Node, count: int) -> list[Any]:
+        """New nodes for the items of a node that gives a size."""
+
+    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
+        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+
+
+Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
+"""(old node, new node, slim): sets the new node's arguments. Runs only where the node's sizes change."""
+
+
+REWRITES: dict[str, Rewrite] = {}
+"""By `op_name`; an operation without an entry needs no rewriting."""
+
+
+SIZED: set[str] = set()
+"""Operations whose rewriter decides about numbers that were read off a size; for others they stay as they were."""
+
+
+def rewriter(*names: str, sized: bool = False) -> Callable[[Rewrite], Rewrite]:
+    """Register how the literals of these operations follow the labels."""
+
+    def register(rewrite: Rewrite) -> Rewrite:
+        for name in names:
+            assert name not in REWRITES, f"{name} is rewritten already"
+            REWRITES[name] = rewrite
+        SIZED.update(names if sized else ())
+        return rewrite
+
+    return register

@@ -1,0 +1,87 @@
+"""Pieces of a text, each with the place where it stands."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass, replace
+
+from prunec.compiler.errors import Span, TextError
+
+_TOKEN = re.compile(r"""(?P<string>"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?)|(?P<node>%[A-Za-z_]\w*)""")
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A stretch of one source line, that knows its place: what every error of the text points at."""
+
+    text: str
+    """The whole line."""
+    start: int
+    stop: int
+    file: str = "<text>"
+    line: int = 1
+
+    @classmethod
+    def of(cls, text: str, file: str = "<text>", line: int = 1) -> Fragment:
+        """A whole line, without the space around it."""
+        return cls(text, 0, len(text), file, line).strip()
+
+    @property
+    def code(self) -> str:
+        """The stretch itself."""
+        return self.text[self.start : self.stop]
+
+    def part(self, start: int, stop: int | None = None) -> Fragment:
+        """A stretch of this stretch, counted from its start, without the space around it."""
+        return replace(self, start=self.start + start, stop=self.stop if stop is None else self.start + stop).strip()
+
+    def strip(self) -> Fragment:
+        """The same without the space around it."""
+        code = self.code
+        lead, kept = len(code) - len(code.lstrip()), len(code.strip())
+        return replace(self, start=self.start + lead, stop=self.start + lead + kept)
+
+    def span(self) -> Span:
+        """Its place in the file."""
+        return Span(self.file, self.line, self.start + 1, max(self.stop - self.start, 1), self.text)
+
+    def error(self, message: str, hint: str | None = None) -> TextError:
+        """An error that points here."""
+        return TextError(message, at=self.span(), hint=hint)
+
+    def find(self, char: str) -> int:
+        """Where a character first stands outside strings and brackets, or -1."""
+        depth = 0
+        for index, found in enumerate(blank_strings(self.code)):
+            if found == char and depth == 0:
+                return index
+            depth += (found in "([{") - (found in ")]}")
+        return -1
+
+    def expression(self, callee: int = 0) -> ast.expr:
+        """The stretch as a Python expression; `%name` and the first `callee` characters stand there as plain names.
+
+        Masking keeps every column, so that the syntax tree's offsets are the text's.
+        """
+        masked = "_" * callee + _TOKEN.sub(
+            lambda m: m[0].replace("%", "_", 1) if m["node"] else m[0], self.code[callee:]
+        )
+        try:
+            return ast.parse(masked, mode="eval").body
+        except SyntaxError as fault:
+            column = min((fault.offset or len(masked) or 1), len(masked) or 1) - 1  # 0 is the end
+            place = replace(self, start=self.start + column, stop=self.start + column + 1)
+            raise place.error(f"expected an expression, got {self.code!r}: {fault.msg}") from fault
+
+    def at(self, node: ast.AST) -> Fragment:
+        """The stretch that a node of `expression` was read from (`ast` counts bytes, a person counts characters)."""
+        assert isinstance(node, ast.expr | ast.keyword), f"{type(node).__name__} has no place"
+        raw = self.code.encode()
+        start, stop = (len(raw[:end].decode()) for end in (node.col_offset, node.end_col_offset))
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+
+def blank_strings(code: str) -> str:
+    """The same line with string literals blanked out, so that what stands in them isn't taken for syntax."""
+    return _TOKEN.sub(lambda m: " " * len(m[0]) if m["string"] else m[0], code)
