@@ -13,9 +13,10 @@ from torch import nn
 
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
 from prunec.compiler.targets import onnx_export as export
-from prunec.compiler.targets.onnx_export import export_onnx, relative_difference
+from prunec.compiler.targets.onnx_export import export_onnx
 from prunec.compiler.targets.ort_session import ort_latency
 from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.compare import relative_difference
 
 
 class Small(nn.Module):

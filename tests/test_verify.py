@@ -19,7 +19,8 @@ from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.ir.random_inputs import fresh_inputs
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.verify.reference import Interpreter, Masked, Replaced, Same
+from prunec.compiler.verify.interpreter import Interpreter
+from prunec.compiler.verify.reference import Masked, Replaced, Same
 from prunec.compiler.verify.verify import verify
 
 Removed = Mapping[Axis, IntArray]

@@ -32,9 +32,8 @@ from prunec.compiler.ir.program import Axis, Program, State
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, joined
 from prunec.compiler.tracing.both_modes import left_out, trace_modes
-from prunec.compiler.verify.compare import difference
-from prunec.compiler.verify.reference import Interpreter, StepError
-from prunec.compiler.verify.verify import TOLERANCE
+from prunec.compiler.verify.compare import TOLERANCE, difference
+from prunec.compiler.verify.interpreter import Interpreter, StepError
 
 _PLAIN: Final = "a part gives tensors, lists, tuples and dicts; name a part whose result is read as one of these"
 

@@ -13,12 +13,11 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import fx
@@ -30,7 +29,8 @@ from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import with_batch
 from prunec.compiler.targets.ort_session import Array, feed, session
-from prunec.compiler.verify.reference import Interpreter
+from prunec.compiler.verify.compare import relative_difference
+from prunec.compiler.verify.interpreter import Interpreter
 
 TOLERANCE = 1e-5
 TIMES_TORCH = 10.0
@@ -304,24 +304,6 @@ def _compare(opened: Any, program: Program, inputs: Values) -> Check:
     if not ours <= TIMES_TORCH * torchs:
         raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
     return Check(difference, figures)
-
-
-def relative_difference(got: Sequence[Array], expected: Sequence[Array]) -> float:
-    """The largest `max|got - expected| / max|expected|` of the outputs; infinite where shapes differ or a NaN is."""
-    if [value.shape for value in got] != [value.shape for value in expected]:
-        return float("inf")
-    return max((_relative(one, other) for one, other in zip(got, expected, strict=True)), default=0.0)
-
-
-def _relative(got: Array, expected: Array) -> float:
-    if not expected.size:
-        return 0.0
-    reference = expected.astype(np.complex128 if np.iscomplexobj(expected) else np.float64)
-    difference = float(np.abs(got - reference).max())
-    scale = float(np.abs(reference).max())
-    if difference == 0.0:
-        return 0.0
-    return difference / scale if scale and np.isfinite(difference) and np.isfinite(scale) else float("inf")
 
 
 def _run(module: Callable[..., Any], inputs: Values) -> list[Array]:

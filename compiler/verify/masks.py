@@ -290,3 +290,46 @@ def _settled(value: Value, marks: Tensor) -> Tensor:
         return marks
     zero = bool((torch.where(value.marks == FREE, value.data, torch.zeros((), dtype=value.data.dtype)) == 0).all())
     return marks if zero else torch.where(marks == FREE, LOOSE, marks)
+
+
+def run_zeroed(call: Call) -> Any:
+    """The operation on data that are zero where they are removed."""
+    clean = pytree.tree_map(
+        lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, (call.args, dict(call.kwargs))
+    )
+    return call.run(*clean[0], **clean[1])
+
+
+def expanded(value: Value, *small: int) -> Tensor:
+    """The value's marks at the data's size, except along the `small` dimensions.
+
+    Dimensions that two factors share must be of full size in both, or a factor that is kept along all of it would pass
+    for one that is used as long as any of it is.
+    """
+    sizes = list(plain(value).shape)
+    for dim in small:
+        sizes[dim] = marks_of(value).shape[dim]
+    return marks_of(value).expand(sizes)
+
+
+def with_bias(call: Call, data: Tensor, marks: Tensor, bias: Value | None, *, channel: int) -> Value:
+    """A product with its bias, which must be removed where the product is."""
+    if bias is None:
+        return mark(data, marks)
+    return mark(data, meet(call, [Marked(data, marks), along_channels(bias, data.ndim, channel)], data.shape))
+
+
+def along_channels(value: Value, rank: int, channel: int = 1) -> Value:
+    """A vector as a value of `rank` dimensions that lies along one of them."""
+    shape = [-1 if dim == channel % rank else 1 for dim in range(rank)]
+    if isinstance(value, Marked):
+        return Marked(value.data.reshape(shape), value.marks.reshape(shape))
+    return value.reshape(shape)
+
+
+def freely(value: Any) -> Any:
+    """What is computed from constants alone is a constant."""
+    if isinstance(value, Marked) and bool((value.marks == FREE).all()):
+        return value
+    data = plain(value)
+    return constant(data) if isinstance(data, Tensor) else value

@@ -13,8 +13,7 @@ from __future__ import annotations
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -26,17 +25,12 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir import train_eval
 from prunec.compiler.ir.inputs import map_tensors
-from prunec.compiler.ir.modules import clone_module
 from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.verify import ops  # noqa: F401  (with it come the rows of all operations)
+from prunec.compiler.verify.interpreter import Interpreter, Step, describe
 from prunec.compiler.verify.masks import KEPT, REMOVED, Call, Marked, Value, constant, mark, plain
 from prunec.compiler.verify.table import RULES, apply
 
-Step = tuple[fx.Node, Any]
-
-_DROPOUT: Final = frozenset(
-    [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout]
-)
-_TO_FLOAT: Final = frozenset(["float", "double", "half", "bfloat16"])
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
 
@@ -53,161 +47,6 @@ _MODULES: Final[Mapping[type[nn.Module], str]] = {
     nn.PReLU: "prelu", nn.GLU: "glu", nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax", nn.Softmin: "softmin",
     nn.RMSNorm: "rms_norm", nn.MultiheadAttention: "", nn.Softmax2d: "", nn.Unfold: "unfold",
 }  # fmt: skip
-
-
-class StepError(RuntimeError):
-    """A node can't be run; the cause is chained."""
-
-    def __init__(self, node: fx.Node, cause: Exception) -> None:
-        super().__init__(f"{describe(node)} fails: {cause}")
-        self.node = node
-
-
-def describe(node: fx.Node) -> str:
-    """A node with what it calls: `node 'layer1_0_conv1' (layer1.0.conv1)`."""
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"node '{node.name}' ({target})"
-
-
-class Interpreter:
-    """Runs a program node by node in evaluation mode and in one floating dtype; nothing of the program is changed."""
-
-    def __init__(self, program: Program, dtype: torch.dtype, replaced: Mapping[str, Tensor] | None = None) -> None:
-        self.program = program
-        self.dtype = dtype
-        self.replaced = replaced or {}
-
-    def steps(self, inputs: tuple[Any, ...]) -> Iterator[Step]:
-        """Every node with its value, in order; the last is the output. Raises `StepError` where a node fails."""
-        feeds = (map_tensors(lambda x: self.cast(x.clone()), value) for value in inputs)
-        return self.resume(list(self.program.graph.nodes), {}, feeds)
-
-    def resume(
-        self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], feeds: Iterator[Any] | None = None
-    ) -> Iterator[Step]:
-        """The same for the last nodes of the graph, from the values in `env` that they read; it is used up."""
-        dead, feeds = last_uses(nodes), iter(()) if feeds is None else feeds
-        for node in nodes:
-            with torch.no_grad(), _default_dtype(self.dtype):
-                env[node] = self._step(node, feeds, env)
-            yield node, env[node]
-            for spent in dead.get(node, ()):
-                del env[spent]
-
-    def run(self, inputs: tuple[Any, ...]) -> Any:
-        """The outputs, with masks where there are any."""
-        value = None
-        for _, value in self.steps(inputs):  # noqa: B007  (the last one is the output)
-            pass
-        return value
-
-    def cast(self, tensor: Tensor) -> Tensor:
-        """Floating tensors in the interpreter's dtype; others as they are."""
-        if tensor.is_complex():
-            return tensor.to(self.dtype.to_complex())
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-
-    def cast_any(self, tensor: Tensor) -> Tensor:
-        """Any tensor in the interpreter's dtype."""
-        return tensor.to(self.dtype)
-
-    def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer, cast and detached."""
-        return self.cast(self.replaced[name] if name in self.replaced else self.program.tensors[name]).detach()
-
-    def _step(self, node: fx.Node, feeds: Iterator[Tensor], env: Mapping[fx.Node, Any]) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
-        try:
-            match node.op:
-                case "placeholder":
-                    return self.feed(next(feeds, *args))
-                case "output":
-                    return args[0]
-                case "get_attr":
-                    return self.load(str(node.target))
-                case _:
-                    return self.call(node, *self._own_dtype(args, kwargs))
-        except VerifyError:
-            raise
-        except Exception as error:
-            raise StepError(node, error) from error
-
-    def _own_dtype(self, args: Any, kwargs: Any) -> Any:
-        """In float64, floating dtypes that the graph spells out become float64 too."""
-
-        def own(value: Any) -> Any:
-            if isinstance(value, torch.dtype) and value.is_complex:
-                return torch.complex128
-            return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
-
-        pair = (tuple(args), dict(kwargs))
-        return pytree.tree_map(own, pair) if self.dtype == torch.float64 else pair
-
-    def feed(self, value: Any) -> Any:
-        """The value of an input."""
-        return value
-
-    def load(self, name: str) -> Any:
-        """The value of a `get_attr`: a tensor, or the flag `training`."""
-        return False if name == "training" else self.tensor(name)
-
-    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The value of a call."""
-        return self.target(node)(*args, **kwargs)
-
-    def target(self, node: fx.Node) -> Callable[..., Any]:
-        """What a node calls, as a function of plain values."""
-        if node.op == "call_module":
-            module = self.program.state[str(node.target)]
-            assert isinstance(module, nn.Module), f"'{node.target}' is called but is no module"
-            return self._prepared(str(node.target), module)
-        if node.op == "call_method":
-            name = str(node.target)
-            return self.cast_any if name in _TO_FLOAT and self.dtype == torch.float64 else _method(name)
-        assert callable(node.target), f"'{node.target}' can't be called"
-        return _first if node.target in _DROPOUT else node.target
-
-    def _prepared(self, name: str, module: nn.Module) -> nn.Module:
-        """The module in evaluation mode with cast tensors; a shallow copy."""
-        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        tensors = {key: self.cast(self.replaced.get(f"{name}.{key}", tensor)) for key, tensor in own}
-        copy = clone_module(module, tensors, training=False)
-        for key, child in module.named_children():
-            copy._modules[key] = self._prepared(f"{name}.{key}", child)
-        if isinstance(copy, nn.RNNBase):
-            copy._flat_weights = [getattr(copy, key) for key in copy._flat_weights_names]
-        return copy
-
-
-def _first(value: Any, *_: Any, **__: Any) -> Any:
-    return value
-
-
-def _method(name: str) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors get this dtype where the graph names none."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Which values nobody among the nodes needs once a node has run."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        last[node] = node
-        last.update(dict.fromkeys(node.all_input_nodes, node))
-    dead: dict[fx.Node, list[fx.Node]] = {}
-    for value, user in last.items():
-        dead.setdefault(user, []).append(value)
-    return dead
 
 
 def _function_name(target: Any) -> str:

@@ -22,8 +22,9 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.verify.interpreter import last_uses
 from prunec.compiler.verify.masks import Marked, plain
-from prunec.compiler.verify.reference import MaskedInterpreter, last_uses, parameter_marks
+from prunec.compiler.verify.reference import MaskedInterpreter, parameter_marks
 
 WHOLE: Final = -1
 """The number of the run in which nothing is masked."""

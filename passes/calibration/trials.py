@@ -21,7 +21,7 @@ from prunec.compiler.groups.analysis import Analysis, FloatArray, analyse
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import removed_positions
-from prunec.compiler.verify.reference import StepError
+from prunec.compiler.verify.interpreter import StepError
 from prunec.compiler.verify.variants import WHOLE, Variants
 from prunec.passes.calibration.calibration import Calibration, Piece, bytes_of_a_sample, first_output
 

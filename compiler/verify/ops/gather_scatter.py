@@ -5,15 +5,16 @@ scatter, index_add     positions are counted along one dimension, which holds no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
 from prunec.compiler.verify.masks import Call, Marked, collapse, mark, marks_of, meet, plain
+from prunec.compiler.verify.table import row
 
 
-def side_by_side(call: Call) -> Any:
+@row("index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce")
+def _side_by_side(call: Call) -> Any:
     """`scatter` and `index_add`: positions are counted along one dimension, which is whole; along the others the
     operands lose the same. An index that is a vector has no others."""
     bound = call.bind("input", "dim", "index", "src")
@@ -28,8 +29,3 @@ def side_by_side(call: Call) -> Any:
     ]
     shape = [size if d != dim else 1 for d, size in enumerate(plain(bound["input"]).shape)]
     return mark(call.plain(), meet(call, flat, shape))
-
-
-_SCATTERS: Final = ("index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce")
-
-ADDRESSED: Final[Mapping[str, Callable[[Call], Any]]] = dict.fromkeys(_SCATTERS, side_by_side)

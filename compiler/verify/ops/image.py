@@ -8,86 +8,45 @@ tril        tokens are cut, of which none is removed
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from prunec.compiler.verify.masks import REMOVED, Call, collapse, mark, marks_of, meet, plain
+from prunec.compiler.verify.table import row
 
-from prunec.compiler.verify.masks import KEPT, REMOVED, Call, collapse, full_marks, mark, marks_of, plain
+# --- windows --------------------------------------------------------------------------------------------------------
 
 
-def _pad(call: Call) -> Any:
-    """Padding: constants are free, but for the rim of a removed channel; reflected and repeated elements are what they
-    are copied from."""
-    data = call.plain()
-    bound = call.bind("input", "padding" if call.module is not None else "pad", "mode")
-    source = full_marks(bound["input"])
-    if call.module is not None:
-        constant = isinstance(call.module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d)
-        marks = _rimmed(source, bound["padding"]) if constant else call.run(source)
-        return mark(data, marks.to(torch.uint8))
-    mode = bound["mode"] or "constant"
-    marks = _rimmed(source, plain(bound["pad"])) if mode == "constant" else F.pad(source, plain(bound["pad"]), mode)
-    return mark(data, marks.to(torch.uint8))
+@row("fold")
+def _fold(call: Call) -> Any:
+    """Windows [.., channels * kernel, places] back to an image: all columns of a channel are removed, or none is."""
+    data, value = call.plain(), call.args[0]
+    marks = collapse(call, marks_of(value), [plain(value).ndim - 1], "the removed elements are no whole channels")
+    rows = marks.expand(*marks.shape[:-2], plain(value).shape[-2], 1)
+    rows = rows.reshape(*rows.shape[:-2], data.shape[-3], -1)
+    whole = collapse(call, rows, [rows.ndim - 1], "the removed elements are no whole channels")
+    return mark(data, whole[..., None])
 
 
-def _rimmed(source: Tensor, pad: Sequence[int]) -> Tensor:
-    """Marks that are padded, one dimension after the other: with REMOVED beside a line of removed elements (statistics
-    over channels don't count the rim of one that is gone), else with FREE."""
-    for index in range(0, len(pad), 2):
-        dim = source.ndim - 1 - index // 2
-        lost = (source == REMOVED).all(dim, keepdim=True).to(source.dtype) * REMOVED
-        before, after = (max(amount, 0) for amount in pad[index : index + 2])
-        rims = [lost.expand(*[-1] * dim, amount, *[-1] * (source.ndim - dim - 1)) for amount in (before, after)]
-        kept = F.pad(source, [0] * index + [min(amount, 0) for amount in pad[index : index + 2]])
-        source = torch.cat([rims[0], kept, rims[1]], dim)
-    return source
+@row("grid_sample")
+def _sample(call: Call) -> Any:
+    """Pixels taken from the places of a grid: whole rows of a batch may be removed, in both."""
+    image, grid = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["grid"]
+    data, rank = call.plain(), marks_of(image).ndim
+    marks = collapse(call, marks_of(image), range(2, rank), "the removed elements are no whole channels")
+    rows = collapse(call, marks_of(grid), range(1, rank), "removed channels are used as a grid")
+    if not bool((rows == REMOVED).any()):
+        return mark(data, marks)
+    shapes = [*data.shape[:2], *[1] * (rank - 2)], [data.shape[0], *[1] * (rank - 1)]
+    pair = [mark(data.new_empty(1).expand(shape), each) for shape, each in zip(shapes, (marks, rows), strict=True)]
+    return mark(data, meet(call, pair, shapes[0]))
 
 
-def _windows(call: Call) -> Any:
-    """Pooling and interpolation: marks don't vary over what is pooled at a time, nor over images."""
-    value = call.args[0] if call.args else call.kwargs["input"]
-    digits = re.search(r"(\d)d", call.name)
-    rank = plain(value).ndim
-    space = range(rank - (int(digits.group(1)) if digits else rank - 2), rank)
-    marks = marks_of(value)
-    if "pool" in call.name and any(marks.shape[dim] > 1 for dim in space):
-        marks = _pooled_marks(call, value)
-    else:
-        marks = collapse(call, marks, space, "the removed elements are no whole channels")
-    return pytree.tree_map(partial(mark, marks=marks), call.plain())
-
-
-def _pooled_marks(call: Call, value: Any) -> Tensor:
-    """What each window has seen: nothing but kept elements, or nothing but removed ones."""
-    marks, dtype = full_marks(value), plain(value).dtype
-    rest = {key: given for key, given in call.kwargs.items() if key != "input"}
-
-    def seen(bit: int) -> Tensor:
-        found: Tensor = pytree.tree_leaves(call.run((marks == bit).to(dtype), *call.args[1:], **rest))[0]
-        return found > 0
-
-    kept, removed = seen(KEPT), seen(REMOVED)
-    if bool((kept & removed).any()):
-        raise call.error("the removed elements are no whole channels")
-    return kept.to(torch.uint8) * KEPT + removed.to(torch.uint8) * REMOVED
-
-
-def _triangle(call: Call) -> Any:
-    marks = marks_of(call.args[0])
-    return mark(call.plain(), collapse(call, marks, [marks.ndim - 2, marks.ndim - 1], "removed tokens are cut"))
-
-
-_POOLS: Final = [
-    f"{adapt}{kind}_pool{rank}d" for adapt in ("", "adaptive_") for kind in ("avg", "max", "lp") for rank in (1, 2, 3)
-]
-
-WINDOWS: Final[Mapping[str, Callable[[Call], Any]]] = {
-    **dict.fromkeys([*_POOLS, *(f"{pool}_with_indices" for pool in _POOLS), "interpolate", "upsample"], _windows),
-    **dict.fromkeys(["tril", "triu"], _triangle),
-    "pad": _pad,
-}
+@row("max_unpool1d", "max_unpool2d", "max_unpool3d")
+def _unpool(call: Call) -> Any:
+    """Pixels put back where the indices say; both lose the same channels. Removed indices may be any."""
+    data, pair = call.plain(), [*call.args[:2], *(call.kwargs[key] for key in ("indices",) if key in call.kwargs)]
+    digits = re.search(r"(\d)d$", call.name)
+    assert digits is not None, f"{call.name} names its dimensions"
+    marks = meet(call, pair, plain(pair[0]).shape)
+    space = range(data.ndim - int(digits.group(1)), data.ndim)
+    return mark(data, collapse(call, marks, space, "the removed elements are no whole channels"))

@@ -1,0 +1,85 @@
+"""Convolutions: data are zeroed, and the weight's removed positions must be those that arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunec.compiler.verify.masks import (
+    FREE,
+    REMOVED,
+    Call,
+    Marked,
+    collapse,
+    contract,
+    marks_of,
+    plain,
+    run_zeroed,
+    with_bias,
+)
+from prunec.compiler.verify.table import row
+
+_PLAIN: Final = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED: Final = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+
+@row(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
+def _convolution(call: Call) -> Any:
+    """Convolutions, grouped and transposed ones too: counted on channels alone."""
+    transposed = "transpose" in call.name
+    bound = call.bind(*_TRANSPOSED if transposed else _PLAIN)
+    x, weight = bound["input"], bound["weight"]
+    rank, problem = plain(x).ndim, "the removed elements are no whole channels"
+    channel = rank + 1 - plain(weight).ndim  # 0 for an image without a batch
+    shape = [-1 if dim == channel else 1 for dim in range(rank)]
+    mixed = [dim for dim in range(channel + 1, rank) if not _is_still(bound, dim - channel - 1)]
+    gone, rows = _lost_rows(collapse(call, marks_of(x), mixed, problem), channel)
+    arriving = collapse(call, rows, [dim for dim in range(rank) if dim != channel], problem).reshape(1, -1, 1)
+    arriving = arriving.expand(1, plain(x).shape[channel], 1)
+    own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
+    own = own.expand(*plain(weight).shape[:2], 1)
+    count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
+    marks = contract(call, count, x, weight, marks=(arriving, own))
+    channels = Marked(plain(x), arriving.reshape(shape))  # with the free rim of a removed channel
+    data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
+    return with_bias(call, data, torch.maximum(marks.reshape(shape), gone), bound["bias"], channel=channel)
+
+
+def _is_still(bound: Mapping[str, Any], place: int) -> bool:
+    """Whether a convolution passes a dimension on: a kernel of size 1 goes over it in steps of 1, unpadded."""
+
+    def at(name: str, default: int) -> int:
+        given = default if bound[name] is None or isinstance(bound[name], str) else bound[name]
+        return given if isinstance(given, int) else given[place if len(given) > 1 else 0]
+
+    return plain(bound["weight"]).shape[2 + place] == 1 and at("stride", 1) == 1 and at("padding", 0) == 0
+
+
+def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
+    """Where all channels of a row are removed (others were folded into the batch, or lie beside), as marks that are
+    FREE elsewhere, and the marks with these rows FREE, since the others alone say which channels arrive."""
+    gone = (marks == REMOVED).all(channel, keepdim=True)
+    gone &= gone.numel() > 1 and not bool(gone.all())
+    return gone.to(marks.dtype) * REMOVED, torch.where(gone, FREE, marks).to(marks.dtype)
+
+
+@row("deform_conv2d")
+def _deformed(call: Call) -> Any:
+    """Deformable convolution in one group: like another, at places that must be whole."""
+    x, weight, bias = call.args[0], call.args[1], call.args[4]
+    if any(isinstance(places, Marked) and places.has_removed for places in call.args[2:4]):
+        raise call.error("removed channels are used as places")
+    problem = "the removed elements are no whole channels"
+    arriving = collapse(call, marks_of(x), (0, 2, 3), problem).reshape(1, -1, 1).expand(1, plain(x).shape[1], 1)
+    own = collapse(call, marks_of(weight), (2, 3), problem).flatten(2).expand(*plain(weight).shape[:2], 1)
+    if tuple(call.args[11:13]) != (1, 1) and bool((arriving == REMOVED).any() | (own == REMOVED).any()):
+        raise call.error("several groups lose channels")
+    count = partial(F.conv1d, groups=call.args[11])
+    marks = contract(call, count, x, weight, marks=(arriving, own))
+    return with_bias(call, run_zeroed(call), marks.reshape(1, -1, 1, 1), bias, channel=1)

@@ -1,0 +1,67 @@
+"""Linear layers and tables of embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from prunec.compiler.verify.masks import (
+    Call,
+    contract,
+    expanded,
+    full_marks,
+    mark,
+    marks_of,
+    meet,
+    plain,
+    run_zeroed,
+    with_bias,
+    zeroed,
+)
+from prunec.compiler.verify.table import row
+
+
+@row("linear")
+def _linear(call: Call) -> Any:
+    bound = call.bind("input", "weight", "bias")
+    x, weight = bound["input"], bound["weight"]
+    marks = contract(call, F.linear, x, weight, marks=(expanded(x, *range(plain(x).ndim - 1)), expanded(weight, 0)))
+    return with_bias(call, run_zeroed(call), marks, bound["bias"], channel=-1)
+
+
+@row("embedding")
+def _embed(call: Call) -> Any:
+    bound = call.bind("input", "weight")
+    return mark(call.plain(), F.embedding(plain(bound["input"]), full_marks(bound["weight"])).to(torch.uint8))
+
+
+# --- readers --------------------------------------------------------------------------------------------------------
+
+
+@row("embedding_bag")
+def _bag(call: Call) -> Any:
+    """Rows of a table, added up: its columns are the channels."""
+    weight = call.bind("input", "weight")["weight"]
+    data = call.plain()
+    return mark(data, full_marks(weight)[:1].to(torch.uint8).expand(1, data.shape[-1]))
+
+
+@row("bilinear")
+def _bilinear(call: Call) -> Any:
+    """Two inputs and a weight [out, in1, in2]."""
+    (left, right), weight, bias = call.args[:2], call.params["weight"], call.params.get("bias")
+    operands = [marks_of(x).expand(*marks_of(x).shape[:-1], plain(x).shape[-1]) for x in (left, right)]
+    own = full_marks(weight).to(torch.uint8)
+    rank = plain(left).ndim
+    lead = [max(sizes) for sizes in zip(*(m.shape[:-1] for m in operands), strict=True)]
+    wide = [m.expand(*lead, m.shape[-1]) for m in operands]
+    marks = contract(call, F.bilinear, left, right, weight, marks=(*wide, own))
+    assert call.module is not None, "the row is for the module"
+    data = call.run(zeroed(left), zeroed(right))
+    result = mark(data, marks)
+    if bias is None:
+        return result
+    vector = plain(bias).reshape([1] * (rank - 1) + [-1]), marks_of(bias).reshape([1] * (rank - 1) + [-1])
+    return mark(data, meet(call, [result, mark(*vector)], data.shape))

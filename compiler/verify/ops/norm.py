@@ -1,0 +1,85 @@
+"""Norms: those over channels take the statistics of the kept elements alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from prunec.compiler.verify.masks import Call, Marked, Value, along_channels, collapse, mark, marks_of, meet, plain
+from prunec.compiler.verify.table import row
+
+
+@row("batch_norm", "instance_norm", "prelu")
+def _channelwise(call: Call) -> Any:
+    """One operation per channel (dimension 1), each with its own parameters: batch and instance norm, PReLU."""
+    data = call.plain()
+    bound = call.bind(*ARGUMENTS[call.name])
+    rank = data.ndim
+    params = [along_channels(bound[name], rank) for name in PARAMETERS if isinstance(bound.get(name), Tensor | Marked)]
+    return mark(data, meet(call, [bound["input"], *params], data.shape))
+
+
+def _normalised(x: Tensor, kept: Tensor, eps: float, *, centre: bool) -> Tensor:
+    """Each row normalised by the mean and variance (without `centre`: the mean square) of its kept elements."""
+    count = kept.sum(-1, keepdim=True).clamp(min=1)
+    clean = torch.where(kept, x, torch.zeros((), dtype=x.dtype))
+    if centre:
+        clean = torch.where(kept, x - clean.sum(-1, keepdim=True) / count, torch.zeros((), dtype=x.dtype))
+    return clean / torch.sqrt((clean * clean).sum(-1, keepdim=True) / count + eps)
+
+
+def _norm_over(call: Call, *, centre: bool) -> Any:
+    """Layer norm and RMS norm over the last dimensions."""
+    bound = call.bind(*ARGUMENTS[call.name])
+    x = bound["input"]
+    data, dims = plain(x), len(bound["normalized_shape"])
+    kept = x.kept if isinstance(x, Marked) else torch.ones_like(data, dtype=torch.bool)
+    eps = bound["eps"] if bound["eps"] is not None else (1e-5 if centre else torch.finfo(data.dtype).eps)
+    out = _normalised(data.flatten(-dims), kept.flatten(-dims), eps, centre=centre).reshape(data.shape)
+    return _affine(call, out, x, bound["weight"], bound.get("bias"))
+
+
+@row("group_norm")
+def _group_norm(call: Call) -> Any:
+    bound = call.bind(*ARGUMENTS["group_norm"])
+    x = bound["input"]
+    data, kept = plain(x), x.kept if isinstance(x, Marked) else torch.ones_like(plain(x), dtype=torch.bool)
+    rows = (data.shape[0], bound["num_groups"], -1)
+    eps = 1e-5 if bound["eps"] is None else bound["eps"]
+    out = _normalised(data.reshape(rows), kept.reshape(rows), eps, centre=True).reshape(data.shape)
+    scale, shift = (None if p is None else along_channels(p, data.ndim) for p in (bound["weight"], bound["bias"]))
+    return _affine(call, out, x, scale, shift)
+
+
+def _affine(call: Call, out: Tensor, x: Value, scale: Value | None, shift: Value | None) -> Value:
+    """Scale and shift, where given; the parameters must be removed where the channels are."""
+    marks = meet(call, [value for value in (x, scale, shift) if value is not None], out.shape)
+    out = out if scale is None else out * plain(scale)
+    out = out if shift is None else out + plain(shift)
+    return mark(out, marks)
+
+
+ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "instance_norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "prelu": ("input", "weight"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+}
+PARAMETERS: Final = ("running_mean", "running_var", "weight", "bias")
+
+
+@row("local_response_norm", "cross_map_lrn2d", "softmax2d")
+def _over_channels(call: Call) -> Any:
+    """Each channel is divided by what others hold: none may be removed."""
+    marks = marks_of(call.args[0])
+    return mark(call.plain(), collapse(call, marks, {1, marks.ndim - 3}, "a norm over removed channels"))
+
+
+row("layer_norm")(partial(_norm_over, centre=True))
+row("rms_norm")(partial(_norm_over, centre=False))

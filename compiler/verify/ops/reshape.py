@@ -1,0 +1,94 @@
+"""What becomes of marks where data move: the operation itself is run on the marks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.ir.ops import words
+from prunec.compiler.verify.masks import (
+    FREE,
+    KEPT,
+    Call,
+    Marked,
+    collapse,
+    full_marks,
+    linked,
+    mark,
+    mark_all,
+    marks_of,
+    plain,
+    small_marks,
+)
+from prunec.compiler.verify.table import row
+
+
+@row(
+    *words("""
+        reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint cat concat
+        concatenate stack hstack vstack dstack row_stack chunk split tensor_split split_with_sizes unsafe_chunk
+        unsafe_split unbind getitem select narrow index_select gather take_along_dim roll flip view_as
+        reshape_as squeeze unsqueeze pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim
+        ndimension numel stride ravel rot90 meshgrid diagonal is_floating_point
+    """)
+)
+def _move(call: Call) -> Any:
+    """Operations that move data: the operation itself, run on the marks. Other tensor arguments are indices."""
+    data = call.plain()
+    if call.name == "meshgrid" and isinstance(call.args[0], Tensor | Marked):
+        call = replace(call, args=(call.args,))  # `meshgrid(x, y)` is `meshgrid((x, y))`
+    if call.name == "getattr" and call.args[1] in ("real", "imag"):
+        return mark(data, marks_of(call.args[0]))
+    source, rest = call.args[0], (call.args[1:], dict(call.kwargs))
+    if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves(rest)) and call.name[-3:] != "_as":
+        raise call.error("removed channels are used as an index")
+    if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
+        return data
+    run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
+    if call.name in _VIEWS:
+        cheap = partial(_on_marks, torch.Tensor.reshape, *run.args[1:]) if call.name == "view" else run
+        return linked(mark_all(data, cheap(small_marks(source))), source, run)
+    return linked(mark_all(data, run(full_marks(source))), source, run)
+
+
+@row(*words("expand broadcast_to repeat tile repeat_interleave"), marking=True)
+def _copied(call: Call) -> Any:
+    """`expand` and `repeat`: of several copies, each may go with what it meets. Rows of a batch are none."""
+    moved = _move(call)
+    if not isinstance(moved, Tensor | Marked):
+        return moved
+    before, after = plain(call.args[0]).shape, plain(moved).shape
+    aligned = (1,) * (len(after) - len(before)) + tuple(before)
+    longer = [d for d in range(len(after)) if after[d] > aligned[d]]
+    if not longer or (longer == [0] and aligned[0] == 1 and len(after) > 1):
+        return moved
+    marks = marks_of(moved)
+    return mark(plain(moved), torch.where(marks == KEPT, FREE, marks).to(torch.uint8))
+
+
+def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:
+    return run(marks, *args, **kwargs)
+
+
+@row("view_as_complex", "view_as_real")
+def _complex(call: Call) -> Any:
+    """Two real numbers as one complex number, and back: the parts of one are kept or removed together."""
+    marks = marks_of(call.args[0])
+    if call.name == "view_as_real":
+        return mark(call.plain(), marks[..., None])
+    return mark(call.plain(), collapse(call, marks, [marks.ndim - 1], "half of a number is removed")[..., 0])
+
+
+_VIEWS: Final = frozenset(
+    words("""
+        reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t cat stack chunk split
+        tensor_split unbind getitem select narrow roll flip expand squeeze unsqueeze
+    """)
+)
+"""Moves that any tensor can be given to, whatever its type and its strides."""
