@@ -6,14 +6,21 @@ To import this package is to import the families; their rows register themselves
 from __future__ import annotations
 
 from prunec.compiler.ops import (  # noqa: F401
+    concat,
     conv,
+    elementwise,
+    expand,
     fft,
     gather_scatter,
     image,
     indexing,
+    linear,
     matmul,
+    norm,
+    pooling,
     reduction,
     reshape,
     rnn,
     setitem,
+    shuffle,
 )

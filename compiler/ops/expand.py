@@ -17,9 +17,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from prunec.compiler.ir.ops import op_name, rank_of, shape_of_argument
+from prunec.compiler.ir.ops import argument, is_tensor, known, op_name, put, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.flow import Fields, Flow
+from prunec.compiler.labels.broadcast import combine, operand
+from prunec.compiler.labels.execute import constants, executed
+from prunec.compiler.labels.flow import Fields, Flow, Labelled
+from prunec.compiler.labels.propagate import subject, unknown
+from prunec.compiler.labels.registry import Slim, on_op, rewriter
 
 Layout = Callable[[IntArray, int], IntArray]
 """(a label for each copy, the length of what is copied) -> the labels along the dimension."""
@@ -77,3 +81,62 @@ def reads_labels(flow: Flow, size: fx.Node, dim: int | None) -> bool:
     if name == "getitem" and isinstance(source, fx.Node) and isinstance(size.args[1], int):
         return reads_labels(flow, source, size.args[1])
     return any(reads_labels(flow, other, None) for other in size.all_input_nodes)
+
+
+@on_op("expand", "broadcast_to", moves=True)
+def expansion(flow: Flow, node: fx.Node) -> Labelled:
+    """New or longer dimensions, along which nothing varies; copies go with what they meet."""
+    rank, value = rank_of(node), subject(flow, node)
+    sizes = argument(node, 1, "size") if len(node.args) < 3 else node.args[1:]
+    fields = flow.moved((f.reshape((1,) * (rank - f.ndim) + f.shape) for f in flow.fields(value)), node)
+    return fields + copies(flow, node, value, sizes, np.repeat)
+
+
+@on_op("expand_as", moves=True)
+def expansion_as(flow: Flow, node: fx.Node) -> Labelled:
+    """As wide as the second operand, so what varies there varies here."""
+    return combine(flow, node, (operand(flow, argument(node, 0, "input")), operand(flow, argument(node, 1, "other"))))
+
+
+@on_op("repeat", "tile", "repeat_interleave", moves=True)
+def repeated(flow: Flow, node: fx.Node) -> Labelled:
+    """Every position several times; as often as a literal says, or as a number that doesn't change."""
+    value, (rest, kwargs) = subject(flow, node), constants(flow, node)
+    if any(isinstance(a, fx.Node) and is_tensor(a) for a in (*node.args[1:], *node.kwargs.values())):
+        return unknown(flow, node)
+    shape, op = shape_of_argument(value), getattr(torch.Tensor, op_name(node))
+    fields = flow.moved((executed(f, shape, lambda t: op(t, *rest, **kwargs)) for f in flow.fields(value)), node)
+    if op_name(node) != "repeat_interleave":
+        counts = argument(node, 1, "repeats", argument(node, 1, "dims")) if len(node.args) < 3 else node.args[1:]
+        return fields + copies(flow, node, value, counts, np.repeat)
+    dim = argument(node, 2, "dim")
+    counts = [1] * rank_of(node)
+    if dim is not None:
+        counts[int(flow.constant(dim))] = argument(node, 1, "repeats")
+    return fields + copies(flow, node, value, counts if dim is not None else (), np.tile)
+
+
+@rewriter("repeat", "tile", "repeat_interleave", sized=True)
+def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many copies as are left of those that were made."""
+    value, target = argument(old, 0, "input"), slim.shape(old)
+    before = (1,) * (len(target) - len(shape_of_argument(value))) + tuple(slim.shape(value))
+    wanted = [size // max(inner, 1) for size, inner in zip(target, before, strict=True)]
+    if op_name(old) == "repeat_interleave":
+        dim = known(argument(old, 2, "dim"))
+        if dim is not None and not is_tensor(argument(old, 1, "repeats")):
+            fits = slim.value(argument(old, 1, "repeats")) == wanted[dim]
+            put(new, 1, "repeats", argument(new, 1, "repeats") if fits else wanted[dim])
+        return
+    spread = len(old.args) > 2 or isinstance(slim.value(argument(old, 1, "repeats", argument(old, 1, "dims"))), int)
+    key = next((key for key in ("repeats", "dims") if key in old.kwargs), None)
+    given: Any
+    current: Any
+    given, current = (x.args[1:] if spread else x.kwargs[key] if key else x.args[1] for x in (old, new))
+    if isinstance(given, fx.Node) or len(given) != len(wanted):
+        return
+    counts = tuple(g if slim.value(o) == n else n for o, g, n in zip(given, current, wanted, strict=True))
+    if key:
+        new.kwargs = {**new.kwargs, key: counts}
+    else:
+        new.args = (new.args[0], *counts) if spread else (new.args[0], counts)

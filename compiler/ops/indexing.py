@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import fx
 
-from prunec.compiler.ir.ops import argument, index_dims, is_tensor, known_places, op_name, shape_of_argument
+from prunec.compiler.ir.ops import argument, index_dims, is_tensor, known, known_places, op_name, shape_of_argument
 from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.execute import executed, writable
 from prunec.compiler.labels.fields import compress
 from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled
 from prunec.compiler.labels.propagate import dims_of, subject, unknown, without_labels
 from prunec.compiler.labels.reduce import mixed
-from prunec.compiler.labels.registry import on_op
+from prunec.compiler.labels.registry import Slim, on_op, rewriter
 from prunec.compiler.ops.expand import reads_labels
-from prunec.compiler.ops.reshape import executed, writable
 
 
 @on_op("getitem", "__getitem__", moves=True)
@@ -160,3 +160,38 @@ def _constant_index(flow: Flow, entry: object) -> Any:
 
 def _sliced_dims(entries: Sequence[Any], labels: IntArray) -> bool:
     return any(labels.shape[d] > 1 and entries[i] != slice(None) for i, d in index_dims(entries, labels.ndim))
+
+
+@rewriter("getitem", "__getitem__", "setitem", "__setitem__")
+def slices(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """A slice of a labelled dimension takes (or sets) the positions that are left of those that it took."""
+    value, index = old.args[:2]
+    if not is_tensor(value):
+        return
+    entries = list(index) if isinstance(index, tuple) else [index]
+    changed = list(new.args[1]) if isinstance(index, tuple) else [new.args[1]]  # type: ignore[arg-type]
+    for place, dim in index_dims(entries, len(shape_of_argument(value))):
+        kept = slim.kept(value, dim)
+        if not kept.all():
+            changed[place] = _slim_index(entries[place], kept, slim)
+    new.args = (new.args[0], tuple(changed) if isinstance(index, tuple) else changed[0], *new.args[2:])
+
+
+def _slim_index(entry: Any, kept: np.ndarray[Any, Any], slim: Slim) -> Any:
+    number = np.cumsum(kept) - 1
+    places = known_places(slim.constant(entry)) if is_tensor(entry) or isinstance(entry, list) else None
+    if places is None and not isinstance(entry, slice):
+        return int(number[known(entry) % kept.size])
+    index = places if places is not None else slice(*(known(p) for p in (entry.start, entry.stop, entry.step)))
+    taken = np.arange(kept.size)[index]
+    return _as_index(number[taken[kept[taken]]], int(kept.sum()))
+
+
+def _as_index(places: np.ndarray[Any, Any], size: int) -> Any:
+    """Places among `size` as a slice where they follow each other, else as a list."""
+    if not places.size:
+        return slice(0, 0)
+    if places.size == 1 or bool((np.diff(places) == 1).all()):
+        whole = places.size == size
+        return slice(None) if whole else slice(int(places[0]), int(places[-1]) + 1)
+    return [int(p) for p in places]

@@ -18,7 +18,7 @@ from prunec.compiler.labels.broadcast import combine, operand, pin_loose, whole
 from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
 from prunec.compiler.labels.heads import by_width
 from prunec.compiler.labels.propagate import count_macs, unknown
-from prunec.compiler.labels.registry import on_op
+from prunec.compiler.labels.registry import Slim, on_op, rewriter
 
 Operand = tuple[Fields, tuple[int, ...]]
 
@@ -256,3 +256,12 @@ def _heads(flow: Flow, node: fx.Node, fields: Fields, shape: tuple[int, ...]) ->
     heads = tuple(f for f in fields if all(size == 1 for size in f.shape[-2:]))
     flow.pin_all((f for f in fields if all(f is not h for h in heads)), f"is a token of {node.name}")
     return heads, (*shape[:-2], 1, 1)
+
+
+@rewriter("scaled_dot_product_attention")
+def attention_scale(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The scale that is taken from the width when none is given stays what it was."""
+    query = argument(old, 0, "query")
+    width = shape_of_argument(query)[-1]
+    if old.kwargs.get("scale") is None and slim.shape(query)[-1] != width:
+        new.kwargs = {**new.kwargs, "scale": width**-0.5}

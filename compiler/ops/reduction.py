@@ -12,78 +12,23 @@ removed channel is, a zero wherever it is read:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.ops import argument, op_name, rank_of, shape_of_argument
+from prunec.compiler.ir.ops import argument, is_tensor, known, op_name, rank_of, shape_of_argument
 from prunec.compiler.labels.broadcast import combine
 from prunec.compiler.labels.flow import Flow, Labelled
-from prunec.compiler.labels.propagate import dims_of, elementwise, subject, unknown, without_labels
+from prunec.compiler.labels.propagate import dims_of, subject, unknown, without_labels
 from prunec.compiler.labels.reduce import added_up, mixed
-from prunec.compiler.labels.registry import Rule, on_module, on_op
-from prunec.compiler.ops.extremes import EXTREMES
-from prunec.compiler.ops.variance import correction
-
-
-def padded(flow: Flow, node: fx.Node) -> Labelled:
-    """A padding module: the dimensions that it makes longer, or shorter, are mixed."""
-    amounts = getattr(flow.program.state[str(node.target)], "padding", ())
-    dims = {-1 - place // 2 for place, amount in enumerate(amounts) if amount}
-    return mixed(flow, node, subject(flow, node), dims, "is padded")
-
-
-def _local(width: int) -> Rule:
-    def rule(flow: Flow, node: fx.Node) -> Labelled:
-        dims = [dim for dim, still in zip(range(-width, 0), _stands(flow, node, width), strict=True) if not still]
-        fields = mixed(flow, node, subject(flow, node), dims, "is pooled over")
-        known = node.meta["val"]
-        return fields if isinstance(known, torch.Tensor) else [fields for _ in known]
-
-    return rule
-
-
-def _stands(flow: Flow, node: fx.Node, width: int) -> list[bool]:
-    """For each of the last dimensions, whether a pooling looks at one element at a time there, each in its turn."""
-    module = flow.program.state.get(str(node.target)) if node.op == "call_module" else None
-    name = type(module).__name__.lower() if module is not None else op_name(node)
-    if "pool" not in name or "lp" in name:
-        return [False] * width
-
-    def each(position: int, key: str) -> list[Any]:
-        given = getattr(module, key, None) if module is not None else flow.constant(argument(node, position, key))
-        return [*given] if isinstance(given, tuple | list) and len(given) == width else [given] * width
-
-    if name.startswith("adaptive"):
-        return [size is None for size in each(1, "output_size")]
-    kernels = each(1, "kernel_size")
-    strides = [
-        kernel if stride in (None, []) else stride for kernel, stride in zip(kernels, each(2, "stride"), strict=True)
-    ]
-    rims = each(3, "padding")
-    return [
-        (kernel, stride) == (1, 1) and rim in (0, None)
-        for kernel, stride, rim in zip(kernels, strides, rims, strict=True)
-    ]
-
-
-for _width, _suffix in ((1, "1d"), (2, "2d"), (3, "3d")):
-    for _pool in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "LPPool"):
-        on_module(getattr(nn, _pool + _suffix), reduces=True, carries_copies=True)(_local(_width))
-    on_op(
-        *(f"{p}_pool{_suffix}" for p in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")),
-        reduces=True,
-        carries_copies=True,
-    )(_local(_width))
-    on_op(*(f"{p}_pool{_suffix}_with_indices" for p in ("max", "adaptive_max")), reduces=True, carries_copies=True)(
-        _local(_width)
-    )
-    for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
-        on_module(getattr(nn, _pad + _suffix), reduces=True, carries_copies=True)(padded)
-
+from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
+from prunec.compiler.ops.elementwise import elementwise
+from prunec.compiler.ops.sign_analysis import not_negative
 
 _DIM_AT = {"normalize": (2, 1), "norm": (2, None), "linalg_norm": (2, None), "linalg_vector_norm": (2, None)}
 """Position of `dim` and its default, where these aren't 1 and None."""
@@ -99,13 +44,6 @@ def along_a_dimension(flow: Flow, node: fx.Node) -> Labelled:
     if node.op == "call_module":
         dim = getattr(flow.program.state[str(node.target)], "dim", None)
     return mixed(flow, node, subject(flow, node), dims_of(flow, dim, rank_of(node)), "is normalised over")
-
-
-@on_op("local_response_norm", reduces=True, carries_copies=True)
-@on_module(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, reduces=True, carries_copies=True)
-def over_neighbours(flow: Flow, node: fx.Node) -> Labelled:
-    """Each channel is divided by what its neighbours, or all channels, hold; dimension 1 but for an unbatched image."""
-    return mixed(flow, node, subject(flow, node), (rank_of(node) - 3, 1), "is normalised over")
 
 
 @on_op("normalize", reduces=True, carries_copies=True)
@@ -268,21 +206,98 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
-@on_module(nn.GLU, reduces=True, carries_copies=True)
-@on_op("glu", reduces=True, carries_copies=True)
-def gated(flow: Flow, node: fx.Node) -> Labelled:
-    """The halves of one dimension are multiplied: each position goes with its partner."""
-    value = subject(flow, node)
-    dim = flow.constant(argument(node, 1, "dim", -1))
-    if node.op == "call_module":
-        dim = getattr(flow.program.state[str(node.target)], "dim", -1)
-    labels, rest = flow.along(value, dim, node)
-    halves = labels.reshape(2, -1)
-    flow.unify(halves[0], halves[1], node)
-    return (*rest, *flow.result(halves[0].copy(), rank_of(node), dim))
-
-
 @on_op("tril", "triu", reduces=True, carries_copies=True)
 def triangle(flow: Flow, node: fx.Node) -> Labelled:
     """Part of the last two dimensions is set to zero."""
     return mixed(flow, node, subject(flow, node), (-2, -1), "is cut at its diagonal")
+
+
+def correction(node: fx.Node) -> float:
+    """What a variance takes off the number of elements; `unbiased` may stand in the place of the dimensions."""
+    if "correction" in node.kwargs:
+        given = node.kwargs["correction"]
+        return 1.0 if given is None else float(known(given))
+    flags = [arg for arg in node.args[1:3] if isinstance(arg, bool)]
+    unbiased = node.kwargs.get("unbiased", flags[0] if flags else True)
+    return float(bool(unbiased))
+
+
+@rewriter("var", "std")
+def spread(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """Of a share s of the elements with mean m and variance v, the others zeros: s v + s (1 - s) m^2."""
+    value, dim = argument(old, 0, "input"), argument(old, 1, "dim")
+    dim = None if isinstance(dim, bool) else known(dim)
+    left, size = left_of(value, dim, slim)
+    if left == size:
+        return
+    keep = old.kwargs.get("keepdim", old.kwargs.get("keepdims", len(old.args) > 3 and old.args[3]))
+    options = {"dim": dim, "keepdim": keep} if dim is not None else {}
+    share, narrow = left / size, new.meta["val"].new_empty(slim.shape(old))
+
+    def made(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        node = new.graph.call_function(target, args, kwargs)
+        node.meta = {**new.meta, "val": narrow}
+        return node
+
+    with new.graph.inserting_before(new):
+        source, off = argument(new, 0, "input"), correction(old)
+        inner = made(operator.mul, made(torch.var, source, correction=0, **options), share)
+        mean = made(torch.square, made(torch.mean, source, **options))
+        both = made(operator.add, inner, made(operator.mul, mean, share * (1 - share)))
+        root = made(torch.sqrt, both) if op_name(old) == "std" else both
+    factor = size / (size - off)
+    new.op, new.target, new.kwargs = "call_function", operator.mul, {}
+    new.args = (root, factor**0.5 if op_name(old) == "std" else factor)
+
+
+LARGEST = frozenset(["amax", "max"])
+EXTREMES = LARGEST | frozenset(["amin", "min"])
+
+
+def compares_zeros(flow: Flow, node: fx.Node) -> bool:
+    """Whether zeros among what is compared may change the result."""
+    return op_name(node) not in LARGEST or not not_negative(flow, argument(node, 0, "input"))
+
+
+@rewriter(*EXTREMES)
+def with_a_zero(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """Compare with a zero where a channel is gone."""
+    value, second = argument(old, 0, "input"), argument(old, 1, "dim", old.kwargs.get("other"))
+    if is_tensor(second) or not slim.compares_zeros(old):
+        return  # the larger of two tensors, element by element
+    left, size = left_of(value, known(second), slim)
+    if left == size:
+        return
+    bound, rest = (torch.relu, ()) if op_name(old) in LARGEST else (torch.clamp_max, (0,))
+    with new.graph.inserting_before(new):
+        if isinstance(old.meta["val"], torch.Tensor):
+            inner = new.graph.create_node(new.op, new.target, new.args, new.kwargs)
+            inner.meta = {**new.meta, "val": new.meta["val"].new_empty(slim.shape(old))}
+            new.op, new.target, new.args, new.kwargs = "call_function", bound, (inner, *rest), {}
+        else:  # values and places
+            source = argument(new, 0, "input")
+            bounded = new.graph.call_function(bound, (source, *rest))
+            bounded.meta = {**new.meta, "val": source.meta["val"]}
+            new.replace_input_with(source, bounded)
+
+
+def left_of(value: object, dim: Any, slim: Slim) -> tuple[int, int]:
+    """How many positions are left of what a reduction takes together, and how many there were; `dim` names one
+    dimension, several, or none for all."""
+    rank = len(shape_of_argument(value))
+    asked = range(rank) if dim is None or dim in ([], ()) else dim if isinstance(dim, tuple | list) else [dim]
+    masks = [slim.kept(value, int(known(each)) % rank) for each in asked]
+    return prod(int(mask.sum()) for mask in masks), prod(mask.size for mask in masks)
+
+
+@rewriter("mean")
+def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The mean over what is left, times the share that is left: the removed are zeros that are counted."""
+    left, size = left_of(argument(old, 0, "input"), known(argument(old, 1, "dim")), slim)
+    if left == size:
+        return
+    with new.graph.inserting_before(new):
+        inner = new.graph.create_node(new.op, new.target, new.args, new.kwargs)
+    inner.meta = {**new.meta, "val": new.meta["val"].new_empty(slim.shape(old))}
+    new.op, new.target = "call_function", operator.mul
+    new.args, new.kwargs = (inner, left / size), {}

@@ -10,6 +10,8 @@ stays where that is nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -17,8 +19,9 @@ from prunec.compiler.ir.ops import op_name, shape_of_argument
 from prunec.compiler.labels.broadcast import combine, operand
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import bare, unknown
-from prunec.compiler.labels.registry import on_op
+from prunec.compiler.labels.registry import Slim, on_op, rewriter
 from prunec.compiler.ops.indexing import taken
+from prunec.compiler.ops.reshape import fitting_sizes
 
 
 @on_op("zeros", "empty", "new_zeros", "new_empty", "new", carries_copies=True)
@@ -67,3 +70,28 @@ def _chooses_elements(target: object, index: object) -> bool:
     known = index.meta.get("val") if isinstance(index, fx.Node) else None
     mask = isinstance(known, torch.Tensor) and known.dtype == torch.bool
     return mask and shape_of_argument(index) == shape_of_argument(target)
+
+
+@on_op("new_ones", "new_full", "new_tensor", carries_copies=True)
+def filled(flow: Flow, node: fx.Node) -> Labelled:
+    """Only the type of the tensor is read; literal sizes stay."""
+    return bare(node.meta.get("val"))
+
+
+@rewriter("zeros", "empty", "new_zeros", "new_empty", "new", sized=True)
+def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """A constant is as large as what it meets."""
+    first = 1 if op_name(old).startswith("new") else 0
+    named = "size" in old.kwargs
+    spread = not named and not isinstance(slim.value(old.args[first]), tuple | list)
+    given: Any
+    current: Any
+    given, current = (
+        node.kwargs["size"] if named else node.args[first:] if spread else node.args[first] for node in (old, new)
+    )
+    every = [given] * len(slim.value(given)) if isinstance(given, fx.Node) else given
+    wanted = fitting_sizes(old, every, current, slim.shape(old), slim)
+    if wanted is not None and named:
+        new.kwargs = {**new.kwargs, "size": wanted}
+    elif wanted is not None:
+        new.args = (*new.args[:first], *(wanted if spread else (wanted,)))

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.ops import op_name, shape_of_argument
+from prunec.compiler.ir.ops import argument, known, op_name, put, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.fields import compress, reshape_labels
 from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled
-from prunec.compiler.labels.registry import row_for
+from prunec.compiler.labels.propagate import subject
+from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter, row_for
 
 LONGEST = 24
 """How many nodes are looked at behind the first of a chain."""
@@ -194,3 +195,32 @@ def _relabelled(carried: Fields | list[Labelled], flat: IntArray) -> Labelled:
     if isinstance(carried, list):
         return [_relabelled(part, flat) for part in carried]
     return tuple(flat[places] for places in carried)
+
+
+@on_module(nn.ChannelShuffle, moves=True)
+@on_op("channel_shuffle", moves=True)
+def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
+    """The same position of every group goes, so that groups stay equally wide; or what a plan asks for."""
+    value = subject(flow, node)
+    module = flow.program.state[str(node.target)] if node.op == "call_module" else None
+    groups = module.groups if isinstance(module, nn.ChannelShuffle) else flow.constant(argument(node, 1, "groups"))
+    labels, rest = flow.along(value, 1, node)
+    rows = labels.reshape(groups, -1)
+    names = [str(node.target)] if module is not None else []
+    choice = flow.divide("grouped", node.name, f"{groups} groups of {rows.shape[1]}", names, fallback="same")
+    if choice == "equal":
+        flow.balance(rows, node)
+    elif choice != "free":
+        flow.unify(rows, rows[:, :1] if choice == "whole" else rows[:1], node)
+    order = np.arange(labels.size, dtype=np.int64).reshape(groups, -1).T.reshape(-1)
+    flow.gathers[node] = Gather(value, 1, order, blocks=(rows,))
+    return (*rest, *flow.result(np.ascontiguousarray(rows.T).reshape(-1).copy(), rank_of(node), 1))
+
+
+@rewriter("channel_shuffle")
+def shuffled_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many groups as keep a channel; they come interleaved."""
+    groups = int(known(argument(old, 1, "groups")))
+    left = int(slim.kept(old, 1).reshape(-1, groups).any(axis=0).sum())
+    if left != groups:
+        put(new, 1, "groups", left)

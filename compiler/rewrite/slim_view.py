@@ -15,7 +15,7 @@ from prunec.compiler.groups.analysis import Analysis, BoolArray
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray, State
 from prunec.compiler.ir.sizes import is_open, item, scaled
-from prunec.compiler.ops.extremes import compares_zeros
+from prunec.compiler.ops.reduction import compares_zeros
 
 
 @dataclass

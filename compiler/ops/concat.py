@@ -1,0 +1,220 @@
+"""Operations that put tensors together along a dimension, and take them apart: cat, stack, pad, split, narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.ir.ops import argument, known, op_name, put, rank_of, shape_of_argument
+from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.broadcast import combine, operand, whole
+from prunec.compiler.labels.flow import FIXED, Flow, Labelled
+from prunec.compiler.labels.propagate import dims_of, subject, unknown
+from prunec.compiler.labels.reduce import mixed
+from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
+
+# -- joining -------------------------------------------------------------------------------------------------------
+
+
+@on_op("cat", "concat", "concatenate", moves=True)
+def concatenate(flow: Flow, node: fx.Node) -> Labelled:
+    """End to end along one dimension; along the others the operands must agree."""
+    parts = argument(node, 0, "tensors")
+    if isinstance(parts, fx.Node):
+        return unknown(flow, node)
+    parts = [part for part in parts if shape_of_argument(part) != (0,)]  # a list that starts with torch.tensor([])
+    if any(len(shape_of_argument(part)) != rank_of(node) for part in parts):
+        return unknown(flow, node)
+    [dim] = dims_of(flow, argument(node, 1, "dim", 0), rank_of(node))
+    return _concatenated(flow, node, parts, dim)
+
+
+def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> Labelled:
+    parts = [p for p in parts if shape_of_argument(p)[dim] or flow.fields(p)]  # an empty piece holds no channels
+    across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
+    shapes = [shape_of_argument(p) for p in parts]
+    fields = combine(
+        flow, node, [(tuple(f), (*s[:dim], 1, *s[dim + 1 :])) for f, s in zip(across, shapes, strict=True)]
+    )
+    along = _joined(flow, node, parts, dim)
+    return fields if along is None else flow.separate((*fields, along), node)
+
+
+def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> IntArray | None:
+    mine = [[f for f in flow.fields(p) if f.shape[dim] > 1] for p in parts]
+    if not any(mine):
+        return None
+    if all(len(fs) == 0 or (len(fs) == 1 and fs[0].size == fs[0].shape[dim]) for fs in mine):
+        columns = [
+            flow.flat(fs[0]) if fs else np.full(shape_of_argument(p)[dim], FIXED)
+            for fs, p in zip(mine, parts, strict=True)
+        ]
+        return flow.result(np.concatenate(columns), rank_of(node), dim)[0]
+    flat = [flow.along(p, dim, node)[0] for p in parts]
+    return next(iter(flow.result(np.concatenate(flat), rank_of(node), dim)), None)
+
+
+@on_op("hstack", "vstack", "dstack", "row_stack", moves=True)
+def stacked_along(flow: Flow, node: fx.Node) -> Labelled:
+    """A concatenation along a dimension that the name says, where the operands have it."""
+    parts, dim = argument(node, 0, "tensors"), {"hstack": 1, "dstack": 2}.get(op_name(node), 0)
+    if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) < max(dim + 1, 2) for part in parts):
+        return unknown(flow, node)
+    return _concatenated(flow, node, parts, dim)
+
+
+@on_op("stack", moves=True)
+def stack(flow: Flow, node: fx.Node) -> Labelled:
+    """A new dimension: along the old ones the operands must agree."""
+    parts = argument(node, 0, "tensors")
+    if isinstance(parts, fx.Node):
+        return unknown(flow, node)
+    [dim] = dims_of(flow, argument(node, 1, "dim", 0), rank_of(node))
+    fields = combine(flow, node, [operand(flow, p) for p in parts])
+    return tuple(np.expand_dims(f, dim) for f in fields)
+
+
+@on_op("pad", moves=True)
+def pad(flow: Flow, node: fx.Node) -> Labelled:
+    """Constant padding of channels adds positions of its own, that go with what they meet; a crop takes some off."""
+    value, amounts = subject(flow, node), [flow.constant(a) for a in flow.constant(argument(node, 1, "pad"))]
+    rank = rank_of(node)
+    padded = [rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
+    if argument(node, 2, "mode", "constant") != "constant":
+        return mixed(flow, node, value, padded, "is padded")
+    out: list[IntArray] = []
+    for labels in flow.fields(value):
+        dims = [d for d in set(padded) if labels.shape[d] > 1]
+        if not dims:
+            out.append(labels)
+        elif len(dims) > 1 or labels.size != labels.shape[dims[0]]:
+            flow.pin(labels, f"is padded at {node.name}")
+        else:
+            columns = _rimmed(flow, flow.flat(labels), amounts[2 * (rank - 1 - dims[0]) :][:2])
+            out += flow.result(columns, rank, dims[0])
+    return tuple(out)
+
+
+def _rimmed(flow: Flow, labels: IntArray, rims: Sequence[int]) -> IntArray:
+    """The labels with so many new ones before and behind them, or, where a number is negative, fewer."""
+    before, after = rims
+    inside = labels[max(-before, 0) : labels.size - max(-after, 0)]
+    if inside.size < labels.size:
+        flow.covers.append(inside)
+    return np.concatenate([flow.own(max(before, 0)), inside, flow.own(max(after, 0))])
+
+
+# -- taking apart --------------------------------------------------------------------------------------------------
+
+
+@on_op("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", moves=True)
+def split(flow: Flow, node: fx.Node) -> Labelled:
+    """Consecutive pieces of one dimension; each must keep a position."""
+    value = subject(flow, node)
+    [dim] = dims_of(flow, argument(node, 2, "dim", 0), len(shape_of_argument(value)))
+    lengths = [part.shape[dim] for part in node.meta["val"]]
+    starts = np.cumsum([0, *lengths])
+    pieces: list[Labelled] = []
+    for start, length in zip(starts[:-1], lengths, strict=True):
+        fields: list[IntArray] = []
+        for labels in flow.fields(value):
+            if labels.shape[dim] == 1:
+                fields.append(labels)
+                continue
+            if not length:
+                continue
+            piece = labels[(slice(None),) * dim + (slice(start, start + length),)]
+            flow.covers.append(piece)
+            fields += flow.moved((piece,), node)
+        pieces.append(tuple(fields))
+    return pieces
+
+
+@on_op("unbind", moves=True)
+def unbind(flow: Flow, node: fx.Node) -> Labelled:
+    """One piece a position of a dimension, which is gone; so none of its positions can go alone."""
+    value = subject(flow, node)
+    [dim] = dims_of(flow, argument(node, 1, "dim", 0), len(shape_of_argument(value)))
+    fields = [whole(flow, f, dim, node) if f.shape[dim] > 1 else f for f in flow.fields(value)]
+    piece = flow.moved((np.squeeze(f, axis=dim) for f in fields), node)
+    return [piece for _ in node.meta["val"]]
+
+
+@on_op("narrow", "select", moves=True)
+def narrow(flow: Flow, node: fx.Node) -> Labelled:
+    """A piece of one dimension by start and length, or one position of it."""
+    value = subject(flow, node)
+    [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
+    start = flow.constant(argument(node, 2, "start" if op_name(node) == "narrow" else "index"))
+    length = flow.constant(argument(node, 3, "length", 1))
+    if start is None or length is None:
+        return unknown(flow, node)
+    fields: list[IntArray] = []
+    for labels in flow.fields(value):
+        piece = labels
+        if labels.shape[dim] > 1:
+            piece = np.take(labels, range(start, start + length), axis=dim)
+            flow.covers.append(piece)
+        piece = piece if op_name(node) == "narrow" else np.take(piece, 0, axis=dim)
+        fields += flow.moved((piece,), node)
+    return tuple(fields)
+
+
+def padded(flow: Flow, node: fx.Node) -> Labelled:
+    """A padding module: the dimensions that it makes longer, or shorter, are mixed."""
+    amounts = getattr(flow.program.state[str(node.target)], "padding", ())
+    dims = {-1 - place // 2 for place, amount in enumerate(amounts) if amount}
+    return mixed(flow, node, subject(flow, node), dims, "is padded")
+
+
+for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
+    on_module(*(getattr(nn, f"{_pad}{rank}d") for rank in (1, 2, 3)), carries_copies=True)(padded)
+
+
+@rewriter("pad")
+def pad_amounts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many zeros on each side as are kept."""
+    given, amounts = known(argument(old, 1, "pad")), list(argument(new, 1, "pad"))
+    rank, before = rank_of(old), shape_of_argument(argument(old, 0, "input"))
+    for dim in range(rank):
+        kept, inner = slim.kept(old, dim), slim.kept(argument(old, 0, "input"), dim)
+        index = 2 * (rank - 1 - dim)
+        if (kept.all() and inner.all()) or index + 1 >= len(amounts):
+            continue
+        rims = [int(known(amount)) for amount in given[index : index + 2]]
+        amounts[index] = int(kept[: rims[0]].sum()) if rims[0] >= 0 else -int(inner[: -rims[0]].sum())
+        last = int(kept[max(rims[0], 0) + before[dim] + min(rims[0], 0) :].sum())
+        amounts[index + 1] = last if rims[1] >= 0 else -int(inner[before[dim] + rims[1] :].sum())
+    put(new, 1, "pad", tuple(amounts))
+
+
+@rewriter("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
+def split_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """Literal lengths, since the pieces needn't be equally long any more."""
+    value = argument(old, 0, "input")
+    dim = int(known(argument(old, 2, "dim", 0))) % len(shape_of_argument(value))
+    kept = slim.kept(value, dim)
+    if kept.all():
+        return
+    ends = np.cumsum([part.shape[dim] for part in old.meta["val"]])
+    lengths = [int(part.sum()) for part in np.split(kept, ends[:-1])]
+    new.op, new.target = ("call_function", torch.split)
+    new.args, new.kwargs = (argument(new, 0, "input"), lengths, dim), {}
+
+
+@rewriter("narrow", "select")
+def narrow_bounds(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """Start and length, counted in kept positions."""
+    value, dim = argument(old, 0, "input"), int(known(argument(old, 1, "dim")))
+    kept = slim.kept(value, dim % len(shape_of_argument(value)))
+    if kept.all():
+        return
+    whole = op_name(old) == "narrow"
+    start = int(known(argument(old, 2, "start" if whole else "index"))) % kept.size
+    put(new, 2, "start" if whole else "index", int(kept[:start].sum()))
+    if whole:
+        length = int(known(argument(old, 3, "length")))
+        put(new, 3, "length", int(kept[start : start + length].sum()))

@@ -1,0 +1,194 @@
+"""Norms, and other layers that carry channels along with a vector of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.ir.ops import argument, elements, known, op_name, put, rank_of, shape_of_argument
+from prunec.compiler.ir.program import Axis, IntArray
+from prunec.compiler.labels.broadcast import combine, operand, whole
+from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
+from prunec.compiler.labels.propagate import describe, subject
+from prunec.compiler.labels.reduce import mixed
+from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
+from prunec.compiler.ops.conv import division, keep_even
+
+# -- carriers ------------------------------------------------------------------------------------------------------
+
+
+def _carry(flow: Flow, node: fx.Node, labels: IntArray, names: Iterable[str], dim: int = 0) -> None:
+    """Bind the module's own vectors; a module without any still holds the width as a number."""
+    module = flow.program.state[str(node.target)]
+    mine = [name for name in names if isinstance(getattr(module, name, None), torch.Tensor)]
+    for name in mine:
+        flow.bind(Axis(f"{node.target}.{name}", dim), labels, node, "carrier")
+    if not mine:
+        flow.same_width(f"{node.target}[{dim}]", labels, node)
+
+
+_VECTORS = ("weight", "bias", "running_mean", "running_var")
+
+
+@on_module(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@on_module(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def channel_norm(flow: Flow, node: fx.Node) -> Labelled:
+    """Each channel on its own: dimension 1 passes; of an image without a batch, dimension 0."""
+    value, module = subject(flow, node), flow.program.state[str(node.target)]
+    dim = 0 if isinstance(module, nn.modules.instancenorm._InstanceNorm) and _is_single(module, rank_of(node)) else 1
+    labels, rest = flow.along(value, dim, node)
+    normalised = [f for f in rest if any(size > 1 for size in f.shape[dim + 1 :])]
+    flow.pin_all(normalised, f"is normalised over at {node.name}")
+    if getattr(module, "running_mean", None) is None:
+        flow.pin_all(rest, f"is normalised over at {node.name}")
+    _carry(flow, node, labels, _VECTORS)
+    return flow.fields(value)
+
+
+def _is_single(module: nn.modules.instancenorm._InstanceNorm, rank: int) -> bool:
+    return rank == int(module._get_no_batch_dim())  # type: ignore[no-untyped-call]
+
+
+@on_module(nn.LayerNorm, nn.RMSNorm)
+def layer_norm(flow: Flow, node: fx.Node) -> Labelled:
+    """Statistics over the trailing dimensions, of the channels that are kept."""
+    module, value = flow.program.state[str(node.target)], subject(flow, node)
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    rank = len(module.normalized_shape)
+    fields = _whole_heads(flow, node, flow.fields(value), rank)
+    for index in range(rank):
+        labels = _line(flow, fields, shape_of_argument(value), index - rank)
+        flow.count_matters(labels, f"counted by {describe(flow, node)}")
+        _carry(flow, node, labels, ("weight", "bias"), dim=index)
+    return fields
+
+
+def _whole_heads(flow: Flow, node: fx.Node, fields: Fields, rank: int) -> Fields:
+    """The fields before statistics over the last `rank` dimensions. One that varies elsewhere too (the widths of all
+    heads) loses whole heads: the vectors of the norm, which all heads share, stay."""
+    out: list[IntArray] = []
+    for labels in fields:
+        mine = [d for d in range(labels.ndim - rank, labels.ndim) if labels.shape[d] > 1]
+        if labels.size > elements([labels.shape[d] for d in mine]) or len(mine) > 1:
+            for dim in mine:
+                labels = whole(flow, labels, dim, node)
+        out.append(labels)
+    return flow.moved(out, node) if any(a is not b for a, b in zip(out, fields, strict=True)) else fields
+
+
+def _line(flow: Flow, fields: Fields, shape: tuple[int, ...], dim: int) -> IntArray:
+    """The flat labels of a dimension along which one field varies, or none does."""
+    found = next((f for f in fields if f.shape[dim] > 1), None)
+    return np.full(shape[dim], FIXED, dtype=np.int64) if found is None else flow.flat(found)
+
+
+@on_module(nn.GroupNorm)
+def group_norm(flow: Flow, node: fx.Node) -> Labelled:
+    """Statistics over each group of channels."""
+    module, value = flow.program.state[str(node.target)], subject(flow, node)
+    assert isinstance(module, nn.GroupNorm)
+    labels = _group_statistics(flow, node, value, module.num_groups)
+    _carry(flow, node, labels, ("weight", "bias"))
+    return flow.fields(value)
+
+
+def _group_statistics(flow: Flow, node: fx.Node, value: object, groups: int) -> IntArray:
+    """Groups stay equally wide or go as a whole, as the plan divides them; of groups of one, any channel may go."""
+    labels, rest = flow.along(value, 1, node)
+    flow.pin_all((f for f in rest if any(size > 1 for size in f.shape[2:])), f"is normalised over at {node.name}")
+    if groups < labels.size:
+        rows = labels.reshape(groups, -1)
+        if division(flow, node, f"{groups} groups of {rows.shape[1]}") == "whole":
+            flow.unify(rows, rows[:, :1], node)
+        else:
+            keep_even(flow, node, rows)
+        flow.count_matters(labels, f"counted by {describe(flow, node)}")
+    return labels
+
+
+@on_op("group_norm")
+def functional_group_norm(flow: Flow, node: fx.Node) -> Labelled:
+    """Like the module; weight and bias are values of the graph."""
+    value, groups = argument(node, 0, "input"), int(flow.constant(argument(node, 1, "num_groups")))
+    labels = _group_statistics(flow, node, value, groups)
+    for vector in (argument(node, 2 + i, name) for i, name in enumerate(("weight", "bias"))):
+        if isinstance(vector, fx.Node):
+            flow.unify(labels, flow.along(vector, 0, node)[0], node)
+    return flow.fields(value)
+
+
+@on_op("layer_norm", "rms_norm")
+def functional_layer_norm(flow: Flow, node: fx.Node) -> Labelled:
+    """Like the module; weight and bias are values of the graph."""
+    value, shape = argument(node, 0, "input"), flow.constant(argument(node, 1, "normalized_shape"))
+    names = ("weight", "bias") if op_name(node) == "layer_norm" else ("weight",)
+    parts = [argument(node, 2 + i, name) for i, name in enumerate(names)]
+    fields = _whole_heads(flow, node, flow.fields(value), len(shape))
+    for labels in fields:
+        if any(size > 1 for size in labels.shape[-len(shape) :]):
+            flow.count_matters(flow.flat(labels), f"counted by {node.name}")
+    operands = [(fields, shape_of_argument(value)), *(operand(flow, p) for p in parts if p is not None)]
+    return combine(flow, node, operands)
+
+
+@on_op("batch_norm", "instance_norm")
+def functional_batch_norm(flow: Flow, node: fx.Node) -> Labelled:
+    """Like the module; the four vectors are values of the graph, or constants."""
+    value = argument(node, 0, "input")
+    labels, rest = flow.along(value, 1, node)
+    flow.pin_all(rest, f"is normalised over at {node.name}")
+    for index, name in enumerate(("running_mean", "running_var", "weight", "bias"), start=1):
+        vector = argument(node, index, name)
+        if isinstance(vector, fx.Node):
+            flow.unify(labels, flow.along(vector, 0, node)[0], node)
+    return flow.fields(value)
+
+
+@on_module(nn.PReLU)
+def prelu(flow: Flow, node: fx.Node) -> Labelled:
+    """One slope, or one a channel."""
+    value, module = subject(flow, node), flow.program.state[str(node.target)]
+    assert isinstance(module, nn.PReLU)
+    if module.num_parameters > 1:
+        _carry(flow, node, flow.along(value, 1, node)[0], ("weight",))
+    return flow.fields(value)
+
+
+@on_op("prelu")
+def functional_prelu(flow: Flow, node: fx.Node) -> Labelled:
+    """Like the module; the slopes are a value of the graph."""
+    value, weight = argument(node, 0, "input"), argument(node, 1, "weight")
+    if np.prod(shape_of_argument(weight)) > 1:
+        flow.unify(flow.along(weight, 0, node)[0], flow.along(value, 1, node)[0], node)
+    return flow.fields(value)
+
+
+@on_op("local_response_norm", reduces=True, carries_copies=True)
+@on_module(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, reduces=True, carries_copies=True)
+def over_neighbours(flow: Flow, node: fx.Node) -> Labelled:
+    """Each channel is divided by what its neighbours, or all channels, hold; dimension 1 but for an unbatched image."""
+    return mixed(flow, node, subject(flow, node), (rank_of(node) - 3, 1), "is normalised over")
+
+
+# -- other literals that repeat a size -----------------------------------------------------------------------------
+
+
+@rewriter("layer_norm", "rms_norm", sized=True)
+def normalized_shape(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The trailing sizes."""
+    given = slim.value(argument(old, 1, "normalized_shape"))
+    wanted = tuple(slim.shape(old)[-len(given) :])
+    if tuple(slim.value(size) for size in given) != wanted:
+        put(new, 1, "normalized_shape", wanted)
+
+
+@rewriter("group_norm")
+def norm_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """As many groups as keep a channel."""
+    groups = int(known(argument(old, 1, "num_groups")))
+    left = int(slim.kept(old, 1).reshape(groups, -1).any(axis=1).sum())
+    if left != groups:
+        put(new, 1, "num_groups", left)
