@@ -23,12 +23,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.groups.analysis import LOOSE, Analysis, FloatArray, Group, Member, analyse
+from prunec.compiler.groups.analysis import LOOSE, Analysis, FloatArray, Group, analyse
+from prunec.compiler.groups.interchangeable import kinds, pacesetter, unmergeable
 from prunec.compiler.groups.patterns import chosen, matching
 from prunec.compiler.ir.program import IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
-from prunec.compiler.rewrite.merge import Clusters, chi, identical, kinds, tidy, unit_rows, unmergeable
+from prunec.compiler.rewrite.merge import Clusters, chi, identical, tidy, unit_rows
 
 Count = Annotated[int, Field(ge=1)]
 Unit = Annotated[int, Field(ge=0)]
@@ -166,21 +167,6 @@ class Cluster(Pass):
         kernels = np.concatenate([unit_rows(analysis.program, m, units).double().numpy() for m in writers], axis=1)
         rng = context.rng("cluster", group.name, str(units[0]))
         return (units[found].tolist() for found in kmeans(kernels, width, rng))
-
-
-def pacesetter(analysis: Analysis, writers: Sequence[Member]) -> Member:
-    """The writer that clusters come from: of layers, rather than free parameters, the one with fewest before it.
-
-    Where a projection runs beside a chain of convolutions it is the projection; in a stream that only identities
-    carry on it is the layer that begins it.
-    """
-    nodes = {node.name: node for node in analysis.program.graph.nodes}
-    writing = {member.cause for group in analysis.groups.values() for member in group.writers}
-    depth: dict[str, int] = {}
-    for name, node in nodes.items():
-        depth[name] = max((depth[source.name] for source in node.all_input_nodes), default=0) + (name in writing)
-    order = {name: index for index, name in enumerate(nodes)}
-    return min(writers, key=lambda m: (nodes[m.cause].op == "get_attr", depth[m.cause], order[m.cause]))
 
 
 def kmeans(rows: FloatArray, width: int, rng: np.random.Generator) -> list[IntArray]:

@@ -23,19 +23,10 @@ from pydantic import Field
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import LOOSE, Analysis, Member, analyse, hand_on
+from prunec.compiler.groups.interchangeable import kinds, unmergeable
 from prunec.compiler.ir.program import Axis, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
-from prunec.compiler.rewrite.merge import (
-    Clusters,
-    Gap,
-    Tensors,
-    chi,
-    gaps,
-    kinds,
-    producers,
-    representatives,
-    unmergeable,
-)
+from prunec.compiler.rewrite.merge import Clusters, Gap, Tensors, chi, gaps, producers, representatives
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.verify.reference import Reference, Replaced, Same
 

@@ -37,11 +37,11 @@ from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.plan.schema import AnyPath
 from prunec.passes.selection.amounts import Budget, Channels, Multiple, each_value, fits, multiple
 from prunec.passes.selection.budgets import meet
+from prunec.passes.selection.curves import Floor, kept_within
 from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups
 from prunec.passes.selection.per_group import Way, by_counts, by_ratio, by_threshold, by_widths
 from prunec.passes.selection.ranking import Ranking
 from prunec.passes.selection.selectors import SELECTORS, Wishes
-from prunec.passes.studies.sensitivity import Floor, kept_within
 
 WAYS: Final = {
     "ratio": "ratio",

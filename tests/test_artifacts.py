@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunec.compiler.driver.lock import sha256_of
 from prunec.compiler.emit import output_folder as artifacts
-from prunec.compiler.emit.output_folder import check_writable, sha256_of, write_atomically
+from prunec.compiler.emit.output_folder import check_writable, write_atomically
 from prunec.compiler.errors import OutputError
 
 

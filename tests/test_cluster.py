@@ -12,10 +12,11 @@ from torch import nn
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.interchangeable import pacesetter
 from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
 from prunec.models.resnet import resnet
-from prunec.passes.cluster import Cluster, kmeans, pacesetter
+from prunec.passes.cluster import Cluster, kmeans
 from prunec.passes.merge import Merge
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.interchangeable import kinds
 from prunec.compiler.pass_base import Context
-from prunec.compiler.rewrite.merge import chi, kinds, producers
+from prunec.compiler.rewrite.merge import chi, producers
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.compare import difference

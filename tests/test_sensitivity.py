@@ -23,9 +23,9 @@ from prunec.models.data import digits as digit_images
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.score import Score
 from prunec.passes.select import Select
-from prunec.passes.selection.curves import Curve, Point, read_curves, write_curves
+from prunec.passes.selection.curves import Curve, Point, held, kept_within, read_curves, write_curves
 from prunec.passes.shrink import Shrink
-from prunec.passes.studies.sensitivity import held, kept_within, measured
+from prunec.passes.studies.sensitivity import measured
 
 WEIGHTS = digits.WEIGHTS / "digits_resnet.safetensors"
 HEAD = f"""\

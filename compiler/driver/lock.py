@@ -11,14 +11,16 @@ files, and beside them stands what a compile of it must reproduce:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
+import torch
 
-from prunec.compiler.emit.output_folder import sha256_of
 from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Pass
@@ -78,3 +80,13 @@ def check_result(hashes: Mapping[str, str] | None, program: Program) -> str | No
     if not hashes or hashes.get("result") == sha256_of(program.tensors):
         return None
     return "the result's weights differ from the lock's: other versions of the libraries may round differently"
+
+
+def sha256_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names, types, shapes and values, independent of the mapping's order and of the tensors' strides."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -26,6 +26,7 @@ from torch import fx
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.symbols import IN_PLACE, INFIX, PREFIX, public_name
 from prunec.compiler.ir.train_eval import by_mode
+from prunec.compiler.text.literals import quote
 
 METADATA = frozenset({"shape", "ndim", "dtype", "device"})
 RESHAPES_IN_PLACE = frozenset(
@@ -201,11 +202,6 @@ _VALUES: tuple[tuple[Any, Callable[[Speller, Any], str]], ...] = (
     (dict, Speller._dict),
     (type, Speller._class),
 )
-
-
-def quote(text: str) -> str:
-    """A string literal in double quotes."""
-    return f'"{text}"' if text.isprintable() and not set(text) & {'"', "\\"} else repr(text)
 
 
 def attribute_path(target: str) -> str:

@@ -15,19 +15,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import fnmatch
-import hashlib
-import json
 import os
 import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-
-import torch
 
 from prunec.compiler.errors import OutputError
 
@@ -91,16 +87,6 @@ def write_atomically(directory: Path, write: Callable[[Path], None], kind: Kind 
         raise OutputError(f"can't write to '{directory}': {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def sha256_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of names, types, shapes and values, independent of the mapping's order and of the tensors' strides."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_owned(directory: Path, kind: Kind) -> None:

@@ -30,7 +30,7 @@ import safetensors.torch
 import torch
 from torch import fx, nn
 
-from prunec.compiler.emit.expressions import RESERVED, Speller, attribute_path, is_attribute, quote
+from prunec.compiler.emit.expressions import RESERVED, Speller, attribute_path, is_attribute
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.inputs import names_of, tensors_in
@@ -38,7 +38,7 @@ from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import MODES, ByMode, Mode, has_both, needed
 from prunec.compiler.text.constructors import check_constructor, parameter_dtype
-from prunec.compiler.text.literals import literal
+from prunec.compiler.text.literals import literal, quote
 from prunec.compiler.version import __version__
 
 WEIGHTS = "model.safetensors"

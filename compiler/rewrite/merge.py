@@ -18,73 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from prunec.compiler.groups.analysis import LOOSE, Analysis, Group, Member
+from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.program import Axis, IntArray, Program, State
-from prunec.compiler.labels.flow import Labelled
 
 Clusters = tuple[tuple[int, ...], ...]
 """Units within a group that are to become one, two or more in each; sorted, and by their smallest."""
 
 PRODUCERS = frozenset({"writer", "carrier", "buffer"})
 """The roles of axes that decide what a channel's values are."""
-
-HASH = np.uint64(0x9E3779B97F4A7C15)
-
-
-# -- which units may stand for each other --------------------------------------------------------------------------
-
-
-def kinds(analysis: Analysis) -> IntArray:
-    """The kind of each unit ([units]); units of one kind are treated alike. LOOSE where a unit can't be merged at all.
-
-    A unit's kind is a hash of its places, relative to its first, in every array of labels that the program's values
-    and axes carry. That places of equal pattern correspond in rising order is what makes the columns to add known.
-    """
-    signature = np.zeros(analysis.size, dtype=np.uint64)
-    for number, labels in enumerate(_label_arrays(analysis)):
-        units = analysis.units(labels).ravel()
-        places = np.flatnonzero(units != LOOSE)
-        here, inverse = np.unique(units[places], return_inverse=True)
-        first = np.full(here.size, places.size and places[-1], dtype=np.int64)
-        np.minimum.at(first, inverse, places)
-        pattern = np.zeros(here.size, dtype=np.uint64)
-        np.add.at(pattern, inverse, _scrambled(places - first[inverse] + 1))
-        signature[here] += _scrambled(pattern ^ _scrambled(np.array([number + 1])))
-    kind = np.unique(signature, return_inverse=True)[1].astype(np.int64)
-    kind[~analysis.free] = LOOSE
-    kind[list(analysis.counted)] = LOOSE
-    return kind
-
-
-def _label_arrays(analysis: Analysis) -> list[IntArray]:
-    """Every array of labels, once each, in the order of the graph."""
-    values = (labels for value in analysis.flow.values.values() for labels in label_arrays_of(value))
-    bound = (binding.labels for binding in analysis.flow.bindings.values())
-    return list({id(labels): labels for labels in (*values, *bound)}.values())
-
-
-def label_arrays_of(value: Labelled) -> Iterator[IntArray]:
-    """Every array of labels that a node carries, be its value a tensor or a nest of them."""
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from label_arrays_of(part)
-
-
-def _scrambled(numbers: npt.NDArray[np.generic]) -> npt.NDArray[np.uint64]:
-    """Numbers spread over 64 bits, so that sums of them tell sets apart."""
-    mixed = numbers.astype(np.uint64) * HASH
-    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return mixed ^ (mixed >> np.uint64(29))
-
-
-def unmergeable(analysis: Analysis, group: Group, units: Iterable[int] | None = None) -> str:
-    """Why units of a group (by default, any two) can't be merged: why their number matters, or what pins one."""
-    asked = range(group.size) if units is None else units
-    reasons = (analysis.counted.get(group.start + unit, "") or group.pinned[unit] for unit in asked)
-    return next((reason for reason in reasons if reason), "no two of its units are produced and read alike")
 
 
 # -- the elements of units -----------------------------------------------------------------------------------------

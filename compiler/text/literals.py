@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import fx
 
-from prunec.compiler.emit.expressions import quote
 from prunec.compiler.errors import ModelError, TextError, nearest
 from prunec.compiler.text.lexer import Fragment
 
@@ -157,3 +156,8 @@ _READERS: Mapping[type[ast.expr], Callable[[Reader, Any], Any]] = {
     ast.Attribute: Reader._torch_constant,
     ast.Call: Reader._constructed,
 }
+
+
+def quote(text: str) -> str:
+    """A string literal in double quotes."""
+    return f'"{text}"' if text.isprintable() and not set(text) & {'"', "\\"} else repr(text)

@@ -24,18 +24,8 @@ from torch import fx, nn
 from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.train_eval import ByMode, by_mode, has_both, joined, set_defaults
-from prunec.compiler.tracing.value_numbering import (
-    NotJoinable,
-    Number,
-    Numbers,
-    Pair,
-    Trace,
-    arguments_of,
-    flag_of,
-    is_flag,
-    numbered,
-    with_flag,
-)
+from prunec.compiler.tracing.training_flag import arguments_of, is_flag, with_flag
+from prunec.compiler.tracing.value_numbering import NotJoinable, Number, Numbers, Pair, Trace, flag_of, numbered
 
 
 def joint_program(evaluated: Program, trained: Program) -> Program:

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import transformer
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -154,27 +152,6 @@ def _out_projection(module: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 def _is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-@contextmanager
-def written_out() -> Iterator[None]:
-    """While this lasts, torch's transformers compute by the operations that they consist of.
-
-    The fused path of evaluation is switched off. Whether a mask is the causal one isn't looked up in its values: that
-    is a hint, which saves time and changes nothing.
-    """
-    fused, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
-    torch.backends.mha.set_fastpath_enabled(False)
-    transformer._detect_is_causal_mask = _is_said_to_be_causal
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        transformer._detect_is_causal_mask = detect
-
-
-def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
-    return is_causal is True
 
 
 # -- the computation -----------------------------------------------------------------------------------------------

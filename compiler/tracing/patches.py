@@ -26,11 +26,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import transformer
 
 from prunec.compiler.tracing.containers import leaves
 from prunec.compiler.tracing.symbolic_numbers import Number
 
 _Function = Callable[..., Any]
+
+MODULE_CALL = nn.Module.__call__
+"""torch's own, whatever stands in its place."""
 
 _FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
 """What `torch.compiler.is_exporting()` reads."""
@@ -148,3 +153,41 @@ def _inlined(call: _Function) -> _Function:
             return call(self, *args, **kwargs)
 
     return run
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """While this lasts, torch's transformers compute by the operations that they consist of.
+
+    The fused path of evaluation is switched off. Whether a mask is the causal one isn't looked up in its values: that
+    is a hint, which saves time and changes nothing.
+    """
+    fused, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = _is_said_to_be_causal
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        transformer._detect_is_causal_mask = detect
+
+
+def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return is_causal is True
+
+
+@contextmanager
+def module_calls_sent_to(receiver: Callable[..., Any]) -> Iterator[None]:
+    """Send this thread's module calls to `receiver`, which is given the module, its arguments, and those by name."""
+    thread = threading.get_ident()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return MODULE_CALL(module, *args, **kwargs)
+        return receiver(module, args, kwargs)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = MODULE_CALL  # type: ignore[method-assign]

@@ -32,7 +32,7 @@ class Refused(Exception):
         self.hint = hint
 
 
-class Recorder(Protocol):
+class Tracer(Protocol):
     """What a number needs of the tracer that made it."""
 
     active: bool
@@ -47,10 +47,10 @@ class Recorder(Protocol):
 class Handle:
     """Where a traced value comes from: a node, which is made at the first read where it wasn't given."""
 
-    __slots__ = ("_make", "_node", "recorder", "value")
+    __slots__ = ("_make", "_node", "tracer", "value")
 
-    def __init__(self, recorder: Recorder, value: Any, make: fx.Node | Callable[[], fx.Node]) -> None:
-        self.recorder = recorder
+    def __init__(self, tracer: Tracer, value: Any, make: fx.Node | Callable[[], fx.Node]) -> None:
+        self.tracer = tracer
         self.value = value
         self._node = make if isinstance(make, fx.Node) else None
         self._make = None if isinstance(make, fx.Node) else make
@@ -65,13 +65,13 @@ class Handle:
 
     def derive(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> Handle:
         """A value computed from traced ones; its node waits until it is read."""
-        recorder = self.recorder
-        return Handle(recorder, value, lambda: recorder.call_node(function, args, value))
+        tracer = self.tracer
+        return Handle(tracer, value, lambda: tracer.call_node(function, args, value))
 
     def item(self, key: Any, value: Any) -> Handle:
         """`self[key]`, which is `value`."""
-        recorder = self.recorder
-        return Handle(recorder, value, lambda: recorder.call_node(operator.getitem, (self.node, key), value))
+        tracer = self.tracer
+        return Handle(tracer, value, lambda: tracer.call_node(operator.getitem, (self.node, key), value))
 
 
 class Number:
@@ -108,7 +108,7 @@ class Int(int, Number):
     __reduce__ = Number.__reduce__
 
     def __int__(self) -> int:
-        self.handle.recorder.froze = True
+        self.handle.tracer.froze = True
         return self.plain
 
     def __divmod__(self, other: Any) -> Any:
@@ -137,21 +137,21 @@ class Float(float, Number):
     __reduce__ = Number.__reduce__
 
     def __int__(self) -> int:
-        self.handle.recorder.froze = True
+        self.handle.tracer.froze = True
         return int(self.plain)
 
     __trunc__ = __int__
 
     def __floor__(self) -> int:
-        self.handle.recorder.froze = True
+        self.handle.tracer.froze = True
         return math.floor(self.plain)
 
     def __ceil__(self) -> int:
-        self.handle.recorder.froze = True
+        self.handle.tracer.froze = True
         return math.ceil(self.plain)
 
     def __round__(self, digits: Any = None) -> Any:
-        self.handle.recorder.froze = True
+        self.handle.tracer.froze = True
         return round(self.plain, digits)
 
 
@@ -249,7 +249,7 @@ def _compute(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
     """Apply a function to numbers of which one is traced. After the trace they are numbers like any other."""
     value = function(*map(plain_number, operands))
     handle = next(operand.handle for operand in operands if isinstance(operand, Number))
-    if not handle.recorder.active or not isinstance(value, int | float):
+    if not handle.tracer.active or not isinstance(value, int | float):
         return value
     return wrap_number(value, handle.derive(function, operands, value))
 

@@ -28,7 +28,7 @@ from prunec.compiler.tracing.locations import user_span
 from prunec.compiler.tracing.lowering import plain_linear
 from prunec.compiler.tracing.parametrizations import baked
 from prunec.compiler.tracing.symbolic_numbers import Refused
-from prunec.compiler.tracing.tracer import Recorder
+from prunec.compiler.tracing.tracer import Tracer
 from prunec.compiler.tracing.weight_folding import with_plain_weights
 
 
@@ -54,22 +54,22 @@ def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = Non
     """`trace` as the forward runs: weights that it computes itself are still computed, and no view of the batch is
     looked at."""
     inputs = arguments(model, example_inputs)
-    recorder = _run(model, inputs, mode)
-    if recorder.froze:
-        thaw(recorder.graph, inputs, lambda others: _run(model, others, mode).graph)
-    recorder.constants.fold(recorder.graph)
-    recorder.graph.eliminate_dead_code(is_impure)  # lints it first
-    _check_inputs_matter(recorder.graph, type(model).__name__)
+    tracer = _run(model, inputs, mode)
+    if tracer.froze:
+        thaw(tracer.graph, inputs, lambda others: _run(model, others, mode).graph)
+    tracer.constants.fold(tracer.graph)
+    tracer.graph.eliminate_dead_code(is_impure)  # lints it first
+    _check_inputs_matter(tracer.graph, type(model).__name__)
     return Program(
-        graph=recorder.graph,
-        state=_state(recorder),
+        graph=tracer.graph,
+        state=_state(tracer),
         inputs=tuple(inputs.inputs.values()),
         name=name or type(model).__name__,
         training=False,
     )
 
 
-def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Recorder:
+def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Tracer:
     """The forward, run once and written down. One that can't be so is told that it is being exported, so that it may
     leave out shortcuts that depend on a tensor's values; or what mode it is in, once and for all."""
     try:
@@ -86,15 +86,15 @@ def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Recorder:
 
 def _attempt(
     model: nn.Module, inputs: Arguments, mode: Mode, *, exporting: bool = False, flagged: bool = True
-) -> Recorder:
-    recorder: Recorder | None = None
+) -> Tracer:
+    tracer: Tracer | None = None
     try:
         with gc_paused():  # next to nothing that a trace makes is garbage
-            recorder = Recorder(baked(model), training=mode == "train", flagged=flagged)
-            recorder.run_forward(inputs, exporting=exporting)
+            tracer = Tracer(baked(model), training=mode == "train", flagged=flagged)
+            tracer.run_forward(inputs, exporting=exporting)
     except Exception as error:
-        raise _explained(error, model, recorder, inputs) from error
-    return recorder
+        raise _explained(error, model, tracer, inputs) from error
+    return tracer
 
 
 NOT_BOOL = "must be bool, not Flag"
@@ -111,28 +111,28 @@ def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
     )
 
 
-def _state(recorder: Recorder) -> dict[str, State]:
+def _state(tracer: Tracer) -> dict[str, State]:
     """What the graph reads, by name: the original's modules (in eval mode) and tensors."""
     state: dict[str, State] = {}
-    modules = {standin.name: standin.original for standin in recorder.copy.modules.values()}
-    for node in recorder.graph.nodes:
+    modules = {standin.name: standin.original for standin in tracer.copy.modules.values()}
+    for node in tracer.graph.nodes:
         target = str(node.target)
         if target in state:
             continue
         if node.op == "call_module":
             state[target] = unhooked(eval_copy(plain_linear(modules[target])))
-        elif node.op == "get_attr" and target in recorder.copy.tensors:
-            state[target] = recorder.copy.tensors[target][0]
-        elif node.op == "get_attr" and target in recorder.constants.added:
-            state[target] = recorder.constants.added[target]
+        elif node.op == "get_attr" and target in tracer.copy.tensors:
+            state[target] = tracer.copy.tensors[target][0]
+        elif node.op == "get_attr" and target in tracer.constants.added:
+            state[target] = tracer.constants.added[target]
     return state
 
 
-def _explained(error: Exception, model: nn.Module, recorder: Recorder | None, inputs: Arguments) -> ModelError:
+def _explained(error: Exception, model: nn.Module, tracer: Tracer | None, inputs: Arguments) -> ModelError:
     """The error in words: which module, which line, what is wrong and what would be right."""
     where = type(model).__name__
-    if recorder and recorder.failed and recorder.failed[0] is error and recorder.failed[1].name:
-        standin = recorder.failed[1]
+    if tracer and tracer.failed and tracer.failed[0] is error and tracer.failed[1].name:
+        standin = tracer.failed[1]
         where = f"{standin.name} ({type(standin.original).__name__})"
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, Refused):

@@ -14,9 +14,7 @@ operation that writes in place (seen by the tensor's version counter) makes late
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,21 +26,19 @@ from prunec.compiler.ir.modules import to_meta
 from prunec.compiler.tracing.calls import Call, describe, shown_type, with_dtype
 from prunec.compiler.tracing.constant_folding import Constants
 from prunec.compiler.tracing.containers import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
-from prunec.compiler.tracing.data_dependent import at_zero, with_numbers
+from prunec.compiler.tracing.data_dependent import Places, at_zero, places_of, with_mask, with_numbers
 from prunec.compiler.tracing.locations import in_meta_kernel, user_line
-from prunec.compiler.tracing.lowering import lowers, multihead_attention_function, written_out
+from prunec.compiler.tracing.lowering import lowers, multihead_attention_function
 from prunec.compiler.tracing.meta_model import MetaCopy, StandIn, meta_copy
-from prunec.compiler.tracing.patches import patched
-from prunec.compiler.tracing.picking import Places, places_of, with_mask
+from prunec.compiler.tracing.patches import MODULE_CALL, module_calls_sent_to, patched, written_out
 from prunec.compiler.tracing.shape_inference import MetaRunner
 from prunec.compiler.tracing.symbolic_numbers import Flag, Handle, Number, Refused, Shape, wrap_number
 from prunec.compiler.tracing.training_flag import FOLLOWS, following
 
 _META = torch.device("meta")
-_CALL = nn.Module.__call__
 
 
-class Recorder(TorchFunctionMode):
+class Tracer(TorchFunctionMode):
     """Runs one model once. `graph` is what it wrote down; `constants` are the tensors that no module owns."""
 
     def __init__(self, model: nn.Module, *, training: bool = False, flagged: bool = True) -> None:
@@ -67,7 +63,7 @@ class Recorder(TorchFunctionMode):
         with torch.inference_mode(False), torch.no_grad():
             values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
             args, kwargs = inputs.call(values)
-            with _patched(self), patched(exporting=exporting), written_out(), self:
+            with module_calls_sent_to(self.call_module), patched(exporting=exporting), written_out(), self:
                 left_out: list[str] = []
                 result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs), left_out)
             node = self.graph.output(self.to_graph(result))
@@ -148,8 +144,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, torch.Tensor):
             return (self._handles.get(id(value)) or self._constant(value)).node
         if isinstance(value, Number):
-            return value.handle.node if value.handle.recorder is self else value.plain
-        if type(value) is Shape and value.handle is not None and value.handle.recorder is self:
+            return value.handle.node if value.handle.tracer is self else value.plain
+        if type(value) is Shape and value.handle is not None and value.handle.tracer is self:
             return value.handle.node
         if isinstance(value, torch.device):
             return self._device.node if value == self._here and self._device else value
@@ -301,7 +297,7 @@ class Recorder(TorchFunctionMode):
         """`module(*args, **kwargs)`: one node for a leaf, the forward's own operations for any other."""
         standin = self.copy.modules.get(id(module))
         if standin is None or not torch._C._is_torch_function_mode_enabled():
-            return _CALL(module, *args, **kwargs)
+            return MODULE_CALL(module, *args, **kwargs)
         try:
             return (self._call_hooked if standin.leaf else self._call_through)(standin, args, kwargs)
         except BaseException as error:
@@ -312,7 +308,7 @@ class Recorder(TorchFunctionMode):
     def _call_through(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._scopes.append(standin)
         try:
-            return _CALL(standin.copy, *args, **kwargs)
+            return MODULE_CALL(standin.copy, *args, **kwargs)
         finally:
             self._scopes.pop()
 
@@ -342,23 +338,6 @@ class Recorder(TorchFunctionMode):
             written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
             node = self._node("call_module", standin.name, self.to_graph(args), kwargs and self.to_graph(kwargs))
             return self._enter(node, _distinct(value, tensors, written), written)
-
-
-@contextmanager
-def _patched(recorder: Recorder) -> Iterator[None]:
-    """Send this thread's module calls to the recorder."""
-    thread = threading.get_ident()
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return _CALL(module, *args, **kwargs)
-        return recorder.call_module(module, args, kwargs)
-
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = _CALL  # type: ignore[method-assign]
 
 
 def _version(tensor: torch.Tensor) -> int:

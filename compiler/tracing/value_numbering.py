@@ -18,24 +18,20 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.aliasing import memories
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import behind
-from prunec.compiler.tracing.training_flag import FOLLOWS
+from prunec.compiler.tracing.training_flag import arguments_of, flag_place, is_flag, with_flag
 
 Number = int
 Numbers = dict[fx.Node, Number]
 Pair = tuple[fx.Node, fx.Node]
-
-_DROPPED: Final = {F.scaled_dot_product_attention: "dropout_p"}
-"""Functions with a share to drop instead of a flag: code gives them 0 in eval mode."""
 
 
 class NotJoinable(ModelError):
@@ -219,51 +215,16 @@ def _written_alone(trace: Trace, evaluated: Numbers, trained: Numbers) -> set[fx
     return found
 
 
-# --- flags -------------------------------------------------------------------------------------------------------
-
-
-def is_flag(node: fx.Node) -> bool:
-    """Whether a node reads the model's mode."""
-    return node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training"
-
-
-def _place(node: fx.Node) -> tuple[int | None, str, Any] | None:
-    """Where a node's arguments hold what may be the mode's alone: the position, if any, the name, and the default."""
-    if node.op != "call_function" or not callable(node.target):
-        return None
-    if node.target in FOLLOWS:
-        position, default = FOLLOWS[node.target]
-        return (position if len(node.args) > position else None), "training", default
-    name = _DROPPED.get(node.target, "")
-    return (None, name, None) if name in node.kwargs else None
-
-
-def flag_of(trace: Trace, node: fx.Node) -> float | None:
-    """What stands there in this trace's mode; None where there is nothing such, or it is computed."""
-    place = _place(node)
-    if place is None:
-        return None
-    position, name, default = place
-    value = trace.own(node.kwargs.get(name, default) if position is None else node.args[position])
-    return value if isinstance(value, bool | int | float) else None
-
-
 def _without_mode(trace: Trace, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A node's arguments without what may be the mode's alone."""
     return arguments_of(node) if flag_of(trace, node) is None else with_flag(node, "by mode")
 
 
-def with_flag(node: fx.Node, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments with another value in the place of its flag."""
-    args, kwargs = arguments_of(node)
-    place = _place(node)
-    assert place is not None, f"{node.name} has a place for a flag"
-    position, name, _ = place
-    if position is None:
-        return args, {**kwargs, name: value}
-    return (*args[:position], value, *args[position + 1 :]), kwargs
-
-
-def arguments_of(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments, in order and by name."""
-    return tuple(node.args), dict(node.kwargs)
+def flag_of(trace: Trace, node: fx.Node) -> float | None:
+    """What stands there in this trace's mode; None where there is nothing such, or it is computed."""
+    place = flag_place(node)
+    if place is None:
+        return None
+    position, name, default = place
+    value = trace.own(node.kwargs.get(name, default) if position is None else node.args[position])
+    return value if isinstance(value, bool | int | float) else None

@@ -24,10 +24,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from prunec.compiler.groups.analysis import Analysis, FloatArray, Group, Member, analyse
+from prunec.compiler.groups.interchangeable import pacesetter
 from prunec.compiler.ir.program import Axis, Program
 from prunec.compiler.pass_base import Context
 from prunec.passes.calibration.calibration import Calibration
-from prunec.passes.cluster import pacesetter
 from prunec.passes.criteria.aggregates import AGGREGATES, Evidence
 
 Found = tuple[str, Evidence]

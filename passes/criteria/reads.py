@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, fx
 
 from prunec.compiler.groups.analysis import LOOSE, Analysis
+from prunec.compiler.groups.interchangeable import label_arrays_of
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.flow import Flow
 from prunec.compiler.labels.registry import row_for
-from prunec.compiler.rewrite.merge import label_arrays_of
 from prunec.compiler.tracing.batch_dim import batch_places
 
 

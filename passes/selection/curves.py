@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from prunec.compiler.errors import PassError, Span, nearest
 from prunec.compiler.groups.analysis import Group
+from prunec.compiler.plan.options import wrong
 
 COLUMNS: Final = ("group", "units", "ratio", "removed", "accuracy", "loss")
 
@@ -177,3 +180,53 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         message = f"from: can't read {path}: it isn't UTF-8 text (byte {error.start})"
         raise PassError(message, keys=("from",), hint=hint) from error
+
+
+_FLOOR: Final = re.compile(r"\s*-\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(pt|%)\s*")
+
+
+def _floor(value: object) -> object:
+    match = _FLOOR.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        hint = "-1pt is one point of accuracy, as from 97% to 96%; -2% is 2% of what it is"
+        raise wrong("must be a loss such as -1pt or -2%", hint=hint)
+    return f"-{match[1]}{match[2]}"
+
+
+Floor = Annotated[str, BeforeValidator(_floor)]
+"""How much may be lost: `-1pt`, a point of accuracy, or `-2%` of what it is. A loss may rise by as many percent."""
+
+
+def held(curve: Curve, floor: str) -> Point:
+    """The last point up to which the curve stays above the floor. Raises `PassError` for points of accuracy of a curve
+    that has none."""
+    least, sign = _least(curve, floor)
+    last = curve.points[0]
+    for point in curve.points:
+        if not sign * point.value >= least - 1e-9:
+            break
+        last = point
+    return last
+
+
+def _least(curve: Curve, floor: str) -> tuple[float, int]:
+    """What must be reached, and whether more (1) or less (-1) is better: then both are negated."""
+    match = _FLOOR.fullmatch(floor)
+    assert match is not None, "a floor is checked when the plan is loaded"
+    amount, relative, whole = float(match[1]) / 100, match[2] == "%", curve.points[0].value
+    if math.isnan(curve.points[0].accuracy):
+        if not relative:
+            message = f"floor: {floor} is of accuracy, and the file has losses alone"
+            raise PassError(message, keys=("floor",), hint="-2% lets the loss rise by 2%")
+        return -whole * (1 + amount), -1
+    return (whole * (1 - amount) if relative else whole - amount), 1
+
+
+def kept_within(path: Path, floor: str, groups: Mapping[str, Group], only: Iterable[str]) -> dict[str, int]:
+    """How many units each of these groups keeps, by the curves in a file; a group without a curve isn't cut.
+
+    Raises `PassError` with its place in the file where that can't be read or is another model's.
+    """
+    wanted = set(only)
+    points = {curve.group: (curve.units, held(curve, floor)) for curve in read_curves(path, groups)}
+    return {name: units - point.removed for name, (units, point) in points.items() if name in wanted and point.removed}

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from prunec.compiler.report.console import console, made_table, say
 from prunec.compiler.report.figures import percent
-from prunec.passes.selection.curves import Curve
+from prunec.passes.selection.curves import Curve, held
 from prunec.passes.studies.rank import ALL, Row, within_groups
-from prunec.passes.studies.sensitivity import held, most_sensitive_first
+from prunec.passes.studies.sensitivity import most_sensitive_first
 
 EXTREMES: Final = 6
 """How many of the most and of the least sensitive groups the console shows; the page shows all."""
