@@ -82,7 +82,7 @@ def examine(case: Case, *, onnx: bool = True, say: Callable[[dict[str, Any]], No
     say({"nodes": len(program.graph.nodes), "weights_mb": round(_megabytes(program))})
     analysis: Analysis = timed("labels", lambda: analyse(program))
     say(prunable(analysis))
-    context = Context(baseline=cost(program))
+    context = Context(traced=program)
     scored = timed("score", lambda: Score(criterion="l1", normalize="mean").run(program, context).program)
     chosen = timed("select", lambda: Select(budget={"macs": 0.5}).run(scored, context).program)
     slim = timed("shrink", lambda: Shrink().run(chosen, context).program)

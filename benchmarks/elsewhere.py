@@ -84,7 +84,7 @@ def examine(model: nn.Module, inputs: Any) -> Iterator[dict[str, Any]]:
     pins = Counter(reason for group in analysis.groups.values() for reason in group.pinned if reason)
     pinned = "; ".join(f"{count} {reason}" for reason, count in pins.most_common(SHOWN))
     yield {"status": "select", "units": analysis.size, "free": int(analysis.free.sum()), "pinned": pinned}
-    context = Context(seed=1, baseline=cost(program))
+    context = Context(seed=1, traced=program)
     scored = Score(criterion="random").run(program, context).program
     chosen = Select(ratio=0.5).run(scored, context).program
     slim = Shrink().run(chosen, context).program

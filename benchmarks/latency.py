@@ -86,7 +86,7 @@ def run(name: str, options: argparse.Namespace, out: Console) -> None:
     with bars() as progress:
         context = Context(progress=progress)
         program = scored(name, options.size, context)
-        context = Context(progress=progress, baseline=cost(program), traced=program)
+        context = Context(progress=progress, traced=program)
         start = time.perf_counter()
         latency = resource("latency", program, context)
         seconds = time.perf_counter() - start

@@ -16,19 +16,17 @@ A pass that changes what is computed sets `rewrites = True`; then the pipeline c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from prunec.compiler.ir.program import Note, Program
-
-if TYPE_CHECKING:
-    from prunec.compiler.cost.model import Cost
-    from prunec.compiler.verify.reference import Reference
+from prunec.compiler.plugins import Registry
+from prunec.compiler.verify.reference import Reference, Same
 
 
 class Progress(Protocol):
@@ -57,10 +55,8 @@ class Context:
     seed: int = 0
     data: Data | None = None
     progress: Progress = silent
-    baseline: Cost | None = None
-    """What the traced model costs: shares such as `50%` are shares of this."""
     traced: Program | None = None
-    """The model as it was traced: shares of what `baseline` doesn't hold are shares of what it uses."""
+    """The model as it was traced: shares such as `50%` are shares of what it uses."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""
@@ -108,6 +104,10 @@ class Pass(BaseModel, ABC):
         """The program that the options of later passes are checked on before anything is run."""
         return program
 
+    def resources(self) -> frozenset[str]:
+        """The resources (`latency`, ...) that this pass looks at, given its options: the report tells how they fare."""
+        return frozenset()
+
     def required(self) -> frozenset[str]:
         """The facts that this pass needs, given its options."""
         return self.needs
@@ -118,10 +118,10 @@ class Pass(BaseModel, ABC):
 
     def reference(self, before: Program, after: Program) -> Reference:
         """What the rewritten program must compute; by default, what the old one computed."""
-        from prunec.compiler.verify.reference import Same  # noqa: PLC0415  (verify needs this module)
-
         return Same(before)
 
 
-PassFactory = Callable[..., Pass]
+PASSES: Final = Registry("prunec.passes", "pass", Pass)  # type: ignore[type-abstract]
+"""The passes that are installed: the entry-point group `prunec.passes`; see `plugins`."""
+
 Batch = tuple[torch.Tensor, ...]

@@ -24,7 +24,7 @@ Base = TypeVar("Base")
 
 
 @dataclass(frozen=True)
-class Found:
+class EntryPoints:
     """The extensions of one kind (`pass`), by name: whatever their entries name."""
 
     group: str
@@ -49,7 +49,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Registry(Found, Generic[Base]):
+class Registry(EntryPoints, Generic[Base]):
     """The extensions of a kind that are classes with a common base."""
 
     base: type[Base]

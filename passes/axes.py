@@ -21,7 +21,7 @@ With `equal` and `free` a channel shuffle, whether it is written with views or c
 (`index_select` with a constant index) wherever what is left of its rows isn't the same of each, for then no view can
 give the order that it must. A view that does anything else loses the same positions of every row.
 
-The division stays with the program, so that later rounds of `score`, `select` and `shrink` use it. Heads and head
+The granularity stays with the program, so that later rounds of `score`, `select` and `shrink` use it. Heads and head
 widths can't be units at once, since a row and a column of a grid share an element; cut them in two rounds:
 
     - axes: heads
@@ -43,7 +43,7 @@ from pydantic import Field, field_validator
 
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.ir.granularity import CHOICES, Block, Division, Patterns
+from prunec.compiler.ir.granularity import CHOICES, Block, Granularity, Patterns
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
@@ -81,7 +81,10 @@ class Axes(Pass):
         return value
 
     def run(self, program: Program, context: Context) -> PassResult:
-        """Give the program with this division; units are numbered anew. Raises PassError after `score` or `select`."""
+        """Give the program with this granularity; units are numbered anew.
+
+        Raises PassError after `score` or `select`.
+        """
         if program.facts:
             raise PassError(
                 f"{' and '.join(sorted(program.facts))} count units as they were divided before",
@@ -103,10 +106,10 @@ class Axes(Pass):
         return (*(Note(kind, "the model has nothing to divide that way") for kind in idle), *overruled)
 
     def foreseen(self, program: Program) -> Program:
-        """The program with this division; what an option doesn't speak of stays as it was divided."""
-        known = {kind: program.division.of(kind) for kind in CHOICES}
+        """The program with this granularity; what an option doesn't speak of stays as it was divided."""
+        known = {kind: program.granularity.of(kind) for kind in CHOICES}
         said = {kind: _patterns(given) for kind in CHOICES if (given := getattr(self, kind)) is not None}
-        return program.derive(division=Division(**{**known, **said}))
+        return program.derive(granularity=Granularity(**{**known, **said}))
 
     def check(self, program: Program) -> None:
         """Every pattern means a block."""
@@ -128,7 +131,7 @@ def _patterns(given: str | Mapping[str, str]) -> Patterns:
 
 def _overruled(divided: Program, block: Block) -> str:
     """What the plan asked for where something else holds; else ''."""
-    asked = divided.division.choice(block.kind, block.names)
+    asked = divided.granularity.choice(block.kind, block.names)
     return asked if asked != block.choice else ""
 
 

@@ -161,6 +161,10 @@ class Select(Pass):
             raise wrong("must not name 'cost_weight' or 'per_cost' for a method other than greedy")
         return self
 
+    def resources(self) -> frozenset[str]:
+        """Those that have a budget, or a price."""
+        return frozenset({*(self.budget or {}), *self.cost_weight})
+
     def required(self) -> frozenset[str]:
         """Scores, unless the units are spelled out."""
         return frozenset() if self.units is not None else frozenset({"scores"})

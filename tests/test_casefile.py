@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
-from prunec.compiler import registry
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import Note, Program
-from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.pass_base import PASSES, Context, Pass, PassResult
+from prunec.compiler.plan import plan as plan_module
 from prunec.compiler.testing.case_files import parse_cases, run_case
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.verify.reference import Same
@@ -82,8 +83,8 @@ def _warm():
 @pytest.fixture
 def run(pytester, monkeypatch, _warm):
     """Run one file of cases; gives the file and the run's result."""
-    monkeypatch.setattr(registry, "names", lambda: tuple(PASSES))
-    monkeypatch.setattr(registry, "pass_class", PASSES.__getitem__)
+    toys = SimpleNamespace(names=lambda: tuple(PASSES), named=PASSES.__getitem__)
+    monkeypatch.setattr(plan_module, "PASSES", toys)
 
     def run(text: str, *options: str):
         file = pytester.path / "toy.case"

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from prunec.compiler import compile
 from prunec.compiler.cli import main as cli
-from prunec.compiler.cost.latency import table as latency_meter
+from prunec.compiler.cost.latency import model as latency_model_module
+from prunec.compiler.cost.latency import table as latency_table
 from prunec.compiler.cost.latency.attribution import DISPATCH, Part, share_out
-from prunec.compiler.cost.latency.cache import Cache, cache_folder, cpu
+from prunec.compiler.cost.latency.cache import Cache, cache_folder
 from prunec.compiler.cost.latency.grid import Grid, Line
 from prunec.compiler.cost.latency.layers import Layer, layer_at, model_of
 from prunec.compiler.cost.latency.model import (
@@ -31,9 +32,8 @@ from prunec.compiler.cost.latency.model import (
     kept_units,
     latency_model,
     latency_resource,
-    predicted_latency,
 )
-from prunec.compiler.cost.latency.table import NetworkTime, OnnxRuntimeMeter, Table
+from prunec.compiler.cost.latency.table import Measured, NetworkTime, Table
 from prunec.compiler.cost.model import cost_model
 from prunec.compiler.cost.resources import TAKES, resource
 from prunec.compiler.errors import ModelError, OutputError
@@ -42,7 +42,10 @@ from prunec.compiler.pass_base import Context
 from prunec.compiler.report import figures
 from prunec.compiler.report.html import report_html
 from prunec.compiler.rewrite.shrink import remove_units
-from prunec.compiler.targets.ort_session import NodeTime, feed, profile, session
+from prunec.compiler.targets.base import NodeTime
+from prunec.compiler.targets.onnxruntime import OnnxRuntimeMeter
+from prunec.compiler.targets.ort_session import feed, profile, session
+from prunec.compiler.targets.processor import processor
 from prunec.compiler.tracing.trace import trace
 from prunec.models.digits import cnn
 
@@ -80,7 +83,7 @@ class Formula:
 
 
 def modelled(program, meter=None) -> LatencyModel:
-    return latency_model(program, Table(meter=meter or Formula()))
+    return latency_model(program, Table(meter or Formula()))
 
 
 # -- layers --------------------------------------------------------------------------------------------------------
@@ -339,11 +342,11 @@ def test_layers_of_one_shape_are_measured_once():
     model = modelled(program, meter)
     assert sum(charge.layer is not None for charge in model.charges) == 4
     # The first reads the image and the last writes the output: the widths that may change are of three kinds.
-    assert len(meter.asked) == 3 * latency_meter.SWEEPS
+    assert len(meter.asked) == 3 * latency_table.SWEEPS
 
 
 def test_the_resource_is_named_as_a_plan_names_it(monkeypatch):
-    monkeypatch.setattr(latency_meter, "OnnxRuntimeMeter", Formula)
+    monkeypatch.setattr(latency_model_module, "Measured", lambda meter: Formula())
     program = trace(cnn().eval(), (torch.zeros(1, 1, 8, 8),))
     found = resource("latency", program, Context())
     assert (found.name, found.whole, found.units) == ("latency", False, {"s": 1.0})
@@ -357,11 +360,11 @@ WANTED = [(CONV, (True, True)), (replace(CONV, inner=4), (True, False))]
 
 def test_times_are_read_again(folder):
     meter = Formula()
-    first, second = Table(meter=meter), Table(meter=meter)
+    first, second = Table(meter), Table(meter)
     before = first.surfaces(WANTED)
     asked = len(meter.asked)
     after = second.surfaces(WANTED)
-    assert (asked, len(meter.asked)) == (len(WANTED) * latency_meter.SWEEPS, asked)
+    assert (asked, len(meter.asked)) == (len(WANTED) * latency_table.SWEEPS, asked)
     assert (first.measured, second.measured) == (set(WANTED), set())
     assert all((before[each].values == after[each].values).all() for each in WANTED)
     assert len(list(folder.iterdir())) == len(WANTED)
@@ -374,11 +377,11 @@ def test_times_are_read_again(folder):
 )
 def test_a_broken_file_is_measured_again(folder, text):
     meter = Formula()
-    Table(meter=meter).surfaces(WANTED[:1])
+    Table(meter).surfaces(WANTED[:1])
     (path,) = folder.iterdir()
     good = path.read_text()
     path.write_text(text)
-    table = Table(meter=meter)
+    table = Table(meter)
     table.surfaces(WANTED[:1])
     assert table.measured == set(WANTED[:1])
     assert path.read_text() == good
@@ -387,19 +390,19 @@ def test_a_broken_file_is_measured_again(folder, text):
 @pytest.mark.parametrize("value", [[1.0], "text", [0.0] * 99, None])
 def test_times_that_do_not_fit_are_measured_again(folder, value):
     meter = Formula()
-    Table(meter=meter).surfaces(WANTED[:1])
+    Table(meter).surfaces(WANTED[:1])
     (path,) = folder.iterdir()
     entry = json.loads(path.read_text())
     path.write_text(json.dumps({**entry, "value": value}))
-    table = Table(meter=meter)
+    table = Table(meter)
     table.surfaces(WANTED[:1])
     assert table.measured == set(WANTED[:1])
 
 
 def test_refreshing_measures_everything_again():
     meter = Formula()
-    Table(meter=meter).surfaces(WANTED)
-    table = Table(meter=meter, refresh=True)
+    Table(meter).surfaces(WANTED)
+    table = Table(meter, refresh=True)
     table.surfaces(WANTED)
     assert table.measured == set(WANTED)
 
@@ -407,24 +410,24 @@ def test_refreshing_measures_everything_again():
 def test_a_network_is_known_whatever_was_found_out_about_it():
     program = trace(cnn().eval(), (torch.zeros(1, 1, 8, 8),))
     meter = Formula()
-    first = Table(meter=meter).network(program)
+    first = Table(meter).network(program)
     meter.network = lambda program: pytest.fail("measured again")
-    assert Table(meter=meter).network(program.with_facts(scores={"conv1": np.ones(3)})) == first
+    assert Table(meter).network(program.with_facts(scores={"conv1": np.ones(3)})) == first
 
 
 def test_of_several_sweeps_of_a_network_the_fastest_nodes_count():
     slow = tuple(replace(node, seconds=node.seconds * factor) for node, factor in zip(NODES, (1, 2, 1, 3), strict=True))
     other = tuple(replace(node, seconds=node.seconds * 1.5) for node in NODES)
-    found = latency_meter._fastest([NetworkTime(slow, 9.0), NetworkTime(other, 8.0)])
+    found = latency_table._fastest([NetworkTime(slow, 9.0), NetworkTime(other, 8.0)])
     assert [node.seconds for node in found.nodes] == [4.0, 1.5, 0.5, 0.75]
     assert found.seconds == 8.0
 
 
 def test_another_runtime_has_times_of_its_own(folder):
-    Table(meter=Formula()).surfaces(WANTED)
+    Table(Formula()).surfaces(WANTED)
     other = Formula()
     other.name = "another"
-    table = Table(meter=other)
+    table = Table(other)
     table.surfaces(WANTED)
     assert table.measured == set(WANTED)
     assert len(list(folder.iterdir())) == 2 * len(WANTED)
@@ -436,10 +439,10 @@ def test_of_several_sweeps_the_fastest_counts():
             slow = 1 + len(self.asked) % 2
             return [time * slow for time in super().layer(layer, points)]
 
-    (steady,) = Table(meter=Formula()).surfaces(WANTED[:1]).values()
+    (steady,) = Table(Formula()).surfaces(WANTED[:1]).values()
     tired = Tiring()
     tired.name = "tired"
-    (found,) = Table(meter=tired).surfaces(WANTED[:1]).values()
+    (found,) = Table(tired).surfaces(WANTED[:1]).values()
     assert found.at(8, 16) == pytest.approx(steady.at(8, 16))
 
 
@@ -472,29 +475,29 @@ def test_where_times_are_kept(monkeypatch, tmp_path):
 
 
 def test_a_processor_has_a_name():
-    assert cpu()
+    assert processor()
 
 
 # -- the real runtime ----------------------------------------------------------------------------------------------
 
 
 def test_a_layer_is_really_measured():
-    meter = OnnxRuntimeMeter()
+    meter = Measured(OnnxRuntimeMeter())
     small, large = meter.layer(replace(CONV, inner=64, outer=64, sizes=(24, 24)), [(4, 4), (64, 64)])
     assert 0 < small < large < 1
 
 
 def test_a_network_is_really_measured():
     program = trace(cnn().eval(), (torch.zeros(1, 1, 8, 8),))
-    found = OnnxRuntimeMeter().network(program)
+    found = Measured(OnnxRuntimeMeter()).network(program)
     assert 0 < found.seconds < 1
     assert {"Conv", "Gemm"} <= {node.op for node in found.nodes}
     assert all(node.elements > 0 and node.seconds >= 0 for node in found.nodes)
 
 
 def test_points_are_measured_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(latency_meter, "HELD", 100)
-    assert len(OnnxRuntimeMeter().layer(CONV, [(4, 4), (8, 4), (8, 8)])) == 3
+    monkeypatch.setattr(latency_table, "HELD", 100)
+    assert len(Measured(OnnxRuntimeMeter()).layer(CONV, [(4, 4), (8, 4), (8, 8)])) == 3
 
 
 def test_a_profile_has_the_nodes_of_every_file():
@@ -528,7 +531,7 @@ PLAN = {
 
 @pytest.fixture
 def formula(monkeypatch):
-    monkeypatch.setattr(latency_meter, "OnnxRuntimeMeter", Formula)
+    monkeypatch.setattr(latency_model_module, "Measured", lambda meter: Formula())
 
 
 def test_the_report_compares_predicted_and_measured(formula, tmp_path):
@@ -564,7 +567,6 @@ def test_without_such_a_budget_nothing_is_predicted():
     plan = {**PLAN, "passes": [{"score": "l1"}, {"select": {"ratio": 0.5}}, "shrink"]}
     result = compile(cnn((16, 32)).eval(), plan)
     assert "latency" not in result.report
-    assert predicted_latency(result.before, result.program) is None
     assert figures.foretold(result.report) == ""
 
 

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prunec.compiler import registry
+from prunec.compiler import plugins
 from prunec.compiler.errors import PlanError, PrunecError
 from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.pass_base import PASSES, Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01
 from prunec.compiler.plan.plan import Plan, schema
 from prunec.compiler.plan.source import PlanErrors
@@ -81,11 +81,11 @@ def install(monkeypatch):
     def install(*points: EntryPoint) -> None:
         found = {"prunec.passes": points}
         monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: found.get(group, ()))
-        registry.refresh()
+        plugins.refresh()
 
     install(*(point(name, f"fakes:{cls}") for name, cls in FAKES.items()))
     yield install
-    registry.refresh()
+    plugins.refresh()
 
 
 def point(name: str, value: str, package: str = "") -> EntryPoint:
@@ -455,16 +455,16 @@ def test_no_fractions(value):
 
 
 def test_another_package_adds_a_pass(install, load):
-    assert registry.names() == ("pick", "tidy", "trim")
+    assert PASSES.names() == ("pick", "tidy", "trim")
     install(point("trim", "fakes:Trim", "other"))
-    assert dict(registry.passes()) == {"trim": Trim}
+    assert dict(PASSES.all()) == {"trim": Trim}
     assert load("plan: 1\npasses: [trim: 10%]\n").passes[0].pass_ == Trim(ratio=0.1)
 
 
 def test_passes_are_imported_when_asked_for(install):
     install(point("tidy", "fakes:Tidy"), point("broken", "no_such_package.sub:X", "acme"))
-    assert registry.names() == ("broken", "tidy")
-    assert registry.pass_class("tidy") is Tidy
+    assert PASSES.names() == ("broken", "tidy")
+    assert PASSES.named("tidy") is Tidy
 
 
 BAD_PASSES = [
@@ -503,13 +503,13 @@ BAD_PASSES = [
 def test_a_bad_registration_names_the_package(install, points, expected):
     install(*points)
     with pytest.raises(PrunecError) as caught:
-        registry.pass_class("tidy")
+        PASSES.named("tidy")
     assert str(caught.value) == expected
 
 
 def test_one_package_listed_twice_is_one(install):
     install(point("tidy", "fakes:Tidy", "acme"), point("tidy", "fakes:Tidy", "acme"))
-    assert registry.pass_class("tidy") is Tidy
+    assert PASSES.named("tidy") is Tidy
 
 
 KINDS = {

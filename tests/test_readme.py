@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from prunec.compiler import registry
 from prunec.compiler.driver.compile import load_program
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_the_python_example_is_a_plan():
 
 def test_the_pass_table_is_complete():
     rows = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
-    own = [name for name, cls in registry.passes().items() if cls.__module__.startswith("prunec.")]
+    own = [name for name, cls in PASSES.all().items() if cls.__module__.startswith("prunec.")]
     assert sorted(rows) == sorted(own)
 
 

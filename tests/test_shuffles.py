@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from prunec.compiler import compile
 from prunec.compiler.groups.analysis import Analysis, analyse
-from prunec.compiler.ir.granularity import Division
+from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
@@ -86,7 +86,7 @@ def built(name: str, groups: int, choice: str) -> tuple[Program, Callable[[int],
     model = lively(Made(parts, lambda m, x: _units(m, x, FORMS[name], groups)))
     program = trace(model, (torch.randn(2, 3, 6, 5, dtype=torch.float64),))
     inputs = lambda batch: (torch.randn(batch, 3, 6, 5, dtype=torch.float64),)  # noqa: E731
-    return program.derive(division=Division(grouped=(("*", choice),))), inputs
+    return program.derive(granularity=Granularity(grouped=(("*", choice),))), inputs
 
 
 def _gathers(program: Program) -> int:
@@ -149,7 +149,7 @@ def test_equal_rows_stay_equal() -> None:
     program, _ = built("permute", 2, "equal")
     analysis = analyse(program)
     assert {block.units.shape for block in analysis.balanced} == {(2, 12)}
-    assert not list(Axes(grouped="equal").run(program.derive(division=Division()), Context()).notes)
+    assert not list(Axes(grouped="equal").run(program.derive(granularity=Granularity()), Context()).notes)
 
 
 def test_what_is_no_shuffle_is_not_gathered() -> None:

@@ -197,7 +197,7 @@ def latency(
     with bars() as progress:
         times = new_table(progress, refresh=refresh)
         model = latency_model(program, times)
-    show_latency(model, times.meter.name)
+    show_latency(model, times.times.name)
 
 
 @app.command()

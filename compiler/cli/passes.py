@@ -13,20 +13,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.options import Fraction01, OneOf
-from prunec.compiler.registry import pass_class, passes
 from prunec.compiler.report.console import say, table
 
 
 def show_passes() -> None:
     """A line for each pass."""
-    rows = [[name, _facts(made.needs), _facts(made.gives), _summary(made)] for name, made in passes().items()]
+    rows = [[name, _facts(made.needs), _facts(made.gives), _summary(made)] for name, made in PASSES.all().items()]
     table("", ("pass", "needs", "gives", "what it does"), rows)
 
 
 def show_pass(name: str) -> None:
     """What a pass does, and its options. Raises `PrunecError` where there is no such pass."""
-    made = pass_class(name)
+    made = PASSES.named(name)
     say(f"{name}: {_summary(made)}")
     text = inspect.getdoc(inspect.getmodule(made))
     if text:

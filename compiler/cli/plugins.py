@@ -16,9 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from prunec.compiler.errors import PrunecError
-from prunec.compiler.plugins import Found
+from prunec.compiler.plugins import EntryPoints
 
-COMMANDS: Final = Found("prunec.commands", "command")
+COMMANDS: Final = EntryPoints("prunec.commands", "command")
 """The commands that are installed beside the built-in ones."""
 
 

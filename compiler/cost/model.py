@@ -148,12 +148,7 @@ class WidthNumbers:
 @gc_paused()
 def cost_model(program: Program) -> CostModel:
     """The closed-form costs of a program; made once for each program."""
-    known = program.__dict__.get("_cost_model")
-    if known is None:
-        known = _build(analyse(program))
-        program.__dict__["_cost_model"] = known
-    assert isinstance(known, CostModel)
-    return known
+    return program.cached("cost model", lambda: _build(analyse(program)))
 
 
 def cost(program: Program) -> Cost:

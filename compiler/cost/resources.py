@@ -16,18 +16,19 @@ changed. Another resource is a row in RESOURCES: a function of a program and a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Final, Protocol
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.sparse import csr_matrix
 
-from prunec.compiler.cost.model import CostModel, cost_model, elements_of, sum_of_products
+from prunec.compiler.cost.latency.model import latency_resource
+from prunec.compiler.cost.model import cost_model, elements_of, sum_of_products
+from prunec.compiler.cost.resource import Factory, Resource
 from prunec.compiler.errors import PrunecError, nearest
-from prunec.compiler.groups.analysis import Analysis, BoolArray, FloatArray
+from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.compiler.labels.flow import Product
@@ -37,85 +38,16 @@ _HEADER: Final = len('{"__metadata__":{"format":"pt"}}') + 8
 """A safetensors file starts with eight bytes of length, then JSON, filled up to a multiple of eight."""
 
 
-class TermFunctions(Protocol):
-    """Functions of widths. `cost.Terms`, sums of products, is one; a measured table is another."""
-
-    @property
-    def factors(self) -> IntArray:
-        """[terms, k]: the widths that each term looks at; width 0 is always 1 and fills up."""
-
-    def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The values at `widths` [all widths of the model], of the terms numbered `which`, or of all.
-
-        `widths` may have columns, one for each of many selections; then the values do too.
-        """
-
-
-@dataclass(frozen=True)
-class Resource:
-    """Something that a budget can be set for.
-
-    `units` are the suffixes that a plan may write behind a number, with what they are worth in the resource's own unit
-    ('' for none: `macs: 2M`; `B` and `s` for bytes and seconds: `file_size: 2MB`, `latency: 5ms`). `per` is the amount
-    that a `cost_weight` counts in: a million operations, a megabyte, a millisecond.
-    """
-
-    name: str
-    model: CostModel
-    terms: TermFunctions
-    rows: csr_matrix
-    """[rows, terms]"""
-    fixed: float = 0.0
-    units: Mapping[str, float] | None = None
-    per: float = 1e6
-    whole: bool = True
-    """Whether values are whole numbers."""
-    diminishing: bool = True
-    """Whether a removal saves less, never more, as other widths shrink. Products do, where there is one row."""
-
-    @cached_property
-    def columns(self) -> csc_matrix:
-        """`rows`, for taking terms out."""
-        return self.rows.tocsc()
-
-    def value(self, widths: FloatArray) -> float:
-        """What is used at these widths, in the resource's own unit."""
-        sums = self.rows @ self.terms.each(widths)
-        total = float(sums.max(initial=0.0)) + self.fixed
-        return float(round(total)) if self.whole else total
-
-    def of(self, keep: BoolArray) -> float:
-        """What is used when the units in `keep` stay."""
-        return self.value(self.model.widths(keep))
-
-    @property
-    def now(self) -> float:
-        """What the program uses as it is."""
-        return self.of(self.model.everything)
-
-
-Factory = Callable[[Program, Context], Resource]
-
-
 def resource(name: str, program: Program, context: Context) -> Resource:
     """A resource of a program; made once for each program. Raises `PrunecError` for a name that there isn't."""
     if name not in RESOURCES:
         raise PrunecError(f"unknown resource '{name}'", hint=nearest(name, RESOURCES))
-    known = program.__dict__.setdefault("_resources", {})
-    if name not in known:
-        known[name] = RESOURCES[name](program, context)
-    found = known[name]
-    assert isinstance(found, Resource)
-    return found
+    return program.cached(f"resource {name}", lambda: RESOURCES[name](program, context))
 
 
 def baseline(name: str, program: Program, context: Context) -> float:
     """What the traced model uses: shares are shares of this. Where no traced model is known, it is the program."""
-    if context.traced is not None:
-        return resource(name, context.traced, context).now
-    if context.baseline is not None and name in context.baseline.to_dict():
-        return float(context.baseline.to_dict()[name])
-    return resource(name, program, context).now
+    return resource(name, program if context.traced is None else context.traced, context).now
 
 
 def _one_row(terms: int) -> csr_matrix:
@@ -172,18 +104,12 @@ def _memory(program: Program, context: Context) -> Resource:
     return Resource("memory", model, model.memory_terms, rows, units={"": 1.0, "B": each}, diminishing=False)
 
 
-def _latency(program: Program, context: Context) -> Resource:
-    from prunec.compiler.cost.latency.model import latency_resource  # noqa: PLC0415  (it needs this module)
-
-    return latency_resource(program, context)
-
-
 RESOURCES: Final[Mapping[str, Factory]] = {
     "macs": _macs,
     "params": _params,
     "file_size": _file_size,
     "memory": _memory,
-    "latency": _latency,
+    "latency": latency_resource,
 }
 """Everything that a budget can be set for."""
 

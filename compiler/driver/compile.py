@@ -17,6 +17,7 @@ from torch import nn
 
 from prunec.compiler.cost.latency.model import predicted_latency
 from prunec.compiler.cost.model import cost, cost_model
+from prunec.compiler.cost.resources import resource
 from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_model
 from prunec.compiler.driver.lock import check_model, check_result, make_lock
@@ -131,15 +132,14 @@ def compile(
     data = data if data is not None else load_data(plan)
     traced = time.perf_counter() - start
     check_model(plan.hashes, before, plan.at("hashes"))
-    context = Context(seed=plan.seed, data=data, progress=progress, baseline=cost(before), traced=before)
+    context = Context(seed=plan.seed, data=data, progress=progress, traced=before)
     outcome = run_passes(before, steps, context)
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced)
     report["warnings"] += [*warnings, *(train_warnings(before, outcome.program) if plan.mode == "train" else ())]
     result = Result(plan, before, outcome.program, lock, report, progress, regions)
-    expected = predicted_latency(before, outcome.program)
-    if expected is not None:
-        report["latency"] = {"predicted": expected}
+    if "latency" in outcome.resources:
+        report["latency"] = {"predicted": predicted_latency(resource("latency", before, context), outcome.program)}
     if regions is not None:
         report["region"] = _region_report(regions, outcome.program, alike=not warnings)
     if data is not None:

@@ -57,6 +57,8 @@ class Outcome:
     program: Program
     records: tuple[Record, ...]
     resolved: tuple[Pass, ...]
+    resources: frozenset[str] = frozenset()
+    """What the passes looked at: those that had a budget."""
 
 
 def check_needs(steps: Sequence[Step]) -> None:
@@ -88,19 +90,21 @@ def run_passes(program: Program, steps: Sequence[Step], context: Context, *, unt
     is asked, and `VerifyError` where a rewrite changed the function.
     """
     check_needs(steps)
-    context = context if context.baseline else replace(context, baseline=cost(program), traced=program)
+    context = context if context.traced else replace(context, traced=program)
     records: list[Record] = []
     resolved: list[Pass] = []
+    resources: frozenset[str] = frozenset()
     for index, step in enumerate(steps):
         context.progress("passes", index, len(steps))
         result, record = _run(program, step, context)
         program = result.program
         records.append(record)
         resolved += step.pass_.resolved(result)
+        resources |= step.pass_.resources()
         if step.pass_.name == until:
             break
     context.progress("passes", len(steps), len(steps))
-    return Outcome(program, tuple(records), tuple(resolved))
+    return Outcome(program, tuple(records), tuple(resolved), resources)
 
 
 def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:

@@ -155,20 +155,20 @@ class Analysis:
 @gc_paused()
 def analyse(program: Program) -> Analysis:
     """The units and groups of a program; computed once for each program."""
-    known = program.__dict__.get("_analysis")
-    if known is None:
-        flow = Flow(program)
-        run_rules(flow)
-        known = solve(flow)
-        program.__dict__["_analysis"] = known
-    assert isinstance(known, Analysis)
-    return known
+    return program.cached("analysis", lambda: _analysed(program))
+
+
+def _analysed(program: Program) -> Analysis:
+    flow = Flow(program)
+    run_rules(flow)
+    return solve(flow)
 
 
 def hand_on(analysis: Analysis, program: Program) -> Program:
     """Give an analysis to a program that differs in its tensors' values alone. Tensors that were one still go together,
     though they may be two by now."""
-    program.__dict__["_analysis"] = replace(analysis, program=program)
+    handed = program.cached("analysis", lambda: replace(analysis, program=program))
+    assert handed.program is program, "the program has no analysis of its own yet"
     return program
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunec.compiler.ir.program import Axis, Program
 
@@ -47,14 +47,12 @@ def axis_rows(program: Program, axis: Axis, values: Tensor | None = None) -> Ten
 
     `values` takes the tensor's place where figures of its elements are asked for (gradients); it has its shape.
 
-    Dimension 1 of a grouped convolution's weight [out, in / groups, ...] has one row an *input channel*, holding the
-    columns that read it; for a transposed one, [in, out / groups, ...], a row an output channel.
+    Dimension 1 of a grouped convolution's weight (see `Program.groups_along`) has a row for each channel that it
+    counts, holding the columns that read it.
     """
     tensor = program.tensors[axis.tensor].detach() if values is None else values
-    module = program.state.get(axis.owner)
-    grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and axis.dim == 1
-    if not grouped:
+    groups = program.groups_along(axis)
+    if groups == 1:
         return tensor.movedim(axis.dim, 0).reshape(tensor.shape[axis.dim], -1)
-    assert isinstance(module, nn.modules.conv._ConvNd)
-    rows = tensor.reshape(module.groups, -1, *tensor.shape[1:])  # [groups, rows of a group, dim 1, kernel...]
+    rows = tensor.reshape(groups, -1, *tensor.shape[1:])  # [groups, rows of a group, dim 1, kernel...]
     return rows.movedim(2, 1).flatten(0, 1).flatten(1)

@@ -31,7 +31,7 @@ def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
 
     One after the other in the graph's order: a block that was transposed since is found to be rectangular then.
     """
-    for labels, node in flow.blocks if flow.program.division.grouped else ():
+    for labels, node in flow.blocks if flow.program.granularity.grouped else ():
         wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
         if len(wide) != 2 or _squared(component, labels) is None:
             continue

@@ -12,9 +12,9 @@ A value whose channels lie in a grid [rows, positions] can lose whole rows, or p
     equal                every row loses the same number of positions, chosen freely in each
     free                 every row loses what it likes: a shuffle alone can be divided so, by becoming a gather
 
-A division is part of a program: it survives rewrites, so that units mean the same in every round of pruning. A choice
-is made by glob patterns over names: a grouped layer's own, or those of the layers that write the block, or of the
-operation's node.
+The granularity is part of a program: it survives rewrites, so that units mean the same in every round of pruning. A
+choice is made by glob patterns over names: a grouped layer's own, or those of the layers that write the block, or of
+the operation's node.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Patterns = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
+class Granularity:
     """The choices of a plan; the first pattern that fits counts. Empty: the compiler chooses."""
 
     attention: Patterns = ()
@@ -68,8 +68,8 @@ def _fits(pattern: str, names: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One place where a division is decided: the node, its shape in words, the names it goes by, and what holds; ''
-    where the compiler takes what leaves more units."""
+    """One place where the granularity is decided: the node, its shape in words, the names it goes by, and what holds;
+    '' where the compiler takes what leaves more units."""
 
     kind: str
     node: str

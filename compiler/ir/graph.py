@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -50,3 +50,11 @@ def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> f
             raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known), keys=(option,))
         found.update(matched)
     return frozenset(found)
+
+
+def call(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a node's function or method gives for these values in the places of its operands."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target), f"{node.name} calls a function"
+    return node.target(*args, **kwargs)

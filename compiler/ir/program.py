@@ -6,7 +6,7 @@
       inputs   example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
       origin   axis -> the positions that are left of the original axis
       facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
-      division how blocks of channels are divided into units, where a plan has said so; see `division`
+      granularity  how blocks of channels are divided into units, where a plan has said so
 
 A program is a value: nothing in it changes after it was made. A pass derives a new one with `derive`, and shares all
 that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is first asked for.
@@ -15,11 +15,10 @@ that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +27,13 @@ from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from prunec.compiler.ir.gc_pause import gc_paused
-from prunec.compiler.ir.granularity import Division
+from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.train_eval import MODES, Mode, halve, has_both, switching
 
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
+Kept = TypeVar("Kept")
 
 
 class Axis(NamedTuple):
@@ -75,7 +75,9 @@ class Program:
     facts: Mapping[str, Any] = field(default_factory=dict)
     shown: frozenset[str] = frozenset()
     """Tensors whose values the program's text spells out."""
-    division: Division = field(default_factory=Division)
+    granularity: Granularity = field(default_factory=Granularity)
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `cached` has made."""
 
     def derive(self, **changes: Any) -> Program:
         """A new program with some fields replaced. A new graph or state drops the facts, unless they are given."""
@@ -86,43 +88,54 @@ class Program:
     def with_facts(self, **facts: Any) -> Program:
         """The same program, knowing more. What was computed from its graph and state (its analysis) still holds."""
         known = replace(self, facts={**self.facts, **facts})
-        known.__dict__.update({key: value for key, value in self.__dict__.items() if key not in known.__dict__})
+        known._kept.update(self._kept)
         return known
 
-    @cached_property
+    def cached(self, key: str, make: Callable[[], Kept]) -> Kept:
+        """What `make` gives, made once and kept with the program.
+
+        For analyses: pure functions of the graph, its state and the granularity. Facts may not matter to them, since
+        `with_facts` takes along what is kept.
+        """
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: Kept = self._kept[key]
+        return kept
+
+    @property
     def module(self) -> nn.Module:
         """The program as a module, with the original's parameter names. Shares the leaf modules.
 
         It is `graph_module`; of a program of both modes it is a module that gives the result of the mode that it is in.
         """
+        return self.cached("module", self._make_module)
+
+    def _make_module(self) -> nn.Module:
         if not has_both(self.graph):
             return self.graph_module
         halves = {mode: self.half(mode).graph_module for mode in MODES}
         return switching(self.name, self.graph_module, halves)
 
-    @cached_property
+    @property
     def graph_module(self) -> fx.GraphModule:
         """The program's graph as an `fx.GraphModule`; of a program of both modes it gives both results, a `ByMode`.
 
         fx generates its Python code when it is first called, or its `code` is read.
         """
-        return self._graph_module(dict(self.state))
+        return self.cached("graph_module", self._make_graph_module)
 
     def half(self, mode: Mode) -> Program:
         """The half of a program of both modes that gives this mode's result; any other program as it is."""
         if not has_both(self.graph):
             return self
-        if mode not in self._halves:
-            self._halves[mode] = self._cut(mode)
-        return self._halves[mode]
+        return self.cached(f"{mode} half", lambda: self._cut(mode))
 
-    @cached_property
-    def _halves(self) -> dict[Mode, Program]:
-        return {}
-
-    @cached_property
+    @property
     def deployed(self) -> Program:
         """What a runtime executes: the half of eval mode, without inputs that only train mode reads."""
+        return self.cached("deployed", self._make_deployed)
+
+    def _make_deployed(self) -> Program:
         if not has_both(self.graph):
             return self
         half = self.half("eval")
@@ -141,9 +154,11 @@ class Program:
         state = {name: value for name, value in self.state.items() if name in read}
         return replace(self, graph=graph, state=state, facts={})
 
-    def _graph_module(self, state: dict[str, Any]) -> fx.GraphModule:
+    def _make_graph_module(self) -> fx.GraphModule:
         with _quiet_getattr(), gc_paused():
-            module = _LazyGraphModule({**state, "training": self.training}, self.copy_graph(), class_name=self.name)
+            module = _LazyGraphModule(
+                {**self.state, "training": self.training}, self.copy_graph(), class_name=self.name
+            )
         module.training = self.training
         return module
 
@@ -168,9 +183,12 @@ class Program:
             mapping[old] = new
         return graph, mapping
 
-    @cached_property
+    @property
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """Every parameter and buffer that the graph reads, by its dotted name."""
+        return self.cached("tensors", self._make_tensors)
+
+    def _make_tensors(self) -> Mapping[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         for name, value in self.state.items():
             if isinstance(value, nn.Module):
@@ -179,10 +197,13 @@ class Program:
                 found[name] = value
         return MappingProxyType(found)
 
-    @cached_property
+    @property
     def saved(self) -> Mapping[str, torch.Tensor]:
         """What a weight file of the program holds: the `state_dict` of the emitted class. A tied tensor has a name in
         each of its places."""
+        return self.cached("saved", self._make_saved)
+
+    def _make_saved(self) -> Mapping[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         for name, value in self.state.items():
             if isinstance(value, nn.Module):
@@ -195,10 +216,16 @@ class Program:
         """How many positions an axis has now (for a grouped convolution's dimension 1: input channels)."""
         if axis in self.origin:
             return len(self.origin[axis])
-        tensor = self.tensors[axis.tensor]
+        return int(self.tensors[axis.tensor].shape[axis.dim]) * self.groups_along(axis)
+
+    def groups_along(self, axis: Axis) -> int:
+        """The groups of a grouped convolution, where the axis is dimension 1 of its weight; 1 for any other axis.
+
+        That dimension counts the input channels of all groups (of a transposed convolution, the output channels):
+        position p is column `p % columns` of the rows of group `p // columns`.
+        """
         module = self.state.get(axis.owner)
-        groups = int(getattr(module, "groups", 1)) if axis.dim == 1 and isinstance(module, nn.Module) else 1
-        return int(tensor.shape[axis.dim]) * groups
+        return module.groups if axis.dim == 1 and isinstance(module, nn.modules.conv._ConvNd) else 1
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -203,7 +203,7 @@ class Flow:
     def divide(self, kind: str, node: str, shape: str, names: Iterable[str], fallback: str) -> str:
         """How the block at a node is divided: as the plan says, else by `fallback`."""
         known = (*dict.fromkeys(names), node)
-        choice = self.program.division.choice(kind, known) or fallback
+        choice = self.program.granularity.choice(kind, known) or fallback
         self.divided[node] = Block(kind, node, shape, known, choice)
         return choice
 

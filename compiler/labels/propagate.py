@@ -105,9 +105,8 @@ _ON_MASKS = frozenset(
 
 
 def _is_grouped(flow: Flow, name: str) -> bool:
-    """Whether a tensor is the weight of a grouped convolution, whose dimension 1 is numbered by input channel."""
-    owner = flow.program.state.get(name.rpartition(".")[0])
-    return int(getattr(owner, "groups", 1)) > 1
+    """Whether a tensor is the weight of a grouped convolution, which is read by its module alone."""
+    return flow.program.groups_along(Axis(name, 1)) > 1
 
 
 def _join_names(flow: Flow) -> None:

@@ -69,7 +69,7 @@ def _grouped(
     the unit. Else groups stay equally wide, or go as a whole, as the plan divides them.
     """
     groups, inner, outer = module.groups, module.in_channels // module.groups, module.out_channels // module.groups
-    whole = inner == 1 or outer == 1 or division(flow, node, f"{groups} groups of {inner} and {outer}") == "whole"
+    whole = inner == 1 or outer == 1 or granularity_of(flow, node, f"{groups} groups of {inner} and {outer}") == "whole"
     if whole:
         flow.by_group.add(axes[0])
     if inner == outer == 1:
@@ -85,13 +85,13 @@ def _grouped(
     return arriving, written
 
 
-def division(flow: Flow, node: fx.Node, shape: str) -> str:
+def granularity_of(flow: Flow, node: fx.Node, shape: str) -> str:
     names = [str(node.target)] if node.op == "call_module" else []
     return flow.divide("grouped", node.name, shape, names, fallback="same")
 
 
 def keep_even(flow: Flow, node: fx.Node, rows: IntArray) -> None:
-    """Groups, one a row, stay equally wide, as their division says: the same positions go, or equally many."""
+    """Groups, one a row, stay equally wide, as their granularity says: the same positions go, or equally many."""
     if flow.divided[node.name].choice in ("equal", "free"):  # a layer takes groups of one width
         flow.settle(node.name, "equal")
         flow.balance(rows, node)

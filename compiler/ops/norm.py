@@ -15,7 +15,7 @@ from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import describe, subject
 from prunec.compiler.labels.reduce import mixed
 from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
-from prunec.compiler.ops.conv import division, keep_even
+from prunec.compiler.ops.conv import granularity_of, keep_even
 
 # -- carriers ------------------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ def _group_statistics(flow: Flow, node: fx.Node, value: object, groups: int) -> 
     flow.pin_all((f for f in rest if any(size > 1 for size in f.shape[2:])), f"is normalised over at {node.name}")
     if groups < labels.size:
         rows = labels.reshape(groups, -1)
-        if division(flow, node, f"{groups} groups of {rows.shape[1]}") == "whole":
+        if granularity_of(flow, node, f"{groups} groups of {rows.shape[1]}") == "whole":
             flow.unify(rows, rows[:, :1], node)
         else:
             keep_even(flow, node, rows)

@@ -52,12 +52,12 @@ class Chain:
 
 def gathered(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
     """Whether a chain begins at a node whose rows choose for themselves; then the labels of all its nodes are set."""
-    dim = None if flow.trial or not flow.program.division.grouped else _line(flow.fields(source))
+    dim = None if flow.trial or not flow.program.granularity.grouped else _line(flow.fields(source))
     if dim is None:
         return False
     labels, rows = flow.flat(flow.fields(source)[0]), _rows(shape_of_argument(node), shape_of_argument(source), dim)
     names = flow.writers(labels) if rows.size else []
-    if not rows.size or flow.program.division.choice("grouped", [*names, node.name]) not in ("equal", "free"):
+    if not rows.size or flow.program.granularity.choice("grouped", [*names, node.name]) not in ("equal", "free"):
         return False
     chain = _chain(flow, node, source, dim)
     if chain is None:

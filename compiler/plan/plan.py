@@ -36,10 +36,9 @@ from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_sc
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import is_instance_schema
 
-from prunec.compiler import registry
 from prunec.compiler.errors import Span, nearest
 from prunec.compiler.ir.train_eval import Mode
-from prunec.compiler.pass_base import Pass
+from prunec.compiler.pass_base import PASSES, Pass
 from prunec.compiler.plan.options import faults, label, wrong
 from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport, PlanInput
 from prunec.compiler.plan.source import Fault, Keys, Source, plain, read, shown
@@ -163,7 +162,7 @@ def _build(source: Source, folder: Path) -> Plan:
     _check_version(source)
     found: list[Fault] = []
     context = {"folder": folder}
-    passes = _entries(source, "passes", _Kind(registry.names(), registry.pass_class, context), found)
+    passes = _entries(source, "passes", _Kind(PASSES.names(), PASSES.named, context), found)
     exports = _entries(source, "export", _Kind(EXPORTS, EXPORTS.__getitem__, context), found)
     made = {
         "passes": [
@@ -270,7 +269,7 @@ def _make(made: type[_Made], value: Any, keys: Keys, context: Mapping[str, Any])
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a plan, with the options of every pass that is installed."""
-    passes = registry.passes()
+    passes = PASSES.all()
     mode: JsonSchemaMode = "validation"
     models: list[type[BaseModel]] = [Plan, *passes.values(), *EXPORTS.values()]
     refs, table = models_json_schema([(model, mode) for model in models], ref_template="#/$defs/{model}")

@@ -140,22 +140,16 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
-def _groups(program: Program, axis: Axis) -> int:
-    """How many blocks an axis's positions run through: dimension 1 of a grouped convolution counts through them."""
-    module = program.state.get(axis.owner)
-    return module.groups if isinstance(module, nn.modules.conv._ConvNd) and axis.dim == 1 else 1
-
-
 def _blocks(program: Program, axis: Axis, tensor: torch.Tensor) -> torch.Tensor:
     """A view `[groups, positions of a group, ...]` of a tensor."""
-    groups = _groups(program, axis)
+    groups = program.groups_along(axis)
     if groups == 1:
         return tensor.movedim(axis.dim, 0).unsqueeze(0)
     return tensor.view(groups, -1, *tensor.shape[1:]).movedim(2, 1)
 
 
 def _places(program: Program, axis: Axis, positions: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
-    width = program.size(axis) // _groups(program, axis)
+    width = program.size(axis) // program.groups_along(axis)
     return torch.from_numpy(positions // width), torch.from_numpy(positions % width)
 
 

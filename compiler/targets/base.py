@@ -1,13 +1,59 @@
-"""Runtimes that a program may be meant for, and the channel counts that they like: `multiple_of: ncnn`.
+"""Runtimes that a program may be meant for: what every one of them is asked, and where they are found.
 
-A target is a class, registered in the entry-point group `prunec.targets`; another package adds one in the same way.
+    class Ncnn(Target):                 compiler/targets/ncnn.py, or a file of another package
+        name = "ncnn"                   as a plan says it: `multiple_of: ncnn`
+        multiple = 8                    the channel counts that it likes
+
+A target is a class, registered in the entry-point group `prunec.targets`. What it can't do (yet) it doesn't override:
+`exports` and `meter` say so.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final, Protocol
 
+import numpy.typing as npt
+
+from prunec.compiler.errors import PrunecError
+from prunec.compiler.ir.program import Program
 from prunec.compiler.plugins import Registry
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+"""A model's inputs, by name."""
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One node of a model as a runtime runs it, after its own rewriting."""
+
+    op: str
+    elements: int
+    """Of its outputs."""
+    seconds: float
+
+
+Profile = tuple[NodeTime, ...]
+"""The nodes of a model."""
+
+
+class Meter(Protocol):
+    """What takes times in a runtime. It is given ONNX models as bytes, and knows nothing of layers or programs."""
+
+    name: str
+    """The runtime with its version, the processor and the threads: a time holds for these."""
+    layout: frozenset[str]
+    """Nodes that put values into the runtime's own layout and out of it, which a layer alone pays for and a network
+    doesn't."""
+
+    def profile(self, models: Sequence[bytes], feeds: Sequence[Feed], rounds: int) -> Sequence[Profile]:
+        """The nodes of every model with their seconds; the models take turns, in so many rounds."""
+
+    def seconds(self, model: bytes, feed: Feed) -> float:
+        """The seconds of one whole run."""
 
 
 class Target:
@@ -17,60 +63,20 @@ class Target:
     multiple: ClassVar[int]
     """Channel counts that are multiples of this are computed without waste on the processors that the runtime is mostly
     used on; what isn't is filled up, or computed by a slower kernel."""
+    exports: ClassVar[bool] = False
+    """Whether `export` writes a file of the runtime's."""
 
+    def export(self, program: Program, path: Path, **options: Any) -> Any:
+        """Write the program as the runtime's file at `path`, run it there, and compare it with the module.
 
-class OnnxRuntime(Target):
-    """MLAS, its CPU kernels, keep channels in blocks (NCHWc) and fill up the last: of 8 with AVX, of 16 with AVX-512
-    (`MlasNchwcGetBlockSize`). A grouped convolution with less than a block to a group isn't blocked at all."""
+        Gives what the report says of it. Raises `ModelError` where the runtime has no form of an operation, and
+        `VerifyError` where its results differ.
+        """
+        raise PrunecError(f"there is no export to {self.name}")
 
-    name = "onnxruntime"
-    multiple = 16
-
-
-class ExecuTorch(Target):
-    """Runs on XNNPACK, whose matrix kernels take output channels in tiles: 8 floats on ARM (`4x8`, `6x8`), 16 in half
-    precision there and with AVX-512 (`7x16`)."""
-
-    name = "executorch"
-    multiple = 8
-
-
-class LiteRT(Target):
-    """Runs on XNNPACK by default, as ExecuTorch does."""
-
-    name = "litert"
-    multiple = 8
-
-
-class Ncnn(Target):
-    """Packs channels (`elempack`) where their count is a multiple: of 4 with NEON, SSE and Vulkan, of 8 with AVX, of 16
-    with AVX-512. What isn't a multiple of 4 runs unpacked. 8 serves all but the last."""
-
-    name = "ncnn"
-    multiple = 8
-
-
-class Mnn(Target):
-    """Keeps feature maps as NC4HW4: four channels lie together, and the last four are filled up."""
-
-    name = "mnn"
-    multiple = 4
-
-
-class CoreML(Target):
-    """Apple names no number of channels that its neural engine likes: this is the SIMD width of a CPU, two vectors of
-    8 numbers in half precision."""
-
-    name = "coreml"
-    multiple = 16
-
-
-class OpenVino(Target):
-    """Its CPU plugin runs oneDNN, whose blocked layouts hold 8 channels with AVX2 (`nChw8c`) and 16 with AVX-512
-    (`nChw16c`); the last block is filled up with zeros."""
-
-    name = "openvino"
-    multiple = 16
+    def meter(self) -> Meter:
+        """What takes times in the runtime on this machine. Raises `PrunecError` where it can't be run here."""
+        raise PrunecError(f"times can't be taken in {self.name}", hint="they can in onnxruntime")
 
 
 TARGETS: Final = Registry("prunec.targets", "target", Target)

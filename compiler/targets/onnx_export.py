@@ -28,7 +28,8 @@ from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, names_o
 from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import with_batch
-from prunec.compiler.targets.ort_session import Array, feed, session
+from prunec.compiler.targets.base import Array, Feed
+from prunec.compiler.targets.ort_session import feed, session
 from prunec.compiler.verify.compare import relative_difference
 from prunec.compiler.verify.interpreter import Interpreter
 
@@ -109,6 +110,13 @@ def onnx_bytes(program: Program, opset: int = 20) -> bytes:
     program = program.deployed
     with evaluating(program.graph_module), torch.no_grad():
         return bytes(_convert(program, opset, frozenset()).SerializeToString())
+
+
+def onnx_feed(model: bytes, program: Program) -> Feed:
+    """The program's example inputs under the names that its ONNX model, with the example's sizes, has for them."""
+    names = [entry.name for entry in onnx.load_from_string(model).graph.input]
+    inputs = tensors_in(program.deployed.inputs)
+    return {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
 
 
 # --- exporting ---------------------------------------------------------------------------------------------------

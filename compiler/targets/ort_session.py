@@ -1,7 +1,7 @@
 """How long onnxruntime takes on this machine: whole files, and single nodes; one thread, CPU.
 
-    latency([a, b], inputs)    seconds of one run of each file
-    profile([a, b], inputs)    seconds of every node of each file, as onnxruntime's own profiler counts them
+    ort_latency([a, b], inputs)    seconds of one run of each file
+    profile([a, b], feeds)         seconds of every node of each file, as onnxruntime's own profiler counts them
 
 What other programs do to a run only ever makes it slower, and a machine's speed changes from minute to minute. So files
 take turns, in short blocks of runs, and of many times the lower ones count. A run is one thread that computes without a
@@ -15,36 +15,22 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from prunec.compiler.errors import ModelError, first_line
 from prunec.compiler.ir.inputs import tensors_in
+from prunec.compiler.targets.base import Feed, NodeTime, Profile
 
 WARM_UP = 5
 BLOCK = 0.02
 """Seconds that one file is run for before it is another's turn."""
 THREADS = 1
-
-Array = npt.NDArray[Any]
-Feed = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class NodeTime:
-    """One node of a file as onnxruntime runs it, after its own rewriting."""
-
-    op: str
-    elements: int
-    """Of its outputs."""
-    seconds: float
 
 
 def session(model: Path | bytes, profile: Path | None = None) -> Any:
@@ -78,11 +64,12 @@ def ort_latency(paths: Sequence[Path], inputs: Sequence[Any], seconds: float = 1
     The files take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each. Of each block the median
     counts, and of the blocks the lower quartile.
     """
-    return _latency([session(path) for path in paths], inputs, seconds)
+    sessions = [session(path) for path in paths]
+    return latency(sessions, [feed(opened, inputs) for opened in sessions], seconds)
 
 
-def _latency(sessions: Sequence[Any], inputs: Sequence[Any], seconds: float) -> tuple[float, ...]:
-    feeds = [feed(opened, inputs) for opened in sessions]
+def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0) -> tuple[float, ...]:
+    """`ort_latency` of what is ready to run."""
     lengths = [_block(opened, fed) for opened, fed in zip(sessions, feeds, strict=True)]
     rounds = max(5, round(seconds / BLOCK))
     blocks = [
@@ -128,9 +115,6 @@ def profile(models: Sequence[bytes], feeds: Sequence[Feed], *, rounds: int = 5, 
             for opened, fed in zip(sessions, feeds, strict=True):
                 _run_for(opened, fed, block)
         return [_read(Path(opened.end_profiling())) for opened in sessions]
-
-
-Profile = tuple[NodeTime, ...]
 
 
 def _run_for(opened: Any, fed: Feed, seconds: float) -> None:

@@ -20,7 +20,7 @@ from torch.fx.node import map_aggregate
 
 from prunec.compiler.errors import nearest
 from prunec.compiler.ir.aliasing import mutates
-from prunec.compiler.ir.granularity import Division, Patterns, misread
+from prunec.compiler.ir.granularity import Granularity, Patterns, misread
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.symbols import INFIX, PREFIX, function_names, resolve_function
@@ -124,9 +124,16 @@ class _Parser:
                 node.meta["mutates"] = True
         inputs = tuple(example_inputs(self.graph))
         shown = frozenset(self.values)
-        division = Division(**self.axes)
+        granularity = Granularity(**self.axes)
         return Program(
-            self.graph, state, inputs, self.name or "", self.training, facts=self.facts, shown=shown, division=division
+            self.graph,
+            state,
+            inputs,
+            self.name or "",
+            self.training,
+            facts=self.facts,
+            shown=shown,
+            granularity=granularity,
         )
 
     # --- lines --------------------------------------------------------------------------------------------------------

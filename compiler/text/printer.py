@@ -67,7 +67,7 @@ def _inputs(graph: fx.Graph) -> Iterator[str]:
 
 def _axes(program: Program) -> Iterator[str]:
     for kind in CHOICES:
-        if patterns := program.division.of(kind):
+        if patterns := program.granularity.of(kind):
             yield f"axes {kind} = {literal(dict(patterns))}"
 
 

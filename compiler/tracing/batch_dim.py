@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
+from prunec.compiler.ir.graph import call
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir.modules import to_meta
 from prunec.compiler.ir.program import Program
@@ -143,10 +144,7 @@ def _step(program: Program, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any
         if node.op == "call_module":
             assert isinstance(state, nn.Module), f"{node.target} is a leaf module"
             return meta_copy(state).root(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target), f"{node.name} calls a function"
-        return node.target(*args, **kwargs)
+        return call(node, args, kwargs)
 
 
 def _fault(program: Program, view: fx.Node, factor: int) -> ModelError:

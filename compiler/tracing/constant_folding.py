@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from prunec.compiler.ir.graph import call
+
 _RANDOM = re.compile("(rand|normal|bernoulli|multinomial|poisson|dropout|alpha_dropout|feature_dropout|empty).*")
 
 
@@ -116,10 +118,7 @@ class Constants:
             assert tensor is not None, f"{node.target} is a constant"
             return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target), f"{node.name} calls a function"
-        return node.target(*args, **kwargs)
+        return call(node, args, kwargs)
 
 
 def _is_plain(node: fx.Node) -> bool:

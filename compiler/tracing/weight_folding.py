@@ -22,7 +22,7 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler import ops  # noqa: F401  (with it come the rules of all operations)
-from prunec.compiler.ir.graph import is_impure
+from prunec.compiler.ir.graph import call, is_impure
 from prunec.compiler.ir.ops import op_name, shape_of_argument
 from prunec.compiler.ir.program import Program, State
 from prunec.compiler.labels.flow import Flow
@@ -151,7 +151,4 @@ def _step(program: Program, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any
     if node.op == "get_attr":
         return program.tensors[str(node.target)]
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target), f"{node.name} calls a function"
-    return node.target(*args, **kwargs)
+    return call(node, args, kwargs)

@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from prunec.compiler.cost.resources import Resource, baseline, resource
+from prunec.compiler.cost.resource import Resource
+from prunec.compiler.cost.resources import baseline, resource
 from prunec.compiler.groups.analysis import FloatArray
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.compiler.pass_base import Context

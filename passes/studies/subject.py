@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from prunec.compiler.cost.model import cost
 from prunec.compiler.driver.compile import load_divided, load_program, steps_of
 from prunec.compiler.driver.load import load_data
 from prunec.compiler.driver.lock import check_model
@@ -62,7 +61,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     scores = len(before) < len(steps)
     program = load_program(plan) if scores else load_divided(plan)
     check_model(plan.hashes, program, plan.at("hashes"))
-    context = Context(plan.seed, data, progress, cost(program))
+    context = Context(plan.seed, data, progress, program)
     if not scores:
         return Subject(program, context, Score())
     score = steps[len(before)].pass_

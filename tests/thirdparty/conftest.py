@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunec.compiler import registry
+from prunec.compiler import plugins
 
 sys.path.insert(0, str(Path(__file__).parent))
-registry.refresh()
+plugins.refresh()
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from prunec.compiler import registry
 from prunec.compiler.driver.compile import compile
 from prunec.compiler.errors import PlanError
+from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.plan import Plan
 from prunec.models.digits import cnn
 
 
 def test_it_is_registered():
-    assert registry.pass_class("acme_every_nth").__module__ == "acme_passes"
+    assert PASSES.named("acme_every_nth").__module__ == "acme_passes"
 
 
 def test_it_works_in_a_plan(digit_image):

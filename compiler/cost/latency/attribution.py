@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from prunec.compiler.cost.latency.table import NetworkTime
-from prunec.compiler.targets.ort_session import NodeTime
+from prunec.compiler.targets.base import NodeTime
 
 PRODUCTS: Final = frozenset(
     {

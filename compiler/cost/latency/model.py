@@ -25,12 +25,13 @@ from scipy.sparse import csr_matrix
 from prunec.compiler.cost.latency.attribution import Part, share_out
 from prunec.compiler.cost.latency.grid import Surface
 from prunec.compiler.cost.latency.layers import Layer, layer_at
-from prunec.compiler.cost.latency.table import Table, Wanted
+from prunec.compiler.cost.latency.table import Measured, Table, Wanted
 from prunec.compiler.cost.model import CostModel, cost_model
-from prunec.compiler.cost.resources import Resource
+from prunec.compiler.cost.resource import Resource
 from prunec.compiler.groups.analysis import BoolArray, FloatArray, analyse
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.pass_base import Context, Progress, silent
+from prunec.compiler.targets.base import TARGETS
 
 NOTHING = Surface(np.ones((2, 1)), np.ones((2, 1)), np.ones((1, 1)))
 """The table of what has none: 1 at any width."""
@@ -136,8 +137,9 @@ def latency_resource(program: Program, context: Context) -> Resource:
 
 
 def new_table(progress: Progress = silent, *, refresh: bool = False) -> Table:
-    """The measured times of this machine."""
-    return Table(progress=progress, refresh=refresh)
+    """Times in onnxruntime on this machine."""
+    meter = TARGETS.named("onnxruntime")().meter()
+    return Table(Measured(meter), progress=progress, refresh=refresh)
 
 
 def latency_model(program: Program, table: Table) -> LatencyModel:
@@ -227,12 +229,9 @@ def _numbers(value: object) -> int:
 # -- of a compile --------------------------------------------------------------------------------------------------
 
 
-def predicted_latency(before: Program, after: Program) -> dict[str, float] | None:
-    """The predicted latency of a compile, in seconds; None where no pass has asked for latencies."""
-    known = before.__dict__.get("_resources", {}).get("latency")
-    if known is None:
-        return None
-    return {"before": known.now, "after": known.of(kept_units(before, after))}
+def predicted_latency(latency: Resource, after: Program) -> dict[str, float]:
+    """What a compile makes of the latency of the program that `latency` is of, in seconds."""
+    return {"before": latency.now, "after": latency.of(kept_units(latency.model.analysis.program, after))}
 
 
 def kept_units(before: Program, after: Program) -> BoolArray:

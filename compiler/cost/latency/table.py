@@ -1,7 +1,7 @@
 """Measuring: layers alone over a grid of widths, and a whole network node by node. What was measured is kept on disk.
 
 A layer alone would pay for what a network pays once: its input is put into the runtime's own layout, and its output is
-taken out of it. So not the run is timed but the layer's own nodes, by onnxruntime's profiler.
+taken out of it. So not the run is timed but the layer's own nodes, by the runtime's profiler.
 """
 
 from __future__ import annotations
@@ -9,19 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol
 
-import onnxruntime
-
-from prunec.compiler.cost.latency.cache import Cache, cache_folder, cpu
+from prunec.compiler.cost.latency.cache import Cache, cache_folder
 from prunec.compiler.cost.latency.grid import Grid, Point, Surface
 from prunec.compiler.cost.latency.layers import Layer, model_of
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
-from prunec.compiler.targets.onnx_export import onnx_bytes
-from prunec.compiler.targets.ort_session import THREADS, NodeTime, feed, ort_latency, profile, session
+from prunec.compiler.targets.base import Meter, NodeTime
+from prunec.compiler.targets.onnx_export import onnx_bytes, onnx_feed
 from prunec.compiler.text.printer import to_text
 
 FORMAT: Final = 1
@@ -32,8 +28,8 @@ SWEEPS: Final = 2
 NETWORK_SWEEPS: Final = 4
 SHORTEST: Final = 1e-7
 """Seconds: below the profiler's resolution."""
-LAYOUT: Final = frozenset({"ReorderInput", "ReorderOutput"})
-"""Nodes that put values into the runtime's own layout and out of it."""
+LAYER_ROUNDS: Final = 5
+NETWORK_ROUNDS: Final = 15
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,11 @@ class NetworkTime:
     seconds: float
 
 
-class Meter(Protocol):
-    """What takes times. Tests have one of their own."""
+class Times(Protocol):
+    """What gives the times of layers and networks."""
 
     name: str
-    """The runtime with its version, the CPU and the threads: a time holds for these."""
+    """What they hold for: the runtime with its version, the processor and the threads."""
 
     def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
         """The seconds of a layer at each of these widths."""
@@ -57,28 +53,30 @@ class Meter(Protocol):
         """The seconds of a whole program on its example inputs."""
 
 
-class OnnxRuntimeMeter:
-    """onnxruntime on this machine's CPU, one thread."""
+class Measured:
+    """Times that a runtime's meter takes of ONNX models: tiny ones of a layer, and the whole network's."""
 
-    def __init__(self) -> None:
-        self.name = f"onnxruntime {onnxruntime.__version__}, {cpu()}, {THREADS} thread"
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.name = meter.name
 
     def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
         """The layer's own nodes; the points take turns, as many as fit in memory."""
-        return [seconds for some in _held(layer, points) for seconds in _alone(layer, some)]
+        return [seconds for some in _held(layer, points) for seconds in self._alone(layer, some)]
+
+    def _alone(self, layer: Layer, points: Sequence[Point]) -> list[float]:
+        made = [model_of(layer, *point) for point in points]
+        profiles = self.meter.profile([model for model, _ in made], [fed for _, fed in made], LAYER_ROUNDS)
+        return [math.fsum(node.seconds for node in nodes if node.op not in self.meter.layout) for nodes in profiles]
 
     def network(self, program: Program) -> NetworkTime:
         """Exported with the sizes of the example inputs, and run on them."""
         model = onnx_bytes(program)
-        inputs = program.deployed.inputs
-        fed = feed(session(model), inputs)
+        fed = onnx_feed(model, program)
         sweeps = []
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(model)
-            for _ in range(NETWORK_SWEEPS):
-                (nodes,) = profile([model], [fed], rounds=15)
-                sweeps.append(NetworkTime(nodes, *ort_latency([path], inputs)))
+        for _ in range(NETWORK_SWEEPS):
+            (nodes,) = self.meter.profile([model], [fed], NETWORK_ROUNDS)
+            sweeps.append(NetworkTime(nodes, self.meter.seconds(model, fed)))
         return _fastest(sweeps)
 
 
@@ -100,12 +98,6 @@ def _held(layer: Layer, points: Sequence[Point]) -> Iterator[Sequence[Point]]:
     yield run
 
 
-def _alone(layer: Layer, points: Sequence[Point]) -> list[float]:
-    made = [model_of(layer, *point) for point in points]
-    profiles = profile([model for model, _ in made], [dict(fed) for _, fed in made])
-    return [math.fsum(node.seconds for node in nodes if node.op not in LAYOUT) for nodes in profiles]
-
-
 # -- kept on disk --------------------------------------------------------------------------------------------------
 
 Wanted = tuple[Layer, tuple[bool, bool]]
@@ -116,7 +108,7 @@ Wanted = tuple[Layer, tuple[bool, bool]]
 class Table:
     """Times that are measured when they are first asked for, and read from disk afterwards."""
 
-    meter: Meter = field(default_factory=lambda: OnnxRuntimeMeter())
+    times: Times
     cache: Cache = field(default_factory=lambda: Cache(cache_folder() / "latency"))
     refresh: bool = False
     """Measure again, whatever is known."""
@@ -145,7 +137,7 @@ class Table:
             self.progress("measuring layers", number, total)
             each = wanted[number % len(wanted)]
             points = Grid.of(*each).points
-            times = [max(float(seconds), SHORTEST) for seconds in self.meter.layer(each[0], points)]
+            times = [max(float(seconds), SHORTEST) for seconds in self.times.layer(each[0], points)]
             found[each] = [min(pair) for pair in zip(times, found.get(each, times), strict=True)]
         self.progress("measuring layers", total, total)
         return found
@@ -157,14 +149,14 @@ class Table:
         if known is not None:
             return NetworkTime(tuple(NodeTime(*node) for node in known["nodes"]), known["seconds"])
         self.progress("measuring the network", 0, 1)
-        found = self.meter.network(program)
+        found = self.times.network(program)
         self.progress("measuring the network", 1, 1)
         nodes = [list(asdict(node).values()) for node in found.nodes]
         self.cache.store(key, {"nodes": nodes, "seconds": found.seconds})
         return found
 
     def _key(self, what: str, **shape: Any) -> dict[str, Any]:
-        return {"format": FORMAT, "what": what, "on": self.meter.name, **shape}
+        return {"format": FORMAT, "what": what, "on": self.times.name, **shape}
 
     def _layer_key(self, wanted: Wanted) -> dict[str, Any]:
         return self._key("layer", layer=wanted[0].to_dict(), points=[list(point) for point in Grid.of(*wanted).points])

@@ -1,0 +1,50 @@
+"""onnxruntime, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.base import Feed, Meter, Profile, Target
+from prunec.compiler.targets.onnx_export import OnnxReport, export_onnx
+from prunec.compiler.targets.ort_session import THREADS, latency, profile, session
+from prunec.compiler.targets.processor import processor
+
+
+class OnnxRuntimeMeter:
+    """onnxruntime on this machine's CPU, one thread."""
+
+    layout: frozenset[str] = frozenset({"ReorderInput", "ReorderOutput"})
+
+    def __init__(self) -> None:
+        self.name = f"onnxruntime {onnxruntime.__version__}, {processor()}, {THREADS} thread"
+
+    def profile(self, models: Sequence[bytes], feeds: Sequence[Feed], rounds: int) -> Sequence[Profile]:
+        """As onnxruntime's own profiler counts them."""
+        return profile(models, feeds, rounds=rounds)
+
+    def seconds(self, model: bytes, feed: Feed) -> float:
+        """From outside, of many runs the lower quartile."""
+        (found,) = latency([session(model)], [feed])
+        return found
+
+
+class OnnxRuntime(Target):
+    """MLAS, its CPU kernels, keep channels in blocks (NCHWc) and fill up the last: of 8 with AVX, of 16 with AVX-512
+    (`MlasNchwcGetBlockSize`). A grouped convolution with less than a block to a group isn't blocked at all."""
+
+    name = "onnxruntime"
+    multiple = 16
+    exports = True
+
+    def export(self, program: Program, path: Path, **options: Any) -> OnnxReport:
+        """An ONNX file; `options` are those of `export_onnx`."""
+        return export_onnx(program, path, **options)
+
+    def meter(self) -> Meter:
+        """One thread of this machine's CPU."""
+        return OnnxRuntimeMeter()
