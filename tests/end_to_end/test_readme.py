@@ -12,7 +12,7 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.plan import Plan
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
@@ -28,7 +28,7 @@ def test_the_plan_is_the_file():
 
 
 def test_the_case_is_in_the_case_files():
-    assert block("case").strip() in (ROOT / "tests/cases/shrink.case").read_text()
+    assert block("case").strip() in (ROOT / "tests/passes/cases/shrink.case").read_text()
 
 
 def test_the_pass_is_the_third_partys():

@@ -11,7 +11,7 @@ import pytest
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import Note, Program
-from prunec.compiler.pass_base import PASSES, Context, Pass, PassResult
+from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan import plan as plan_module
 from prunec.compiler.testing.case_files import parse_cases, run_case
 from prunec.compiler.text.parser import from_text

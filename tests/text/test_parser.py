@@ -291,15 +291,15 @@ def test_a_function_of_the_users_has_a_text_that_reads_as_an_error():
     graph.output(out)
     x.meta["val"] = out.meta["val"] = torch.empty(1, device="meta")
     text = to_text(Program(graph, {}, (torch.ones(1),)))
-    assert "%traced = test_text.traced(%x) : f32[1]" in text
-    with pytest.raises(TextError, match=r"expected a function or module, got 'test_text\.traced'"):
+    assert f"%traced = {__name__}.traced(%x) : f32[1]" in text
+    with pytest.raises(TextError, match=f"expected a function or module, got '{__name__}.traced'"):
         from_text(text)
 
 
 def test_a_module_of_the_users_has_no_text():
     graph = fx.Graph()
     graph.output(graph.call_module("net"))
-    with pytest.raises(ModelError, match=r"expected a module of torch\.nn, got 'test_text\.Net'"):
+    with pytest.raises(ModelError, match=f"expected a module of torch.nn, got '{__name__}.Net'"):
         to_text(Program(graph, {"net": Net()}, ()))
 
 

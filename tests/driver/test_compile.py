@@ -24,7 +24,7 @@ from prunec.models.data import random
 from prunec.models.digits import cnn
 from prunec.models.mlp import mlp
 
-PLANS = Path(__file__).parent.parent / "plans"
+PLANS = Path(__file__).parents[2] / "plans"
 X = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 HALVE = {"plan": 1, "passes": ["score", {"select": 0.5}, "shrink"]}
 

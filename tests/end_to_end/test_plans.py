@@ -10,7 +10,7 @@ from torch import nn
 
 from prunec.compiler import Result, compile
 
-PLANS = Path(__file__).parent.parent / "plans"
+PLANS = Path(__file__).parents[2] / "plans"
 
 
 class Golden(NamedTuple):

@@ -22,7 +22,7 @@ EXAMPLE = torch.zeros(1, 1, 8, 8)
 DATA = datasets.digits(batch_size=64)
 TAYLOR = {"criterion": "taylor", "samples": 256, "normalize": "l2"}
 SHARE = 0.3
-WEIGHTS = Path(__file__).parent.parent / "models/weights/digits.safetensors"
+WEIGHTS = Path(__file__).parents[2] / "models/weights/digits.safetensors"
 STEPS = 80
 """Of training, shared out over the rounds."""
 
