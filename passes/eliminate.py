@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import fx, nn
 from torch.nn import functional as F
 
-from prunec.compiler.ir.aliasing import aliases, is_fresh, mutates, rebuild
+from prunec.compiler.ir.aliasing import aliases, is_fresh, mutates
 from prunec.compiler.ir.graph import arguments, match_names, operand
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Note, Program, State, shape_of
@@ -87,7 +87,7 @@ class Eliminate(Pass):
         notes: tuple[Note, ...] | None = None
         while notes is None:
             notes = self._sweep(draft)
-        after = rebuild(program, draft.graph, program.state) if draft.removed else program
+        after = program.with_graph(draft.graph, program.state) if draft.removed else program
         return PassResult(after, notes, {"removed": draft.removed})
 
     def _sweep(self, draft: _Draft) -> tuple[Note, ...] | None:

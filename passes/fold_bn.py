@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from prunec.compiler.ir.aliasing import mutates, rebuild
+from prunec.compiler.ir.aliasing import mutates
 from prunec.compiler.ir.graph import match_names, operand
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.ops import op_name
@@ -346,7 +346,7 @@ def _functional_notes(graph: fx.Graph) -> Iterator[Note]:
 
 def _finish(program: Program, draft: _Draft) -> Program:
     """The new program. A bias that a fold brought is shown, and numbered, as the rows of its weight are."""
-    after = rebuild(program, draft.graph, draft.state)
+    after = program.with_graph(draft.graph, draft.state)
     origin, shown = dict(after.origin), set(after.shown)
     for name in after.tensors.keys() - program.tensors.keys():
         layer = name.removesuffix(".bias")

@@ -30,7 +30,7 @@ from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, called
 from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Axis, Program, State
 from prunec.compiler.ir.random_inputs import seeded
-from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, joined
+from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, joint_output
 from prunec.compiler.tracing.both_modes import left_out, trace_modes
 from prunec.compiler.verify.compare import TOLERANCE, difference
 from prunec.compiler.verify.interpreter import Interpreter, StepError
@@ -295,7 +295,7 @@ def _bare(value: Any) -> Any:
 
 def _given(graph: fx.Graph, result: Any, name: str) -> Any:
     """What a region gives, of what all give; in both modes, where they are told apart."""
-    return joined(graph, *(each[name] for each in result)) if isinstance(result, ByMode) else result[name]
+    return joint_output(graph, *(each[name] for each in result)) if isinstance(result, ByMode) else result[name]
 
 
 def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ RESERVED = frozenset(dir(builtins)) - {"input"} | frozenset(
 )
 
 
-class Speller:
+class ExpressionWriter:
     """Spells the nodes of one graph in their order, and remembers what the text needs: imports and record types."""
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -187,20 +187,20 @@ class Speller:
 
 
 # In this order: a bool is an int, a torch.Size and a named tuple are tuples.
-_VALUES: tuple[tuple[Any, Callable[[Speller, Any], str]], ...] = (
-    (fx.Node, lambda speller, value: speller.texts[value]),
-    (str, lambda speller, value: quote(value)),
-    (float, Speller._float),
-    ((bool, int, complex, type(None)), lambda speller, value: repr(value)),
-    (type(...), lambda speller, value: "..."),
-    ((torch.dtype, torch.memory_format, torch.layout), lambda speller, value: str(value)),
-    (torch.device, lambda speller, value: f"torch.device({quote(str(value))})"),
-    (slice, Speller._slice),
-    (range, lambda speller, value: repr(value)),
-    (tuple, Speller._tuple),
-    (list, lambda speller, value: f"[{speller._sequence(value)}]"),
-    (dict, Speller._dict),
-    (type, Speller._class),
+_VALUES: tuple[tuple[Any, Callable[[ExpressionWriter, Any], str]], ...] = (
+    (fx.Node, lambda writer, value: writer.texts[value]),
+    (str, lambda writer, value: quote(value)),
+    (float, ExpressionWriter._float),
+    ((bool, int, complex, type(None)), lambda writer, value: repr(value)),
+    (type(...), lambda writer, value: "..."),
+    ((torch.dtype, torch.memory_format, torch.layout), lambda writer, value: str(value)),
+    (torch.device, lambda writer, value: f"torch.device({quote(str(value))})"),
+    (slice, ExpressionWriter._slice),
+    (range, lambda writer, value: repr(value)),
+    (tuple, ExpressionWriter._tuple),
+    (list, lambda writer, value: f"[{writer._sequence(value)}]"),
+    (dict, ExpressionWriter._dict),
+    (type, ExpressionWriter._class),
 )
 
 

@@ -30,7 +30,7 @@ import safetensors.torch
 import torch
 from torch import fx, nn
 
-from prunec.compiler.emit.expressions import RESERVED, Speller, attribute_path, is_attribute
+from prunec.compiler.emit.expressions import RESERVED, ExpressionWriter, attribute_path, is_attribute
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.inputs import names_of, tensors_in
@@ -78,10 +78,10 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
 
     Raises `ModelError` where the graph calls something that can't be imported from torch or torchvision.
     """
-    speller = Speller(program.graph)
+    writer = ExpressionWriter(program.graph)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    signature = ", ".join(speller.argument(node) for node in placeholders)
-    body = list(_body(program.graph, speller))
+    signature = ", ".join(writer.argument(node) for node in placeholders)
+    body = list(_body(program.graph, writer))
     parts = _collect(program)
     uses_parts = any(isinstance(part, dict) for part in parts.tree.values())
     root_is_parts = not all(map(is_attribute, parts.tree))
@@ -95,8 +95,8 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
         frozen=literal(dict(splice.frozen)) if splice else "",
         training=program.training,
         both=has_both(program.graph),
-        imports=speller.imports,
-        records=list(starmap(_record, speller.records.items())),
+        imports=writer.imports,
+        records=list(starmap(_record, writer.records.items())),
         uses_parts=uses_parts or root_is_parts,
         base="Parts" if root_is_parts else "nn.Module",
         construction=[*_construction(parts.tree), *parts.ties, *parts.frozen],
@@ -271,23 +271,23 @@ _Statement = tuple[int, fx.Node, str]
 """Its number among all statements, its node, and its text."""
 
 
-def _body(graph: fx.Graph, speller: Speller) -> Iterator[str]:
+def _body(graph: fx.Graph, writer: ExpressionWriter) -> Iterator[str]:
     """The lines of `forward`. What one mode alone computes stands in a branch; the last branch returns."""
     nodes = [node for node in graph.nodes if node.op != "placeholder" and not (node.op == "output" and has_both(graph))]
-    texts = ((node, text) for node in nodes if (text := speller.statement(node)) is not None)
+    texts = ((node, text) for node in nodes if (text := writer.statement(node)) is not None)
     statements = [(index, node, text) for index, (node, text) in enumerate(texts)]
-    last_read = {name: index for index, node, _ in statements for name in speller.read_by(node)}
+    last_read = {name: index for index, node, _ in statements for name in writer.read_by(node)}
     if not has_both(graph):
-        yield from _paragraphs(statements, speller, last_read, {})
+        yield from _paragraphs(statements, writer, last_read, {})
         return
     output = output_of(graph)
     assert isinstance(output.args[0], ByMode), "the graph has both"
-    last_read.update(dict.fromkeys(speller.read_by(output), len(statements)))
-    returns = {mode: f"return {speller.value(getattr(output.args[0], mode))}" for mode in MODES}
+    last_read.update(dict.fromkeys(writer.read_by(output), len(statements)))
+    returns = {mode: f"return {writer.value(getattr(output.args[0], mode))}" for mode in MODES}
     alive: dict[str, dict[str, None]] = {mode: {} for mode in ("", *MODES)}
     runs, tails = _runs(statements, {mode: needed(graph, mode) for mode in MODES})
     for mode, run in runs:
-        lines = list(_paragraphs(run, speller, last_read, alive[mode]))
+        lines = list(_paragraphs(run, writer, last_read, alive[mode]))
         dead = [name for name in alive[mode] if mode and last_read.get(name, -1) <= run[-1][0]]
         alive[mode] = {name: None for name in alive[mode] if name not in dead}
         yield from _branch(mode, [*lines, *_deletion(dead)])
@@ -295,7 +295,7 @@ def _body(graph: fx.Graph, speller: Speller) -> Iterator[str]:
         yield returns["eval"]
         return
     for last in reversed(MODES):
-        lines = [*_paragraphs(tails[last], speller, last_read, alive[last]), *_wrapped(returns[last])]
+        lines = [*_paragraphs(tails[last], writer, last_read, alive[last]), *_wrapped(returns[last])]
         yield from _branch("train" if last == "train" else "", lines)
 
 
@@ -327,7 +327,7 @@ def _branch(mode: str, lines: list[str]) -> Iterator[str]:
 
 
 def _paragraphs(
-    statements: Sequence[_Statement], speller: Speller, last_read: Mapping[str, int], alive: dict[str, None]
+    statements: Sequence[_Statement], writer: ExpressionWriter, last_read: Mapping[str, int], alive: dict[str, None]
 ) -> Iterator[str]:
     """A paragraph for each block of the original, with a `del` of its dead tensors, of those that are `alive`."""
     block, length = "", 0
@@ -345,7 +345,7 @@ def _paragraphs(
         yield from _wrapped(text)
         length += 1
         if node.users and _holds_memory(node):
-            alive.update(dict.fromkeys(speller.reads[node]))
+            alive.update(dict.fromkeys(writer.reads[node]))
 
 
 def _holds_memory(node: fx.Node) -> bool:

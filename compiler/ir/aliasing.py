@@ -1,8 +1,4 @@
-"""What every graph rewrite asks: who writes in place, who may share memory, which names a glob means, what is left.
-
-A pass edits a copy of the graph (`Program.copy_graph`) and hands it to `rebuild`, which takes along the state and the
-shown tensors that the new graph still reads.
-"""
+"""Which nodes write in place, and which values may share memory."""
 
 from __future__ import annotations
 
@@ -16,9 +12,8 @@ import torch
 from torch import fx, nn
 
 from prunec.compiler.ir.graph import arguments, operand
-from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.ops import op_name
-from prunec.compiler.ir.program import Program, State
+from prunec.compiler.ir.program import State
 from prunec.compiler.ir.symbols import IN_PLACE
 
 _WRITERS = frozenset({*IN_PLACE, operator.setitem, operator.imatmul, operator.ilshift, operator.irshift})
@@ -108,17 +103,3 @@ def _sources(node: fx.Node, state: Mapping[str, State]) -> list[fx.Node]:
 def _has_memory(node: fx.Node) -> bool:
     """Whether a value may hold tensors; sizes, flags, types and devices don't."""
     return not isinstance(node.meta.get("val"), bool | int | float | torch.Size | torch.dtype | torch.device)
-
-
-def rebuild(program: Program, graph: fx.Graph, state: Mapping[str, State]) -> Program:
-    """The program with a new graph, and with what that graph still reads of the state and `shown`. Origins of tensors
-    that are gone stay: the lock tells what was removed from them before."""
-    graph.lint()
-    read = {node.target for node in graph.nodes if node.op in {"call_module", "get_attr"}}
-    kept = {name: value for name, value in state.items() if name in read}
-    tensors = {
-        key
-        for name, value in kept.items()
-        for key in ([pair[0] for pair in module_tensors(name, value)] if isinstance(value, nn.Module) else [name])
-    }
-    return program.derive(graph=graph, state=kept, shown=program.shown & tensors)

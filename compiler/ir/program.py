@@ -29,7 +29,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.modules import module_tensors
-from prunec.compiler.ir.train_eval import MODES, Mode, halve, has_both, switching
+from prunec.compiler.ir.train_eval import MODES, Mode, has_both, keep_mode, switching
 
 IntArray = npt.NDArray[np.int64]
 State = nn.Module | torch.Tensor
@@ -84,6 +84,16 @@ class Program:
         if ("graph" in changes or "state" in changes) and "facts" not in changes:
             changes["facts"] = {}
         return replace(self, **changes)
+
+    def with_graph(self, graph: fx.Graph, state: Mapping[str, State]) -> Program:
+        """The program with an edited copy of its graph, and with what that graph still reads of the state and `shown`.
+
+        Origins of tensors that are gone stay: the lock tells what was removed from them before.
+        """
+        graph.lint()
+        read = {node.target for node in graph.nodes if node.op in {"call_module", "get_attr"}}
+        made = self.derive(graph=graph, state={name: value for name, value in state.items() if name in read})
+        return replace(made, shown=self.shown & made.tensors.keys())
 
     def with_facts(self, **facts: Any) -> Program:
         """The same program, knowing more. What was computed from its graph and state (its analysis) still holds."""
@@ -149,10 +159,8 @@ class Program:
 
     def _cut(self, mode: Mode) -> Program:
         graph = self.copy_graph()
-        halve(graph, mode)
-        read = {str(node.target) for node in graph.nodes if node.op in {"call_module", "get_attr"}}
-        state = {name: value for name, value in self.state.items() if name in read}
-        return replace(self, graph=graph, state=state, facts={})
+        keep_mode(graph, mode)
+        return self.with_graph(graph, self.state)
 
     def _make_graph_module(self) -> fx.GraphModule:
         with _quiet_getattr(), gc_paused():

@@ -10,7 +10,6 @@ alone: what can be overridden on tensors, tensor factories, arithmetic. `torch.l
 from __future__ import annotations
 
 import builtins
-import importlib
 import importlib.util
 import inspect
 import math

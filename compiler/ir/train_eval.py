@@ -75,7 +75,7 @@ def needed(graph: fx.Graph, mode: Mode) -> set[fx.Node]:
     return mine | behind(acting - {output}, mode) | {output, *graph.find_nodes(op="placeholder")}
 
 
-def halve(graph: fx.Graph, mode: Mode) -> None:
+def keep_mode(graph: fx.Graph, mode: Mode) -> None:
     """Leave one half of a graph of both modes, which is edited in place."""
     if not has_both(graph):
         return
@@ -99,7 +99,7 @@ def set_defaults(graph: fx.Graph) -> None:
         node.args = node.args or (None,)
 
 
-def joined(graph: fx.Graph, evaluated: Any, trained: Any) -> Any:
+def joint_output(graph: fx.Graph, evaluated: Any, trained: Any) -> Any:
     """The output of both results: one alone where they are the same, and the graph makes no choice on the way."""
     same = repr(evaluated) == repr(trained) and not graph.find_nodes(op="call_function", target=by_mode)
     return trained if same else ByMode(evaluated, trained)

@@ -57,7 +57,7 @@ def with_picks(flow: Flow, node: fx.Node) -> list[tuple[Fields, tuple[int, ...]]
     for place, value in enumerate(values if met else ()):
         fields, shape = operands[place]
         for dim in _open_dims(flow, fields, shape, met):
-            if value not in flow.given or (node.meta.get("mutates") and node.args[0] is value):
+            if value not in flow.parameter_free or (node.meta.get("mutates") and node.args[0] is value):
                 break
             labels = flow.own(shape[dim])
             flow.count_matters(labels, f"goes with a computed value at {node.name}")

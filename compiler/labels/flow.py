@@ -31,7 +31,7 @@ from prunec.compiler.ir.granularity import Block
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.labels.fields import compress, overlap
-from prunec.compiler.labels.parameter_free import Given
+from prunec.compiler.labels.parameter_free import ParameterFree
 
 FIXED = -1
 """The label of a position that is never removed: the image's, a constant's."""
@@ -212,9 +212,9 @@ class Flow:
         self.divided[node] = replace(self.divided[node], choice=choice)
 
     @cached_property
-    def given(self) -> Given:
+    def parameter_free(self) -> ParameterFree:
         """The values that no parameter writes."""
-        return Given(self.program)
+        return ParameterFree(self.program)
 
     # -- what rules ask --------------------------------------------------------------------------------------------
 

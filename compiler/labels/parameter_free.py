@@ -25,7 +25,7 @@ _READ_THE_TYPE = frozenset(["to", "type_as", "new_zeros", "new_ones", "new_full"
 """Methods that read a type and a device off a second operand, or off their only one."""
 
 
-class Given:
+class ParameterFree:
     """The given values of a program: of sizes, literals, buffers and whole numbers among the inputs alone."""
 
     def __init__(self, program: Program) -> None:

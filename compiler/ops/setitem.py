@@ -34,7 +34,7 @@ def created(flow: Flow, node: fx.Node) -> Labelled:
     data = op_name(node) == "new" and any(not _is_size(arg) for arg in node.args[1:])
     if data or not isinstance(known, torch.Tensor) or not (known.is_floating_point() or known.is_complex()):
         return bare(known)
-    if node in flow.given.filled:  # a table: what meets it picks its columns
+    if node in flow.parameter_free.filled:  # a table: what meets it picks its columns
         return bare(known)
     fields: Fields = ()
     for dim in sorted({min(1, known.ndim - 1), known.ndim - 1}) if known.ndim else ():

@@ -62,7 +62,7 @@ def pick_all(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, f
 def _picked(source: fx.Node, pick: Pick, places: IntArray, new: fx.Node, view: View) -> fx.Node:
     """What is left of a value. Of one that a former round has picked already, the same operation picks fewer."""
     key = (source, pick.dim, places.tobytes())
-    if key in view.picked and not view.analysis.flow.given.is_rewritten:
+    if key in view.picked and not view.analysis.flow.parameter_free.is_rewritten:
         return view.picked[key]
     base, order, free = _former(source, pick, view)
     left = places if order is None else order[places]

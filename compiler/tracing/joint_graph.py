@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.program import Program, State
-from prunec.compiler.ir.train_eval import ByMode, by_mode, has_both, joined, set_defaults
+from prunec.compiler.ir.train_eval import ByMode, by_mode, has_both, joint_output, set_defaults
 from prunec.compiler.tracing.training_flag import arguments_of, is_flag, with_flag
 from prunec.compiler.tracing.value_numbering import NotJoinable, Number, Numbers, Pair, Trace, flag_of, numbered
 
@@ -64,7 +64,7 @@ class _Joint:
             self.made[number] = self._create(eval_nodes.get(number), train_nodes.get(number))
         results = [self._result(trace) for trace in (self.evaluated, self.trained)]
         (evaluated, eval_value), (trained, train_value) = results
-        output = self.graph.output(joined(self.graph, evaluated, trained))
+        output = self.graph.output(joint_output(self.graph, evaluated, trained))
         output.meta["val"] = ByMode(eval_value, train_value) if has_both(self.graph) else train_value
         set_defaults(self.graph)
         self.graph.lint()

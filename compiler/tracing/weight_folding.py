@@ -107,8 +107,7 @@ def _replaced(program: Program, found: Mapping[fx.Node, Sequence[fx.Node]]) -> P
         plain.meta = dict(mapping[node].meta)
         mapping[node].replace_all_uses_with(plain)
     graph.eliminate_dead_code(is_impure)
-    read = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
-    return program.derive(graph=graph, state={key: value for key, value in state.items() if key in read})
+    return program.with_graph(graph, state)
 
 
 def _name(program: Program, node: fx.Node, sources: Sequence[fx.Node], state: Mapping[str, State]) -> str:

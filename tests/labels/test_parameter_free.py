@@ -9,7 +9,7 @@ from oracle import difference, masked, run, selection
 from torch import Tensor, nn
 
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.labels.parameter_free import Given
+from prunec.compiler.labels.parameter_free import ParameterFree
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.tracing.trace import trace
 
@@ -129,7 +129,7 @@ def test_what_is_given(name):
     compute = {**GIVEN, **NOT_GIVEN}[name]
     program = traced(lambda m, y, places: (y, compute(m, y, places))[0] * compute(m, y, places).sum())
     [total] = program.graph.find_nodes(op="call_method", target="sum")
-    assert (total.args[0] in Given(program)) == (name in GIVEN)
+    assert (total.args[0] in ParameterFree(program)) == (name in GIVEN)
 
 
 def test_numbers_with_a_point_that_come_in_are_kept():

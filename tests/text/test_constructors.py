@@ -148,7 +148,7 @@ def _patched():
 
 
 REFUSED = [
-    (Scaled(3, 4), "expected a module of torch.nn, got 'test_constructors.Scaled'"),
+    (Scaled(3, 4), f"expected a module of torch.nn, got '{__name__}.Scaled'"),
     (
         _half_slimmed(),
         "Conv2d can't be made by Conv2d(4, 3, kernel_size=(3, 3)): 'weight' would be torch.float32[3, 4, 3, 3], and is "
