@@ -62,6 +62,11 @@ class Registry(EntryPoints, Generic[Base]):
         """The class of that name. Raises `PrunecError` as `load` does, and where it is no such class."""
         return self._checked(*self.load(name))
 
+    def made(self) -> Mapping[str, Base]:
+        """An object of every class, by its name; made once. Raises `PrunecError` where a class can't be had."""
+        found: Mapping[str, Base] = _made(self)
+        return found
+
     def _checked(self, entry: EntryPoint, loaded: Any) -> type[Base]:
         if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
             raise PrunecError(
@@ -77,8 +82,13 @@ class Registry(EntryPoints, Generic[Base]):
 
 def refresh() -> None:
     """Look again at what is installed."""
-    _found.cache_clear()
-    _loaded.cache_clear()
+    for cached in (_found, _loaded, _made):
+        cached.cache_clear()
+
+
+@cache
+def _made(registry: Registry[Any]) -> Mapping[str, Any]:
+    return MappingProxyType({name: cls() for name, cls in registry.all().items()})
 
 
 @cache

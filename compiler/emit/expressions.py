@@ -24,7 +24,8 @@ import torch
 from torch import fx
 
 from prunec.compiler.errors import ModelError
-from prunec.compiler.ir.symbols import IN_PLACE, INFIX, PREFIX, public_name
+from prunec.compiler.ir.operations import operation_of
+from prunec.compiler.ir.symbols import IN_PLACE, INFIX, OP_NAMESPACES, PREFIX, public_name
 from prunec.compiler.ir.train_eval import by_mode
 from prunec.compiler.text.literals import quote
 
@@ -44,6 +45,8 @@ class ExpressionWriter:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.imports: set[str] = set()
+        self.packages: set[str] = set()
+        """Modules of other packages that have to be imported, since they register operators with torch."""
         self.records: dict[str, tuple[str, ...]] = {}
         self.texts: dict[fx.Node, str] = {}
         self.reads: dict[fx.Node, frozenset[str]] = {}
@@ -135,6 +138,14 @@ class ExpressionWriter:
                 hint="an emitted model loads with torch alone: write the function with torch's operations",
             )
         self.imports.add(name.partition(".")[0])
+        operation = operation_of(target)
+        if operation is not None:
+            self.packages.add(type(operation).__module__)
+        elif name.startswith("torch.ops.") and name.split(".")[2] not in OP_NAMESPACES:
+            raise ModelError(
+                f"node '{node.name}' calls '{name}', which isn't torch's own",
+                hint="register it in the entry-point group 'prunec.ops': the file then imports its package",
+            )
         return name
 
     def _record(self, name: str, fields: tuple[str, ...]) -> str:

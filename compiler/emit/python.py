@@ -35,6 +35,7 @@ from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.inputs import names_of, tensors_in
 from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import MODES, ByMode, Mode, has_both, needed
 from prunec.compiler.text.constructors import check_constructor, parameter_dtype
@@ -83,6 +84,7 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
     signature = ", ".join(writer.argument(node) for node in placeholders)
     body = list(_body(program.graph, writer))
     parts = _collect(program)
+    packages = writer.packages | {type(module).__module__ for module in program.state.values() if operation_of(module)}
     uses_parts = any(isinstance(part, dict) for part in parts.tree.values())
     root_is_parts = not all(map(is_attribute, parts.tree))
     source = _template().render(
@@ -96,6 +98,7 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
         training=program.training,
         both=has_both(program.graph),
         imports=writer.imports,
+        packages=sorted(packages),
         records=list(starmap(_record, writer.records.items())),
         uses_parts=uses_parts or root_is_parts,
         base="Parts" if root_is_parts else "nn.Module",

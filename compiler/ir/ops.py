@@ -16,6 +16,9 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+"""Custom operators, and torch's own below its functions, which take their arguments in other ways than these."""
+
 _HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
 """Where the functions are that are known by their bare names."""
 
@@ -24,11 +27,14 @@ def op_name(node: fx.Node) -> str:
     """The name of a node's function or method without a trailing underscore (`relu_` is `relu`).
 
     A function from elsewhere than torch and the standard library is named in full, so that a user's own `add` is never
-    taken for torch's.
+    taken for torch's; so are operators of `torch.ops`, but for torchvision's.
     """
     target = node.target
     if isinstance(target, str):
         return target if target.startswith("__") else target.rstrip("_")
+    if isinstance(target, _OPERATORS):
+        namespace, _, name = str(target).partition(".")
+        return name.removesuffix(".default") if namespace == "torchvision" else str(target)
     name = getattr(target, "__name__", str(target))
     home = getattr(target, "__module__", None) or "torch"
     if target is not by_mode and home not in _HOMES and not home.startswith(("torch.", "torch._")):

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx.node import _get_qualified_name
 
+from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.train_eval import by_mode
 
 INFIX: Mapping[Any, str] = {
@@ -96,7 +97,7 @@ _TORCH = frozenset({
 _FORBIDDEN = frozenset({"operator.call", "operator.attrgetter", "operator.itemgetter", "operator.methodcaller"})
 """What calls or reads whatever it is given."""
 
-_OP_NAMESPACES = frozenset({"aten", "prims", "torchvision"})
+OP_NAMESPACES = frozenset({"aten", "prims", "torchvision"})
 
 
 def function_name(target: Function) -> str:
@@ -152,13 +153,14 @@ def _torchvision() -> Mapping[str, Function]:
 
 
 def _resolve_op(path: list[str]) -> Function | None:
-    """`aten.relu.default` or `aten.relu` -> the operator."""
-    if not 2 <= len(path) <= 3 or path[0] not in _OP_NAMESPACES or any(part.startswith("_") for part in path):
+    """`aten.relu.default` or `aten.relu` -> the operator; of others than torch's, only those that are registered."""
+    if not 2 <= len(path) <= 3 or any(part.startswith("_") for part in path):
         return None
     found: Any = torch.ops
     for part in path:
         found = getattr(found, part, None)
-    return found if callable(found) else None
+    known = path[0] in OP_NAMESPACES or operation_of(found) is not None
+    return found if callable(found) and known else None
 
 
 def public_name(target: Callable[..., Any]) -> str | None:

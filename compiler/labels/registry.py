@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import fx, nn
 
+from prunec.compiler.errors import PrunecError
+from prunec.compiler.ir.operations import Operation, operation_of
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.labels.flow import Flow, Labelled
 
@@ -68,12 +70,39 @@ def row_for(flow: Flow, node: fx.Node) -> Row | None:
         assert isinstance(module, nn.Module)
         if module._modules or module._forward_pre_hooks or module._forward_hooks:
             return None  # a parametrization or a hook: the tensors aren't what the forward computes with
-        for cls in type(module).__mro__:
-            if cls in MODULE_ROWS:
-                # A subclass with a forward of its own is another operation.
-                return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
-        return None
-    return OP_ROWS.get(op_name(node))
+        return _row_of(operation_of(module), _module_row(module))
+    return _row_of(operation_of(node.target), OP_ROWS.get(op_name(node)))
+
+
+def _module_row(module: nn.Module) -> Row | None:
+    for cls in type(module).__mro__:
+        if cls in MODULE_ROWS:
+            # A subclass with a forward of its own is another operation.
+            return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
+    return None
+
+
+def _row_of(operation: Operation | None, own: Row | None) -> Row | None:
+    """The row that another package's operation is, where there is one; prunec's own stay as they are."""
+    if operation is None:
+        return own
+    if own is not None:
+        raise PrunecError(
+            f"the operation '{operation.name}' is one that prunec knows", hint="take it out of its package"
+        )
+    return Row(operation.labels, operation.moves, operation.reduces, operation.carries_copies or operation.moves)
+
+
+def rewrite_for(node: fx.Node) -> Rewrite | None:
+    """How the literal sizes of a call follow, if it has any."""
+    operation = operation_of(node.target)
+    return REWRITES.get(op_name(node)) if operation is None else operation.resize
+
+
+def decides_sizes(node: fx.Node) -> bool:
+    """Whether a call's rewriter decides about numbers that were read off a size."""
+    operation = operation_of(node.target)
+    return op_name(node) in SIZED if operation is None else type(operation).resize is not Operation.resize
 
 
 class Slim(Protocol):

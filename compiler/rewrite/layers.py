@@ -18,6 +18,7 @@ from torch import nn
 
 from prunec.compiler.groups.analysis import BoolArray
 from prunec.compiler.ir.modules import clone_module
+from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.program import IntArray
 
 SCRATCH: Final = 2**20
@@ -135,7 +136,10 @@ def slim_module(
 def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes: Any) -> nn.Module:
     """A leaf module with other tensors, and the sizes that follow from their shapes."""
     present = {n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.ndim}
-    sizes = next((rule for cls, rule in SIZES.items() if isinstance(module, cls)), None)
+    operation = operation_of(module)
+    sizes = (
+        operation.attributes if operation else next((s for cls, s in SIZES.items() if isinstance(module, cls)), None)
+    )
     assert sizes is not None, f"{type(module).__name__} has bound axes, so it needs a row in SIZES"
     slim = clone_module(module, tensors, **attributes)
     slim.__dict__.update(sizes(slim, {**present, **tensors}))

@@ -23,10 +23,10 @@ from torch import fx, nn
 from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.modules import clone_module, module_tensors
-from prunec.compiler.ir.ops import argument, op_name, shape_of_argument
+from prunec.compiler.ir.ops import argument, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray, Program, State
 from prunec.compiler.ir.sizes import counts_batch, item, reads, scaled, valued
-from prunec.compiler.labels.registry import REWRITES, SIZED
+from prunec.compiler.labels.registry import decides_sizes, rewrite_for
 from prunec.compiler.rewrite.gather import drop_idle_picks, gather_at, pick_all, torn_apart
 from prunec.compiler.rewrite.layers import SHOWN, Gathering, slim_module
 from prunec.compiler.rewrite.slim_view import View
@@ -155,14 +155,14 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
 
 def _settle(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
     """Let the literals of an operation follow; a number that was read off a size and means no size stays as it was."""
-    name = "" if old.op in ("call_module", "output") else op_name(old)
+    called = old.op in ("call_function", "call_method")
     numbers = [n for n in old.all_input_nodes if n in view.values]
-    if numbers and name not in SIZED:
+    if numbers and not (called and decides_sizes(old)):
         frozen = {mapping[n]: _frozen(n, view, mapping) for n in numbers}
         new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))
         new.kwargs = fx.node.map_arg(new.kwargs, lambda n: frozen.get(n, n))
-    if name in REWRITES:
-        REWRITES[name](old, new, view)
+    if called and (rewrite := rewrite_for(old)) is not None:
+        rewrite(old, new, view)
     elif old.op == "call_module":
         _settle_module(old, new, view)
 

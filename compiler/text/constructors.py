@@ -23,6 +23,7 @@ from torch import nn
 
 from prunec.compiler.errors import ModelError, nearest
 from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.operations import module_classes as registered
 from prunec.compiler.text.lexer import Fragment
 from prunec.compiler.text.literals import Reader, literal
 
@@ -35,7 +36,8 @@ _PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 @dataclass(frozen=True, slots=True)
 class Constructor:
-    """A class of `torch.nn` and the arguments that differ from its defaults, in the order of its signature."""
+    """A class of `torch.nn`, or one that a package has registered, and the arguments that differ from its defaults, in
+    the order of its signature."""
 
     cls: type[nn.Module]
     args: tuple[tuple[str, Any], ...]
@@ -48,7 +50,13 @@ class Constructor:
         given = dict(self.args)
         leading = [literal(given.pop(name)) for name in required[:POSITIONAL] if name in given]
         named = [f"{name}={literal(value)}" for name, value in given.items()]
-        return f"{prefix}{self.cls.__name__}({', '.join(leading + named)})"
+        return f"{self.path(prefix)}({', '.join(leading + named)})"
+
+    def path(self, prefix: str = "nn.") -> str:
+        """How the class is written: a registered one of another package by its full name."""
+        return (
+            f"{prefix}{self.cls.__name__}" if _is_torchs(self.cls) else f"{self.cls.__module__}.{self.cls.__qualname__}"
+        )
 
     def build(self, device: torch.device | str | None = None) -> nn.Module:
         """The module; on the meta device it costs nothing. Raises what the class raises of impossible arguments."""
@@ -64,6 +72,10 @@ class Constructor:
         if dtype == torch.float32 or "dtype" not in signature(self.cls):
             return self
         return Constructor(self.cls, (*self.args, ("dtype", dtype)))
+
+
+def _is_torchs(cls: type[nn.Module]) -> bool:
+    return getattr(nn, cls.__name__, None) is cls
 
 
 def signature(cls: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
@@ -86,7 +98,7 @@ def _named(cls: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
 def constructor(module: nn.Module) -> Constructor:
     """The call that makes a module like this one; `ModelError` where it isn't of `torch.nn` or holds no literals."""
     cls = type(module)
-    if getattr(nn, cls.__name__, None) is not cls:
+    if not _is_torchs(cls) and cls not in registered().values():
         raise ModelError(f"expected a module of torch.nn, got '{cls.__module__}.{cls.__qualname__}'")
     wanted = {name: p.default for name, p in signature(cls).items() if name not in _PLACE}
     found = {name: _plain(module, name, value) for name, value in _arguments(module, wanted)}
@@ -161,6 +173,8 @@ def module_classes() -> Mapping[str, type[nn.Module]]:
 
 
 def _module_class(place: Fragment) -> type[nn.Module]:
+    if place.code in registered():
+        return registered()[place.code]
     name = place.code.removeprefix("torch.").removeprefix("nn.")
     if name not in module_classes():
         raise place.error(f"expected a class of torch.nn, got '{place.code}'", nearest(name, module_classes()))

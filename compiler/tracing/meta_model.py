@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from prunec.compiler.ir.modules import HOOKS, to_meta
+from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.tracing import lowering
 from prunec.compiler.tracing.rebinding import Swap
 from prunec.compiler.tracing.symbolic_numbers import Refused
@@ -93,9 +94,9 @@ def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torc
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module stays one node: those of torch do, but for the ones that only put others together, and the ones
-    that are written out."""
+    that are written out; and those that a package has registered as operations."""
     home = type(module).__module__
-    return (
+    return operation_of(module) is not None or (
         type(module) not in lowering.MODULES
         and home.startswith(("torch.nn.", "torch.ao.nn."))
         and home not in _TRACED_THROUGH

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir import train_eval
 from prunec.compiler.ir.inputs import map_tensors
+from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.verify import ops  # noqa: F401  (with it come the rows of all operations)
 from prunec.compiler.verify.interpreter import Interpreter, Step, describe
@@ -50,7 +51,11 @@ _MODULES: Final[Mapping[type[nn.Module], str]] = {
 
 
 def _function_name(target: Any) -> str:
-    """The name of a function of torch or `operator`, without in-place underscores; empty for anyone else's."""
+    """The name of a function of torch or `operator`, without in-place underscores, or of a registered operation; empty
+    for anyone else's."""
+    operation = operation_of(target)
+    if operation is not None:
+        return operation.name
     name = getattr(target, "__name__", "")
     if target is getattr:
         return "getattr"
@@ -65,7 +70,10 @@ def _method_name(name: str) -> str:
 
 
 def _module_name(module: nn.Module) -> str:
-    """The functional name of a standard module's operation; empty for others."""
+    """The functional name of a standard module's operation, or of a registered one; empty for others."""
+    operation = operation_of(module)
+    if operation is not None:
+        return operation.name
     kind = type(module)
     if not kind.__module__.startswith("torch.nn.modules."):
         return ""

@@ -20,6 +20,8 @@ from typing import Any, Final
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.errors import PrunecError
+from prunec.compiler.ir.operations import OPERATIONS
 from prunec.compiler.verify.masks import FREE, Call, Marked, freely, marks_of, plain
 
 Rule = Callable[[Call], Any]
@@ -43,6 +45,22 @@ def row(*names: str, marking: bool = False) -> Callable[[Rule], Rule]:
     return register
 
 
+def rule_of(name: str) -> Rule | None:
+    """The row of an operation, also of one that another package has registered."""
+    other = OPERATIONS.made().get(name)
+    if other is None:
+        return RULES.get(name)
+    if name in RULES:
+        raise PrunecError(f"the operation '{name}' has the name of one that prunec knows", hint="give it another")
+    return other.marks
+
+
+def marks_by_itself(name: str) -> bool:
+    """Whether the result of an operation has marks though no argument has."""
+    other = OPERATIONS.made().get(name)
+    return name in MARKING if other is None else other.marking
+
+
 def apply(call: Call) -> Any:
     """The operation's value: tensors that are kept everywhere, and `Marked` ones.
 
@@ -52,10 +70,10 @@ def apply(call: Call) -> Any:
     marked = [x for x in operands if isinstance(x, Marked)]
     if not operands:
         return pytree.tree_map(freely, call.plain())
-    if not marked and call.name not in MARKING:
+    if not marked and not marks_by_itself(call.name):
         return call.plain()
     free = len(marked) == len(operands) and all(bool((x.marks == FREE).all()) for x in marked)
-    rule = RULES.get(call.name)
+    rule = rule_of(call.name)
     if rule is not None:
         value = _written_in_place(call, rule(call))
     elif any(x.has_removed for x in marked):
