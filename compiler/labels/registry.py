@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import PrunecError
@@ -91,6 +92,56 @@ def _row_of(operation: Operation | None, own: Row | None) -> Row | None:
             f"the operation '{operation.name}' is one that prunec knows", hint="take it out of its package"
         )
     return Row(operation.labels, operation.moves, operation.reduces, operation.carries_copies or operation.moves)
+
+
+Attributes = dict[str, Any]
+TensorSizes = Callable[[nn.Module, Mapping[str, torch.Tensor]], Attributes]
+"""(module, its slim tensors by their short names) -> attributes"""
+ValueSizes = Callable[[Any, tuple[int, ...], np.ndarray[Any, np.dtype[np.bool_]]], Attributes]
+"""(module, the slim shape of what it gives, which positions of its dimension 1 are kept) -> attributes"""
+
+TENSOR_SIZES: dict[type[nn.Module], TensorSizes] = {}
+"""Attributes that repeat a tensor's shape (`in_channels`), by the module's class or a base of it."""
+
+VALUE_SIZES: dict[type[nn.Module], ValueSizes] = {}
+"""Attributes that repeat the shape of what a module without tensors gives."""
+
+
+def repeats_tensors(*classes: type[nn.Module]) -> Callable[[TensorSizes], TensorSizes]:
+    """Register which attributes of these classes repeat the shapes of their tensors."""
+
+    def register(sizes: TensorSizes) -> TensorSizes:
+        for cls in classes:
+            assert cls not in TENSOR_SIZES, f"the sizes of {cls.__name__} are known already"
+            TENSOR_SIZES[cls] = sizes
+        return sizes
+
+    return register
+
+
+def repeats_value(*classes: type[nn.Module]) -> Callable[[ValueSizes], ValueSizes]:
+    """Register which attributes of these classes repeat the shape of what they give, where they have no tensors."""
+
+    def register(sizes: ValueSizes) -> ValueSizes:
+        for cls in classes:
+            assert cls not in VALUE_SIZES, f"the sizes of {cls.__name__} are known already"
+            VALUE_SIZES[cls] = sizes
+        return sizes
+
+    return register
+
+
+def tensor_sizes(module: nn.Module) -> TensorSizes | None:
+    """Which attributes of a module repeat the shapes of its tensors; None where nobody has said so."""
+    operation = operation_of(module)
+    if operation is not None:
+        return operation.attributes
+    return next((sizes for cls, sizes in TENSOR_SIZES.items() if isinstance(module, cls)), None)
+
+
+def value_sizes(module: nn.Module) -> ValueSizes | None:
+    """Which attributes of a module repeat the shape of what it gives; None where none do."""
+    return next((sizes for cls, sizes in VALUE_SIZES.items() if isinstance(module, cls)), None)
 
 
 def rewrite_for(node: fx.Node) -> Rewrite | None:

@@ -9,16 +9,17 @@ the two are unified.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import fx, nn
 
 from prunec.compiler.ir.ops import argument, elements, known, op_name, put, rank_of, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import count_macs, subject, unknown
-from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
+from prunec.compiler.labels.registry import Attributes, Slim, on_module, on_op, repeats_tensors, rewriter
 
 # -- writers -------------------------------------------------------------------------------------------------------
 
@@ -195,3 +196,13 @@ def deformable(flow: Flow, node: fx.Node) -> Labelled:
     places_out = elements(shape_of_argument(node)[2:]) * shape_of_argument(node)[0]
     count_macs(flow, node, elements(shape_of_argument(weight)) * places_out, (written, arriving))
     return flow.result(written, 4, 1)
+
+
+@repeats_tensors(nn.modules.conv._ConvNd)
+def channels(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Attributes:
+    """The weight is [out, in / groups, ...], of a transposed convolution [in, out / groups, ...]."""
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    first, second = (int(s) for s in tensors["weight"].shape[:2])
+    if module.transposed:
+        return {"in_channels": first, "out_channels": second * module.groups}
+    return {"in_channels": second * module.groups, "out_channels": first}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import fx, nn
 
 from prunec.compiler.ir.ops import argument, elements, rank_of, shape_of_argument
@@ -9,7 +12,7 @@ from prunec.compiler.ir.program import Axis
 from prunec.compiler.labels.broadcast import combine
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import count_macs, describe, subject, unknown
-from prunec.compiler.labels.registry import on_module, on_op
+from prunec.compiler.labels.registry import Attributes, on_module, on_op, repeats_tensors
 
 
 @on_module(nn.Linear)
@@ -88,3 +91,21 @@ def bilinear(flow: Flow, node: fx.Node) -> Labelled:
     widths = [flow.bindings[Axis(f"{node.target}.weight", dim)].labels for dim in range(3)]
     count_macs(flow, node, elements(shape_of_argument(node)[:-1]) * elements(module.weight.shape), (*widths, *rest))
     return (*rest, *flow.result(written, rank_of(node), -1))
+
+
+@repeats_tensors(nn.Linear)
+def features(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Attributes:
+    """The weight is [out, in]."""
+    return {"in_features": tensors["weight"].shape[1], "out_features": tensors["weight"].shape[0]}
+
+
+@repeats_tensors(nn.Embedding, nn.EmbeddingBag)
+def embedding_width(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Attributes:
+    """The weight is [rows, width]."""
+    return {"embedding_dim": tensors["weight"].shape[1]}
+
+
+@repeats_tensors(nn.Bilinear)
+def bilinear_features(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Attributes:
+    """The weight is [out, in1, in2]."""
+    return dict(zip(("out_features", "in1_features", "in2_features"), tensors["weight"].shape, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 
@@ -14,7 +15,7 @@ from prunec.compiler.labels.broadcast import combine, operand, whole
 from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import describe, subject
 from prunec.compiler.labels.reduce import mixed
-from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
+from prunec.compiler.labels.registry import Slim, on_module, on_op, repeats_tensors, repeats_value, rewriter
 from prunec.compiler.ops.conv import granularity_of, keep_even
 
 # -- carriers ------------------------------------------------------------------------------------------------------
@@ -192,3 +193,23 @@ def norm_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     left = int(slim.kept(old, 1).reshape(groups, -1).any(axis=1).sum())
     if left != groups:
         put(new, 1, "num_groups", left)
+
+
+# -- sizes that the modules repeat ---------------------------------------------------------------------------------
+
+
+def groups_left(kept: npt.NDArray[np.bool_], groups: int) -> int:
+    """How many of the equally wide groups of channels keep any."""
+    return int(kept.reshape(groups, -1).any(axis=1).sum())
+
+
+repeats_tensors(nn.modules.batchnorm._NormBase)(lambda m, t: {"num_features": len(next(iter(t.values())))})
+repeats_tensors(nn.LayerNorm, nn.RMSNorm)(lambda m, t: {"normalized_shape": tuple(t["weight"].shape)})
+repeats_tensors(nn.GroupNorm)(lambda m, t: {"num_channels": len(t["weight"])})
+repeats_tensors(nn.PReLU)(lambda m, t: {"num_parameters": len(t["weight"])})
+
+repeats_value(nn.modules.batchnorm._NormBase)(lambda m, shape, kept: {"num_features": shape[1]})
+repeats_value(nn.LayerNorm, nn.RMSNorm)(lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]})
+repeats_value(nn.GroupNorm)(
+    lambda m, shape, kept: {"num_channels": shape[1], "num_groups": groups_left(kept, m.num_groups)}
+)

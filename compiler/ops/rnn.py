@@ -21,7 +21,7 @@ from prunec.compiler.ir.ops import argument, elements, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.flow import Flow, Labelled
 from prunec.compiler.labels.propagate import count_macs, describe, unknown
-from prunec.compiler.labels.registry import on_module
+from prunec.compiler.labels.registry import on_module, repeats_tensors
 
 _GATES: Mapping[type[nn.Module], int] = {
     nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1,
@@ -102,3 +102,11 @@ def cell(flow: Flow, node: fx.Node) -> Labelled:
     _count(flow, node, elements(shape_of_argument(value)[:-1]), arriving, state)
     labels = flow.result(state, len(shape_of_argument(value)), -1)
     return labels if isinstance(known, torch.Tensor) else [labels for _ in known]
+
+
+repeats_tensors(nn.RNNBase)(
+    lambda m, t: {"input_size": t["weight_ih_l0"].shape[1], "hidden_size": t["weight_hh_l0"].shape[1]}
+)
+repeats_tensors(nn.RNNCellBase)(
+    lambda m, t: {"input_size": t["weight_ih"].shape[1], "hidden_size": t["weight_hh"].shape[1]}
+)

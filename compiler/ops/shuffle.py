@@ -25,7 +25,7 @@ from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.fields import compress, reshape_labels
 from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled
 from prunec.compiler.labels.propagate import subject
-from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter, row_for
+from prunec.compiler.labels.registry import Slim, on_module, on_op, repeats_value, rewriter, row_for
 
 LONGEST = 24
 """How many nodes are looked at behind the first of a chain."""
@@ -224,3 +224,6 @@ def shuffled_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     left = int(slim.kept(old, 1).reshape(-1, groups).any(axis=0).sum())
     if left != groups:
         put(new, 1, "groups", left)
+
+
+repeats_value(nn.ChannelShuffle)(lambda m, shape, kept: {"groups": int(kept.reshape(-1, m.groups).any(axis=0).sum())})

@@ -3,8 +3,8 @@
     Conv2d(8, 16, groups=2)    weight [16, 4, 3, 3]    ->  Conv2d(6, 12, groups=2)    weight [12, 3, 3, 3]
     BatchNorm2d(8)             four vectors [8]        ->  BatchNorm2d(6)             four vectors [6]
 
-`SIZES` says which attributes follow from the shapes of tensors, `SHOWN` which follow from what a layer without any
-gives.
+Which attributes repeat the sizes of tensors, or of what a layer without tensors gives, is said by the operations
+(`labels.registry.repeats_tensors`, `repeats_value`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunec.compiler.groups.analysis import BoolArray
 from prunec.compiler.ir.modules import clone_module
-from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.registry import tensor_sizes
+from prunec.compiler.ops.norm import groups_left
 
 SCRATCH: Final = 2**20
 """Elements of rows that are gathered at a time before their columns are: memory that is new to the process takes longer
@@ -70,51 +70,6 @@ def _block(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> t
     return found
 
 
-def _conv_sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    assert isinstance(module, nn.modules.conv._ConvNd)
-    groups = module.groups
-    weight = tensors["weight"]
-    first, second = (int(s) for s in weight.shape[:2])
-    if module.transposed:
-        return {"in_channels": first, "out_channels": second * groups}
-    return {"in_channels": second * groups, "out_channels": first}
-
-
-SIZES: Mapping[type[nn.Module], Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, Any]]] = {
-    nn.modules.conv._ConvNd: _conv_sizes,
-    nn.Linear: lambda m, t: {"in_features": t["weight"].shape[1], "out_features": t["weight"].shape[0]},
-    nn.modules.batchnorm._NormBase: lambda m, t: {"num_features": len(next(iter(t.values())))},
-    nn.LayerNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
-    nn.RMSNorm: lambda m, t: {"normalized_shape": tuple(t["weight"].shape)},
-    nn.GroupNorm: lambda m, t: {"num_channels": len(t["weight"])},
-    nn.Embedding: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
-    nn.EmbeddingBag: lambda m, t: {"embedding_dim": t["weight"].shape[1]},
-    nn.Bilinear: lambda m, t: dict(
-        zip(("out_features", "in1_features", "in2_features"), t["weight"].shape, strict=True)
-    ),
-    nn.RNNBase: lambda m, t: {"input_size": t["weight_ih_l0"].shape[1], "hidden_size": t["weight_hh_l0"].shape[1]},
-    nn.RNNCellBase: lambda m, t: {"input_size": t["weight_ih"].shape[1], "hidden_size": t["weight_hh"].shape[1]},
-    nn.PReLU: lambda m, t: {"num_parameters": len(t["weight"])},
-}
-"""Attributes that repeat a tensor's shape, by the module's class."""
-
-
-def groups_left(kept: BoolArray, groups: int) -> int:
-    """How many of the equally wide groups of channels keep any."""
-    return int(kept.reshape(groups, -1).any(axis=1).sum())
-
-
-SHOWN: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], BoolArray], dict[str, Any]]] = {
-    nn.modules.batchnorm._NormBase: lambda m, shape, kept: {"num_features": shape[1]},
-    nn.LayerNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.RMSNorm: lambda m, shape, kept: {"normalized_shape": shape[-len(m.normalized_shape) :]},
-    nn.GroupNorm: lambda m, shape, kept: {"num_channels": shape[1], "num_groups": groups_left(kept, m.num_groups)},
-    nn.ChannelShuffle: lambda m, shape, kept: {"groups": int(kept.reshape(-1, m.groups).any(axis=0).sum())},
-}
-"""Attributes that repeat the shape of what a module without tensors gives, and which positions of its dimension 1
-are kept."""
-
-
 def slim_module(
     module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]], gathering: Gathering | None = None
 ) -> nn.Module:
@@ -136,11 +91,8 @@ def slim_module(
 def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes: Any) -> nn.Module:
     """A leaf module with other tensors, and the sizes that follow from their shapes."""
     present = {n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.ndim}
-    operation = operation_of(module)
-    sizes = (
-        operation.attributes if operation else next((s for cls, s in SIZES.items() if isinstance(module, cls)), None)
-    )
-    assert sizes is not None, f"{type(module).__name__} has bound axes, so it needs a row in SIZES"
+    sizes = tensor_sizes(module)
+    assert sizes is not None, f"{type(module).__name__} has bound axes, so its sizes need a row"
     slim = clone_module(module, tensors, **attributes)
     slim.__dict__.update(sizes(slim, {**present, **tensors}))
     return slim

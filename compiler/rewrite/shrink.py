@@ -26,9 +26,9 @@ from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.ops import argument, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray, Program, State
 from prunec.compiler.ir.sizes import counts_batch, item, reads, scaled, valued
-from prunec.compiler.labels.registry import decides_sizes, rewrite_for
+from prunec.compiler.labels.registry import decides_sizes, rewrite_for, value_sizes
 from prunec.compiler.rewrite.gather import drop_idle_picks, gather_at, pick_all, torn_apart
-from prunec.compiler.rewrite.layers import SHOWN, Gathering, slim_module
+from prunec.compiler.rewrite.layers import Gathering, slim_module
 from prunec.compiler.rewrite.slim_view import View
 
 
@@ -107,7 +107,7 @@ def _with_sizes(program: Program, state: dict[str, State], view: View) -> dict[s
     for node in program.graph.find_nodes(op="call_module"):
         module = state[str(node.target)]
         assert isinstance(module, nn.Module), f"{node.target} is called"
-        rule = next((rule for cls, rule in SHOWN.items() if isinstance(module, cls)), None)
+        rule = value_sizes(module)
         if rule is None or any(True for _ in module_tensors("", module)):
             continue
         kept = view.kept(node, min(1, len(shape_of_argument(node)) - 1))

@@ -36,6 +36,19 @@ def test_the_pass_is_the_third_partys():
     assert block("pass").strip() in source
 
 
+def test_the_operation_is_the_third_partys():
+    assert block("op").strip() in (ROOT / "tests/thirdparty/acme_ops.py").read_text()
+
+
+def test_the_files_that_are_named_are_there():
+    """In the README and in `docs/`: a path between backticks is a file or folder, from the root or in `compiler/`."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", page.read_text()):
+            homes = (ROOT, ROOT / "compiler", *(ROOT / "compiler").iterdir(), ROOT / "passes/selection")
+            made = name in ("out/", "model.py")
+            assert made or any((home / name).exists() for home in homes), f"{page.name}: {name}"
+
+
 def test_the_output_names_every_pass_of_the_plan():
     entries = yaml.safe_load(block("plan"))["passes"]
     passes = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]

@@ -16,8 +16,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.labels.fields import compress, reshape_labels
 from prunec.compiler.labels.flow import FIXED, Flow
 from prunec.compiler.labels.propagate import run_rules
-from prunec.compiler.labels.registry import MODULE_ROWS, OP_ROWS
-from prunec.compiler.rewrite.layers import SHOWN, SIZES
+from prunec.compiler.labels.registry import MODULE_ROWS, OP_ROWS, TENSOR_SIZES, VALUE_SIZES
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.table import RULES
 from prunec.passes.criteria.reads import find_reads
@@ -184,7 +183,7 @@ def test_every_layer_with_axes_can_be_resized():
     recurrent = (nn.RNNBase, nn.RNNCellBase)  # these make their weights by name, in a loop
     binding = {cls for cls in MODULE_ROWS if issubclass(cls, recurrent) or any(map(_makes_a_weight, cls.__mro__))}
     assert len(binding) > 20
-    unsized = {cls for cls in binding if not any(issubclass(cls, base) for base in SIZES)}
+    unsized = {cls for cls in binding if not any(issubclass(cls, base) for base in TENSOR_SIZES)}
     assert unsized == set()
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-    assert all(cls in SHOWN for cls in norms)
+    assert all(cls in VALUE_SIZES for cls in norms)
