@@ -125,7 +125,7 @@ def compile_(
     loaded = Plan.load(plan, overrides or ())
     ready_to_write(output)
     with bars() as progress:
-        report = compile(None, loaded, progress=progress).save(output)
+        report = compile(None, loaded, progress=progress).write(output)
     show_report(report, output)
 
 

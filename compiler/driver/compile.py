@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
@@ -22,7 +22,7 @@ from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_model
 from prunec.compiler.driver.lock import check_model, check_result, make_lock
 from prunec.compiler.driver.measure import compare_accuracy, measure_latency, weights_size, write_onnx
-from prunec.compiler.driver.pass_manager import Outcome, Step, check_needs, run_passes
+from prunec.compiler.driver.pass_manager import Outcome, Step, check_needs, run_passes, seconds_since
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights
@@ -33,6 +33,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Data, Progress, silent
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
+from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
 from prunec.compiler.tracing.both_modes import trace_modes, train_warnings
 from prunec.compiler.version import __version__
 
@@ -45,7 +46,7 @@ class Result:
     before: Program
     program: Program
     lock: dict[str, Any]
-    report: dict[str, Any]
+    findings: Report
     progress: Progress = field(default=silent, repr=False)
     regions: Regions | None = field(default=None, repr=False)
 
@@ -53,31 +54,45 @@ class Result:
     def module(self) -> nn.Module:
         """The slim model, with the original's parameter names: an `fx.GraphModule`; where the plan names regions, a
         copy of the original with the slim parts in it."""
-        return self.program.module if self.regions is None else self.regions.spliced(self.program)
+        return _slim_model(self.program, self.regions)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """The findings as plain JSON values."""
+        return self.findings.to_dict()
 
     def save(self, directory: str | Path) -> dict[str, Any]:
-        """Write the artifacts, all or none, and give the report with what was measured on them.
+        """Write the artifacts, all or none, and give the report with what was measured on them, as plain JSON values.
 
         Raises `OutputError` where the folder can't be written, and what the exports raise.
         """
-        target = Path(directory)
-        report = dict(self.report)
-        write_atomically(target, partial(self._write, report=report, target=target))
-        return report
+        return self.write(directory).to_dict()
 
-    def _write(self, folder: Path, report: dict[str, Any], target: Path) -> None:
-        written = [self._write_source(folder, *entry) for entry in self._sources()]
-        report["weights"] = {"before": weights_size(self.before), "after": sum(path.stat().st_size for path in written)}
-        for export in self.plan.export:
-            path = folder / "model.onnx"
-            report["onnx"] = write_onnx(self.before, self.program, path, export, self.progress)
-        if "latency" in report:
-            known = report["onnx"]["latency"] if "onnx" in report else measure_latency(self.before, self.program)
-            report["latency"] = {**report["latency"], "measured": known}
+    def write(self, directory: str | Path) -> Report:
+        """As `save`; gives the findings as they are typed."""
+        target = Path(directory)
+        return write_atomically(target, partial(self._write, target=target))
+
+    def _write(self, folder: Path, target: Path) -> Report:
+        report = self._write_models(folder)
         lock = {**self.lock, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
-        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(report_html(report), encoding="utf-8")
+        return report
+
+    def _write_models(self, folder: Path) -> Report:
+        """Write the slim model in each form that is asked for; the findings with what was measured on it."""
+        written = [self._write_source(folder, *entry) for entry in self._sources()]
+        sizes = Change(weights_size(self.before), sum(path.stat().st_size for path in written))
+        report = replace(self.findings, weights=sizes)
+        for export in self.plan.export:
+            found = write_onnx(self.before, self.program, folder / "model.onnx", export, self.progress)
+            report = replace(report, onnx=found)
+        if report.latency is None:
+            return report
+        measured = report.onnx.latency if report.onnx else measure_latency(self.before, self.program)
+        return replace(report, latency=replace(report.latency, measured=measured))
 
     def _sources(self) -> Iterator[tuple[str, Program, Region | None]]:
         """The files of source to write: a name, the program, and the region that it is."""
@@ -95,6 +110,11 @@ class Result:
         (folder / f"{name}.py").write_text(source, encoding="utf-8")
         save_weights(program, weights)
         return weights
+
+
+def _slim_model(program: Program, regions: Regions | None) -> nn.Module:
+    """The slim module, in a copy of the model that its regions are of where there are any."""
+    return program.module if regions is None else regions.spliced(program)
 
 
 def source_name(regions: Regions, region: Region) -> str:
@@ -130,32 +150,29 @@ def compile(
     before, regions, warnings = _traced(plan, model, inputs)
     progress("trace", 1, 1)
     data = data if data is not None else load_data(plan)
-    traced = time.perf_counter() - start
+    traced = seconds_since(start)
     check_model(plan.hashes, before, plan.at("hashes"))
     context = Context(seed=plan.seed, data=data, progress=progress, traced=before)
     outcome = run_passes(before, steps, context)
     lock = make_lock(plan, outcome.resolved, before, outcome.program)
-    report = make_report(plan, before, outcome, traced)
-    report["warnings"] += [*warnings, *(train_warnings(before, outcome.program) if plan.mode == "train" else ())]
-    result = Result(plan, before, outcome.program, lock, report, progress, regions)
+    report = make_report(plan, before, outcome, traced, warnings)
     if "latency" in outcome.resources:
-        report["latency"] = {"predicted": predicted_latency(resource("latency", before, context), outcome.program)}
+        predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
+        report = replace(report, latency=Latency(predicted))
     if regions is not None:
-        report["region"] = _region_report(regions, outcome.program, alike=not warnings)
+        report = replace(report, region=_region_findings(regions, outcome.program, alike=not warnings))
     if data is not None:
         old = before.module if regions is None else regions.model
-        report["accuracy"] = compare_accuracy(old, result.module, data, progress)
-    return result
+        slim = _slim_model(outcome.program, regions)
+        report = replace(report, accuracy=compare_accuracy(old, slim, data, progress))
+    return Result(plan, before, outcome.program, lock, report, progress, regions)
 
 
-def _region_report(regions: Regions, program: Program, *, alike: bool) -> dict[str, Any]:
+def _region_findings(regions: Regions, program: Program, *, alike: bool) -> RegionFindings:
     """What was compiled, how the whole model was checked, and how to put the parts in their places."""
     files = {region.name: source_name(regions, region) for region in regions.parts}
-    return {
-        "names": list(files),
-        "difference": regions.check(program, alike=alike),
-        "splice": [f"from {file} import splice; splice(model)" for file in files.values()],
-    }
+    splice = tuple(f"from {file} import splice; splice(model)" for file in files.values())
+    return RegionFindings(tuple(files), regions.check(program, alike=alike), splice)
 
 
 def steps_of(plan: Plan) -> list[Step]:
@@ -208,34 +225,35 @@ def program_after(plan: Plan, name: str | None) -> Program:
     return run_passes(program, steps, context, until=name).program
 
 
-def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The report as plain JSON values: costs, passes with their verification, widths, and warnings."""
+def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float, warnings: Iterable[str] = ()) -> Report:
+    """What every compile finds: costs, widths, passes with their verification, and warnings beside those of tracing.
+
+    `seconds` is what tracing took.
+    """
     after = outcome.program
-    warning = check_result(plan.hashes, after)
-    return {
-        "prunec": __version__,
-        "model": before.name,
-        "inputs": [list(x.shape) for x in tensors_in(before.inputs)],
-        "cost": {"before": cost(before).to_dict(), "after": cost(after).to_dict()},
-        "groups": group_widths(before, after),
-        "macs_by_node": {"before": dict(cost_model(before).by_node()), "after": dict(cost_model(after).by_node())},
-        "trace_seconds": round(seconds, 4),
-        "passes": [record.to_dict() for record in outcome.records],
-        "warnings": [warning] if warning else [],
-    }
+    doubt = check_result(plan.hashes, after)
+    of_mode = train_warnings(before, after) if plan.mode == "train" else ()
+    return Report(
+        prunec=__version__,
+        model=before.name,
+        inputs=tuple(tuple(x.shape) for x in tensors_in(before.inputs)),
+        cost=Change(cost(before), cost(after)),
+        groups=tuple(group_widths(before, after)),
+        macs_by_node=Change(before, after).each(lambda program: cost_model(program).by_node()),
+        trace_seconds=seconds,
+        passes=outcome.records,
+        warnings=(*([doubt] if doubt else ()), *warnings, *of_mode),
+    )
 
 
-def group_widths(before: Program, after: Program) -> list[dict[str, Any]]:
+def group_widths(before: Program, after: Program) -> Iterator[GroupWidths]:
     """Each group's channels before and after, as its first writer counts them; how many units are pinned, and why."""
-    found = []
     for group in analyse(before).groups.values():
         first = group.writers[0]
         left = after.origin.get(first.axis)
         kept = first.positions.size if left is None else int(np.isin(first.positions, left).sum())
-        channels = {"before": first.positions.size, "after": kept}
-        pinned = dict(Counter(reason for reason in group.pinned if reason))
-        found.append({"name": group.name, "units": group.size, "channels": channels, "pinned": pinned})
-    return found
+        pinned = Counter(reason for reason in group.pinned if reason)
+        yield GroupWidths(group.name, group.size, Change(first.positions.size, kept), pinned)
 
 
 def ready_to_write(directory: str | Path) -> None:

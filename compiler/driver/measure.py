@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +16,8 @@ from prunec.compiler.ir.inputs import called, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Data, Progress, silent
 from prunec.compiler.plan.schema import OnnxExport
-from prunec.compiler.targets.onnx_export import OnnxReport, export_onnx, onnx_bytes
+from prunec.compiler.report.report import Change, OnnxFindings
+from prunec.compiler.targets.onnx_export import export_onnx, onnx_bytes
 from prunec.compiler.targets.ort_session import ort_latency
 
 
@@ -42,17 +42,14 @@ def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = sil
     return right / total
 
 
-def compare_accuracy(before: nn.Module, after: nn.Module, data: Data, progress: Progress = silent) -> dict[str, float]:
+def compare_accuracy(before: nn.Module, after: nn.Module, data: Data, progress: Progress = silent) -> Change[float]:
     """Both models' accuracy on the test split."""
-    return {
-        "before": accuracy(before, data.test(), progress),
-        "after": accuracy(after, data.test(), progress),
-    }
+    return Change(before, after).each(lambda module: accuracy(module, data.test(), progress))
 
 
 def write_onnx(
     before: Program, after: Program, path: Path, export: OnnxExport, progress: Progress = silent
-) -> dict[str, Any]:
+) -> OnnxFindings:
     """Write the slim model's ONNX file, and compare its size and latency with the original's."""
     with TemporaryDirectory() as folder:
         old = Path(folder) / "before.onnx"
@@ -61,23 +58,18 @@ def write_onnx(
         progress("onnx", 1, 3)
         old_report = export_onnx(before, old, opset=export.opset, dynamic=export.dynamic)
         progress("onnx", 2, 3)
-        latency = dict(zip(("before", "after"), ort_latency((old, path), before.deployed.inputs), strict=True))
+        latency = Change(*ort_latency((old, path), before.deployed.inputs))
         progress("onnx", 3, 3)
-    return {**_plain(new_report), "bytes": {"before": old_report.bytes, "after": new_report.bytes}, "latency": latency}
+    return OnnxFindings(Change(old_report, new_report), latency)
 
 
-def measure_latency(before: Program, after: Program) -> dict[str, float]:
+def measure_latency(before: Program, after: Program) -> Change[float]:
     """Both programs' latency in onnxruntime, in seconds, where no ONNX file is asked for."""
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.onnx" for name in ("before", "after")]
         for path, program in zip(paths, (before, after), strict=True):
             path.write_bytes(onnx_bytes(program))
-        return dict(zip(("before", "after"), ort_latency(paths, before.deployed.inputs), strict=True))
-
-
-def _plain(report: OnnxReport) -> dict[str, Any]:
-    fields = asdict(report)
-    return {**fields, "differences": {str(size): value for size, value in report.differences.items()}}
+        return Change(*ort_latency(paths, before.deployed.inputs))
 
 
 def weights_size(program: Program) -> int:

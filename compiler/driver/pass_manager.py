@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from prunec.compiler.cost.model import Cost, cost
+from prunec.compiler.cost.model import cost
 from prunec.compiler.errors import PassError, PlanError, Span
-from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
-from prunec.compiler.verify.verify import Verification, verify
+from prunec.compiler.report.report import Record
+from prunec.compiler.verify.verify import verify
 
 
 @dataclass(frozen=True)
@@ -21,33 +21,6 @@ class Step:
     pass_: Pass
     at: Span | None = None
     locate: Callable[..., Span | None] = lambda *keys, on_key=False: None
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one pass did."""
-
-    name: str
-    seconds: float
-    verify_seconds: float
-    before: Cost
-    after: Cost
-    notes: tuple[Note, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
-    verification: Verification | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "pass": self.name,
-            "seconds": round(self.seconds, 4),
-            "verify_seconds": round(self.verify_seconds, 4),
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-            "notes": [{"subject": note.subject, "reason": note.reason} for note in self.notes],
-            "details": dict(self.details),
-            "verification": self.verification.as_dict() if self.verification else None,
-        }
 
 
 @dataclass(frozen=True)
@@ -139,11 +112,16 @@ def _run(program: Program, step: Step, context: Context) -> tuple[PassResult, Re
     except PassError as error:
         _locate(error, step)
         raise
-    seconds, start = time.perf_counter() - start, time.perf_counter()
+    seconds, start = seconds_since(start), time.perf_counter()
     verification = None
     if pass_.rewrites and result.program is not program:
         reference = pass_.reference(program, result.program)
         verification = verify(result.program, reference, pass_name=pass_.name, seed=context.seed)
-    elapsed = time.perf_counter() - start
+    elapsed = seconds_since(start)
     after = cost(result.program)
     return result, Record(pass_.name, seconds, elapsed, before, after, result.notes, result.details, verification)
+
+
+def seconds_since(start: float) -> float:
+    """The time that has passed since `start`, in steps of 0.1 ms: what is smaller tells nothing of a single run."""
+    return round(time.perf_counter() - start, 4)

@@ -24,10 +24,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from prunec.compiler.errors import OutputError
 
 LOCK = "plan.lock.json"
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -70,23 +73,24 @@ def check_writable(directory: Path, kind: Kind = COMPILED) -> None:
         raise OutputError(f"can't write to '{directory}': {error.strerror}") from error
 
 
-def write_atomically(directory: Path, write: Callable[[Path], None], kind: Kind = COMPILED) -> None:
+def write_atomically(directory: Path, write: Callable[[Path], Given], kind: Kind = COMPILED) -> Given:
     """Have `write` fill a fresh folder, then put it in place of `directory`; see the module's text.
 
-    An error in `write` leaves everything as it was. Raises `OutputError` where the system refuses, and as
-    `check_writable` does.
+    Gives what `write` gives. An error in `write` leaves everything as it was. Raises `OutputError` where the system
+    refuses, and as `check_writable` does.
     """
     check_writable(directory, kind)
     directory = directory.resolve()
     fresh = _sibling(directory)
     try:
         fresh.mkdir()
-        write(fresh)
+        given = write(fresh)
         _put_in_place(fresh, directory, kind)
     except OSError as error:
         raise OutputError(f"can't write to '{directory}': {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    return given
 
 
 def _check_owned(directory: Path, kind: Kind) -> None:

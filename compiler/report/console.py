@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.report.figures import checked, duration, figures, foretold, gathered, left_alone, removed
+from prunec.compiler.report.report import Record, Report
 
 PLAIN_WIDTH: Final = 140
 """Columns of a table where nobody watches and a terminal's width isn't known."""
@@ -119,19 +120,19 @@ def made_table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[s
 # -- the report of a compile ---------------------------------------------------------------------------------------
 
 
-def show_report(report: Mapping[str, Any], folder: Path) -> None:
+def show_report(report: Report, folder: Path) -> None:
     """The summary, a line for each pass, what was left alone, warnings, and where the artifacts are."""
     sides = ("before", "after", "change")
     rows: list[list[str | Text]] = [
         [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
     ]
-    table(f"{report['model']}", ("", *sides), rows, right=sides)
+    table(report.model, ("", *sides), rows, right=sides)
     if foretold(report):
         say(f"\n{foretold(report)}")
     say("")
     _show_passes(report)
     _show_reasons(report)
-    for warning in report["warnings"]:
+    for warning in report.warnings:
         say(Text(f"warning: {warning}", "yellow"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     say(f"\n{folder}{'' if str(folder).endswith('/') else '/'}: {', '.join(names)}")
@@ -140,31 +141,30 @@ def show_report(report: Mapping[str, Any], folder: Path) -> None:
 _COLOURS: Final[Mapping[bool | None, str]] = {True: "green", False: "red", None: "default"}
 
 
-def _show_passes(report: Mapping[str, Any]) -> None:
-    rows = []
-    for record in report["passes"]:
-        seconds = duration(record["seconds"] + record["verify_seconds"])
-        rows.append([record["pass"], seconds, _did(record), checked(record)])
+def _show_passes(report: Report) -> None:
+    rows = [
+        [record.name, duration(record.seconds + record.verify_seconds), _did(record), checked(record)]
+        for record in report.passes
+    ]
     table("", ("pass", "time", "did", "check"), rows, right=("time",))
-    gone = [group for group in report["groups"] if removed(group)]
+    gone = [group for group in report.groups if removed(group)]
     if gone:
         total = sum(removed(group) for group in gone)
-        say(f"\n{total} channels are gone, from {len(gone)} of {len(report['groups'])} groups")
+        say(f"\n{total} channels are gone, from {len(gone)} of {len(report.groups)} groups")
 
 
-def _did(record: Mapping[str, Any]) -> str:
-    units = sum(record["details"].get("removed_units", {}).values())
+def _did(record: Record) -> str:
+    units = sum(record.details.get("removed_units", {}).values())
     if units:
         return f"{units} units removed"
-    before, after = record["before"], record["after"]
-    changes = [f"{after[key] - before[key]:+,} {name}" for key, name in (("macs", "MACs"), ("params", "parameters"))]
-    return ", ".join(change for change in changes if not change.startswith("+0 "))
+    before, after = record.before, record.after
+    changes = ((after.macs - before.macs, "MACs"), (after.params - before.params, "parameters"))
+    return ", ".join(f"{change:+,} {name}" for change, name in changes if change)
 
 
-def _show_reasons(report: Mapping[str, Any]) -> None:
-    whole = [("left alone", left_alone(report)), *((r["pass"], r["notes"]) for r in report["passes"])]
-    for source, notes in whole:
-        reasons = list(gathered(notes))
+def _show_reasons(report: Report) -> None:
+    whole = [("left alone", left_alone(report)), *((record.name, gathered(record.notes)) for record in report.passes)]
+    for source, reasons in whole:
         for reason, subjects in reasons[:REASONS]:
             more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
             say(Text(f"{source}: {', '.join(subjects[:3])}{more}: {reason}", "dim"))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-Pair = Mapping[str, float]
-"""A figure `before` and `after`."""
+from prunec.compiler.report.report import Change, GroupWidths, Record, Report
+
+if TYPE_CHECKING:  # it comes with torch, which the command line's help doesn't wait for
+    from prunec.compiler.ir.program import Note
+
+Reason = tuple[str, list[str]]
+"""Why something was left alone, and all that was left alone for it."""
 
 
 @dataclass(frozen=True)
@@ -52,94 +57,88 @@ def percent(value: float) -> str:
     return f"{value:.2%}"
 
 
-def relative(pair: Pair) -> str:
+def relative(change: Change[float]) -> str:
     """`-50.2%` from 1000 to 498."""
-    return f"{pair['after'] / pair['before'] - 1:+.1%}" if pair["before"] else "new"
+    return f"{change.after / change.before - 1:+.1%}" if change.before else "new"
 
 
-def points(pair: Pair) -> str:
+def points(change: Change[float]) -> str:
     """`-1.39 points` from 0.9972 to 0.9833."""
-    return f"{100 * (pair['after'] - pair['before']):+.2f} points"
+    return f"{100 * (change.after - change.before):+.2f} points"
 
 
+def _measured_latency(report: Report) -> Change[float] | None:
+    """What was measured beside a prediction; where there is an ONNX file, that is its latency and shown as such."""
+    return report.latency.measured if report.latency and not report.onnx else None
+
+
+_Read = Callable[[Report], Change[float] | None]
 _Text = Callable[[float], str]
-_ROWS: Final[Mapping[str, tuple[tuple[str, ...], _Text, Callable[[Pair], str], int]]] = {
-    "accuracy": (("accuracy",), percent, points, 1),
-    "MACs": (("cost", "macs"), count, relative, -1),
-    "parameters": (("cost", "params"), count, relative, -1),
-    "activations at once": (("cost", "memory"), count, relative, -1),
-    "weights file": (("weights",), size, relative, -1),
-    "ONNX file": (("onnx", "bytes"), size, relative, -1),
-    "latency in onnxruntime": (("onnx", "latency"), duration, relative, -1),
-    "measured latency": (("latency", "measured"), duration, relative, -1),
-    "predicted latency": (("latency", "predicted"), duration, relative, -1),
+_Row = tuple[_Read, _Text, Callable[[Change[float]], str], int]
+
+_ROWS: Final[Mapping[str, _Row]] = {
+    "accuracy": (lambda report: report.accuracy, percent, points, 1),
+    "MACs": (lambda report: report.cost.each(lambda cost: cost.macs), count, relative, -1),
+    "parameters": (lambda report: report.cost.each(lambda cost: cost.params), count, relative, -1),
+    "activations at once": (lambda report: report.cost.each(lambda cost: cost.memory), count, relative, -1),
+    "weights file": (lambda report: report.weights, size, relative, -1),
+    "ONNX file": (lambda report: report.onnx.bytes if report.onnx else None, size, relative, -1),
+    "latency in onnxruntime": (lambda report: report.onnx.latency if report.onnx else None, duration, relative, -1),
+    "measured latency": (_measured_latency, duration, relative, -1),
+    "predicted latency": (lambda report: report.latency.predicted if report.latency else None, duration, relative, -1),
 }
 """Name -> where it stands in the report, how a value and a change read, and whether more (1) or less (-1) is a gain."""
 
 
-_ELSEWHERE: Final = {"measured latency": "onnx"}
-"""A figure that another part of the report, where it is there, has already."""
-
-
-def foretold(report: Mapping[str, Any]) -> str:
+def foretold(report: Report) -> str:
     """How good the prediction of the latency was, in a sentence; empty where nothing was predicted and measured.
 
     Shares of the original's latency are compared: the machine may be slower now than when its layers were measured.
     """
-    known = report.get("latency", {})
-    if "measured" not in known:
+    if report.latency is None or report.latency.measured is None:
         return ""
-    predicted, measured = (known[how]["after"] / known[how]["before"] for how in ("predicted", "measured"))
+    predicted, measured = (side.after / side.before for side in (report.latency.predicted, report.latency.measured))
     error = predicted / measured - 1
     return f"latency: predicted {predicted:.1%} of the original, measured {measured:.1%} ({error:+.1%})"
 
 
-def figures(report: Mapping[str, Any]) -> list[Figure]:
+def figures(report: Report) -> list[Figure]:
     """The summary of a report; what wasn't measured has no line."""
-    shown = {name: row for name, row in _ROWS.items() if _ELSEWHERE.get(name) not in report}
-    found = ((name, _pair(report, row[0]), row) for name, row in shown.items())
-    return [_figure(name, pair, *row[1:]) for name, pair, row in found if pair is not None]
+    found = ((name, row[0](report), row) for name, row in _ROWS.items())
+    return [_figure(name, change, *row[1:]) for name, change, row in found if change is not None]
 
 
-def _pair(report: Mapping[str, Any], keys: tuple[str, ...]) -> Pair | None:
-    if keys[0] == "cost":
-        return {side: report["cost"][side][keys[1]] for side in ("before", "after")}
-    found: Mapping[str, Any] | None = report
-    for key in keys:
-        found = found.get(key) if found else None
-    return found
+def _figure(name: str, change: Change[float], text: _Text, words: Callable[[Change[float]], str], gain: int) -> Figure:
+    before, after = change.before, change.after
+    gained = gain * (after - before)
+    share = after / before if before else 1.0
+    return Figure(name, text(before), text(after), words(change), share, gained > 0 if gained else None)
 
 
-def _figure(name: str, pair: Pair, text: _Text, change: Callable[[Pair], str], gain: int) -> Figure:
-    gained = gain * (pair["after"] - pair["before"])
-    share = pair["after"] / pair["before"] if pair["before"] else 1.0
-    return Figure(name, text(pair["before"]), text(pair["after"]), change(pair), share, gained > 0 if gained else None)
-
-
-def checked(record: Mapping[str, Any]) -> str:
+def checked(record: Record) -> str:
     """How the check of a pass came out; empty where it rewrote nothing."""
-    found = record["verification"]
-    if not found:
+    found = record.verification
+    if found is None:
         return ""
-    sizes = " and ".join(str(batch) for batch in found["batches"])
-    return f"differs by {found['difference']:.1e} at most ({found['dtype']}, batches of {sizes})"
+    sizes = " and ".join(str(batch) for batch in found.batches)
+    return f"differs by {found.difference:.1e} at most ({found.dtype}, batches of {sizes})"
 
 
-def gathered(notes: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, list[str]]]:
+def gathered(notes: Iterable[Note]) -> list[Reason]:
     """Each reason with all that was left alone for it, the most frequent first."""
-    for reason, _ in Counter(note["reason"] for note in notes).most_common():
-        yield reason, [note["subject"] for note in notes if note["reason"] == reason]
+    return list(_by_reason([(note.subject, note.reason) for note in notes]))
 
 
-def left_alone(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Notes on the groups in which nothing may be removed."""
-    return [
-        {"subject": group["name"], "reason": next(iter(group["pinned"]))}
-        for group in report["groups"]
-        if sum(group["pinned"].values()) == group["units"]
-    ]
+def left_alone(report: Report) -> list[Reason]:
+    """Each reason with the groups in which nothing may be removed for it, the most frequent first."""
+    return list(_by_reason([(group.name, next(iter(group.pinned))) for group in report.groups if group.is_pinned]))
 
 
-def removed(group: Mapping[str, Any]) -> int:
+def _by_reason(found: Sequence[tuple[str, str]]) -> Iterator[Reason]:
+    for reason, _ in Counter(reason for _, reason in found).most_common():
+        yield reason, [subject for subject, why in found if why == reason]
+
+
+def removed(group: GroupWidths) -> int:
     """How many channels of a group are gone."""
-    return int(group["channels"]["before"] - group["channels"]["after"])
+    return group.channels.before - group.channels.after

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import jinja2
 
 from prunec.compiler.report import figures
+from prunec.compiler.report.report import Change, GroupWidths, Report
 
 SKYLINE: Final = (960.0, 200.0)
 """Width and height of the picture of all nodes, in its own units."""
@@ -44,9 +45,9 @@ class Column:
     short: float
 
 
-def report_html(report: Mapping[str, Any]) -> str:
-    """The page of a report, the mapping that `make_report` gives and `Result.save` completes."""
-    columns = skyline(report["macs_by_node"])
+def report_html(report: Report) -> str:
+    """The page of a report, as `compile` makes it or as `Result.write` completes it."""
+    columns = skyline(report.macs_by_node)
     return _template().render(
         report=report,
         figures=figures.figures(report),
@@ -55,31 +56,30 @@ def report_html(report: Mapping[str, Any]) -> str:
         columns=columns,
         picture=SKYLINE,
         tallest=max([column.before for column in columns] + [column.after for column in columns], default=0),
-        alone=list(figures.gathered(figures.left_alone(report))),
+        alone=figures.left_alone(report),
     )
 
 
-def group_bars(report: Mapping[str, Any]) -> list[Bar]:
+def group_bars(report: Report) -> list[Bar]:
     """A bar for each group: its channels before and after, as parts of the widest that may be cut.
 
     A wider one that is wholly pinned, such as a thousand classes, would make all others look alike: its bar is full.
     """
-    groups = report["groups"]
-    open_groups = [group for group in groups if sum(group["pinned"].values()) < group["units"]]
-    widest = max((group["channels"]["before"] for group in open_groups or groups), default=1)
-    return [_bar(group, widest) for group in groups]
+    open_groups = [group for group in report.groups if not group.is_pinned]
+    widest = max((group.channels.before for group in open_groups or report.groups), default=1)
+    return [_bar(group, widest) for group in report.groups]
 
 
-def _bar(group: Mapping[str, Any], widest: int) -> Bar:
-    before, after = group["channels"]["before"], group["channels"]["after"]
-    note = "; ".join(f"{units} of {group['units']} units: {reason}" for reason, units in group["pinned"].items())
+def _bar(group: GroupWidths, widest: int) -> Bar:
+    before, after = group.channels.before, group.channels.after
+    note = "; ".join(f"{units} of {group.units} units: {reason}" for reason, units in group.pinned.items())
     whole, left = (min(100.0, 100 * channels / widest) for channels in (before, after))
-    return Bar(group["name"], before, after, whole, left, note)
+    return Bar(group.name, before, after, whole, left, note)
 
 
-def skyline(macs: Mapping[str, Mapping[str, int]]) -> list[Column]:
+def skyline(macs: Change[Mapping[str, int]]) -> list[Column]:
     """A column for each node that multiplied before, in the graph's order; nodes that the passes made come last."""
-    before, after = macs["before"], macs["after"]
+    before, after = macs.before, macs.after
     names = [*before, *(name for name in after if name not in before)]
     tallest = max([*before.values(), *after.values(), 1])
     step = SKYLINE[0] / max(len(names), 1)

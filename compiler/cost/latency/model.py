@@ -229,9 +229,9 @@ def _numbers(value: object) -> int:
 # -- of a compile --------------------------------------------------------------------------------------------------
 
 
-def predicted_latency(latency: Resource, after: Program) -> dict[str, float]:
-    """What a compile makes of the latency of the program that `latency` is of, in seconds."""
-    return {"before": latency.now, "after": latency.of(kept_units(latency.model.analysis.program, after))}
+def predicted_latency(latency: Resource, after: Program) -> tuple[float, float]:
+    """The latency of the program that `latency` is of, and what a compile makes of it, in seconds."""
+    return latency.now, latency.of(kept_units(latency.model.analysis.program, after))
 
 
 def kept_units(before: Program, after: Program) -> BoolArray:

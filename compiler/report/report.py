@@ -1,0 +1,202 @@
+"""What a compile found, as one frozen value: the console and the page read its fields, and `to_dict` is report.json.
+
+A section that not every compile has, such as the accuracy, is None until it is measured; `dataclasses.replace` puts it
+in. A new section is a field of `Report`, with a line in `Report.to_dict`.
+
+What the fields hold is imported for its types alone: the command line shows its help without importing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from prunec.compiler.cost.model import Cost
+    from prunec.compiler.ir.program import Note
+    from prunec.compiler.targets.onnx_export import OnnxReport
+    from prunec.compiler.verify.verify import Verification
+
+T_co = TypeVar("T_co", covariant=True)
+Other = TypeVar("Other")
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[T_co]):
+    """Something of the original model, and the same of the slim one."""
+
+    before: T_co
+    after: T_co
+
+    def each(self, read: Callable[[T_co], Other]) -> Change[Other]:
+        """What `read` gives of both sides: `cost.each(lambda side: side.macs)` is the change of the MACs."""
+        return Change(read(self.before), read(self.after))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both sides as they are; where these are no plain JSON values, `each` makes them so first."""
+        return {"before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWidths:
+    """A group's units, and its channels as its first writer counts them."""
+
+    name: str
+    units: int
+    channels: Change[int]
+    pinned: Mapping[str, int]
+    """Reason -> how many units may not be removed for it."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether none of its units may be removed."""
+        return sum(self.pinned.values()) == self.units
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "name": self.name,
+            "units": self.units,
+            "channels": self.channels.to_dict(),
+            "pinned": dict(self.pinned),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one pass did. Its times are in seconds."""
+
+    name: str
+    seconds: float
+    verify_seconds: float
+    before: Cost
+    after: Cost
+    notes: tuple[Note, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """The pass's own figures: plain JSON values."""
+    verification: Verification | None = None
+    """None where the pass rewrote nothing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "pass": self.name,
+            "seconds": self.seconds,
+            "verify_seconds": self.verify_seconds,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "notes": [{"subject": note.subject, "reason": note.reason} for note in self.notes],
+            "details": dict(self.details),
+            "verification": self.verification.as_dict() if self.verification else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds of one run in onnxruntime: what the layers' tables foretell, and what was measured."""
+
+    predicted: Change[float]
+    measured: Change[float] | None = None
+    """None until the artifacts are written."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        measured = {"measured": self.measured.to_dict()} if self.measured else {}
+        return {"predicted": self.predicted.to_dict(), **measured}
+
+
+@dataclass(frozen=True, slots=True)
+class RegionFindings:
+    """What was compiled in its place in a model that isn't traced whole."""
+
+    names: tuple[str, ...]
+    """The regions, as the model calls these modules."""
+    difference: float
+    """The largest relative difference of any region's output, in a run of the whole slim model."""
+    splice: tuple[str, ...]
+    """For each region the line of Python that puts the slim part in its place."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"names": list(self.names), "difference": self.difference, "splice": list(self.splice)}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFindings:
+    """The ONNX file, beside one of the original that was exported in the same way."""
+
+    exports: Change[OnnxReport]
+    latency: Change[float]
+    """Seconds of one run in onnxruntime."""
+
+    @property
+    def bytes(self) -> Change[int]:
+        """The sizes of both files."""
+        return self.exports.each(lambda export: export.bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: how the slim model was exported, and the sizes and latencies of both."""
+        slim = self.exports.after
+        return {
+            **asdict(slim),
+            "bytes": self.bytes.to_dict(),
+            "differences": {str(batch): difference for batch, difference in slim.differences.items()},
+            "latency": self.latency.to_dict(),
+        }
+
+
+class Section(Protocol):
+    """A part of the report that not every compile has."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a compile did, and what came of it. Costs and MACs are those of one sample."""
+
+    prunec: str
+    """The version that compiled."""
+    model: str
+    inputs: tuple[tuple[int, ...], ...]
+    """The shapes of the example inputs."""
+    cost: Change[Cost]
+    groups: tuple[GroupWidths, ...]
+    macs_by_node: Change[Mapping[str, int]]
+    """The nodes that multiply, in the graph's order."""
+    trace_seconds: float
+    passes: tuple[Record, ...]
+    warnings: tuple[str, ...] = ()
+
+    latency: Latency | None = None
+    """There where a pass had a budget of latency."""
+    region: RegionFindings | None = None
+    accuracy: Change[float] | None = None
+    """The share of right answers on the test split, where the plan has data."""
+    weights: Change[int] | None = None
+    """Bytes of the safetensors files; there as soon as the artifacts are written."""
+    onnx: OnnxFindings | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what wasn't measured has no key."""
+        sections: Mapping[str, Section | None] = {
+            "latency": self.latency,
+            "region": self.region,
+            "accuracy": self.accuracy,
+            "weights": self.weights,
+            "onnx": self.onnx,
+        }
+        return {
+            "prunec": self.prunec,
+            "model": self.model,
+            "inputs": [list(shape) for shape in self.inputs],
+            "cost": self.cost.each(lambda cost: cost.to_dict()).to_dict(),
+            "groups": [group.to_dict() for group in self.groups],
+            "macs_by_node": self.macs_by_node.each(dict).to_dict(),
+            "trace_seconds": self.trace_seconds,
+            "passes": [record.to_dict() for record in self.passes],
+            "warnings": list(self.warnings),
+            **{name: section.to_dict() for name, section in sections.items() if section is not None},
+        }
