@@ -97,6 +97,24 @@ def test_the_report_is_plain_json_and_says_what_happened():
     assert sum(report["macs_by_node"]["after"].values()) == report["cost"]["after"]["macs"]
 
 
+def test_saving_gives_what_was_measured_and_changes_no_finding(tmp_path):
+    result = compile(cnn((16, 32)), HALVE, (X,))
+    report = result.save(tmp_path / "out")
+    assert report == json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report) == [*result.report, "weights"]
+    assert report["weights"]["after"] == (tmp_path / "out/model.safetensors").stat().st_size
+    assert result.findings.weights is None
+    assert result.report is result.report
+
+
+def test_times_are_told_in_steps_of_a_tenth_of_a_millisecond():
+    findings = compile(cnn((16, 32)), HALVE, (X,)).findings
+    times = [findings.trace_seconds]
+    times += [time for record in findings.passes for time in (record.seconds, record.verify_seconds)]
+    assert times == [round(time, 4) for time in times]
+    assert findings.trace_seconds > 0
+
+
 class Caching(nn.Module):
     """A model that gives back an object besides its scores."""
 

@@ -53,6 +53,10 @@ def test_writes_a_new_folder_and_replaces_an_earlier_output(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_what_was_found_while_writing_is_given_back(tmp_path):
+    assert write_atomically(tmp_path / "out", lambda folder: (folder / "model.py").write_text("four")) == 4
+
+
 @pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("exists", [False, True])
 def test_an_error_while_writing_leaves_everything_as_it_was(tmp_path, exists):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from example_reports import FULL
 
 from prunec.compiler import compile
-from prunec.compiler.report import figures
+from prunec.compiler.ir.program import Note
 from prunec.compiler.report.html import SKYLINE, report_html, skyline
+from prunec.compiler.report.report import Change
 from prunec.models.convnet import convnet
 from prunec.models.data import random
 from prunec.models.digits import cnn
@@ -56,27 +58,13 @@ def report():
         "inputs": [[1, 1, 8, 8]],
         "passes": [{"score": "l1"}, {"select": {"ratio": 0.5, "protect": ["conv1"]}}, "shrink", "fold_bn"],
     }
-    return compile(cnn((16, 32)), plan, data=random((1, 8, 8), samples=20)).report
+    return compile(cnn((16, 32)), plan, data=random((1, 8, 8), samples=20)).findings
 
 
 @pytest.fixture
 def full(report):
-    """With what `save` adds."""
-    return {
-        **copy.deepcopy(report),
-        "weights": {"before": 117_912, "after": 58_600},
-        "onnx": {
-            "opset": 20,
-            "ir_version": 10,
-            "bytes": {"before": 120_000, "after": 60_000},
-            "dynamic_batch": True,
-            "static_reason": "",
-            "differences": {"1": 2.5e-07, "3": 3.1e-07},
-            "max_difference": 3.1e-07,
-            "float64_note": "",
-            "latency": {"before": 0.00013, "after": 0.000065},
-        },
-    }
+    """With what is measured when the artifacts are written."""
+    return replace(report, weights=FULL.weights, onnx=FULL.onnx)
 
 
 def test_everything_that_was_measured_has_a_card(full):
@@ -89,14 +77,13 @@ def test_everything_that_was_measured_has_a_card(full):
 
 
 def test_what_was_not_measured_has_none(report):
-    bare = {key: value for key, value in report.items() if key != "accuracy"}
-    page = Page(report_html(bare))
+    page = Page(report_html(replace(report, accuracy=None)))
     assert len(page.named("div", "card")) == 3
     assert "ONNX file" not in page.texts
 
 
 def test_a_compile_without_passes_has_a_page():
-    report = compile(convnet(), {"plan": 1, "inputs": [[1, 1, 28, 28]]}).report
+    report = compile(convnet(), {"plan": 1, "inputs": [[1, 1, 28, 28]]}).findings
     page = Page(report_html(report))
     assert "Passes" not in page.texts
     assert "+0.0%" in page.texts
@@ -109,11 +96,14 @@ def test_the_page_needs_nothing_from_elsewhere(full):
 
 
 def test_names_and_reasons_are_text_and_never_markup(full):
-    full["model"] = "<script>alert(1)</script>"
-    full["groups"][0]["name"] = '"><img src=x onerror=alert(1)>'
-    full["warnings"] = ["weights < & > differ"]
-    full["passes"][0]["notes"] = [{"subject": "<b>fc</b>", "reason": "<i>because</i>"}]
-    page = Page(report_html(full))
+    hostile = replace(
+        full,
+        model="<script>alert(1)</script>",
+        groups=(replace(full.groups[0], name='"><img src=x onerror=alert(1)>'), *full.groups[1:]),
+        warnings=("weights < & > differ",),
+        passes=(replace(full.passes[0], notes=(Note("<b>fc</b>", "<i>because</i>"),)), *full.passes[1:]),
+    )
+    page = Page(report_html(hostile))
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     for text in ("<script>alert(1)</script>", "weights < & > differ", "<b>fc</b>", "<i>because</i>"):
         assert text in page.texts
@@ -133,15 +123,14 @@ def test_every_group_has_its_bar(report):
 
 
 def test_many_groups_stand_in_columns(full):
-    groups = full["groups"]
-    full["groups"] = [{**groups[i % 5], "name": f"layer{i}"} for i in range(150)]
-    page = Page(report_html(full))
+    groups = tuple(replace(full.groups[i % 5], name=f"layer{i}") for i in range(150))
+    page = Page(report_html(replace(full, groups=groups)))
     assert len(page.named("div", "bar")) == 150
     assert page.named("div", "many")
 
 
 def test_the_skyline_has_a_column_for_each_node_in_the_graphs_order():
-    columns = skyline({"before": {"a": 100, "b": 50, "gone": 10}, "after": {"a": 25, "b": 50, "new": 5}})
+    columns = skyline(Change({"a": 100, "b": 50, "gone": 10}, {"a": 25, "b": 50, "new": 5}))
     assert [(c.name, c.before, c.after) for c in columns] == [
         ("a", 100, 25),
         ("b", 50, 50),
@@ -152,39 +141,3 @@ def test_the_skyline_has_a_column_for_each_node_in_the_graphs_order():
     assert [c.tall for c in columns] == [height, height / 2, height / 10, 0]
     assert columns[0].short == height / 4
     assert columns[-1].x + columns[-1].width <= width
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "expected"),
-    [
-        (figures.count, 125_485_696, "125 M"),
-        (figures.count, 5_210, "5.21 k"),
-        (figures.count, 999, "999"),
-        (figures.count, 0, "0"),
-        (figures.count, 4_089_200_000, "4.09 G"),
-        (figures.size, 117_912, "118 kB"),
-        (figures.size, 17, "17 B"),
-        (figures.duration, 0.0000542, "54.2 µs"),
-        (figures.duration, 14.6, "14.6 s"),
-        (figures.duration, 0.0, "0 µs"),
-        (figures.duration, 2.0, "2 s"),
-        (figures.count, 5_000, "5.00 k"),
-        (figures.percent, 0.99444, "99.44%"),
-    ],
-)
-def test_figures_in_words(text, value, expected):
-    assert text(value) == expected
-
-
-def test_a_gain_is_known_from_a_loss(full):
-    better = {figure.name: figure.better for figure in figures.figures(full)}
-    full["accuracy"] = {"before": 0.9, "after": 0.9}
-    assert better["MACs"] is True
-    assert {f.name: f.better for f in figures.figures(full)}["accuracy"] is None
-    full["accuracy"] = {"before": 0.9, "after": 0.8}
-    assert {f.name: (f.better, f.change) for f in figures.figures(full)}["accuracy"] == (False, "-10.00 points")
-
-
-def test_notes_are_gathered_by_their_reason():
-    notes = [{"subject": s, "reason": r} for s, r in (("a", "x"), ("b", "y"), ("c", "y"))]
-    assert list(figures.gathered(notes)) == [("y", ["b", "c"]), ("x", ["a"])]

@@ -1,0 +1,151 @@
+"""The report as a value: what `to_dict` gives for report.json, in which order, and that nothing in it changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+from example_reports import BARE, FULL
+
+from prunec.compiler.report.report import Change, GroupWidths, Latency
+
+ALWAYS = ["prunec", "model", "inputs", "cost", "groups", "macs_by_node", "trace_seconds", "passes", "warnings"]
+SECTIONS = ["latency", "region", "accuracy", "weights", "onnx"]
+WHOLE = {"macs": 1000, "params": 200, "memory": 64}
+SLIM = {"macs": 400, "params": 90, "memory": 48}
+
+
+def same(found, expected) -> bool:
+    """Whether two values are written as the same JSON, the order of keys included."""
+    return json.dumps(found) == json.dumps(expected)
+
+
+def test_a_bare_report_has_no_key_for_what_was_not_measured():
+    expected = {
+        "prunec": "0.1.0",
+        "model": "Net",
+        "inputs": [[1, 3, 8, 8], [1, 5]],
+        "cost": {"before": WHOLE, "after": SLIM},
+        "groups": [
+            {
+                "name": "conv",
+                "units": 8,
+                "channels": {"before": 16, "after": 6},
+                "pinned": {"is added to the input": 2},
+            },
+            {
+                "name": "fc",
+                "units": 10,
+                "channels": {"before": 10, "after": 10},
+                "pinned": {"reaches the model's output": 10},
+            },
+        ],
+        "macs_by_node": {"before": {"conv": 900, "fc": 100}, "after": {"conv": 350, "fc": 50}},
+        "trace_seconds": 0.0123,
+        "passes": [
+            {
+                "pass": "score",
+                "seconds": 0.0019,
+                "verify_seconds": 0.0,
+                "before": WHOLE,
+                "after": WHOLE,
+                "notes": [{"subject": "fc", "reason": "has no scale"}],
+                "details": {},
+                "verification": None,
+            },
+            {
+                "pass": "shrink",
+                "seconds": 0.1,
+                "verify_seconds": 0.0165,
+                "before": WHOLE,
+                "after": SLIM,
+                "notes": [],
+                "details": {"removed_units": {"conv": 5}},
+                "verification": {"difference": 9.7e-07, "dtype": "float32", "batches": [2, 3]},
+            },
+        ],
+        "warnings": [],
+    }
+    assert list(expected) == ALWAYS
+    assert same(BARE.to_dict(), expected)
+
+
+def test_a_full_report_has_its_sections_behind_the_rest():
+    found = FULL.to_dict()
+    assert list(found) == [*ALWAYS, *SECTIONS]
+    assert found["warnings"] == ["weights differ"]
+    expected = {
+        "latency": {"predicted": {"before": 0.002, "after": 0.001}, "measured": {"before": 0.004, "after": 0.0025}},
+        "region": {
+            "names": ["backbone"],
+            "difference": 3e-07,
+            "splice": ["from model import splice; splice(model)"],
+        },
+        "accuracy": {"before": 0.99, "after": 0.98},
+        "weights": {"before": 117_912, "after": 58_600},
+        "onnx": {
+            "opset": 20,
+            "ir_version": 10,
+            "bytes": {"before": 120_000, "after": 60_000},
+            "dynamic_batch": True,
+            "static_reason": "",
+            "differences": {"1": 2.5e-07, "3": 3.1e-07},
+            "max_difference": 3.1e-07,
+            "float64_note": "",
+            "latency": {"before": 0.00013, "after": 0.000065},
+        },
+    }
+    assert same({name: found[name] for name in SECTIONS}, expected)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_section_is_absent_by_itself(section):
+    without = replace(FULL, **{section: None}).to_dict()
+    assert list(without) == [*ALWAYS, *(name for name in SECTIONS if name != section)]
+    alone = replace(BARE, **{section: getattr(FULL, section)}).to_dict()
+    assert list(alone) == [*ALWAYS, section]
+
+
+def test_a_latency_that_was_only_predicted():
+    assert Latency(Change(2.0, 1.0)).to_dict() == {"predicted": {"before": 2.0, "after": 1.0}}
+
+
+def test_every_field_is_a_key():
+    assert {field.name for field in fields(FULL)} == set(FULL.to_dict())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [FULL, FULL.cost, FULL.groups[0], FULL.passes[0], FULL.latency, FULL.region, FULL.onnx],
+    ids=lambda value: type(value).__name__,
+)
+def test_nothing_in_it_can_be_set(value):
+    name = fields(value)[0].name
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, name, None)
+    assert not hasattr(value, "__dict__")
+
+
+def test_what_is_changed_in_the_plain_values_is_not_changed_in_the_report():
+    before, plain = json.dumps(FULL.to_dict()), FULL.to_dict()
+    plain["macs_by_node"]["before"].clear()
+    plain["groups"][0]["pinned"].clear()
+    plain["passes"][1]["details"].clear()
+    plain["onnx"]["differences"].clear()
+    plain["cost"]["after"]["macs"] = 0
+    assert json.dumps(FULL.to_dict()) == before
+
+
+def test_a_change_of_a_part():
+    assert FULL.cost.each(lambda cost: cost.macs) == Change(1000, 400)
+    assert FULL.onnx.bytes == Change(120_000, 60_000)
+
+
+@pytest.mark.parametrize(
+    ("pinned", "expected"),
+    [({}, False), ({"a": 3}, False), ({"a": 3, "b": 1}, True)],
+    ids=["free", "in part", "wholly"],
+)
+def test_a_group_is_pinned_if_all_its_units_are(pinned, expected):
+    assert GroupWidths("g", 4, Change(4, 4), pinned).is_pinned is expected

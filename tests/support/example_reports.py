@@ -1,0 +1,71 @@
+"""Reports made by hand: one of a compile that measured nothing yet, and one with every section."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prunec.compiler.cost.model import Cost
+from prunec.compiler.ir.program import Note
+from prunec.compiler.report.report import (
+    Change,
+    GroupWidths,
+    Latency,
+    OnnxFindings,
+    Record,
+    RegionFindings,
+    Report,
+)
+from prunec.compiler.targets.onnx_export import OnnxReport
+from prunec.compiler.verify.verify import Verification
+
+WHOLE = Cost(macs=1000, params=200, memory=64)
+SLIM = Cost(macs=400, params=90, memory=48)
+
+BARE = Report(
+    prunec="0.1.0",
+    model="Net",
+    inputs=((1, 3, 8, 8), (1, 5)),
+    cost=Change(WHOLE, SLIM),
+    groups=(
+        GroupWidths("conv", 8, Change(16, 6), {"is added to the input": 2}),
+        GroupWidths("fc", 10, Change(10, 10), {"reaches the model's output": 10}),
+    ),
+    macs_by_node=Change({"conv": 900, "fc": 100}, {"conv": 350, "fc": 50}),
+    trace_seconds=0.0123,
+    passes=(
+        Record("score", 0.0019, 0.0, WHOLE, WHOLE, (Note("fc", "has no scale"),)),
+        Record(
+            "shrink",
+            seconds=0.1,
+            verify_seconds=0.0165,
+            before=WHOLE,
+            after=SLIM,
+            details={"removed_units": {"conv": 5}},
+            verification=Verification(9.7e-07, "float32", (2, 3)),
+        ),
+    ),
+)
+
+_EXPORT = OnnxReport(
+    opset=20,
+    ir_version=10,
+    bytes=120_000,
+    dynamic_batch=True,
+    static_reason="",
+    differences={1: 1e-07, 3: 2e-07},
+    max_difference=2e-07,
+    float64_note="",
+)
+
+FULL = replace(
+    BARE,
+    warnings=("weights differ",),
+    latency=Latency(predicted=Change(0.002, 0.001), measured=Change(0.004, 0.0025)),
+    region=RegionFindings(("backbone",), 3e-07, ("from model import splice; splice(model)",)),
+    accuracy=Change(0.99, 0.98),
+    weights=Change(117_912, 58_600),
+    onnx=OnnxFindings(
+        Change(_EXPORT, replace(_EXPORT, bytes=60_000, differences={1: 2.5e-07, 3: 3.1e-07}, max_difference=3.1e-07)),
+        latency=Change(0.00013, 0.000065),
+    ),
+)
