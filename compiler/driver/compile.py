@@ -58,7 +58,7 @@ class Result:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """The findings as plain JSON values."""
+        """The findings as plain JSON values: what report.json holds, without what is measured on the artifacts."""
         return self.findings.to_dict()
 
     def save(self, directory: str | Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Result:
         return self.write(directory).to_dict()
 
     def write(self, directory: str | Path) -> Report:
-        """As `save`; gives the findings as they are typed."""
+        """Do what `save` does, and give the report as the typed value."""
         target = Path(directory)
         return write_atomically(target, partial(self._write, target=target))
 
@@ -113,7 +113,7 @@ class Result:
 
 
 def _slim_model(program: Program, regions: Regions | None) -> nn.Module:
-    """The slim module, in a copy of the model that its regions are of where there are any."""
+    """The slim module; where there are regions, a new copy of their model with the slim parts in it."""
     return program.module if regions is None else regions.spliced(program)
 
 
