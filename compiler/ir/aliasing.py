@@ -1,4 +1,11 @@
-"""Which nodes write in place, and which values may share memory."""
+"""Which nodes write in place, and which values may share memory.
+
+    y = x.view(2, 4)      y may share memory with x
+    z = F.relu(y)         fresh: memory of its own
+    y.add_(1)             writes into y, and so into x
+
+Where it isn't certain, two values count as sharing.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +55,8 @@ def mutates(node: fx.Node, state: Mapping[str, State]) -> bool:
 
 
 def _ends_in_place(name: str) -> bool:
-    """torch's spelling: `add_` writes in place, `__add__` does not; `operator.and_` has another reason."""
+    """torch's spelling: `add_` writes in place, `__add__` doesn't, nor does `operator.and_`, which only avoids a
+    keyword."""
     return name.endswith("_") and not name.endswith("__")
 
 
@@ -70,19 +78,20 @@ def is_fresh(node: fx.Node, state: Mapping[str, State]) -> bool:
 
 
 def aliases(node: fx.Node, state: Mapping[str, State]) -> set[fx.Node]:
-    """Every value that may share memory with the node's, itself among them."""
+    """Every value that may share memory with the node's, the node itself included."""
     found = nx.node_connected_component(_sharing(node.graph, state), node)
     return {value for value in found if isinstance(value, fx.Node)}
 
 
 def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Node]]:
-    """The graph's nodes in sets of those that may share memory."""
+    """The graph's nodes, in sets of those that may share memory."""
     for found in nx.connected_components(_sharing(graph, state)):
         yield {value for value in found if isinstance(value, fx.Node)}
 
 
 def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | str]:
-    """An edge between two values that may share memory; tensors of the state stand between their readers."""
+    """Edges between values that may share memory; a tensor of the state is a vertex too, joined to each node that reads
+    it."""
     edges: nx.Graph[fx.Node | str] = nx.Graph()
     edges.add_nodes_from(graph.nodes)
     for user in graph.nodes:
@@ -94,7 +103,7 @@ def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | 
 
 
 def _sources(node: fx.Node, state: Mapping[str, State]) -> list[fx.Node]:
-    """The values whose memory a node may hand on; of those that an in-place one reads, only the first."""
+    """The operands whose memory a node's value may share; of a node that writes in place, the first alone."""
     first = operand(node)
     writes = mutates(node, state) and isinstance(node.meta.get("val"), torch.Tensor) and "out" not in node.kwargs
     return [first] if writes and first is not None and node.target != "set_" else node.all_input_nodes

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No cycle is looked for in here; also a decorator. Inside another such block it changes nothing.
+    """A context, or a decorator, in which the cycle collector doesn't run. Inside another one it changes nothing.
 
-    What was made joins the oldest objects, which are looked at when many more have been made, not at once.
+    At the end all objects join the oldest generation (`gc.freeze`, `gc.unfreeze`), which isn't collected before many
+    more have been made.
     """
     was_on = gc.isenabled()
     gc.disable()

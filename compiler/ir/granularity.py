@@ -55,7 +55,7 @@ class Granularity:
 
 
 def misread(kind: str, said: object) -> str:
-    """What is wrong with the choices of a kind as a text gives them; '' where nothing is."""
+    """What is wrong with the choices that a program's text gives for a kind; '' where nothing is."""
     if kind not in CHOICES:
         return f"expected one of {', '.join(CHOICES)}, got '{kind}'"
     legal = isinstance(said, dict) and all(isinstance(p, str) and c in CHOICES[kind] for p, c in said.items())
@@ -68,8 +68,8 @@ def _fits(pattern: str, names: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One place where the granularity is decided: the node, its shape in words, the names it goes by, and what holds;
-    '' where the compiler takes what leaves more units."""
+    """One place where the granularity is decided: its node, the shape of its grid in words (`4 heads of 16`), the names
+    that a pattern may match, and the choice in force; '' where the compiler takes the one that leaves more units."""
 
     kind: str
     node: str
@@ -78,5 +78,5 @@ class Block:
     choice: str
 
     def answers(self, pattern: str) -> bool:
-        """Whether a pattern means this block."""
+        """Whether a pattern names this block."""
         return _fits(pattern, self.names)

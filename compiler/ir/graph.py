@@ -1,4 +1,4 @@
-"""What is asked of any node or graph of torch.fx: operands, arguments, the output, what must stay."""
+"""Questions about any torch.fx node or graph, whatever it computes: its operands, arguments, output and value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_impure(node: fx.Node) -> bool:
 
 
 def operand(node: fx.Node) -> fx.Node | None:
-    """The node's first operand, given by position or as `input`; none where that is no value of the graph."""
+    """The node's first operand, given by position or as `input`; None where that is no node."""
     value = node.args[0] if node.args else node.kwargs.get("input")
     return value if isinstance(value, fx.Node) else None
 
@@ -53,7 +53,7 @@ def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> f
 
 
 def call(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a node's function or method gives for these values in the places of its operands."""
+    """What a `call_function` or `call_method` node gives for these arguments."""
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target), f"{node.name} calls a function"

@@ -126,7 +126,7 @@ def is_batched(tensor: torch.Tensor, batch: int | None) -> bool:
 
 
 def called(function: Callable[..., Any], inputs: Any) -> Any:
-    """A model on one batch of data: a tensor, a tuple of arguments, or a mapping of them by name."""
+    """What a model gives for one batch of data: a tensor, a tuple of arguments, or a mapping of them by name."""
     if isinstance(inputs, Mapping):
         return function(**inputs)
     return function(*inputs) if isinstance(inputs, tuple | list) else function(inputs)

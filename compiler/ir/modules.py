@@ -1,4 +1,4 @@
-"""Leaf modules: their tensors, shallow copies of them, and the mode that they are in."""
+"""What is asked of leaf modules: their tensors, shallow copies of them, their hooks, the mode that they are in."""
 
 from __future__ import annotations
 
@@ -51,13 +51,6 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def unhooked(module: nn.Module) -> nn.Module:
-    """A leaf module without the forward hooks that the tracer has run beside it; itself where it has none."""
-    if not (module._forward_hooks or module._forward_pre_hooks):
-        return module
-    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in HOOKS})
-
-
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -67,8 +60,15 @@ HOOKS = (
 )
 
 
+def unhooked(module: nn.Module) -> nn.Module:
+    """A leaf module without its forward hooks: the tracer calls these itself. The module itself where it has none."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return module
+    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in HOOKS})
+
+
 def eval_copy(module: nn.Module) -> nn.Module:
-    """The module itself where it is in eval mode, children and all; else a copy that is, with the same tensors."""
+    """The module itself where all of it is in eval mode; else a copy in eval mode, which shares the tensors."""
     if not (module.training or module._modules) or not any(part.training for part in module.modules()):
         return module
     copy = clone_module(module, training=False)
@@ -78,7 +78,8 @@ def eval_copy(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: each part's own flag comes back, as parts are shared with other models."""
+    """A context in which the module is in eval mode; afterwards each part, which other models may share, has its own
+    flag."""
     flags = {part: part.training for part in module.modules()}
     module.eval()
     try:

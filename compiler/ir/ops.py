@@ -1,4 +1,9 @@
-"""Questions about a call in a graph that need no labels: its name, its arguments, shapes, indices."""
+"""What a node calls and with which arguments, as the files that know operations by name ask for it.
+
+x.relu_(), torch.relu(x), F.relu(x)     op_name         "relu"
+x.mean(axis=1)                          argument        1, as `dim`
+x[None, :, [0, 2]]                      index_dims      entry 1 indexes dimension 0, entry 2 dimension 1
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from prunec.compiler.ir.train_eval import by_mode
 
 
 def words(text: str) -> list[str]:
+    """The words of a text: for long lists of names."""
     return text.split()
 
 
@@ -20,7 +26,7 @@ _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 """Custom operators, and torch's own below its functions, which take their arguments in other ways than these."""
 
 _HOMES = ("torch", "_operator", "operator", "math", "builtins", "torchvision.ops")
-"""Where the functions are that are known by their bare names."""
+"""Modules whose functions are known by their bare names; see `op_name`."""
 
 
 def op_name(node: fx.Node) -> str:
@@ -70,13 +76,14 @@ def elements(shape: Sequence[int]) -> int:
 
 
 def is_tensor(entry: object) -> bool:
+    """Whether an argument or an index's entry is a tensor, or a node that gives one."""
     return isinstance(entry, torch.Tensor) or (
         isinstance(entry, fx.Node) and isinstance(entry.meta.get("val"), torch.Tensor)
     )
 
 
 def index_dims(entries: Sequence[Any], rank: int) -> list[tuple[int, int]]:
-    """(place in the index, dimension that it indexes) of every entry that indexes one."""
+    """(place in the index, dimension that it indexes) of every entry that indexes one: all but None and Ellipsis."""
     consuming = [i for i, e in enumerate(entries) if e is not None and e is not Ellipsis]
     dims: list[tuple[int, int]] = []
     dim = 0
@@ -90,7 +97,7 @@ def index_dims(entries: Sequence[Any], rank: int) -> list[tuple[int, int]]:
 
 
 def known_places(index: object) -> list[int] | None:
-    """A list or vector of whole numbers as a list; None for anything else, and for one without data."""
+    """A list or vector of whole numbers as a list; None for anything else, and for a tensor without data."""
     if isinstance(index, torch.Tensor):
         whole = not index.is_floating_point() and index.dtype not in (torch.bool, torch.uint8)
         known = index.ndim == 1 and whole and not index.is_meta
@@ -101,11 +108,12 @@ def known_places(index: object) -> list[int] | None:
 
 
 def known(entry: Any) -> Any:
+    """What an argument is for the example inputs: the value of a node, or the literal itself."""
     return entry.meta["val"] if isinstance(entry, fx.Node) else entry
 
 
 def put(node: fx.Node, position: int, name: str, value: Any) -> None:
-    """Put an argument where it was given, by position or by name."""
+    """Replace an argument where it was given, by position or by name; the node is edited in place."""
     if len(node.args) > position:
         node.args = (*node.args[:position], value, *node.args[position + 1 :])
     else:

@@ -64,7 +64,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Program:
-    """A model as the compiler sees it; see the module's text for the fields."""
+    """A model as the compiler sees it; the module's docstring lists the fields."""
 
     graph: fx.Graph
     state: Mapping[str, State]
@@ -135,7 +135,7 @@ class Program:
         return self.cached("graph_module", self._make_graph_module)
 
     def half(self, mode: Mode) -> Program:
-        """The half of a program of both modes that gives this mode's result; any other program as it is."""
+        """For a program of both modes, the program of this mode's result alone; any other program is its own half."""
         if not has_both(self.graph):
             return self
         return self.cached(f"{mode} half", lambda: self._cut(mode))

@@ -1,4 +1,4 @@
-"""Fresh inputs for checks: seeded random ones like a program's example, in other batch sizes and of smaller images.
+"""Fresh inputs for checks: seeded random ones like a program's example, in other batch sizes and with smaller images.
 
 example [1, 3, 800, 800]    batch 2             [2, 3, 800, 800]
                             batch 2, smaller    [2, 3, 200, 200]
@@ -17,10 +17,10 @@ from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors
 from prunec.compiler.ir.program import Program
 
 LARGE: Final = 10**6
-"""Elements of a sample from which on batches are smaller, and all but the first hold smaller images."""
+"""From so many elements a sample on, checks take smaller batches, and smaller images in all but the first of them."""
 
 SMALLER: Final = 4
-"""What the edges of large images, the lengths of clips and counts of crops are divided by, where they exceed `LONG`."""
+"""What sizes over `LONG` are divided by in smaller inputs: edges of images, lengths of clips, counts of crops."""
 
 LONG: Final = 32
 
@@ -32,10 +32,10 @@ def is_large(program: Program) -> bool:
 
 
 def fresh_inputs(program: Program, batch: int | None, seed: int, smaller: int = 1) -> tuple[Any, ...]:
-    """Seeded random inputs like the program's: normal, or up to the example's largest integer.
+    """Seeded random inputs like the program's example: normal, or integers in the example's range, 0 included.
 
-    `batch` replaces the first dimension of every tensor that has the example's batch there; None keeps it. What is
-    large of images (all but dimension 1, the channels) is divided by `smaller`.
+    `batch` replaces the first dimension of every tensor that has the example's batch there; None keeps it. Of tensors
+    with four dimensions or more, sizes over `LONG` are divided by `smaller`, but for the batch and the channels.
     """
     generator, old = torch.Generator().manual_seed(seed), batch_of(program.inputs)
 
@@ -48,7 +48,8 @@ def fresh_inputs(program: Program, batch: int | None, seed: int, smaller: int = 
 
 
 def _cut(shape: tuple[int, ...], batched: bool, smaller: int) -> tuple[int, ...]:
-    """The shape of a smaller image, clip or lot of crops: without its batch and channels, what is long is cut."""
+    """The shape of a smaller image, clip or lot of crops: all sizes over `LONG` are divided but the batch and
+    channels."""
     if len(shape) < 4:
         return shape
     fixed = (0, 1) if batched else (1,)
@@ -64,14 +65,15 @@ def _fresh(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Programs that draw random numbers draw the same ones."""
+    """A context in which torch draws the random numbers of this seed; the former state comes back afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def with_batch(program: Program, size: int) -> tuple[Any, ...]:
-    """Inputs of another batch size: random numbers like the example's; where these are integers, the example's own."""
+    """The example inputs in another batch size. Floats are drawn anew with the example's mean and spread; integers are
+    the example's own rows, repeated; what has no batch stays."""
     generator, old = torch.Generator().manual_seed(size), batch_of(program.inputs)
 
     def resized(value: torch.Tensor) -> torch.Tensor:

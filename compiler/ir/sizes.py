@@ -1,4 +1,4 @@
-"""Nodes that give numbers: where these come from, and new ones beside them.
+"""Nodes that give numbers, such as sizes: what a number counts, and how to compute another one beside it.
 
 n = x.size(0)            follows the batch
 c = x.size(1)            counts channels
@@ -18,19 +18,19 @@ from prunec.compiler.ir.program import IntArray
 
 
 def valued(node: fx.Node, value: Any) -> fx.Node:
-    """The node, which gives that value for the example."""
+    """Note in a node's metadata the value that it gives for the example inputs; returns the node."""
     node.meta["val"] = value
     return node
 
 
 def item(size: fx.Node, index: int, value: int) -> fx.Node:
-    """A new node for an item of a node that gives a size."""
+    """A new node for `size[index]`, where the node `size` gives a size; `value` is that item for the example inputs."""
     with size.graph.inserting_after(size):
         return valued(size.graph.call_function(operator.getitem, (size, index)), value)
 
 
 def scaled(number: fx.Node, times: int, over: int, value: int) -> fx.Node:
-    """A node for `number * times // over`, which is `value` for the example."""
+    """New nodes for `number * times // over`, which is `value` for the example inputs; returns the last of them."""
     for function, by, result in ((operator.mul, times, value * over), (operator.floordiv, over, value)):
         if by != 1:
             with number.graph.inserting_after(number):
@@ -39,12 +39,12 @@ def scaled(number: fx.Node, times: int, over: int, value: int) -> fx.Node:
 
 
 def reads(node: fx.Node) -> bool:
-    """Whether a number is read off a tensor or a size, rather than computed from numbers."""
+    """Whether a number is read off a tensor or a size (`x.size(0)`), rather than computed from other numbers."""
     return any(isinstance(n.meta.get("val"), torch.Tensor | tuple | list) for n in node.all_input_nodes)
 
 
 def counts_batch(node: fx.Node) -> bool:
-    """Whether a number read off a tensor may grow with the batch: all but the size of a dimension behind the first."""
+    """Whether a number that `reads` may grow with the batch: any but the size of one dimension behind the first."""
     index = node.args[1] if len(node.args) == 2 else None
     source = node.all_input_nodes[0].meta["val"]
     rank = source.ndim if isinstance(source, torch.Tensor) else len(source)
@@ -52,7 +52,8 @@ def counts_batch(node: fx.Node) -> bool:
 
 
 def is_open(number: fx.Node, fields: Callable[[fx.Node], tuple[IntArray, ...]]) -> bool:
-    """Whether a number comes from the size of a dimension that holds no channels, such as the batch."""
+    """Whether a number comes from the size of a dimension without labels, such as the batch; `fields` is
+    `Flow.fields`."""
     if not reads(number):
         return any(is_open(node, fields) for node in number.all_input_nodes)
     size, index = number.all_input_nodes[0], number.args[1] if len(number.args) == 2 else None

@@ -1,10 +1,12 @@
-"""The functions that a program's text may call, by the names that a person writes: `F.gelu`, not `torch._C._nn.gelu`.
+"""Functions by the names that a person writes, both ways: `F.gelu`, not `torch._C._nn.gelu`.
 
     function_name(torch.nn.functional.gelu)   "F.gelu"
     resolve_function("F.gelu")                torch.nn.functional.gelu
+    INFIX[operator.add]                       "+"
 
-A text names functions, and reading it runs them on meta tensors, so a name resolves through tables of pure functions
-alone: what can be overridden on tensors, tensor factories, arithmetic. `torch.load` and its like aren't in them.
+Programs as text and emitted source spell functions so. Reading a text runs them on meta tensors, so a name resolves
+through tables of pure functions alone: what can be overridden on tensors, tensor factories, arithmetic. `torch.load`
+and its like aren't in them.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ NAMESPACES: tuple[tuple[str, ModuleType | type], ...] = (
     ("operator", operator),
     ("", builtins),
 )
+"""Where public names are looked for, and the prefix that each is written with; the first that has a function wins."""
 LIBRARIES = frozenset({"torch", "torchvision"})
 """What an emitted file may import."""
 
@@ -95,7 +98,7 @@ _TORCH = frozenset({
 """Functions of `torch` that make tensors or ask about types, and others that aren't listed as overridable."""
 
 _FORBIDDEN = frozenset({"operator.call", "operator.attrgetter", "operator.itemgetter", "operator.methodcaller"})
-"""What calls or reads whatever it is given."""
+"""Functions that call, or read an attribute of, whatever they are given."""
 
 OP_NAMESPACES = frozenset({"aten", "prims", "torchvision"})
 

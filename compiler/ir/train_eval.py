@@ -1,4 +1,4 @@
-"""A graph of both modes: it computes what a model gives in eval mode and what it gives in train mode.
+"""One graph for both modes: it computes what a model gives in eval mode, and what it gives in train mode.
 
     %fc = fc(%pool)                         both
     %aux = aux(%cut)                        train alone
@@ -39,7 +39,7 @@ class ByMode(NamedTuple):
 def by_mode(evaluated: Any, trained: Any) -> Any:
     """In a graph of both modes, a choice: the first value in eval mode, the second in train mode.
 
-    Each half has its own in the choice's place. Whoever runs the whole graph runs it in eval mode.
+    `keep_mode` puts the chosen value in the node's place; a graph that is run whole takes the first, that of eval mode.
     """
     return evaluated
 
@@ -56,9 +56,9 @@ def in_eval(result: Any) -> Any:
 
 
 def needed(graph: fx.Graph, mode: Mode) -> set[fx.Node]:
-    """The nodes of one half: what its result is computed from, the inputs, and what acts on nothing of the other's.
+    """The nodes of one half: what its result is computed from, the inputs, and nodes with side effects.
 
-    What writes into a value, or asserts something, belongs to every half that has all that it comes from.
+    A node with a side effect (a write in place, an assertion) belongs to every half that computes all its operands.
     """
     output = output_of(graph)
     if not has_both(graph):
@@ -76,7 +76,7 @@ def needed(graph: fx.Graph, mode: Mode) -> set[fx.Node]:
 
 
 def keep_mode(graph: fx.Graph, mode: Mode) -> None:
-    """Leave one half of a graph of both modes, which is edited in place."""
+    """Cut a graph of both modes down to one half, in place; a graph with one result stays."""
     if not has_both(graph):
         return
     kept, output = needed(graph, mode), output_of(graph)
@@ -91,7 +91,7 @@ def keep_mode(graph: fx.Graph, mode: Mode) -> None:
 
 
 def set_defaults(graph: fx.Graph) -> None:
-    """Let the last inputs that eval mode doesn't read be left out; the graph is edited in place."""
+    """Give the last inputs, as far as eval mode doesn't read them, the default None; the graph is edited in place."""
     read = needed(graph, "eval")
     for node in reversed(graph.find_nodes(op="placeholder")):
         if not has_both(graph) or any(user in read for user in node.users):
@@ -100,16 +100,17 @@ def set_defaults(graph: fx.Graph) -> None:
 
 
 def joint_output(graph: fx.Graph, evaluated: Any, trained: Any) -> Any:
-    """The output of both results: one alone where they are the same, and the graph makes no choice on the way."""
+    """What a graph of both modes returns: a `ByMode`, or one result where both are the same and no `by_mode` is
+    left."""
     same = repr(evaluated) == repr(trained) and not graph.find_nodes(op="call_function", target=by_mode)
     return trained if same else ByMode(evaluated, trained)
 
 
 def switching(name: str, holder: nn.Module, halves: Mapping[Mode, fx.GraphModule]) -> nn.Module:
-    """A module with the holder's parts that computes the half that its own flag asks for.
+    """A module with the parameters and submodules of `holder` that runs the half which its `training` flag asks for.
 
-    The halves' generated functions run on the module itself: there is one set of weights, and a copy of the module,
-    its `double()` or its `state_dict` are those of any other.
+    The halves' generated functions run on the module itself: there is one set of weights, and a copy of the module, its
+    `double()` or its `state_dict` are those of any other.
     """
     forwards = {mode: _generated(half) for mode, half in halves.items()}
 
@@ -136,7 +137,7 @@ def _nodes_in(value: Any) -> set[fx.Node]:
 
 
 def behind(nodes: Iterable[fx.Node], mode: Mode | None = None) -> set[fx.Node]:
-    """These nodes and all that they are computed from; with a mode, what choices take in that mode."""
+    """These nodes and all that they are computed from; with a mode, through a `by_mode` to that mode's value alone."""
     found, waiting = set(nodes), list(nodes)
     while waiting:
         new = [source for source in _taken(waiting.pop(), mode) if source not in found]
@@ -146,7 +147,7 @@ def behind(nodes: Iterable[fx.Node], mode: Mode | None = None) -> set[fx.Node]:
 
 
 def _taken(node: fx.Node, mode: Mode | None) -> list[fx.Node]:
-    """What a node reads; a choice in one mode takes one value."""
+    """The nodes that a node reads; with a mode, a `by_mode` reads that mode's value alone."""
     return [_chosen(node, mode)] if mode and node.target is by_mode else node.all_input_nodes
 
 
