@@ -1,8 +1,12 @@
-"""The modules and tensors of a program that was read from text: those that it gives values, and made-up ones.
+"""Gives values to what a program's text declares: those that the text spells out, and made-up ones for all else.
 
-module fc = Linear(4, 2)
-value fc.weight = [[1, 0, 0, 0], [0, 1, 0, 0]]      as it says; `fc.bias` is made up
-tie head.weight = fc.weight                         the very same tensor
+    module fc = Linear(4, 2)
+    value fc.weight = [[1, 0, 0, 0], [0, 1, 0, 0]]      as it says; `fc.bias` is made up
+    tie head.weight = fc.weight                         the very same tensor
+
+A made-up tensor depends on its name and shape alone. The scales are those of a trained network, so that what flows
+through it stays near one: a weight has variance 1 / fan-in, a norm's weight lies around one, a running variance is
+positive.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from prunec.compiler.ir.program import State
 def materialised(
     declared: Mapping[str, State], values: Mapping[str, torch.Tensor], ties: Mapping[str, str], *, training: bool
 ) -> dict[str, State]:
-    """What was declared on the meta device, with values."""
+    """The state that a text declares, with values: `declared` holds modules and tensors on the meta device, `values`
+    the tensors that are spelled out, `ties` name -> the name whose tensor it shares."""
     state: dict[str, State] = {}
     for name, value in declared.items():
         if isinstance(value, nn.Module):
@@ -64,7 +69,7 @@ def _place(state: Mapping[str, State], name: str) -> tuple[nn.Module | None, str
 
 
 def synthetic(name: str, like: torch.Tensor) -> torch.Tensor:
-    """A tensor of the shape and type of `like`; integers are zero (they count batches)."""
+    """A made-up tensor of the shape and type of `like`, seeded by its name; integers are zero (they count batches)."""
     if not (like.is_floating_point() or like.is_complex()):
         return torch.zeros(like.shape, dtype=like.dtype)
     generator = _generator(name)
@@ -90,13 +95,14 @@ def fill_module(name: str, module: nn.Module, given: Mapping[str, torch.Tensor])
 
 
 def example_inputs(graph: fx.Graph) -> Iterator[Any]:
-    """An input for each placeholder that takes tensors."""
+    """An example input for each placeholder that takes tensors."""
     values = ((str(node.target), node.meta["val"]) for node in graph.find_nodes(op="placeholder"))
     return (example_input(name, value) for name, value in values if names_of(name, value))
 
 
 def example_input(name: str, like: Any) -> Any:
-    """A seeded input, of a nest each tensor: normal, or small integers that index any table of two rows."""
+    """A seeded example like the value on the meta device (a tensor, or a nest of them): normal numbers, or 0 and 1,
+    which index any table of two rows."""
     names = iter(names_of(name, like))
     return map_tensors(lambda tensor: _example(next(names), tensor), like)
 

@@ -1,4 +1,9 @@
-"""Pieces of a text, each with the place where it stands."""
+"""Stretches of a text that know their file, line and columns, so that every error can point at its place.
+
+%relu = F.relu(%conv1) : f32[1, 2, 8, 8]
+        ^^^^^^^^^^^^^^                       Fragment.expression() parses it with Python's own parser
+               ^^^^^^                        Fragment.at(node) finds where a part of the expression stands
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ _TOKEN = re.compile(r"""(?P<string>"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?)|(?P<no
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A stretch of one source line, that knows its place: what every error of the text points at."""
+    """A stretch of one source line, with its place in the file."""
 
     text: str
     """The whole line."""

@@ -1,4 +1,4 @@
-"""Reads a program's text (see `compiler/text.py` for its form), line by line, and computes the shapes as it goes.
+"""Reads a program's text (its form is shown in `text/printer.py`) line by line, and computes the shapes as it goes.
 
 Every operation is run once on meta tensors: the `: shape` behind it may be left out, and is checked where it is given.
 Every error is a `TextError` that points at its place.
@@ -352,7 +352,7 @@ class _Parser:
 
 
 def _result_of(rest: Fragment) -> tuple[str, Fragment]:
-    """The mode whose result a return is, and the result; no mode where the program has one result."""
+    """The mode that a return names ('' where one result is that of both modes), and the fragment of its result."""
     word = rest.code.split(maxsplit=1)[0] if rest.code else ""
     return (word, rest.part(len(word))) if word in MODES else ("", rest)
 

@@ -1,4 +1,4 @@
-"""A program as text, and back: what a person reads, what a diff shows, and what pass tests are written in.
+"""Writes a program as text: what a person reads, what a diff shows, and what pass tests are written in.
 
     program Model {
       input %x : f32[1, 3, 8, 8]
@@ -23,8 +23,8 @@ A program of both modes returns twice, in this order:
       return eval %softmax
       return train (%fc, %aux)
 
-`to_text(from_text(text)) == text` for every text that `to_text` wrote. A text is about structure: tensors whose values
-aren't spelled out get pseudo-random ones when it is read, which depend on nothing but their names and shapes; the
+`text/parser.py` reads it back: `to_text(from_text(text)) == text` for every text that `to_text` wrote. A text is about
+structure: tensors whose values aren't spelled out get pseudo-random ones when it is read (`text/initialize.py`); the
 program's `origin` isn't written.
 """
 
@@ -202,7 +202,7 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, all else as it is; tuples stay tuples."""
+    """Arrays as lists, also inside tuples and dicts."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, tuple):
