@@ -1,9 +1,14 @@
-"""What happens where operands are broadcast against each other: their labels unify, or can't be removed.
+"""What becomes of labels where an operation broadcasts tensors against each other, such as `x + y`.
 
-x [N, C, 1, 1] + y [N, C, 1, 1]           each channel of x goes with that of y
-x [N, heads, T, d] * angles [T, d]        without labels along d: what is left of x is whole heads
-x [N, heads, T, d] * gate [heads, 1, 1]   with labels of heads: whole heads, too
-x [N, T, C] + waves [T, C]                no parameter writes the waves: what is left of them is picked
+    x [N, C, 1, 1] + y [N, C, 1, 1]           each channel of x goes with that of y
+    x [N, heads, T, d] * angles [T, d]        angles has no labels along d: x can lose whole heads, not single widths
+    x [N, heads, T, d] * gate [heads, 1, 1]   gate has labels along the heads: whole heads of both go together
+    x [N, T, C] + waves [T, C]                no parameter writes the waves: the columns that x keeps are picked of them
+
+*Loose* labels are those of copies that have met no channels yet (`Flow.loosen`):
+
+    gate.expand(-1, 8, -1, -1)                a convolution that reads the eight copies would miss one: all are pinned
+    y * gate.expand(-1, 8, -1, -1)            y's labels stand for both: a copy goes with its channel
 """
 
 from __future__ import annotations
@@ -21,11 +26,12 @@ from prunec.compiler.labels.flow import Fields, Flow, Pick
 
 
 def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[int, ...]]]) -> Fields:
-    """Unify operands that are broadcast against each other; `operands` are (fields, shape) pairs.
+    """Unify the labels of operands that node broadcasts against each other; returns the fields of the result.
 
-    Fields along the same dimensions are coupled element by element. A field that meets an operand which spans its
-    dimensions without labels may not be removed; where that spans some of them only (a table of angles over the widths
-    of all heads), all that differ along these go together.
+    `operands` are (fields, shape) pairs, aligned from the last dimension on. Fields that vary along the same dimensions
+    unify position by position. Where a field meets an operand that is as wide but has no labels there, positions can't
+    go: a field that is met so along all its dimensions is pinned; of one that is met along some (a table of angles over
+    the widths of all heads), all positions that differ along these go together.
     """
     lifted = [(fields, shape) for fields, shape in operands if shape]
     if flow.loose:  # what copies meet stands for them
@@ -49,8 +55,11 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
 
 
 def with_picks(flow: Flow, node: fx.Node) -> list[tuple[Fields, tuple[int, ...]]]:
-    """The operands of an elementwise operation, for `combine`. One that no parameter writes (`given`) has labels of its
-    own along dimensions where others have channels; what is left of it is picked."""
+    """The operands of an elementwise node, as `combine` takes them.
+
+    An operand that no parameter writes (`Flow.parameter_free`) gets labels of its own along dimensions where others
+    have channels. It is noted as a `Pick`: once channels go, the node reads the columns that are left of it.
+    """
     values = node.all_input_nodes
     operands = [(flow.fields(value), shape_of_argument(value)) for value in values]
     met = [labels for fields, _ in operands for labels in fields]
@@ -67,8 +76,13 @@ def with_picks(flow: Flow, node: fx.Node) -> list[tuple[Fields, tuple[int, ...]]
     return operands
 
 
+def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
+    """An argument as `combine` takes it: its fields and its shape."""
+    return flow.fields(value), shape_of_argument(value)
+
+
 def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[IntArray]) -> Iterator[int]:
-    """The dimensions of an operand that have no labels, where others' vary along that one alone."""
+    """The dimensions along which an operand has no labels, and others have flat ones."""
     for dim, size in enumerate(shape):
         back = dim - len(shape)
         here = [labels for labels in met if labels.ndim >= -back and labels.shape[back] > 1]
@@ -79,6 +93,7 @@ def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[Int
 
 
 def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
+    """A field at a higher rank: dimensions of size 1 are put before its own."""
     if labels.ndim == rank:
         return labels
     if labels.size == max(labels.shape):
@@ -88,10 +103,10 @@ def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
 
 
 def _untied(flow: Flow, node: fx.Node, raised: list[list[IntArray]]) -> list[list[IntArray]]:
-    """The operands' fields without those that would tie a block up from two sides.
+    """The operands' fields without those that would unify a block along two dimensions at once.
 
-    A block [heads, width] that meets a parameter of that very shape can lose rows of it or columns: it loses rows, as
-    heads are, and the parameter's columns stay.
+    A block [heads, width] that meets a parameter of that very shape could lose rows of it or columns. It loses rows, as
+    heads are, and the parameter's field along the columns is pinned.
     """
     for index, other in itertools.permutations(range(len(raised)), 2):
         for place in range(len(raised[index])):
@@ -100,7 +115,8 @@ def _untied(flow: Flow, node: fx.Node, raised: list[list[IntArray]]) -> list[lis
 
 
 def _tied_once(flow: Flow, node: fx.Node, block: IntArray, others: list[IntArray]) -> tuple[IntArray, list[IntArray]]:
-    """A field and another operand's, of which at most one still overlaps it: the outermost."""
+    """A field, and another operand's fields of which at most one overlaps it: the outermost. The others are pinned, and
+    the first field is made whole along their dimensions."""
     touching = sorted((o for o in others if overlap(o, block)), key=lambda f: int(np.argmax(np.array(f.shape) > 1)))
     for extra in touching[1:]:
         flow.pin(extra, f"goes with whole heads at {node.name}")
@@ -111,7 +127,8 @@ def _tied_once(flow: Flow, node: fx.Node, block: IntArray, others: list[IntArray
 
 
 def _meet(flow: Flow, node: fx.Node, labels: IntArray, others: list[IntArray], shape: tuple[int, ...]) -> IntArray:
-    """A field that has met one operand: as it was, or without the dimensions along which it can't lose positions."""
+    """A field after it has met one operand (its fields `others`, its shape): unchanged, or of size 1 along dimensions
+    that the operand spans without labels."""
     support = [d for d, size in enumerate(labels.shape) if size > 1]
     touching = [other for other in others if any(other.shape[d] > 1 for d in support)]
     for other in touching:
@@ -128,7 +145,8 @@ def _meet(flow: Flow, node: fx.Node, labels: IntArray, others: list[IntArray], s
 
 
 def whole(flow: Flow, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
-    """The field at size 1 along `dim`, with all that differ along it unified."""
+    """Unify all labels that differ along `dim` alone: single positions of it can't go. Returns the field at size 1
+    there."""
     index = [slice(None)] * labels.ndim
     index[dim] = slice(0, 1)
     first = labels[tuple(index)]
@@ -137,7 +155,7 @@ def whole(flow: Flow, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
 
 
 def _take(taken: list[IntArray], labels: IntArray) -> None:
-    """Keep one field for each set of dimensions: of two that overlap, and so are unified, the one that spans less."""
+    """Add a field; of two that overlap, and so are unified, only the one that spans fewer dimensions is kept."""
     for index, other in enumerate(taken):
         if overlap(labels, other):
             if sum(a > 1 for a in labels.shape) < sum(b > 1 for b in other.shape):
@@ -147,12 +165,12 @@ def _take(taken: list[IntArray], labels: IntArray) -> None:
 
 
 def is_loose(flow: Flow, labels: IntArray) -> bool:
-    """Whether any of the labels is a loose one."""
+    """Whether any of the field's labels is a loose one."""
     return any(bool(_inside(labels, own).any()) for own in flow.loose)
 
 
 def pin_loose(flow: Flow, fields: Iterable[IntArray], reason: str) -> None:
-    """Of the fields' labels, the loose ones may not be removed."""
+    """Pin the loose ones among the fields' labels: for an operation, such as a sum, that would miss a copy."""
     for labels in fields if flow.loose else ():
         for own in flow.loose:
             inside = _inside(labels, own)
@@ -161,12 +179,5 @@ def pin_loose(flow: Flow, fields: Iterable[IntArray], reason: str) -> None:
 
 
 def _inside(labels: IntArray, own: range) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Which labels lie in a run of loose ones."""
     return (labels >= own.start) & (labels < own.stop)
-
-
-# -- elementwise ---------------------------------------------------------------------------------------------------
-
-
-def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
-    """An argument as `combine` takes it."""
-    return flow.fields(value), shape_of_argument(value)

@@ -1,4 +1,10 @@
-"""Fields of labels as arrays: of size 1 along dimensions where they don't vary, reshaped without being written out."""
+"""Array operations on fields of labels, which are of size 1 along every dimension where they don't vary.
+
+    x.view(32, 8, 14 * 14)     of [32, 8, 14, 14]: the field [1, 8, 1, 1] becomes [1, 8, 1]
+    x.flatten(1)               of [32, 8, 14, 14]: it becomes [1, 1568], each label 196 times
+
+Long dimensions without labels (the batch, the image) are never written out.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from prunec.compiler.ir.program import IntArray
 
 
 def overlap(left: IntArray, right: IntArray) -> bool:
-    """Whether both vary along some dimension."""
+    """Whether two fields of the same rank vary along a common dimension."""
     return any(a > 1 and b > 1 for a, b in zip(left.shape, right.shape, strict=True))
 
 
@@ -42,6 +48,7 @@ def reshape_labels(labels: IntArray, old: Sequence[int], new: Sequence[int]) -> 
 
 
 def _runs(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[list[int], list[int]]]:
+    """The dimensions of two shapes, cut into pairs (old ones, new ones) that hold equally many elements."""
     i = j = 0
     while i < len(old) or j < len(new):
         olds, news = [], []

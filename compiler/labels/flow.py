@@ -10,9 +10,9 @@ field at all (the image, a constant).
     cat   with image  [1, 11, 1, 1]  labels 0..7, FIXED, FIXED, FIXED
     conv2 reads       weight[1] is bound to those eleven, and writes labels 8..
 
-What the rules of `rules.py` report is only collected here: pairs of labels that must be removed together, labels that
-may not be removed, blocks that must stay rectangular or balanced, and the axis that each array of labels is bound to.
-`units.py` solves it all at once.
+What the rules of `ops/` report is only collected here: pairs of labels that must be removed together, labels that may
+not be removed, blocks that must stay rectangular or balanced, and the axis that each array of labels is bound to.
+`groups.analysis.solve` solves it all at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Labelled = Any
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two arrays of labels (broadcast against each other) that node `cause` couples, element by element."""
+    """Two arrays of labels, broadcast against each other, that node `cause` couples element by element."""
 
     left: IntArray
     right: IntArray
@@ -60,7 +60,11 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """An axis and the label of each of its positions, as node `cause` binds them."""
+    """An axis and the label of each of its positions, flat, as node `cause` binds them.
+
+    `role` is what the axis does with channels: `writer` (produces them), `reader` (consumes them), `carrier` (belongs
+    to a layer that passes them on, as a norm's scale does) or `buffer` (a buffer that is itself a value).
+    """
 
     axis: Axis
     labels: IntArray
@@ -70,7 +74,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A cost of `coefficient` times the number of kept positions of each array in `widths`."""
+    """Multiply-accumulates of a node: `coefficient` times the number of kept positions of each array in `widths`."""
 
     node: str
     coefficient: float
@@ -79,21 +83,25 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """A value that holds the positions `order` of dimension `dim` of `source`, and nothing else is changed by the nodes
-    between the two."""
+    """A node that gives `source.index_select(dim, order)`, whatever operations compute it: views, a shuffle, an index.
+
+    Where these don't fit what is left of the source, an `index_select` takes their place.
+    """
 
     source: fx.Node
     dim: int
     order: IntArray
     inner: tuple[fx.Node, ...] = ()
-    """The nodes between: what they carry needn't be rectangular."""
+    """The nodes between the two, which go with the operations; so what they carry needn't stay rectangular."""
     blocks: tuple[IntArray, ...] | None = None
-    """The labels that must stay rectangular, or else the operations can't be kept; None where they never are."""
+    """The fields that must stay rectangular for the operations to fit; None where they never fit once the source has
+    lost anything: places are literals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """Of `source`, which has no labels along `dim`, a node reads the positions that are left of `labels`."""
+    """An operand that no parameter writes, without labels along `dim`: once units are removed, its reader takes from it
+    the positions that are left of `labels`, one a position of `dim`."""
 
     source: fx.Node
     dim: int
@@ -102,24 +110,27 @@ class Pick:
 
 @dataclass
 class Flow:
-    """What flowing the labels through a program has found; filled by the rules, solved by `units.solve`."""
+    """What flowing the labels through a program has found; filled by the rules, solved by `groups.analysis.solve`."""
 
     program: Program
     values: dict[fx.Node, Labelled] = field(default_factory=dict)
+    """Node -> what it carries."""
     pairs: list[Pair] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     blocks: list[tuple[IntArray, str]] = field(default_factory=list)
+    """Fields along several dimensions, of which what is left must be rectangular, and the nodes that give them."""
     balanced: list[tuple[IntArray, str]] = field(default_factory=list)
     """Labels [rows, positions] of which every row must lose the same number, and the node that asks for it."""
     gathers: dict[fx.Node, Gather] = field(default_factory=dict)
-    """What may be written as a gather, and is where its operations don't fit what is left."""
+    """The nodes that an `index_select` may stand for."""
     picks: dict[fx.Node, tuple[Pick, ...]] = field(default_factory=dict)
-    """By the node that reads them."""
+    """The node that reads them -> its picks."""
     divided: dict[str, Block] = field(default_factory=dict)
-    """Node -> the block that is divided there."""
+    """Node -> the block whose granularity is decided there."""
     covers: list[IntArray] = field(default_factory=list)
+    """Labels of which one must stay: each piece of a split keeps a channel."""
     counted: list[Pin] = field(default_factory=list)
-    """Labels whose *number* matters (statistics over channels): they may be removed, but not merged."""
+    """Labels whose *number* matters (statistics, sums of products): they may be removed, but not merged."""
     by_group: set[Axis] = field(default_factory=set)
     """Input axes of grouped convolutions that lose whole groups, so that a group's width stays."""
     bindings: dict[Axis, Binding] = field(default_factory=dict)
@@ -129,18 +140,22 @@ class Flow:
     owners: list[tuple[int, Axis | None]] = field(default_factory=list)
     """(first label, axis) of each run of fresh labels, in rising order."""
     loose: list[range] = field(default_factory=list)
-    """Labels of copies that aren't zeros: no sum may lose one while other terms of it stay."""
+    """Runs of labels of copies that aren't zeros (see `loosen`): no sum may lose one while other terms of it stay."""
     count: int = 0
+    """How many labels there are: the next fresh one."""
     trial: bool = False
-    """Whether this only tries what operations do to made-up labels."""
+    """Whether this only tries what operations do to made-up labels (`ops/shuffle.py`)."""
     _subjects: dict[str, IntArray] = field(default_factory=dict)
+    """What `same_width` has met first, by subject."""
     _flats: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
+    """id of a field -> (the field, its flat array); the field is held, so that its id stays its own."""
     _spreads: dict[tuple[int, int, int], tuple[IntArray, IntArray]] = field(default_factory=dict)
+    """(id of a flat array, rank, dimension) -> (the flat array, its field)."""
 
     # -- what rules say --------------------------------------------------------------------------------------------
 
     def fresh(self, size: int, owner: Axis | None = None) -> IntArray:
-        """`size` new labels; FIXED where there is one position only, since that can't be removed."""
+        """`size` new labels, flat, of the axis `owner`. A single position can't be removed, so its label is FIXED."""
         if size == 1:
             return np.full(1, FIXED, dtype=np.int64)
         self.owners.append((self.count, owner))
@@ -148,14 +163,15 @@ class Flow:
         return np.arange(self.count - size, self.count, dtype=np.int64)
 
     def write(self, axis: Axis, size: int, node: fx.Node, role: str = "writer") -> IntArray:
-        """The labels of an axis that produces channels: fresh ones, or its first ones where it is used again."""
+        """The labels of an axis that produces channels, flat: fresh ones at its first use, the same ones at every
+        other."""
         self._note(axis, node)
         if axis not in self.bindings:
             self.bindings[axis] = Binding(axis, self.fresh(size, axis), role, node.name)
         return self.bindings[axis].labels
 
     def bind(self, axis: Axis, labels: IntArray, node: fx.Node, role: str = "reader") -> None:
-        """Tie an axis to the labels that arrive; an axis that is bound already has its labels unified with them."""
+        """Bind an axis to the flat labels that arrive at a node; if it is bound already, old and new labels unify."""
         self._note(axis, node)
         bound = self.bindings.get(axis)
         if bound is None:
@@ -168,7 +184,11 @@ class Flow:
             self.by_module.add(axis)
 
     def same_width(self, subject: str, labels: IntArray, node: fx.Node) -> None:
-        """What `subject` (a size that a module holds and no tensor shows) meets here is what it meets everywhere."""
+        """Unify the labels that `subject` meets in all its calls; pin them where these differ in number.
+
+        For a size that no tensor shows, such as that of a norm without scale and shift: there is no axis to `bind`, but
+        the module can be resized only once. `subject` names the module and the dimension.
+        """
         first = self._subjects.setdefault(subject, labels)
         if first.shape == labels.shape:
             self.unify(first, labels, node)
@@ -176,12 +196,13 @@ class Flow:
             self.pin_all((first, labels), f"has one of several widths at {node.name}")
 
     def unify(self, left: IntArray, right: IntArray, node: fx.Node) -> None:
-        """Labels that meet must be removed together; one that meets a FIXED position may not be removed."""
+        """Labels that meet, broadcast against each other, go together or not at all; what meets a FIXED position is
+        pinned."""
         if left is not right:
             self.pairs.append(Pair(left, right, node.name))
 
     def pin(self, labels: IntArray, reason: str) -> None:
-        """These labels may not be removed."""
+        """These labels may not be removed; `reason` is shown to the user."""
         self.pins.append(Pin(labels, reason))
 
     def pin_all(self, fields: Iterable[IntArray], reason: str) -> None:
@@ -190,41 +211,49 @@ class Flow:
             self.pin(labels, reason)
 
     def count_matters(self, labels: IntArray, reason: str) -> None:
-        """These labels may be removed, but merging them would change the result."""
+        """These labels may be removed, but not merged: the node counts or multiplies channels, so that fewer of them
+        with added weights would give another result."""
         self.counted.append(Pin(labels, reason))
 
     def balance(self, rows: IntArray, node: fx.Node) -> None:
-        """Every row must lose the same number; where one holds fixed positions, the same positions of each."""
+        """Every row of the labels [rows, positions] must lose equally many: these are groups of a grouped layer.
+
+        Where some positions are FIXED, every row loses the same positions.
+        """
         if bool((rows == FIXED).any()):
             self.unify(rows, rows[:1], node)
         else:
             self.balanced.append((rows, node.name))
 
     def divide(self, kind: str, node: str, shape: str, names: Iterable[str], fallback: str) -> str:
-        """How the block at a node is divided: as the plan says, else by `fallback`."""
+        """Decide the granularity of the block at a node, and note it in `divided`; returns the choice.
+
+        The plan's choice for this kind of block (`CHOICES`) counts if one of its patterns fits `names` or the node,
+        else `fallback`. `shape` describes the block in words.
+        """
         known = (*dict.fromkeys(names), node)
         choice = self.program.granularity.choice(kind, known) or fallback
         self.divided[node] = Block(kind, node, shape, known, choice)
         return choice
 
     def settle(self, node: str, choice: str) -> None:
-        """The block at a node is divided in another way than was asked for."""
+        """Correct the choice that `divide` noted, where the operation at the node can't be divided as the plan asks."""
         self.divided[node] = replace(self.divided[node], choice=choice)
 
     @cached_property
     def parameter_free(self) -> ParameterFree:
-        """The values that no parameter writes."""
+        """The program's values that no parameter writes."""
         return ParameterFree(self.program)
 
     # -- what rules ask --------------------------------------------------------------------------------------------
 
     def fields(self, value: object) -> Fields:
-        """The fields of an argument: of a node that carries a tensor, else none."""
+        """The fields of an argument: () unless it is a node with a tensor that carries labels."""
         found = self.values.get(value) if isinstance(value, fx.Node) else None
         return found if isinstance(found, tuple) else ()
 
     def along(self, value: object, dim: int, node: fx.Node) -> tuple[IntArray, Fields]:
-        """The labels along one dimension, flat, and the fields that don't vary along it.
+        """The labels along one dimension, flat (FIXED where it has none), and the fields that don't vary along it.
 
         A field that varies along `dim` and along others can only be read when all that share a position of `dim` go
         together, so these are unified. Of several that vary along it, one is read, and the others are pinned.
@@ -239,7 +268,7 @@ class Flow:
         return self.collapse(mine[0], dim, node), rest
 
     def collapse(self, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
-        """The flat labels along `dim`, with everything that shares a position of it unified."""
+        """A field's labels along `dim`, flat; all labels that share a position of `dim` are unified."""
         if labels.size == labels.shape[dim]:
             return self.flat(labels)
         first = labels[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
@@ -247,23 +276,34 @@ class Flow:
         return np.ascontiguousarray(first).reshape(-1)
 
     def own(self, size: int) -> IntArray:
-        """Labels of a constant: new even for a single position, since it goes with what it meets."""
+        """`size` new labels, flat, that belong to no parameter: of positions that the graph makes itself (padding,
+        zeros, copies).
+
+        Such a position goes with what it meets; so, unlike a `fresh` one, even a single one gets a label.
+        """
         self.count += size
         if size:
             self.owners.append((self.count - size, None))
         return np.arange(self.count - size, self.count, dtype=np.int64)
 
     def loosen(self, labels: IntArray) -> None:
-        """These are the graph's own labels, of values that aren't zeros (any more)."""
+        """Mark `own` labels, one run of them, as those of copies that aren't zeros: a sum over them would miss one.
+
+        Operations that don't carry copies (`Row.carries_copies`), and sums, pin such labels (`broadcast.pin_loose`).
+        """
         self.loose.append(range(int(labels.min()), int(labels.max()) + 1))
 
     def is_own(self, labels: IntArray) -> bool:
-        """Whether the labels are of a constant that the graph makes, and that has met no channels."""
+        """Whether a field's labels are of one run of `own` ones."""
         start, axis = self._run_of(int(labels.max()))
         return axis is None and int(labels.min()) >= start > FIXED
 
     def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
-        """A flat array of labels as the field of a value of that rank that varies along `dim` only."""
+        """Flat labels as the fields of a value of that rank that varies along `dim` only; () where all are FIXED.
+
+        A single label is pinned: a dimension of size 1 carries no field, so nothing behind it would know of the
+        removal.
+        """
         if labels.size == 1 or (labels[0] == FIXED and bool((labels == FIXED).all())):
             if labels.size == 1 and labels[0] != FIXED:
                 self.pin(labels, "a single channel stands alone")
@@ -271,7 +311,7 @@ class Flow:
         return (self._spread(labels, rank, dim % rank),)
 
     def _spread(self, flat: IntArray, rank: int, dim: int) -> IntArray:
-        """A flat array as a field. The same array gives the same field: identity is what makes long chains cheap."""
+        """Flat labels as a field. The same array gives the same field: identity is what makes long chains cheap."""
         key = (id(flat), rank, dim)
         if key not in self._spreads:
             shape = [1] * rank
@@ -288,7 +328,11 @@ class Flow:
         return self._flats[id(labels)][1]
 
     def moved(self, fields: Iterable[IntArray], node: fx.Node) -> Fields:
-        """The fields of a value whose data was moved: compressed, with their blocks and covers noted."""
+        """The fields of a value whose data a node has moved, from label arrays of the value's rank, written out or not.
+
+        Each is compressed. Those that are FIXED throughout are left out, a single label is pinned, and fields that vary
+        along several dimensions are noted as blocks. What is left varies along different dimensions: see `separate`.
+        """
         kept = []
         for raw in fields:
             labels = compress(raw)
@@ -304,8 +348,11 @@ class Flow:
         return self.separate(kept, node)
 
     def separate(self, fields: Sequence[IntArray], node: fx.Node) -> Fields:
-        """Fields that vary along different dimensions stay apart. Of those that overlap, one keeps its freedom: the
-        first that a parameter writes. The others are pinned, so that a position goes with the one label alone."""
+        """The fields of a value without those that overlap others, so that a position goes with one label alone.
+
+        Fields that vary along different dimensions all stay. Of those that overlap, one stays, the first that a
+        parameter or buffer writes; the others are pinned and left out.
+        """
         if len(fields) < 2:
             return tuple(fields)
         taken: list[IntArray] = []
@@ -317,15 +364,15 @@ class Flow:
         return tuple(labels for labels in fields if any(labels is other for other in taken))
 
     def _written(self, labels: IntArray) -> bool:
-        """Whether a parameter or buffer owns a field's last label; a constant that the graph makes owns none."""
+        """Whether an axis owns a field's last label: a parameter's or buffer's, not one of the graph's `own`."""
         return self._run_of(int(labels.max()))[1] is not None
 
     def _run_of(self, label: int) -> tuple[int, Axis | None]:
-        """The first label of the run that one is in, and the axis that owns it."""
+        """The first label of the run that a label is in, and the axis that owns the run; (FIXED, None) for FIXED."""
         return self.owners[bisect_right(self.owners, label, key=_first_label) - 1] if label != FIXED else (FIXED, None)
 
     def writers(self, labels: IntArray) -> list[str]:
-        """The modules and tensors whose axes the labels were made for."""
+        """The names of the modules and tensors that the labels were made for: what a plan may call a block by."""
         starts = np.array([start for start, _ in self.owners], dtype=np.int64)
         runs = np.unique(np.searchsorted(starts, labels[labels != FIXED], side="right") - 1)
         axes = [axis for axis in (self.owners[run][1] for run in runs) if axis is not None]

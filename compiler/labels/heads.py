@@ -1,11 +1,11 @@
-"""Head widths as units: what a product over batched grids (attention heads) may lose instead of whole heads.
+"""Attention heads: a product over heads loses whole heads, or the same positions of every head's width.
 
-    q [n, heads, tokens, width] @ k^T      by heads: all that share a head go together, and the head with them
-                                           by width: the same position of every head goes, and all heads stay
+    q [n, heads, tokens, width] @ k^T      heads: all that share a head go together, and the head with them
+                                           head_width: the same position of every head goes, and all heads stay
 
-By width, a factor's labels are made the same over the batch dimensions before the product is formed, so that only the
-width is left to vary. Where the other factor spans the heads without labels, these can't go, and the width is what is
-left to choose.
+Which of these is the granularity `attention` of a plan. For head widths, a factor's labels are unified over the heads
+before the product is formed, so that only the width is left to vary. Where the other factor spans the heads without
+labels, heads can't go, so the widths are the units.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Operand = tuple[Fields, tuple[int, ...]]
 
 
 def by_width(flow: Flow, node: fx.Node, operands: Sequence[Operand], inner: Sequence[int]) -> list[Operand]:
-    """The factors of a product, with labels that don't vary over heads where its head widths are the units.
+    """The factors of a product, (fields, shape) pairs, once the granularity of their heads is decided.
 
-    `inner` are the dimensions that aren't batched, counted from the back; all others are aligned from the back too.
+    Where head widths are the units, the fields returned don't vary over heads. `inner` are the dimensions that aren't
+    batched, counted from the back; all others (batch, heads) are aligned from the back too.
     """
     grids = [labels for fields, _ in operands for labels in fields if _is_grid(labels, inner)]
     if not grids:
@@ -50,11 +51,12 @@ def _outer(labels: IntArray, inner: Sequence[int]) -> list[int]:
 
 
 def _is_grid(labels: IntArray, inner: Sequence[int]) -> bool:
+    """Whether a field varies over heads and over an inner dimension."""
     return bool(_outer(labels, inner)) and any(d >= -labels.ndim and labels.shape[d] > 1 for d in inner)
 
 
 def _shape(labels: IntArray, inner: Sequence[int]) -> str:
-    """`4 heads of 16`, in words."""
+    """A grid's shape in words: `4 heads of 16`."""
     heads = int(np.prod([labels.shape[d] for d in _outer(labels, inner)]))
     return f"{heads} heads of {labels.size // heads}"
 
@@ -69,7 +71,8 @@ def _meets_fixed(labels: IntArray, inner: Sequence[int], others: Sequence[Operan
 
 
 def _without_heads(flow: Flow, node: fx.Node, labels: IntArray, inner: Sequence[int]) -> Fields:
-    """The field with all that differ over the batched dimensions alone unified; of what varies there alone, nothing."""
+    """A field with all labels that differ over the heads alone unified; one that varies over the heads only is
+    pinned."""
     if not _is_grid(labels, inner):
         flow.pin(labels, f"varies over heads, which stay at {node.name}")
         return ()

@@ -1,13 +1,13 @@
 """Values that no parameter writes: positions that a forward computes, waves of a time, a mask.
 
-    places = torch.arange(x.shape[1])                           sizes, literals, buffers and
-    waves = torch.cat([places.sin(), places.cos()], -1)         whole numbers that come in
+    places = torch.arange(x.shape[1])                           made of sizes, literals, buffers and
+    waves = torch.cat([places.sin(), places.cos()], -1)         whole-number inputs alone
     x + waves                                                   each channel of x goes with a column of the waves
-    x + waves.index_select(-1, order)                           and when some go, the columns of the others are read
+    x + waves.index_select(-1, order)                           once channels are gone, the columns left are read
 
-A column of a stored table would leave the table; here the table is made in the forward, so that what is left of it is
-picked there. Other values without labels (the image, what an operation without a rule gives) are worth keeping: what
-meets them stays.
+Columns of a stored table can be taken out of it; this table is made anew in each forward, so columns are picked from it
+where it is read. Other values without labels (the image, what an operation without a rule gives) may hold anything, so
+what meets them is pinned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _READ_THE_TYPE = frozenset(["to", "type_as", "new_zeros", "new_ones", "new_full"
 
 
 class ParameterFree:
-    """The given values of a program: of sizes, literals, buffers and whole numbers among the inputs alone."""
+    """The parameter-free values of a program: computed from sizes, literals, buffers and whole-number inputs alone."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -36,7 +36,7 @@ class ParameterFree:
 
     @cached_property
     def nodes(self) -> frozenset[fx.Node]:
-        """All of them; without those that anything else is written into."""
+        """All parameter-free nodes. A value that any other kind of value is written into isn't one."""
         spoilt: set[fx.Node] = set()
         while True:
             found: set[fx.Node] = set()
@@ -50,13 +50,13 @@ class ParameterFree:
 
     @cached_property
     def filled(self) -> frozenset[fx.Node]:
-        """Those into which tensors are written."""
+        """The parameter-free values that tensors are written into: tables that the forward fills."""
         writers = (node for node in self._writers if len(node.all_input_nodes) > 1)
         return self.nodes.intersection(value for node in writers for value in _written(node))
 
     @cached_property
     def is_rewritten(self) -> bool:
-        """Whether anything is written into any of them, so that it needn't be the same at every reader."""
+        """Whether anything is written into a parameter-free value, so that it needn't be the same at every reader."""
         return any(value in self.nodes for node in self._writers for value in _written(node))
 
     @cached_property
@@ -75,7 +75,7 @@ class ParameterFree:
 
 
 def _reads_only(found: set[fx.Node], node: fx.Node) -> bool:
-    """Whether all tensors that a node reads (not only their type) are among those found."""
+    """Whether all tensors whose elements a node reads (not only their type) are among those found."""
     values = node.all_input_nodes
     if node.op == "call_method" and node.target in _READ_THE_TYPE:
         values = [value for value in values[:1] if not str(node.target).startswith("new")]
@@ -87,7 +87,7 @@ def _tensors(node: fx.Node) -> list[torch.Tensor]:
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
-    """The first operand of a node that writes, and what that is a view of."""
+    """The value that a node writes into, its first operand, and all values that this is a view of."""
     value = node.args[0] if node.args else None
     while isinstance(value, fx.Node):
         yield value

@@ -1,16 +1,19 @@
-"""What each operation does to channel labels: one row an operation, one function a kind of operation.
+"""Runs the labels through a program, each node by the rule of its operation, and holds what these rules share.
 
-    elementwise  relu, add, mul, ...          unifies its operands (combining.py)
-    plain        size, shape, device          gives no tensor (here)
-    writer       conv, linear, embedding      binds its input axis to what arrives, writes fresh labels (layers.py)
-    carrier      batch norm, prelu, ...       binds its axes to what arrives, passes it on (layers.py)
-    contraction  matmul, einsum, attention    unifies what it contracts (contractions.py)
-    local        pooling, interpolation       mixes trailing dimensions, passes the rest (reductions.py)
-    reduction    mean, softmax, ...           pins the labels along what it reduces (reductions.py)
-    movement     reshape, cat, roll, ...      the operation itself is executed on the labels (movement.py)
-    index        slices, positions, x[i] = y  the same; what a tensor of positions picks from stays (indexing.py)
+    kind         operations                      what its rule does                                  in ops/
+    elementwise  relu, add, mul, where           unifies its operands                                elementwise
+    plain        size, shape, device             gives no tensor, so no labels                       elementwise
+    writer       conv, linear, embedding, lstm   binds its input axis to what arrives, writes fresh  conv, linear, rnn
+    carrier      batch norm, prelu               binds its axes to what arrives, passes it on        norm
+    contraction  matmul, einsum, attention       unifies what it contracts                           matmul
+    local        pooling, interpolation          mixes trailing dimensions, passes the rest          pooling, image
+    reduction    mean, softmax, sort, fft        adds up or pins the labels along what it mixes      reduction, fft
+    movement     reshape, cat, expand, roll      the operation itself is executed on the labels      reshape, concat,
+                                                                                                     expand, shuffle
+    index        slices, gather, x[i] = y        the same; what a tensor of positions picks from     indexing, setitem,
+                                                 stays                                               gather_scatter
 
-An operation without a row pins whatever reaches it: not knowing an operation costs prunable channels, never
+An operation without a rule pins whatever reaches it: not knowing an operation costs prunable channels, never
 correctness.
 """
 
@@ -37,7 +40,7 @@ def describe(flow: Flow, node: fx.Node) -> str:
 
 
 def run_rules(flow: Flow) -> None:
-    """Flow the labels through the program, from its inputs to its output."""
+    """Let the labels flow through the program, from inputs to output; what the rules find is in `flow` then."""
     for node in flow.program.graph.nodes:
         if node not in flow.values:  # a shuffle that is divided freely sets those of all its nodes
             flow.values[node] = label(flow, node)
@@ -45,7 +48,7 @@ def run_rules(flow: Flow) -> None:
 
 
 def label(flow: Flow, node: fx.Node) -> Labelled:
-    """What a node carries, by its rule."""
+    """The labels that a node carries, by the rule of its operation."""
     if node.op == "placeholder":
         return () if isinstance(node.meta["val"], torch.Tensor) else None
     if node.op == "get_attr":
@@ -63,8 +66,8 @@ def label(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _tensor(flow: Flow, node: fx.Node) -> Labelled:
-    """A parameter or buffer that is itself a value: fresh labels along each dimension. One of whole numbers holds
-    positions or counts, not channels."""
+    """The labels of a parameter or buffer that is itself a value: fresh ones along each dimension. One of whole numbers
+    holds positions or counts, so it has none, unless it is read as a mask alone."""
     name = str(node.target)
     value = flow.program.state.get(name)
     if not isinstance(value, torch.Tensor):
@@ -88,7 +91,7 @@ def _readers(flow: Flow, name: str) -> Iterable[fx.Node]:
 
 
 def _is_mask(node: fx.Node) -> bool:
-    """Whether a reader of whole numbers or truth values takes them for factors or choices, not for places."""
+    """Whether a reader takes whole numbers or truth values for factors or choices (a mask), not for positions."""
     name = "" if node.op in ("call_module", "output") else op_name(node)
     known = node.meta.get("val")
     if name not in _ON_MASKS or not isinstance(known, torch.Tensor):
@@ -105,12 +108,12 @@ _ON_MASKS = frozenset(
 
 
 def _is_grouped(flow: Flow, name: str) -> bool:
-    """Whether a tensor is the weight of a grouped convolution, which is read by its module alone."""
+    """Whether a tensor is a grouped convolution's weight; only its module's rule knows how to read dimension 1."""
     return flow.program.groups_along(Axis(name, 1)) > 1
 
 
 def _join_names(flow: Flow) -> None:
-    """A tensor that has several names, or that is read by its module and as a value, loses the same under each."""
+    """A tensor that has several names, or that is read both by its module and as a value, loses the same under each."""
     names: dict[int, list[str]] = {}
     for name, tensor in flow.program.tensors.items():
         names.setdefault(id(tensor), []).append(name)
@@ -124,6 +127,7 @@ def _join_names(flow: Flow) -> None:
 
 
 def _join_axes(flow: Flow, names: Sequence[str]) -> None:
+    """Unify the labels of tied tensors, dimension by dimension; pin them where the uses are bound differently."""
     for dim in range(flow.program.tensors[names[0]].ndim):
         bound = [flow.bindings[axis] for axis in (Axis(name, dim) for name in names) if axis in flow.bindings]
         if len(bound) == len(names) and len({binding.labels.size for binding in bound}) == 1:
@@ -133,6 +137,7 @@ def _join_axes(flow: Flow, names: Sequence[str]) -> None:
 
 
 def _join_uses(flow: Flow, name: str) -> None:
+    """Pin what a tensor's use as a value would remove along a dimension that its module doesn't bind."""
     grouped = _is_grouped(flow, name)
     for dim in range(flow.program.tensors[name].ndim):
         axis = Axis(name, dim)
@@ -150,7 +155,7 @@ def pin_value(flow: Flow, value: Labelled, reason: str) -> None:
 
 
 def unknown(flow: Flow, node: fx.Node) -> Labelled:
-    """An operation without a rule: nothing that reaches it may be removed."""
+    """The labels of an operation without a rule: none. Nothing that reaches it may be removed."""
     for value in node.all_input_nodes:
         pin_value(flow, flow.values[value], f"read by unknown op {describe(flow, node)}")
     return bare(node.meta.get("val"))
@@ -165,7 +170,7 @@ def bare(known: object) -> Labelled:
 
 
 def subject(flow: Flow, node: fx.Node) -> Any:
-    """The one operand of an operation. Labels that reach another argument (a grid, an index) may not be removed."""
+    """The one operand of an operation. Labels that reach another of its arguments (a grid, an index) are pinned."""
     value = argument(node, 0, "input")
     for other in node.all_input_nodes:
         if other is not value:
@@ -174,7 +179,8 @@ def subject(flow: Flow, node: fx.Node) -> Any:
 
 
 def dims_of(flow: Flow, given: object, rank: int) -> tuple[int, ...]:
-    """The dimensions that a `dim` argument names: all of them for None, an empty list, or a flag in its place."""
+    """The dimensions that a `dim` argument names, from 0 on; all of them for None, an empty list, or a flag in its
+    place."""
     given = flow.constant(given)
     if isinstance(given, tuple | list) and given:
         return tuple(sorted(int(flow.constant(d)) % max(rank, 1) for d in given))
@@ -184,7 +190,7 @@ def dims_of(flow: Flow, given: object, rank: int) -> tuple[int, ...]:
 
 
 def without_labels(flow: Flow, node: fx.Node) -> Labelled:
-    """A number or a size has no labels; tensors where none were expected make the operation an unknown one."""
+    """The labels of an operation that gives a number or a size: none. One that gives tensors counts as unknown."""
     known = bare(node.meta.get("val"))
     return known if known is None else unknown(flow, node)
 
@@ -193,6 +199,6 @@ def without_labels(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def count_macs(flow: Flow, node: fx.Node, total: int, widths: Iterable[IntArray]) -> None:
-    """A cost of `total` now, proportional to how much of each of the widths is kept."""
+    """Note that a node takes `total` multiply-accumulates, in proportion to how much of each of the widths is kept."""
     widths = tuple(flow.flat(w) if w.size == max(w.shape) else w for w in widths)
     flow.macs.append(Product(node.name, total / elements([w.size for w in widths]), widths))

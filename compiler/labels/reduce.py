@@ -1,4 +1,11 @@
-"""Dimensions that an operation takes together: what becomes of the labels along them."""
+"""What becomes of labels along dimensions that an operation mixes or adds up; rules of several families use it.
+
+    mixed      x.softmax(1), a pooling over the image    labels along these dimensions alone are pinned
+    added_up   x.sum(1)                                  they may go: a removed channel is a zero, which adds nothing
+
+Both: a field that varies along other dimensions too, such as [heads, width], loses whole heads where the width is
+mixed.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +22,10 @@ from prunec.compiler.labels.flow import Fields, Flow
 
 
 def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: str) -> Fields:
-    """The fields as they are when nothing may vary along `dims`.
+    """The fields of `value` after an operation that mixes all positions of `dims`, which keep their sizes.
 
-    One that varies there alone is pinned; one that varies elsewhere too can lose what all positions of `dims` share.
+    One that varies there alone is pinned, for the reason `verb`; one that varies elsewhere too can lose what all
+    positions of `dims` share.
     """
     rank = len(shape_of_argument(value))
     along = {d % max(rank, 1) for d in dims}
@@ -34,9 +42,10 @@ def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: s
 
 
 def added_up(flow: Flow, node: fx.Node, value: object, dims: Iterable[int]) -> Fields:
-    """The fields as they are when the elements along `dims` are added up, each by itself: zeros add nothing.
+    """The fields of `value` after a sum along `dims`, which keep size 1: zeros add nothing.
 
-    A field that varies elsewhere too can lose what all positions of `dims` share.
+    A field that varies there alone is gone, and its labels may be removed, but not merged. One that varies elsewhere
+    too can lose what all positions of `dims` share.
     """
     rest: list[IntArray] = []
     for labels in flow.fields(value):

@@ -1,4 +1,14 @@
-"""The tables of operations: how labels flow through each of them, and how its literal sizes follow."""
+"""The two tables of operations, which the files of `ops/` fill: how labels flow through an operation, and how the sizes
+in its arguments follow when units are removed.
+
+    @on_op, @on_module     (flow, node) -> labels of its value                  `Row`
+    @rewriter              x.view(-1, 64 * 4 * 4)        ->  x.view(-1, 48 * 4 * 4)
+                           x.chunk(2, 1)                 ->  torch.split(x, [20, 28], 1)
+                           x[:, :32]                     ->  x[:, :20]
+                           F.pad(x, (0, 0, 0, 0, 8, 8))  ->  F.pad(x, (0, 0, 0, 0, 5, 6))
+
+The slim operation on slim operands then gives what is kept of the old result.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +26,7 @@ from prunec.compiler.ir.ops import op_name
 from prunec.compiler.labels.flow import Flow, Labelled
 
 Rule = Callable[[Flow, fx.Node], Labelled]
+"""(flow, node): reports to the flow what the operation couples, pins or costs; returns the labels of its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +35,24 @@ class Row:
 
     rule: Rule
     moves: bool = False
-    """It only moves data, or picks from it, and computes nothing. So it carries copies, too."""
+    """It only moves data, or picks from it, and computes nothing. Such an operation carries copies, too."""
     reduces: bool = False
-    """It takes together what lies along a dimension: there, a removed channel is seen as a zero."""
+    """It reduces or mixes a dimension: there, a removed channel is seen as a zero."""
     carries_copies: bool = False
-    """It passes on the labels of copies (`Flow.loose`), or says itself which of them it needs. Another operation would
-    miss a copy, so for it all of them stay."""
+    """It passes on the labels of copies (`Flow.loosen`), or pins by itself those that it needs. Before any other
+    operation, which would miss a copy, all of them are pinned."""
 
 
 MODULE_ROWS: dict[type[nn.Module], Row] = {}
+"""Leaf modules by class; subclasses that share their forward have the same row."""
 OP_ROWS: dict[str, Row] = {}
+"""Functions and methods, by `op_name`."""
 
 
 def on_module(
     *classes: type[nn.Module], moves: bool = False, reduces: bool = False, carries_copies: bool = False
 ) -> Callable[[Rule], Rule]:
-    """Register a rule for leaf modules of these classes; a second rule for one class is an error. See `Row`."""
+    """Register a rule for leaf modules of these classes; a second rule for one class is an error. Flags: see `Row`."""
 
     def register(rule: Rule) -> Rule:
         for cls in classes:
@@ -53,7 +66,7 @@ def on_module(
 def on_op(
     *names: str, moves: bool = False, reduces: bool = False, carries_copies: bool = False
 ) -> Callable[[Rule], Rule]:
-    """Register a rule for functions and tensor methods of these names (see `op_name`); see `Row`."""
+    """Register a rule for functions and tensor methods of these names (`op_name`). Flags: see `Row`."""
 
     def register(rule: Rule) -> Rule:
         for name in names:
@@ -157,7 +170,7 @@ def decides_sizes(node: fx.Node) -> bool:
 
 
 class Slim(Protocol):
-    """What a rewriter asks about the slim program, by nodes of the old one."""
+    """What a rewriter asks about the slim program; nodes are those of the old one."""
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The slim shape of a node's value."""
@@ -169,32 +182,33 @@ class Slim(Protocol):
         """What an argument (a literal, or a node that gives a number) is in the slim program."""
 
     def constant(self, argument: object) -> Any:
-        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; None for anything else."""
 
     def compares_zeros(self, node: fx.Node) -> bool:
-        """Whether zeros among what a node compares may change its result."""
+        """Whether zeros among what a node compares (`amax`) may change its result."""
 
     def items(self, size: fx.Node, count: int) -> list[Any]:
-        """New nodes for the items of a node that gives a size."""
+        """New nodes for the `count` items of a node of the slim graph that gives a size."""
 
     def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
-        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+        """A slim node that gives `wanted` for the example and follows the batch as the old `number` does (`new` is its
+        node in the slim graph); None where the number counts channels alone."""
 
 
 Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
-"""(old node, new node, slim): sets the new node's arguments. Runs only where the node's sizes change."""
+"""(old node, new node, slim): sets the new node's arguments. Runs only where the shapes of operands or value change."""
 
 
 REWRITES: dict[str, Rewrite] = {}
-"""By `op_name`; an operation without an entry needs no rewriting."""
+"""By `op_name`; an operation without an entry has no arguments that follow."""
 
 
 SIZED: set[str] = set()
-"""Operations whose rewriter decides about numbers that were read off a size; for others they stay as they were."""
+"""Operations whose rewriter adapts numbers that were read off a size; elsewhere such a number keeps its old value."""
 
 
 def rewriter(*names: str, sized: bool = False) -> Callable[[Rewrite], Rewrite]:
-    """Register how the literals of these operations follow the labels."""
+    """Register how the arguments of these operations (`op_name`) follow what is removed; `sized` is said in `SIZED`."""
 
     def register(rewrite: Rewrite) -> Rewrite:
         for name in names:
