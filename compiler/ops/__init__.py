@@ -1,6 +1,6 @@
-"""What each operation means: a file for each family, with its label rule, its literal sizes and its MACs.
+"""What each operation means: a file for each family, with its label rules, its literal sizes and its MACs.
 
-To import this package is to import the families; their rows register themselves (`labels.registry`).
+To import this package is to import the families; their rows register themselves (`labels/registry.py`).
 """
 
 from __future__ import annotations

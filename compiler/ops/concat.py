@@ -1,4 +1,10 @@
-"""Operations that put tensors together along a dimension, and take them apart: cat, stack, pad, split, narrow."""
+"""Operations that put tensors together along a dimension, and those that take them apart or lengthen them.
+
+torch.cat([a, image, b], 1)       labels of a, FIXED for the image's channels, labels of b
+torch.stack([a, b], 1)            a and b unify, position by position
+x.split([16, 16], 1)              each piece carries its labels, and must keep one
+F.pad(x, (0, 0, 0, 0, 8, 8))      new labels before and behind, which go with what they meet
+"""
 
 from __future__ import annotations
 
@@ -16,12 +22,12 @@ from prunec.compiler.labels.propagate import dims_of, subject, unknown
 from prunec.compiler.labels.reduce import mixed
 from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
 
-# -- joining -------------------------------------------------------------------------------------------------------
+# -- joining and padding -------------------------------------------------------------------------------------------
 
 
 @on_op("cat", "concat", "concatenate", moves=True)
 def concatenate(flow: Flow, node: fx.Node) -> Labelled:
-    """End to end along one dimension; along the others the operands must agree."""
+    """End to end along one dimension; along the others the operands unify."""
     parts = argument(node, 0, "tensors")
     if isinstance(parts, fx.Node):
         return unknown(flow, node)
@@ -33,6 +39,7 @@ def concatenate(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> Labelled:
+    """The fields of a concatenation: those across `dim`, unified, and one along it."""
     parts = [p for p in parts if shape_of_argument(p)[dim] or flow.fields(p)]  # an empty piece holds no channels
     across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
     shapes = [shape_of_argument(p) for p in parts]
@@ -44,6 +51,7 @@ def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int)
 
 
 def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> IntArray | None:
+    """The operands' labels along `dim`, one behind the other, as a field; None where no operand has any."""
     mine = [[f for f in flow.fields(p) if f.shape[dim] > 1] for p in parts]
     if not any(mine):
         return None
@@ -59,7 +67,7 @@ def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> In
 
 @on_op("hstack", "vstack", "dstack", "row_stack", moves=True)
 def stacked_along(flow: Flow, node: fx.Node) -> Labelled:
-    """A concatenation along a dimension that the name says, where the operands have it."""
+    """A concatenation along the dimension that the function's name implies, if all operands have it."""
     parts, dim = argument(node, 0, "tensors"), {"hstack": 1, "dstack": 2}.get(op_name(node), 0)
     if isinstance(parts, fx.Node) or any(len(shape_of_argument(part)) < max(dim + 1, 2) for part in parts):
         return unknown(flow, node)
@@ -68,7 +76,7 @@ def stacked_along(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("stack", moves=True)
 def stack(flow: Flow, node: fx.Node) -> Labelled:
-    """A new dimension: along the old ones the operands must agree."""
+    """A new dimension: along the old ones the operands unify."""
     parts = argument(node, 0, "tensors")
     if isinstance(parts, fx.Node):
         return unknown(flow, node)
@@ -79,7 +87,7 @@ def stack(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("pad", moves=True)
 def pad(flow: Flow, node: fx.Node) -> Labelled:
-    """Constant padding of channels adds positions of its own, that go with what they meet; a crop takes some off."""
+    """Constant padding of a labelled dimension adds new labels, which go with what they meet; a negative one crops."""
     value, amounts = subject(flow, node), [flow.constant(a) for a in flow.constant(argument(node, 1, "pad"))]
     rank = rank_of(node)
     padded = [rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
@@ -105,6 +113,17 @@ def _rimmed(flow: Flow, labels: IntArray, rims: Sequence[int]) -> IntArray:
     if inside.size < labels.size:
         flow.covers.append(inside)
     return np.concatenate([flow.own(max(before, 0)), inside, flow.own(max(after, 0))])
+
+
+def padded(flow: Flow, node: fx.Node) -> Labelled:
+    """A padding module: single labels along a dimension that it pads, or crops, can't be removed."""
+    amounts = getattr(flow.program.state[str(node.target)], "padding", ())
+    dims = {-1 - place // 2 for place, amount in enumerate(amounts) if amount}
+    return mixed(flow, node, subject(flow, node), dims, "is padded")
+
+
+for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
+    on_module(*(getattr(nn, f"{_pad}{rank}d") for rank in (1, 2, 3)), carries_copies=True)(padded)
 
 
 # -- taking apart --------------------------------------------------------------------------------------------------
@@ -135,7 +154,7 @@ def split(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("unbind", moves=True)
 def unbind(flow: Flow, node: fx.Node) -> Labelled:
-    """One piece a position of a dimension, which is gone; so none of its positions can go alone."""
+    """A piece for each position of a dimension that is gone. All carry the same labels: no single position can go."""
     value = subject(flow, node)
     [dim] = dims_of(flow, argument(node, 1, "dim", 0), len(shape_of_argument(value)))
     fields = [whole(flow, f, dim, node) if f.shape[dim] > 1 else f for f in flow.fields(value)]
@@ -163,20 +182,12 @@ def narrow(flow: Flow, node: fx.Node) -> Labelled:
     return tuple(fields)
 
 
-def padded(flow: Flow, node: fx.Node) -> Labelled:
-    """A padding module: the dimensions that it makes longer, or shorter, are mixed."""
-    amounts = getattr(flow.program.state[str(node.target)], "padding", ())
-    dims = {-1 - place // 2 for place, amount in enumerate(amounts) if amount}
-    return mixed(flow, node, subject(flow, node), dims, "is padded")
-
-
-for _pad in ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
-    on_module(*(getattr(nn, f"{_pad}{rank}d") for rank in (1, 2, 3)), carries_copies=True)(padded)
+# -- literal sizes -------------------------------------------------------------------------------------------------
 
 
 @rewriter("pad")
 def pad_amounts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """As many zeros on each side as are kept."""
+    """On each side, as many positions as are kept of those that were padded, or fewer where it crops."""
     given, amounts = known(argument(old, 1, "pad")), list(argument(new, 1, "pad"))
     rank, before = rank_of(old), shape_of_argument(argument(old, 0, "input"))
     for dim in range(rank):
@@ -193,7 +204,7 @@ def pad_amounts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 @rewriter("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
 def split_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Literal lengths, since the pieces needn't be equally long any more."""
+    """The pieces' lengths as literals, since they needn't be equally long any more."""
     value = argument(old, 0, "input")
     dim = int(known(argument(old, 2, "dim", 0))) % len(shape_of_argument(value))
     kept = slim.kept(value, dim)

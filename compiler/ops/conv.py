@@ -1,10 +1,12 @@
-"""Layers with parameters: those that read channels and write new ones, and those that carry them along.
+"""Convolutions: they read the channels that arrive and write new ones. Modules, functions, and deformable ones.
 
-    conv    weight [out, in, k, k]    axis 1 is bound to the labels that arrive, axis 0 writes fresh ones
-    norm    weight [channels]         axis 0 is bound to the labels that arrive, and they pass
+    Conv2d             weight [out, in, k, k]         dimension 1 reads, dimension 0 writes fresh labels
+    ConvTranspose2d    weight [in, out, k, k]         dimension 0 reads, dimension 1 writes
+    depthwise          weight [channels, 1, k, k]     carries channels: what arrives passes
+    grouped            weight [out, in / groups, ..]  whole groups go, or groups stay equally wide
 
-A layer may be a module, or a function whose weight is a value of the graph; then the weight has labels of its own, and
-the two are unified.
+The weight of a function is a value of the graph, so it has labels of its own, and these unify with those that arrive.
+`deform_conv2d` is a convolution whose offsets and masks are places: they stay.
 """
 
 from __future__ import annotations
@@ -21,17 +23,16 @@ from prunec.compiler.labels.flow import Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import count_macs, subject, unknown
 from prunec.compiler.labels.registry import Attributes, Slim, on_module, on_op, repeats_tensors, rewriter
 
-# -- writers -------------------------------------------------------------------------------------------------------
-
 
 def _behind(fields: Fields, dim: int, still: Container[int] = ()) -> tuple[Fields, Fields]:
-    """The fields that don't vary from `dim` on, but for dimensions that are left as they are, and those that do."""
+    """Fields split in two: those that a kernel over the dimensions from `dim` on leaves alone, and those that it mixes.
+    The kernel doesn't mix along the dimensions `still`."""
     fixed = tuple(f for f in fields if all(size == 1 or d in still for d, size in enumerate(f.shape) if d >= dim))
     return fixed, tuple(f for f in fields if all(f is not other for other in fixed))
 
 
 def _still(node: fx.Node, value: object, kernel: Sequence[int], stride: int | Sequence[int]) -> list[int]:
-    """The dimensions of a convolution along which its kernel mixes nothing."""
+    """The dimensions of a convolution along which its kernel mixes nothing: size and stride are 1, without padding."""
     strides = (stride,) * len(kernel) if isinstance(stride, int) else tuple(stride) * (len(kernel) // len(stride))
     sizes = [shape[-len(kernel) :] for shape in (shape_of_argument(value), shape_of_argument(node))]
     each = enumerate(zip(kernel, strides, *sizes, strict=True), rank_of(node) - len(kernel))
@@ -64,10 +65,10 @@ def _convolution(flow: Flow, node: fx.Node, transposed: bool) -> Labelled:
 def _grouped(
     flow: Flow, node: fx.Node, arriving: IntArray, axes: tuple[Axis, Axis], module: nn.modules.conv._ConvNd
 ) -> tuple[IntArray, IntArray]:
-    """The labels of a grouped convolution's two axes.
+    """The labels of a grouped convolution's two axes, the read and the written one.
 
-    One input and one output a group (depthwise): the channel passes. One input or one output a group: a whole group is
-    the unit. Else groups stay equally wide, or go as a whole, as the plan divides them.
+    With one input and one output a group (depthwise), the channel passes. With one input or one output a group, a whole
+    group is the unit. Else groups stay equally wide, or go as a whole, as the granularity says.
     """
     groups, inner, outer = module.groups, module.in_channels // module.groups, module.out_channels // module.groups
     whole = inner == 1 or outer == 1 or granularity_of(flow, node, f"{groups} groups of {inner} and {outer}") == "whole"
@@ -87,12 +88,14 @@ def _grouped(
 
 
 def granularity_of(flow: Flow, node: fx.Node, shape: str) -> str:
+    """The granularity of a grouped layer's channels: the plan's choice for the layer, else `same`."""
     names = [str(node.target)] if node.op == "call_module" else []
     return flow.divide("grouped", node.name, shape, names, fallback="same")
 
 
 def keep_even(flow: Flow, node: fx.Node, rows: IntArray) -> None:
-    """Groups, one a row, stay equally wide, as their granularity says: the same positions go, or equally many."""
+    """Keep groups (rows of labels [groups, positions]) equally wide: they lose the same positions or, where the
+    granularity says so, equally many."""
     if flow.divided[node.name].choice in ("equal", "free"):  # a layer takes groups of one width
         flow.settle(node.name, "equal")
         flow.balance(rows, node)
@@ -114,7 +117,7 @@ def transposed_convolution(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
-    """A convolution whose weight is a value: [out, in / groups, ...], or transposed [in, out / groups, ...]."""
+    """A convolution whose weight is a value: [out, in / groups, ...], or, transposed, [in, out / groups, ...]."""
     value, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
     groups, transposed = int(flow.constant(argument(node, 6, "groups", 1))), "transpose" in op_name(node)
     dim = rank_of(node) - len(shape_of_argument(weight)) + 1
@@ -137,10 +140,11 @@ def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
 def _grouped_value(
     flow: Flow, node: fx.Node, arriving: IntArray, own: tuple[IntArray, IntArray], groups: int, transposed: bool
 ) -> tuple[IntArray, bool]:
-    """What a convolution writes whose weight [rows, columns, ...] is a value, and whether it loses whole groups.
+    """What a convolution whose weight is a value writes, and whether whole groups go; `own`: labels of rows and
+    columns.
 
     Rows stand one group after the other; every group has the same columns. So a group of one input or one output goes
-    as a whole, which takes rows away, and of wider ones the same rows of each group, and columns.
+    as a whole, which takes rows away; of wider groups, the same rows of each go, and columns.
     """
     rows, columns = own
     if groups == 1:
@@ -165,7 +169,7 @@ def _grouped_value(
 
 @rewriter(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 def convolution_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Groups of one input or one output lose whole groups, others the same positions of each group."""
+    """The number of groups: those of one input or one output go as a whole, others lose the same positions and stay."""
     value, groups = argument(old, 0, "input"), int(known(argument(old, 6, "groups", 1)))
     dim = len(shape_of_argument(value)) - len(shape_of_argument(argument(old, 1, "weight"))) + 1
     kept = [slim.kept(node, dim).reshape(groups, -1) for node in (value, old)] if groups > 1 else []
@@ -176,7 +180,7 @@ def convolution_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 @on_op("deform_conv2d", carries_copies=True)
 def deformable(flow: Flow, node: fx.Node) -> Labelled:
-    """weight [out, in, k, k] reads and writes, in one group of weights and of offsets; of several nothing is known."""
+    """weight [out, in, k, k] reads and writes, with one group of weights and of offsets; else it counts as unknown."""
     value, weight, offset, mask, bias = (
         argument(node, i, name) for i, name in enumerate(("input", "weight", "offset", "mask", "bias"))
     )

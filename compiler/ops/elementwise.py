@@ -1,4 +1,10 @@
-"""Operations on each element by itself, and those that give no tensor."""
+"""Operations on each element by itself, gated linear units, and operations that give no tensor.
+
+relu(x), x + y, torch.where(m, x, y)      labels pass; those of several operands unify (`labels/broadcast.py`)
+x.to(y.dtype), zeros_like(x)              the first operand's labels pass
+F.glu(x)                                  position i of the first half goes with position i of the second
+x.size(1), len(x)                         no tensor, so no labels
+"""
 
 from __future__ import annotations
 
@@ -63,21 +69,6 @@ def passes(flow: Flow, node: fx.Node) -> Labelled:
     return flow.fields(subject(flow, node))
 
 
-# -- plain values --------------------------------------------------------------------------------------------------
-
-
-@on_op(
-    *words("""
-    size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
-    """),
-    carries_copies=True,
-)
-@on_op("sym_sqrt", "isqrt", "get_device", "element_size", carries_copies=True)
-def plain(flow: Flow, node: fx.Node) -> Labelled:
-    """No tensor comes out, so no labels do; how sizes change is settled when the program is shrunk."""
-    return without_labels(flow, node)
-
-
 @on_module(nn.GLU, reduces=True, carries_copies=True)
 @on_op("glu", reduces=True, carries_copies=True)
 def gated(flow: Flow, node: fx.Node) -> Labelled:
@@ -90,3 +81,15 @@ def gated(flow: Flow, node: fx.Node) -> Labelled:
     halves = labels.reshape(2, -1)
     flow.unify(halves[0], halves[1], node)
     return (*rest, *flow.result(halves[0].copy(), rank_of(node), dim))
+
+
+@on_op(
+    *words("""
+    size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
+    """),
+    carries_copies=True,
+)
+@on_op("sym_sqrt", "isqrt", "get_device", "element_size", carries_copies=True)
+def plain(flow: Flow, node: fx.Node) -> Labelled:
+    """No tensor comes out, so no labels do; `rewrite/shrink.py` settles how a size follows."""
+    return without_labels(flow, node)

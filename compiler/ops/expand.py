@@ -1,11 +1,11 @@
-"""Copies that the graph makes of what has no labels: a mask as wide as the channels, a table for every head.
+"""Copies that the graph makes along a dimension: a mask as wide as the channels, a table for every head.
 
     mask[:, :, None].expand(-1, -1, 64)        labels of its own along the 64, that go with what they meet
     mask.repeat_interleave(heads, dim=0)       [batch * heads, ...]: one label a head
 
 A copy is missed by nobody once what it meets is removed; where it meets nothing that may go, all copies stay. So do
-copies that a layer or a sum reads as they are: these would miss one. How many are made follows (`rewriting.sizes`,
-`rewriting.repeats`).
+copies that a layer or a sum reads directly: these would miss one. The counts follow what is left of the copies
+(`repeats`; for `expand`, `sizes` in ops/reshape.py).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ Layout = Callable[[IntArray, int], IntArray]
 
 
 def copies(flow: Flow, node: fx.Node, value: object, given: Any, layout: Layout) -> Fields:
-    """New labels along the dimensions that `node` makes longer, `given` being its sizes or counts.
+    """Fields of new, loose labels along the dimensions that a node makes longer by copying a value without labels.
 
-    Not along those whose size is the input's (tokens, the batch): these stay whatever they meet.
+    `given` are the sizes or counts that the node was called with, `layout` how copies lie. A dimension whose size is
+    the input's (tokens, the batch) gets none: its copies stay whatever they meet.
     """
     after = shape_of_argument(node)
     before = (1,) * (len(after) - len(shape_of_argument(value))) + shape_of_argument(value)
@@ -49,8 +50,8 @@ def copies(flow: Flow, node: fx.Node, value: object, given: Any, layout: Layout)
 
 
 def _is_width(flow: Flow, node: fx.Node, given: Any, dim: int) -> bool:
-    """Whether a dimension is as long as a literal says, or as labelled dimensions are. A literal first dimension may be
-    the batch, unless elements are repeated one by one."""
+    """Whether a literal, or the size of a labelled dimension, says how long a dimension is. A literal first dimension
+    may be the batch, unless elements are repeated one by one."""
     if isinstance(given, fx.Node):
         return reads_labels(flow, given, dim)
     if not isinstance(given, Sequence):
@@ -85,7 +86,7 @@ def reads_labels(flow: Flow, size: fx.Node, dim: int | None) -> bool:
 
 @on_op("expand", "broadcast_to", moves=True)
 def expansion(flow: Flow, node: fx.Node) -> Labelled:
-    """New or longer dimensions, along which nothing varies; copies go with what they meet."""
+    """New dimensions before the old ones, and longer ones in place of size 1: copies along all of them."""
     rank, value = rank_of(node), subject(flow, node)
     sizes = argument(node, 1, "size") if len(node.args) < 3 else node.args[1:]
     fields = flow.moved((f.reshape((1,) * (rank - f.ndim) + f.shape) for f in flow.fields(value)), node)
@@ -94,13 +95,13 @@ def expansion(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("expand_as", moves=True)
 def expansion_as(flow: Flow, node: fx.Node) -> Labelled:
-    """As wide as the second operand, so what varies there varies here."""
+    """Copies, as many as the second operand has positions; labels of the two unify as in a broadcast."""
     return combine(flow, node, (operand(flow, argument(node, 0, "input")), operand(flow, argument(node, 1, "other"))))
 
 
 @on_op("repeat", "tile", "repeat_interleave", moves=True)
 def repeated(flow: Flow, node: fx.Node) -> Labelled:
-    """Every position several times; as often as a literal says, or as a number that doesn't change."""
+    """Every position several times; as often as a literal says, or as a number that doesn't depend on the input."""
     value, (rest, kwargs) = subject(flow, node), constants(flow, node)
     if any(isinstance(a, fx.Node) and is_tensor(a) for a in (*node.args[1:], *node.kwargs.values())):
         return unknown(flow, node)
@@ -118,7 +119,7 @@ def repeated(flow: Flow, node: fx.Node) -> Labelled:
 
 @rewriter("repeat", "tile", "repeat_interleave", sized=True)
 def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """As many copies as are left of those that were made."""
+    """The counts: as many copies as are left of those that were made."""
     value, target = argument(old, 0, "input"), slim.shape(old)
     before = (1,) * (len(target) - len(shape_of_argument(value))) + tuple(slim.shape(value))
     wanted = [size // max(inner, 1) for size, inner in zip(target, before, strict=True)]

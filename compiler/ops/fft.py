@@ -1,8 +1,7 @@
-"""Operations that take whole lines apart, and put samples together: Fourier transforms, deformable convolution.
+"""Fourier transforms: labels along the transformed dimensions are pinned, others pass.
 
 fft of [N, 8, H, W] over (H, W)          every frequency of a channel goes with the channel
 fft over the channels                    every result holds all of them: pinned
-deform_conv2d(x, weight, offset)         like a convolution; offsets and masks are places, and stay
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _MANY = [f"{name}n" for name in _ONE]
 
 @on_op(*_ONE, *_TWO, *_MANY, carries_copies=True)
 def transformed(flow: Flow, node: fx.Node) -> Labelled:
-    """Labels along the dimensions that are transformed stay, others pass."""
+    """Labels along the dimensions that are transformed are pinned, others pass."""
     name, value, rank = op_name(node), subject(flow, node), rank_of(node)
     given = flow.constant(argument(node, 2, "dim", -1 if name in _ONE else (-2, -1) if name in _TWO else None))
     sizes = argument(node, 1, "s")
@@ -33,6 +32,6 @@ def transformed(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("fft_fftshift", "fft_ifftshift", carries_copies=True)
 def shifted(flow: Flow, node: fx.Node) -> Labelled:
-    """Frequencies are rolled by half of their number."""
+    """Frequencies are rolled by half of their number; labels along the rolled dimensions are pinned."""
     dims = dims_of(flow, argument(node, 1, "dim"), rank_of(node))
     return mixed(flow, node, subject(flow, node), dims, "is rolled")

@@ -1,10 +1,10 @@
-"""Operations that a tensor of positions steers along one dimension: gather, scatter, index_add.
+"""Operations in which a tensor of positions steers one dimension: gather, scatter, index_add.
 
     out.index_add_(0, target, messages)       [nodes, channels] += [edges, channels] at whole rows
     torch.gather(scores, -1, index)           [heads, tokens, distances] by [heads, tokens, tokens]
 
-Along the dimension that positions are counted on, nothing may go. Along the others the operands stand side by side: a
-position of one goes with the same of the others, and of an index that was expanded to that width, too.
+Along the dimension that the positions count, labels are pinned. Along the others the operands stand side by side: a
+position of one goes with the same position of the others, and of an index that was expanded to that width.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Operand = tuple[Fields, tuple[int, ...]]
 
 @on_op("index_add", "index_copy", "index_fill", carries_copies=True)
 def added_rows(flow: Flow, node: fx.Node) -> Labelled:
-    """Whole slices of one operand, at the positions that a vector says, into another one."""
+    """Whole slices of one operand are put into another, at the positions in a vector."""
     value, source = argument(node, 0, "input"), argument(node, 3, "source", argument(node, 3, "value"))
     [dim] = dims_of(flow, argument(node, 1, "dim"), rank_of(node))
     pin_value(flow, flow.values.get(argument(node, 2, "index")), f"is an index at {node.name}")
@@ -38,7 +38,7 @@ def added_rows(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("scatter", "scatter_add", "scatter_reduce", carries_copies=True)
 def scattered(flow: Flow, node: fx.Node) -> Labelled:
-    """Single elements, at the positions that an index of their shape says, into another tensor."""
+    """Single elements are put into another tensor, at the positions in an index of their shape."""
     parts = [
         argument(node, 0, "input"),
         argument(node, 2, "index"),
@@ -53,7 +53,7 @@ def scattered(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("gather", "take_along_dim", carries_copies=True)
 def picked(flow: Flow, node: fx.Node) -> Labelled:
-    """An element for each of an index; along the other dimensions it stands where it stood."""
+    """The elements at the positions in an index; along all other dimensions, value and index stand side by side."""
     value, index = argument(node, 0, "input"), argument(node, 2 if _is_gather(node) else 1, _index_name(node))
     given = argument(node, 1 if _is_gather(node) else 2, "dim")
     if given is None or not shape_of_argument(value):
@@ -74,12 +74,12 @@ def _index_name(node: fx.Node) -> str:
 
 
 def _side_by_side(values: Sequence[Any], dim: int) -> bool:
-    """Whether tensors are equally long along all dimensions but one."""
+    """Whether tensors are equally long along all dimensions but `dim`."""
     shapes = {(s[:dim], s[dim + 1 :]) for s in map(shape_of_argument, values)}
     return len(shapes) == 1
 
 
 def _beside(flow: Flow, node: fx.Node, value: object, dim: int) -> Operand:
-    """An operand without the dimension that positions are counted on."""
+    """An operand as `combine` takes it, of size 1 along the dimension that positions count: labels there are pinned."""
     shape = shape_of_argument(value)
     return mixed(flow, node, value, (dim,), "is addressed"), (*shape[:dim], 1, *shape[dim + 1 :])

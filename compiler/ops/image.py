@@ -3,6 +3,8 @@
 unfold          channel c becomes the columns (c, i, j) of a window     they go with it
 fold            and back                                                the columns of one channel go together
 pixel_shuffle   channels (c, i, j) become the pixels of c               they go together
+pixel_unshuffle pixels of c become channels (c, i, j)                   they go with c
+interpolate     mixes pixels                                            channels pass
 grid_sample     mixes pixels, by a grid that must stay whole            channels pass
 max_unpool      puts pixels where the indices say                       channels and indices go together
 """
@@ -23,7 +25,7 @@ from prunec.compiler.labels.registry import Rule, on_module, on_op
 
 
 def _apart(flow: Flow, node: fx.Node, value: object, verb: str) -> tuple[IntArray, Fields]:
-    """The labels of an image's channels, and the fields along what stands before them; the pixels' are pinned."""
+    """The labels of an image's channels, flat, and the fields along what stands before them; the pixels' are pinned."""
     labels, rest = flow.along(value, -3, node)
     keep = tuple(f for f in rest if max(f.shape[-2:]) == 1)
     flow.pin_all((f for f in rest if max(f.shape[-2:]) > 1), f"{verb} at {node.name}")
@@ -33,7 +35,7 @@ def _apart(flow: Flow, node: fx.Node, value: object, verb: str) -> tuple[IntArra
 @on_module(nn.PixelShuffle)
 @on_op("pixel_shuffle")
 def pixel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The channels that make up the pixels of one go together."""
+    """The channels that become the pixels of one channel go together."""
     labels, keep = _apart(flow, node, subject(flow, node), "is shuffled")
     rows = labels.reshape(shape_of_argument(node)[-3], -1)
     flow.unify(rows, rows[:, :1], node)
@@ -52,7 +54,8 @@ def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
 @on_module(nn.Unfold)
 @on_op("unfold")
 def unfold(flow: Flow, node: fx.Node) -> Labelled:
-    """`F.unfold`: every channel becomes kernel-size many columns. `x.unfold(dim, ...)`: windows along a dimension."""
+    """`F.unfold`: every channel becomes a column for each element of the kernel. `x.unfold(dim, ...)`: windows along a
+    dimension, which can't lose positions."""
     value = subject(flow, node)
     if node.op == "call_method" or node.target is torch.Tensor.unfold:
         [dim] = dims_of(flow, argument(node, 1, "dimension"), len(shape_of_argument(value)))
@@ -78,8 +81,8 @@ def fold(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("grid_sample")
 def grid_sample(flow: Flow, node: fx.Node) -> Labelled:
-    """Every channel is sampled at the places of the grid, which stays as it is. Rows of the batch, such as heads that
-    were folded into it, go in both."""
+    """Every channel is sampled at the places of the grid, which are pinned. Rows of the batch, such as heads that were
+    folded into it, go from both operands."""
     value, grid = argument(node, 0, "input"), argument(node, 1, "grid")
     rows = mixed(flow, node, grid, range(1, rank_of(node)), "is a grid")
     fields = mixed(flow, node, value, range(2, rank_of(node)), "is sampled over")
@@ -90,11 +93,13 @@ def grid_sample(flow: Flow, node: fx.Node) -> Labelled:
 @on_module(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 @on_op("interpolate", "upsample")
 def interpolation(flow: Flow, node: fx.Node) -> Labelled:
-    """Everything behind the channel dimension is mixed."""
+    """Everything behind the channels is mixed."""
     return mixed(flow, node, subject(flow, node), range(2, rank_of(node)), "is interpolated over")
 
 
 def _unpooling(width: int) -> Rule:
+    """The rule for max-unpooling over the last `width` dimensions."""
+
     def rule(flow: Flow, node: fx.Node) -> Labelled:
         pair = [argument(node, i, name) for i, name in enumerate(("input", "indices"))]
         both = combine(flow, node, [operand(flow, value) for value in pair])

@@ -1,8 +1,10 @@
 """What an index takes of a value: elements of a tuple, slices, positions that a tensor or a list holds.
 
-x[..., 0::2, :]        the slice is taken of the labels
-table[index]           [P, heads] by positions [T, T]: rows are picked from, so that they stay; heads pass
-x[:, [2, 0, 1]]        known places are taken of the labels
+    x[..., 0::2, :]        the slice is taken of the labels, too
+    x[:, [2, 0, 1]]        so are positions that are known
+    table[index]           [P, heads] by unknown positions [T, T]: the P rows are pinned, heads pass
+
+Once positions are removed, a slice takes those that are left of its own (`slices`).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def getitem(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -> Fields | None:
-    """The fields of `value[entries]`; None where the index isn't one that can follow."""
+    """The fields of `value[entries]`; None where labels can't follow such an index."""
     if any(isinstance(entry, bool) for entry in entries):
         return None
     if any(map(_is_picking, entries)):
@@ -76,14 +78,16 @@ def _keep_the_rest(flow: Flow, entries: Sequence[Any], labels: IntArray, piece: 
 
 
 def _strides(entry: object, dim: int, fields: Fields) -> bool:
+    """Whether an entry is a slice with a step along a dimension with labels."""
     return isinstance(entry, slice) and entry.step not in (None, 1) and any(f.shape[dim] > 1 for f in fields)
 
 
 def _indexed_by_tensors(flow: Flow, value: object, entries: Sequence[Any], node: fx.Node) -> Fields | None:
-    """Places of one labelled dimension that are known, or tensors of positions along dimensions without labels (a table
-    of biases by distance), of which the others pass.
+    """The fields of a value at positions in tensors or lists; None where labels can't follow.
 
-    Along the dimensions that are picked from a field is of size 1, so that position 0 stands for all.
+    Along one labelled dimension the positions must be known. Else labels along the dimensions picked from are pinned,
+    and others pass (a table of biases by distance: its heads): there a field is of size 1, so that position 0 stands
+    for all.
     """
     for entry in entries:
         if isinstance(entry, fx.Node) and entry.meta["val"].dtype in (torch.bool, torch.uint8):
@@ -115,8 +119,9 @@ def _is_picking(entry: object) -> bool:
 
 
 def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node) -> Fields | None:
-    """The fields of a value of which known places of a labelled dimension are picked, by a list or a constant vector;
-    None where they aren't known or the dimension has no labels. Rows of a table that are looked up several times stay.
+    """The fields of a value at known positions of one labelled dimension, given by a list or a constant vector.
+
+    None where they aren't known, the dimension has no labels, or they look up rows of a table several times.
     """
     places = known_places(flow.constant(index))
     if places is None or all(labels.shape[dim] == 1 for labels in flow.fields(value)):
@@ -135,7 +140,7 @@ def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node
 
 
 def _first_or_known(flow: Flow, entry: Any, varies: bool) -> Any:
-    """An entry of an index for labels that don't vary along its dimension, or do."""
+    """An index's entry as a field sees it: itself where the field varies along its dimension, else position 0."""
     if _is_picking(entry):
         return torch.zeros((1,) * max(len(shape_of_argument(entry)), isinstance(entry, list)), dtype=torch.int64)
     if varies or entry is None or entry is Ellipsis:
@@ -145,7 +150,7 @@ def _first_or_known(flow: Flow, entry: Any, varies: bool) -> Any:
 
 @on_op("index_select", moves=True)
 def index_select(flow: Flow, node: fx.Node) -> Labelled:
-    """Like an index that is a vector."""
+    """An index that is a vector, along one dimension."""
     value, index = argument(node, 0, "input"), argument(node, 2, "index")
     [dim] = dims_of(flow, argument(node, 1, "dim"), len(shape_of_argument(value)))
     fields = _at_places(flow, value, dim, index, node)
@@ -178,6 +183,7 @@ def slices(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 
 def _slim_index(entry: Any, kept: np.ndarray[Any, Any], slim: Slim) -> Any:
+    """An index's entry for a dimension of which the positions `kept` are left."""
     number = np.cumsum(kept) - 1
     places = known_places(slim.constant(entry)) if is_tensor(entry) or isinstance(entry, list) else None
     if places is None and not isinstance(entry, slice):

@@ -1,4 +1,9 @@
-"""Linear layers, tables of embeddings, and bilinear layers."""
+"""Linear layers, embeddings and bilinear layers, as modules and as functions.
+
+Linear       weight [out, in]          dimension 1 reads the last dimension that arrives, 0 writes fresh labels
+Embedding    weight [rows, width]      dimension 1 writes; the vocabulary stays
+Bilinear     weight [out, in1, in2]    dimensions 1 and 2 read the two inputs
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from prunec.compiler.labels.registry import Attributes, on_module, on_op, repeat
 
 @on_module(nn.Linear)
 def linear(flow: Flow, node: fx.Node) -> Labelled:
-    """The last dimension is read and written; fields along the others pass."""
+    """Reads and writes the last dimension; fields along the others pass."""
     module, value = flow.program.state[str(node.target)], subject(flow, node)
     assert isinstance(module, nn.Linear)
     name = str(node.target)

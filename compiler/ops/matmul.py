@@ -1,8 +1,11 @@
 """Products that sum over a dimension which both operands have: matmul, einsum, attention.
 
-Labels along the contracted dimension unify. A label that varies along a batch dimension too (an attention head) can
-only go with all that the sum runs over, so the head becomes the unit; or, where a plan divides it so, the same
-position of every head (`heads.py`).
+    x [N, T, C] @ y [C, D]                    each channel of x goes with a row of y; D is left
+    q [N, heads, T, d] @ k^T                  whole heads go: all that share one are summed together
+    q, by head_width                          or the same position of every head's d (`labels/heads.py`)
+
+Labels along the contracted dimension unify. Where they vary along a batch dimension too (an attention head), a label
+can only go with all that the sum runs over, so that the head is the unit, unless the granularity is `head_width`.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ _SECOND = {"mm": "mat2", "bmm": "mat2", "mv": "vec"}
 
 @on_op("addmm", "baddbmm", carries_copies=True)
 def added_product(flow: Flow, node: fx.Node) -> Labelled:
-    """A product that is added to something."""
+    """A product that is added to a third operand."""
     names = ("mat1", "mat2") if op_name(node) == "addmm" else ("batch1", "batch2")
     left, right = (operand(flow, argument(node, i, name)) for i, name in enumerate(names, start=1))
     shape = shape_of_argument(node)
@@ -53,13 +56,14 @@ def added_product(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("outer", "ger", carries_copies=True)
 def outer(flow: Flow, node: fx.Node) -> Labelled:
-    """Each element of one vector by each of another."""
+    """Each element of one vector times each of another."""
     (left, rows), (right, columns) = (operand(flow, argument(node, i, n)) for i, n in enumerate(("input", "vec2")))
     lifted = ((tuple(f[:, None] for f in left), (*rows, 1)), (tuple(f[None] for f in right), (1, *columns)))
     return combine(flow, node, lifted)
 
 
 def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int) -> Fields:
+    """The fields of a matrix product [..., m, k] by [..., k, n], whose value has that rank."""
     left, right = _by_columns(flow, node, *by_width(flow, node, (left, right), inner=(-2, -1)))
     flat, a_rest, b_rest = _contracted(flow, node, (left, -1), (right, -2))
     a_shape = (1,) * (rank - len(left[1])) + (*left[1][:-1], 1)
@@ -70,8 +74,8 @@ def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int
 
 
 def _by_columns(flow: Flow, node: fx.Node, left: Operand, right: Operand) -> tuple[Operand, Operand]:
-    """The factors of a product of two blocks [features, width] over their width: the same position of every feature
-    goes, and all features stay, since these are what the result tells apart."""
+    """The factors of a product of two blocks [features, width] over their width, so that it loses the same width of
+    every feature: the features are what the result's rows and columns stand for, so they stay."""
     pair = [(left, -1, -2), (right, -2, -1)]
     blocks = [[f for f in value[0] if f.shape[inner] > 1] for value, inner, _ in pair]
     if not all(blocks) or any(f.size != f.shape[-1] * f.shape[-2] or 1 in f.shape[-2:] for fs in blocks for f in fs):
@@ -86,11 +90,10 @@ def _by_columns(flow: Flow, node: fx.Node, left: Operand, right: Operand) -> tup
 def _contracted(
     flow: Flow, node: fx.Node, left: tuple[Operand, int], right: tuple[Operand, int]
 ) -> tuple[IntArray, Fields, Fields]:
-    """The labels along the dimension that two operands share, and the fields that each has left when it is gone (of
-    size 1). `left` and `right` are an operand and its contracted dimension.
+    """The labels along the dimension that two operands share, flat, and each operand's other fields, at size 1 there.
 
-    A field that varies along other dimensions too (the widths of all heads) goes as a whole along them, unless the
-    other operand has the same widths for all of them.
+    `left` and `right` are an operand and its contracted dimension. A field that varies along other dimensions too (the
+    widths of all heads) goes as a whole along them, unless the other operand has the same widths for all of them.
     """
     (a_fields, a_rest), (b_fields, b_rest) = (_along(value[0], dim) for value, dim in (left, right))
     pin_loose(flow, (*a_fields, *b_fields), f"is one of several copies that {node.name} adds up")
@@ -114,8 +117,7 @@ def _along(fields: Fields, dim: int) -> tuple[Fields, Fields]:
 
 
 def _common(flow: Flow, node: fx.Node, fields: list[tuple[IntArray, int]], size: int) -> IntArray | None:
-    """The flat labels of a dimension, unified with all that varies along it; None where no field varies along it
-    alone."""
+    """A dimension's flat labels, unified with all that varies along it; None where no field varies along it alone."""
     flat = next((flow.flat(f) for f, _ in fields if f.size == size), None)
     if flat is None:
         return None
@@ -161,7 +163,7 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _letters(equation: object, ranks: Sequence[int]) -> tuple[list[str], str] | None:
-    """The operands' letters and the result's; None where a diagonal is asked for.
+    """The operands' letters and the result's; None where a letter comes twice in one of them (a diagonal).
 
     The dimensions that an ellipsis stands for are broadcast from the last one on: they get characters of their own.
     """
@@ -188,7 +190,7 @@ _ELLIPSIS = ord("0")
 
 
 def _spread(value: Operand, term: str, letters: Sequence[str]) -> Operand:
-    """An operand with one dimension a letter."""
+    """An operand with one dimension for each letter, of size 1 where it lacks the letter."""
     fields, shape = value
     order = np.argsort([letters.index(letter) for letter in term], kind="stable")
     absent = [d for d, letter in enumerate(letters) if letter not in term]
@@ -197,7 +199,7 @@ def _spread(value: Operand, term: str, letters: Sequence[str]) -> Operand:
 
 
 def _summed(flow: Flow, node: fx.Node, fields: Fields, dim: int, factors: int) -> Fields:
-    """The fields after a sum over `dim`. A sum that only one factor takes part in is a reduction like any other."""
+    """The fields after a sum over `dim`; labels along a dimension that one factor alone has are pinned."""
     rest: list[IntArray] = []
     for labels in fields:
         if labels.shape[dim] == 1:
@@ -211,7 +213,7 @@ def _summed(flow: Flow, node: fx.Node, fields: Fields, dim: int, factors: int) -
 
 
 def _ranks(order: Sequence[int]) -> list[int]:
-    """Dimensions renumbered from 0 once the others are gone."""
+    """Dimensions renumbered from 0, in their order, once all others are gone."""
     left = sorted(order)
     return [left.index(dim) for dim in order]
 
@@ -252,7 +254,7 @@ def _repeated(value: Operand, heads: int) -> Operand:
 
 
 def _heads(flow: Flow, node: fx.Node, fields: Fields, shape: tuple[int, ...]) -> Operand:
-    """What varies over batch and heads only; what varies over tokens is pinned."""
+    """An operand without its tokens and width: labels along batch and heads pass, those along tokens are pinned."""
     heads = tuple(f for f in fields if all(size == 1 for size in f.shape[-2:]))
     flow.pin_all((f for f in fields if all(f is not h for h in heads)), f"is a token of {node.name}")
     return heads, (*shape[:-2], 1, 1)
@@ -260,7 +262,7 @@ def _heads(flow: Flow, node: fx.Node, fields: Fields, shape: tuple[int, ...]) ->
 
 @rewriter("scaled_dot_product_attention")
 def attention_scale(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """The scale that is taken from the width when none is given stays what it was."""
+    """Keep the scale: where none is given, torch takes it from the width, and that is smaller now."""
     query = argument(old, 0, "query")
     width = shape_of_argument(query)[-1]
     if old.kwargs.get("scale") is None and slim.shape(query)[-1] != width:

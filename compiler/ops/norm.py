@@ -1,4 +1,12 @@
-"""Norms, and other layers that carry channels along with a vector of their own."""
+"""Norms and PReLU: layers that carry channels along, each with vectors as long as the channels.
+
+    BatchNorm2d     weight, bias, running_* [C]   bound to the labels that arrive, which pass; any channel may go
+    LayerNorm       weight, bias [C]              so too: the statistics are those of the channels that are kept
+    GroupNorm       weight, bias [C]              groups go as a whole, or stay equally wide
+    PReLU           weight [C]                    bound like a batch norm's
+
+As functions they take the vectors as values of the graph, whose labels unify with those that arrive.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +26,9 @@ from prunec.compiler.labels.reduce import mixed
 from prunec.compiler.labels.registry import Slim, on_module, on_op, repeats_tensors, repeats_value, rewriter
 from prunec.compiler.ops.conv import granularity_of, keep_even
 
-# -- carriers ------------------------------------------------------------------------------------------------------
-
 
 def _carry(flow: Flow, node: fx.Node, labels: IntArray, names: Iterable[str], dim: int = 0) -> None:
-    """Bind the module's own vectors; a module without any still holds the width as a number."""
+    """Bind dimension `dim` of the module's vectors to flat labels; where it has none, its width (`Flow.same_width`)."""
     module = flow.program.state[str(node.target)]
     mine = [name for name in names if isinstance(getattr(module, name, None), torch.Tensor)]
     for name in mine:
@@ -37,7 +43,7 @@ _VECTORS = ("weight", "bias", "running_mean", "running_var")
 @on_module(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @on_module(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def channel_norm(flow: Flow, node: fx.Node) -> Labelled:
-    """Each channel on its own: dimension 1 passes; of an image without a batch, dimension 0."""
+    """Each channel by itself: dimension 1 passes; of an image without a batch, dimension 0."""
     value, module = subject(flow, node), flow.program.state[str(node.target)]
     dim = 0 if isinstance(module, nn.modules.instancenorm._InstanceNorm) and _is_single(module, rank_of(node)) else 1
     labels, rest = flow.along(value, dim, node)
@@ -69,7 +75,7 @@ def layer_norm(flow: Flow, node: fx.Node) -> Labelled:
 
 def _whole_heads(flow: Flow, node: fx.Node, fields: Fields, rank: int) -> Fields:
     """The fields before statistics over the last `rank` dimensions. One that varies elsewhere too (the widths of all
-    heads) loses whole heads: the vectors of the norm, which all heads share, stay."""
+    heads) loses whole heads: the norm's vectors, which all heads share, stay."""
     out: list[IntArray] = []
     for labels in fields:
         mine = [d for d in range(labels.ndim - rank, labels.ndim) if labels.shape[d] > 1]
@@ -97,7 +103,8 @@ def group_norm(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _group_statistics(flow: Flow, node: fx.Node, value: object, groups: int) -> IntArray:
-    """Groups stay equally wide or go as a whole, as the plan divides them; of groups of one, any channel may go."""
+    """Bring the channels of a group norm under its granularity: groups stay equally wide or go as a whole; of groups of
+    one channel, any may go. Returns their flat labels."""
     labels, rest = flow.along(value, 1, node)
     flow.pin_all((f for f in rest if any(size > 1 for size in f.shape[2:])), f"is normalised over at {node.name}")
     if groups < labels.size:
@@ -170,16 +177,16 @@ def functional_prelu(flow: Flow, node: fx.Node) -> Labelled:
 @on_op("local_response_norm", reduces=True, carries_copies=True)
 @on_module(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, reduces=True, carries_copies=True)
 def over_neighbours(flow: Flow, node: fx.Node) -> Labelled:
-    """Each channel is divided by what its neighbours, or all channels, hold; dimension 1 but for an unbatched image."""
+    """Each channel is divided by what its neighbours, or all channels, hold: labels along the channels are pinned."""
     return mixed(flow, node, subject(flow, node), (rank_of(node) - 3, 1), "is normalised over")
 
 
-# -- other literals that repeat a size -----------------------------------------------------------------------------
+# -- literal sizes -------------------------------------------------------------------------------------------------
 
 
 @rewriter("layer_norm", "rms_norm", sized=True)
 def normalized_shape(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """The trailing sizes."""
+    """The trailing sizes, as they are now."""
     given = slim.value(argument(old, 1, "normalized_shape"))
     wanted = tuple(slim.shape(old)[-len(given) :])
     if tuple(slim.value(size) for size in given) != wanted:

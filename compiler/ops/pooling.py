@@ -1,4 +1,9 @@
-"""Pooling mixes what lies along trailing dimensions, and passes the rest."""
+"""Pooling over the last dimensions: labels along these are pinned, all others (channels) pass.
+
+MaxPool2d(2)                  of [N, C, H, W]: labels along C pass, labels along H or W are pinned
+AvgPool2d((1, 2))             labels along H pass, too: the window looks at one row at a time
+AdaptiveAvgPool2d((None, 1))  so does this one
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ from prunec.compiler.labels.registry import Rule, on_module, on_op
 
 
 def _local(width: int) -> Rule:
+    """The rule for a pooling over the last `width` dimensions."""
+
     def rule(flow: Flow, node: fx.Node) -> Labelled:
         dims = [dim for dim, still in zip(range(-width, 0), _stands(flow, node, width), strict=True) if not still]
         fields = mixed(flow, node, subject(flow, node), dims, "is pooled over")
@@ -25,7 +32,7 @@ def _local(width: int) -> Rule:
 
 
 def _stands(flow: Flow, node: fx.Node, width: int) -> list[bool]:
-    """For each of the last dimensions, whether a pooling looks at one element at a time there, each in its turn."""
+    """For each of the last dimensions, whether the window's size and stride are 1 there, so that nothing is mixed."""
     module = flow.program.state.get(str(node.target)) if node.op == "call_module" else None
     name = type(module).__name__.lower() if module is not None else op_name(node)
     if "pool" not in name or "lp" in name:

@@ -1,13 +1,13 @@
-"""Operations that mix what lies along some dimensions: pooling, sums, softmax, GLU.
+"""Reductions, softmax, sorting: operations that mix what lies along some dimensions, with the others passing.
 
-Labels along the other dimensions pass. What becomes of labels along the dimensions that are mixed follows from what a
-removed channel is, a zero wherever it is read:
+What becomes of labels along the dimensions that are mixed follows from what a removed channel is, a zero wherever it is
+read:
 
     sum, norm        a zero adds nothing, so the labels may go; the result has none
-    mean             the same, but zeros are counted: the mean over what is left is scaled (`rewriting.mean_of_all`)
-    amax, amin       a zero may be the largest: compared with what is left (`extremes.with_a_zero`)
-    var, std         zeros are counted, too: had from the mean and variance of what is left (`variance.spread`)
-    softmax          a zero counts: pinned
+    mean             the same, but zeros are counted: mean(left) * share of the channels left (`mean_of_all`)
+    amax, amin       a zero may be the largest: relu(x.amax(1)), over the channels left (`with_a_zero`)
+    var, std         zeros are counted, too: from the mean and variance of the channels left (`spread`)
+    softmax, sort    a zero changes the result: pinned
 """
 
 from __future__ import annotations
@@ -34,12 +34,17 @@ _DIM_AT = {"normalize": (2, 1), "norm": (2, None), "linalg_norm": (2, None), "li
 """Position of `dim` and its default, where these aren't 1 and None."""
 _LAST = {**_DIM_AT, "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "msort": (9, 0), "kthvalue": (2, -1)}
 _LAST |= {"mode": (1, -1)}
+"""The same for operations that sort or select."""
+
+LARGEST = frozenset(["amax", "max"])
+EXTREMES = LARGEST | frozenset(["amin", "min"])
+"""Reductions to the largest or the smallest element."""
 
 
 @on_op("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp", reduces=True, carries_copies=True)
 @on_module(nn.Softmax, nn.LogSoftmax, nn.Softmin, reduces=True, carries_copies=True)
 def along_a_dimension(flow: Flow, node: fx.Node) -> Labelled:
-    """Mixes one dimension and keeps its size."""
+    """Operations that mix one dimension and keep its size."""
     dim = argument(node, 1, "dim")
     if node.op == "call_module":
         dim = getattr(flow.program.state[str(node.target)], "dim", None)
@@ -48,7 +53,7 @@ def along_a_dimension(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("normalize", reduces=True, carries_copies=True)
 def normalised(flow: Flow, node: fx.Node) -> Labelled:
-    """Divided by a norm, which zeros don't change."""
+    """Each vector divided by its norm, which zeros don't change."""
     value, rank = subject(flow, node), rank_of(node)
     dims = dims_of(flow, argument(node, 2, "dim", 1), rank)
     if not _ignores_zeros(flow, node):
@@ -62,7 +67,7 @@ def normalised(flow: Flow, node: fx.Node) -> Labelled:
 @on_op("cosine_similarity", reduces=True, carries_copies=True)
 @on_module(nn.CosineSimilarity, reduces=True, carries_copies=True)
 def similarity(flow: Flow, node: fx.Node) -> Labelled:
-    """A product and two norms over one dimension."""
+    """A product and two norms over one dimension: labels of both operands unify along it."""
     module = flow.program.state[str(node.target)] if node.op == "call_module" else None
     dim = module.dim if isinstance(module, nn.CosineSimilarity) else flow.constant(argument(node, 2, "dim", 1))
     pair = [argument(node, i, name) for i, name in enumerate(("x1", "x2"))]
@@ -79,7 +84,7 @@ def similarity(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
-    """Whether a reduction gives the same with zeros among its operands as without them, or can be told of them."""
+    """Whether zeros among the operands don't change a reduction's result, or its rewriter can make up for them."""
     name = op_name(node)
     if name in ("sum", "nansum", "mean"):
         return True
@@ -95,8 +100,21 @@ def _ignores_zeros(flow: Flow, node: fx.Node) -> bool:
     return given in (None, "fro") or _positive(given)
 
 
+_POWERS: Mapping[str, tuple[str, object]] = {
+    "norm": ("p", "fro"),
+    "normalize": ("p", 2.0),
+    "linalg_norm": ("ord", None),
+    "linalg_vector_norm": ("ord", 2),
+}
+"""The argument that says which norm it is, and its default, by operation."""
+
+
+def _positive(power: object) -> bool:
+    return isinstance(power, int | float) and power > 0
+
+
 def _gives_values_alone(node: fx.Node) -> bool:
-    """Whether nobody reads the places of what `max(x, dim)` finds."""
+    """Whether only the values of `max(x, dim)` are read, not their places."""
     return op_name(node) in ("max", "min") and all(
         user.op == "call_function" and op_name(user) in ("getitem", "getattr") and user.args[1] in (0, "values")
         for user in node.users
@@ -108,8 +126,12 @@ def _holds_reals(value: object) -> bool:
     return isinstance(known, torch.Tensor) and known.is_floating_point()
 
 
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
+
+
 def _is_spread(flow: Flow, node: fx.Node, gone: Sequence[int]) -> bool:
-    """Whether a reduction is a variance or deviation that can be had from what is left (`variance.spread`).
+    """Whether a reduction is a variance or deviation that `spread` can compute from the channels that are left.
 
     Where it is corrected for the number of elements, this must not depend on the input.
     """
@@ -121,17 +143,14 @@ def _is_spread(flow: Flow, node: fx.Node, gone: Sequence[int]) -> bool:
     return all(any(labels.shape[dim] > 1 for labels in fields) for dim in gone)
 
 
-_POWERS: Mapping[str, tuple[str, object]] = {
-    "norm": ("p", "fro"),
-    "normalize": ("p", 2.0),
-    "linalg_norm": ("ord", None),
-    "linalg_vector_norm": ("ord", 2),
-}
-"""The argument that says which norm it is, and its default."""
-
-
-def _positive(power: object) -> bool:
-    return isinstance(power, int | float) and power > 0
+def correction(node: fx.Node) -> float:
+    """What a variance subtracts from the number of elements; `unbiased` may stand in the place of the dimensions."""
+    if "correction" in node.kwargs:
+        given = node.kwargs["correction"]
+        return 1.0 if given is None else float(known(given))
+    flags = [arg for arg in node.args[1:3] if isinstance(arg, bool)]
+    unbiased = node.kwargs.get("unbiased", flags[0] if flags else True)
+    return float(bool(unbiased))
 
 
 @on_op(
@@ -166,7 +185,7 @@ def _positive(power: object) -> bool:
     carries_copies=True,
 )
 def reduction(flow: Flow, node: fx.Node) -> Labelled:
-    """Adds up or pins what is reduced, and drops its dimensions."""
+    """Adds up or pins the labels along what is reduced, and drops these dimensions."""
     if op_name(node) in ("max", "min") and _is_tensor(argument(node, 1, "other")):
         return elementwise(flow, node)
     value, known = subject(flow, node), node.meta["val"]
@@ -188,7 +207,7 @@ def reduction(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("sort", "argsort", "topk", "msort", "kthvalue", "mode", "cummax", "cummin", reduces=True, carries_copies=True)
 def ordered(flow: Flow, node: fx.Node) -> Labelled:
-    """Which element comes where depends on all that are there; the labels along other dimensions pass."""
+    """Which element comes where depends on all of them: labels along the sorted dimension are pinned, others pass."""
     value, known, name = subject(flow, node), node.meta["val"], op_name(node)
     position, default = _LAST.get(name, (1, None))
     if name in ("sort", "argsort") and "stable" in node.kwargs:
@@ -202,29 +221,36 @@ def ordered(flow: Flow, node: fx.Node) -> Labelled:
     return fields if isinstance(known, torch.Tensor) else [fields for _ in parts]
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
-
-
 @on_op("tril", "triu", reduces=True, carries_copies=True)
 def triangle(flow: Flow, node: fx.Node) -> Labelled:
-    """Part of the last two dimensions is set to zero."""
+    """Part of the last two dimensions is set to zero: labels along these are pinned."""
     return mixed(flow, node, subject(flow, node), (-2, -1), "is cut at its diagonal")
 
 
-def correction(node: fx.Node) -> float:
-    """What a variance takes off the number of elements; `unbiased` may stand in the place of the dimensions."""
-    if "correction" in node.kwargs:
-        given = node.kwargs["correction"]
-        return 1.0 if given is None else float(known(given))
-    flags = [arg for arg in node.args[1:3] if isinstance(arg, bool)]
-    unbiased = node.kwargs.get("unbiased", flags[0] if flags else True)
-    return float(bool(unbiased))
+# -- what is left, as if the removed were zeros --------------------------------------------------------------------
+
+
+@rewriter("mean")
+def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """The mean over the channels that are left, times their share: the removed ones count as zeros."""
+    left, size = left_of(argument(old, 0, "input"), known(argument(old, 1, "dim")), slim)
+    if left == size:
+        return
+    with new.graph.inserting_before(new):
+        inner = new.graph.create_node(new.op, new.target, new.args, new.kwargs)
+    inner.meta = {**new.meta, "val": new.meta["val"].new_empty(slim.shape(old))}
+    new.op, new.target = "call_function", operator.mul
+    new.args, new.kwargs = (inner, left / size), {}
 
 
 @rewriter("var", "std")
 def spread(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Of a share s of the elements with mean m and variance v, the others zeros: s v + s (1 - s) m^2."""
+    """A variance or deviation over the channels that are left, as if the removed ones were there as zeros.
+
+        x.var(1)    with a share s of the channels left, of mean m and variance v    ->    s v + s (1 - s) m^2
+
+    Both terms are positive, so nothing cancels. A correction for the number of elements is that of the old number.
+    """
     value, dim = argument(old, 0, "input"), argument(old, 1, "dim")
     dim = None if isinstance(dim, bool) else known(dim)
     left, size = left_of(value, dim, slim)
@@ -250,18 +276,16 @@ def spread(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     new.args = (root, factor**0.5 if op_name(old) == "std" else factor)
 
 
-LARGEST = frozenset(["amax", "max"])
-EXTREMES = LARGEST | frozenset(["amin", "min"])
-
-
-def compares_zeros(flow: Flow, node: fx.Node) -> bool:
-    """Whether zeros among what is compared may change the result."""
-    return op_name(node) not in LARGEST or not not_negative(flow, argument(node, 0, "input"))
-
-
 @rewriter(*EXTREMES)
 def with_a_zero(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Compare with a zero where a channel is gone."""
+    """The largest or smallest over the channels that are left, compared with a zero for the removed ones.
+
+        x.amax(1)      with some of the channels left      ->    relu(x.amax(1))
+        x.max(1)[0]                                        ->    relu(x).max(1)[0]
+        x.amin(1)                                          ->    clamp_max(x.amin(1), 0)
+
+    Where nothing below zero can arrive (`sign_analysis.not_negative`), the largest stays what it was.
+    """
     value, second = argument(old, 0, "input"), argument(old, 1, "dim", old.kwargs.get("other"))
     if is_tensor(second) or not slim.compares_zeros(old):
         return  # the larger of two tensors, element by element
@@ -281,23 +305,15 @@ def with_a_zero(old: fx.Node, new: fx.Node, slim: Slim) -> None:
             new.replace_input_with(source, bounded)
 
 
+def compares_zeros(flow: Flow, node: fx.Node) -> bool:
+    """Whether zeros among what `amax` and the like compare may change the result."""
+    return op_name(node) not in LARGEST or not not_negative(flow, argument(node, 0, "input"))
+
+
 def left_of(value: object, dim: Any, slim: Slim) -> tuple[int, int]:
-    """How many positions are left of what a reduction takes together, and how many there were; `dim` names one
+    """How many positions are left of those that a reduction takes together, and how many there were; `dim` names one
     dimension, several, or none for all."""
     rank = len(shape_of_argument(value))
     asked = range(rank) if dim is None or dim in ([], ()) else dim if isinstance(dim, tuple | list) else [dim]
     masks = [slim.kept(value, int(known(each)) % rank) for each in asked]
     return prod(int(mask.sum()) for mask in masks), prod(mask.size for mask in masks)
-
-
-@rewriter("mean")
-def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """The mean over what is left, times the share that is left: the removed are zeros that are counted."""
-    left, size = left_of(argument(old, 0, "input"), known(argument(old, 1, "dim")), slim)
-    if left == size:
-        return
-    with new.graph.inserting_before(new):
-        inner = new.graph.create_node(new.op, new.target, new.args, new.kwargs)
-    inner.meta = {**new.meta, "val": new.meta["val"].new_empty(slim.shape(old))}
-    new.op, new.target = "call_function", operator.mul
-    new.args, new.kwargs = (inner, left / size), {}

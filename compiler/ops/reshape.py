@@ -1,8 +1,11 @@
-"""Operations that only move data: they are executed on the labels.
+"""Operations that give the same elements in other dimensions or another order: view, permute, roll, complex views.
 
-A compressed field is a small array, so that the real operation (or the same in numpy) is run on it: channel shuffle,
-flatten before a classifier, space-to-depth and window partition come out right with no line of code for them. How
-literal sizes follow the labels is told in `rewriting.py`.
+They are executed on the labels (`labels/execute.py`), so a flatten, a window partition or a space-to-depth needs no
+rule of its own. Once units are removed, literal sizes follow:
+
+    x.view(-1, 512)          ->  x.view(-1, 384)
+    x.squeeze()              ->  x.squeeze((2, 3))         where one channel alone is left
+    x.roll(4, 1)             ->  x.roll(3, 1)              three channels are left of the four that come round
 """
 
 from __future__ import annotations
@@ -23,13 +26,11 @@ from prunec.compiler.labels.reduce import mixed
 from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
 from prunec.compiler.ops.shuffle import gathered
 
-# -- the same elements in another shape ----------------------------------------------------------------------------
-
 
 @on_op("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", moves=True)
 @on_module(nn.Flatten, nn.Unflatten, moves=True)
 def reshape(flow: Flow, node: fx.Node) -> Labelled:
-    """Row-major order stays, so the shapes say all."""
+    """Row-major order stays, so the two shapes tell where each label goes."""
     value = subject(flow, node)
     old, new = shape_of_argument(value), shape_of_argument(node)
     if elements(old) != elements(new) or not elements(old):
@@ -41,7 +42,7 @@ def reshape(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("view_as", "reshape_as", moves=True)
 def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
-    """Reshaped, and as wide as the second operand whatever is removed."""
+    """Reshaped; along each dimension, unified with the operand whose shape is taken."""
     value, other = argument(node, 0, "input"), argument(node, 1, "other")
     old, new = shape_of_argument(value), shape_of_argument(node)
     moved = flow.moved((reshape_labels(f, old, new) for f in flow.fields(value)), node)
@@ -52,7 +53,7 @@ def reshape_as(flow: Flow, node: fx.Node) -> Labelled:
     "permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "adjoint", "rot90", moves=True
 )
 def permute(flow: Flow, node: fx.Node) -> Labelled:
-    """Dimensions change places; a compressed field needs no expanding for that."""
+    """Dimensions change places; the fields needn't be written out for that."""
     value, (rest, kwargs), name = subject(flow, node), constants(flow, node), op_name(node)
     arrays = (writable(f) for f in flow.fields(value))
     return flow.moved((getattr(array, name)(*rest, **kwargs).numpy() for array in arrays), node)
@@ -60,7 +61,7 @@ def permute(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("roll", moves=True)
 def roll(flow: Flow, node: fx.Node) -> Labelled:
-    """What is kept rolls as well, by as much as is kept of what comes round (`rewriting.shifts`)."""
+    """Labels roll like the data; once some are removed, the shift is that of the positions that are left (`shifts`)."""
     value, (rest, kwargs) = subject(flow, node), constants(flow, node)
     dims = argument(node, 2, "dims")
     if dims is None or dims == ():  # the whole value as one line
@@ -71,7 +72,7 @@ def roll(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("view_as_complex", moves=True)
 def as_complex(flow: Flow, node: fx.Node) -> Labelled:
-    """The last dimension holds the two parts of a number, which go together."""
+    """The last dimension holds the real and imaginary part of a number, which go together."""
     value = subject(flow, node)
     return flow.moved((whole(flow, f, f.ndim - 1, node)[..., 0] for f in flow.fields(value)), node)
 
@@ -84,7 +85,7 @@ def as_real(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("getattr", moves=True)
 def attribute(flow: Flow, node: fx.Node) -> Labelled:
-    """`x.shape` and the like are plain; `x.T` moves data."""
+    """`x.T` and the like move data; a named tuple's fields are its parts; `x.shape` and the like give no tensor."""
     value, name = node.args[0], node.args[1]
     if not isinstance(node.meta.get("val"), torch.Tensor):
         return without_labels(flow, node)
@@ -100,9 +101,12 @@ def attribute(flow: Flow, node: fx.Node) -> Labelled:
     return unknown(flow, node)
 
 
+# -- literal sizes -------------------------------------------------------------------------------------------------
+
+
 @rewriter("view", "reshape", "expand", "broadcast_to", "unflatten", sized=True)
 def sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """Every size that isn't what the slim program needs is replaced; -1 and sizes that follow by themselves stay."""
+    """Each given size that doesn't fit what is left is replaced; -1, and sizes that follow by themselves, stay."""
     first = 2 if op_name(old) == "unflatten" else 1
     value = argument(old, 0, "input")
     skipped = int(known(argument(old, 1, "dim"))) % len(shape_of_argument(value)) if first == 2 else 0
@@ -126,7 +130,10 @@ def sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 def fitting_sizes(
     old: fx.Node, given: Sequence[Any], current: Any, target: Sequence[int], slim: Slim
 ) -> tuple[Any, ...] | None:
-    """The sizes that give the slim shape, as literals only where the given ones don't; None where these do."""
+    """The sizes that give the shape `target`: literals only where the given ones don't fit it; None where all do.
+
+    `given` are the old node's sizes, `current` the same in the slim graph (nodes, numbers, or one node for all).
+    """
     whole = isinstance(current, fx.Node)
     values = [slim.value(g)[i] if whole else slim.value(g) for i, g in enumerate(given)]
     settled = [value in (-1, wanted) for value, wanted in zip(values, target, strict=True)]
@@ -145,13 +152,13 @@ def fitting_sizes(
 
 
 def _open(old: Any, new: Any, wanted: int, slim: Slim) -> fx.Node | None:
-    """A size that follows the batch (batch times heads), where the number that was given does."""
+    """A node for a size that follows the batch (batch times heads), where the given number does; else None."""
     return slim.scaled(old, new, wanted) if isinstance(old, fx.Node) and isinstance(new, fx.Node) else None
 
 
 @rewriter("squeeze")
 def squeezed(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """A dimension of which a single position is left is still there; only those that were of size 1 go."""
+    """A dimension of which one position is left is still there; only those that were of size 1 are squeezed."""
     value = argument(old, 0, "input")
     before = shape_of_argument(value)
     shrunk = [dim for dim, size in enumerate(before) if size > 1 and slim.kept(value, dim).sum() == 1]
@@ -165,7 +172,7 @@ def squeezed(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 @rewriter("roll")
 def shifts(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """As far as is kept of what comes round: the order of what is kept is rolled too."""
+    """Shift by as many positions as are left of those that come round."""
     value, by, dims = (argument(old, i, name) for i, name in enumerate(("input", "shifts", "dims")))
     if dims is None or dims == ():
         return

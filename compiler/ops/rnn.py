@@ -1,8 +1,8 @@
-"""Recurrent layers: what arrives is read, and the state is written and read again.
+"""Recurrent layers: the input's features are read; the state is written, and read again at the next step.
 
     LSTM(6, 5)   weight_ih [4 * 5, 6]   dimension 1 is bound to the labels that arrive, 0 to the state, gate by gate
                  weight_hh [4 * 5, 5]   both dimensions to the state
-                 bias      [4 * 5]
+                 bias      [4 * 5]      to the state, gate by gate
 
 A unit of the state whose rows are zero stays zero from step to step, if it is zero at first. Layers and directions of
 one module hold states of one size, so they lose the same positions.
@@ -29,7 +29,8 @@ _GATES: Mapping[type[nn.Module], int] = {
 
 
 def _bind(flow: Flow, node: fx.Node, suffix: str, arriving: IntArray, state: IntArray) -> None:
-    """The four tensors of one layer and direction."""
+    """Bind the tensors of one layer and direction (their names end in `suffix`) to the labels of its input and
+    state."""
     module, prefix = flow.program.state[str(node.target)], f"{node.target}."
     assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
     gates = np.tile(state, _GATES[type(module)])
@@ -50,7 +51,7 @@ def _arriving(flow: Flow, node: fx.Node, value: fx.Node) -> IntArray:
 
 
 def _begin(flow: Flow, node: fx.Node, state: IntArray) -> None:
-    """The states that it starts from, where they are given, are as wide as those that it writes."""
+    """Initial states, where the call has any, unify with the states that the layer writes."""
     for first in node.all_input_nodes:
         if first is not argument(node, 0, "input"):
             flow.unify(state, _arriving(flow, node, first), node)

@@ -5,7 +5,7 @@
     y[:, 4:].copy_(self.b(x))        the others with b's
 
 A constant's own labels belong to no parameter: such a position goes with what is written there or what it meets, and
-stays where that is nothing.
+stays where it meets nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from prunec.compiler.ops.reshape import fitting_sizes
 
 @on_op("zeros", "empty", "new_zeros", "new_empty", "new", carries_copies=True)
 def created(flow: Flow, node: fx.Node) -> Labelled:
-    """Labels along the dimensions that may be channels: the second (the first of a vector) and the last.
+    """New labels along the dimensions that may be channels: the second (the first of a vector) and the last.
 
-    Of zeros nothing is missed when one goes. Other constants (ones) have no labels, and so stay.
+    Nobody misses a zero that goes. Other constants (ones) have no labels, and so stay.
     """
     known = node.meta.get("val")
     data = op_name(node) == "new" and any(not _is_size(arg) for arg in node.args[1:])
@@ -51,7 +51,7 @@ def _is_size(given: object) -> bool:
 
 @on_op("setitem", "__setitem__", carries_copies=True)
 def assigned(flow: Flow, node: fx.Node) -> Labelled:
-    """What is written goes with the places that it is written to."""
+    """Labels of what is written unify with those of the places that it is written to."""
     target, index, value = node.args
     if _chooses_elements(target, index) and not isinstance(value, fx.Node):
         combine(flow, node, (operand(flow, target), operand(flow, index)))
@@ -74,13 +74,13 @@ def _chooses_elements(target: object, index: object) -> bool:
 
 @on_op("new_ones", "new_full", "new_tensor", carries_copies=True)
 def filled(flow: Flow, node: fx.Node) -> Labelled:
-    """Only the type of the tensor is read; literal sizes stay."""
+    """Only the type of the operand is read, so it gives no labels; literal sizes stay."""
     return bare(node.meta.get("val"))
 
 
 @rewriter("zeros", "empty", "new_zeros", "new_empty", "new", sized=True)
 def created_sizes(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """A constant is as large as what it meets."""
+    """The sizes of a constant: those of what it meets."""
     first = 1 if op_name(old).startswith("new") else 0
     named = "size" in old.kwargs
     spread = not named and not isinstance(slim.value(old.args[first]), tuple | list)

@@ -1,14 +1,16 @@
-"""Channel shuffles: a chain of views and transpositions that, taken together, gives the channels in another order.
+"""Channel shuffles: chains of views and transpositions that, taken together, give the channels in another order.
 
     x.view(n, 2, 4, h, w).transpose(1, 2).reshape(n, 8, h, w)        channels 0 4 1 5 2 6 3 7
-    what stays of them                                               0 . 1 5 . 6 . 7
-    written so, whichever these are                                  x.index_select(1, [0, 1, 3, 4, 5])
+    without channels 2 and 7                                         0 4 1 5 . 6 3 .
+    no view gives that, but a gather does                            x.index_select(1, [0, 3, 1, 4, 5, 2])
 
-A view needs the same positions of every row. Where a plan asks for freedom (`equal`, `free`), the rows of such a chain
-lose channels of their own, and where what is left doesn't fit a view any more, one exact gather takes the chain's
-place: it moves as much data as the copy that the chain ends in. What the chain does is found by flowing a label for
-each position of each dimension through it; a chain that does anything but to reorder, or pick from, one dimension is
-left as it is.
+A view needs the same positions of every row [2 rows, 4 positions]. Where a plan asks for freedom (`equal`, `free`),
+each row of such a chain loses positions of its own; where what is left doesn't fit a view, one exact gather takes the
+chain's place. It moves as much data as the copy that the chain ends in.
+
+What a chain does is found by flowing a label for each position of each dimension through it. A chain that does anything
+but reorder, or pick from, one dimension is treated like any other views. `nn.ChannelShuffle` is such a chain in one
+node.
 """
 
 from __future__ import annotations
@@ -36,22 +38,27 @@ MOVES = frozenset(
     getitem __getitem__ unbind select
     """.split()
 )
-"""Operations that a chain may consist of."""
+"""Operations that a chain may consist of, by `op_name`."""
 
 Moved = dict[fx.Node, tuple[Fields | list[Labelled], ...]]
-"""Node -> what it carries of each dimension of the source, when every position of it has a label of its own."""
+"""Node of a chain -> what it carries for each dimension of the source, when every position there has a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain behind one value: the nodes inside it, and those that it ends in, each with the places it picks."""
+    """A chain behind one value: the nodes inside it, and the nodes that it ends in, each with the source's positions in
+    the order in which the end holds them."""
 
     inner: tuple[fx.Node, ...]
     ends: tuple[tuple[fx.Node, IntArray], ...]
 
 
 def gathered(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
-    """Whether a chain begins at a node whose rows choose for themselves; then the labels of all its nodes are set."""
+    """Treat a reshape of `source` as the first node of a shuffle, if it is one and the plan divides its rows freely.
+    Called by the rule of reshapes before anything else.
+
+    Returns False where it isn't so, and nothing was done; else the labels of all nodes of the chain are set.
+    """
     dim = None if flow.trial or not flow.program.granularity.grouped else _line(flow.fields(source))
     if dim is None:
         return False
@@ -69,15 +76,15 @@ def gathered(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
 
 
 def _line(fields: Fields) -> int | None:
-    """The dimension along which the only field of a value varies; None where it is another case."""
+    """The dimension along which a value varies, if it has a single field, and that along one dimension; else None."""
     if len(fields) != 1 or fields[0].size != max(fields[0].shape):
         return None
     return int(np.argmax(fields[0].shape))
 
 
 def _rows(new: tuple[int, ...], shape: tuple[int, ...], dim: int) -> IntArray:
-    """The positions of a dimension as the rows of the block that a reshape makes of it, of one sample where that merges
-    the batch; of size 0 where it makes none."""
+    """The positions of a dimension as rows [rows, positions] of the block that a reshape makes of it, of one sample
+    where it merges the batch; of size 0 where it makes no such block."""
     [own] = list(_own_labels(shape))[dim]
     block = compress(reshape_labels(own, shape, new))
     wide = [size for size in block.shape if size > 1]
@@ -89,7 +96,7 @@ def _rows(new: tuple[int, ...], shape: tuple[int, ...], dim: int) -> IntArray:
 
 
 def _chain(flow: Flow, first: fx.Node, source: fx.Node, dim: int) -> Chain | None:
-    """The chain that begins at a node; None where some of what it gives isn't a choice of the source's positions."""
+    """The chain that begins at a node; None where it does more than reorder, or pick from, `dim` of the source."""
     moved: Moved = {source: tuple(_own_labels(shape_of_argument(source)))}
     ends: list[tuple[fx.Node, IntArray]] = []
     open_ends = {first}
@@ -117,6 +124,7 @@ def _reorders(ends: list[tuple[fx.Node, IntArray]]) -> bool:
 
 
 def _following(first: fx.Node) -> Iterator[fx.Node]:
+    """A node and those behind it in the graph's order, as many as `LONGEST`."""
     node = first
     for _ in range(LONGEST):
         if node.op in ("output", "root"):
@@ -126,14 +134,14 @@ def _following(first: fx.Node) -> Iterator[fx.Node]:
 
 
 def _own_labels(shape: tuple[int, ...]) -> Iterator[Fields]:
-    """For each dimension, a label for every position of it."""
+    """For each dimension of a shape, a field with a label for every position of it; () where it has one position."""
     for dim, size in enumerate(shape):
         line = [size if d == dim else 1 for d in range(len(shape))]
         yield (np.arange(size, dtype=np.int64).reshape(line),) if size > 1 else ()
 
 
 def _carried(flow: Flow, node: fx.Node, moved: Moved) -> tuple[Fields | list[Labelled], ...] | None:
-    """What a node of the chain carries of each dimension; None where it does more than to move data."""
+    """What a node of the chain carries for each dimension of the source; None where it does more than move data."""
     row = row_for(flow, node) if node.op in ("call_function", "call_method", "call_module") else None
     module = flow.program.state.get(str(node.target)) if node.op == "call_module" else None
     named = module is None and node.op != "output" and row is not None and op_name(node) in MOVES
@@ -154,7 +162,7 @@ def _carried(flow: Flow, node: fx.Node, moved: Moved) -> tuple[Fields | list[Lab
 
 
 def _picked(node: fx.Node, carried: tuple[Fields | list[Labelled], ...], source: fx.Node, dim: int) -> IntArray | None:
-    """The places of the source's dimension that a value holds along its own, if all else is as in the source."""
+    """The source's positions that a node holds along `dim`, if all other dimensions are as in the source; else None."""
     shape, new = shape_of_argument(source), shape_of_argument(node)
     if len(new) != len(shape) or any(a != b for d, (a, b) in enumerate(zip(shape, new, strict=True)) if d != dim):
         return None
@@ -169,7 +177,8 @@ def _picked(node: fx.Node, carried: tuple[Fields | list[Labelled], ...], source:
 
 
 def _settle(flow: Flow, chain: Chain, source: fx.Node, dim: int) -> None:
-    """Give the chain's nodes their labels; those inside may be torn, since a gather stands in for them then."""
+    """Set the labels of the chain's nodes, and note a gather for each of its ends. Values inside the chain needn't stay
+    rectangular: where they don't, the gathers take their place."""
     labels = flow.fields(source)[0]
     flat = labels.reshape(-1)
     moved: Moved = {source: tuple(_own_labels(shape_of_argument(source)))}
@@ -192,15 +201,19 @@ def _fields(value: Labelled) -> Iterator[IntArray]:
 
 
 def _relabelled(carried: Fields | list[Labelled], flat: IntArray) -> Labelled:
+    """Fields of source positions as fields of the source's labels."""
     if isinstance(carried, list):
         return [_relabelled(part, flat) for part in carried]
     return tuple(flat[places] for places in carried)
 
 
+# -- a shuffle in one node -----------------------------------------------------------------------------------------
+
+
 @on_module(nn.ChannelShuffle, moves=True)
 @on_op("channel_shuffle", moves=True)
 def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The same position of every group goes, so that groups stay equally wide; or what a plan asks for."""
+    """Channels of the groups come interleaved. The same positions of every group go, or what the plan asks for."""
     value = subject(flow, node)
     module = flow.program.state[str(node.target)] if node.op == "call_module" else None
     groups = module.groups if isinstance(module, nn.ChannelShuffle) else flow.constant(argument(node, 1, "groups"))
@@ -219,7 +232,7 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
 
 @rewriter("channel_shuffle")
 def shuffled_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
-    """As many groups as keep a channel; they come interleaved."""
+    """The number of groups that keep a channel; those come interleaved."""
     groups = int(known(argument(old, 1, "groups")))
     left = int(slim.kept(old, 1).reshape(-1, groups).any(axis=0).sum())
     if left != groups:

@@ -1,9 +1,9 @@
-"""Which values can't hold anything below zero, as far as the operations that they come from say.
+"""Which values can't hold anything below zero, as far as the operations that they come from tell.
 
     F.max_pool2d(self.conv(x).relu(), 2) * self.gate(x).sigmoid()      never below zero
     self.conv(x)                                                       may be
 
-The largest of several such values stays the largest when zeros join them.
+The largest of several such values stays the largest when zeros join them (`compares_zeros` in ops/reduction.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _VIEWS: Final = frozenset(
     contiguous detach unbind to float double half type expand_as view_as index_select gather Flatten Unflatten
     Identity""".split()
 )
+"""What may give a view of its first operand."""
 _SAME_SIGN: Final = _VIEWS | frozenset(
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d dropout dropout2d mean sum amax
