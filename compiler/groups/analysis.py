@@ -1,5 +1,8 @@
 """From labels to units and groups: everything that the label flow has collected is solved here, once.
 
+    conv1 -> bn1 -> conv2     unit 3: conv1.weight[0] at 3, bn1.weight[0] at 3, ..., conv2.weight[1] at 3
+                              group conv1: units 0..7; conv1 writes them, conv2 reads them
+
 A *unit* is a connected component of labels: positions, over all axes, that go together or not at all. A *group* joins
 the units of axes that produce channels together. Units are numbered through, group by group, in the order of the graph,
 so that a group's units are one run of numbers and every figure about units is one flat array.
@@ -26,7 +29,7 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 LOOSE = -1
-"""The unit of a position that belongs to none: it is fixed."""
+"""The unit of a position that belongs to none, and so stays: FIXED, or written by no parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that the same axes produce. `pinned[u]` holds why unit u may not be removed, '' where it may."""
+    """Units that the same axes produce, from number `start` on. `pinned[u]` says why unit u must stay, '' where it may
+    go."""
 
     name: str
     start: int
@@ -75,7 +79,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Memberships:
-    """Which axes have a part in which group, found when it is first asked for: a selection by writers needs none."""
+    """Which axes belong to which groups. Those that don't write are found when they are first asked for."""
 
     flow: Flow
     unit_of: IntArray
@@ -83,7 +87,7 @@ class Memberships:
 
     @cached_property
     def followers(self) -> Mapping[int, list[Member]]:
-        """The members that aren't writers, by the group's first unit."""
+        """The first unit of each group -> its members that aren't writers."""
         found: dict[int, list[Member]] = {int(start): [] for start in self.starts}
         parts: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
         for binding in self.flow.bindings.values():
@@ -99,21 +103,21 @@ class Memberships:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What may be removed from a program, and what goes with it."""
+    """What may be removed from a program, and what goes with it. Arrays [units] stand in the order of the groups."""
 
     program: Program
     flow: Flow
     unit_of: IntArray
-    """label -> unit, LOOSE where the label belongs to none that an axis produces."""
+    """label -> unit; LOOSE where no axis produces the label."""
     groups: Mapping[str, Group]
     covers: tuple[IntArray, ...]
-    """Sets of units of which one must stay (the pieces of a split)."""
+    """Sets of units of which one must stay, such as those of a piece of a split."""
     counted: Mapping[int, str] = field(default_factory=dict)
-    """unit -> why it can't be merged."""
+    """unit -> why it can't be merged with another."""
     balanced: tuple[Balanced, ...] = ()
     """Blocks of units of which every row must lose equally many."""
     balances: tuple[Balance, ...] = ()
-    """Which units leave together so that they do."""
+    """Which units leave together, in packs, so that the rows of `balanced` do."""
 
     @cached_property
     def size(self) -> int:
@@ -136,8 +140,8 @@ class Analysis:
         return np.where(labels == FIXED, LOOSE, self.unit_of[labels])
 
     def line(self, labels: IntArray) -> IntArray:
-        """A field as the flat array of labels along the one dimension that can lose positions; all of its labels inside
-        a shuffle that is divided freely."""
+        """The labels, flat, along the one dimension of a field that can lose positions: what a width is counted by. All
+        labels of the field inside a shuffle that is divided freely, where several dimensions can."""
         if labels.size == max(labels.shape):
             return self.flow.flat(labels)
         units = self.units(labels)
@@ -147,7 +151,7 @@ class Analysis:
         return np.ascontiguousarray(labels if dim is None else first_along(labels, dim)).reshape(-1)
 
     def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
-        """Which labels stay when the units in `keep` do."""
+        """Which labels stay, in the array's shape, when the units in `keep` [units] do."""
         units = self.units(labels)
         return (units == LOOSE) | keep[units] if keep.size else np.ones(labels.shape, dtype=bool)
 
@@ -165,15 +169,15 @@ def _analysed(program: Program) -> Analysis:
 
 
 def hand_on(analysis: Analysis, program: Program) -> Program:
-    """Give an analysis to a program that differs in its tensors' values alone. Tensors that were one still go together,
-    though they may be two by now."""
+    """Give a program the analysis of one that differs in its tensors' values alone; returns the program. Tied tensors
+    still go together, though by now they may be two."""
     handed = program.cached("analysis", lambda: replace(analysis, program=program))
     assert handed.program is program, "the program has no analysis of its own yet"
     return program
 
 
 def solve(flow: Flow) -> Analysis:
-    """Join what must go together, pin what may not go, and sort the rest into groups."""
+    """Join the labels that must go together, pin those that may not go, and sort the rest into groups."""
     flow.count = max(flow.count, 1)
     left, right, pins = _edges(flow)
     component = components(flow.count, left, right)
@@ -198,7 +202,7 @@ def solve(flow: Flow) -> Analysis:
 
 
 def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
-    """All couplings as two flat arrays, and pins for labels that met FIXED positions."""
+    """All pairs of labels as two flat arrays, without FIXED ones, and pins for the labels that met those."""
     flat = [
         (p.left, p.right) if p.left.shape == p.right.shape else np.broadcast_arrays(p.left, p.right) for p in flow.pairs
     ]
@@ -216,7 +220,7 @@ def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
 
 
 def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinned: dict[int, str], size: int) -> None:
-    """Pin the units of blocks whose rows don't hold equally many, and of those that no equal share can leave."""
+    """Pin the units of blocks whose rows don't hold equally many, and of balances that no pack can leave."""
     for block in balanced:
         if not block.fits:
             for unit in (int(unit) for unit in np.unique(block.units) if unit != LOOSE):
@@ -230,7 +234,7 @@ def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinne
 
 
 def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
-    """label -> why it may not be removed, spread over everything that it is joined with."""
+    """label -> why it may not be removed, for all labels that are joined with a pinned one."""
     reason_of: dict[int, str] = {}
     for pin in pins:
         labels = pin.labels.ravel()
@@ -244,10 +248,10 @@ def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
 
 
 def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
-    """label -> unit number, and the first unit of each group.
+    """label -> unit, [labels], and the first unit of each group.
 
     Units that a parameter writes are numbered by group, groups in the order of their first label; what must lose
-    equally many is in one group. What no parameter writes (a buffer's own, a padding's own) is LOOSE.
+    equally many is in one group. What no parameter writes (a buffer's labels, a padding's) is LOOSE.
     """
     writers = [b.labels for b in flow.bindings.values() if b.role == "writer"]
     roots = [component[labels[labels != FIXED]] for labels in writers]
@@ -302,7 +306,8 @@ def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int
 
 
 def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
-    """(the group's first unit, positions, units within the group) of an axis, for each group that it has a part of."""
+    """For each group that an axis takes part in: its first unit, the axis's positions, and their units within the
+    group."""
     placed = np.flatnonzero(units != LOOSE)
     if not placed.size:
         return
@@ -322,6 +327,7 @@ def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, I
 def _parts_of(
     placed: IntArray, units: IntArray, numbers: IntArray, starts: IntArray
 ) -> Iterator[tuple[int, IntArray, IntArray]]:
+    """`_parts` of an axis in which the positions of a group don't stand together."""
     for number in distinct(numbers, starts.size):
         inside = numbers == number
         yield int(starts[number]), placed[inside], units[inside] - starts[number]
@@ -336,7 +342,7 @@ def _names(members: list[list[Member]]) -> list[str]:
 
 
 def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) -> list[IntArray]:
-    """The units of each value that could lose them all: it has no fixed position and holds no whole group.
+    """The units of each value that could lose them all: one that has no LOOSE position and doesn't hold a whole group.
 
     Such are the pieces of a split, and what a layer writes that is padded to the width of its group.
     """

@@ -1,16 +1,16 @@
-"""Blocks of which every row must lose equally many channels, whichever these are in each.
+"""Blocks of which every row must lose equally many channels, though not the same positions: the granularity `equal`.
 
     grouped convolution, 2 groups of 4      units of its inputs   0 1 2 3 | 4 5 6 7
     a legal selection                       removed               0   2   | 5 6
 
 Several such blocks may share units: a convolution of two groups, then a norm of three. The units are sorted into
-*cells*, those that lie in the same rows of all of them; a *balance* is a set of cells that blocks tie together. If
-every cell loses the same share of its units, every row of every block loses equally many:
+*cells*, those that lie in the same rows of all blocks; a *balance* is a set of cells that blocks tie together. If every
+cell loses the same share of its units, every row of every block loses equally many:
 
     2 groups and 3 groups of 12             cells  0-3 | 4-5 | 6-7 | 8-11
     leave together (a pack)                 units    2 |  1  |  1  |  2
 
-That is a little less than what the blocks allow, and it is what can be counted in packs.
+That allows a little less than the blocks do, but a selection can count in packs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from prunec.compiler.ir.program import IntArray
 BoolArray = npt.NDArray[np.bool_]
 
 Place = tuple[int, int, int]
-"""(block, row, how often): where a unit lies."""
+"""(block, row, how often in that row): where a unit lies."""
 Cell = tuple[tuple[Place, ...], list[int]]
-"""Where its units lie, and its units."""
+"""The places of its units, and the units."""
 
 OUTSIDE = -1
 """A position of a block that belongs to no unit: it never goes."""
@@ -37,13 +37,13 @@ OUTSIDE = -1
 
 @dataclass(frozen=True)
 class Balanced:
-    """Units [rows, positions] of which every row must lose the same number, as a node asks."""
+    """Units [rows, positions] of which every row must lose the same number, since `node` needs rows of one width."""
 
     units: IntArray
     node: str
 
     def lost(self, keep: BoolArray) -> IntArray:
-        """How many positions each row loses."""
+        """How many positions each row loses when the units in `keep` stay, [rows]."""
         gone = (self.units != OUTSIDE) & ~np.append(keep, True)[self.units]
         return np.asarray(gone.sum(axis=1), dtype=np.int64)
 
@@ -56,12 +56,12 @@ class Balanced:
 
 @dataclass(frozen=True)
 class Balance:
-    """Cells of which equal shares leave: `each[c]` units of `cells[c]` at a time, `packs` times at most."""
+    """Cells that lose equal shares: a pack is `each[c]` units of every cell `cells[c]`, any of them."""
 
     cells: tuple[IntArray, ...]
     each: tuple[int, ...]
     nodes: tuple[str, ...]
-    """Those that ask for it."""
+    """The nodes whose blocks are balanced so."""
 
     @property
     def units(self) -> IntArray:
@@ -70,18 +70,18 @@ class Balance:
 
     @property
     def size(self) -> int:
-        """How many units leave together."""
+        """How many units a pack has."""
         return sum(self.each)
 
     def packs(self, free: BoolArray) -> int:
-        """How many packs may leave when the units in `free` [units] may; one has to stay."""
+        """How many packs may leave at most when the units in `free` [units] may. One pack has to stay."""
         each = zip(self.cells, self.each, strict=True)
         whole = self.cells[0].size // self.each[0]
         return min(whole - 1, *(int(free[cell].sum()) // count for cell, count in each))
 
 
 def balances(blocks: Sequence[Balanced]) -> tuple[Balance, ...]:
-    """The balances that blocks ask for. Units that every row of a block holds alike aren't bound by it."""
+    """The balances of all blocks. Units that every row of a block holds equally often aren't bound by that block."""
     places = _places(blocks)
     cells: dict[tuple[Place, ...], list[int]] = {}
     for unit in sorted(places):
@@ -98,7 +98,7 @@ def _balance(family: Sequence[Cell], names: Sequence[str]) -> Balance:
 
 
 def _places(blocks: Sequence[Balanced]) -> dict[int, list[Place]]:
-    """The places of every unit in the blocks whose rows don't hold it equally often."""
+    """unit -> its places, in the blocks whose rows don't all hold it equally often."""
     found: dict[int, list[Place]] = {}
     for number, block in enumerate(blocks):
         rows = len(block.units)
@@ -112,7 +112,7 @@ def _places(blocks: Sequence[Balanced]) -> dict[int, list[Place]]:
 
 
 def _families(cells: Mapping[tuple[Place, ...], list[int]]) -> Iterable[list[Cell]]:
-    """The cells that a chain of blocks ties together, by their first unit."""
+    """Lists of cells that blocks tie together, directly or through other cells, by their first units."""
     family_of: dict[int, int] = {}
     families: dict[int, list[Cell]] = {}
     for number, cell in enumerate(cells.items()):

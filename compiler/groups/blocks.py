@@ -1,8 +1,8 @@
-"""Values that vary along several dimensions stay rectangular whatever is removed: labels are joined until they do.
+"""Keeps values that vary along several dimensions rectangular, whatever is removed: labels are joined until they are.
 
-[2 rows, 4 positions]   0 1 2 3 | 4 5 6 7      as it comes: eight units, of which one alone would leave a hole
-                        0 1 2 3 | 0 1 2 3      the same positions of both rows
-                        0 0 0 0 | 4 4 4 4      whole rows
+[2 rows, 4 positions]   0 1 2 3 | 4 5 6 7      eight units: to remove one alone would leave a hole
+joined, same            0 1 2 3 | 0 1 2 3      the same position of both rows is a unit
+joined, whole           0 0 0 0 | 4 4 4 4      a row is a unit
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prunec.compiler.labels.flow import FIXED, Flow, Pin
 
 
 def components(count: int, left: IntArray, right: IntArray) -> IntArray:
-    """label -> the smallest label that it is joined with."""
+    """label -> the smallest label that it is joined with, of `count` labels; `left[i]` is joined with `right[i]`."""
     graph = coo_matrix((np.ones(left.size, dtype=np.int8), (left, right)), shape=(count, count))
     _, component = connected_components(graph, directed=False)
     smallest = np.full(component.max() + 1, count, dtype=np.int64)
@@ -26,10 +26,29 @@ def components(count: int, left: IntArray, right: IntArray) -> IntArray:
     return np.asarray(smallest[component], dtype=np.int64)
 
 
-def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
-    """Join labels of blocks [rows, positions] that aren't rectangular yet, where the plan says how to divide them.
+def square_blocks(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]:
+    """Join labels until every value that varies along several dimensions stays rectangular whatever is removed.
 
-    One after the other in the graph's order: a block that was transposed since is found to be rectangular then.
+    Returns the components, and pins. A value [g, n] is rectangular if whole rows go, or the same positions of each row.
+    Where neither holds yet and the plan doesn't say, the choice that leaves more units is taken. Joining may disturb
+    another block, so it is repeated until nothing changes; units only ever grow, so that ends. What is joined with a
+    FIXED position is pinned: FIXED, being -1, is the last entry of `component` here.
+    """
+    blocks = {(labels.shape, labels.tobytes()): (labels, node) for labels, node in flow.blocks}.values()
+    component = _divide_blocks(flow, np.append(component, component.size))
+    while extra := [pair for labels, _ in blocks if (pair := _squared(component, labels)) is not None]:
+        component = _joined(component, extra)
+    pins = [
+        Pin(labels[component[labels] == component[FIXED]], f"shares a block with fixed positions at {node}")
+        for labels, node in blocks
+    ]
+    return component[:-1], [pin for pin in pins if pin.labels.size]
+
+
+def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
+    """Join the labels of blocks [rows, positions] that aren't rectangular yet, where the plan says how to divide them.
+
+    Blocks come in the graph's order: one that only transposes an earlier one is rectangular by then.
     """
     for labels, node in flow.blocks if flow.program.granularity.grouped else ():
         wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
@@ -46,34 +65,8 @@ def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
     return component
 
 
-def _joined(component: IntArray, pairs: Sequence[tuple[IntArray, IntArray]]) -> IntArray:
-    """The components when the pairs are joined too."""
-    left = np.concatenate([np.arange(component.size), *(a for a, _ in pairs)])
-    right = np.concatenate([component, *(b for _, b in pairs)])
-    return components(component.size, left, right)
-
-
-def square_blocks(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]:
-    """Join labels until every value that varies along several dimensions stays rectangular whatever is removed.
-
-    A value [g, n] is rectangular if whole rows go, or the same positions of each row. Where neither holds yet and the
-    plan doesn't say, the choice that leaves more units is taken. Joining may disturb another block, so it is repeated
-    until nothing changes; units only ever grow, so that ends. What is joined with a FIXED position is pinned: FIXED,
-    being -1, is the last entry of `component` here.
-    """
-    blocks = {(labels.shape, labels.tobytes()): (labels, node) for labels, node in flow.blocks}.values()
-    component = _divide_blocks(flow, np.append(component, component.size))
-    while extra := [pair for labels, _ in blocks if (pair := _squared(component, labels)) is not None]:
-        component = _joined(component, extra)
-    pins = [
-        Pin(labels[component[labels] == component[FIXED]], f"shares a block with fixed positions at {node}")
-        for labels, node in blocks
-    ]
-    return component[:-1], [pin for pin in pins if pin.labels.size]
-
-
 def _squared(component: IntArray, labels: IntArray) -> tuple[IntArray, IntArray] | None:
-    """The pairs to join so that only one dimension of a block can lose positions; None where that is so already."""
+    """The pairs to join so that only one dimension of a block can lose positions; None where none need be."""
     joined = component[labels]
     edges = [first_along(joined, dim) for dim in range(labels.ndim) if labels.shape[dim] > 1]
     if any(bool((joined == edge).all()) for edge in edges):
@@ -82,6 +75,13 @@ def _squared(component: IntArray, labels: IntArray) -> tuple[IntArray, IntArray]
     return joined.ravel(), np.broadcast_to(best, joined.shape).ravel()
 
 
+def _joined(component: IntArray, pairs: Sequence[tuple[IntArray, IntArray]]) -> IntArray:
+    """The components once these pairs of component numbers are joined, too."""
+    left = np.concatenate([np.arange(component.size), *(a for a, _ in pairs)])
+    right = np.concatenate([component, *(b for _, b in pairs)])
+    return components(component.size, left, right)
+
+
 def first_along(array: IntArray, dim: int) -> IntArray:
-    """The entries along `dim` at the first position of every other dimension; of the array's rank."""
+    """The entries along `dim` at position 0 of every other dimension; of the array's rank."""
     return array[tuple(slice(None) if d == dim else slice(0, 1) for d in range(array.ndim))]

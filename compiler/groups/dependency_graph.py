@@ -66,6 +66,7 @@ class _Owners:
 
 
 def _links(analysis: Analysis, owners: _Owners) -> Iterator[Link]:
+    """Every coupling as (vertex, vertex, operation): by bindings, by pairs of labels, by blocks."""
     flow = analysis.flow
     known: dict[int, list[Vertex]] = {}
     for axis, binding in flow.bindings.items():
@@ -83,7 +84,7 @@ def _links(analysis: Analysis, owners: _Owners) -> Iterator[Link]:
 
 
 def _tied(owners: _Owners, left: IntArray, right: IntArray, cause: str) -> Iterable[Link]:
-    """The owners of labels that meet, element by element."""
+    """The owners of two arrays of labels that meet element by element."""
     left, right = (side.ravel() for side in np.broadcast_arrays(left, right))
     both = (left != FIXED) & (right != FIXED)
     codes = np.unique(owners.of(left[both]) * len(owners.names) + owners.of(right[both]))
@@ -92,7 +93,7 @@ def _tied(owners: _Owners, left: IntArray, right: IntArray, cause: str) -> Itera
 
 
 def _in_block(analysis: Analysis, owners: _Owners, labels: IntArray, cause: str) -> Iterable[Link]:
-    """The owners of labels that a block's shape has joined to one unit."""
+    """The owners of labels that a block's shape has joined into one unit."""
     flat = labels[labels != FIXED]
     units, found = analysis.units(flat), owners.of(flat)
     pairs = np.unique(np.stack([units, found], 1)[units != LOOSE], axis=0)

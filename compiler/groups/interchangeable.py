@@ -1,4 +1,10 @@
-"""Which units of a group may stand for each other: they lie alike in every axis and every value."""
+"""Which units of a group can be merged into one: those that every operation of the program treats alike.
+
+    conv1 -> relu -> conv2              all channels of conv1 are of one kind
+    conv1 -> chunk(2): a, b; a + y      two kinds: only a's channels meet y's
+
+Units of one kind can't be merged all the same where their number matters (`Analysis.counted`).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +17,16 @@ from prunec.compiler.groups.analysis import LOOSE, Analysis, Group, Member
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.flow import Labelled
 
-# -- which units may stand for each other --------------------------------------------------------------------------
+HASH = np.uint64(0x9E3779B97F4A7C15)
+"""The golden ratio in 64 bits: an odd multiplier that spreads consecutive numbers."""
 
 
 def kinds(analysis: Analysis) -> IntArray:
-    """The kind of each unit ([units]); units of one kind are treated alike. LOOSE where a unit can't be merged at all.
+    """The kind of each unit, [units]: units of one kind may stand for each other. LOOSE where a unit can't be merged.
 
-    A unit's kind is a hash of its places, relative to its first, in every array of labels that the program's values
-    and axes carry. That places of equal pattern correspond in rising order is what makes the columns to add known.
+    A unit's kind is a hash of its places, relative to its first, in every array of labels that the program's values and
+    axes carry. Units of one kind have equally many places in each array, and the k-th of one corresponds to the k-th of
+    another: that tells which columns to add.
     """
     signature = np.zeros(analysis.size, dtype=np.uint64)
     for number, labels in enumerate(_label_arrays(analysis)):
@@ -44,7 +52,7 @@ def _label_arrays(analysis: Analysis) -> list[IntArray]:
 
 
 def label_arrays_of(value: Labelled) -> Iterator[IntArray]:
-    """Every array of labels that a node carries, be its value a tensor or a nest of them."""
+    """Every array of labels that a node carries, whether its value is a tensor or a nest of them."""
     if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, tuple | list):
@@ -53,24 +61,24 @@ def label_arrays_of(value: Labelled) -> Iterator[IntArray]:
 
 
 def _scrambled(numbers: npt.NDArray[np.generic]) -> npt.NDArray[np.uint64]:
-    """Numbers spread over 64 bits, so that sums of them tell sets apart."""
+    """Numbers spread over 64 bits, so that different sets of them have different sums."""
     mixed = numbers.astype(np.uint64) * HASH
     mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
     return mixed ^ (mixed >> np.uint64(29))
 
 
 def unmergeable(analysis: Analysis, group: Group, units: Iterable[int] | None = None) -> str:
-    """Why units of a group (by default, any two) can't be merged: why their number matters, or what pins one."""
+    """Why units of a group (by default, any two) can't be merged: what counts them, what pins one, or their kinds."""
     asked = range(group.size) if units is None else units
     reasons = (analysis.counted.get(group.start + unit, "") or group.pinned[unit] for unit in asked)
     return next((reason for reason in reasons if reason), "no two of its units are produced and read alike")
 
 
 def pacesetter(analysis: Analysis, writers: Sequence[Member]) -> Member:
-    """The writer that clusters come from: of layers, rather than free parameters, the one with fewest before it.
+    """The writer whose kernels are clustered: of layers, if there are any, the one with the fewest writers before it.
 
-    Where a projection runs beside a chain of convolutions it is the projection; in a stream that only identities
-    carry on it is the layer that begins it.
+    Where a projection runs beside a chain of convolutions it is the projection; in a stream that only identities carry
+    on it is the layer that begins it.
     """
     nodes = {node.name: node for node in analysis.program.graph.nodes}
     writing = {member.cause for group in analysis.groups.values() for member in group.writers}
@@ -79,6 +87,3 @@ def pacesetter(analysis: Analysis, writers: Sequence[Member]) -> Member:
         depth[name] = max((depth[source.name] for source in node.all_input_nodes), default=0) + (name in writing)
     order = {name: index for index, name in enumerate(nodes)}
     return min(writers, key=lambda m: (nodes[m.cause].op == "get_attr", depth[m.cause], order[m.cause]))
-
-
-HASH = np.uint64(0x9E3779B97F4A7C15)

@@ -43,7 +43,7 @@ _KINDS: Final[Mapping[str, tuple[type[nn.Module], ...]]] = {
 
 
 def group_kinds(group: Group) -> frozenset[str]:
-    """The kinds of a group's layers, each as `kind:NAME`; see the module's text."""
+    """The kinds of a group's layers, each as `kind:NAME`; the module's docstring lists them."""
     flow = group.table.flow
     owners = {member.axis.owner for member in group.members if member.role != "reader"}
     found = set(_kinds_of_heads(flow, owners))
@@ -70,9 +70,9 @@ def _kinds_of_heads(flow: Flow, owners: Set[str]) -> Iterator[str]:
 
 
 def matching(patterns: Iterable[str], groups: Mapping[str, Group], *, option: str = "") -> dict[str, list[str]]:
-    """The groups that each pattern means, in the groups' order.
+    """The groups that each pattern names, in the groups' order.
 
-    Raises PassError where a pattern means none, with the nearest valid name; `option` says where the pattern stands.
+    Raises PassError where a pattern names none, with the nearest valid name; `option` says where the pattern stands.
     """
     patterns = patterns if isinstance(patterns, Mapping) else list(patterns)
     names = {name: group_names(group) for name, group in groups.items()}
@@ -89,7 +89,7 @@ def matching(patterns: Iterable[str], groups: Mapping[str, Group], *, option: st
 
 
 def chosen(groups: Mapping[str, Group], only: Iterable[str] = (), protect: Iterable[str] = ()) -> dict[str, Group]:
-    """The groups that `only` names (all, where it names none) without those that `protect` names."""
+    """The groups that `only` names (if empty, all) without those that `protect` names."""
     asked, kept = matching(only, groups, option="only"), matching(protect, groups, option="protect")
     wanted = {name for names in asked.values() for name in names} if asked else set(groups)
     wanted -= {name for names in kept.values() for name in names}
