@@ -1,7 +1,9 @@
-"""Where what is left can't be had by narrower operations, it is gathered by an `index_select` at places in a buffer.
+"""Gathers in a slim graph: an `index_select` at positions in a buffer, where the old operations fit no more.
 
-rows that lost different positions    %shuffle = index_select(%cat, 1, %shuffle_order)     (`Flow.gathers`)
-a value that no parameter writes      %y + %waves = %y + index_select(%waves, 1, %order)   (`Flow.picks`)
+    %shuffle = index_select(%cat, 1, %shuffle_order)     a shuffle whose rows lost different positions (`Flow.gathers`)
+    %y + index_select(%waves, 1, %order)                 what is left of a value that no parameter writes (`Flow.picks`)
+
+The positions are buffers of the slim program (`View.indices`). A later round of pruning shortens them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from prunec.compiler.rewrite.slim_view import View
 
 
 def torn_apart(view: View) -> dict[fx.Node, Gather]:
-    """The gathers whose operations don't fit what is left of their source: a view of rows that lost other positions."""
+    """The nodes that must become gathers, since their operations don't fit what is left of their source."""
     return {
         node: gather
         for node, gather in view.analysis.flow.gathers.items()
@@ -31,7 +33,7 @@ def torn_apart(view: View) -> dict[fx.Node, Gather]:
 
 
 def gather_at(new: fx.Node, source: fx.Node, found: Gather, view: View) -> None:
-    """The node as an index of what is left, which is a buffer beside the parameters."""
+    """Make the new node an `index_select` of the new `source`, at the positions that are left of `found.order`."""
     kept = view.kept(found.source, found.dim)
     places = (np.cumsum(kept) - 1)[found.order[kept[found.order]]]
     index = _index(places, new, _free_name(f"{new.name}_order", view, _own(new)), view)
@@ -40,7 +42,7 @@ def gather_at(new: fx.Node, source: fx.Node, found: Gather, view: View) -> None:
 
 
 def _index(places: IntArray, before: fx.Node, name: str, view: View) -> fx.Node:
-    """A new buffer of positions, and the node that reads it."""
+    """A new buffer of positions, and the node before `before` that reads it; returns the node."""
     device = next((tensor.device for tensor in view.analysis.program.tensors.values()), None)
     view.indices[name] = torch.as_tensor(places, device=device)
     with before.graph.inserting_before(before):
@@ -48,7 +50,7 @@ def _index(places: IntArray, before: fx.Node, name: str, view: View) -> fx.Node:
 
 
 def pick_all(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """Let a node read what is left of the operands that have no labels."""
+    """Let a node read, of operands that no parameter writes, the positions that are left: `Flow.picks`."""
     chosen: dict[fx.Node, fx.Node] = {}
     for pick in view.analysis.flow.picks.get(old, ()):
         mask = view.mask(pick.labels)
@@ -60,7 +62,8 @@ def pick_all(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, f
 
 
 def _picked(source: fx.Node, pick: Pick, places: IntArray, new: fx.Node, view: View) -> fx.Node:
-    """What is left of a value. Of one that a former round has picked already, the same operation picks fewer."""
+    """A node that picks `places` of `source`; the same one for all its readers. Where a former round has picked from
+    the source already, one gather with fewer positions takes that gather's place."""
     key = (source, pick.dim, places.tobytes())
     if key in view.picked and not view.analysis.flow.parameter_free.is_rewritten:
         return view.picked[key]
@@ -77,7 +80,7 @@ def _picked(source: fx.Node, pick: Pick, places: IntArray, new: fx.Node, view: V
 
 
 def _former(source: fx.Node, pick: Pick, view: View) -> tuple[fx.Node, IntArray | None, set[str]]:
-    """What a former round has picked from, the positions, and the name of their buffer; else the value itself."""
+    """What a former round picked from, the positions, and their buffer's name if it is free; else the value itself."""
     if source.target is torch.index_select and len(source.args) == 3 and source.args[1] == pick.dim:
         base, _, index = source.args
         order = view.constant(index)
@@ -87,7 +90,7 @@ def _former(source: fx.Node, pick: Pick, view: View) -> tuple[fx.Node, IntArray 
 
 
 def drop_idle_picks(mapping: Mapping[fx.Node, fx.Node], view: View) -> None:
-    """What a former round had picked, and is read no more."""
+    """Erase the gathers of former rounds that nobody reads any more."""
     for source in {pick.source for picks in view.analysis.flow.picks.values() for pick in picks}:
         new = mapping[source]
         if not new.users and new.target is torch.index_select:
@@ -95,13 +98,13 @@ def drop_idle_picks(mapping: Mapping[fx.Node, fx.Node], view: View) -> None:
 
 
 def _own(node: fx.Node) -> set[str]:
-    """The tensors that no other node reads: an index that a former round made."""
+    """The names of the tensors that a node reads alone: the index that a former round made for it."""
     readers = Counter(str(read.target) for read in node.graph.find_nodes(op="get_attr") for _ in read.users)
     mine = (str(read.target) for read in node.all_input_nodes if read.op == "get_attr")
     return {name for name in mine if readers[name] == 1}
 
 
 def _free_name(wanted: str, view: View, free: set[str]) -> str:
-    """A name that no tensor or module of the program has, but for those that are free."""
+    """A name that no tensor or module of the program has, apart from the names in `free`, which may be used again."""
     taken = {name.partition(".")[0] for name in view.analysis.program.state if name not in free} | view.indices.keys()
     return next(name for name in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if name not in taken)

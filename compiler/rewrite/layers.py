@@ -27,14 +27,13 @@ to get than to fill."""
 
 
 class Gathering:
-    """Makes slim tensors. A tensor has one slim form, which is the same object under each of its names; a parameter
-    stays one."""
+    """Makes slim tensors: each tensor has one slim form, so that tied tensors stay tied. A parameter stays one."""
 
     def __init__(self) -> None:
         self._made: dict[int, torch.Tensor] = {}
 
     def once(self, tensor: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The slim form of a tensor, made where it is asked for first."""
+        """The slim form of a tensor: what `make` gives when it is first asked for, the same object later."""
         if id(tensor) not in self._made:
             slim = make(tensor.detach())
             parameter = isinstance(tensor, nn.Parameter)
@@ -42,7 +41,7 @@ class Gathering:
         return self._made[id(tensor)]
 
     def gather(self, tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
-        """The tensor at the given positions of some dimensions, as a tensor of its own."""
+        """The tensor at these positions (dimension -> positions), with memory of its own."""
         return self.once(tensor, lambda whole: _gathered(whole, positions))
 
 
@@ -57,8 +56,7 @@ def _gathered(slim: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Te
 
 
 def _block(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Some rows and columns. Rows go first, as they lie together in memory, some at a time and always into the same
-    place."""
+    """Some rows and columns. Rows go first, as they lie together in memory, a few at a time, into the same memory."""
     found = tensor.new_empty(len(rows), len(columns), *tensor.shape[2:])
     count = max(1, SCRATCH // (tensor.numel() // len(tensor)))
     scratch = tensor.new_empty(min(count, len(rows)), *tensor.shape[1:])
@@ -73,7 +71,7 @@ def _block(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> t
 def slim_module(
     module: nn.Module, positions: Mapping[str, Mapping[int, IntArray]], gathering: Gathering | None = None
 ) -> nn.Module:
-    """A leaf module at the given positions of its tensors' dimensions; its sizes follow.
+    """A leaf module at these positions (tensor's name -> dimension -> positions), its sizes adapted.
 
     Modules that share tensors share `gathering`, too.
     """
@@ -89,7 +87,7 @@ def slim_module(
 
 
 def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes: Any) -> nn.Module:
-    """A leaf module with other tensors, and the sizes that follow from their shapes."""
+    """A leaf module with other tensors, and with the sizes that follow from their shapes."""
     present = {n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.ndim}
     sizes = tensor_sizes(module)
     assert sizes is not None, f"{type(module).__name__} has bound axes, so its sizes need a row"
@@ -101,7 +99,7 @@ def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes
 def _slim_grouped(
     module: nn.modules.conv._ConvNd, positions: Mapping[str, Mapping[int, IntArray]], gathering: Gathering
 ) -> nn.Module:
-    """Whole groups vanish where all their inputs went; the others lose the same number of channels each."""
+    """A grouped convolution: groups that lost all inputs vanish; the others have lost equally many channels each."""
     inner, outer = module.in_channels // module.groups, module.out_channels // module.groups
     read, written = (1, 0) if not module.transposed else (0, 1)
     places = positions.get("weight", {})

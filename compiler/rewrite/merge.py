@@ -1,11 +1,10 @@
-"""What merging channels asks of a program: which units are alike, how far apart they are, and their sums and means.
+"""The tensors of units that are merged: which units agree, how far they are apart, and their sums and means.
 
     conv1.weight[0]    rows a, b, a, c        units 0 and 2 write the same values: a cluster (0, 2)
     conv2.weight[1]    columns p, q, r, s     their reader: p + r, q, s, and unit 2 can go
 
-Two units may stand for each other when every operation treats them alike: they take the same places, relative to each
-other, in every value of the program and in every axis. The halves of a split, one of which meets another activation,
-don't; neither do channels of which only one is padded into a wider stream.
+Which units may be merged at all is told by `groups/interchangeable.py`: those of one kind, which take the same places,
+relative to each other, in every value and every axis.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.program import Axis, IntArray, Program, State
 
 Clusters = tuple[tuple[int, ...], ...]
-"""Units within a group that are to become one, two or more in each; sorted, and by their smallest."""
+"""Units within a group that become one, two or more in each; each cluster sorted, clusters by their smallest unit."""
 
 PRODUCERS = frozenset({"writer", "carrier", "buffer"})
-"""The roles of axes that decide what a channel's values are."""
+"""The roles of axes that decide which values a channel has."""
 
 
 # -- the elements of units -----------------------------------------------------------------------------------------
 
 
 def representatives(size: int, clusters: Clusters) -> IntArray:
-    """unit -> the first unit of its cluster, itself where it is in none."""
+    """unit -> the first unit of its cluster, [units]; the unit itself where it is in none."""
     into = np.arange(size)
     for cluster in clusters:
         into[list(cluster)] = cluster[0]
@@ -41,7 +40,7 @@ def representatives(size: int, clusters: Clusters) -> IntArray:
 
 
 def partners(member: Member, into: IntArray) -> IntArray:
-    """For each of a member's positions, the one that corresponds to it in unit `into[its unit]`.
+    """For each of a member's positions, the corresponding position of unit `into[u]`, where u is its own unit.
 
     The k-th position of a unit corresponds to the k-th of another of its kind: after a flatten, the same pixel.
     """
@@ -54,32 +53,16 @@ def partners(member: Member, into: IntArray) -> IntArray:
 
 
 def unit_rows(program: Program, member: Member, units: Sequence[int] | IntArray) -> torch.Tensor:
-    """What the units write into an axis, `[units, elements]`; they are of one kind."""
+    """The elements of units of one kind along an axis, `[units, elements]`."""
     picked = [member.positions[member.units == unit] for unit in units]
     positions = np.stack(picked) if picked else np.zeros((0, 0), dtype=np.int64)
     rows = Tensors(program).rows(member.axis, positions.ravel())
     return rows.reshape(len(picked), -1)
 
 
-def spread(program: Program, group: Group, clusters: Clusters) -> float:
-    """How far a group's clusters are from having collapsed: the sum over writers of `||unit - cluster mean||^2`."""
-    total = 0.0
-    for member in group.writers:
-        tensors, moved = Tensors(program), _clustered(member, clusters)
-        if moved.size:
-            before = tensors.rows(member.axis, moved)
-            tensors.average(member, representatives(group.size, clusters))
-            total += float((before - tensors.rows(member.axis, moved)).double().square().sum())
-    return total
-
-
-def _clustered(member: Member, clusters: Clusters) -> IntArray:
-    return member.positions[np.isin(member.units, [unit for cluster in clusters for unit in cluster])]
-
-
 @dataclass
 class Tensors:
-    """A program's tensors under change; what isn't touched is shared. Half precision is summed in float32."""
+    """A program's tensors while they are changed; those that aren't are shared. Half precision is summed in float32."""
 
     program: Program
     _changed: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -92,7 +75,7 @@ class Tensors:
         return _blocks(self.program, axis, tensor)[_places(self.program, axis, positions)].unsqueeze(-1).flatten(1)
 
     def add(self, member: Member, into: IntArray) -> None:
-        """Add the columns of every unit that isn't its own representative into its representative's."""
+        """Add to each representative's elements those of the rest of its cluster; `into` is unit -> representative."""
         target = partners(member, into)
         moved = target != member.positions
         if moved.any():
@@ -100,7 +83,7 @@ class Tensors:
             self._write(member.axis, target[moved], rows, accumulate=True)
 
     def average(self, member: Member, into: IntArray) -> None:
-        """Give every unit the mean of the units that have its representative, where they aren't equal already."""
+        """Give every unit the mean of its cluster, unless all are equal already. `into` is unit -> representative."""
         target = partners(member, into)
         mine = (np.bincount(into, minlength=into.size)[into] > 1)[member.units]
         if not mine.any():
@@ -114,7 +97,7 @@ class Tensors:
             self._write(member.axis, member.positions[mine], means)
 
     def finish(self) -> Program:
-        """The program with the changed tensors, in their own precision."""
+        """The program with the changed tensors, in their old precision."""
         state: dict[str, State] = dict(self.program.state)
         for name, value in self.program.state.items():
             if not isinstance(value, nn.Module):
@@ -149,6 +132,7 @@ def _blocks(program: Program, axis: Axis, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _places(program: Program, axis: Axis, positions: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where an axis's positions lie in `_blocks`: the group, and the position within it."""
     width = program.size(axis) // program.groups_along(axis)
     return torch.from_numpy(positions // width), torch.from_numpy(positions % width)
 
@@ -166,8 +150,13 @@ class Gap:
     axis: Axis
 
 
+def producers(group: Group) -> tuple[Member, ...]:
+    """The members of a group that decide which values its channels have."""
+    return tuple(member for member in group.members if member.role in PRODUCERS)
+
+
 def gaps(program: Program, group: Group, clusters: Clusters) -> Iterator[Gap]:
-    """The largest difference from a cluster's first unit, for each axis that decides what the channels' values are."""
+    """For each producer of a group, the largest difference of a unit from the first one of its cluster."""
     into = representatives(group.size, clusters)
     of_unit = {unit: cluster for cluster in clusters for unit in cluster}
     tensors = Tensors(program)
@@ -183,13 +172,8 @@ def gaps(program: Program, group: Group, clusters: Clusters) -> Iterator[Gap]:
         yield Gap(float(apart[worst]) / scale, group.name, of_unit[int(member.units[moved[worst]])], member.axis)
 
 
-def producers(group: Group) -> tuple[Member, ...]:
-    """The members that decide what the channels' values are."""
-    return tuple(member for member in group.members if member.role in PRODUCERS)
-
-
 def identical(program: Program, group: Group, units: IntArray, tolerance: float) -> Clusters:
-    """The units of one kind that agree with each other on every axis that decides what their channels' values are.
+    """Clusters of those units, all of one kind, that agree along every producer of their group.
 
     Each unit joins the first that it agrees with; `tolerance` is relative to the largest value of each tensor.
     """
@@ -203,7 +187,8 @@ def identical(program: Program, group: Group, units: IntArray, tolerance: float)
 
 
 def _agreeing(values: npt.NDArray[np.float64], tolerance: float) -> Iterator[IntArray]:
-    """Rows that agree with the first of them; sums of rows rule out most before any is compared in full."""
+    """Row numbers of `values`, in lists of those that agree with the first of the list. Sums of rows rule out most
+    pairs before any is compared in full."""
     sums = values.sum(axis=1)
     slack = (tolerance + 1e-12) * values.shape[1]
     left = np.arange(len(values))
@@ -215,9 +200,26 @@ def _agreeing(values: npt.NDArray[np.float64], tolerance: float) -> Iterator[Int
 
 
 def tidy(clusters: Iterable[Iterable[int]]) -> Clusters:
-    """Clusters as the fact holds them: sorted, by their smallest unit, without those of one unit."""
+    """Clusters in the form of `Clusters`, without those of one unit."""
     ordered = (tuple(sorted(cluster)) for cluster in clusters)
     return tuple(sorted(cluster for cluster in ordered if len(cluster) > 1))
+
+
+def spread(program: Program, group: Group, clusters: Clusters) -> float:
+    """How far a group's clusters are from having collapsed: the sum over writers of `||unit - cluster mean||^2`."""
+    total = 0.0
+    for member in group.writers:
+        tensors, moved = Tensors(program), _clustered(member, clusters)
+        if moved.size:
+            before = tensors.rows(member.axis, moved)
+            tensors.average(member, representatives(group.size, clusters))
+            total += float((before - tensors.rows(member.axis, moved)).double().square().sum())
+    return total
+
+
+def _clustered(member: Member, clusters: Clusters) -> IntArray:
+    """The positions of a member whose units are in a cluster."""
+    return member.positions[np.isin(member.units, [unit for cluster in clusters for unit in cluster])]
 
 
 def chi(program: Program, groups: Mapping[str, Group], clusters: Mapping[str, Clusters]) -> float:

@@ -5,8 +5,8 @@
     view   %x.view(-1, 512)                         ->  %x.view(-1, 384)
     fc     Linear(512, 10) weight [10, 512]         ->  Linear(384, 10) weight[:, keep]
 
-The order of what is kept never changes, and an operation that moves data gives on what is kept the same as what is kept
-of what it gave before: so the labels that arrive at a reader are the old ones without those that were removed.
+What is kept keeps its order, and an operation that moves data commutes with the removal: moving what is kept gives what
+is kept of the moved value. So the labels that arrive at a reader are the old ones without those that were removed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from prunec.compiler.rewrite.slim_view import View
 def remove_units(program: Program, keep: BoolArray) -> Program:
     """The program without the units that `keep` ([units], see `Analysis.free`) leaves out. Shares what doesn't change.
 
-    The caller has seen to it that only free units go and that no group and no cover is emptied.
+    The caller makes sure that only free units go, and that no group and no cover is emptied.
     """
     analysis = analyse(program)
     kept = _kept_positions(analysis, keep)
@@ -53,7 +53,7 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
 
 
 def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
-    """The positions that go, by axis, as they are numbered now."""
+    """Axis -> the positions that it loses when the units in `keep` stay, in the axis's present numbering."""
     everything = {axis: b.labels.size for axis, b in analysis.flow.bindings.items()}
     return {
         axis: np.setdiff1d(np.arange(everything[axis]), positions, assume_unique=True)
@@ -62,7 +62,7 @@ def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArra
 
 
 def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
-    """The positions that stay, of every axis that loses any."""
+    """Axis -> the positions that stay, for every axis that loses any."""
     known: dict[int, IntArray | None] = {}
     kept: dict[Axis, IntArray] = {}
     for axis, binding in analysis.flow.bindings.items():
@@ -79,13 +79,8 @@ def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]
 # -- parameters ----------------------------------------------------------------------------------------------------
 
 
-def _read_state(state: dict[str, State], old: fx.Graph, new: fx.Graph) -> dict[str, State]:
-    """The state without tensors that only the old graph reads: indices that are literals now."""
-    before, after = ({str(node.target) for node in graph.find_nodes(op="get_attr")} for graph in (old, new))
-    return {name: value for name, value in state.items() if name not in before - after}
-
-
 def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, State]:
+    """The state with slim tensors and modules, for the positions of each axis that are kept."""
     by_tensor: dict[str, dict[int, IntArray]] = {}
     for axis, positions in kept.items():
         by_tensor.setdefault(axis.tensor, {})[axis.dim] = positions
@@ -102,8 +97,14 @@ def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, St
     return state
 
 
+def _read_state(state: dict[str, State], old: fx.Graph, new: fx.Graph) -> dict[str, State]:
+    """The state without tensors that only the old graph reads: indices that became literals."""
+    before, after = ({str(node.target) for node in graph.find_nodes(op="get_attr")} for graph in (old, new))
+    return {name: value for name, value in state.items() if name not in before - after}
+
+
 def _with_sizes(program: Program, state: dict[str, State], view: View) -> dict[str, State]:
-    """The state with the sizes of modules that have no tensor to show them (norms without scale and shift)."""
+    """The state with the sizes of modules that have no tensor to show them, such as norms without scale and shift."""
     for node in program.graph.find_nodes(op="call_module"):
         module = state[str(node.target)]
         assert isinstance(module, nn.Module), f"{node.target} is called"
@@ -121,7 +122,7 @@ def _with_sizes(program: Program, state: dict[str, State], view: View) -> dict[s
 
 
 def _slim_graph(program: Program, view: View) -> fx.Graph:
-    """The graph with slim shapes on its nodes, and with the literals that these shapes need."""
+    """The graph with slim shapes on its nodes, and with the literals and gathers that these shapes need."""
     graph, mapping = program.copy_graph_with_map()
     changed: set[fx.Node] = set()
     torn = torn_apart(view)
@@ -154,7 +155,10 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
 
 
 def _settle(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """Let the literals of an operation follow; a number that was read off a size and means no size stays as it was."""
+    """Adapt a node's arguments to what is left: by its operation's rewriter, and numbers that were read off sizes.
+
+    A number that is no size to the operation (a divisor, a scale) keeps its old value.
+    """
     called = old.op in ("call_function", "call_method")
     numbers = [n for n in old.all_input_nodes if n in view.values]
     if numbers and not (called and decides_sizes(old)):
@@ -180,7 +184,7 @@ def _settle_module(old: fx.Node, new: fx.Node, view: View) -> None:
 
 
 def _frozen(old: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """What a number was before anything was removed, for every batch size.
+    """The old value of a number that has changed, as an argument that holds for every batch size.
 
     Arithmetic is done again on the operands' old values; what is read off a tensor becomes a literal, or, where it
     counts the batch too, is scaled.
@@ -203,7 +207,7 @@ def _frozen(old: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> Any
 
 
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """Nodes that gave sizes or indices which are literals now."""
+    """Erase nodes that gave sizes or indices which are literals now."""
     for old, new in reversed(list(mapping.items())):
         idle = not new.users and old.users
         sized = old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val"))
@@ -212,8 +216,8 @@ def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
 
 
 def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """The value of a node that gives no tensor, on slim operands. NaN where they have none: a factor such as
-    `(width // heads) ** -0.5` stays what it was, so that it doesn't matter."""
+    """The value of a node that gives no tensor, on the slim values of its operands. NaN where it can't be divided: a
+    factor such as `(width // heads) ** -0.5` keeps its old value anyway."""
 
     def slim(node: fx.Node) -> Any:
         return mapping[node].meta.get("val")

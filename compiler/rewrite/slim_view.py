@@ -1,4 +1,8 @@
-"""What one selection leaves of a program: the shapes, positions and numbers of its nodes, by nodes of the old graph."""
+"""What a selection leaves of a program: slim shapes, kept positions and numbers, asked for by nodes of the old graph.
+
+%conv    [1, 8, 4, 4], unit 3 gone       shape [1, 7, 4, 4]      kept(%conv, 1)  1 1 1 0 1 1 1 1
+%n       %conv.size(1)                   value 7
+"""
 
 from __future__ import annotations
 
@@ -20,28 +24,28 @@ from prunec.compiler.ops.reduction import compares_zeros
 
 @dataclass
 class View:
-    """`rewriting.Slim` for one selection."""
+    """`labels.registry.Slim` for one selection: what rewriters ask while the slim graph is made. `keep` is [units]."""
 
     analysis: Analysis
     keep: BoolArray
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    """Slim values of nodes that give numbers, where they differ from the old."""
+    """Slim values of nodes that give numbers, where these differ from the old ones."""
     indices: dict[str, State] = field(default_factory=dict)
-    """The buffers of gathers that the slim graph has and the old one hadn't."""
+    """Name -> positions: the buffers that the gathers of the slim graph read, which the old state hasn't."""
     picked: dict[tuple[fx.Node, int, bytes], fx.Node] = field(default_factory=dict)
-    """What is left of a value that has no labels: (slim node, dimension, positions) -> what several readers share."""
+    """(slim node without labels, dimension, positions) -> the node that picks these of it, for all its readers."""
     _masks: dict[int, tuple[IntArray, BoolArray | None]] = field(default_factory=dict)
     _blanks: dict[tuple[tuple[int, ...], torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, labels: IntArray) -> BoolArray | None:
-        """Which elements of a field stay; None where all do."""
+        """Which elements of a field stay, in its shape; None where all do."""
         if id(labels) not in self._masks:
             mask = self.analysis.kept(labels, self.keep)
             self._masks[id(labels)] = (labels, None if mask.all() else mask)
         return self._masks[id(labels)][1]
 
     def kept(self, value: object, dim: int) -> BoolArray:
-        """Which positions of a value's dimension stay."""
+        """Which positions of a value's dimension stay, [size before]: a position stays if any element of it does."""
         shape = shape_of_argument(value)
         kept = np.ones(shape[dim], dtype=bool)
         for labels in self.analysis.flow.fields(value):
@@ -51,7 +55,7 @@ class View:
         return kept
 
     def is_rectangular(self, labels: IntArray) -> bool:
-        """Whether what stays of a field is all that stays of its rows and columns."""
+        """Whether what stays of a field is all that stays of its rows and columns, so that a narrower view holds it."""
         mask = self.mask(labels)
         if mask is None:
             return True
@@ -77,7 +81,8 @@ class View:
         return tuple(slim)
 
     def meta(self, labelled: Any, known: Any) -> Any:
-        """A node's value on the meta device, slim; the very same object where nothing changes."""
+        """A node's slim value on the meta device, from its labels and its old value; the same object where nothing
+        changes."""
         if isinstance(known, torch.Tensor) and isinstance(labelled, tuple):
             shape = self._shape(labelled, tuple(known.shape))
             return known if shape == tuple(known.shape) else self._blank(known, shape)
@@ -87,20 +92,20 @@ class View:
         return known
 
     def _blank(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """A value of another shape. Nodes share it: it is never written to."""
+        """A meta tensor of that shape and `like`'s type. Nodes share it: it is never written to."""
         key = (shape, like.dtype)
         if key not in self._blanks:
             self._blanks[key] = like.new_empty(shape)
         return self._blanks[key]
 
     def value(self, argument: object) -> Any:
-        """What a literal or a node that gives a number is in the slim program."""
+        """What an argument (a literal, or a node that gives a number) is in the slim program."""
         if not isinstance(argument, fx.Node):
             return argument
         return self.values.get(argument, argument.meta.get("val"))
 
     def constant(self, argument: object) -> Any:
-        """What an argument is whatever the input: a literal, a number, a buffer of integers; else None."""
+        """What an argument is whatever the input: a literal, a number, a buffer of integers; None for anything else."""
         return self.analysis.flow.constant(argument)
 
     def compares_zeros(self, node: fx.Node) -> bool:
@@ -108,11 +113,12 @@ class View:
         return compares_zeros(self.analysis.flow, node)
 
     def items(self, size: fx.Node, count: int) -> list[Any]:
-        """New nodes for the items of a node that gives a size."""
+        """New nodes for the first `count` items of a node that gives a size."""
         return [item(size, index, size.meta["val"][index]) for index in range(count)]
 
     def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
-        """A node for what a number has to be, whatever the batch; None where it counts channels alone."""
+        """A node for the number `wanted` that follows the batch as the old node `number` does, made of its slim node
+        `new`. None where the number counts channels alone."""
         now = self.value(number)
         if not isinstance(now, int) or not wanted or not is_open(number, self.analysis.flow.fields):
             return None
