@@ -1,15 +1,17 @@
 """The IR: a program is an fx graph whose every node knows its value's shape, and the state that the graph reads.
 
     Program
-      graph    torch.fx.Graph; node.meta["val"] holds the value on the meta device (a tensor, a number, or a tuple)
-      state    dotted name -> leaf module (`call_module`) or tensor (`get_attr`), shared with other programs
-      inputs   example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
-      origin   axis -> the positions that are left of the original axis
-      facts    what analysis passes found (scores, a selection, clusters), dropped by every rewrite
+      graph        torch.fx.Graph; node.meta["val"] holds the value on the meta device (a tensor, a number, or a tuple)
+      state        dotted name -> leaf module (`call_module`) or tensor (`get_attr`), shared with other programs
+      inputs       example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
+      training     whether modules that are made of it start in train mode; after tracing they don't
+      origin       axis -> the positions that are left of the original axis
+      facts        what analysis passes found (scores, a selection, clusters), dropped by every rewrite
       granularity  how blocks of channels are divided into units, where a plan has said so
 
 A program is a value: nothing in it changes after it was made. A pass derives a new one with `derive`, and shares all
-that it leaves alone. `Program.module` is the `fx.GraphModule`, made when it is first asked for.
+that it leaves alone. `Program.module` is what a user runs, `Program.graph_module` the `fx.GraphModule`; each is made
+when it is first asked for.
 """
 
 from __future__ import annotations

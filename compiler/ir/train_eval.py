@@ -51,7 +51,7 @@ def has_both(graph: fx.Graph) -> bool:
 
 
 def in_eval(result: Any) -> Any:
-    """Of what a graph gives, the result of eval mode."""
+    """The result of eval mode, of what a graph gives: a `ByMode`, or one result for both modes."""
     return result.eval if isinstance(result, ByMode) else result
 
 
