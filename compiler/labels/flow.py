@@ -162,6 +162,24 @@ class Flow:
         self.count += size
         return np.arange(self.count - size, self.count, dtype=np.int64)
 
+    def own(self, size: int) -> IntArray:
+        """`size` new labels, flat, that belong to no parameter: of positions that the graph makes itself (padding,
+        zeros, copies).
+
+        Such a position goes with what it meets; so, unlike a `fresh` one, even a single one gets a label.
+        """
+        self.count += size
+        if size:
+            self.owners.append((self.count - size, None))
+        return np.arange(self.count - size, self.count, dtype=np.int64)
+
+    def loosen(self, labels: IntArray) -> None:
+        """Mark `own` labels, one run of them, as those of copies that aren't zeros: a sum over them would miss one.
+
+        Operations that don't carry copies (`Row.carries_copies`), and sums, pin such labels (`broadcast.pin_loose`).
+        """
+        self.loose.append(range(int(labels.min()), int(labels.max()) + 1))
+
     def write(self, axis: Axis, size: int, node: fx.Node, role: str = "writer") -> IntArray:
         """The labels of an axis that produces channels, flat: fresh ones at its first use, the same ones at every
         other."""
@@ -240,11 +258,6 @@ class Flow:
         """Correct the choice that `divide` noted, where the operation at the node can't be divided as the plan asks."""
         self.divided[node] = replace(self.divided[node], choice=choice)
 
-    @cached_property
-    def parameter_free(self) -> ParameterFree:
-        """The program's values that no parameter writes."""
-        return ParameterFree(self.program)
-
     # -- what rules ask --------------------------------------------------------------------------------------------
 
     def fields(self, value: object) -> Fields:
@@ -274,29 +287,6 @@ class Flow:
         first = labels[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
         self.unify(labels, np.broadcast_to(first, labels.shape), node)
         return np.ascontiguousarray(first).reshape(-1)
-
-    def own(self, size: int) -> IntArray:
-        """`size` new labels, flat, that belong to no parameter: of positions that the graph makes itself (padding,
-        zeros, copies).
-
-        Such a position goes with what it meets; so, unlike a `fresh` one, even a single one gets a label.
-        """
-        self.count += size
-        if size:
-            self.owners.append((self.count - size, None))
-        return np.arange(self.count - size, self.count, dtype=np.int64)
-
-    def loosen(self, labels: IntArray) -> None:
-        """Mark `own` labels, one run of them, as those of copies that aren't zeros: a sum over them would miss one.
-
-        Operations that don't carry copies (`Row.carries_copies`), and sums, pin such labels (`broadcast.pin_loose`).
-        """
-        self.loose.append(range(int(labels.min()), int(labels.max()) + 1))
-
-    def is_own(self, labels: IntArray) -> bool:
-        """Whether a field's labels are of one run of `own` ones."""
-        start, axis = self._run_of(int(labels.max()))
-        return axis is None and int(labels.min()) >= start > FIXED
 
     def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
         """Flat labels as the fields of a value of that rank that varies along `dim` only; () where all are FIXED.
@@ -387,6 +377,16 @@ class Flow:
             return found if isinstance(found, torch.Tensor) and not found.is_floating_point() else None
         known = value.meta.get("val")
         return None if isinstance(known, torch.Tensor) else known
+
+    def is_own(self, labels: IntArray) -> bool:
+        """Whether a field's labels are of one run of `own` ones."""
+        start, axis = self._run_of(int(labels.max()))
+        return axis is None and int(labels.min()) >= start > FIXED
+
+    @cached_property
+    def parameter_free(self) -> ParameterFree:
+        """The program's values that no parameter writes."""
+        return ParameterFree(self.program)
 
 
 def _first_label(run: tuple[int, Axis | None]) -> int:

@@ -78,7 +78,8 @@ def on_op(
 
 
 def row_for(flow: Flow, node: fx.Node) -> Row | None:
-    """The row for a node's operation, if there is one."""
+    """The row of a node's operation. None where it has none, and for a module that a hook, a parametrization or a
+    subclass's own forward makes another operation."""
     if node.op == "call_module":
         module = flow.program.state[str(node.target)]
         assert isinstance(module, nn.Module)
