@@ -107,7 +107,7 @@ def pad(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _rimmed(flow: Flow, labels: IntArray, rims: Sequence[int]) -> IntArray:
-    """The labels with so many new ones before and behind them, or, where a number is negative, fewer."""
+    """The labels with so many `own` ones before and behind them; where a number is negative, fewer of them."""
     before, after = rims
     inside = labels[max(-before, 0) : labels.size - max(-after, 0)]
     if inside.size < labels.size:

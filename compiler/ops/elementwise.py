@@ -65,7 +65,7 @@ def converted(flow: Flow, node: fx.Node) -> Labelled:
     carries_copies=True,
 )
 def passes(flow: Flow, node: fx.Node) -> Labelled:
-    """One operand, element by element."""
+    """Modules of one operand, element by element."""
     return flow.fields(subject(flow, node))
 
 

@@ -45,7 +45,7 @@ def pixel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
 @on_module(nn.PixelUnshuffle)
 @on_op("pixel_unshuffle")
 def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
-    """The pixels of a channel become channels."""
+    """The pixels of a channel become channels, which go with it."""
     labels, keep = _apart(flow, node, subject(flow, node), "is shuffled")
     wider = np.repeat(labels, shape_of_argument(node)[-3] // labels.size)
     return (*keep, *flow.result(wider, rank_of(node), -3))

@@ -87,7 +87,7 @@ def _whole_heads(flow: Flow, node: fx.Node, fields: Fields, rank: int) -> Fields
 
 
 def _line(flow: Flow, fields: Fields, shape: tuple[int, ...], dim: int) -> IntArray:
-    """The flat labels of a dimension along which one field varies, or none does."""
+    """The flat labels of a dimension along which at most one field varies; FIXED where none does."""
     found = next((f for f in fields if f.shape[dim] > 1), None)
     return np.full(shape[dim], FIXED, dtype=np.int64) if found is None else flow.flat(found)
 

@@ -91,7 +91,7 @@ def recurrent(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_module(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def cell(flow: Flow, node: fx.Node) -> Labelled:
-    """One step: the next state, of an LSTM two of them."""
+    """One step: the next state; of an LSTM the next two."""
     module, value, known = flow.program.state[str(node.target)], argument(node, 0, "input"), node.meta["val"]
     assert isinstance(module, nn.RNNCellBase)
     if not all(map(_is_tensor, node.all_input_nodes)):
