@@ -131,7 +131,7 @@ class Analysis:
 
     @cached_property
     def group_of(self) -> IntArray:
-        """unit -> the number of its group."""
+        """unit -> the number of its group, in the order of `groups`."""
         sizes = [g.size for g in self.groups.values()]
         return np.repeat(np.arange(len(sizes)), sizes)
 

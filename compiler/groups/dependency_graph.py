@@ -43,7 +43,7 @@ def dependency_graph(program: Program) -> nx.MultiGraph[Vertex]:
 
 
 class _Owners:
-    """Which axis each label was made for. Labels come in runs, so that a search among their starts tells."""
+    """Finds the axis that each label was made for. Labels come in runs, so that is a search among the runs' starts."""
 
     def __init__(self, flow: Flow) -> None:
         ends = [start for start, _ in flow.owners[1:]] + [flow.count]
