@@ -124,7 +124,7 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(program: Program, axis: Axis, tensor: torch.Tensor) -> torch.Tensor:
-    """A view `[groups, positions of a group, ...]` of a tensor."""
+    """A tensor as a view `[groups, positions of a group, ...]` along one of its axes."""
     groups = program.groups_along(axis)
     if groups == 1:
         return tensor.movedim(axis.dim, 0).unsqueeze(0)

@@ -172,7 +172,8 @@ def _settle(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx
 
 
 def _settle_module(old: fx.Node, new: fx.Node, view: View) -> None:
-    """`nn.Unflatten` holds sizes, and may be called for several groups: where they change, it becomes the function."""
+    """Replace a call of `nn.Unflatten` by the function where its sizes change: the module may be called elsewhere,
+    too."""
     module = view.analysis.program.state[str(old.target)]
     value = argument(old, 0, "input")
     if not isinstance(module, nn.Unflatten) or view.shape(old) == shape_of_argument(old):
