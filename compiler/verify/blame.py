@@ -1,4 +1,9 @@
-"""The first node whose value differs: where a rewrite went wrong."""
+"""Finds where a rewrite went wrong: the first node whose value differs from the reference's and spoils the output.
+
+node     conv1      relu       conv2      add        output
+value    same       same       differs    differs    differs     conv2 is named in the error
+value    differs    same       differs    differs    differs     conv2 again: behind conv1 the values agree
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,8 @@ def first_difference(after: Program, reference: Reference, trial: Trial, dtype: 
     """A sentence on the first node that differs, and that the difference of the output comes from.
 
     A rewrite may change a value on purpose (a convolution with a batch norm folded in). Then the values agree again
-    further on, so only those nodes count from which a path of nodes that don't agree leads to the output.
+    further on. So a node counts only if a path of nodes that don't agree leads from it to the output. `trial` is the
+    comparison that failed, in `dtype`; values that differ by no more than `tolerance` agree.
     """
     got, crash = _all_values(after, trial.inputs, dtype)
     compared: dict[fx.Node, Comparison | None] = {}
@@ -36,7 +42,7 @@ def first_difference(after: Program, reference: Reference, trial: Trial, dtype: 
 
 
 def _sentence(suspects: Sequence[tuple[fx.Node, Comparison]], dtype: torch.dtype) -> str:
-    """What is said of the first node that differs, and, where only its order does, of the next one that does more."""
+    """The message on the first of `suspects`; if that has only another order, also on the first one that has not."""
     node, found = suspects[0]
     text = (
         f"{describe(node)} is the first whose value differs: relative difference {found.difference:.2g} in "
@@ -49,7 +55,7 @@ def _sentence(suspects: Sequence[tuple[fx.Node, Comparison]], dtype: torch.dtype
 
 
 def _all_values(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[dict[str, Any], str]:
-    """Every value by its node's name (copies, as later nodes may write in place), and where the run broke off."""
+    """Node name -> value (a copy, since later nodes may write in place), and why the run stopped early, if it did."""
     values: dict[str, Any] = {}
     try:
         with seeded(0):
@@ -61,7 +67,7 @@ def _all_values(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -
 
 
 def _leading_to_output(order: Iterable[fx.Node], agreeing: Set[fx.Node]) -> Set[fx.Node]:
-    """The nodes from which a path of nodes that don't agree leads to the output."""
+    """The nodes of `order` from which a path of nodes that don't agree leads to the output."""
     reached: set[fx.Node] = set()
     for node in reversed(list(order)):
         if node not in agreeing and (node.op == "output" or any(user in reached for user in node.users)):

@@ -1,4 +1,12 @@
-"""How far two values are apart, relative to the size of the one that is right."""
+"""How far two values are apart: `max|got - want| / max|want|`, infinite where shapes or structure differ.
+
+difference(got, want)             outputs of a model, nested as it returns them
+compare_values(want, got)         one node's value: the masked reference's and the slim program's
+relative_difference(got, want)    lists of numpy arrays, such as the outputs of an ONNX file
+
+want  [a  b  c  d]    marks  K R K K      of a masked value only kept elements count, in row-major order:
+got   [a' c' d']                          (a, c, d) against (a', c', d')
+"""
 
 from __future__ import annotations
 
@@ -15,6 +23,32 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.verify.masks import FREE, REMOVED, Marked, plain
 
+Array = npt.NDArray[Any]
+
+TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float64: 1e-9}
+"""The largest relative difference that passes, by the dtype in which both programs are run."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One comparison of outputs: the batch size, the inputs and the largest relative difference."""
+
+    batch: int
+    inputs: tuple[Any, ...]
+    difference: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A node's value in the rewritten program against the reference's: relative difference, and both shapes."""
+
+    difference: float
+    got: tuple[int, ...]
+    want: tuple[int, ...]
+    """The reference's shape without what is removed; () where it wasn't asked for (`diagnose`)."""
+    reordered: bool = False
+    """Whether both hold the same elements in another order; found out only with `diagnose`."""
+
 
 def difference(got: Any, want: Any) -> float:
     """The largest relative difference between two nests of outputs; infinite where their structure isn't the same."""
@@ -25,7 +59,7 @@ def difference(got: Any, want: Any) -> float:
 
 
 def leaf_difference(got: Any, want: Any) -> float:
-    """`difference` of two single values, tensors or not."""
+    """`difference` of two leaves. Integers, booleans and what isn't a tensor must be equal: 0.0, or infinite."""
     if not isinstance(want, Tensor):
         return 0.0 if got is want or got == want else float("inf")
     if not isinstance(got, Tensor) or got.shape != want.shape or _kind(got) != _kind(want):
@@ -43,16 +77,17 @@ def leaf_difference(got: Any, want: Any) -> float:
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether a tensor is of floating-point or of complex numbers; within a kind, dtypes may differ in width."""
     return tensor.is_floating_point(), tensor.is_complex()
 
 
 def parts(tensor: Tensor) -> Tensor:
-    """The parts of complex numbers; any other tensor as it is."""
+    """A complex tensor as real numbers, [..., 2]; any other tensor unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _ratio(got: Tensor, want: Tensor) -> float:
-    """The largest distance over the largest magnitude; no number where the tensors hold any that aren't."""
+    """`max|got - want| / max|want|`; NaN or infinite where a tensor holds NaN or infinity."""
     if not want.numel():
         return 0.0
     distance, scale = (max(-low, high) for low, high in (_bounds(got - want), _bounds(want)))
@@ -62,7 +97,7 @@ def _ratio(got: Tensor, want: Tensor) -> float:
 
 
 def magnitude(tensor: Tensor) -> float:
-    """The largest finite magnitude of a tensor that isn't empty; in one pass where all are finite."""
+    """The largest finite `|x|` of a tensor that isn't empty; one pass over the data where all elements are finite."""
     low, high = _bounds(tensor)
     if math.isfinite(low) and math.isfinite(high):
         return max(-low, high)
@@ -70,26 +105,16 @@ def magnitude(tensor: Tensor) -> float:
 
 
 def _bounds(tensor: Tensor) -> tuple[float, float]:
-    """The smallest and the largest element, found in one pass; no number where any isn't one."""
+    """The minimum and the maximum, in one pass; NaN if any element is."""
     low, high = tensor.aminmax()
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One node's value in both programs."""
-
-    difference: float
-    got: tuple[int, ...]
-    want: tuple[int, ...]
-    reordered: bool = False
-    """The same elements, in another order."""
-
-
 def compare_values(want: Any, got: Any, *, diagnose: bool = False) -> Comparison | None:
-    """Two values of a node, the old one without its removed elements; None where that can't be told.
+    """Compare a node's value in the reference (`want`, with marks) with its value in the rewritten program (`got`).
 
-    Sizes and other numbers may well differ. Kept elements stand in the same order in both, whatever the shape.
+    Only kept elements are compared, in row-major order, which removal doesn't change; leaves that aren't tensors, such
+    as sizes, may differ. None where the two can't be matched. `diagnose` fills in the details of a `Comparison`.
     """
     olds = [leaf for leaf in pytree.tree_leaves(want) if isinstance(leaf, Tensor | Marked)]
     news = [leaf for leaf in pytree.tree_leaves(got) if isinstance(leaf, Tensor)]
@@ -107,7 +132,7 @@ def _compare_tensors(want: Tensor | Marked, got: Tensor, *, diagnose: bool) -> C
         return Comparison(leaf_difference(got, want), tuple(got.shape), tuple(want.shape))
     kept = want.kept
     if want.data.dtype == torch.int64 and bool((want.marks == REMOVED).all()):
-        return None  # places among channels, which nothing reads
+        return None  # indices of channels (argmax), which no node reads
     if bool((want.marks == FREE).any()) and int(kept.sum()) != got.numel():
         return None
     shape = tuple(int(_any_but(kept, dim).sum()) for dim in range(kept.ndim)) if diagnose else ()
@@ -119,7 +144,7 @@ def _compare_tensors(want: Tensor | Marked, got: Tensor, *, diagnose: bool) -> C
 
 
 def _without_removed(value: Marked, kept: Tensor) -> Tensor:
-    """The kept elements in row-major order; by whole slices where one dimension decides, which is much faster."""
+    """The kept elements, flat, in row-major order; by whole slices, which is faster, where one dimension decides."""
     varying = [dim for dim, size in enumerate(value.marks.shape) if size > 1]
     if len(varying) != 1:
         return value.data[kept]
@@ -128,26 +153,12 @@ def _without_removed(value: Marked, kept: Tensor) -> Tensor:
 
 
 def _any_but(kept: Tensor, dim: int) -> Tensor:
-    """Which positions of a dimension hold anything kept."""
+    """[size of `dim`]: which positions of a dimension hold a kept element."""
     return kept.movedim(dim, 0).flatten(1).any(1) if kept.ndim > 1 else kept
 
 
-Array = npt.NDArray[Any]
-
-TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float64: 1e-9}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One comparison of outputs: the batch size, the inputs and the largest relative difference."""
-
-    batch: int
-    inputs: tuple[Any, ...]
-    difference: float
-
-
 def relative_difference(got: Sequence[Array], expected: Sequence[Array]) -> float:
-    """The largest `max|got - expected| / max|expected|` of the outputs; infinite where shapes differ or a NaN is."""
+    """The largest `max|got - expected| / max|expected|` of the outputs; infinite where shapes differ, or for a NaN."""
     if [value.shape for value in got] != [value.shape for value in expected]:
         return float("inf")
     return max((_relative(one, other) for one, other in zip(got, expected, strict=True)), default=0.0)

@@ -1,4 +1,7 @@
-"""Runs a program node by node in evaluation mode, in any floating dtype.
+"""Runs a program node by node in evaluation mode, in any floating-point dtype.
+
+    Interpreter(program, torch.float64).run((x,))      the outputs
+    Interpreter(program, torch.float64).steps((x,))    (node, value) of every node, in order
 
 A value is freed after its last use. Leaf modules are cast on the fly, so that a float64 run never holds a second copy
 of the weights.
@@ -29,7 +32,7 @@ _TO_FLOAT: Final = frozenset(["float", "double", "half", "bfloat16"])
 
 
 class StepError(RuntimeError):
-    """A node can't be run; the cause is chained."""
+    """A node fails when it is run; the exception that it raised is chained."""
 
     def __init__(self, node: fx.Node, cause: Exception) -> None:
         super().__init__(f"{describe(node)} fails: {cause}")
@@ -43,7 +46,11 @@ def describe(node: fx.Node) -> str:
 
 
 class Interpreter:
-    """Runs a program node by node in evaluation mode and in one floating dtype; nothing of the program is changed."""
+    """Runs a program node by node; nothing of the program is changed.
+
+    `replaced` holds other values for some parameters and buffers, by name. `MaskedInterpreter` overrides `feed`, `load`
+    and `call`, to let marks travel with the values.
+    """
 
     def __init__(self, program: Program, dtype: torch.dtype, replaced: Mapping[str, Tensor] | None = None) -> None:
         self.program = program
@@ -58,7 +65,8 @@ class Interpreter:
     def resume(
         self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], feeds: Iterator[Any] | None = None
     ) -> Iterator[Step]:
-        """The same for the last nodes of the graph, from the values in `env` that they read; it is used up."""
+        """`steps` for `nodes`, the last ones of the graph; `env` holds what they read of earlier ones, and is
+        emptied."""
         dead, feeds = last_uses(nodes), iter(()) if feeds is None else feeds
         for node in nodes:
             with torch.no_grad(), _default_dtype(self.dtype):
@@ -68,20 +76,20 @@ class Interpreter:
                 del env[spent]
 
     def run(self, inputs: tuple[Any, ...]) -> Any:
-        """The outputs, with masks where there are any."""
+        """The outputs, nested as the model returns them."""
         value = None
         for _, value in self.steps(inputs):  # noqa: B007  (the last one is the output)
             pass
         return value
 
     def cast(self, tensor: Tensor) -> Tensor:
-        """Floating tensors in the interpreter's dtype; others as they are."""
+        """Floating-point and complex tensors in the interpreter's precision; others unchanged."""
         if tensor.is_complex():
             return tensor.to(self.dtype.to_complex())
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def cast_any(self, tensor: Tensor) -> Tensor:
-        """Any tensor in the interpreter's dtype."""
+        """Any tensor, also an integer one, in the interpreter's dtype: `x.float()` in a float64 run."""
         return tensor.to(self.dtype)
 
     def tensor(self, name: str) -> Tensor:
@@ -106,7 +114,7 @@ class Interpreter:
             raise StepError(node, error) from error
 
     def _own_dtype(self, args: Any, kwargs: Any) -> Any:
-        """In float64, floating dtypes that the graph spells out become float64 too."""
+        """The arguments of a call; in a float64 run, the floating-point dtypes among them become float64."""
 
         def own(value: Any) -> Any:
             if isinstance(value, torch.dtype) and value.is_complex:
@@ -121,7 +129,7 @@ class Interpreter:
         return value
 
     def load(self, name: str) -> Any:
-        """The value of a `get_attr`: a tensor, or the flag `training`."""
+        """The value of a `get_attr`: a parameter, a buffer or a constant, or False for the flag `training`."""
         return False if name == "training" else self.tensor(name)
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -153,6 +161,7 @@ class Interpreter:
 
 
 def _first(value: Any, *_: Any, **__: Any) -> Any:
+    """Dropout in evaluation mode."""
     return value
 
 
@@ -162,7 +171,7 @@ def _method(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors get this dtype where the graph names none."""
+    """Tensors made without a dtype (`torch.zeros(3)`) get this one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -172,7 +181,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def last_uses(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Which values nobody among the nodes needs once a node has run."""
+    """Node -> the values that none of `nodes` reads after it, so that they can be freed."""
     last: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         last[node] = node

@@ -40,7 +40,7 @@ class Marked:
     data: Tensor
     marks: Tensor
     source: Marked | None = None
-    """What it is a view of, where that holds constants that may be written over."""
+    """The tensor that this one is a view of, where that holds constants, which may be overwritten through it."""
     view: Callable[[Tensor], Tensor] | None = None
     """The view, as an operation on the source's marks."""
 
@@ -81,14 +81,14 @@ class Call:
     """The module's own tensors, by their short names."""
     in_place: bool = False
     memo: dict[bytes, Tensor] = field(default_factory=dict)
-    """What counting has found, for the runs that follow with the same marks."""
+    """Results of `contract` for marks met before; shared by all runs of one reference."""
 
     def plain(self) -> Any:
-        """The operation on the data alone."""
+        """The operation's result on the data alone, without marks."""
         return self.run(*plain(self.args), **plain(self.kwargs))
 
     def bind(self, *names: str) -> dict[str, Any]:
-        """Arguments by name; a module's further ones are its tensors and attributes. Absent ones are None."""
+        """Arguments by name, None where absent. Of a module, the first is its input, others are its attributes."""
         if self.module is None:
             given = {**dict(zip(names, self.args, strict=False)), **self.kwargs}
             return {name: given.get(name) for name in names}
@@ -140,7 +140,7 @@ def mark(data: Tensor, marks: Tensor) -> Value:
 
 
 def constant(data: Tensor) -> Marked:
-    """A value that nobody misses once the channel it joins is removed."""
+    """The data with every element FREE: a constant, which nobody misses once the channel that it joins is removed."""
     return Marked(data, torch.full([1] * data.ndim, FREE, dtype=torch.uint8))
 
 
@@ -152,7 +152,8 @@ def mark_all(data: Any, marks: Any) -> Any:
 
 
 def full_marks(tree: Any) -> Any:
-    """The marks of a nest as float tensors of the data's shapes, on which an operation can be run."""
+    """A nest of values with its tensors replaced by their marks, as float tensors of full size, on which an operation
+    can be run in place of the data."""
 
     def expand(value: Any) -> Any:
         if not isinstance(value, Tensor | Marked):
@@ -163,7 +164,7 @@ def full_marks(tree: Any) -> Any:
 
 
 def small_marks(tree: Any) -> Any:
-    """`full_marks` as bytes, that take no memory along dimensions where they don't vary."""
+    """`full_marks` in uint8, expanded: they take no memory along dimensions where the marks don't vary."""
 
     def expand(value: Any) -> Any:
         return marks_of(value).expand(plain(value).shape) if isinstance(value, Tensor | Marked) else value
@@ -172,7 +173,10 @@ def small_marks(tree: Any) -> Any:
 
 
 def collapse(call: Call, marks: Tensor, dims: Iterable[int], problem: str) -> Tensor:
-    """Marks that are the same along `dims`, up to free ones, with these dimensions at size 1."""
+    """The marks with `dims` reduced to size 1. Along them all must be kept (or FREE), or all removed (or FREE).
+
+    Raises `VerifyError` with `problem` where kept and removed elements mix.
+    """
     for dim in dims:
         kept, removed = ((marks == bit).any(dim, keepdim=True) for bit in (KEPT, REMOVED))
         if bool((kept & removed).any()):
@@ -182,7 +186,7 @@ def collapse(call: Call, marks: Tensor, dims: Iterable[int], problem: str) -> Te
 
 
 def linked(result: Any, source: Value, run: Callable[[Tensor], Any]) -> Any:
-    """`result`, the value of `run` on `source`, with every tensor in it that is a view tied to the source's marks."""
+    """`result`, the value of `run` on `source`, with its views tied to the source: marks written into one reach it."""
     if not isinstance(source, Marked) or not bool((source.marks == FREE).any()):
         return result
     memory = source.data.untyped_storage().data_ptr()
@@ -243,8 +247,9 @@ def _freed(met: Tensor, aligned: Sequence[Tensor], spans: Sequence[Sequence[int]
 def contract(call: Call, product: Callable[..., Tensor], *operands: Value, marks: Sequence[Tensor]) -> Tensor:
     """The marks of a multilinear operation (convolution, matrix product, einsum), found by counting.
 
-    `product` is the operation on indicators of `marks`. A result is kept if it counts a term of kept factors. Then it
-    may count no term of a kept and a removed factor; and every kept factor must be in some kept term.
+    `product` is the operation itself, run on 0/1 tensors made of `marks`, one for each operand: so every element of the
+    result counts the terms that it sums. It is kept if it sums a term whose factors are all kept. Then it may not sum a
+    term of a kept and a removed factor; and every kept factor must be in some kept term. Raises `VerifyError` else.
     """
     settled = [_settled(x, m) for x, m in zip(operands, marks, strict=True)]
     key = _digest(call.where, settled)
@@ -254,7 +259,7 @@ def contract(call: Call, product: Callable[..., Tensor], *operands: Value, marks
 
 
 def _digest(where: str, marks: Sequence[Tensor]) -> bytes:
-    """A key for the marks that meet at a node. What is of size 1 in memory is so in the key."""
+    """A key for the marks that meet at a node; dimensions of size 1, and expanded ones, count as such."""
     found = hashlib.blake2b(where.encode(), digest_size=16)
     for each in marks:
         found.update(str(tuple(each.shape)).encode())
@@ -293,7 +298,7 @@ def _settled(value: Value, marks: Tensor) -> Tensor:
 
 
 def run_zeroed(call: Call) -> Any:
-    """The operation on data that are zero where they are removed."""
+    """The operation's result on data that are zero where they are removed."""
     clean = pytree.tree_map(
         lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, (call.args, dict(call.kwargs))
     )
@@ -301,10 +306,10 @@ def run_zeroed(call: Call) -> Any:
 
 
 def expanded(value: Value, *small: int) -> Tensor:
-    """The value's marks at the data's size, except along the `small` dimensions.
+    """The value's marks at the data's size, except along the `small` dimensions, which stay compressed.
 
-    Dimensions that two factors share must be of full size in both, or a factor that is kept along all of it would pass
-    for one that is used as long as any of it is.
+    Dimensions that two factors share must be of full size in both. Compressed, a factor that is kept along all of a
+    dimension would pass for used where any of it is.
     """
     sizes = list(plain(value).shape)
     for dim in small:
@@ -313,7 +318,7 @@ def expanded(value: Value, *small: int) -> Tensor:
 
 
 def with_bias(call: Call, data: Tensor, marks: Tensor, bias: Value | None, *, channel: int) -> Value:
-    """A product with its bias, which must be removed where the product is."""
+    """A product with its bias, which must be removed where the product is; it lies along dimension `channel`."""
     if bias is None:
         return mark(data, marks)
     return mark(data, meet(call, [Marked(data, marks), along_channels(bias, data.ndim, channel)], data.shape))
@@ -328,7 +333,7 @@ def along_channels(value: Value, rank: int, channel: int = 1) -> Value:
 
 
 def freely(value: Any) -> Any:
-    """What is computed from constants alone is a constant."""
+    """The value with every element FREE: for what is computed from constants alone."""
     if isinstance(value, Marked) and bool((value.marks == FREE).all()):
         return value
     data = plain(value)

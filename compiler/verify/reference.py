@@ -1,11 +1,16 @@
-"""What a rewritten program must compute: the old program, run node by node, as it is or with removed channels masked.
+"""What a rewritten program must compute: the old program, as it is, with other values, or with removed channels masked.
 
     Same(before)                 the old program
     Replaced(before, tensors)    the old program with other values in some tensors (cluster means, refitted readers)
     Masked(before, removed)      the old program whose removed channels count for nothing where they are read
 
-Everything runs in evaluation mode, in any floating dtype, one batch at a time, and a value is freed after its last
-use. Leaf modules are cast on the fly, so that a float64 run never holds a second copy of the weights.
+`Masked` turns positions that are removed from parameters into marks, which then flow along with the data by the rules
+of `verify.ops`:
+
+    removed     {conv1.weight[0]: [2], conv2.weight[1]: [2]}
+    conv1.weight [4, 3, 3, 3]    marks [4, 1, 1, 1]    K K R K
+    x = conv1(image)             marks [1, 4, 1, 1]    K K R K
+    conv2(x)                     x is read as zero at R; conv2.weight's columns are R at the same places
 """
 
 from __future__ import annotations
@@ -34,20 +39,24 @@ from prunec.compiler.verify.table import RULES, apply
 
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
+"""What torch calls a function's first tensor, for calls that give it by name."""
 
 _NAMESPACES: Final = (
     *(torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, torch.ops.torchvision, train_eval),
 )
+"""Where a function must be found under its own name to count as torch's."""
 _FAMILIES: Final[Mapping[str, str]] = {
     "torch.nn.modules.dropout": "dropout",
     "torch.nn.modules.padding": "pad",
     "torch.nn.modules.upsampling": "interpolate",
     "torch.nn.modules.activation": "relu",
 }
+"""A file of torch's layers -> the functional name that stands for all of them."""
 _MODULES: Final[Mapping[type[nn.Module], str]] = {
     nn.PReLU: "prelu", nn.GLU: "glu", nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax", nn.Softmin: "softmin",
     nn.RMSNorm: "rms_norm", nn.MultiheadAttention: "", nn.Softmax2d: "", nn.Unfold: "unfold",
 }  # fmt: skip
+"""Layers whose class name isn't their functional name in CamelCase; an empty name means that there is no rule."""
 
 
 def _function_name(target: Any) -> str:
@@ -86,7 +95,7 @@ def _module_name(module: nn.Module) -> str:
 
 
 class MaskedInterpreter(Interpreter):
-    """An interpreter whose values carry marks; see `masks`."""
+    """An interpreter whose values carry marks (see `verify.masks`); `marks` are those of parameters, by name."""
 
     def __init__(
         self, program: Program, dtype: torch.dtype, marks: Mapping[str, Tensor], memo: dict[bytes, Tensor]
@@ -96,7 +105,7 @@ class MaskedInterpreter(Interpreter):
         self.memo = memo
 
     def feed(self, value: Any) -> Any:
-        """Whole numbers and truth values are places and choices, not channels: a column made of them may go."""
+        """The input. Integers and booleans are FREE: indices and conditions, whose channels may go."""
         return map_tensors(lambda x: x if x.is_floating_point() or x.is_complex() else constant(x), value)
 
     def load(self, name: str) -> Any:
@@ -128,10 +137,10 @@ class MaskedInterpreter(Interpreter):
 
 
 def parameter_marks(program: Program, removed: Mapping[Axis, IntArray]) -> dict[str, Tensor]:
-    """The marks of every tensor that loses positions, under each of its names.
+    """The marks of every tensor that loses positions, by name; a tied tensor has them under each of its names.
 
-    An element is removed if its position along any axis is. Along dimension 1 of a grouped convolution the position of
-    an element depends on its row's group.
+    An element is removed if its position along any axis is. Along dimension 1 of a grouped convolution's weight,
+    positions count input channels, so that an element's position depends on the group of its row.
     """
     names: dict[int, list[str]] = {}
     for name, tensor in program.tensors.items():
@@ -166,40 +175,40 @@ class Reference(ABC):
     """What a rewritten program is compared with."""
 
     nodewise: ClassVar[bool] = False
-    """Whether the rewritten program, where it has the same nodes, must agree at each of them."""
+    """Whether a rewritten program that has the same nodes must agree with the reference at each of them."""
 
     def __init__(self, before: Program) -> None:
         self.before = before
 
     @abstractmethod
     def interpreter(self, dtype: torch.dtype) -> Interpreter:
-        """What runs it in a dtype."""
+        """An interpreter of the reference in this dtype."""
 
     def run(self, inputs: tuple[Any, ...], dtype: torch.dtype) -> Any:
-        """The outputs: plain tensors in the nest that the model returns. Raises `VerifyError` if they aren't whole."""
+        """The outputs, as the model nests them, without marks. Raises `VerifyError` if removed channels reach them."""
         outputs = self.interpreter(dtype).run(inputs)
         self.check_whole(outputs)
         return plain(outputs)
 
     def check_whole(self, outputs: Any) -> None:
-        """Raise `VerifyError` where an output has lost elements."""
+        """Raise `VerifyError` where an output has removed elements."""
         if any(isinstance(leaf, Marked) and leaf.has_removed for leaf in pytree.tree_leaves(outputs)):
             raise VerifyError("removed channels reach the model's output")
 
     def values(self, inputs: tuple[Any, ...], dtype: torch.dtype) -> Iterator[Step]:
-        """Every node with its value, in order; removed elements are marked. Values are freed as the caller moves on."""
+        """Every node with its value, in order, `Marked` where not all is kept; freed as the caller moves on."""
         return self.interpreter(dtype).steps(inputs)
 
 
 class Same(Reference):
-    """The old program itself, for rewrites that change nothing."""
+    """The old program itself, for rewrites that must not change what is computed."""
 
     def interpreter(self, dtype: torch.dtype) -> Interpreter:
         return Interpreter(self.before, dtype)
 
 
 class Replaced(Reference):
-    """The old program with other values in some of its tensors; each of the old one's shape."""
+    """The old program with other values in some of its tensors, each of the same shape as before."""
 
     def __init__(self, before: Program, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(before)

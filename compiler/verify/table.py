@@ -1,15 +1,19 @@
-"""What each operation does to the marks of its arguments: the verifier's own table of operations; see `masks`.
+"""The verifier's table of operations: a functional name -> what the operation does to the marks of its arguments.
 
-    moves           the operation itself is run on the marks                      reshape, cat, pixel_shuffle, pad, ...
-    elementwise     removed where any operand is; nothing kept may be lost        add, relu, where, batch_norm, ...
-    reductions      the dimensions that it runs over must not hold removed ones   softmax, argmax, sort, ...
-    sums            removed elements are zeros                                    sum, mean, norm, ...
-    windows         marks don't vary over space                                   max_pool2d, interpolate, ...
-    readers         data are zeroed; the weight's removed positions must fit      conv2d, linear, matmul, einsum, ...
-    norms           statistics of the kept elements alone                         layer_norm, group_norm, rms_norm
+    file of `verify.ops`    what becomes of the marks (see `verify.masks`)                  operations
+    reshape                 the operation itself is run on them                             view, cat, getitem, ...
+    elementwise             removed where any operand is; nothing kept may be lost          add, relu, where, ...
+    conv, linear, matmul    data are zeroed; the weight must lose what the data lose        conv2d, linear, einsum, ...
+    norm                    statistics of the kept elements alone                           layer_norm, group_norm, ...
+    reduction               of sums, removed terms are zeros; else none may be removed      mean, amax, softmax, ...
+    pooling, image          whole channels are removed: marks don't vary over space         max_pool2d, grid_sample, ...
+    concat                  what is padded with is FREE, beside a removed channel REMOVED   pad
+    fft, gather_scatter     along one dimension all is kept or all is removed               fft_rfft, scatter, ...
+    rnn                     the hidden state loses the same in all tensors of the layer     lstm, gru, ...
+    setitem                 constants are FREE; what is written brings its marks            zeros, x[i] = y
 
-The rows stand in `verify/ops`, whose files bear the names of those in `compiler/ops` and share nothing with them. An
-operation without a row is fine as long as no removed channel reaches it.
+The files bear the names of those in `compiler/ops`, and share nothing with them. An operation without a row is fine as
+long as no removed channel reaches it.
 """
 
 from __future__ import annotations
@@ -27,13 +31,16 @@ from prunec.compiler.verify.masks import FREE, Call, Marked, freely, marks_of, p
 Rule = Callable[[Call], Any]
 
 RULES: Final[dict[str, Rule]] = {}
-"""By the operation's functional name (`Call.name`)."""
+"""Functional name (`Call.name`) -> rule."""
 MARKING: Final[set[str]] = set()
-"""Operations whose result has marks though no argument has."""
+"""Operations whose result may be FREE where every argument is kept: constants, padding, copies."""
 
 
 def row(*names: str, marking: bool = False) -> Callable[[Rule], Rule]:
-    """Register what operations of these names do to marks; a second row for one name is an error."""
+    """Register a rule for operations of these names; `marking` says that it is needed even where no argument has marks.
+
+    A second rule for one name is an error.
+    """
 
     def register(rule: Rule) -> Rule:
         for name in names:
@@ -62,9 +69,10 @@ def marks_by_itself(name: str) -> bool:
 
 
 def apply(call: Call) -> Any:
-    """The operation's value: tensors that are kept everywhere, and `Marked` ones.
+    """The operation's value: a plain tensor where all of it is kept, else a `Marked` one.
 
-    Raises `VerifyError` where something kept would be lost, and where it isn't known what a removed channel does.
+    Raises `VerifyError` where something kept would be lost, and where a removed channel reaches an operation without a
+    rule.
     """
     operands = call.operands()
     marked = [x for x in operands if isinstance(x, Marked)]
@@ -84,6 +92,7 @@ def apply(call: Call) -> Any:
 
 
 def _written_in_place(call: Call, value: Any) -> Any:
+    """Of an in-place operation, give the result's marks to the first operand as well."""
     first = call.args[0] if call.args else None
     if not call.in_place or not isinstance(first, Marked) or not isinstance(value, Tensor | Marked):
         return value

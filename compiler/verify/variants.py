@@ -27,11 +27,11 @@ from prunec.compiler.verify.masks import Marked, plain
 from prunec.compiler.verify.reference import MaskedInterpreter, parameter_marks
 
 WHOLE: Final = -1
-"""The number of the run in which nothing is masked."""
+"""Stands for a variant's number where nothing is masked."""
 
 
 class Variants:
-    """A program, and what each variant of it loses: axis -> positions, numbered as the program has them."""
+    """A program and its variants: `removed` says what each loses, axis -> positions, numbered as in the program."""
 
     def __init__(self, program: Program, removed: Sequence[Mapping[Axis, IntArray]]) -> None:
         dtype = _dtype(program)
@@ -41,16 +41,16 @@ class Variants:
         self._dead = last_uses(self.nodes)
         self._starts: dict[int, list[int]] = {}
         self.earliest = _earliest(self.nodes, self._writes(program))
-        """For each place, and the one behind the last: the place from which a run that differs there is resumed."""
+        """[nodes + 1]: the place from which a run is resumed that differs from the whole one from this place on."""
         readers = _first_readers(program, self.nodes)
         for number, interpreter in enumerate(self.masked):
             first = min((readers[name] for name in interpreter.marks if name in readers), default=len(self.nodes))
             self._starts.setdefault(self.earliest[first], []).append(number)
 
     def outputs(self, inputs: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
-        """Each variant's number with its outputs, and `WHOLE` with those of the program; in no particular order.
+        """(number of the variant, its outputs), and (`WHOLE`, the program's), in no particular order.
 
-        Raises `StepError` where a node fails, and `VerifyError` where a variant can't be had by masking.
+        Raises `StepError` where a node fails, and `VerifyError` where a variant's removed positions don't fit together.
         """
         env: dict[fx.Node, Any] = {}
         for number in self._starts.get(0, ()):
@@ -65,6 +65,7 @@ class Variants:
         yield WHOLE, plain(outputs)
 
     def _finished(self, number: int, place: int, env: Mapping[fx.Node, Any], value: Any) -> Any:
+        """The outputs of a variant that is resumed at `place`, on the values of the whole run."""
         for _, value in self.masked[number].resume(self.nodes[place:], dict(env)):  # noqa: B007  (the last is the output)
             pass
         return _whole(value)
@@ -84,14 +85,14 @@ class Variants:
 
 
 def _whole(outputs: Any) -> Any:
-    """The outputs without masks. Raises `VerifyError` where they aren't whole."""
+    """The outputs without marks. Raises `VerifyError` where removed channels reach them."""
     if any(isinstance(leaf, Marked) and leaf.has_removed for leaf in pytree.tree_leaves(outputs)):
         raise VerifyError("removed channels reach the model's output")
     return plain(outputs)
 
 
 def _dtype(program: Program) -> torch.dtype:
-    """Half precision is run in single: a processor has no fast way for it."""
+    """float64 for a model that has any, else float32: half precision is slow on a CPU."""
     return torch.float64 if any(t.dtype == torch.float64 for t in program.tensors.values()) else torch.float32
 
 
@@ -107,7 +108,8 @@ def _first_readers(program: Program, nodes: Sequence[fx.Node]) -> dict[str, int]
 
 
 def _earliest(nodes: Sequence[fx.Node], writes: Sequence[tuple[int, int]]) -> list[int]:
-    """0 stands for the whole run; else all inputs come before, and no value from before is overwritten later."""
+    """For each place, the last one at or before it from which a run may be resumed: all inputs come before that, and no
+    value from before it is overwritten behind it. 0, a run of the whole graph, where there is none."""
     inputs = [place for place, node in enumerate(nodes) if node.op == "placeholder"]
     first = inputs[-1] + 1 if inputs else 0
     earliest = []

@@ -34,13 +34,13 @@ from prunec.compiler.verify.reference import Reference
 VIEWS: Final = frozenset(
     "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim contiguous getitem".split()
 )
-"""Operations that compute nothing."""
+"""Operations that only rearrange elements: they aren't compared, since a fault shows in what reads them."""
 
 BLANK: Final = frozenset("empty empty_like empty_strided new new_empty new_empty_strided".split())
-"""Operations that make memory and leave it as it is."""
+"""Operations that give uninitialised memory, which has no value to compare."""
 
 ROUNDED: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""The tolerance where weights were computed anew and rounded to this type."""
+"""The tolerance where a pass computed weights anew and rounded them to this dtype."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,16 @@ def verify(
 
 
 def _batches(program: Program) -> tuple[int, ...]:
-    """Two sizes, smaller ones for clips and volumes: what is run grows with their sum."""
+    """The batch sizes to run: two, and smaller ones for clips and volumes, since a run's cost grows with them."""
     return (1, 2) if is_large(program) else (2, 3)
 
 
 def _tolerance(reference: Reference, dtype: torch.dtype, exact: bool) -> float:
-    """How far outputs may be apart. A pass that computes weights anew has rounded each of them once, which no wider run
-    takes back; gathered weights are the old ones, bit for bit."""
+    """The largest relative difference of outputs that passes.
+
+    A pass that computes weights anew has rounded each of them once, to the weight's dtype; a run in float64 doesn't
+    undo that. Under a `nodewise` reference weights are only picked, bit for bit, so that the dtype of the run decides.
+    """
     if exact or reference.nodewise:
         return TOLERANCE[dtype]
     kinds = {t.dtype for t in reference.before.tensors.values() if t.is_floating_point()}
@@ -118,10 +121,10 @@ def _trials(after: Program, reference: Reference, dtype: torch.dtype, seed: int,
 def _sized(
     after: Program, reference: Reference, dtype: torch.dtype, seed: int, batch: int | None, small: bool
 ) -> Trial | None:
-    """A trial on a fresh batch; on small images, where these are wanted, taken, and show no difference.
+    """A trial on a fresh batch of this size; on smaller images where `small`, unless these are refused or differ.
 
-    Numbers in the graph may mean the example's size. So a small image may be read wrongly by both programs, each in its
-    own way: it can't convict, and full ones decide.
+    Numbers in the graph may mean the example's size, so that both programs may read a small image wrongly, each in its
+    own way. A difference there proves nothing, and full-size images decide.
     """
     before = reference.before
     quick = _trial(after, reference, dtype, seed, fresh_inputs(before, batch, seed, SMALLER)) if small else None
@@ -133,7 +136,7 @@ def _sized(
 def _trial(
     after: Program, reference: Reference, dtype: torch.dtype, seed: int, inputs: tuple[Any, ...]
 ) -> Trial | None:
-    """Outputs compared on one batch; None where the old program itself doesn't take it."""
+    """Compare outputs on one batch; None where the old program itself fails on it."""
     try:
         return _compared(after, reference, dtype, seed, inputs)
     except StepError:
@@ -143,7 +146,7 @@ def _trial(
 
 
 def _compared(after: Program, reference: Reference, dtype: torch.dtype, seed: int, inputs: tuple[Any, ...]) -> Trial:
-    """Outputs compared on one batch. Raises `StepError` where the old program doesn't take it."""
+    """Compare outputs, or all nodes, on one batch. Raises `StepError` where the old program fails."""
     size = batch_of(inputs) or 1
     if reference.nodewise and _same_nodes(reference.before, after):
         return Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed))
@@ -158,14 +161,15 @@ def _compared(after: Program, reference: Reference, dtype: torch.dtype, seed: in
 
 
 def _same_nodes(before: Program, after: Program) -> bool:
-    """Whether the new program has the nodes of the old one in their order, and perhaps others between them. Tensors and
-    sizes that nobody reads any more may be gone, and so may views, of which others do the work."""
+    """Whether the new program has the old one's nodes in the same order, and perhaps others between them. Tensors and
+    sizes that nobody reads any more may be missing, and so may views."""
     present = [node.name for node in after.graph.nodes]
     names, known = iter(present), set(present)
     return all(node.name in names for node in before.graph.nodes if node.name in known or _computes(node))
 
 
 def _computes(node: fx.Node) -> bool:
+    """Whether a node computes a tensor, rather than reading one, viewing one or asking for a size."""
     value = node.meta.get("val")
     return node.op != "get_attr" and not _views(node) and (value is None or isinstance(value, Tensor))
 
@@ -176,7 +180,7 @@ def _views(node: fx.Node) -> bool:
 
 
 def _is_blank(node: fx.Node) -> bool:
-    """Whether a value is memory that nothing was written into yet: it holds anything."""
+    """Whether a node gives uninitialised memory."""
     name = str(getattr(node.target, "__name__", node.target))
     return node.op in ("call_function", "call_method") and name in BLANK
 
@@ -214,11 +218,8 @@ def _nodewise_difference(
 
 
 def _excused(node: fx.Node, want: Any, got: Any, sizes: Mapping[fx.Node, float], relative: float) -> float:
-    """A difference, less what is no fault.
-
-    The same elements in another order are none: what reads them must put them right, or differs itself. A value that
-    nearly cancels may be off by more than its own size allows; it is measured against its operands.
-    """
+    """A node's relative difference, reduced where it is no fault: to 0.0 for the same elements in another order (their
+    reader must put them right, or differs itself); measured against the operands where a sum nearly cancels."""
     found = compare_values(want, got, diagnose=True)
     if found is not None and found.reordered:
         return 0.0
@@ -237,6 +238,7 @@ def _largest(value: Any) -> float:
 
 
 def _accepts(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -> bool:
+    """Whether a program runs on these inputs."""
     try:
         Interpreter(program, dtype).run(inputs)
     except StepError:

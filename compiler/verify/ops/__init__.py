@@ -1,6 +1,7 @@
-"""The verifier's own account of the operations; its files bear the names of those in `compiler/ops`.
+"""What each operation does to marks (see `verify.masks`): the verifier's rules, a file for each family of operations.
 
-To import this package is to import the families; their rows register themselves (`verify.table`).
+The files bear the names of those in `compiler/ops`, and share nothing with them. To import this package is to import
+them all: their rows register themselves in `verify.table`.
 """
 
 from __future__ import annotations

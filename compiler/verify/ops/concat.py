@@ -1,4 +1,10 @@
-"""Padding: constants are free, but for the rim of a removed channel."""
+"""Marks of padded tensors: what is padded with is FREE (F), but REMOVED beside a line of removed elements.
+
+    [C, W]    K K K    pad by 1    F K K K F
+              R R R                R R R R R      statistics over channels don't count the rim of a removed one
+
+`cat`, `stack` and `split` only move data: their row is in `verify.ops.reshape`.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +21,8 @@ from prunec.compiler.verify.table import row
 
 @row("pad", marking=True)
 def _pad(call: Call) -> Any:
-    """Padding: constants are free, but for the rim of a removed channel; reflected and repeated elements are what they
-    are copied from."""
+    """Padding with a constant as above; of the other modes, the padding itself is run on the marks, since reflected and
+    repeated elements are what they are copied from."""
     data = call.plain()
     bound = call.bind("input", "padding" if call.module is not None else "pad", "mode")
     source = full_marks(bound["input"])
@@ -30,8 +36,8 @@ def _pad(call: Call) -> Any:
 
 
 def _rimmed(source: Tensor, pad: Sequence[int]) -> Tensor:
-    """Marks that are padded, one dimension after the other: with REMOVED beside a line of removed elements (statistics
-    over channels don't count the rim of one that is gone), else with FREE."""
+    """The marks `source`, padded by `pad` (as `F.pad` has it), one dimension after the other: with REMOVED beside a
+    line of removed elements, else with FREE."""
     for index in range(0, len(pad), 2):
         dim = source.ndim - 1 - index // 2
         lost = (source == REMOVED).all(dim, keepdim=True).to(source.dtype) * REMOVED

@@ -1,4 +1,11 @@
-"""Convolutions: data are zeroed, and the weight's removed positions must be those that arrive."""
+"""Marks of convolutions: the input is zeroed at its removed channels, and the weight must lose the same ones.
+
+    x [N, 4, H, W]        channels K R K K       zeroed at R; whole channels are removed
+    weight [8, 4, 3, 3]   columns  K R K K       others than x's are an error
+                          rows     K K R ...     removed channels of the result; the bias must lose the same
+
+Which channels of the result are kept is counted (`masks.contract`) on 0/1 vectors of channels, not on images.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +38,8 @@ _TRANSPOSED: Final = ("input", "weight", "bias", "stride", "padding", "output_pa
 
 @row(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 def _convolution(call: Call) -> Any:
-    """Convolutions, grouped and transposed ones too: counted on channels alone."""
+    """Convolutions, grouped and transposed ones too. Along a dimension that a kernel of size 1 passes over
+    (`_is_still`) the marks may vary."""
     transposed = "transpose" in call.name
     bound = call.bind(*_TRANSPOSED if transposed else _PLAIN)
     x, weight = bound["input"], bound["weight"]
@@ -52,7 +60,7 @@ def _convolution(call: Call) -> Any:
 
 
 def _is_still(bound: Mapping[str, Any], place: int) -> bool:
-    """Whether a convolution passes a dimension on: a kernel of size 1 goes over it in steps of 1, unpadded."""
+    """Whether a convolution mixes nothing along dimension `place` of its kernel: size 1, stride 1, no padding."""
 
     def at(name: str, default: int) -> int:
         given = default if bound[name] is None or isinstance(bound[name], str) else bound[name]
@@ -62,8 +70,9 @@ def _is_still(bound: Mapping[str, Any], place: int) -> bool:
 
 
 def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
-    """Where all channels of a row are removed (others were folded into the batch, or lie beside), as marks that are
-    FREE elsewhere, and the marks with these rows FREE, since the others alone say which channels arrive."""
+    """Split marks at the rows whose channels are all removed (heads folded into the batch, say): marks that are REMOVED
+    at these rows and FREE elsewhere, and the marks with these rows FREE, since only the others say which channels
+    arrive."""
     gone = (marks == REMOVED).all(channel, keepdim=True)
     gone &= gone.numel() > 1 and not bool(gone.all())
     return gone.to(marks.dtype) * REMOVED, torch.where(gone, FREE, marks).to(marks.dtype)
@@ -71,7 +80,7 @@ def _lost_rows(marks: Tensor, channel: int) -> tuple[Tensor, Tensor]:
 
 @row("deform_conv2d")
 def _deformed(call: Call) -> Any:
-    """Deformable convolution in one group: like another, at places that must be whole."""
+    """`torchvision.ops.deform_conv2d` in one group: as a convolution, at offsets and with masks that lose nothing."""
     x, weight, bias = call.args[0], call.args[1], call.args[4]
     if any(isinstance(places, Marked) and places.has_removed for places in call.args[2:4]):
         raise call.error("removed channels are used as places")

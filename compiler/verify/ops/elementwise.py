@@ -1,4 +1,11 @@
-"""Removed where any operand is; nothing that is kept may be lost by that."""
+"""Marks of elementwise operations: a result is removed where any operand is, provided that nothing kept is lost by
+that.
+
+    a    K R K K        a + b    K R K K
+    b    K R K K        a * c    K R K K      constants (FREE) go with what they meet
+    c    F F F F        a + d    an error: an element of d is kept, and would be lost
+    d    K K K K
+"""
 
 from __future__ import annotations
 
@@ -28,20 +35,21 @@ from prunec.compiler.verify.table import row
     """)
 )
 def elementwise(call: Call) -> Any:
+    """`add`, `relu`, `where` and their like; see `masks.meet`."""
     data = call.plain()
     return mark(data, meet(call, call.operands(), data.shape))
 
 
 @row("to", "type_as")
 def _converted(call: Call) -> Any:
-    """The first operand in another form; of a second one only the type is read."""
+    """`x.to(...)`, `x.type_as(y)`: x's marks. Of y only the dtype is read."""
     data = call.plain()
     return mark(data, marks_of(call.args[0])) if isinstance(data, Tensor) else data
 
 
 @row("glu")
 def _gated(call: Call) -> Any:
-    """GLU: one half of a dimension times the sigmoid of the other."""
+    """GLU: one half of a dimension times the sigmoid of the other; both must lose the same."""
     data = call.plain()
     bound = call.bind("input", "dim")
     dim = -1 if bound["dim"] is None else bound["dim"]

@@ -1,4 +1,8 @@
-"""Fourier transforms: along what they run over, all is kept or nothing is."""
+"""Marks of Fourier transforms: along the dimensions that they run over, everything is kept or everything is removed.
+
+rfft2 of [N, C, H, W]    runs over H and W: whole channels may be removed
+fft of [N, L, C]         runs over C: the channels must all stay
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from prunec.compiler.verify.table import row
 
 
 def _transformed(call: Call, default: int | tuple[int, int] | None, shifts: bool = False) -> Any:
-    """Fourier transforms, and shifts of their frequencies: along what they run over, all is kept or nothing is."""
+    """Fourier transforms and, with `shifts`, `fftshift` and its inverse; `default` are the dimensions of a call that
+    names none (None: all of them, or the last ones, where `s` gives their sizes)."""
     value, bound = call.args[0], call.bind("input", "dim") if shifts else call.bind("input", "s", "dim")
     dims = default if bound["dim"] is None else bound["dim"]
     if dims is None:

@@ -1,6 +1,9 @@
-"""What operations that a tensor of positions steers do to the marks of their arguments: rows of the verifier's table.
+"""Marks of operations that write at given positions: scatter, index_add and their like.
 
-scatter, index_add     positions are counted along one dimension, which holds nothing removed
+    x.scatter_add(1, index, src)    along dimension 1 a line is kept whole or removed whole: positions count along it
+                                    along the others x, index and src lose the same
+
+Reading at given positions (gather, index_select) only moves data: the row is in `verify.ops.reshape`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from prunec.compiler.verify.table import row
 
 @row("index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce")
 def _side_by_side(call: Call) -> Any:
-    """`scatter` and `index_add`: positions are counted along one dimension, which is whole; along the others the
-    operands lose the same. An index that is a vector has no others."""
+    """`x`, `src` and, of scatter, `index` lose the same along all dimensions but `dim`. The index of `index_add` is a
+    vector along `dim`, which has no others."""
     bound = call.bind("input", "dim", "index", "src")
     given = [bound["input"], bound["src"], call.kwargs.get("source"), call.kwargs.get("value")]
     given += [] if call.name.startswith("index") else [bound["index"]]

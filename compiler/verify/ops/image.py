@@ -1,8 +1,9 @@
-"""What padding, pooling and cuts do to the marks of their arguments: rows of the verifier's table.
+"""Marks of operations that put elements at places of an image: fold, grid_sample, max_unpool. Whole channels are
+removed.
 
-pad         constants are free, but for the rim of a removed channel
-pooling     a window sees kept elements alone, or removed ones
-tril        tokens are cut, of which none is removed
+    fold           [N, C * k, L] -> [N, C, H, W]    the k rows of a channel are all kept or all removed
+    grid_sample    image and grid                   channels of the image; samples of the batch, in both
+    max_unpool     values and indices               both lose the same channels
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from typing import Any
 from prunec.compiler.verify.masks import REMOVED, Call, collapse, mark, marks_of, meet, plain
 from prunec.compiler.verify.table import row
 
-# --- windows --------------------------------------------------------------------------------------------------------
-
 
 @row("fold")
 def _fold(call: Call) -> Any:
-    """Windows [.., channels * kernel, places] back to an image: all columns of a channel are removed, or none is."""
+    """`F.fold`: columns of windows, [.., channels * kernel, windows], back to an image [.., channels, H, W]."""
     data, value = call.plain(), call.args[0]
     marks = collapse(call, marks_of(value), [plain(value).ndim - 1], "the removed elements are no whole channels")
     rows = marks.expand(*marks.shape[:-2], plain(value).shape[-2], 1)
@@ -29,7 +28,7 @@ def _fold(call: Call) -> Any:
 
 @row("grid_sample")
 def _sample(call: Call) -> Any:
-    """Pixels taken from the places of a grid: whole rows of a batch may be removed, in both."""
+    """`F.grid_sample`: pixels of an image at the places that a grid names; a grid loses whole samples at most."""
     image, grid = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["grid"]
     data, rank = call.plain(), marks_of(image).ndim
     marks = collapse(call, marks_of(image), range(2, rank), "the removed elements are no whole channels")
@@ -43,7 +42,8 @@ def _sample(call: Call) -> Any:
 
 @row("max_unpool1d", "max_unpool2d", "max_unpool3d")
 def _unpool(call: Call) -> Any:
-    """Pixels put back where the indices say; both lose the same channels. Removed indices may be any."""
+    """`F.max_unpool2d` and its like: pixels put back where the indices say. Both lose the same channels; what the
+    removed indices say doesn't matter."""
     data, pair = call.plain(), [*call.args[:2], *(call.kwargs[key] for key in ("indices",) if key in call.kwargs)]
     digits = re.search(r"(\d)d$", call.name)
     assert digits is not None, f"{call.name} names its dimensions"

@@ -1,4 +1,9 @@
-"""Linear layers and tables of embeddings."""
+"""Marks of layers whose channels lie along the last dimension: linear, bilinear, embedding, embedding_bag.
+
+linear       x [.., 4]  K R K K    x is zeroed at R; weight [8, 4] must lose the same columns
+             weight's rows         removed features of the result; the bias must lose the same
+embedding    weight's columns      removed features of the result
+"""
 
 from __future__ import annotations
 
@@ -25,32 +30,16 @@ from prunec.compiler.verify.table import row
 
 @row("linear")
 def _linear(call: Call) -> Any:
+    """`F.linear`: counted by the operation itself (`masks.contract`)."""
     bound = call.bind("input", "weight", "bias")
     x, weight = bound["input"], bound["weight"]
     marks = contract(call, F.linear, x, weight, marks=(expanded(x, *range(plain(x).ndim - 1)), expanded(weight, 0)))
     return with_bias(call, run_zeroed(call), marks, bound["bias"], channel=-1)
 
 
-@row("embedding")
-def _embed(call: Call) -> Any:
-    bound = call.bind("input", "weight")
-    return mark(call.plain(), F.embedding(plain(bound["input"]), full_marks(bound["weight"])).to(torch.uint8))
-
-
-# --- readers --------------------------------------------------------------------------------------------------------
-
-
-@row("embedding_bag")
-def _bag(call: Call) -> Any:
-    """Rows of a table, added up: its columns are the channels."""
-    weight = call.bind("input", "weight")["weight"]
-    data = call.plain()
-    return mark(data, full_marks(weight)[:1].to(torch.uint8).expand(1, data.shape[-1]))
-
-
 @row("bilinear")
 def _bilinear(call: Call) -> Any:
-    """Two inputs and a weight [out, in1, in2]."""
+    """`nn.Bilinear`: two inputs and a weight [out, in1, in2]; counted by the operation itself."""
     (left, right), weight, bias = call.args[:2], call.params["weight"], call.params.get("bias")
     operands = [marks_of(x).expand(*marks_of(x).shape[:-1], plain(x).shape[-1]) for x in (left, right)]
     own = full_marks(weight).to(torch.uint8)
@@ -65,3 +54,18 @@ def _bilinear(call: Call) -> Any:
         return result
     vector = plain(bias).reshape([1] * (rank - 1) + [-1]), marks_of(bias).reshape([1] * (rank - 1) + [-1])
     return mark(data, meet(call, [result, mark(*vector)], data.shape))
+
+
+@row("embedding")
+def _embed(call: Call) -> Any:
+    """`F.embedding`: the same rows are picked from the weight's marks."""
+    bound = call.bind("input", "weight")
+    return mark(call.plain(), F.embedding(plain(bound["input"]), full_marks(bound["weight"])).to(torch.uint8))
+
+
+@row("embedding_bag")
+def _bag(call: Call) -> Any:
+    """`F.embedding_bag`: rows of the weight, added up. Its columns are the channels."""
+    weight = call.bind("input", "weight")["weight"]
+    data = call.plain()
+    return mark(data, full_marks(weight)[:1].to(torch.uint8).expand(1, data.shape[-1]))

@@ -1,7 +1,9 @@
-"""What products do to the marks of their factors: linear layers, matrix products, einsum, attention; see `masks`.
+"""Marks of matrix products: matmul, addmm, outer, einsum, scaled dot-product attention.
 
-The data are zeroed where they are removed; which results are kept is found by counting terms (`masks.contract`), so
-that a weight whose removed positions aren't those that arrive is an error.
+    a [.., m, k] @ b [.., k, n]    along k both must lose the same, and are zeroed there
+                                   a's rows and b's columns are removed rows and columns of the result
+
+Which elements of the result are kept is found by counting terms (`masks.contract`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from prunec.compiler.verify.table import row
 
 
 def _matmul_marks(call: Call, left: Value, right: Value) -> Tensor:
+    """The marks of `left @ right`."""
     rows = [-2] if plain(left).ndim > 1 else []
     columns = [-1] if plain(right).ndim > 1 else []
     return contract(call, torch.matmul, left, right, marks=(expanded(left, *rows), expanded(right, *columns)))
@@ -42,6 +45,7 @@ def _matmul(call: Call) -> Any:
 
 @row("addmm", "baddbmm")
 def _added_product(call: Call) -> Any:
+    """`addmm` and `baddbmm`: what is added must be removed where the product is."""
     bound = call.bind("input", *(("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
     added, left, right = bound.values()
     data = run_zeroed(call)
@@ -51,6 +55,7 @@ def _added_product(call: Call) -> Any:
 
 @row("outer", "ger")
 def _outer(call: Call) -> Any:
+    """The outer product: each vector's removed elements are removed rows, or columns, of the result."""
     data = call.plain()
     left, right = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["vec2"]
     column = mark(plain(left)[:, None], marks_of(left)[:, None])
@@ -60,6 +65,7 @@ def _outer(call: Call) -> Any:
 
 @row("einsum")
 def _einsum(call: Call) -> Any:
+    """`torch.einsum` of any equation, with its operands in a list or one by one."""
     equation, *operands = call.args
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
@@ -77,7 +83,7 @@ def _einsum_marks(value: Value, term: str, letters: str) -> Tensor:
 
 @row("scaled_dot_product_attention")
 def _attention(call: Call) -> Any:
-    """Scaled dot-product attention: two matrix products around a softmax over the keys."""
+    """Scaled dot-product attention: two products around a softmax over the keys, of which none may be removed."""
     bound = call.bind("query", "key", "value", "attn_mask")
     if call.kwargs.get("enable_gqa"):
         times = plain(bound["query"]).shape[-3] // plain(bound["key"]).shape[-3]
@@ -94,6 +100,7 @@ def _attention(call: Call) -> Any:
 
 
 def _repeated_heads(value: Value, times: int) -> Value:
+    """Grouped-query attention: keys or values [.., heads, S, d] with every head repeated."""
     marks = marks_of(value)
     wide = marks if marks.shape[-3] == 1 else marks.repeat_interleave(times, -3)
     return mark(plain(value).repeat_interleave(times, -3), wide)

@@ -1,4 +1,9 @@
-"""Norms: those over channels take the statistics of the kept elements alone."""
+"""Marks of normalisation layers.
+
+batch_norm, instance_norm, prelu      one channel at a time, each with its own parameters, which go with it
+layer_norm, rms_norm, group_norm      statistics over channels are those of the kept elements alone
+local_response_norm, softmax2d        channels are divided by sums over others: none may be removed
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,19 @@ from torch import Tensor
 
 from prunec.compiler.verify.masks import Call, Marked, Value, along_channels, collapse, mark, marks_of, meet, plain
 from prunec.compiler.verify.table import row
+
+ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "instance_norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "prelu": ("input", "weight"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+}
+"""Operation -> its arguments, in order."""
+
+PARAMETERS: Final = ("running_mean", "running_var", "weight", "bias")
+"""Arguments that hold one number a channel."""
 
 
 @row("batch_norm", "instance_norm", "prelu")
@@ -33,7 +51,7 @@ def _normalised(x: Tensor, kept: Tensor, eps: float, *, centre: bool) -> Tensor:
 
 
 def _norm_over(call: Call, *, centre: bool) -> Any:
-    """Layer norm and RMS norm over the last dimensions."""
+    """Layer norm (`centre`) and RMS norm over the last dimensions."""
     bound = call.bind(*ARGUMENTS[call.name])
     x = bound["input"]
     data, dims = plain(x), len(bound["normalized_shape"])
@@ -45,6 +63,7 @@ def _norm_over(call: Call, *, centre: bool) -> Any:
 
 @row("group_norm")
 def _group_norm(call: Call) -> Any:
+    """Group norm: each group's mean and variance are those of its kept channels."""
     bound = call.bind(*ARGUMENTS["group_norm"])
     x = bound["input"]
     data, kept = plain(x), x.kept if isinstance(x, Marked) else torch.ones_like(plain(x), dtype=torch.bool)
@@ -56,22 +75,11 @@ def _group_norm(call: Call) -> Any:
 
 
 def _affine(call: Call, out: Tensor, x: Value, scale: Value | None, shift: Value | None) -> Value:
-    """Scale and shift, where given; the parameters must be removed where the channels are."""
+    """The normalised `out`, scaled and shifted; parameters must be removed where the channels of `x` are."""
     marks = meet(call, [value for value in (x, scale, shift) if value is not None], out.shape)
     out = out if scale is None else out * plain(scale)
     out = out if shift is None else out + plain(shift)
     return mark(out, marks)
-
-
-ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias"),
-    "instance_norm": ("input", "running_mean", "running_var", "weight", "bias"),
-    "prelu": ("input", "weight"),
-    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
-    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
-    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
-}
-PARAMETERS: Final = ("running_mean", "running_var", "weight", "bias")
 
 
 @row("local_response_norm", "cross_map_lrn2d", "softmax2d")

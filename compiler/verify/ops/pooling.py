@@ -1,4 +1,10 @@
-"""Pooling: a window sees kept elements alone, or removed ones."""
+"""Marks of pooling and interpolation: a window sees kept elements alone, or removed ones alone.
+
+    K K R R R R    max_pool1d(2)    K R R
+    K R R R R R    max_pool1d(2)    an error: the first window sees both
+
+Mostly whole channels are removed, and the marks don't vary over the image at all.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,7 @@ from prunec.compiler.verify.table import row
 
 
 def _windows(call: Call) -> Any:
-    """Pooling and interpolation: marks don't vary over what is pooled at a time, nor over images."""
+    """Pooling and interpolation; the trailing dimensions that the name counts (`max_pool2d`: 2) are the image."""
     value = call.args[0] if call.args else call.kwargs["input"]
     digits = re.search(r"(\d)d", call.name)
     rank = plain(value).ndim
@@ -29,7 +35,7 @@ def _windows(call: Call) -> Any:
 
 
 def _pooled_marks(call: Call, value: Any) -> Tensor:
-    """What each window has seen: nothing but kept elements, or nothing but removed ones."""
+    """Marks that vary over the image, pooled: pooling, run on 0/1 tensors, says what each window has seen."""
     marks, dtype = full_marks(value), plain(value).dtype
     rest = {key: given for key, given in call.kwargs.items() if key != "input"}
 

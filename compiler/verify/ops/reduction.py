@@ -1,8 +1,9 @@
-"""What sums, windows and recurrent layers do to the marks of their arguments: rows of the verifier's table.
+"""Marks of operations along whole dimensions: reductions, softmax, sorting.
 
-sums        removed elements are zeros, and are counted           sum, mean, norm, amax, normalize, ...
-windows     marks don't vary over the image                       fold, grid_sample, max_unpool2d
-recurrent   rows and columns of a state go in every tensor        lstm, gru, rnn, and their cells
+sum, mean, norm, var    removed elements are zeros, and counted; a result is removed where all its terms are
+amax, max               the same, but the index of the largest may not be read
+softmax, sort, prod     along their dimension everything is kept or everything is removed
+tril                    along the last two dimensions, likewise
 """
 
 from __future__ import annotations
@@ -33,11 +34,9 @@ from prunec.compiler.verify.masks import (
 from prunec.compiler.verify.ops.elementwise import elementwise
 from prunec.compiler.verify.table import row
 
-# --- sums -----------------------------------------------------------------------------------------------------------
-
 
 def _added(marks: Tensor, dims: Iterable[int]) -> Tensor:
-    """The marks of sums: kept where any term is, removed where all terms are."""
+    """The marks of sums over `dims`, which stay with size 1: kept where any term is, removed where all terms are."""
     for dim in dims:
         kept, free = ((marks == bit).any(dim, keepdim=True) for bit in (KEPT, FREE))
         marks = torch.where(kept, KEPT, torch.where(free, FREE, REMOVED)).to(torch.uint8)
@@ -45,7 +44,7 @@ def _added(marks: Tensor, dims: Iterable[int]) -> Tensor:
 
 
 def reduced_dims(call: Call, position: int = 1, default: int | None = None) -> list[int]:
-    """The dimensions that a call names in its argument `dim` (or `axis`) at a position; all of them for none."""
+    """The dimensions in a call's argument `dim` (or `axis`) at this position; else `default`, else all."""
     bound = call.bind("input", *["_"] * (position - 1), "dim")
     dim = call.kwargs.get("axis", bound["dim"])
     dim = default if dim is None or isinstance(dim, bool) else dim  # `x.var(False)` names none
@@ -56,7 +55,7 @@ def reduced_dims(call: Call, position: int = 1, default: int | None = None) -> l
 
 
 def _add_up(call: Call, position: int = 1) -> Any:
-    """Sums, means and norms."""
+    """Sums, means, norms, variances: of data with zeros for what is removed."""
     dims = reduced_dims(call, position)
     marks, data = _added(marks_of(call.args[0]), dims), run_zeroed(call)
     return mark(data, marks if data.ndim == marks.ndim else marks.squeeze(dims))
@@ -64,9 +63,9 @@ def _add_up(call: Call, position: int = 1) -> Any:
 
 @row("amax", "amin", "max", "min")
 def _extreme(call: Call) -> Any:
-    """The largest (or smallest) element, where removed ones are zeros, and its place.
+    """The largest (or smallest) element, with zeros for removed ones, and its index.
 
-    A place is a number among all channels, and among those that are left another, so that it may not be used.
+    An index counts channels, of which a slim program has fewer. So it is marked REMOVED: nothing kept may come of it.
     """
     second = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
     if call.name not in ("max", "min") or (second is None and "dim" not in call.kwargs):
@@ -82,7 +81,7 @@ def _extreme(call: Call) -> Any:
 
 @row("normalize")
 def _normalize(call: Call) -> Any:
-    """Divided by a norm of what is kept."""
+    """`F.normalize`: divided by the norm of what is kept."""
     return mark(run_zeroed(call), marks_of(call.args[0]))
 
 
@@ -104,7 +103,7 @@ def _similarity(call: Call) -> Any:
     """)
 )
 def _reduce(call: Call) -> Any:
-    """Operations over whole dimensions (sum, max, softmax, sort): these must not hold removed channels."""
+    """Softmax, sort, prod and their like: along their dimension kept and removed elements may not mix."""
     if isinstance(call.args[1] if len(call.args) > 1 else call.kwargs.get("other"), Tensor | Marked):
         return elementwise(call)  # max(x, y)
     value, dims = call.args[0], reduced_dims(call, *DIMENSION_AT.get(call.name, (1, None)))
@@ -113,16 +112,19 @@ def _reduce(call: Call) -> Any:
 
 
 def _mark_reduced(data: Tensor, *, marks: Tensor, dims: tuple[int, ...]) -> Value:
+    """A result with the marks of its operand, of which `dims` are of size 1, or gone without `keepdim`."""
     return mark(data, marks if data.ndim == marks.ndim else marks.squeeze(dims))
 
 
 DIMENSION_AT: Final[Mapping[str, tuple[int, int | None]]] = {
     "topk": (2, -1), "sort": (1, -1), "argsort": (1, -1), "msort": (9, 0), "kthvalue": (2, -1), "mode": (1, -1),
 }  # fmt: skip
+"""Operation -> the position of its argument `dim`, and its default."""
 
 
 @row("tril", "triu")
 def _triangle(call: Call) -> Any:
+    """`tril` and `triu`: rows and columns of a matrix of tokens, of which none may be removed."""
     marks = marks_of(call.args[0])
     return mark(call.plain(), collapse(call, marks, [marks.ndim - 2, marks.ndim - 1], "removed tokens are cut"))
 

@@ -1,4 +1,9 @@
-"""What becomes of marks where data move: the operation itself is run on the marks."""
+"""Marks of operations that only move data: the operation itself is run on the marks.
+
+x               data [2, 4, 8, 8]    marks [1, 4, 1, 1]    K R K K
+x.flatten(1)    data [2, 256]        marks [1, 256]        64 K, 64 R, 128 K
+x[:, 1:3]       data [2, 2, 8, 8]    marks [1, 2, 1, 1]    R K
+"""
 
 from __future__ import annotations
 
@@ -39,7 +44,7 @@ from prunec.compiler.verify.table import row
     """)
 )
 def _move(call: Call) -> Any:
-    """Operations that move data: the operation itself, run on the marks. Other tensor arguments are indices."""
+    """`view`, `cat`, `getitem` and their like. Other tensors among the arguments are indices: they may lose nothing."""
     data = call.plain()
     if call.name == "meshgrid" and isinstance(call.args[0], Tensor | Marked):
         call = replace(call, args=(call.args,))  # `meshgrid(x, y)` is `meshgrid((x, y))`
@@ -59,7 +64,8 @@ def _move(call: Call) -> Any:
 
 @row(*words("expand broadcast_to repeat tile repeat_interleave"), marking=True)
 def _copied(call: Call) -> Any:
-    """`expand` and `repeat`: of several copies, each may go with what it meets. Rows of a batch are none."""
+    """`expand`, `repeat` and their like: the copies of a kept element are FREE, since each may go with what it meets.
+    Samples of a batch, which `expand` makes of one, stay kept."""
     moved = _move(call)
     if not isinstance(moved, Tensor | Marked):
         return moved
@@ -78,7 +84,7 @@ def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 @row("view_as_complex", "view_as_real")
 def _complex(call: Call) -> Any:
-    """Two real numbers as one complex number, and back: the parts of one are kept or removed together."""
+    """Two real numbers as one complex number, and back: both parts are kept or both are removed."""
     marks = marks_of(call.args[0])
     if call.name == "view_as_real":
         return mark(call.plain(), marks[..., None])
@@ -91,4 +97,4 @@ _VIEWS: Final = frozenset(
         tensor_split unbind getitem select narrow roll flip expand squeeze unsqueeze
     """)
 )
-"""Moves that any tensor can be given to, whatever its type and its strides."""
+"""Operations that take any dtype and strides: run on `small_marks`, they need no memory of the data's size."""

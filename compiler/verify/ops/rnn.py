@@ -1,4 +1,10 @@
-"""Recurrent layers: rows and columns of a state go in every tensor."""
+"""Marks of recurrent layers: a removed unit of the hidden state is removed from every tensor of the layer.
+
+weight_hh_l0 [gates * H, H]    rows: the state's removed units, in each gate    columns: the same units
+weight_ih_l0 [gates * H, I]    rows: likewise                                   columns: what x has lost
+weight_ih_l1                   rows: likewise                                   columns: the units, both directions'
+output, h_n, c_n [.., H]       the units, along the last dimension
+"""
 
 from __future__ import annotations
 
@@ -29,20 +35,20 @@ from prunec.compiler.verify.table import row
 
 
 def _gone(value: Value, dim: int) -> Tensor:
-    """Which positions of a matrix's (a vector's) dimension are removed in all of it."""
+    """[size of `dim`]: which rows (or columns) of a matrix, or elements of a vector, are removed as a whole."""
     marks: Tensor = full_marks(value)
     return marks == REMOVED if marks.ndim == 1 else (marks == REMOVED).all(1 - dim)
 
 
 def _last(call: Call, value: Value) -> Tensor:
-    """Which positions of a value's last dimension are removed."""
+    """[size]: which positions of a value's last dimension are removed, at every step alike."""
     marks = collapse(call, marks_of(value), range(marks_of(value).ndim - 1), "a step lost some of its elements")
     return (marks == REMOVED).flatten().expand(plain(value).shape[-1])
 
 
 def _columns(call: Call, value: Value, own: Tensor) -> Tensor:
-    """Which columns of a weight should be removed: those of the channels that arrive. Where zeros arrive that are a
-    constant, either will do: the weight's own."""
+    """[columns]: which columns of weight_ih must be removed: those of the channels that `value` lost. Where `value` is
+    a constant zero, either is right, and the weight's `own` columns count."""
     free = torch.zeros(plain(value).shape[-1], dtype=torch.bool)
     if isinstance(value, Marked):
         loose = ((value.marks == FREE).expand(value.data.shape) & (value.data == 0)).flatten(0, -2)
@@ -53,8 +59,11 @@ def _columns(call: Call, value: Value, own: Tensor) -> Tensor:
 
 
 def _recurrent(call: Call, gates: int) -> Any:
-    """LSTM, GRU, RNN and their cells: what is removed of the state goes in all tensors, and what arrives in the first
-    layer's columns. A removed unit's weights are zero, so no other unit reads it."""
+    """LSTM, GRU, RNN and their cells: the layer is run with zeros for all that is removed.
+
+    A removed unit's weights are zero, so that no other unit reads it. Raises `VerifyError` where a tensor of the layer
+    loses other positions than the hidden state, or than what arrives.
+    """
     module = call.module
     assert module is not None, "the row is for modules"
     cell = isinstance(module, nn.RNNCellBase)
@@ -74,6 +83,7 @@ def _recurrent(call: Call, gates: int) -> Any:
 
 
 def _as_state(data: Tensor, *, state: Tensor) -> Value:
+    """A result whose last dimension holds the hidden state, once a direction, with the state's marks."""
     line = state.repeat(data.shape[-1] // state.numel()).to(torch.uint8) * (REMOVED - KEPT) + KEPT
     return mark(data, line.reshape([1] * (data.ndim - 1) + [-1]))
 

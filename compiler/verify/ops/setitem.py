@@ -1,4 +1,8 @@
-"""New constants, and what is written into tensors."""
+"""Marks of tensors that a forward makes, and of what is written into them.
+
+y = torch.zeros(2, 4)     F F F F    a constant
+y[:, :2] = x              K R F F    x's marks, where its data go
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,14 @@ from prunec.compiler.verify.table import row
     marking=True,
 )
 def _create(call: Call) -> Any:
-    """New constants, whatever they are like."""
+    """Constructors, also those after another tensor (`zeros_like`): all FREE."""
     return freely(call.plain())
 
 
 @row("setitem")
 def _assign(call: Call) -> None:
-    """`x[index] = value`: the marks are written as the data are."""
+    """`x[index] = value`: the value's marks are written as its data are. Into a tensor that is kept everywhere, and so
+    has no marks, nothing removed may be written."""
     target, index, value = call.args
     if not isinstance(target, Marked):
         if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves((index, value))):
