@@ -1,10 +1,11 @@
-"""A check of what a trace alone can't see: that rows of the batch stay rows of the batch.
+"""Which dimension of each value holds the batch; and a check that no view cuts samples apart.
 
     [N, 64, 8, 8].view(-1, 64 * 4 * 4)      [4N, 1024]: four rows an image, and a classifier that runs without complaint
 
 Folding the batch with other dimensions and unfolding it later is common and right (windows, heads, frames), and so is
 giving back all positions of all images as rows. The fault is a view whose `-1` stands where the batch was, that cuts
-through an image's features, and whose factor reaches the model's output.
+through an image's features, and whose factor reaches the model's output. A trace alone doesn't show it: the graph is
+run for another batch size, on the meta device.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def check_batch(program: Program) -> None:
 
 
 def batch_places(program: Program) -> dict[fx.Node, tuple[int, int]]:
-    """For each value, the dimension that holds the samples and how many rows of it one sample has.
+    """For each value, the dimension that holds the samples, and how many rows of it one sample has.
+
+        x [2, 3, 8, 8]   (0, 1)      windows of x [8, 3, 4, 4]   (0, 4)      x.transpose(0, 1) [3, 2, 8, 8]   (1, 1)
 
     The graph is run for another batch size, on the meta device. A value in which no dimension or more than one follows
     the batch is left out; so is what comes after a node that takes one batch size alone.
@@ -66,8 +69,8 @@ def batch_places(program: Program) -> dict[fx.Node, tuple[int, int]]:
 
 
 def _cuts(node: fx.Node, batch: int) -> bool:
-    """Whether a node is a view to `-1` rows that merges more than leading dimensions, and gives more rows than it got.
-    The batch is the first dimension of what it gets."""
+    """Whether a node is a view to `-1` rows that merges more than leading dimensions, and has more rows than its
+    operand, whose first dimension is the batch."""
     if node.target not in _VIEWS or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     first = node.args[1] if len(node.args) > 1 else ()
@@ -117,6 +120,7 @@ def _values(program: Program, batch: int) -> dict[fx.Node, Any]:
 
 
 def _steps(program: Program, batch: int) -> Iterator[tuple[fx.Node, Any]]:
+    """Each node with its value, where every input has `batch` samples."""
     values: dict[fx.Node, Any] = {}
     example = batch_of(program.inputs)
     inputs = iter(map_tensors(lambda x: _resized(to_meta(x.detach()), example, batch), program.inputs))
@@ -131,6 +135,7 @@ def _steps(program: Program, batch: int) -> Iterator[tuple[fx.Node, Any]]:
 
 
 def _resized(x: torch.Tensor, example: int | None, batch: int) -> torch.Tensor:
+    """A meta tensor with `batch` samples in place of the example's; unchanged where its first dimension is no batch."""
     same = is_batched(x, example)
     return torch.empty(batch, *x.shape[1:], dtype=x.dtype, device="meta") if same else x
 

@@ -3,8 +3,8 @@
     original    eval: logits                train: (logits, aux)
     slim        eval: logits                train: (logits, aux)
 
-In mode `train` the model is traced in either mode, and the two traces become one program; see `joining`. Where that
-can't be, the program is the one of train mode, whatever the slim module's own flag says, and a warning tells.
+In mode `train` the model is traced in either mode, and the two traces become one program (`tracing.joint_graph`). Where
+they can't, the program is that of train mode, which the slim module then runs in eval mode, too; a warning says so.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from prunec.compiler.tracing.trace import recorded, trace
 from prunec.compiler.tracing.training_flag import FOLLOWS
 from prunec.compiler.tracing.weight_folding import with_plain_weights
 
+SHOWN = 3
+"""How many places a warning names."""
+
+_KINDS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+"""Layers that behave differently in training."""
+
 
 def trace_modes(
     model: nn.Module, example_inputs: Inputs, mode: Mode, *, name: str | None = None
 ) -> tuple[Program, tuple[str, ...]]:
-    """The program of a model for a compile in this mode, and what to warn of. Raises what `trace` raises.
+    """The program of a model for a compile in this mode, and warnings for the user. Raises what `trace` raises.
 
-    In mode `train` it is one of both modes where these differ at all.
+    In mode `train` it is a program of both modes, unless these are the same.
     """
     if mode == "eval":
         program = trace(model, example_inputs, name=name)
@@ -49,7 +55,7 @@ def trace_modes(
 
 
 def left_out(program: Program) -> Sequence[str]:
-    """What the model gives back besides tensors, and a program just traced doesn't."""
+    """What the model gives back besides tensors, which a program that was just traced doesn't give."""
     names: Sequence[str] = output_of(program.graph).meta.get("left_out", ())
     return names
 
@@ -69,8 +75,7 @@ def _one_result(error: ModelError) -> str:
 
 
 def train_warnings(before: Program, after: Program) -> list[str]:
-    """What to tell of a slim module that is to be trained on: steps that do something else in training, and that passes
-    took out."""
+    """Warnings about a slim module that is to be trained on: which dropouts and batch norms passes took out."""
     left = _by_mode(after)
     gone = [name for name in _by_mode(before) if name not in left]
     if not gone:
@@ -82,13 +87,7 @@ def train_warnings(before: Program, after: Program) -> list[str]:
     ]
 
 
-SHOWN = 3
-"""How many places a warning names."""
-
-_KINDS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-
-
 def _by_mode(program: Program) -> list[str]:
-    """The layers and functions that do something else in training."""
+    """The layers and functions that behave differently in training."""
     layers = [name for name, value in program.state.items() if isinstance(value, _KINDS)]
     return layers + [node.name for node in program.graph.nodes if node.op == "call_function" and node.target in FOLLOWS]

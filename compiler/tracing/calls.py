@@ -77,13 +77,13 @@ _READS_NUMBERS = _words(
     "__int__ __float__ __index__ __complex__ __format__ __array__ item tolist numpy _pack_padded_sequence"
 )
 _COUNTS = _SELECTS | _words("where bincount repeat_interleave histc one_hot")
-"""Calls whose result, in some form of them, is as large as its tensors' values say."""
+"""Calls for which the values of the tensors decide how large the result is, in some of their forms."""
 _PLAIN_NUMBERS = _words("ndim dim ndimension __len__ element_size itemsize get_device __int__ __float__ __index__")
-"""Calls whose number isn't worth a node: it can't depend on the batch, or Python makes it a plain number anyway."""
+"""Calls whose number needs no node: it can't depend on the batch, or Python makes a plain number of it anyway."""
 _RESHAPE = _words("squeeze_ unsqueeze_ transpose_ t_ swapaxes_ swapdims_")
 """Methods that write no element, but give a tensor another shape."""
 _WRITERS = frozenset({"__setitem__", "_assert"})
-"""Calls that give nothing and still count."""
+"""Calls that return None, and are nodes all the same."""
 
 _AROUND = "name a part to compile: region: backbone"
 _BRANCH = (
@@ -113,7 +113,7 @@ _SHOWN: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One function as a node spells it."""
+    """A function that was called, and the node that stands for it."""
 
     function: Function
     name: str
@@ -122,15 +122,16 @@ class Call:
     order: tuple[int, ...] | None = None
     """The order of the arguments in the node, where it differs."""
     suffix: tuple[Any, ...] = ()
+    """Further arguments of the node: the attribute's name, of `getattr`."""
 
     @property
     def untraced(self) -> bool:
-        """Whether the call is about autograd or printing, so that the graph needn't know of it."""
+        """Whether the call is about autograd or printing, so that it needs no node."""
         return self.name in _UNTRACED or (self.kind == "set" and self.target != "data")
 
     @property
     def reshaped(self) -> str:
-        """The view that the call makes of its operand in place; empty where it makes none."""
+        """The view that an in-place method amounts to: `unsqueeze` for `unsqueeze_`; empty for other calls."""
         return self.name.rstrip("_") if self.name in _RESHAPE else ""
 
     @property
@@ -152,7 +153,7 @@ class Call:
         return self.name in {"cpu", "cuda"}
 
     def is_plain(self, value: Any) -> bool:
-        """Whether user code gets the value as it is, without a node."""
+        """Whether user code gets this result as it is, without a node: bools, most strings, numbers that need none."""
         if isinstance(value, bool) or (value is None and self.name not in _WRITERS):
             return True
         if isinstance(value, int | float):
@@ -160,14 +161,14 @@ class Call:
         return self.name == "tolist" or not (value is None or isinstance(value, torch.Tensor | tuple | list))
 
     def arrange(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The node's arguments."""
+        """The node's arguments, from those of the call."""
         if self.order is not None:
             args = tuple(args[i] for i in self.order)
         return (*args, *self.suffix), kwargs
 
     def complaint(self, *, in_arguments: bool = False) -> tuple[str, str]:
-        """What to tell the user where the values aren't known, of the tensor itself or of those among the numbers that
-        the call gets: a message and a hint."""
+        """The error's message and hint where the call needs values that aren't known: its tensor's or, `in_arguments`,
+        those of a tensor among the numbers that it is given."""
         if self.name in _DECIDES:
             text, hint = _BRANCH
             return f"{text} (`if`, `while`, `and`, `in` or `assert` on it)", hint
@@ -214,7 +215,7 @@ def _spelled(function: Function) -> Call:
 
 @cache
 def _operator(function: Function, count: int) -> Call | None:
-    """The operator that a method stands for when it is called with so many arguments."""
+    """The operator that a method stands for, given its number of arguments; None where it stands for none."""
     name = _methods()[function]
     if count == 1 and name in _UNARY:
         return Call(function, name, "call_function", _UNARY[name])
@@ -227,7 +228,7 @@ def _operator(function: Function, count: int) -> Call | None:
 
 @cache
 def _methods() -> Mapping[Function, str]:
-    """Every method of a tensor -> its name; `split` of a tensor is another function than `torch.split`."""
+    """Every method of tensors -> its name, but for those that torch has as functions (its `split` is another)."""
     methods = {}
     for name in sorted(dir(torch.Tensor)):
         method = getattr(torch.Tensor, name)

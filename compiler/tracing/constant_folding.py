@@ -22,7 +22,7 @@ _RANDOM = re.compile("(rand|normal|bernoulli|multinomial|poisson|dropout|alpha_d
 
 
 class Constants:
-    """The values known during one trace. `added` are the tensors that belong to no module, by their new names."""
+    """What is known of one trace's values. `added` holds the tensors that belong to no module, under new names."""
 
     def __init__(self, owned: Mapping[str, torch.Tensor]) -> None:
         self.added: dict[str, torch.Tensor] = {}
@@ -41,7 +41,7 @@ class Constants:
         return name
 
     def note(self, node: fx.Node) -> None:
-        """See a new node: does it depend on constants alone, or on these and sizes?"""
+        """Take in a new node: whether it depends on constants alone, and whether on constants and sizes alone."""
         if node.op == "get_attr":
             constant = node.target in self.added or node.target in self._owned
         else:
@@ -90,7 +90,7 @@ class Constants:
         return next((tensor.device for tensor in self._owned.values()), torch.device("cpu"))
 
     def _is_constant(self, node: fx.Node, known: set[fx.Node]) -> bool:
-        """Whether the node is known and nothing that it comes from was written into."""
+        """Whether the node is among `known`, and nothing that it is computed from was written into."""
         if node not in known or _writes(node) or self._storages(node) & self._written:
             return False
         return _is_plain(node) or all(self._is_constant(source, known) for source in node.all_input_nodes)
@@ -133,5 +133,6 @@ def _writes(node: fx.Node) -> bool:
 
 
 def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers, or gives uninitialised memory."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return _RANDOM.match(name) is not None

@@ -1,8 +1,8 @@
-"""What calls are given and give back: nested containers of tensors, numbers and literals.
+"""Nested containers of tensors, numbers and literals: what calls are given, and what a model gives back.
 
 leaves((x, [h, slice(0, n)]))      x, h, 0, n, None
 rebuilt((x, [h]), f)               (f(x), [f(h)])
-returned(Result(logits=y))         {"logits": y}
+returned(Result(logits=y), [])     {"logits": y}
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
-    """A container of the same kind with `function` applied to its items, and a numpy number as a plain one. A size is
-    a plain tuple, since its items need not be numbers any more."""
+    """A container of the same kind with `function` applied to its items, one level deep; a numpy number as a plain one.
+
+    A `torch.Size` becomes a plain tuple, since its items need not be numbers any more.
+    """
     if isinstance(value, tuple):
         items = tuple(map(function, value))
         return type(value)(*items) if hasattr(value, "_fields") else items
@@ -92,7 +94,7 @@ def _fields_of(value: Any) -> Mapping[str, Any] | None:
 
 
 def _is_other(value: Any) -> bool:
-    """Whether a result is an object that is no container."""
+    """Whether a result is neither a tensor, a number or a literal, nor a container of these."""
     return _fields_of(value) is None and not isinstance(value, _CONTAINERS) and is_foreign(value)
 
 
@@ -110,6 +112,7 @@ def twin_of(tensor: torch.Tensor, known: Sequence[torch.Tensor]) -> torch.Tensor
 
 
 def _is_twin(other: torch.Tensor, tensor: torch.Tensor, storage: int) -> bool:
+    """Whether two tensors lie at the same place of the same memory, with the same shape and dtype."""
     if not other.is_meta or other.dtype != tensor.dtype or other.untyped_storage()._cdata != storage:
         return False
     same_place = other.storage_offset() == tensor.storage_offset() and other.stride() == tensor.stride()

@@ -1,11 +1,18 @@
-"""Tensors of one element where torch wants a number: they are read while the forward runs, and so are decided.
+"""Where code asks for the value of a tensor during a trace: known for constants, and for some uses not needed at all.
 
     torch.baddbmm(s, q, k, alpha=1 / self.norm)     alpha is a number, where `norm` is a buffer
     x[:, :count[0]]                                 the bound is a number, where `count` was made from literals
     F.pad(x, (0, self.stride - 1))                  so are sizes
+    x[i], where `i` depends on the input            the shape is that of x[0]; `i` stays a tensor in the graph
 
-Only constants are known while a model is traced. What depends on the input stays a tensor here, and whoever needs its
-value says so.
+Where a mask is true, and at how many places, depends on its values. Yet code may use these places as an index:
+
+    x[torch.where(rows)] = 0                        is   x[rows] = 0
+    x[(rows > 0).nonzero(as_tuple=True)] = 0        is   x[rows > 0] = 0
+    i, j = torch.where(rows)                        is refused: the size of `i` isn't known
+
+Only constants have values while a model is traced. What depends on the input is handed on as a tensor; whoever needs
+its value raises the error.
 """
 
 from __future__ import annotations
@@ -21,15 +28,16 @@ from prunec.compiler.tracing.containers import leaves
 from prunec.compiler.tracing.symbolic_numbers import Refused
 
 Read = Callable[[torch.Tensor], Any]
-"""A tensor of one element -> its number, or the tensor itself where it isn't known."""
+"""Of a tensor of one element: its number, or the tensor itself where its value isn't known."""
 
 _FACTORS = ("alpha", "beta")
+"""Keyword arguments that torch wants as numbers."""
 _SIZED = frozenset("pad view reshape expand repeat new_zeros new_ones new_full zeros ones full arange narrow".split())
 """Operations whose arguments behind the first tensor are sizes, or lists of them."""
 
 
 def with_numbers(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], read: Read) -> tuple[tuple[Any, ...], Any]:
-    """The arguments of the call `name`, with numbers for known tensors among its factors and the bounds of slices."""
+    """A call's arguments, with numbers for known one-element tensors among factors, bounds of slices and sizes."""
     if name == "new_tensor":  # takes the values alone, whatever holds them
         args = tuple(arg.tolist() if isinstance(arg, np.ndarray) else arg for arg in args)
     if any(isinstance(kwargs.get(key), torch.Tensor) for key in _FACTORS):
@@ -42,8 +50,10 @@ def with_numbers(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], read:
 
 
 def at_zero(name: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The arguments of an index with a 0 for each single position that depends on the input; None where there is none.
-    The shape is the same."""
+    """The arguments of `x[index]` with 0 for each integer tensor of no dimensions, which gives the same shape.
+
+    None where there is none, and for other calls.
+    """
     if name != "__getitem__":
         return None
     entries = args[1] if type(args[1]) is tuple else (args[1],)
@@ -52,6 +62,7 @@ def at_zero(name: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def _is_place(entry: Any) -> bool:
+    """Whether an entry of an index is an integer tensor of no dimensions."""
     whole = isinstance(entry, torch.Tensor) and not (entry.is_floating_point() or entry.dtype == torch.bool)
     return whole and not entry.ndim
 
@@ -65,6 +76,7 @@ def _bounds(index: Any, read: Read) -> Any:
 
 
 def _sizes(value: Any, read: Read) -> Any:
+    """A size, or a list of sizes, with numbers for known tensors."""
     return type(value)(_sizes(item, read) for item in value) if type(value) in (tuple, list) else _number(value, read)
 
 
@@ -73,13 +85,17 @@ def _number(value: Any, read: Read) -> Any:
 
 
 class Places(tuple[torch.Tensor, ...]):
-    """What `torch.where(mask)` gives: a vector of places a dimension, none of which can be looked at."""
+    """What `torch.where(mask)` gives: a tuple of as many index vectors as the mask has dimensions, whose sizes aren't
+    known.
+
+    It may be used as an index as a whole (`with_mask`); looking into it raises `Refused`.
+    """
 
     mask: torch.Tensor
     complaint: tuple[str, str]
 
     def __new__(cls, mask: torch.Tensor, complaint: tuple[str, str]) -> Places:
-        """`complaint` tells whoever looks what is wrong."""
+        """`complaint` is the message and the hint of the error."""
         self = super().__new__(cls, [mask] * mask.ndim)
         self.mask, self.complaint = mask, complaint
         return self
@@ -92,12 +108,12 @@ class Places(tuple[torch.Tensor, ...]):
 
 
 def places_of(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Places | None:
-    """What a call gives that only asks where a mask is true; None for any other call."""
+    """What a call gives that asks where a mask is true (`torch.where`, `nonzero(as_tuple=True)`); None for others."""
     asks = call.function is torch.where or (call.name == "nonzero" and kwargs.get("as_tuple") is True)
     mask = args[0] if asks and len(args) == 1 else None
     return Places(mask, call.complaint()) if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool else None
 
 
 def with_mask(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of an index or an assignment with the mask itself in the place of its places."""
+    """The arguments of `x[torch.where(mask)]`, read or assigned to, as those of `x[mask]`; of other calls unchanged."""
     return (args[0], args[1].mask, *args[2:]) if len(args) > 1 and type(args[1]) is Places else args

@@ -1,4 +1,4 @@
-"""Numbers that a forward freezes, though they follow the batch.
+"""Lets numbers follow the batch that a forward has made plain numbers of.
 
     b = int(windows.shape[0] / (h * w / 49))      Python's int() gives a plain number, which the graph holds as it is
     x = windows.view(b, h // 7, w // 7, 7, 7, -1)
@@ -27,8 +27,10 @@ from prunec.compiler.ir.sizes import valued
 
 
 def thaw(graph: fx.Graph, inputs: Arguments, again: Callable[[Arguments], fx.Graph]) -> None:
-    """Let the numbers in a graph follow the batch where they do in a second trace, `again`; where the forward isn't
-    the same for another batch, the graph stays as it is."""
+    """Let the numbers in a graph follow the batch where they do in a second trace.
+
+    `again` traces the model for other inputs. Where that fails or gives other operations, the graph stays unchanged.
+    """
     batch = batch_of(dict(inputs.inputs))
     first = next((node for node in graph.find_nodes(op="placeholder") if _has_batch(node, batch)), None)
     if not batch or first is None:
@@ -57,6 +59,8 @@ def _longer(x: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def _thaw_at(node: fx.Node, twin: fx.Node, size: Callable[[int], fx.Node], batch: int) -> None:
+    """Put a size in place of each number among a node's arguments that grew with the batch; `twin` is its node of the
+    second trace, `size` gives the size for a number."""
     mine, theirs = _leaves(node), _leaves(twin)
     if node.op == "placeholder" or len(mine) != len(theirs):
         return
@@ -73,7 +77,7 @@ def _leaves(node: fx.Node) -> list[Any]:
 
 
 def _grew(number: Any, other: Any, batch: int) -> bool:
-    """Whether a number grew as the batch did, of which it is a multiple then."""
+    """Whether a number grew in proportion to the batch."""
     both = type(number) is int and type(other) is int and number != other
     return both and number * (batch + 1) == other * batch
 

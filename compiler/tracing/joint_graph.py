@@ -1,12 +1,12 @@
-"""Two traces of one model, in eval mode and in train mode, as one graph; see `halves`.
+"""Two traces of one model, in eval mode and in train mode, as one graph; see `ir.train_eval`.
 
     eval    %a = conv(%x)   %r = relu(%a)   %fc = fc(%r)                     return softmax(%fc)
     train   %a = conv(%x)   %r = relu(%a)   %aux = aux(%r)   %fc = fc(%r)    return (%fc, %aux)
     joint   %a = conv(%x)   %r = relu(%a)   %aux = aux(%r)   %fc = fc(%r)    %softmax = softmax(%fc)
 
-What has one number in both traces becomes one node (see `numbering`), so that either half of the joint graph is the
-trace that it came from. The order is train mode's; what only eval mode computes comes where it is needed, or at the
-end.
+Nodes of the two traces that have one number (`tracing.value_numbering`) become one node, so that either half of the
+joint graph is the trace that it came from. The order is train mode's; what only eval mode computes comes where it is
+needed, or at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from prunec.compiler.tracing.value_numbering import NotJoinable, Number, Numbers
 
 
 def joint_program(evaluated: Program, trained: Program) -> Program:
-    """One program of both; that of train mode where eval mode is no different.
+    """One program of both traces; that of train mode alone where eval mode computes nothing else.
 
     Raises `NotJoinable` where one mode alone writes into an input or a tensor of the model.
     """
@@ -44,7 +44,7 @@ def joint_program(evaluated: Program, trained: Program) -> Program:
 
 @dataclass
 class _Joint:
-    """The graph under way."""
+    """The joint graph while it is built; `made` holds the node of each number so far."""
 
     evaluated: Trace
     trained: Trace
@@ -54,7 +54,7 @@ class _Joint:
     made: dict[Number, fx.Node] = field(default_factory=dict)
     flag: fx.Node | None = None
     chosen: dict[Pair, fx.Node] = field(default_factory=dict)
-    """The nodes that choose between two values, by these."""
+    """(eval mode's value, train mode's) -> the node that chooses between them."""
 
     def build(self) -> fx.Graph:
         """All nodes in order, and both results."""
@@ -71,7 +71,7 @@ class _Joint:
         return self.graph
 
     def _order(self) -> list[Number]:
-        """Every number after those that it reads, and readers of a written memory in their trace's order."""
+        """All numbers, each after those that it reads; what touches one memory keeps its order in each trace."""
         before: nx.DiGraph[Number] = nx.DiGraph()
         rank: dict[Number, int] = {}
         train = [self.train_numbers[node] for node in self.trained.nodes]
@@ -99,7 +99,7 @@ class _Joint:
         return new
 
     def _followed(self, evaluated: fx.Node, trained: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a shared node, with a flag that is right in both modes where there is one."""
+        """The arguments of a node of both traces; where these differ in the flag, one that is right in both modes."""
         off, on = flag_of(self.evaluated, evaluated), flag_of(self.trained, trained)
         if off is None or on is None:
             return arguments_of(trained)
@@ -121,7 +121,7 @@ class _Joint:
         return self.flag
 
     def _shared(self, user: fx.Node, operand: fx.Node) -> fx.Node:
-        """What a node of both modes reads: what train mode's node does, or a choice."""
+        """The operand of a node of both traces: one node for both, or one that chooses by mode."""
         choice = self.trained.choices.get((user, operand))
         if choice is None:
             return self._new(operand, self.train_numbers)
@@ -143,12 +143,13 @@ class _Joint:
 
 
 def _reads(trace: Trace, numbers: Numbers) -> Iterator[tuple[Number, Number]]:
+    """(number, number of a node that reads it)."""
     for node in trace.nodes:
         yield from ((numbers[n], numbers[node]) for n in node.all_input_nodes if not is_flag(n))
 
 
 def _writes(trace: Trace, numbers: Numbers) -> Iterator[tuple[Number, Number]]:
-    """Whoever touches a memory stands after the last one that wrote into it, and before the next."""
+    """(earlier number, later number) where both touch one memory and one of them writes: their order must stay."""
     last: dict[frozenset[fx.Node], Number] = {}
     since: dict[frozenset[fx.Node], list[Number]] = {}
     for node in trace.nodes:
@@ -166,8 +167,8 @@ def _writes(trace: Trace, numbers: Numbers) -> Iterator[tuple[Number, Number]]:
 
 
 def _own_constants(program: Program, state: Mapping[str, State]) -> Program:
-    """The program with its tensors under the names that they have in the other's state, and with new names for those
-    whose names stand for others there: constants of the code are numbered as they come."""
+    """Eval mode's program with the names of train mode's `state` for what both hold, and new names where a name stands
+    for another tensor there: constants of the code are numbered as they come."""
     names: dict[str, str] = {}
     for name, value in program.state.items():
         if name in state and _same(value, state[name]):
@@ -185,13 +186,13 @@ def _own_constants(program: Program, state: Mapping[str, State]) -> Program:
 
 
 def _is_twin(one: State, other: State) -> bool:
-    """Whether both are one constant of the model's code."""
+    """Whether both are the same constant of the model's code."""
     kinds = (nn.Module, nn.Parameter)
     return not isinstance(one, kinds) and not isinstance(other, kinds) and _same(one, other)
 
 
 def _same(one: State, other: State) -> bool:
-    """Modules of one name are one module of the model."""
+    """Whether two entries of one name are the same; modules always are."""
     if isinstance(one, nn.Module) or isinstance(other, nn.Module) or one is other:
         return True
     return one.dtype == other.dtype and torch.equal(one, other)

@@ -29,7 +29,7 @@ Result = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The parameters of one attention layer of embedding width E."""
+    """The parameters of an attention layer with an embedding of width E."""
 
     heads: int
     width: int
@@ -70,7 +70,7 @@ def multihead_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> Result:
-    """The forward of the layer."""
+    """What the tracer runs in place of `nn.MultiheadAttention.forward`."""
     weights = Weights(
         heads=module.num_heads,
         width=module.embed_dim,
@@ -94,7 +94,7 @@ def multihead_attention(
 
 
 def multihead_attention_function(*args: Any, **kwargs: Any) -> Result:
-    """`F.multi_head_attention_forward`; the caller has seen to it that no static keys or values are given."""
+    """What the tracer runs in place of `F.multi_head_attention_forward` where `lowers` says so."""
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
@@ -125,17 +125,17 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 def lowers(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a function is one that is written out when it is called so."""
+    """Whether this call is written out: `F.multi_head_attention_forward` without static keys or values."""
     static = any(kwargs.get(name) is not None for name in ("static_k", "static_v"))
     return function is F.multi_head_attention_forward and not static
 
 
 MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: multihead_attention}
-"""The forward that stands in for that of a layer."""
+"""Layer -> what is run in place of its forward."""
 
 
 def plain_linear(module: nn.Module) -> nn.Module:
-    """The projection of an attention layer as the `nn.Linear` that it is, with the same tensors; others as they are."""
+    """An attention layer's output projection as an `nn.Linear` with the same tensors; other modules unchanged."""
     if type(module) is not NonDynamicallyQuantizableLinear:
         return module
     made = nn.Linear.__new__(nn.Linear)
@@ -144,7 +144,7 @@ def plain_linear(module: nn.Module) -> nn.Module:
 
 
 def _out_projection(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The layer reads its projection's tensors and never calls it, so that hooks on it don't count."""
+    """The output projection as a function. The layer reads its projection's tensors, so that hooks on it never run."""
     if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear) and not _is_hooked(module):
         return module
     return lambda x: F.linear(x, module.weight, module.bias)
@@ -171,7 +171,7 @@ def _call(tensors: Three, batch_first: bool, weights: Weights, options: Options)
 
 
 def _each(tensors: Three, function: Callable[[Tensor], Tensor]) -> Three:
-    """The function of each tensor; what was one tensor stays one."""
+    """The function of each tensor; what was one tensor thrice (self-attention) stays one."""
     made: dict[int, Tensor] = {}
     for tensor in tensors:
         if id(tensor) not in made:
@@ -206,10 +206,12 @@ def _projected(tensors: Three, weights: Weights) -> Three:
 
 
 def _extended(x: Tensor, added: Tensor | None) -> Tensor:
+    """Keys or values with the learned one behind them, [N, S + 1, E]."""
     return x if added is None else torch.cat([x, added.expand(x.shape[0], -1, -1)], 1)
 
 
 def _heads(x: Tensor, weights: Weights) -> Tensor:
+    """[N, L, E] as [N, heads, L, E / heads]."""
     return torch.unflatten(x, -1, (weights.heads, weights.width // weights.heads)).transpose(1, 2)
 
 
@@ -224,6 +226,7 @@ def _fused(tensors: Three, weights: Weights, options: Options, masks: list[Tenso
 
 
 def _weighted(tensors: Three, weights: Weights, options: Options, masks: list[Tensor]) -> Result:
+    """With the attention weights [N, heads, L, S]: scores, softmax and product are nodes of their own."""
     query, key, value = tensors
     scores = query * math.sqrt(weights.heads / weights.width) @ key.transpose(-2, -1)
     for mask in masks:

@@ -28,7 +28,8 @@ from prunec.compiler.tracing.symbolic_numbers import Refused
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _TRACED_THROUGH = frozenset(f"torch.nn.modules.{name}" for name in ("container", "transformer", "padding"))
-"""Modules of torch that only put other modules together, or call a function whose literals may have to follow."""
+"""Files of torch whose modules are traced through: they only call other modules, or a function whose literals may have
+to change with the widths."""
 _DICTS = frozenset((dict, OrderedDict))
 _CONTAINERS = _DICTS | {list, set}
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
@@ -36,14 +37,14 @@ _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dty
 
 @dataclass(frozen=True)
 class StandIn:
-    """A module's copy and what the tracer asks of it."""
+    """A module's copy, and what the tracer needs to know of the module."""
 
     name: str
     original: nn.Module
     copy: nn.Module
     leaf: bool
     hooks: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
-    """A leaf's own hooks, which the tracer runs; those of other modules are called with them."""
+    """A leaf's hooks, which the tracer runs itself; the hooks of other modules run when their copies are called."""
 
     @cached_property
     def config(self) -> Hashable | None:
@@ -81,8 +82,7 @@ def meta_copy(model: nn.Module) -> MetaCopy:
 
 
 def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter, then every buffer, by its first name: what torch's own search gives, without walking the modules
-    once more for each."""
+    """Every parameter, then every buffer, by its first name: as `named_parameters`, in one walk over the modules."""
     seen: set[int] = set()
     for table in ("_parameters", "_buffers"):
         for prefix, module in modules.items():
@@ -93,8 +93,8 @@ def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torc
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module stays one node: those of torch do, but for the ones that only put others together, and the ones
-    that are written out; and those that a package has registered as operations."""
+    """Whether a module becomes one node: torch's own do, except containers and what `tracing.lowering` writes out; so
+    do modules that a package has registered as operations."""
     home = type(module).__module__
     return operation_of(module) is not None or (
         type(module) not in lowering.MODULES
@@ -104,6 +104,7 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def _blank(name: str, module: nn.Module) -> nn.Module:
+    """An instance of the module's class without attributes. Raises `Refused` for a scripted module."""
     if isinstance(module, torch.jit.ScriptModule):
         raise Refused(f"{name or 'the model'} is a scripted module", "give the module that was scripted instead")
     return object.__new__(module.__class__)
@@ -144,7 +145,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _config(module: nn.Module) -> Hashable | None:
-    """The class, attributes and tensor shapes of a leaf without children, hooks or attributes of unknown kind."""
+    """The class, attributes and tensor shapes of a leaf; None where it has children, hooks or unknown attributes."""
     if module._modules or module._forward_hooks or module._forward_pre_hooks:
         return None
     attributes = []

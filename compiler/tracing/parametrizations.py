@@ -1,10 +1,11 @@
-"""Weights that are computed from other tensors, computed once and for all.
+"""Weights that torch computes from other tensors (weight norm, parametrizations) become plain parameters.
 
     weight_norm(conv)      weight_g [8, 1, 1, 1], weight_v [8, 3, 3, 3], a hook       ->   weight [8, 3, 3, 3]
     parametrize, spectral_norm, pruning masks of torch.nn.utils                       ->   weight, bias, ...
 
 The model that is compiled has the plain layer with the value that the original has in eval mode, bit for bit; a weight
-is trainable where anything that it came from was. The original isn't touched, and all else is shared with it.
+is trainable where anything that it came from was. The original isn't touched, and all else is shared with it. Weights
+that a forward itself computes are for `tracing.weight_folding`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _REMOVERS: Final[Mapping[type, tuple[str, Remover]]] = {
     SpectralNorm: ("name", remove_spectral_norm),
     prune.BasePruningMethod: ("_tensor_name", prune.remove),
 }
-"""The class of a hook that sets a weight before each call -> where it keeps the weight's name, and what undoes it."""
+"""The class of a hook that sets a weight before each call -> its attribute with the weight's name, what removes it."""
 
 
 def baked(model: nn.Module) -> nn.Module:
-    """The model with every computed weight as a parameter; the model itself where it has none."""
+    """A copy of the model in which every computed weight is a plain parameter; the model itself where it has none."""
     computed = [module for module in model.modules() if _is_computed(module)]
     if not computed:
         return model
@@ -44,7 +45,7 @@ def baked(model: nn.Module) -> nn.Module:
 
 
 def _rebound(model: nn.Module, made: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
-    """The copy with functions over the copy: a function itself is never copied, nor what its closure sees."""
+    """The copy `made`, with its functions and hooks rebound to it: `deepcopy` copies no functions."""
     owned = (value for module in model.modules() for value in (module, *vars(module).values()))
     swap = Swap({id(value): memo[id(value)] for value in owned if isinstance(value, _OWNED) and id(value) in memo})
     for module in made.modules():
@@ -65,7 +66,7 @@ def _is_computed(module: nn.Module) -> bool:
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[str, Remover]]:
-    """The weights that hooks compute, and what undoes each."""
+    """For each hook of the module that computes a weight: the weight's name, and what removes the hook."""
     for hook in module._forward_pre_hooks.values():
         for kind, (key, remove) in _REMOVERS.items():
             if isinstance(hook, kind):
@@ -73,7 +74,7 @@ def _hooks(module: nn.Module) -> Iterator[tuple[str, Remover]]:
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """A copy of one layer with plain parameters."""
+    """A copy of one layer with plain parameters in place of computed ones."""
     loose = [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
     made = copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in loose}).eval()
     with torch.no_grad():
@@ -87,8 +88,8 @@ def _plain(module: nn.Module) -> nn.Module:
 
 
 def _unparametrize(module: nn.Module) -> None:
-    """Take a copy's parametrizations away. `remove_parametrizations` would take them from the original as well: its
-    properties stand in a class that both have."""
+    """Make the parametrized tensors of a copy plain parameters. `remove_parametrizations` would change the original as
+    well: its properties stand in a class that both share."""
     if not parametrize.is_parametrized(module):
         return
     names = list(module.parametrizations)  # type: ignore[arg-type]
@@ -101,5 +102,5 @@ def _unparametrize(module: nn.Module) -> None:
 
 
 def _trainable(module: nn.Module, prefix: str) -> bool:
-    """Whether any parameter whose name begins so may be trained."""
+    """Whether any parameter whose name begins with `prefix` requires a gradient."""
     return any(tensor.requires_grad for name, tensor in module.named_parameters() if name.startswith(prefix))

@@ -1,14 +1,20 @@
-"""What is put in the place of things of torch's that a trace can't run through as they are, while it lasts.
+"""What is put in the place of things of torch that can't be traced, for the time of a trace.
 
-    torch.compiler.is_exporting()     true where asked for, as for torch.export: code that asks leaves out shortcuts
-                                      that depend on the values of a tensor, such as that of a mask that masks nothing
-    torch.autocast(x.device.type)     nothing is cast
-    Categorical(logits=x)             its arguments aren't checked, which would look at their values
-    scripted(x, y)                    the Python function that the script was made from is called, so that it is seen
-    x.set_()                          nothing is freed
-    @lru_cache def shape_of(n, h, w)  called with numbers of the trace, the function itself: an earlier run's plain
-                                      numbers would take their places, and the batch would be frozen
-    torch.dropout(x, p, flag)         the function in Python is called, which takes a flag that is no true bool
+    patched                            what user code meets
+      torch.compiler.is_exporting()    true where asked for, as for torch.export: code that asks leaves out shortcuts
+                                       that depend on the values of a tensor, such as that of a mask that masks nothing
+      torch.autocast(x.device.type)    nothing is cast
+      Categorical(logits=x)            its arguments aren't checked, which would look at their values
+      scripted(x, y)                   the Python function that the script was made from is called, and so traced
+      x.set_()                         nothing is freed
+      @lru_cache def shape_of(n, h)    called with sizes of the trace, it runs anew: a result remembered from another
+                                       call would hold plain numbers, and the batch would be frozen
+      torch.dropout(x, p, flag)        its namesake in torch.nn.functional, which takes a traced flag
+    written_out                        what torch's own transformers meet
+      the fast path of eval mode       is off, so that the layers' operations are traced
+      _detect_is_causal_mask           doesn't look at the mask's values
+    module_calls_sent_to
+      nn.Module.__call__               the tracer is asked first: it makes a leaf one node
 
 A program computes in the precision of its weights and inputs: what casts during one call of the model is no part of it.
 """
@@ -35,7 +41,7 @@ from prunec.compiler.tracing.symbolic_numbers import Number
 _Function = Callable[..., Any]
 
 MODULE_CALL = nn.Module.__call__
-"""torch's own, whatever stands in its place."""
+"""torch's own `nn.Module.__call__`, also while another function stands in its place."""
 
 _FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
 """What `torch.compiler.is_exporting()` reads."""
@@ -45,12 +51,12 @@ _TAKES_FLAG: Mapping[str, _Function] = {
     "alpha_dropout": F.alpha_dropout,
     "feature_alpha_dropout": F.feature_alpha_dropout,
 }
-"""Compiled functions that take no flag but a true bool -> their namesakes in Python, with the same parameters."""
+"""Compiled functions that refuse a traced flag for a bool -> their namesakes in Python, with the same parameters."""
 
 
 @contextmanager
 def patched(*, exporting: bool) -> Iterator[None]:
-    """Stand-ins for the time of a trace; all is put back at the end."""
+    """What user code meets during a trace, as in the module's text; all is put back at the end."""
     distribution = torch.distributions.Distribution
     validates = distribution._validate_args
     distribution.set_default_validate_args(False)
@@ -72,7 +78,7 @@ def patched(*, exporting: bool) -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
-    """Attributes with other values for a while."""
+    """Give attributes of `owner` other values for a while."""
     old = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
@@ -84,7 +90,7 @@ def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _idle(init: _Function) -> _Function:
-    """Autocast's constructor, in this thread for a context that casts nothing."""
+    """A constructor for autocast contexts that cast nothing, in this thread."""
     thread = threading.get_ident()
 
     def made(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
@@ -97,7 +103,7 @@ def _idle(init: _Function) -> _Function:
 
 
 _cached: dict[ModuleType, tuple[int, tuple[str, ...]]] = {}
-"""Module -> how many names it had when it was looked through, and those of its functions that remember results."""
+"""Module -> how many names it had when it was last searched, and which of them are under `functools.lru_cache`."""
 
 
 _KNOWN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "sympy", "prunec"})
@@ -118,7 +124,7 @@ def _caching() -> Iterator[tuple[ModuleType, tuple[str, ...]]]:
 
 
 def _afresh(cache: Any) -> _Function:
-    """A function that remembers results, but for what it is asked about numbers of a trace."""
+    """A cached function that bypasses its cache when it is given numbers of a trace."""
 
     @wraps(cache.__wrapped__)
     def asked(*args: Any, **kwargs: Any) -> Any:
@@ -129,7 +135,7 @@ def _afresh(cache: Any) -> _Function:
 
 
 def _kept(empty: _Function) -> _Function:
-    """`x.set_()`, by which reversible networks free what they compute again: a graph frees what isn't read any more."""
+    """`x.set_()` without an effect on traced tensors: reversible networks use it to free memory."""
     thread = threading.get_ident()
 
     def freed(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -140,7 +146,7 @@ def _kept(empty: _Function) -> _Function:
 
 
 def _inlined(call: _Function) -> _Function:
-    """A scripted function's call, which runs the source where torch still has it."""
+    """The call of a scripted function: it runs the Python source, where torch still has that."""
     thread = threading.get_ident()
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -157,10 +163,10 @@ def _inlined(call: _Function) -> _Function:
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """While this lasts, torch's transformers compute by the operations that they consist of.
+    """Let torch's transformers compute by the operations that they consist of.
 
-    The fused path of evaluation is switched off. Whether a mask is the causal one isn't looked up in its values: that
-    is a hint, which saves time and changes nothing.
+    Their fused path is switched off. Whether a mask is the causal one isn't looked up in its values: knowing it saves
+    time and changes nothing.
     """
     fused, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
@@ -178,7 +184,7 @@ def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, si
 
 @contextmanager
 def module_calls_sent_to(receiver: Callable[..., Any]) -> Iterator[None]:
-    """Send this thread's module calls to `receiver`, which is given the module, its arguments, and those by name."""
+    """Send this thread's module calls to `receiver(module, args, kwargs)`."""
     thread = threading.get_ident()
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a model's attributes become in its copy: everything that leads to a module or a parameter leads to the copy's.
+"""Rebinds a copied model's attributes: what refers to the original's modules and parameters refers to the copy's.
 
     self.blocks = [self.a, self.b]                            a list of the copies
     self.seen = {}; self.a.seen = self.seen                   one dict again, which both copies share
@@ -23,7 +23,7 @@ _LINES = (list, tuple, set)
 
 
 class Swap:
-    """Stand-ins by the ids of what they stand for; containers and functions are made anew once each."""
+    """Replaces values by their stand-ins (by id of the original); containers and functions are copied once each."""
 
     def __init__(self, standins: Mapping[int, Any]) -> None:
         self._standins = standins
@@ -62,11 +62,11 @@ class Swap:
         return value
 
     def _leads(self, leaf: Any) -> bool:
-        """Whether a value may lead to a module or a parameter."""
+        """Whether a value is one to replace, or a function, which may refer to one."""
         return id(leaf) in self._standins or callable(leaf)
 
     def _closed(self, function: types.FunctionType, cells: tuple[types.CellType, ...]) -> types.FunctionType:
-        """A function over the copies; itself where it sees none."""
+        """A function whose closure refers to the copies; the function itself where it refers to none of them."""
         swapped = tuple(map(self._cell, cells))
         if all(new is old for new, old in zip(swapped, cells, strict=True)):
             return function

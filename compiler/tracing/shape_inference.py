@@ -1,9 +1,16 @@
-"""Shapes without arithmetic: runs functions and leaf modules on meta tensors, and remembers what came out.
+"""What a call gives on the meta device: from a closed form, from memory, or by running torch's meta kernel.
+
+    Conv2d(3, 8, 3, stride=2) of [1, 3, 9, 9]        [1, 8, 4, 4]       closed form (`module_shape`)
+    BatchNorm2d(8) of [1, 8, 4, 4]                   [1, 8, 4, 4]       closed form
+    cat([1, 8, 4, 4], [1, 2, 4, 4], dim 1)           [1, 10, 4, 4]      closed form (`function_shape`)
+    AvgPool2d(2) of [1, 8, 4, 4]                     [1, 8, 2, 2]       run; from memory when it comes again
 
 Many of torch's meta kernels are written in Python and take a millisecond: as long as the real thing. A network repeats
-itself, so what was asked before (the same function or layer, on the same shapes) is answered from memory. The layers
-that keep their input's shape, convolutions, sums and concatenations of dense tensors aren't run at all: `metashapes`
-knows what they give. One that works in place writes zeros, which marks its input as written to.
+itself, so what was asked before (the same function or layer, on the same shapes) is answered from memory.
+
+Closed forms are for dense (contiguous) floating-point tensors that fit. For everything else they give None, and the
+layer is run, which complains where the input is wrong. A call that works in place writes zeros into its input, which
+marks it as written to.
 """
 
 from __future__ import annotations
@@ -20,14 +27,18 @@ from prunec.compiler.tracing.calls import Call
 from prunec.compiler.tracing.meta_model import StandIn
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
+"""Size, strides and dtype of a result."""
+
+
+Sizes = tuple[int, ...]
 
 
 class Unhashable(Exception):
-    """An argument that no key can be made of."""
+    """An argument that can't be part of a key."""
 
 
 class MetaRunner:
-    """Runs calls on the meta device for one trace."""
+    """Runs calls on the meta device for one trace, and remembers their results."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, _Template] = {}
@@ -61,8 +72,8 @@ class MetaRunner:
 
 
 def _run(standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a leaf's copy. Where that fails, the layer itself is run on zeros: there may be no meta kernel for it, and
-    if its input is at fault, its own message is clearer than the meta kernel's."""
+    """Run a leaf's copy. Where that fails, run the layer itself on zeros: there may be no meta kernel for it; and where
+    the input is at fault, its own message is clearer."""
     try:
         return standin.copy(*args, **kwargs)
     except (RuntimeError, NotImplementedError, ValueError):
@@ -79,7 +90,7 @@ def _map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -
 
 
 def _signature(value: Any) -> Hashable:
-    """All of an argument that a result's shape can depend on."""
+    """All of an argument that a result's shape can depend on, as part of a key."""
     if isinstance(value, torch.Tensor):
         return value.size(), value.stride(), value.dtype
     if isinstance(value, tuple | list):
@@ -94,23 +105,20 @@ def _signature(value: Any) -> Hashable:
 
 
 def _shares_memory(value: torch.Tensor, operands: Any) -> bool:
-    """Whether a result is a view of an operand, or the operand itself: then it has to be made anew each time."""
+    """Whether a result is a view of an operand, or the operand itself: such a result isn't remembered."""
     found: list[torch.Tensor] = []
     _map_tensors(operands, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
     storage = value.untyped_storage()._cdata
     return any(storage == tensor.untyped_storage()._cdata for tensor in found)
 
 
-Sizes = tuple[int, ...]
-
-
 def dense(sizes: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """A contiguous tensor without data."""
+    """A contiguous meta tensor."""
     return torch.empty(sizes, dtype=dtype, device="meta")
 
 
 def module_shape(module: nn.Module, x: Any) -> Sizes | None:
-    """The shape that a leaf module gives, in new memory (or in place where it is `inplace`), with its input's type."""
+    """The shape that a leaf module gives, with its input's dtype; None where there is no closed form."""
     rule = _MODULES.get(type(module))
     if rule is None or not _is_dense(x) or module._forward_hooks or module._forward_pre_hooks:
         return None
@@ -120,7 +128,7 @@ def module_shape(module: nn.Module, x: Any) -> Sizes | None:
 
 
 def function_shape(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sizes, torch.dtype] | None:
-    """The shape and type that a function gives."""
+    """The shape and dtype that a function gives; None where there is no closed form."""
     if target is torch.cat:
         return _joined(args, kwargs)
     if target in _SUMS and len(args) == 2 and not kwargs:
@@ -131,7 +139,7 @@ def function_shape(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 IN_PLACE = frozenset({operator.iadd, operator.isub, operator.imul})
-"""Functions that write what they give into their first operand."""
+"""Functions that write their result into their first operand."""
 _SUMS = IN_PLACE | {operator.add, operator.sub, operator.mul}
 
 
@@ -168,6 +176,7 @@ def _convolution(module: Any, x: torch.Tensor) -> Sizes | None:
 
 
 Rule = Callable[[Any, torch.Tensor], Sizes | None]
+"""The shape that a layer of some class gives for an input; None where the input doesn't fit."""
 
 
 def _kept_if(fits: Callable[[Any, torch.Tensor], bool]) -> Rule:
@@ -203,3 +212,4 @@ _MODULES: Mapping[type[nn.Module], Rule] = {
     nn.GroupNorm: _kept_if(lambda m, x: x.dim() >= 2 and x.shape[1] == m.num_channels),
     nn.Linear: lambda m, x: (*x.shape[:-1], m.out_features) if x.ndim and x.shape[-1] == m.in_features else None,
 }
+"""Layer -> its closed form."""

@@ -33,11 +33,11 @@ class Refused(Exception):
 
 
 class Tracer(Protocol):
-    """What a number needs of the tracer that made it."""
+    """What a number needs of the tracer that it belongs to."""
 
     active: bool
     froze: bool
-    """Whether a number became a plain one, which the graph holds as it is."""
+    """Whether code made a plain number of a size, which becomes a literal; see `tracing.dynamic_batch`."""
 
     def call_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
         """A new node at the graph's end."""
@@ -45,7 +45,7 @@ class Tracer(Protocol):
 
 
 class Handle:
-    """Where a traced value comes from: a node, which is made at the first read where it wasn't given."""
+    """The origin of a traced value: its node, which is made when it is first read."""
 
     __slots__ = ("_make", "_node", "tracer", "value")
 
@@ -64,18 +64,18 @@ class Handle:
         return self._node
 
     def derive(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> Handle:
-        """A value computed from traced ones; its node waits until it is read."""
+        """The handle of a value that `function` computes from traced ones; its node is made when it is first read."""
         tracer = self.tracer
         return Handle(tracer, value, lambda: tracer.call_node(function, args, value))
 
     def item(self, key: Any, value: Any) -> Handle:
-        """`self[key]`, which is `value`."""
+        """The handle of `self[key]`, whose value is `value`."""
         tracer = self.tracer
         return Handle(tracer, value, lambda: tracer.call_node(operator.getitem, (self.node, key), value))
 
 
 class Number:
-    """The traced side of `Int` and `Float`."""
+    """What `Int`, `Float` and `Flag` have in common: a handle, and the plain number."""
 
     handle: Handle
 
@@ -156,17 +156,17 @@ class Float(float, Number):
 
 
 class Flag(int, Number):
-    """`module.training`: fixed while a model is traced, an attribute of the model in the graph."""
+    """`module.training`: a bool for the code that is traced, a node that reads the model's flag in the graph."""
 
     def __new__(cls, handle: Handle) -> Flag:
-        """The flag of every module that is traced through, as the handle's value says."""
+        """The handle's value is the mode whose branches are traced."""
         self = super().__new__(cls, bool(handle.value))
         self.handle = handle
         return self
 
     @property
     def plain(self) -> bool:
-        """Which branches of the model's code are traced."""
+        """The mode whose branches are traced."""
         return bool(int.__int__(self))
 
     def __repr__(self) -> str:
@@ -176,15 +176,16 @@ class Flag(int, Number):
 
 
 class Shape(tuple[int, ...]):
-    """A tensor's size: a tuple of `Int`s that is a `torch.Size` to whoever asks.
+    """A tensor's size: a tuple of `Int`s that passes for a `torch.Size`.
 
-    `handle` is set where it is the whole size of a tensor, and so one node; of parts the items are read one by one.
+    `handle` is set where it is the whole size of a tensor, and so one node. A part (`x.shape[1:]`) has none: its items
+    are nodes one by one.
     """
 
     handle: Handle | None
 
     def __new__(cls, sizes: Iterable[int], handle: Handle | None = None) -> Shape:
-        """With a handle, the sizes are plain and become its items; without, they keep the history that they have."""
+        """With a handle, `sizes` are plain and become items of its node; without one they are kept, traced or not."""
         items = sizes if handle is None else (Int(size, handle.item(i, size)) for i, size in enumerate(sizes))
         self = super().__new__(cls, items)
         self.handle = handle
@@ -226,7 +227,7 @@ class Shape(tuple[int, ...]):
 
 
 def _join(left: Any, right: Any) -> Any:
-    """As `torch.Size` does it: sizes and sizes are sizes, sizes and other things a plain tuple."""
+    """`left + right` as `torch.Size` has it: a size of sizes alone, else a plain tuple."""
     if not (isinstance(left, tuple) and isinstance(right, tuple)):
         return NotImplemented
     joined = (*left, *right)
@@ -234,19 +235,19 @@ def _join(left: Any, right: Any) -> Any:
 
 
 def wrap_number(value: float, handle: Handle) -> Any:
-    """The traced form of a number; a bool stays what it is."""
+    """An int or float with a handle: `Int` or `Float`; a bool unchanged."""
     if isinstance(value, bool):
         return value
     return Int(value, handle) if isinstance(value, int) else Float(value, handle)
 
 
 def plain_number(value: Any) -> Any:
-    """A number without its history."""
+    """A traced number as a plain one; anything else unchanged."""
     return value.plain if isinstance(value, Number) else value
 
 
 def _compute(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-    """Apply a function to numbers of which one is traced. After the trace they are numbers like any other."""
+    """Apply a function to numbers, of which one at least is traced. After the trace the result is a plain number."""
     value = function(*map(plain_number, operands))
     handle = next(operand.handle for operand in operands if isinstance(operand, Number))
     if not handle.tracer.active or not isinstance(value, int | float):

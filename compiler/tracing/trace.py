@@ -31,17 +31,20 @@ from prunec.compiler.tracing.symbolic_numbers import Refused
 from prunec.compiler.tracing.tracer import Tracer
 from prunec.compiler.tracing.weight_folding import with_plain_weights
 
+NOT_BOOL = "must be bool, not Flag"
+"""What compiled functions say when they are given the traced flag `training`, which is no true bool."""
+
 
 @gc_paused()
 def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
     """The program of a model for inputs like the example's. The model isn't changed, and its weights are shared.
 
     `example_inputs` are forward's arguments: a tuple in order, or a mapping by name. Those that hold no tensor are
-    decided for good, see `inputs`. In mode `train`, Python code that asks for `self.training` takes the branches of
+    decided for good, see `ir.inputs`. In mode `train`, Python code that asks for `self.training` takes the branches of
     train mode, such as those of auxiliary heads; dropout and batch norm follow the program's own flag in either mode,
     in mode `train` also where they were given a bare `training=True`.
-    Weights that are computed from others (weight norm, parametrizations, weight standardisation) become plain ones, see
-    `baking` and `computed`.
+    Weights that are computed from others (weight norm, parametrizations, weight standardisation) become plain ones: see
+    `tracing.parametrizations` and `tracing.weight_folding`.
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
     (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
     """
@@ -51,8 +54,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
 
 
 def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
-    """`trace` as the forward runs: weights that it computes itself are still computed, and no view of the batch is
-    looked at."""
+    """`trace` without its last two steps: no computed weight is made plain, and views of the batch aren't checked."""
     inputs = arguments(model, example_inputs)
     tracer = _run(model, inputs, mode)
     if tracer.froze:
@@ -70,8 +72,12 @@ def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = Non
 
 
 def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Tracer:
-    """The forward, run once and written down. One that can't be so is told that it is being exported, so that it may
-    leave out shortcuts that depend on a tensor's values; or what mode it is in, once and for all."""
+    """Trace the forward; where that is refused, once more in a way that may help.
+
+    Where values of a tensor were asked for, the model is told that it is being exported, so that it may leave out
+    shortcuts that depend on them. Where a compiled function wants a true bool, `training` is one, so that the mode is
+    decided.
+    """
     try:
         return _attempt(model, inputs, mode)
     except ModelError as error:
@@ -97,12 +103,8 @@ def _attempt(
     return tracer
 
 
-NOT_BOOL = "must be bool, not Flag"
-"""What compiled functions say of the flag `training`, which is a node's value in Python's eyes."""
-
-
 def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
-    """Raise ModelError where the forward gives what an earlier run has left: then it reads none of its inputs."""
+    """Raise ModelError where no input is read: then the forward gives what an earlier run has left in an attribute."""
     if any(node.users for node in graph.find_nodes(op="placeholder")):
         return
     raise ModelError(
@@ -112,7 +114,7 @@ def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
 
 
 def _state(tracer: Tracer) -> dict[str, State]:
-    """What the graph reads, by name: the original's modules (in eval mode) and tensors."""
+    """The modules (in eval mode) and tensors of the original that the graph reads, by name."""
     state: dict[str, State] = {}
     modules = {standin.name: standin.original for standin in tracer.copy.modules.values()}
     for node in tracer.graph.nodes:

@@ -1,4 +1,4 @@
-"""The tracer's inner half: a function mode that runs a forward on meta tensors and writes down what it calls.
+"""The tracer: a function mode that runs a forward on meta tensors and writes its calls down as nodes.
 
     forward runs                                        the graph gets
       y = self.conv(x)          a leaf module             call_module   conv (x,)
@@ -39,7 +39,12 @@ _META = torch.device("meta")
 
 
 class Tracer(TorchFunctionMode):
-    """Runs one model once. `graph` is what it wrote down; `constants` are the tensors that no module owns."""
+    """Runs one model once. `graph` is what it wrote down, `constants` holds tensors that no module owns.
+
+    `training` is the mode whose branches are traced; with `flagged`, reads of `self.training` become nodes. After the
+    run, `froze` says whether a size became a plain number; `failed` is the first exception, and the module that it came
+    from.
+    """
 
     def __init__(self, model: nn.Module, *, training: bool = False, flagged: bool = True) -> None:
         super().__init__()
@@ -73,8 +78,8 @@ class Tracer(TorchFunctionMode):
     # ---- values and their nodes ---------------------------------------------------------------------------------
 
     def _adopt_model(self, flagged: bool) -> None:
-        """Enter the model's tensors in the table, each a node when it is first read; and the flag `training`, where it
-        is to be a node's value."""
+        """Enter the model's tensors in the table (their nodes are made when they are read), and put the flag `training`
+        into the copies of modules that are traced through: a traced one if `flagged`."""
         for name, (original, copy) in self.copy.tensors.items():
             handle = Handle(self, copy, lambda name=name, copy=copy: self._get_attr(name, copy))  # type: ignore[misc]
             self._handles[id(original)] = self._handles[id(copy)] = handle
@@ -85,7 +90,7 @@ class Tracer(TorchFunctionMode):
                 standin.copy.__dict__["training"] = flag if flagged else self._training
 
     def _placeholder(self, name: str, example: Any) -> Any:
-        """An input on the meta device; of a nest, each tensor is an item of the placeholder."""
+        """An input on the meta device. A nest of tensors is one placeholder, of which they are items."""
         value = map_tensors(lambda tensor: to_meta(tensor.detach()), example)
         self._adopt_input(value, Handle(self, value, self._finish(self.graph.placeholder(name), value)))
         if self._device is None:
@@ -95,6 +100,7 @@ class Tracer(TorchFunctionMode):
         return value
 
     def _adopt_input(self, value: Any, handle: Handle) -> None:
+        """Enter an input's tensors in the table."""
         if isinstance(value, torch.Tensor):
             self._handles[id(value)] = handle
             self._kept.append(value)
@@ -123,11 +129,11 @@ class Tracer(TorchFunctionMode):
         return handle
 
     def call_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
-        """A call of a Python function, at the graph's end."""
+        """A node that calls a Python function, at the graph's end."""
         return self._finish(self.graph.call_function(function, self.to_graph(args)), value)
 
     def _finish(self, node: fx.Node, value: Any) -> fx.Node:
-        """Give a new node what later stages want to know: its value, the module it ran in, and the source line."""
+        """Note in a new node's `meta` its value, the module whose forward made it, and the user's source line."""
         node.meta["val"] = value
         if self._scopes:
             node.meta["scope"] = self._scopes[-1].name
@@ -136,7 +142,7 @@ class Tracer(TorchFunctionMode):
         return node
 
     def to_graph(self, value: Any) -> Any:
-        """An argument as the graph holds it: what is traced becomes its node."""
+        """An argument as the graph holds it: traced tensors, numbers and sizes become their nodes."""
         if type(value) is tuple:
             return tuple(map(self.to_graph, value))
         if type(value) in SIMPLE_TYPES or isinstance(value, fx.Node):
@@ -164,7 +170,7 @@ class Tracer(TorchFunctionMode):
         return _META if isinstance(value, torch.device) else rebuilt(value, self.to_value)
 
     def _wrap(self, value: Any, handle: Handle) -> Any:
-        """A result as user code gets it: tensors entered in the table, sizes as traced numbers."""
+        """A result as user code gets it: tensors are entered in the table, numbers and sizes become traced ones."""
         if isinstance(value, torch.Tensor):
             self._handles[id(value)] = handle
             self._kept.append(value)
@@ -230,7 +236,10 @@ class Tracer(TorchFunctionMode):
         return self._enter(self._node("call_method", call.reshaped, *given), value, ())
 
     def _can_record(self, call: Call, operands: Iterable[Any], traced: bool) -> bool:
-        """Whether a call can be a node. One of literals alone that can't (a numpy array) gives a constant instead."""
+        """Whether a call can be a node. Raises `Refused` where it must be one and can't.
+
+        A call on literals alone that a graph can't hold (a numpy array) runs untraced; its result is a constant.
+        """
         if call.kind == "set":
             raise Refused("the data of a tensor are replaced", "use an operation, such as copy_, instead of `.data =`")
         foreign = next((operand for operand in operands if is_foreign(operand)), None)
@@ -240,7 +249,7 @@ class Tracer(TorchFunctionMode):
         return foreign is None
 
     def _execute(self, call: Call, args: Any, kwargs: Any, on_tensors: bool) -> Any:
-        """The call's value on the meta device; from the values themselves where they are needed and known."""
+        """The call's value on the meta device; where values are needed and constants give them, from these."""
         plain_args, plain_kwargs = call.on_meta(self.to_value(args), self.to_value(kwargs))
         if call.moves:
             return plain_args[0]
@@ -268,7 +277,8 @@ class Tracer(TorchFunctionMode):
         return tensor if known is None else known[0]
 
     def _known(self, call: Call, args: Any, kwargs: Any) -> tuple[Any] | None:
-        """The call's value, in a tuple, where constants decide it; of `x[mask]` the mask alone decides the shape."""
+        """The call's value, in a tuple, where constants decide it; of `x[mask]`, a value of the right shape where the
+        mask is known. None where they don't."""
         if call.name == "__getitem__":
             shape = self.to_value(args[0]).shape
             blank = torch.zeros((), dtype=args[0].dtype).expand(shape)
@@ -276,8 +286,8 @@ class Tracer(TorchFunctionMode):
         return self.constants.evaluate(call.function, self.to_graph(args), self.to_graph(kwargs))
 
     def _node(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        """A node at the graph's end. Operands that are given later aren't searched for symbolic numbers, which takes fx
-        longer than all the rest."""
+        """A node at the graph's end. Its operands are set afterwards: `create_node` would search them for symbolic
+        numbers, which takes longer than all the rest."""
         node = self.graph.create_node(kind, target)
         node.args = args
         if kwargs:
@@ -285,7 +295,8 @@ class Tracer(TorchFunctionMode):
         return node
 
     def _enter(self, node: fx.Node, value: Any, written: Sequence[torch.Tensor]) -> Any:
-        """Finish the node of a call and hand its value to user code."""
+        """Finish the node of a call and give its value to user code; `written` are operands that the call wrote
+        into."""
         if written:
             node.meta["mutates"] = True
             self.constants.spoil(written)
@@ -306,6 +317,7 @@ class Tracer(TorchFunctionMode):
             raise
 
     def _call_through(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace the forward of a module that is no leaf."""
         self._scopes.append(standin)
         try:
             return MODULE_CALL(standin.copy, *args, **kwargs)
@@ -313,7 +325,7 @@ class Tracer(TorchFunctionMode):
             self._scopes.pop()
 
     def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A leaf between its hooks, whose own operations are recorded: a leaf in the graph has none."""
+        """Call a leaf between its hooks. What these compute is traced: a leaf in the graph has none."""
         module, hooked, hooks = standin.copy, standin.original, standin.hooks
         if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
             raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
@@ -330,6 +342,7 @@ class Tracer(TorchFunctionMode):
         return value
 
     def _call_leaf(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One node for a leaf module."""
         with torch._C.DisableTorchFunction():
             plain_args, plain_kwargs = self.to_value(args), kwargs and self.to_value(kwargs)
             tensors = [a for a in leaves((plain_args, plain_kwargs)) if isinstance(a, torch.Tensor)]
@@ -341,7 +354,7 @@ class Tracer(TorchFunctionMode):
 
 
 def _version(tensor: torch.Tensor) -> int:
-    """How often the tensor's memory was written to; inference tensors don't count."""
+    """The version counter of a tensor, which counts writes; 0 for inference tensors, which have none."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -350,8 +363,8 @@ def _has_tensor(value: Any) -> bool:
 
 
 def _distinct(value: Any, operands: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Any:
-    """A result with every operand that an operation gave back as it was (dropout does) under a new identity, so that
-    later readers of the operand and of the result can be told apart."""
+    """A result in which every operand that was given back unchanged (dropout does) is a new tensor object, so that
+    readers of the operand and of the result can be told apart. Operands that were `written` stay themselves."""
     kept = {id(tensor) for tensor in written}
     given = {id(tensor) for tensor in operands} - kept
 

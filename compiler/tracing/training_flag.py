@@ -1,4 +1,11 @@
-"""Functions that take the flag `training`: which follow the program's own flag, where they were given a true one."""
+"""The flag `training` among a node's arguments: where it stands, and how it follows the mode of the slim module.
+
+code                                                   in train mode     the node's argument
+F.dropout(x, training=self.training)                   traced flag       get_attr training
+F.dropout(x, training=self.training and self.noisy)    a plain True      get_attr training (`following`)
+F.dropout(x, training=False)                           a plain False     False
+F.scaled_dot_product_attention(.., dropout_p=p)        a share           p times the flag, where eval mode has 0
+"""
 
 from __future__ import annotations
 
@@ -19,12 +26,17 @@ FOLLOWS: Mapping[Callable[..., Any], tuple[int, bool]] = {
 """Functions with a parameter `training` -> its position and its default."""
 
 
+_DROPPED: Final = {F.scaled_dot_product_attention: "dropout_p"}
+"""Functions with a share to drop in place of a flag -> its name. Code gives them 0.0 in eval mode."""
+
+
 def following(
     flag: Flag, parameter: tuple[int, bool], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with the flag in the place of a true `training`.
+    """A call's arguments with the traced `flag` in place of a true `training`; `parameter` is its position and default.
 
-    In train mode, Python makes `self.training and self.noisy` a bare True, which would drop out in eval mode as well.
+    In train mode, Python makes a bare True of `self.training and self.noisy`, which would drop out in eval mode as
+    well.
     """
     position, default = parameter
     if len(args) > position:
@@ -32,31 +44,17 @@ def following(
     return args, {**kwargs, "training": kwargs.get("training", default) and flag}
 
 
-# --- flags -------------------------------------------------------------------------------------------------------
-
-
 def is_flag(node: fx.Node) -> bool:
-    """Whether a node reads the model's mode."""
+    """Whether a node reads the flag `training`."""
     return node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training"
 
 
-def with_flag(node: fx.Node, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments with another value in the place of its flag."""
-    args, kwargs = arguments_of(node)
-    place = flag_place(node)
-    assert place is not None, f"{node.name} has a place for a flag"
-    position, name, _ = place
-    if position is None:
-        return args, {**kwargs, name: value}
-    return (*args[:position], value, *args[position + 1 :]), kwargs
-
-
-_DROPPED: Final = {F.scaled_dot_product_attention: "dropout_p"}
-"""Functions with a share to drop instead of a flag: code gives them 0 in eval mode."""
-
-
 def flag_place(node: fx.Node) -> tuple[int | None, str, Any] | None:
-    """Where a node's arguments hold what may be the mode's alone: the position, if any, the name, and the default."""
+    """Where a node's arguments hold the flag, or a share to drop: position (None where it is given by name), name,
+    default.
+
+    None where the node's function has neither.
+    """
     if node.op != "call_function" or not callable(node.target):
         return None
     if node.target in FOLLOWS:
@@ -67,5 +65,16 @@ def flag_place(node: fx.Node) -> tuple[int | None, str, Any] | None:
 
 
 def arguments_of(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments, in order and by name."""
+    """A node's arguments: a tuple of those by position, a dict of those by name."""
     return tuple(node.args), dict(node.kwargs)
+
+
+def with_flag(node: fx.Node, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A node's arguments with another value in place of its flag, or of its share to drop (`flag_place`)."""
+    args, kwargs = arguments_of(node)
+    place = flag_place(node)
+    assert place is not None, f"{node.name} has a place for a flag"
+    position, name, _ = place
+    if position is None:
+        return args, {**kwargs, name: value}
+    return (*args[:position], value, *args[position + 1 :]), kwargs

@@ -1,12 +1,13 @@
-"""Which nodes of two traces of a model, in eval mode and in train mode, compute the same; see `joining`.
+"""Global value numbering over two traces of a model: which nodes compute the same in eval mode and in train mode.
 
-Nodes are numbered by what they compute: two nodes of one number, one in each trace, become one. A number says the
-operation, the arguments, what was written into them since they were made, and that it is the first, second, ... node
-of the trace that is such: so every node has at most one partner, and two dropouts of one value stay two.
+A number stands for what a node computes: the operation, its arguments' numbers, what was written into them since they
+were made, and whether it is the first, second, ... such node of its trace. So every node has at most one partner in the
+other trace, and two dropouts of one value stay two. Partners become one node of the joint graph
+(`tracing.joint_graph`).
 
-What one mode alone writes into must not be shared, so that value and all that may have its memory get numbers of their
-own. Where the modes differ in one operand only, and one mode's is made of the other's, they meet again: from there on
-nodes have partners once more.
+Memory that one mode alone writes into must not be shared: all values that may lie in it get numbers of their own. Where
+two nodes differ in one operand only, and one mode's operand is made of the other's, the node reads a choice of the two,
+and the nodes behind it have partners once more:
 
     eval    %b = conv(%a)                        %y = %x + %b
     train   %b = conv(%a)    %c = %b * %noise    %y = %x + %c          %y reads a choice of %b and %c
@@ -35,28 +36,28 @@ Pair = tuple[fx.Node, fx.Node]
 
 
 class NotJoinable(ModelError):
-    """Why two traces can't be one graph."""
+    """Says why two traces can't be one graph."""
 
 
 @dataclass
 class Trace:
-    """One of the two programs, and what is known of its nodes."""
+    """One of the two programs, and what numbering has found out about its nodes."""
 
     program: Program
     training: bool
     alone: set[fx.Node] = field(default_factory=set)
-    """Nodes that may have no partner."""
+    """Nodes that must not have a partner."""
     choices: dict[Pair, Pair] = field(default_factory=dict)
-    """A node and an operand of it -> what the node reads instead of it: a choice of two values, eval mode's first."""
+    """(node, an operand of it) -> the pair that the node reads a choice of instead: eval mode's value, train mode's."""
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """Those that get a number: neither the output nor the flag."""
+        """The nodes that get a number: all but the output and reads of the flag."""
         return [node for node in self.program.graph.nodes if node.op != "output" and not is_flag(node)]
 
     @cached_property
     def written(self) -> Mapping[fx.Node, frozenset[fx.Node]]:
-        """Every node of memory that something writes into -> all nodes of that memory."""
+        """Node -> all nodes whose values lie in the same memory, for memory that some node writes into."""
         found: dict[fx.Node, frozenset[fx.Node]] = {}
         for memory in memories(self.program.graph, self.program.state):
             if any(node.meta.get("mutates") for node in memory):
@@ -64,15 +65,15 @@ class Trace:
         return found
 
     def touched(self, node: fx.Node) -> set[frozenset[fx.Node]]:
-        """The written memories that a node reads or writes; one that it makes anew has held nothing before."""
+        """The written memories that a node reads or writes, but for one that it makes itself."""
         return {self.written[each] for each in node.all_input_nodes if each in self.written}
 
     def shared_sources(self, node: fx.Node) -> list[fx.Node]:
-        """What a node reads in either mode: not what a choice is made of."""
+        """What a node reads in either mode: its operands, but for those in whose place it reads a choice."""
         return [each for each in node.all_input_nodes if (node, each) not in self.choices]
 
     def own(self, value: Any) -> Any:
-        """A flag in this mode: a bool instead of a node that reads it."""
+        """The value of an argument in this mode: a bool in place of a node that reads the flag."""
         return self.training if isinstance(value, fx.Node) and is_flag(value) else value
 
 
@@ -80,7 +81,7 @@ Traces = tuple[Trace, Trace]
 
 
 def numbered(evaluated: Trace, trained: Trace) -> tuple[Numbers, Numbers]:
-    """The number of every node of both; the traces take down which nodes stand alone, and which read a choice.
+    """The numbers of both traces' nodes. The traces note which nodes stand alone, and which read a choice.
 
     Raises `NotJoinable` where one mode alone writes into an input or a tensor of the model.
     """
@@ -93,7 +94,7 @@ def numbered(evaluated: Trace, trained: Trace) -> tuple[Numbers, Numbers]:
 
 
 def _choose(traces: Traces, numbers: tuple[Numbers, Numbers]) -> bool:
-    """Let a node read a choice, so that it gets a partner; whether there was one to find."""
+    """Let one pair of nodes read a choice, so that they become partners; whether a pair was found."""
     found = _meeting(traces, numbers)
     if found is None:
         return False
@@ -104,7 +105,7 @@ def _choose(traces: Traces, numbers: tuple[Numbers, Numbers]) -> bool:
 
 
 def _set_apart(traces: Traces, numbers: tuple[Numbers, Numbers]) -> bool:
-    """Let nodes stand alone that have a partner and may not have one; whether there were any."""
+    """Let nodes stand alone that have a partner and must not have one; whether there were any."""
     apart = [_written_alone(trace, *numbers) for trace in traces]
     apart[1] |= _with_other_flags(traces, numbers)
     for trace, nodes in zip(traces, apart, strict=True):
@@ -113,7 +114,7 @@ def _set_apart(traces: Traces, numbers: tuple[Numbers, Numbers]) -> bool:
 
 
 def _meeting(traces: Traces, numbers: tuple[Numbers, Numbers]) -> tuple[Pair, Pair] | None:
-    """A node of each trace, with the operand in which alone they differ; None where there are none any more."""
+    """(node, operand) of each trace, of nodes that differ in these operands alone; None where there are no such."""
     holes: dict[Hashable, Pair] = {}
     for key, pair in _holes(traces[1], numbers[1], set(numbers[0].values())):
         holes.setdefault(key, pair)
@@ -125,7 +126,7 @@ def _meeting(traces: Traces, numbers: tuple[Numbers, Numbers]) -> tuple[Pair, Pa
 
 
 def _holes(trace: Trace, numbers: Numbers, partners: set[Number]) -> Iterator[tuple[Hashable, Pair]]:
-    """What nodes without a partner compute, but for one operand."""
+    """For each operand of a node without a partner: what the node computes but for it, and (node, operand)."""
     for node in trace.nodes:
         if numbers[node] in partners or node in trace.alone:
             continue
@@ -135,7 +136,7 @@ def _holes(trace: Trace, numbers: Numbers, partners: set[Number]) -> Iterator[tu
 
 
 def _derives(pair: Pair, numbers: tuple[Numbers, Numbers]) -> bool:
-    """Whether two operands, one of each trace, are tensors of one kind, and one mode's is made of the other's."""
+    """Whether two operands, one of each trace, have one shape and dtype, and one is computed from the other."""
     one, other = (node.meta.get("val") for node in pair)
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return False
@@ -151,7 +152,7 @@ def _lineage(node: fx.Node, numbers: Numbers) -> tuple[Number, set[Number]]:
 
 
 def _with_other_flags(traces: Traces, numbers: tuple[Numbers, Numbers]) -> set[fx.Node]:
-    """The nodes of train mode with a flag that is on in eval mode, and another in train mode: none can follow that."""
+    """The nodes of train mode whose flag is on in eval mode and has another value here: no flag follows that."""
     partners = {number: node for node, number in numbers[0].items()}
     found = set()
     for node, number in numbers[1].items():
@@ -162,7 +163,7 @@ def _with_other_flags(traces: Traces, numbers: tuple[Numbers, Numbers]) -> set[f
 
 
 def _numbers(trace: Trace, known: dict[Hashable, Number]) -> Numbers:
-    """The numbers of one trace. What was written into an operand before it was made is told by its own number."""
+    """The numbers of one trace. `known` holds what both traces have numbered so far."""
     found: Numbers = {}
     seen: Counter[Hashable] = Counter()
     history: dict[frozenset[fx.Node], list[Number]] = {}
@@ -181,7 +182,7 @@ def _numbers(trace: Trace, known: dict[Hashable, Number]) -> Numbers:
 
 
 def _key(trace: Trace, node: fx.Node, numbers: Numbers, hole: fx.Node | None = None) -> tuple[Hashable, ...]:
-    """What a node computes: the operation, and the arguments with numbers for nodes; with one operand left out."""
+    """What a node computes: the operation, and its arguments with numbers for nodes; without the operand `hole`."""
 
     def shown(operand: fx.Node) -> _Shown:
         if is_flag(operand) or operand is hole:
@@ -194,6 +195,8 @@ def _key(trace: Trace, node: fx.Node, numbers: Numbers, hole: fx.Node | None = N
 
 
 class _Shown(str):
+    """Text that `repr` shows without quotes."""
+
     __slots__ = ()
 
     def __repr__(self) -> str:
@@ -201,7 +204,7 @@ class _Shown(str):
 
 
 def _written_alone(trace: Trace, evaluated: Numbers, trained: Numbers) -> set[fx.Node]:
-    """The nodes whose memory this mode alone writes into, and which are shared so far."""
+    """The nodes with a partner whose memory this mode alone writes into."""
     mine, others = (trained, evaluated) if trace.training else (evaluated, trained)
     taken = set(others.values())
     found: set[fx.Node] = set()
@@ -216,12 +219,12 @@ def _written_alone(trace: Trace, evaluated: Numbers, trained: Numbers) -> set[fx
 
 
 def _without_mode(trace: Trace, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments without what may be the mode's alone."""
+    """A node's arguments without its flag: partners may differ in that."""
     return arguments_of(node) if flag_of(trace, node) is None else with_flag(node, "by mode")
 
 
 def flag_of(trace: Trace, node: fx.Node) -> float | None:
-    """What stands there in this trace's mode; None where there is nothing such, or it is computed."""
+    """The value of a node's flag, or share to drop, in this trace's mode; None where it has none, or a computed one."""
     place = flag_place(node)
     if place is None:
         return None

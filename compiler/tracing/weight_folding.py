@@ -1,4 +1,4 @@
-"""Weights that a forward computes from parameters alone, computed once and for all.
+"""Weights that a forward computes from parameters alone become plain parameters.
 
     w = self.weight                                      [8, 3, 3, 3]
     w = (w - w.mean((1, 2, 3))) / w.std((1, 2, 3))       a standardised weight           ->   weight [8, 3, 3, 3]
@@ -9,8 +9,8 @@ constant. So it becomes a plain parameter, bit for bit the value that the origin
 parameter that it came from where that has its shape and no other reader; it is trainable where anything that it came
 from was. Training on then trains this plain weight, and nothing standardises it any more.
 
-What label flow passes through (a reshaped, scaled, transposed weight, the sum of two) stays as it is computed. So do
-values that aren't the weight of a product: the coefficients of a weighted sum have no channels.
+A weight that label flow passes through (reshaped, scaled, transposed, the sum of two) is left computed. So are values
+that aren't the weight of a product: the coefficients of a weighted sum have no channels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRODUCTS = frozenset(
     [f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)]
     + ["linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum", "bilinear"]
 )
-"""What reads a weight."""
+"""Operations that read a weight."""
 
 
 def with_plain_weights(program: Program) -> Program:
@@ -68,7 +68,7 @@ def _is_weight(node: fx.Node, known: Mapping[fx.Node, None]) -> bool:
 
 
 def _behind(node: fx.Node) -> list[fx.Node]:
-    """All that a node is computed from, and itself, in the graph's order."""
+    """The node and all that it is computed from, in the graph's order."""
     found, ordered = {node}, [node]
     earlier = node.prev
     while earlier.op != "root":
@@ -80,7 +80,7 @@ def _behind(node: fx.Node) -> list[fx.Node]:
 
 
 def _counts(program: Program, sources: Sequence[fx.Node]) -> bool:
-    """Whether any step takes statistics over channels, or is one that nothing is known of."""
+    """Whether any step takes statistics over channels, or is unknown to label flow."""
     flow = Flow(program, trial=True)
     for node in sources:
         before = len(flow.pins) + len(flow.counted)
@@ -88,13 +88,14 @@ def _counts(program: Program, sources: Sequence[fx.Node]) -> bool:
         row = row_for(flow, node) if node.op != "get_attr" else None
         moves = node.op == "get_attr" or (
             row is not None and row.moves
-        )  # what is picked from pins, and is no statistic
+        )  # picking elements pins labels too, and takes no statistic
         if not moves and len(flow.pins) + len(flow.counted) > before:
             return True
     return False
 
 
 def _replaced(program: Program, found: Mapping[fx.Node, Sequence[fx.Node]]) -> Program:
+    """The program with parameters in place of the nodes in `found`, each given with all nodes behind it."""
     graph, mapping = program.copy_graph_with_map()
     state: dict[str, State] = dict(program.state)
     for node, sources in found.items():
@@ -138,7 +139,7 @@ def _is_alone(program: Program, name: str, node: fx.Node, sources: Sequence[fx.N
 
 
 def _value(program: Program, node: fx.Node, sources: Sequence[fx.Node]) -> torch.Tensor:
-    """The real value of a node."""
+    """A node's value, from the program's own tensors."""
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for source in sources:

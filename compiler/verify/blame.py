@@ -42,7 +42,7 @@ def first_difference(after: Program, reference: Reference, trial: Trial, dtype: 
 
 
 def _sentence(suspects: Sequence[tuple[fx.Node, Comparison]], dtype: torch.dtype) -> str:
-    """The message on the first of `suspects`; if that has only another order, also on the first one that has not."""
+    """What to say of the first suspect; if it only reorders elements, also of the first one that does more."""
     node, found = suspects[0]
     text = (
         f"{describe(node)} is the first whose value differs: relative difference {found.difference:.2g} in "

@@ -65,8 +65,7 @@ class Interpreter:
     def resume(
         self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], feeds: Iterator[Any] | None = None
     ) -> Iterator[Step]:
-        """`steps` for `nodes`, the last ones of the graph; `env` holds what they read of earlier ones, and is
-        emptied."""
+        """`steps` for `nodes`, the last ones of the graph; `env` holds earlier values, and is emptied on the way."""
         dead, feeds = last_uses(nodes), iter(()) if feeds is None else feeds
         for node in nodes:
             with torch.no_grad(), _default_dtype(self.dtype):
