@@ -4,11 +4,11 @@ Every cost is a sum of terms `coefficient * width * width ...`, where a width is
 labels that are kept. The widths of a selection are one sparse product, `fixed + counts @ keep`, and so is everything
 that follows from them.
 
-    macs      multiply-accumulates of one sample, in convolutions, linear layers and contractions (
-              C_out * C_in / groups * k_h * k_w * H_out * W_out; linear: in * out)
+    macs      multiply-accumulates of one sample, in convolutions, linear layers and contractions; a convolution has
+              C_out * C_in / groups * k_h * k_w * H_out * W_out, a linear layer in * out
     params    elements of parameters
-    memory    elements of the values that are alive at once, at the worst node, for one sample; what is picked from
-              computed values (`given`) isn't counted before it is there
+    memory    elements of the values that are alive at once, at the worst node, for one sample; the picked
+              copies of parameter-free values that a slim program may need (`labels.parameter_free`) aren't foreseen
 
 Of a program of both modes, MACs and memory are those of eval mode; parameters are those of both.
 """
@@ -37,7 +37,7 @@ from prunec.compiler.labels.flow import Product
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Figures of one program, for one sample."""
+    """What one program costs, for one sample: multiply-accumulates, elements of parameters, elements alive at once."""
 
     macs: int
     params: int
@@ -55,10 +55,11 @@ class Terms:
     names: tuple[str, ...]
     coefficient: FloatArray
     factors: IntArray
-    """[terms, as many as the longest product has]"""
+    """[terms, factors of the longest product]: numbers of widths; shorter products are filled up with 0."""
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The value of every term, or of those numbered `which`; of many sets of widths, where these have columns."""
+        """The value of every term, or of those numbered `which`; `widths` may have columns, and then the result
+        does."""
         numbers = slice(None) if which is None else which
         products = widths[self.factors[numbers]].prod(axis=1)
         return np.asarray((self.coefficient[numbers] * products.T).T)
@@ -66,19 +67,22 @@ class Terms:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The costs of everything that can be left of a program."""
+    """What a program and every selection of its units costs."""
 
     analysis: Analysis
     counts: csr_matrix
     """[widths, units]: how many positions of the width each unit holds."""
     fixed: FloatArray
+    """[widths]: how many positions of the width belong to no unit."""
     macs_terms: Terms
     params_terms: Terms
     memory_terms: Terms
     births: IntArray
+    """[values]: the step at which each value of `memory_terms` is made."""
     deaths: IntArray
+    """[values]: the step at which it is last read."""
     known: WidthNumbers = field(repr=False)
-    """Which width an array of labels is: all that a parameter or a value carries are there."""
+    """Array of labels -> the number of its width, for the arrays of all parameters and values."""
 
     def widths(self, keep: BoolArray) -> FloatArray:
         """Every width, when the units in `keep` stay."""
@@ -106,11 +110,11 @@ class CostModel:
 
     @cached_property
     def everything(self) -> BoolArray:
-        """The selection that keeps all."""
+        """[units], all true: the selection that keeps every unit."""
         return np.ones(self.analysis.size, dtype=bool)
 
     def by_node(self, keep: BoolArray | None = None) -> Mapping[str, int]:
-        """Multiply-accumulates of every node that has any."""
+        """Node -> its multiply-accumulates, for nodes that have any; of a selection, or of the whole program."""
         values = self.macs_terms.each(self.widths(self.everything if keep is None else keep))
         found: dict[str, float] = {}
         for name, value in zip(self.macs_terms.names, values, strict=True):
@@ -119,7 +123,7 @@ class CostModel:
 
 
 class WidthNumbers:
-    """Numbers the distinct arrays of labels; the same array is the same width. Width 0 is always 1."""
+    """Numbers arrays of labels by identity: one array is one width. Width 0 is always 1."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
@@ -127,13 +131,14 @@ class WidthNumbers:
         self.arrays: list[IntArray] = []
 
     def of(self, labels: IntArray) -> int:
-        """The number of an array, a new one where it wasn't seen before."""
+        """The number of an array; a new one where it wasn't seen before."""
         if id(labels) not in self.index:
             self.arrays.append(labels)
             self.index[id(labels)] = len(self.arrays)
         return self.index[id(labels)]
 
     def matrix(self) -> tuple[csr_matrix, FloatArray]:
+        """`counts` and `fixed` of a `CostModel`."""
         rows = np.repeat(np.arange(1, len(self.arrays) + 1), [a.size for a in self.arrays])
         flat = np.concatenate([a.ravel() for a in self.arrays]) if self.arrays else np.zeros(0, np.int64)
         units = self.analysis.units(flat)
@@ -147,12 +152,12 @@ class WidthNumbers:
 
 @gc_paused()
 def cost_model(program: Program) -> CostModel:
-    """The closed-form costs of a program; made once for each program."""
+    """The cost model of a program; made once for each program."""
     return program.cached("cost model", lambda: _build(analyse(program)))
 
 
 def cost(program: Program) -> Cost:
-    """What the program costs as it is."""
+    """What the whole program costs."""
     model = cost_model(program)
     return model.cost(model.everything)
 
@@ -177,7 +182,7 @@ def _batch(program: Program) -> int:
 
 
 def _flattened(analysis: Analysis, product: Product, batch: int) -> Product:
-    """The product for one sample. A width along several dimensions, of which one can shrink, becomes that one."""
+    """The product for one sample; of a width along several dimensions, only the one that can shrink is a factor."""
     lines = tuple(analysis.line(labels) for labels in product.widths)
     fixed = elements([w.size for w in product.widths]) / elements([line.size for line in lines])
     return Product(product.node, product.coefficient * fixed / batch, lines)
@@ -197,7 +202,7 @@ def _params(analysis: Analysis) -> list[Product]:
 
 
 def elements_of(analysis: Analysis, name: str, tensor: torch.Tensor) -> Product:
-    """The elements of a parameter or buffer."""
+    """The number of elements of a parameter or buffer, as a product of widths."""
     bindings = analysis.flow.bindings
     mine = [Axis(name, d) for d in range(tensor.ndim)]
     axes = [bindings[axis] for axis in mine if axis in bindings and axis not in analysis.flow.by_group]
@@ -216,7 +221,7 @@ def _parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
 
 
 def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArray, IntArray]:
-    """A term for each value, and the steps at which it is made and last read. Views count as values of their own."""
+    """A product for each value, with the steps at which it is made and last read. A view is a value of its own."""
     graph = analysis.program.graph
     counted = needed(graph, "eval")
     order = {node: step for step, node in enumerate(node for node in graph.nodes if node in counted)}
@@ -237,7 +242,7 @@ def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArra
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Who reads a value's data in eval mode; a choice hands eval mode's value on."""
+    """The nodes that read a value's data in eval mode. A node that chooses by mode hands eval mode's value on."""
     for user in node.users:
         if user.target is by_mode:
             yield from _readers(user) if user.args[0] is node else ()
@@ -246,5 +251,5 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _reads_data(user: fx.Node) -> bool:
-    """Not a node that asks for a size: that may well be answered before."""
+    """Whether a node reads more than a size, which may be asked for before the value is freed."""
     return any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(user.meta.get("val"))) or user.op == "output"

@@ -1,4 +1,9 @@
-"""A resource: what a budget can be set for, as a function of the widths that are left."""
+"""The contract of a resource: an amount that a budget can be set for, as a function of the widths that are left.
+
+    value(widths) = max over rows r of  sum over terms t of  rows[r, t] * terms.each(widths)[t]  + fixed
+
+`cost.resources` has those that there are.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +21,14 @@ from prunec.compiler.pass_base import Context
 
 
 class TermFunctions(Protocol):
-    """Functions of widths. `cost.Terms`, sums of products, is one; a measured table is another."""
+    """Functions of widths. `cost.model.Terms`, sums of products, is one; `LatencyTerms`, measured tables, another."""
 
     @property
     def factors(self) -> IntArray:
         """[terms, k]: the widths that each term looks at; width 0 is always 1 and fills up."""
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The values at `widths` [all widths of the model], of the terms numbered `which`, or of all.
+        """[terms]: the terms' values, or of those numbered `which`, at `widths` [all widths of the model].
 
         `widths` may have columns, one for each of many selections; then the values do too.
         """
@@ -31,7 +36,7 @@ class TermFunctions(Protocol):
 
 @dataclass(frozen=True)
 class Resource:
-    """Something that a budget can be set for.
+    """Something that a budget can be set for, of one program.
 
     `units` are the suffixes that a plan may write behind a number, with what they are worth in the resource's own unit
     ('' for none: `macs: 2M`; `B` and `s` for bytes and seconds: `file_size: 2MB`, `latency: 5ms`). `per` is the amount
@@ -42,34 +47,35 @@ class Resource:
     model: CostModel
     terms: TermFunctions
     rows: csr_matrix
-    """[rows, terms]"""
+    """[rows, terms]: which terms a row adds up, and with what factor."""
     fixed: float = 0.0
     units: Mapping[str, float] | None = None
     per: float = 1e6
     whole: bool = True
     """Whether values are whole numbers."""
     diminishing: bool = True
-    """Whether a removal saves less, never more, as other widths shrink. Products do, where there is one row."""
+    """Whether removing a unit saves less, never more, once other widths shrink: true for products in one row."""
 
     @cached_property
     def columns(self) -> csc_matrix:
-        """`rows`, for taking terms out."""
+        """`rows` by columns, to take out terms fast."""
         return self.rows.tocsc()
 
     def value(self, widths: FloatArray) -> float:
-        """What is used at these widths, in the resource's own unit."""
+        """The amount at these widths, in the resource's own unit."""
         sums = self.rows @ self.terms.each(widths)
         total = float(sums.max(initial=0.0)) + self.fixed
         return float(round(total)) if self.whole else total
 
     def of(self, keep: BoolArray) -> float:
-        """What is used when the units in `keep` stay."""
+        """The amount when the units in `keep` stay."""
         return self.value(self.model.widths(keep))
 
     @property
     def now(self) -> float:
-        """What the program uses as it is."""
+        """The amount of the whole program."""
         return self.of(self.model.everything)
 
 
 Factory = Callable[[Program, Context], Resource]
+"""What makes a resource of a program: an entry of `cost.resources.RESOURCES`."""

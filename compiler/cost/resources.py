@@ -39,14 +39,14 @@ _HEADER: Final = len('{"__metadata__":{"format":"pt"}}') + 8
 
 
 def resource(name: str, program: Program, context: Context) -> Resource:
-    """A resource of a program; made once for each program. Raises `PrunecError` for a name that there isn't."""
+    """A resource of a program; made once for each program. Raises `PrunecError` for an unknown name."""
     if name not in RESOURCES:
         raise PrunecError(f"unknown resource '{name}'", hint=nearest(name, RESOURCES))
     return program.cached(f"resource {name}", lambda: RESOURCES[name](program, context))
 
 
 def baseline(name: str, program: Program, context: Context) -> float:
-    """What the traced model uses: shares are shares of this. Where no traced model is known, it is the program."""
+    """The amount that the traced model uses, of which `50%` in a plan is a share; the program's where none is known."""
     return resource(name, program if context.traced is None else context.traced, context).now
 
 
@@ -72,8 +72,8 @@ def _file_size(program: Program, context: Context) -> Resource:
 
 
 def _saved(analysis: Analysis) -> list[Product]:
-    """The bytes of every tensor that a weight file holds. A tied one is written under each of its names, and loses
-    positions by the name that it is bound by."""
+    """The bytes of every tensor in a weight file. A tied tensor is saved under each of its names; label flow knows one
+    of them, by which all lose positions."""
     bound = {axis.tensor for axis in analysis.flow.bindings}
     program = analysis.program
     home = {id(tensor): name for name, tensor in program.tensors.items() if name in bound}
@@ -85,8 +85,8 @@ def _saved(analysis: Analysis) -> list[Product]:
 
 
 def _described(program: Program) -> int:
-    """The length of what a safetensors file says of its tensors; the numbers in it get shorter, by little, as these
-    shrink. The widest elements come first, tensors of one type by their names."""
+    """The length of a safetensors file's header. Its numbers get shorter as tensors shrink, by little: that is left
+    out. Wide dtypes come first, then names in order, as safetensors has it."""
     place, length = 0, _HEADER
     for name, tensor in sorted(program.saved.items(), key=lambda item: (-item[1].element_size(), item[0])):
         end = place + tensor.numel() * tensor.element_size()
@@ -120,7 +120,7 @@ TAKES: Final[Mapping[str, tuple[str, ...]]] = {
     "memory": ("", "B"),
     "latency": ("s",),
 }
-"""The suffixes of a resource's `units`, known before it is worked out: a plan is refused before anything is timed."""
+"""Resource -> the suffixes of its `units`, known without making it: a plan is refused before anything is measured."""
 
 
 @gc_paused()
@@ -138,7 +138,7 @@ def _alive(births: IntArray, deaths: IntArray) -> csr_matrix:
 
 
 def _bytes_of_an_element(program: Program) -> int:
-    """The size of an activation's element: that of the widest floating-point value in the graph."""
+    """The size of an activation's element: that of the widest floating-point dtype among the graph's values."""
     found = [node.meta.get("val") for node in program.graph.nodes]
     sizes = [x.element_size() for x in found if isinstance(x, torch.Tensor) and x.is_floating_point()]
     return max(sizes, default=4)

@@ -295,8 +295,7 @@ class Tracer(TorchFunctionMode):
         return node
 
     def _enter(self, node: fx.Node, value: Any, written: Sequence[torch.Tensor]) -> Any:
-        """Finish the node of a call and give its value to user code; `written` are operands that the call wrote
-        into."""
+        """Finish the node of a call and give its value to user code; `written` are operands that it wrote into."""
         if written:
             node.meta["mutates"] = True
             self.constants.spoil(written)

@@ -50,11 +50,7 @@ def is_flag(node: fx.Node) -> bool:
 
 
 def flag_place(node: fx.Node) -> tuple[int | None, str, Any] | None:
-    """Where a node's arguments hold the flag, or a share to drop: position (None where it is given by name), name,
-    default.
-
-    None where the node's function has neither.
-    """
+    """(position or None, name, default) of a node's flag, or share to drop; None where its function has neither."""
     if node.op != "call_function" or not callable(node.target):
         return None
     if node.target in FOLLOWS:

@@ -1,12 +1,12 @@
-"""What each part of a program has of the network's time.
+"""Shares a network's measured time out to the layers and values of the program.
 
 The profile of a network tells nodes that the runtime has rewritten: norms are folded away, activations fused, reorders
 put in. They are matched with the program's own nodes by how many elements they write:
 
-    product   Conv, Gemm, MatMul    belongs to the layers and contractions whose values have as many elements. What
-                                    they take together, against what they take alone, is one factor for all of them:
-                                    in a network, weights come from farther away
-    other     Add, Gelu, Reorder    belongs, in equal parts, to all values of as many elements
+    product   Conv, Gemm, MatMul    goes to the layers and contractions whose values have as many elements, in
+                                    proportion to what these take alone. In a network they take longer: their weights
+                                    come from farther away
+    other     Add, Gelu, Reorder    goes, in equal parts, to all values of as many elements
 
 What finds no partner is shared by all of its kind. So the shares add up to what the network takes.
 """
@@ -35,7 +35,7 @@ DISPATCH: Final = 20e-6
 
 @dataclass(frozen=True)
 class Part:
-    """A layer or contraction: the elements that it writes, and its seconds alone (or an estimate of them)."""
+    """A layer or contraction: how many elements it writes, and its seconds alone (measured or estimated)."""
 
     elements: int
     alone: float
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Shares:
-    """Seconds in the network; together with `fixed`, which no width changes, they are one run."""
+    """Seconds of each part and each value in the network; with `fixed`, which no width changes, they are one run."""
 
     parts: tuple[float, ...]
     values: tuple[float, ...]
@@ -51,7 +51,7 @@ class Shares:
 
 
 def share_out(network: NetworkTime, parts: Sequence[Part], values: Sequence[int]) -> Shares:
-    """Charge a network's time to its parts and to its values, which are known by their elements."""
+    """Share a network's time out to its parts, and to its values, which are given as their numbers of elements."""
     products = _by_elements(node for node in network.nodes if node.op in PRODUCTS)
     others = _by_elements(node for node in network.nodes if node.op not in PRODUCTS)
     if not parts:
@@ -65,6 +65,7 @@ def share_out(network: NetworkTime, parts: Sequence[Part], values: Sequence[int]
 
 
 def _by_elements(nodes: Iterable[NodeTime]) -> Mapping[int, float]:
+    """Number of elements that are written -> the seconds of all nodes that write as many."""
     found: dict[int, float] = defaultdict(float)
     for node in nodes:
         found[node.elements] += node.seconds
@@ -72,7 +73,7 @@ def _by_elements(nodes: Iterable[NodeTime]) -> Mapping[int, float]:
 
 
 def _of_parts(seconds: Mapping[int, float], parts: Sequence[Part]) -> list[float]:
-    """Each part's time alone, times what parts of its size take in the network for what they take alone."""
+    """Seconds of each part: its time alone, times what all parts of its size take in the network over alone."""
     alone: dict[int, float] = defaultdict(float)
     for part in parts:
         alone[part.elements] += part.alone
@@ -88,7 +89,7 @@ def _of_parts(seconds: Mapping[int, float], parts: Sequence[Part]) -> list[float
 
 
 def _of_values(seconds: Mapping[int, float], values: Sequence[int]) -> list[float]:
-    """Equal parts for values of one size; what no value has the size of is shared by elements."""
+    """Seconds of each value: equal parts for values of one size; nodes of other sizes are shared by elements."""
     sizes: dict[int, int] = defaultdict(int)
     for elements in values:
         sizes[elements] += 1

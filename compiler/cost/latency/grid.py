@@ -34,9 +34,9 @@ ALIGNED: Final = 4
 VECTOR: Final = 16
 """The most float32 numbers that one instruction takes: steps of the staircase are as wide, or an even part of it."""
 SHARES: Final = (1.0, 0.75, 0.5, 0.25, 0.125)
-"""Of the full width: the coarse grid."""
+"""The coarse grid, as shares of the full width."""
 STRAYS: Final = (1.0, 0.5, 0.25)
-"""Of the full width: near these, widths that are no multiples of four are measured."""
+"""Near these shares of the full width, widths that are no multiples of four are measured, too."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ class Line:
 
     full: int
     step: int
+    """Widths are multiples of this: the number of groups, say."""
     open: bool
+    """Whether the width may change; else `full` is the one width that is measured."""
     stairs: bool
-    """Whether the foot of each step is measured, too; what reads channels knows no such steps."""
+    """Whether the width behind each step of the staircase is measured, too: for output channels alone."""
 
     @property
     def _align(self) -> int:
@@ -55,7 +57,7 @@ class Line:
 
     @property
     def top(self) -> int:
-        """The largest aligned width: the other width's line is measured at it."""
+        """The largest width that is a multiple of four: the other width's line is measured at it."""
         return self.full - self.full % self._align if self.open else self.full
 
     @cached_property
@@ -91,12 +93,12 @@ class Line:
         return tuple(sorted(w for w in snapped if 0 < w <= self.full and w % ALIGNED))
 
     def _sorted(self, widths: Sequence[int]) -> tuple[int, ...]:
-        """Without repeats and what is out of range; multiples of the step."""
+        """The widths as multiples of the step, rising, without repeats and what is out of range."""
         snapped = {w // self.step * self.step for w in widths}
         return tuple(sorted(w for w in snapped if 0 < w <= self.full)) or (self.full,)
 
     def weights(self, times: Mapping[int, float]) -> FloatArray:
-        """[full + 1, coarse widths]: how much each coarse width has to do with every width, given the line's times."""
+        """[full + 1, coarse widths]: how each width is interpolated from the coarse ones, given the line's times."""
         widths = np.arange(self.full + 1)
         hats = np.stack([np.interp(widths, self.coarse, row) for row in np.eye(len(self.coarse))], axis=1)
         coarse = hats @ np.array([times[w] for w in self.coarse])
@@ -104,7 +106,7 @@ class Line:
         return np.asarray(hats * (line * self._astray(times, line) / coarse)[:, None])
 
     def _astray(self, times: Mapping[int, float], line: FloatArray) -> FloatArray:
-        """[full + 1]: how many times slower each width is than an aligned one of its size."""
+        """[full + 1]: how many times slower each width is than a multiple of four of its size would be."""
         ratio = np.ones(self.full + 1)
         widths = np.arange(self.full + 1)
         for odd in (True, False):
@@ -116,7 +118,7 @@ class Line:
 
 
 def _through(known: Sequence[int], times: Sequence[float], widths: npt.NDArray[np.int64]) -> FloatArray:
-    """The times between those that are known; beyond the first and the last, on in the same direction."""
+    """The line through the known times, at `widths`; beyond its ends it goes on in the same direction."""
     line = np.interp(widths, known, times)
     if len(known) > 1:
         for end, other, beyond in ((0, 1, widths < known[0]), (-1, -2, widths > known[-1])):
@@ -127,15 +129,15 @@ def _through(known: Sequence[int], times: Sequence[float], widths: npt.NDArray[n
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a layer is measured."""
+    """The pairs of widths at which a layer is measured."""
 
     inner: Line
     outer: Line
 
     @staticmethod
     def of(layer: Layer, open_: tuple[bool, bool]) -> Grid:
-        """The grid of a layer; `open_` says which of its widths, inner and outer, may change. Where whole groups leave,
-        the outer width says all."""
+        """The grid of a layer; `open_` says which of its widths, inner and outer, may change. Where groups leave as a
+        whole, the outer width decides the inner one."""
         inner, outer = layer.steps
         follows = layer.whole
         return Grid(
@@ -145,14 +147,14 @@ class Grid:
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
-        """All that are measured: the coarse grid, and both lines."""
+        """All pairs that are measured: the coarse grid, and both lines."""
         found = [(i, o) for i in self.inner.coarse for o in self.outer.coarse]
         found += [(i, self.outer.top) for i in (*self.inner.base, *self.inner.strays)]
         found += [(self.inner.top, o) for o in (*self.outer.base, *self.outer.strays)]
         return tuple(dict.fromkeys(found))
 
     def surface(self, times: Times) -> Surface:
-        """The measured times, ready to be read at any widths."""
+        """The measured times as a function of any widths."""
         inner = {i: times[i, self.outer.top] for i in (*self.inner.base, *self.inner.strays)}
         outer = {o: times[self.inner.top, o] for o in (*self.outer.base, *self.outer.strays)}
         values = np.array([[times[i, o] for o in self.outer.coarse] for i in self.inner.coarse])
@@ -166,7 +168,9 @@ class Surface:
     inner: FloatArray
     """[inner width + 1, coarse widths]"""
     outer: FloatArray
+    """[outer width + 1, coarse widths]"""
     values: FloatArray
+    """[coarse inner widths, coarse outer widths]: seconds."""
 
     def at(self, inner: int, outer: int) -> float:
         """Seconds at these widths."""

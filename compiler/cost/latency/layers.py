@@ -1,4 +1,4 @@
-"""What a layer is to a latency table: its operation without its widths, and tiny ONNX models of it at any widths.
+"""A layer as a key of a latency table: its operation without its widths; and tiny ONNX models of it at any widths.
 
     conv1      Layer("conv", sizes=(1, 56, 56), kernel=(3, 3), ...), inner 64, outer 128
     model_of   x [1, 32, 56, 56] -> Conv -> y [1, 48, 28, 28]       of 32 channels that arrive and 48 that leave
@@ -31,17 +31,17 @@ Pads = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """An operation and all of its sizes; `inner` and `outer` are the widths that arrive and leave at full width."""
+    """An operation and its sizes; `inner` and `outer` are the full numbers of input and output channels."""
 
     kind: Literal["conv", "conv_transpose", "linear"]
     inner: int
     outer: int
     batch: int
     sizes: tuple[int, ...]
-    """Of the image that arrives; of a linear layer, what stands between the batch and the channels."""
+    """The image that arrives; of a linear layer, the dimensions between the batch and the channels."""
     groups: int = 1
     whole: bool = False
-    """Whether whole groups leave, so that the width of a group stays and one width says all."""
+    """Whether groups leave as a whole: each keeps its width, and the outer width decides the inner one."""
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     pads: Pads = ()
@@ -55,13 +55,13 @@ class Layer:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """What the inner and the outer width are multiples of."""
+        """What the inner and the outer width must be multiples of."""
         if self.whole:
             return self.inner // self.groups, self.outer // self.groups
         return (self.groups, self.groups)
 
     def at(self, inner: int, outer: int) -> tuple[int, int, int]:
-        """The widths and the number of groups when so many channels are left; of whole groups, `outer` counts."""
+        """(inner, outer, groups) when so many channels are left; where groups leave as a whole, `outer` decides."""
         if not self.whole:
             return inner, outer, self.groups
         groups = outer * self.groups // self.outer
@@ -73,7 +73,7 @@ class Layer:
         return inner * outer // groups * int(np.prod(self.kernel))
 
     def describe(self) -> str:
-        """`conv 3x3 /2, 56x56`: what a person calls it, without its widths."""
+        """A name for people, without widths: `conv 3x3 /2, 56x56`."""
         words = [self.kind.replace("_", " ")]
         words += ["x".join(map(str, self.kernel))] if self.kernel else []
         words += [f"/{max(self.stride)}"] if max(self.stride, default=1) > 1 else []
@@ -86,7 +86,7 @@ class Layer:
 
 
 def layer_at(program: Program, node: fx.Node, whole: bool) -> Layer | None:
-    """The layer at a node, or None where its operation has no tiny model. `whole`: its groups leave as a whole."""
+    """The layer at a node, None where its operation has no tiny model. `whole`: its groups leave as a whole."""
     module = program.state.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, nn.modules.conv._ConvNd):
         return _module_convolution(module, node, whole)
@@ -136,7 +136,8 @@ def _convolution(
 
 
 def _functional_convolution(node: fx.Node) -> Layer | None:
-    """`conv2d(input, weight, bias, stride, padding, dilation, groups)`. None where an argument is computed.
+    """`conv2d(input, weight, bias, stride, padding, dilation, groups)` and its like; None where an argument is
+    computed.
 
     Groups of one channel leave as a whole.
     """
@@ -169,7 +170,7 @@ _READERS: Final[Mapping[str, Callable[[fx.Node], Layer | None]]] = {
     "linear": _functional_linear,
     **dict.fromkeys(_CONVOLUTIONS, _functional_convolution),
 }
-"""Operation -> what reads its sizes."""
+"""Operation -> what reads its sizes off a node."""
 
 
 def _leaves(value: object) -> tuple[object, ...]:
@@ -182,7 +183,7 @@ def _each(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _pads(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Pads:
-    """(before, after) of each dimension; `same` puts the odd one behind."""
+    """(before, after) of each dimension; of an odd amount, `same` puts one more behind."""
     if padding == "valid":
         return ((0, 0),) * len(kernel)
     if padding == "same":
@@ -195,7 +196,7 @@ def _pads(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> P
 
 
 def model_of(layer: Layer, inner: int, outer: int) -> tuple[bytes, dict[str, FloatArray]]:
-    """An ONNX model of the layer at these widths, and an input for it."""
+    """A layer at these widths as an ONNX model, in bytes, and an input for it."""
     inner, outer, groups = layer.at(inner, outer)
     nodes, weights, shape = _PARTS[layer.kind](layer, inner, outer, groups)
     graph = helper.make_graph(
@@ -232,7 +233,7 @@ def _convolution_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _No
 
 
 def _linear_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _Nodes:
-    """One row a sample is a Gemm; more are a product and a sum, as torch's exporter writes them."""
+    """A Gemm where a sample is one row; else a MatMul and an Add, as torch's exporter writes them."""
     shape = (layer.batch, *layer.sizes, inner)
     bias = {"b": _data((outer,))} if layer.bias else {}
     if not layer.sizes:
@@ -253,5 +254,5 @@ _NUMBERS: Final = np.random.default_rng(0).standard_normal(4093).astype(np.float
 
 
 def _data(shape: tuple[int, ...]) -> FloatArray:
-    """Numbers like those of a network: what a product takes doesn't depend on them, but denormal ones are slow."""
+    """Normal random numbers: a product's time doesn't depend on them, unless they are denormal."""
     return np.resize(_NUMBERS, shape)

@@ -5,8 +5,9 @@
     add      0.1 ms    in proportion to the elements that are left
     fixed    0.2 ms    going from node to node
 
-The whole network is measured once, and shared out (`latency_shares.py`): the prediction for a program as it is equals
-its measured latency. Of a narrower one, every layer is read off its own table (`latency_grid.py`).
+The whole network is measured once, and its time is shared out (`cost/latency/attribution.py`): so the prediction for
+the whole program equals its measured latency. For narrower ones, every layer is read off its own table
+(`cost/latency/grid.py`).
 
 A table has steps: 48 channels may take as long as 64, and 63 longer. A plan does well to say `multiple_of: 16`.
 """
@@ -34,7 +35,7 @@ from prunec.compiler.pass_base import Context, Progress, silent
 from prunec.compiler.targets.base import TARGETS
 
 NOTHING = Surface(np.ones((2, 1)), np.ones((2, 1)), np.ones((1, 1)))
-"""The table of what has none: 1 at any width."""
+"""The table of a part that has none: 1 at any width."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,15 @@ class Charge:
 
     node: str
     seconds: float
-    """Of the program as it is."""
+    """What the part takes in the whole program."""
     factors: tuple[int, ...]
-    """The numbers of its inner and its outer width (0 where it has none), then of those that it is proportional to."""
+    """Numbers of widths: inner and outer (0 where there is no table), then those that it is proportional to."""
     layer: Layer | None = None
     surface: Surface = NOTHING
     fresh: bool = False
-    """Whether its table was measured now, and not read from disk."""
+    """Whether its table was measured in this run, rather than read from disk."""
     multiplies: bool = False
+    """Whether it is a layer or contraction (a term of `macs`), rather than any other value."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,12 @@ class LatencyTerms:
     factors: IntArray
     """[terms, k]: inner width, outer width, and those that the term is proportional to."""
     surface: IntArray
-    """[terms]: the number of the table."""
+    """[terms]: the number of the term's table."""
     tables: tuple[Surface, ...]
 
     @staticmethod
     def of(charges: Sequence[Charge], now: FloatArray) -> LatencyTerms:
-        """Terms that give each charge's seconds at the widths `now`."""
+        """The terms of charges: at the widths `now`, each gives the charge's seconds."""
         longest = max((len(charge.factors) for charge in charges), default=2)
         rows = [[*charge.factors, *[0] * (longest - len(charge.factors))] for charge in charges]
         numbers = {id(charge.surface): charge.surface for charge in charges}
@@ -77,7 +79,7 @@ class LatencyTerms:
         return replace(raw, coefficient=np.array([charge.seconds for charge in charges]) / raw.each(now))
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The seconds of the terms numbered `which`, or of all; of many sets of widths, where these have columns."""
+        """[terms]: seconds, of all terms or of those numbered `which`; where `widths` has columns, [terms, columns]."""
         numbers = np.arange(self.surface.size) if which is None else which
         here = widths[self.factors[numbers]]
         inner, outer = (np.rint(here[:, side]).astype(np.int64) for side in (0, 1))
@@ -100,6 +102,7 @@ class LatencyTerms:
 
 
 def _under(lines: Sequence[FloatArray], size: int) -> tuple[FloatArray, IntArray]:
+    """Lines of all tables under each other, padded to `size` columns, and the row where each starts."""
     padded = [np.pad(line, ((0, 0), (0, size - line.shape[1]))) for line in lines]
     starts = np.cumsum([0, *(len(line) for line in lines)])[: len(lines)]
     return np.concatenate([np.zeros((0, size)), *padded]), starts.astype(np.int64)
@@ -107,7 +110,7 @@ def _under(lines: Sequence[FloatArray], size: int) -> tuple[FloatArray, IntArray
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """The latency of a program and of all that can be left of it."""
+    """The latency of a program, and of every selection of its units."""
 
     program: Program
     charges: tuple[Charge, ...]
@@ -116,11 +119,11 @@ class LatencyModel:
 
     @cached_property
     def seconds(self) -> float:
-        """What the program takes as it is: the sum of all charges."""
+        """What the whole program takes: the sum of all charges, and `fixed`."""
         return math.fsum(charge.seconds for charge in self.charges) + self.fixed
 
     def resource(self) -> Resource:
-        """In seconds; a plan writes `5ms`."""
+        """The latency as a resource in seconds; a plan writes `5ms`."""
         rows = csr_matrix(np.ones((1, len(self.charges))))
         model = cost_model(self.program)
         return Resource(
@@ -129,7 +132,8 @@ class LatencyModel:
 
 
 def latency_resource(program: Program, context: Context) -> Resource:
-    """What a program takes in onnxruntime; measures what no earlier run has, which takes seconds for every new layer.
+    """Latency in onnxruntime as a resource; what no earlier run has measured is measured, in seconds for every new
+    layer.
 
     Raises `ModelError` where the program has no ONNX form, and `OutputError` where times can't be kept on disk.
     """
@@ -137,13 +141,13 @@ def latency_resource(program: Program, context: Context) -> Resource:
 
 
 def new_table(progress: Progress = silent, *, refresh: bool = False) -> Table:
-    """Times in onnxruntime on this machine."""
+    """A table of times in onnxruntime on this machine; with `refresh`, what is on disk is measured again."""
     meter = TARGETS.named("onnxruntime")().meter()
     return Table(Measured(meter), progress=progress, refresh=refresh)
 
 
 def latency_model(program: Program, table: Table) -> LatencyModel:
-    """Look up or measure every layer and the whole network, and share its time out."""
+    """Look up or measure every layer and the whole network, and share the network's time out."""
     model = cost_model(program)
     now = model.widths(model.everything)
     layers = _layers(model)
@@ -163,11 +167,11 @@ def latency_model(program: Program, table: Table) -> LatencyModel:
 # -- parts of the program ------------------------------------------------------------------------------------------
 
 _Found = Mapping[int, tuple[Wanted, tuple[int, ...]]]
-"""Number of a term of `macs` -> the layer that it is, and its factors as a `Charge` has them."""
+"""Number of a term of `macs` -> the layer that it is, and the factors of its `Charge`."""
 
 
 def _layers(model: CostModel) -> _Found:
-    """The terms that are layers with a table of their own."""
+    """The terms of `macs` that are layers with a table of their own."""
     analysis, terms = model.analysis, model.macs_terms
     nodes = {node.name: node for node in analysis.program.graph.nodes}
     mutable = model.counts @ analysis.free.astype(np.float64) > 0
@@ -188,7 +192,8 @@ def _layers(model: CostModel) -> _Found:
 def _products(
     model: CostModel, layers: _Found, surfaces: Mapping[Wanted, Surface], measured: set[Wanted]
 ) -> Iterator[Charge]:
-    """A charge for each term of `macs`, with its seconds alone. Where no table says, the layers' mean speed does."""
+    """A charge for each term of `macs`, with the seconds that it takes alone: by its table, or, where it has none, at
+    the mean speed of those that have."""
     terms, now = model.macs_terms, model.widths(model.everything)
     macs = terms.each(now)
     alone = {number: _alone(surfaces[wanted], now, factors) for number, (wanted, factors) in layers.items()}
@@ -206,7 +211,7 @@ def _alone(surface: Surface, now: FloatArray, factors: Sequence[int]) -> float:
 
 
 def _values(model: CostModel) -> Iterator[Charge]:
-    """A charge for each value that is computed, so far with its elements in the place of seconds."""
+    """A charge for each computed value; so far, its number of elements stands in place of seconds."""
     terms, now = model.memory_terms, model.widths(model.everything)
     computed = {node.name for node in model.analysis.program.graph.nodes if node.op != "placeholder"}
     rows = zip(terms.names, terms.each(now).tolist(), terms.factors.tolist(), strict=True)
@@ -216,7 +221,7 @@ def _values(model: CostModel) -> Iterator[Charge]:
 
 
 def _elements(program: Program) -> Mapping[str, int]:
-    """How many numbers each node writes."""
+    """Node -> how many elements it writes."""
     return {node.name: _numbers(node.meta.get("val")) for node in program.graph.nodes}
 
 
@@ -230,12 +235,12 @@ def _numbers(value: object) -> int:
 
 
 def predicted_latency(latency: Resource, after: Program) -> tuple[float, float]:
-    """The latency of the program that `latency` is of, and what a compile makes of it, in seconds."""
+    """Predicted seconds of the program that `latency` is of, and of `after`, what a compile made of it."""
     return latency.now, latency.of(kept_units(latency.model.analysis.program, after))
 
 
 def kept_units(before: Program, after: Program) -> BoolArray:
-    """Which of a program's units a later program still has: those of which a writer's position is left."""
+    """[units of `before`]: whether a later program still has the unit, by what is left of its writers' positions."""
     analysis = analyse(before)
     keep = np.ones(analysis.size, dtype=bool)
     for group in analysis.groups.values():

@@ -1,4 +1,7 @@
-"""Measuring: layers alone over a grid of widths, and a whole network node by node. What was measured is kept on disk.
+"""Tables of measured times: layers alone over a grid of widths, and a whole network node by node, kept on disk.
+
+    Table       asked for layers and networks; reads what is on disk, and lets `Times` measure the rest
+    Measured    the `Times` of a runtime, by its meter (`targets.base.Meter`)
 
 A layer alone would pay for what a network pays once: its input is put into the runtime's own layout, and its output is
 taken out of it. So not the run is timed but the layer's own nodes, by the runtime's profiler.
@@ -21,20 +24,22 @@ from prunec.compiler.targets.onnx_export import onnx_bytes, onnx_feed
 from prunec.compiler.text.printer import to_text
 
 FORMAT: Final = 1
-"""Of the entries on disk: raised when what is measured, or how, changes."""
+"""The version of entries on disk: raised when what is measured, or how, changes."""
 HELD: Final = 64e6
-"""Elements of weights that are in memory at once while a layer is measured."""
+"""The most elements of weights that are in memory at once while a layer is measured."""
 SWEEPS: Final = 2
+"""How often every layer is measured, with time in between; the fastest counts."""
 NETWORK_SWEEPS: Final = 4
+"""How often the network is measured; the fastest counts, node by node."""
 SHORTEST: Final = 1e-7
-"""Seconds: below the profiler's resolution."""
+"""Seconds: a shorter time is beyond the profiler's resolution."""
 LAYER_ROUNDS: Final = 5
 NETWORK_ROUNDS: Final = 15
 
 
 @dataclass(frozen=True)
 class NetworkTime:
-    """A whole network: every node, and one run from outside, in seconds."""
+    """A whole network: the nodes as the runtime runs them, and the seconds of one run seen from outside."""
 
     nodes: tuple[NodeTime, ...]
     seconds: float
@@ -44,13 +49,13 @@ class Times(Protocol):
     """What gives the times of layers and networks."""
 
     name: str
-    """What they hold for: the runtime with its version, the processor and the threads."""
+    """What the times hold for: the runtime with its version, the processor and the threads."""
 
     def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
-        """The seconds of a layer at each of these widths."""
+        """Seconds of a layer at each of these pairs of widths."""
 
     def network(self, program: Program) -> NetworkTime:
-        """The seconds of a whole program on its example inputs."""
+        """A whole program on its example inputs."""
 
 
 class Measured:
@@ -61,16 +66,17 @@ class Measured:
         self.name = meter.name
 
     def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
-        """The layer's own nodes; the points take turns, as many as fit in memory."""
+        """Seconds of the layer's own nodes; the points take turns, as many at a time as memory holds."""
         return [seconds for some in _held(layer, points) for seconds in self._alone(layer, some)]
 
     def _alone(self, layer: Layer, points: Sequence[Point]) -> list[float]:
+        """Seconds of the layer at these points, without nodes that change the layout."""
         made = [model_of(layer, *point) for point in points]
         profiles = self.meter.profile([model for model, _ in made], [fed for _, fed in made], LAYER_ROUNDS)
         return [math.fsum(node.seconds for node in nodes if node.op not in self.meter.layout) for nodes in profiles]
 
     def network(self, program: Program) -> NetworkTime:
-        """Exported with the sizes of the example inputs, and run on them."""
+        """The program, exported with the sizes of its example inputs, and run on them."""
         model = onnx_bytes(program)
         fed = onnx_feed(model, program)
         sweeps = []
@@ -81,14 +87,14 @@ class Measured:
 
 
 def _fastest(sweeps: Sequence[NetworkTime]) -> NetworkTime:
-    """Of every node, and of the whole, the fastest sweep."""
+    """The fastest time of every node, and of the whole run, over all sweeps."""
     nodes = zip(*(sweep.nodes for sweep in sweeps), strict=True)
     fastest = tuple(min(same, key=lambda node: node.seconds) for same in nodes)
     return NetworkTime(fastest, min(sweep.seconds for sweep in sweeps))
 
 
 def _held(layer: Layer, points: Sequence[Point]) -> Iterator[Sequence[Point]]:
-    """The points in runs whose weights fit in memory together."""
+    """The points in runs of as many as memory holds weights of."""
     run: list[Point] = []
     for point in points:
         if run and sum(layer.weights(*each) for each in [*run, point]) > HELD:
@@ -111,13 +117,13 @@ class Table:
     times: Times
     cache: Cache = field(default_factory=lambda: Cache(cache_folder() / "latency"))
     refresh: bool = False
-    """Measure again, whatever is known."""
+    """Measure again what is on disk."""
     progress: Progress = silent
     measured: set[Wanted] = field(default_factory=set)
-    """What was measured now, and not read."""
+    """What was measured in this run, rather than read."""
 
     def surfaces(self, wanted: Sequence[Wanted]) -> Mapping[Wanted, Surface]:
-        """The times of all these layers over their widths."""
+        """The times of these layers as functions of their widths, measured where the disk has none."""
         distinct = list(dict.fromkeys(wanted))
         known = {} if self.refresh else {each: self._load(each) for each in distinct}
         times = {each: found for each, found in known.items() if found is not None}
@@ -129,8 +135,8 @@ class Table:
         return {each: _surface(each, times[each]) for each in distinct}
 
     def _measure(self, wanted: Sequence[Wanted]) -> dict[Wanted, list[float]]:
-        """All of them several times over, with time between: of what another program slows down for a while, another
-        sweep knows better."""
+        """Measure all of them in sweeps, and keep the fastest time of each point: what slows the machine down for a
+        while spoils one sweep only."""
         found: dict[Wanted, list[float]] = {}
         total = SWEEPS * len(wanted)
         for number in range(total):
@@ -143,7 +149,7 @@ class Table:
         return found
 
     def network(self, program: Program) -> NetworkTime:
-        """The times of a whole program; a program is known by its text, whatever has been found out about it."""
+        """The times of a whole program; on disk it is known by its text, without facts."""
         key = self._key("network", program=to_text(program.derive(facts={})))
         known = None if self.refresh else self.cache.load(key)
         if known is not None:
