@@ -2,10 +2,10 @@
 
     class Ncnn(Target):                 compiler/targets/ncnn.py, or a file of another package
         name = "ncnn"                   as a plan says it: `multiple_of: ncnn`
-        multiple = 8                    the channel counts that it likes
+        multiple = 8                    it prefers channel counts that are multiples of 8
 
 A target is a class, registered in the entry-point group `prunec.targets`. What it can't do (yet) it doesn't override:
-`exports` and `meter` say so.
+then `exports` is False, and `export` and `meter` raise an error that says so.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ Feed = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node of a model as a runtime runs it, after its own rewriting."""
+    """One node of a model as the runtime runs it, after the runtime's own rewriting."""
 
     op: str
     elements: int
-    """Of its outputs."""
+    """How many elements its outputs have."""
     seconds: float
 
 
 Profile = tuple[NodeTime, ...]
-"""The nodes of a model."""
+"""All nodes of one model."""
 
 
 class Meter(Protocol):
-    """What takes times in a runtime. It is given ONNX models as bytes, and knows nothing of layers or programs."""
+    """Measures ONNX models, given as bytes, in a runtime; it knows nothing of layers or programs."""
 
     name: str
     """The runtime with its version, the processor and the threads: a time holds for these."""
     layout: frozenset[str]
-    """Nodes that put values into the runtime's own layout and out of it, which a layer alone pays for and a network
+    """Operations that convert to the runtime's own memory layout and back, which a layer alone pays for and a network
     doesn't."""
 
     def profile(self, models: Sequence[bytes], feeds: Sequence[Feed], rounds: int) -> Sequence[Profile]:
-        """The nodes of every model with their seconds; the models take turns, in so many rounds."""
+        """Every model's nodes with their seconds; the models take turns, `rounds` times."""
 
     def seconds(self, model: bytes, feed: Feed) -> float:
         """The seconds of one whole run."""
 
 
 class Target:
-    """A runtime."""
+    """A runtime; a subclass overrides what it can do."""
 
     name: ClassVar[str]
     multiple: ClassVar[int]
-    """Channel counts that are multiples of this are computed without waste on the processors that the runtime is mostly
-    used on; what isn't is filled up, or computed by a slower kernel."""
+    """The preferred divisor of channel counts on the processors that the runtime is mostly used on: other counts are
+    padded, or computed by a slower kernel."""
     exports: ClassVar[bool] = False
     """Whether `export` writes a file of the runtime's."""
 
@@ -75,8 +75,9 @@ class Target:
         raise PrunecError(f"there is no export to {self.name}")
 
     def meter(self) -> Meter:
-        """What takes times in the runtime on this machine. Raises `PrunecError` where it can't be run here."""
+        """What measures models in the runtime on this machine. Raises `PrunecError` where it can't be run here."""
         raise PrunecError(f"times can't be taken in {self.name}", hint="they can in onnxruntime")
 
 
 TARGETS: Final = Registry("prunec.targets", "target", Target)
+"""The runtimes that are installed, by name."""

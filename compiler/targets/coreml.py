@@ -1,4 +1,4 @@
-"""Core ML."""
+"""Core ML, the runtime of Apple's devices: a target for `multiple_of` alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from prunec.compiler.targets.base import Target
 
 
 class CoreML(Target):
-    """Apple names no number of channels that its neural engine likes: this is the SIMD width of a CPU, two vectors of
-    8 numbers in half precision."""
+    """Apple names no number of channels that its neural engine prefers. 16 numbers in half precision are two SIMD
+    vectors of its CPUs."""
 
     name = "coreml"
     multiple = 16

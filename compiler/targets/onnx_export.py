@@ -34,16 +34,19 @@ from prunec.compiler.verify.compare import relative_difference
 from prunec.compiler.verify.interpreter import Interpreter
 
 TOLERANCE = 1e-5
+"""The largest relative difference that passes without a look at a float64 run."""
 TIMES_TORCH = 10.0
 """How much farther from the float64 run onnxruntime may be than torch's float32 run."""
 OLDEST_OPSET = 18
 """Torch's exporter writes nothing older, and doesn't say so."""
 BATCHES = (1, 3)
+"""Batch sizes at which a file with an open batch is checked, beside the example's."""
 
 Values = tuple[Any, ...]
 Open = frozenset[str]
 """The names of sizes that the file leaves open."""
 IMAGE: Open = frozenset({"height", "width"})
+"""Open sizes of images."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,14 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
 
 
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:
-    """The program in eval mode as ONNX with the sizes of its example inputs, unchecked. Raises `ModelError` where there
-    is none."""
+    """The program in eval mode as an ONNX model of fixed sizes, unchecked. Raises `ModelError` where there is none."""
     program = program.deployed
     with evaluating(program.graph_module), torch.no_grad():
         return bytes(_convert(program, opset, frozenset()).SerializeToString())
 
 
 def onnx_feed(model: bytes, program: Program) -> Feed:
-    """The program's example inputs under the names that its ONNX model, with the example's sizes, has for them."""
+    """The program's example inputs, by the names that they have in its ONNX model."""
     names = [entry.name for entry in onnx.load_from_string(model).graph.input]
     inputs = tensors_in(program.deployed.inputs)
     return {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
@@ -122,8 +124,12 @@ def onnx_feed(model: bytes, program: Program) -> Feed:
 # --- exporting ---------------------------------------------------------------------------------------------------
 
 
+def _batch(program: Program) -> int:
+    return batch_of(program.inputs) or 1
+
+
 def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks, str]:
-    """The model, how near it is, and why its batch is static (an empty string where it is dynamic)."""
+    """(model, checks, why its batch size is fixed); the last is empty where it is open."""
     reason = _why_static(program) if "batch" in dynamic else "the plan leaves it out of 'dynamic'"
     if not reason:
         try:
@@ -138,7 +144,7 @@ def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[on
 
 
 def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks]:
-    """Export with these sizes open, and compare at several sizes of those."""
+    """Export with these sizes open, and compare with the module at several sizes."""
     model = _convert(program, opset, dynamic)
     _strip(model.graph)
     for function in model.functions:
@@ -195,25 +201,26 @@ def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
 
 
 def _open_dims(value: torch.Tensor, batch: int | None, dims: Mapping[str, Any]) -> dict[int, Any] | None:
-    """The dimensions of an input that are left open."""
+    """Dimension -> its symbol, for the open dimensions of an input; None where it has none."""
     places = {"batch": 0} if is_batched(value, batch) else {}
     places |= {"height": 2, "width": 3} if value.ndim == 4 else {}
     return {place: dims[name] for name, place in places.items() if name in dims} or None
 
 
 def _larger(value: torch.Tensor, dynamic: Open) -> torch.Tensor:
-    """An image of twice the size along the open dimensions: what asks for a multiple of some size takes that too."""
+    """An image of twice the size along its open dimensions: a model that wants multiples of a size takes it."""
     if value.ndim != 4:
         return value
     return value.repeat(1, 1, 2 if "height" in dynamic else 1, 2 if "width" in dynamic else 1)
 
 
 def _ranked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that have dimensions."""
+    """The inputs that aren't scalars."""
     return [value for value in model.graph.input if value.type.tensor_type.shape.dim]
 
 
 def _why_static(program: Program) -> str:
+    """Why the batch size can't be left open; empty where the model runs at several."""
     if batch_of(program.inputs) is None:
         return "no input has a batch dimension"
     for size in BATCHES:
@@ -286,17 +293,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-# --- batches -----------------------------------------------------------------------------------------------------
-
-
-def _batch(program: Program) -> int:
-    return batch_of(program.inputs) or 1
-
-
 # --- comparing ---------------------------------------------------------------------------------------------------
 
 
 def _compare(opened: Any, program: Program, inputs: Values) -> Check:
+    """Compare onnxruntime with the module on these inputs. Raises `VerifyError` for more than rounding."""
     size = batch_of(inputs) or 1
     try:
         got = opened.run(None, feed(opened, inputs))

@@ -1,4 +1,4 @@
-"""onnxruntime, on the CPU."""
+"""onnxruntime on the CPU: exports ONNX files, and measures layers and networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunec.compiler.targets.processor import processor
 
 
 class OnnxRuntimeMeter:
-    """onnxruntime on this machine's CPU, one thread."""
+    """Measures in onnxruntime on this machine's CPU, with one thread."""
 
     layout: frozenset[str] = frozenset({"ReorderInput", "ReorderOutput"})
 
@@ -24,17 +24,17 @@ class OnnxRuntimeMeter:
         self.name = f"onnxruntime {onnxruntime.__version__}, {processor()}, {THREADS} thread"
 
     def profile(self, models: Sequence[bytes], feeds: Sequence[Feed], rounds: int) -> Sequence[Profile]:
-        """As onnxruntime's own profiler counts them."""
+        """Every model's nodes, as onnxruntime's own profiler counts their time."""
         return profile(models, feeds, rounds=rounds)
 
     def seconds(self, model: bytes, feed: Feed) -> float:
-        """From outside, of many runs the lower quartile."""
+        """One run as seen from outside: of many, the lower quartile."""
         (found,) = latency([session(model)], [feed])
         return found
 
 
 class OnnxRuntime(Target):
-    """MLAS, its CPU kernels, keep channels in blocks (NCHWc) and fill up the last: of 8 with AVX, of 16 with AVX-512
+    """Its CPU kernels, MLAS, keep channels in blocks (NCHWc) and pad the last: of 8 with AVX, of 16 with AVX-512
     (`MlasNchwcGetBlockSize`). A grouped convolution with less than a block to a group isn't blocked at all."""
 
     name = "onnxruntime"

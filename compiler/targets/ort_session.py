@@ -1,7 +1,7 @@
-"""How long onnxruntime takes on this machine: whole files, and single nodes; one thread, CPU.
+"""How long onnxruntime takes on this machine, for whole files and for single nodes; one thread, CPU.
 
     ort_latency([a, b], inputs)    seconds of one run of each file
-    profile([a, b], feeds)         seconds of every node of each file, as onnxruntime's own profiler counts them
+    profile([a, b], feeds)         seconds of every node of each model, as onnxruntime's own profiler counts them
 
 What other programs do to a run only ever makes it slower, and a machine's speed changes from minute to minute. So files
 take turns, in short blocks of runs, and of many times the lower ones count. A run is one thread that computes without a
@@ -34,9 +34,10 @@ THREADS = 1
 
 
 def session(model: Path | bytes, profile: Path | None = None) -> Any:
-    """A file, or a model's bytes, ready to run; with `profile`, what it does is written to a file of that prefix.
+    """An onnxruntime session for a file, or for a model's bytes; with `profile`, it logs its nodes to a file of that
+    prefix.
 
-    Raises `ModelError` where onnxruntime refuses it.
+    Raises `ModelError` where onnxruntime refuses the model.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
@@ -69,7 +70,7 @@ def ort_latency(paths: Sequence[Path], inputs: Sequence[Any], seconds: float = 1
 
 
 def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0) -> tuple[float, ...]:
-    """`ort_latency` of what is ready to run."""
+    """`ort_latency` for sessions, each with its feed."""
     lengths = [_block(opened, fed) for opened, fed in zip(sessions, feeds, strict=True)]
     rounds = max(5, round(seconds / BLOCK))
     blocks = [
@@ -80,7 +81,7 @@ def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0
 
 
 def _block(opened: Any, fed: Feed) -> int:
-    """How many runs fill a block; they warm the session up, too."""
+    """How many runs fill a block; measuring it warms the session up, too."""
     return max(1, round(BLOCK / _median_run(opened, fed, WARM_UP)))
 
 
@@ -94,7 +95,7 @@ def _median_run(opened: Any, fed: Feed, runs: int) -> float:
 
 
 def _clock() -> float:
-    """The seconds that this thread has computed for; where the system counts them too coarsely, those that passed."""
+    """Seconds: the thread's own time, or, where the system counts that too coarsely, the wall clock's."""
     return time.thread_time() if _FINE else time.perf_counter()
 
 
@@ -105,8 +106,8 @@ _FINE: Final = time.get_clock_info("thread_time").resolution < 1e-5
 
 
 def profile(models: Sequence[bytes], feeds: Sequence[Feed], *, rounds: int = 5, block: float = 0.004) -> list[Profile]:
-    """The nodes of every model with their times. The models take turns: in each of the rounds, each runs for `block`
-    seconds, and twice at least."""
+    """The nodes of every model with their times. The models take turns: in each round each runs for `block` seconds,
+    and at least twice."""
     with TemporaryDirectory() as folder:
         sessions = [session(model, Path(folder) / str(number)) for number, model in enumerate(models)]
         for opened, fed in zip(sessions, feeds, strict=True):
@@ -125,7 +126,7 @@ def _run_for(opened: Any, fed: Feed, seconds: float) -> None:
 
 
 def _read(path: Path) -> Profile:
-    """The nodes in a profile; the first run of each, which allocates, doesn't count."""
+    """The nodes of a profile, each with a low quantile of its times; its first run, which allocates, doesn't count."""
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     known: dict[tuple[str, str], Mapping[str, Any]] = {}
     for event in json.loads(path.read_text(encoding="utf-8")):

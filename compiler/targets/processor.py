@@ -1,4 +1,4 @@
-"""This machine's processor: a measured time holds for it alone."""
+"""Names this machine's processor: a measured time holds for it alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @cache
 def processor() -> str:
-    """This machine's processor, by name and by what it can do: two with one name may differ in that."""
+    """This machine's processor: its name, and a hash of its features, in which two of one name may differ."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         fields = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line)
