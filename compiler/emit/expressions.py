@@ -41,7 +41,7 @@ RESERVED = frozenset(dir(builtins)) - {"input"} | frozenset(
 
 
 class ExpressionWriter:
-    """Spells the nodes of one graph in their order, and remembers what the text needs: imports and record types."""
+    """Writes the nodes of a graph in their order, and collects what their text needs: `imports`, `records`."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.imports: set[str] = set()
@@ -55,7 +55,7 @@ class ExpressionWriter:
         self._may_inline = not any(node.target in RESHAPES_IN_PLACE for node in graph.nodes)
 
     def argument(self, node: fx.Node) -> str:
-        """A placeholder in the signature of `forward`; the original's name stays where it is a legal one."""
+        """A placeholder as an argument of `forward`; it keeps its name where that is legal."""
         name = str(node.target)
         stars = "*" * (len(name) - len(name.lstrip("*")))
         self.texts[node] = variable = self._fresh(name.lstrip("*"))
@@ -66,7 +66,7 @@ class ExpressionWriter:
         return f"{stars}{variable}{kind}"
 
     def statement(self, node: fx.Node) -> str | None:
-        """The node as a statement, or `None` where its text goes into its users' statements."""
+        """The node as a statement; None where its text goes into its users' statements."""
         self.reads[node] = self.read_by(node)
         if node.op == "output":
             return f"return {self.value(node.args[0])}"
@@ -216,7 +216,7 @@ _VALUES: tuple[tuple[Any, Callable[[ExpressionWriter, Any], str]], ...] = (
 
 
 def attribute_path(target: str) -> str:
-    """`self.layer1["0"].conv1` for `layer1.0.conv1`; the flag `training` is always the model's own."""
+    """`self.layer1["0"].conv1` for `layer1.0.conv1`; a flag `training` is read off the whole model."""
     parts = target.split(".")
     if parts[-1] == "training":
         return "self.training"
@@ -243,13 +243,13 @@ def without_defaults(function: Callable[..., Any], kwargs: Mapping[str, Any]) ->
 
 
 def _changes_a_variable(node: fx.Node) -> bool:
-    """Whether `x += y` says what the node does: `x` is a tensor in a variable, not a number, list or attribute."""
+    """Whether `x += y` says what the node does: `x` is a tensor in a variable, not a number, a list or an attribute."""
     first = node.args[0]
     return isinstance(first, fx.Node) and first.op != "get_attr" and isinstance(first.meta.get("val"), torch.Tensor)
 
 
 def _is_cheap_read(node: fx.Node) -> bool:
-    """Attributes are read in place, and a tensor's size where it is used once."""
+    """Whether a node's text is put in place of a variable: attributes, and sizes that are read once."""
     if node.op == "get_attr":
         return True
     if node.target is getattr:

@@ -35,13 +35,13 @@ Given = TypeVar("Given")
 
 @dataclass(frozen=True)
 class Kind:
-    """What writes a folder, and how a folder of that kind is known: one with anything else in it is left alone."""
+    """What writes a folder, and how such a folder is recognised: one with any other file in it isn't replaced."""
 
     writer: str
     files: tuple[str, ...]
-    """Patterns of the names that such a folder may hold."""
+    """Patterns of the file names that such a folder may hold."""
     proof: str
-    """A file that each of them has."""
+    """A file that every such folder has."""
 
 
 COMPILED = Kind("compile", ("model.*", "model_*", "report.*", LOCK, "__pycache__"), LOCK)
@@ -111,7 +111,7 @@ def _check_owned(directory: Path, kind: Kind) -> None:
 
 
 def _put_in_place(fresh: Path, directory: Path, kind: Kind) -> None:
-    """Give the fresh folder its name; what had it before goes to the fresh one's name."""
+    """Give the fresh folder the directory's name; what had that name gets the fresh one's, to be removed."""
     if not directory.exists():
         fresh.rename(directory)
         return
@@ -149,7 +149,7 @@ def _stem(directory: Path) -> str:
 
 
 def _recover(directory: Path) -> None:
-    """Clear up after compiles of this host that were killed."""
+    """Remove what killed compiles of this host have left, or put back the folder that they were replacing."""
     for path in list(_left_behind(directory)):
         if path.name.endswith("-old") and not directory.exists():
             path.rename(directory)

@@ -45,7 +45,7 @@ from prunec.compiler.version import __version__
 WEIGHTS = "model.safetensors"
 WIDTH = 110
 PARAGRAPH = 12
-"""Statements after which a paragraph ends as soon as it has tensors to drop."""
+"""After this many statements a paragraph ends as soon as it has tensors to delete."""
 
 # The spec's names of data types; what torch can't hold isn't written either.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -68,7 +68,7 @@ Tree = dict[str, Union[str, "Tree"]]
 
 @dataclass(frozen=True)
 class Splice:
-    """The part of a larger model that a program is, and the arguments that were decided when it was traced."""
+    """The part of a larger model that a program is, and the arguments that were fixed when it was traced."""
 
     name: str
     frozen: Mapping[str, Any]
@@ -139,7 +139,7 @@ def saved_tensors(program: Program) -> dict[str, torch.Tensor]:
 
 
 def class_name(name: str) -> str:
-    """A legal class name that hides nothing that the emitted file uses."""
+    """A legal class name that hides no name which the emitted file uses."""
     legal = re.sub(r"\W", "_", name) or "Model"
     legal = f"_{legal}" if legal[0].isdigit() else legal
     return f"{legal}Model" if legal in RESERVED | {"Path", "json"} or keyword.iskeyword(legal) else legal
@@ -177,7 +177,7 @@ class _Parts:
         return True
 
     def tie_or_add(self, name: str, thing: nn.Module | torch.Tensor, text: str) -> bool:
-        """Add a part that is new, or make room for the tie of one that isn't; whether it is new."""
+        """Add a part that is new, or make room for the statement that ties it to an earlier one; whether it is new."""
         if self.tie(name, thing):
             self._place(name)
             return False
@@ -185,7 +185,7 @@ class _Parts:
         return True
 
     def _place(self, name: str) -> tuple[Tree, str]:
-        """The container of a part, made where there is none yet, and the part's name in it."""
+        """The mapping that holds a part (made where there is none yet), and the part's name in it."""
         *path, last = name.split(".")
         branch = self.tree
         for key in path:
@@ -227,7 +227,7 @@ def _add_tensor(parts: _Parts, name: str, tensor: torch.Tensor) -> None:
 
 
 def _lies_in(name: str, tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the tensor belongs to a leaf module that is constructed anyway."""
+    """Whether the tensor belongs to a leaf module, which makes it itself."""
     for owner, module in modules.items():
         if name.startswith(f"{owner}."):
             same = dict(module_tensors(owner, module)).get(name) is tensor
@@ -271,7 +271,7 @@ def _nested(tree: Tree) -> Iterator[str]:
 
 
 _Statement = tuple[int, fx.Node, str]
-"""Its number among all statements, its node, and its text."""
+"""(number among all statements, node, text)"""
 
 
 def _body(graph: fx.Graph, writer: ExpressionWriter) -> Iterator[str]:
@@ -305,7 +305,7 @@ def _body(graph: fx.Graph, writer: ExpressionWriter) -> Iterator[str]:
 def _runs(
     statements: Sequence[_Statement], halves: Mapping[Mode, set[fx.Node]]
 ) -> tuple[list[tuple[str, list[_Statement]]], dict[Mode, list[_Statement]]]:
-    """Consecutive statements of one mode, or of both (an empty name); and what is left to each mode in the end."""
+    """Consecutive statements of one mode, or of both (an empty name); and what each mode alone has at the end."""
     modes = [_mode_of(node, halves) for _, node, _ in statements]
     shared = max((index for index, mode in enumerate(modes) if not mode), default=-1) + 1
     pairs = list(zip(modes, statements, strict=True))
@@ -314,7 +314,7 @@ def _runs(
 
 
 def _mode_of(node: fx.Node, halves: Mapping[Mode, set[fx.Node]]) -> str:
-    """The mode that alone needs a node; empty for what both need, or none."""
+    """The one mode that needs a node; empty where both do, or none."""
     mine = [mode for mode in MODES if node in halves[mode]]
     return mine[0] if len(mine) == 1 else ""
 
@@ -332,7 +332,7 @@ def _branch(mode: str, lines: list[str]) -> Iterator[str]:
 def _paragraphs(
     statements: Sequence[_Statement], writer: ExpressionWriter, last_read: Mapping[str, int], alive: dict[str, None]
 ) -> Iterator[str]:
-    """A paragraph for each block of the original, with a `del` of its dead tensors, of those that are `alive`."""
+    """A paragraph for each block of the original; at its end, tensors in `alive` that aren't read again are deleted."""
     block, length = "", 0
     for index, node, text in statements:
         owner = str(node.target).rpartition(".")[0] if node.op == "call_module" else block
@@ -364,7 +364,7 @@ def _deletion(names: list[str]) -> list[str]:
 
 
 def _wrapped(statement: str) -> list[str]:
-    """A long statement on several lines, broken inside its brackets; left as it is where that would change it."""
+    """A long statement on several lines, broken inside its brackets; on one line where it can't be."""
     if len(statement) <= WIDTH:
         return [statement]
     lines = textwrap.wrap(statement, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
