@@ -31,12 +31,12 @@ _NESTED: Final = "nested"
 
 
 def wrong(message: str, *, hint: str | None = None) -> PydanticCustomError:
-    """What a validator raises: `message` begins with "must"; the hint, where there is one, is the way out."""
+    """The error that a validator raises: `message` begins with "must"; the hint, where there is one, is the way out."""
     return PydanticCustomError(_CUSTOM, "{message}", {"message": message, "hint": hint})
 
 
 def nested(error: ValidationError, data: Any, place: Keys, model: type[BaseModel]) -> PydanticCustomError:
-    """What a validator raises that checks its value against a model which only the value names.
+    """The error of a validator that checked part of its value against a model which only that value names.
 
     `data`, which the model refused, stands at `place` within the value.
     """
@@ -117,7 +117,7 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "literal_error": "{expected}",
     "enum": "{expected}",
 }
-"""What would be right, by pydantic's kind of error; another kind keeps pydantic's words."""
+"""pydantic's kind of error -> what would be right; other kinds keep pydantic's words."""
 
 
 def faults(error: ValidationError, data: Any, keys: Keys = (), model: type[BaseModel] | None = None) -> list[Fault]:
@@ -168,7 +168,7 @@ def _message(name: str, items: list[ErrorDetails]) -> str:
 
 
 def _expected(item: ErrorDetails) -> str | None:
-    """What would be right, to stand behind "must be"; nothing where the message is a sentence of its own."""
+    """What would be right, to stand behind "must be"; None where the message is a sentence of its own."""
     if item["type"] in _EXPECTED:
         return _EXPECTED[item["type"]].format_map(item.get("ctx", {}))
     words = _own_words(item)
@@ -196,7 +196,7 @@ def label(keys: Keys) -> str:
 
 
 def _real(item: ErrorDetails, data: Any) -> Keys:
-    """pydantic's place without what isn't in the data: tags of unions, steps of validators; a missing key stays."""
+    """pydantic's place without what isn't in the data (tags of unions, steps of validators); a missing key stays."""
     real: list[str | int] = []
     for key in item["loc"]:
         if holds(data, key):

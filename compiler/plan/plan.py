@@ -66,7 +66,7 @@ class PlanPass:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """It is made before pydantic sees it."""
+        """An instance is taken unchanged: `_build` makes it before pydantic validates the plan."""
         return is_instance_schema(cls)
 
 
@@ -107,7 +107,7 @@ class Plan(BaseModel):
     removed: dict[str, dict[str, list[int]]] | None = None
     versions: dict[str, str] | None = None
     hashes: dict[str, str] | None = None
-    """A lock's own keys, see `lock.py`; a plan that a person writes has none of them."""
+    """Keys of a lock (`driver.lock`); a plan that a person writes has none of them."""
     _source: Source = PrivateAttr(default_factory=lambda: plain({}))
 
     @classmethod
@@ -199,7 +199,7 @@ _Entry = tuple[str, Mapping[str, Any], _Made, Keys]
 
 @dataclass(frozen=True)
 class _Kind(Generic[_Made]):
-    """What a list of a plan may name: the names, the class of each, and the context that its options are read in."""
+    """What a list of a plan may name: the names, the class for each, and the context that validates its options."""
 
     names: Collection[str]
     find: Callable[[str], type[_Made]]
@@ -207,7 +207,7 @@ class _Kind(Generic[_Made]):
 
 
 def _entries(source: Source, key: str, kind: _Kind[_Made], found: list[Fault]) -> list[_Entry[_Made]]:
-    """Make what the list at `key` names. What can't be made is left out, and its faults are added to `found`."""
+    """Make what the list at `key` names. What can't be made is left out, and the reason is added to `found`."""
     entries = source.data.get(key, [])
     if not isinstance(entries, list):
         found.append(Fault((key,), f"{key} must be a list, got {shown(entries)}"))
@@ -282,7 +282,7 @@ def schema() -> dict[str, Any]:
 
 
 def _forms(name: str, made: type[BaseModel], ref: JsonSchemaValue, definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """The spellings of one entry: a name with options, with the value of its main option, or bare."""
+    """JSON schemas of one entry: a name with options, a name with the value of its main option, or a bare name."""
     short: str | None = getattr(made, "shorthand", None)
     values = [ref]
     if short:

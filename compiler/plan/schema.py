@@ -50,7 +50,7 @@ class Ref:
 
 
 def _path(text: str, info: ValidationInfo) -> Path:
-    """A path as written, absolute: from the plan's folder."""
+    """A path of the plan, made absolute from the plan's folder."""
     folder: Path = (info.context or {}).get("folder", Path.cwd())
     return Path(os.path.normpath(folder / Path(text).expanduser()))
 
@@ -86,7 +86,7 @@ def _parse_path(value: object, info: ValidationInfo) -> Path:
 
 
 def _neighbours(path: Path) -> str | None:
-    """A hint at a file of nearly that name in the same folder."""
+    """A hint at a file of nearly that name in the same folder; None where there is none."""
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}"
     hint = nearest(path.name, [other.name for other in path.parent.iterdir()])
@@ -143,7 +143,7 @@ class _Part(BaseModel):
 
 
 class Factory(_Part):
-    """Something that a plan has made by calling a function."""
+    """A function that makes what the plan needs, with its arguments."""
 
     shorthand = "factory"
     usage = "package.module:name or a mapping with the key 'factory'"
@@ -240,13 +240,13 @@ class InputItems(_Part):
 
 
 class InputValue(_Part):
-    """An argument that isn't a tensor: it is decided for good while the model is traced."""
+    """An argument that isn't a tensor: it is fixed when the model is traced."""
 
     value: bool | StrictInt | float | str | None
 
     @model_serializer
     def _kept(self) -> dict[str, Any]:
-        """None is a value here, not the lack of one."""
+        """Keep a value of None, which `exclude_none` would drop."""
         return {"value": self.value}
 
 

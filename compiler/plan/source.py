@@ -96,7 +96,8 @@ class Source:
     values: Mapping[Keys, Span] = field(default_factory=dict, repr=False)
 
     def locate(self, keys: Keys, *, on_key: bool = False) -> Span | None:
-        """The place of what `keys` lead to; of the innermost thing around it where the text spells it shorter."""
+        """The place of the value (or key) that `keys` lead to; where the text is shorter, that of the value around
+        it."""
         found = self._follow(keys)
         span = self.keys.get(found) if on_key or not isinstance(self._value(found), str | int | float) else None
         return span or self.values.get(found)
@@ -181,6 +182,8 @@ def shown(value: Any, limit: int = 60) -> str:
 
 @dataclass(frozen=True)
 class _Override:
+    """One `KEY=VALUE` of the command line: `text` as typed, `new` its parsed value."""
+
     source: Source
     text: str
     new: Source
@@ -360,14 +363,14 @@ class _Reader:
 
 
 def holds(value: Any, key: str | int) -> bool:
-    """True where `value[key]` is there."""
+    """Whether `value[key]` exists."""
     if isinstance(value, dict):
         return key in value
     return isinstance(value, list) and isinstance(key, int) and key < len(value)
 
 
 def _order(error: PlanError) -> tuple[bool, int, int]:
-    """In the order of the file, then what the command line sets."""
+    """A sort key: places in the file first, in their order, then `--set` options."""
     return (error.at.file == _SET, error.at.line, error.at.column) if error.at else (False, 0, 0)
 
 
