@@ -129,7 +129,7 @@ def _import(module: str | Path, at: Span | None) -> ModuleType:
 
 
 def _is_within(name: str | None, module: str | Path) -> bool:
-    """True where `name` is the module itself or a package around it, and not something that it imports."""
+    """Whether `name` is the module itself or a package around it, rather than something that it imports."""
     return bool(name) and f"{module}.".startswith(f"{name}.")
 
 
@@ -150,6 +150,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _kind(value: object) -> str:
+    """The type of a value, for messages."""
     return f"an object of type '{type(value).__name__}'"
 
 

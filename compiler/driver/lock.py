@@ -31,7 +31,7 @@ _COUNTED: Final = ("torch", "numpy", "scipy", "scikit-learn", "onnx", "onnxrunti
 
 
 def versions() -> dict[str, str]:
-    """What computes a compile's result."""
+    """The versions of everything that a compile's result depends on."""
     own = {"prunec": __version__, "python": platform.python_version()}
     return {**own, **{name: version(name) for name in _COUNTED}}
 
@@ -66,7 +66,7 @@ def entry(pass_: Pass) -> str | dict[str, Any]:
 
 
 def check_model(hashes: Mapping[str, str] | None, program: Program, at: Span | None) -> None:
-    """A lock holds for the weights that it was made of alone. Raises `ModelError` for others."""
+    """Raise `ModelError` where the model's weights aren't those that the lock was made of."""
     if hashes and hashes.get("model") != sha256_of(program.tensors):
         raise ModelError(
             "the model's weights are not those that the lock was made of",
@@ -76,7 +76,7 @@ def check_model(hashes: Mapping[str, str] | None, program: Program, at: Span | N
 
 
 def check_result(hashes: Mapping[str, str] | None, program: Program) -> str | None:
-    """What to tell where a lock gives other weights than it promises; None where it keeps its word."""
+    """A warning where a lock gives other weights than it promises; None where it gives the same."""
     if not hashes or hashes.get("result") == sha256_of(program.tensors):
         return None
     return "the result's weights differ from the lock's: other versions of the libraries may round differently"

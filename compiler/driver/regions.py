@@ -40,7 +40,7 @@ _PLAIN: Final = "a part gives tensors, lists, tuples and dicts; name a part whos
 
 @dataclass(frozen=True)
 class Region:
-    """One part of the model, and the call of it that was seen."""
+    """One part of the model, and the arguments of a call of it that was seen (`taken`)."""
 
     name: str
     module: nn.Module
@@ -56,22 +56,24 @@ class Region:
 
 @dataclass(frozen=True)
 class Regions:
-    """A model's regions."""
+    """A model, its example inputs, and the regions of it that are compiled."""
 
     model: nn.Module
     example: Inputs
     parts: tuple[Region, ...]
     outline: Any = None
-    """What the whole model gave, without values; see `outlines.outline`."""
+    """What the whole model gave, without values; see `driver.structure.outline`."""
 
     @property
     def joint(self) -> tuple[nn.Module, dict[str, Any]]:
-        """A module that runs all regions, with the whole model's parameter names, and its inputs."""
+        """A module that runs all regions, with the whole model's parameter names; and its inputs, by name."""
         return _Joint(self.parts), {name: value for part in self.parts for name, value in part.inputs.items()}
 
     def trace(self, mode: Mode = "eval") -> tuple[Program, tuple[str, ...]]:
-        """All regions as one program of this mode, and what to warn of (`trace_modes`). Raises ModelError, too, where a
-        region gives back objects that the rest of the model would miss."""
+        """All regions as one program of this mode, and warnings (`trace_modes`).
+
+        Raises ModelError, too, where a region gives back objects that the rest of the model would miss.
+        """
         program, warnings = trace_modes(*self.joint, mode, name=type(self.model).__name__)
         if others := left_out(program):
             raise ModelError(
@@ -116,7 +118,7 @@ class Regions:
         A part that the slim model's data pass by is called on what the original called it with.
         The whole must give what the original gave, in kind: containers, keys, dtypes and numbers of dimensions; unless
         it needn't be `alike`, since the parts give in eval mode what they give in train mode.
-        That the program computes what the plan asks of the original was checked after each pass; see `verify`.
+        That the program computes what the plan asks of the original was checked after each pass (`verify.verify`).
 
         Gives the largest relative difference of any part's output in any call. Raises `VerifyError` where one differs,
         `ModelError` where the model can't work with what a part gives.
@@ -141,7 +143,7 @@ class Regions:
         return max(max(differences) for differences in found.values())
 
     def _run(self, whole: nn.Module) -> Any:
-        """What the spliced model gives. Raises `ModelError` where its own code fails on what a part gives."""
+        """The outputs of the spliced model. Raises `ModelError` where its own code fails on what a part gives."""
         try:
             with seeded(0), evaluating(whole):
                 return _result(whole, self.example)
@@ -154,11 +156,13 @@ class Regions:
             ) from error
 
     def _call_alone(self, part: nn.Module, region: Region) -> None:
+        """Call a part on what the original called the region with."""
         args, kwargs = region.taken.call({})
         with seeded(0), evaluating(part), torch.no_grad():
             part(*copy.deepcopy(args), **copy.deepcopy(kwargs))
 
     def _with(self, make: Callable[[Region], nn.Module]) -> nn.Module:
+        """A copy of the model with what `make` gives for each region in its place."""
         parts = {region.name: splice_in(make(region), region) for region in self.parts}
         memo: dict[int, Any] = {id(region.module): parts[region.name] for region in self.parts}
         return copy.deepcopy(self.model, memo)
@@ -196,7 +200,7 @@ def find_regions(model: nn.Module, names: Sequence[str], example_inputs: Inputs,
 
 
 def splice_in(part: nn.Module, region: Region) -> nn.Module:
-    """The part with the region's way of being called, and with the plain attributes that the model may read of it."""
+    """The part, called as the region was, and with the region's plain attributes, which the model may read."""
     signature, frozen = inspect.signature(region.module.forward), dict(region.taken.frozen)
     inputs = frozenset(region.taken.inputs)
 
@@ -285,7 +289,7 @@ def _watch(part: nn.Module, program: Program, found: list[float]) -> None:
 
 
 def _bare(value: Any) -> Any:
-    """The same nest of plain dicts, lists and tuples: what runs a graph gives fx's own, generated code Python's."""
+    """The same nest with plain dicts, lists and tuples in place of fx's own."""
     if isinstance(value, Mapping):
         return {key: _bare(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -294,12 +298,12 @@ def _bare(value: Any) -> Any:
 
 
 def _given(graph: fx.Graph, result: Any, name: str) -> Any:
-    """What a region gives, of what all give; in both modes, where they are told apart."""
+    """What one region gives, out of the outputs of all; in both modes, where these are told apart."""
     return joint_output(graph, *(each[name] for each in result)) if isinstance(result, ByMode) else result[name]
 
 
 def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
-    """Erase what depends on other inputs than these, whether it writes in place or not: it is another region's."""
+    """Erase every node that depends on other inputs than these: it belongs to another region."""
     others = {node for node in graph.find_nodes(op="placeholder") if node.target not in inputs}
     for node in graph.nodes:
         if any(operand in others for operand in node.all_input_nodes):
@@ -310,12 +314,13 @@ def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
 
 
 def _generated(module: nn.Module) -> nn.Module:
-    """The module with its code made: at its first call fx would call it twice, and so its hooks."""
+    """The module with its code generated: at its first call fx would call it twice, and its hooks with it."""
     assert not isinstance(module, fx.GraphModule) or module.code, "a graph has code"
     return module
 
 
 def _floating(program: Program) -> torch.dtype:
+    """The dtype of the program's first floating-point tensor."""
     return next((tensor.dtype for tensor in program.tensors.values() if tensor.is_floating_point()), torch.float32)
 
 
@@ -350,6 +355,6 @@ def _snapshot(value: Any) -> Any:
 
 
 def _result(model: nn.Module, example: Inputs) -> Any:
-    """The model on the example; in a tuple of its own, a list of images is one argument."""
+    """The outputs of the model on a copy of the example inputs."""
     with torch.no_grad():
         return called(model, copy.deepcopy(dict(example) if isinstance(example, Mapping) else tuple(example)))

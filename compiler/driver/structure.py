@@ -1,4 +1,4 @@
-"""What a value is like, without its numbers: to tell whether two runs give the same kind of thing.
+"""What a value is like, without its numbers: to tell whether two runs of a model give the same kind of thing.
 
     {"boxes": float32[17, 4], "labels": int64[17]}
     outline: {"boxes": Like("float32", 2), "labels": Like("int64", 1)}
@@ -29,7 +29,7 @@ class Like(NamedTuple):
 
 
 def outline(value: Any, *, values: bool = False) -> Any:
-    """A nest of dicts and lists with a `Like` at each leaf; with `values`, numbers and strings stay themselves."""
+    """A nest of dicts and lists with a `Like` for each leaf; with `values`, numbers and strings stay as they are."""
     if isinstance(value, torch.Tensor):
         return Like(str(value.dtype).removeprefix("torch."), value.ndim)
     if is_dataclass(value) and not isinstance(value, type):
@@ -44,7 +44,7 @@ def outline(value: Any, *, values: bool = False) -> Any:
 def mismatch(got: Any, want: Any, where: str = "") -> str:
     """The first place where two outlines differ, in words; empty where they agree.
 
-    Lists are compared as far as both reach, and None stands for anything: both depend on what was found in the data.
+    Lists are compared as far as both reach, and None agrees with anything: both depend on what was found in the data.
     """
     if Like("NoneType") in (got, want):
         return ""
