@@ -8,7 +8,7 @@
     prunec schema
     prunec passes [NAME]
 
-and the commands that installed packages add (`commands.py`), such as `prunec sensitivity` and `prunec rank`.
+and the commands that installed packages add (`cli/plugins.py`), such as `prunec sensitivity` and `prunec rank`.
 
 MODEL is `package.module:callable` or `file.py:name` with `--inputs`, or a folder that `prunec compile` wrote. Commands
 import what they need when they run, so that `--help` answers at once.
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 @dataclass
 class Settings:
-    """What stands before the command's name."""
+    """Options that stand before the command's name."""
 
     debug: bool = False
 
@@ -91,7 +91,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 _USAGE: Final = 2
-"""What the command-line parser exits with when it is used wrongly; here that is 1, like any fault of the caller's."""
+"""The exit code of typer for a wrong command line; here that is 1, like any fault of the caller's."""
 
 
 def _version(wanted: bool) -> None:

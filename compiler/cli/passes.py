@@ -1,4 +1,4 @@
-"""`prunec passes`: what may be said in a plan, read off the passes' own fields."""
+"""`prunec passes`: the passes and their options, in words that are read off the passes' own fields."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from prunec.compiler.report.console import say, table
 
 
 def show_passes() -> None:
-    """A line for each pass."""
+    """Print a line for each pass."""
     rows = [[name, _facts(made.needs), _facts(made.gives), _summary(made)] for name, made in PASSES.all().items()]
     table("", ("pass", "needs", "gives", "what it does"), rows)
 
 
 def show_pass(name: str) -> None:
-    """What a pass does, and its options. Raises `PrunecError` where there is no such pass."""
+    """Print what a pass does, and its options. Raises `PrunecError` where there is no such pass."""
     made = PASSES.named(name)
     say(f"{name}: {_summary(made)}")
     text = inspect.getdoc(inspect.getmodule(made))
@@ -42,7 +42,7 @@ def show_pass(name: str) -> None:
 
 
 def _show_choices(choice: OneOf) -> None:
-    """What an option may name, and the options of each."""
+    """Print what an option may name, and the options of each."""
     known = choice.choices()
     say("")
     table("", (choice.kind, "what it does"), [[name, _summary(made)] for name, made in known.items()])

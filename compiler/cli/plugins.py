@@ -23,7 +23,7 @@ COMMANDS: Final = EntryPoints("prunec.commands", "command")
 
 
 class CommandGroup(TyperGroup):
-    """The built-in commands, and the installed ones as soon as they are asked for."""
+    """The built-in commands, and the installed ones, which are loaded when they are first asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, the built-in ones first."""
@@ -31,7 +31,7 @@ class CommandGroup(TyperGroup):
         return super().list_commands(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name; None where there is none. One that can't be imported says so when it is run."""
+        """The command of that name, None where there is none. One that can't be imported says so when it is run."""
         if cmd_name not in self.commands:
             self._complete()
         return super().get_command(ctx, cmd_name)
@@ -56,7 +56,7 @@ def _command(name: str) -> Any:
 
 
 def _broken(error: PrunecError) -> Callable[[], None]:
-    """A command that can't be had: it is listed with the reason, and raises it."""
+    """A command that can't be loaded: it is listed with the reason, and raises it when it is run."""
 
     def run() -> None:
         raise error
