@@ -61,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of a case: `given` is the canonical text of the program that went in."""
+    """What running a case gave; `given` is the canonical text of the program that went in."""
 
     given: str
     result: str = ""
@@ -213,7 +213,7 @@ def _run_passes(program: Program, entries: list[Any]) -> tuple[Program, tuple[No
 
 
 def _round_trip(text: str) -> str:
-    """The text, which must read and write as itself."""
+    """The text; raises `CaseError` where reading and writing it gives another."""
     from prunec.compiler.text.parser import from_text  # noqa: PLC0415
     from prunec.compiler.text.printer import to_text  # noqa: PLC0415  (the plugin must stay light)
 
