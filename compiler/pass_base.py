@@ -9,7 +9,7 @@
         def run(self, program: Program, context: Context) -> PassResult: ...
 
 Options are pydantic fields: `prunec passes halve`, the JSON schema and the plan's error messages come from them.
-A pass that changes what is computed sets `rewrites = True`; then the pipeline compares the new program with
+A pass that changes what is computed sets `rewrites = True`; then the pass manager compares the new program with
 `reference(before, after)` and stops the compile when they differ.
 """
 
@@ -56,7 +56,7 @@ class Context:
     data: Data | None = None
     progress: Progress = silent
     traced: Program | None = None
-    """The model as it was traced: shares such as `50%` are shares of what it uses."""
+    """The model as it was traced: a share such as `50%` of a budget is one of what this uses."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""
@@ -80,9 +80,11 @@ class Pass(BaseModel, ABC):
 
     name: ClassVar[str]
     rewrites: ClassVar[bool] = False
+    """Whether the pass changes the graph or the parameters, so that its result is verified."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Facts that an earlier pass must have given."""
     gives: ClassVar[frozenset[str]] = frozenset()
+    """Facts that the pass adds to the program."""
     shorthand: ClassVar[str | None] = None
     """The option that a bare value in the plan stands for: `- prune: 0.5`."""
 
@@ -95,13 +97,14 @@ class Pass(BaseModel, ABC):
         return
 
     def remarks(self, program: Program) -> Iterable[Note]:
-        """What is right but probably not meant, such as an option about something that the program doesn't have.
+        """Notes for `prunec check`, without running anything: options that are legal but probably not meant.
 
-        For `prunec check`; nothing is run."""
+        Such is one about something that the program doesn't have.
+        """
         return ()
 
     def foreseen(self, program: Program) -> Program:
-        """The program that the options of later passes are checked on before anything is run."""
+        """The program on which `prunec check` checks the options of later passes, without running this one."""
         return program
 
     def resources(self) -> frozenset[str]:
@@ -113,7 +116,7 @@ class Pass(BaseModel, ABC):
         return self.needs
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
-        """What the lock records: passes that give the same result again without deciding anything anew."""
+        """What the lock records for this pass: passes that give the same result without deciding anything."""
         return (self,)
 
     def reference(self, before: Program, after: Program) -> Reference:
@@ -122,6 +125,6 @@ class Pass(BaseModel, ABC):
 
 
 PASSES: Final = Registry("prunec.passes", "pass", Pass)  # type: ignore[type-abstract]
-"""The passes that are installed: the entry-point group `prunec.passes`; see `plugins`."""
+"""The passes that are installed: the entry-point group `prunec.passes`; see `compiler.plugins`."""
 
 Batch = tuple[torch.Tensor, ...]

@@ -25,7 +25,7 @@ Base = TypeVar("Base")
 
 @dataclass(frozen=True)
 class EntryPoints:
-    """The extensions of one kind (`pass`), by name: whatever their entries name."""
+    """The extensions of one kind (such as `pass`), by name: whatever objects their entry points name."""
 
     group: str
     kind: str
@@ -35,9 +35,9 @@ class EntryPoints:
         return tuple(sorted(_found(self.group)))
 
     def load(self, name: str) -> tuple[EntryPoint, Any]:
-        """The entry of that name, and what it names.
+        """The entry point of that name, and the object that it names.
 
-        Raises `PrunecError` where no package has it, two have it, or the package that has it is broken.
+        Raises `PrunecError` where no package has it, where two have it, and where it can't be imported.
         """
         entries = _found(self.group).get(name, ())
         if not entries:
@@ -50,20 +50,20 @@ class EntryPoints:
 
 @dataclass(frozen=True)
 class Registry(EntryPoints, Generic[Base]):
-    """The extensions of a kind that are classes with a common base."""
+    """The extensions of a kind whose objects are classes with a common base."""
 
     base: type[Base]
 
     def all(self) -> Mapping[str, type[Base]]:
-        """Every class by its name. Raises `PrunecError` where one can't be had."""
+        """Every class by its name. Raises `PrunecError` where one can't be loaded."""
         return MappingProxyType({name: self.named(name) for name in self.names()})
 
     def named(self, name: str) -> type[Base]:
-        """The class of that name. Raises `PrunecError` as `load` does, and where it is no such class."""
+        """The class of that name. Raises `PrunecError` as `load` does, and where the object is no such class."""
         return self._checked(*self.load(name))
 
     def made(self) -> Mapping[str, Base]:
-        """An object of every class, by its name; made once. Raises `PrunecError` where a class can't be had."""
+        """An object of every class, by its name; made once. Raises `PrunecError` where a class can't be loaded."""
         found: Mapping[str, Base] = _made(self)
         return found
 
@@ -81,7 +81,7 @@ class Registry(EntryPoints, Generic[Base]):
 
 
 def refresh() -> None:
-    """Look again at what is installed."""
+    """Forget what was found, so that packages installed since are seen."""
     for cached in (_found, _loaded, _made):
         cached.cache_clear()
 

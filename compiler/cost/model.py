@@ -58,8 +58,7 @@ class Terms:
     """[terms, factors of the longest product]: numbers of widths; shorter products are filled up with 0."""
 
     def each(self, widths: FloatArray, which: IntArray | None = None) -> FloatArray:
-        """The value of every term, or of those numbered `which`; `widths` may have columns, and then the result
-        does."""
+        """The value of every term, or of those numbered `which`; if `widths` has columns, so has the result."""
         numbers = slice(None) if which is None else which
         products = widths[self.factors[numbers]].prod(axis=1)
         return np.asarray((self.coefficient[numbers] * products.T).T)
