@@ -70,7 +70,7 @@ class Axes(Pass):
     @field_validator("attention", mode="before")
     @classmethod
     def _one_kind(cls, value: object) -> object:
-        """`all` is what one asks for first; say how it is had."""
+        """Refuse `all`, with a hint: heads and head widths are cut one after the other."""
         if value == "all":
             hint = (
                 "cut them one after the other: axes: heads, score, select, shrink, then the same with axes: head_width"
@@ -81,7 +81,7 @@ class Axes(Pass):
         return value
 
     def run(self, program: Program, context: Context) -> PassResult:
-        """Give the program with this granularity; units are numbered anew.
+        """Give the program with this granularity, by which its units are numbered anew.
 
         Raises PassError after `score` or `select`.
         """
@@ -96,7 +96,7 @@ class Axes(Pass):
         return PassResult(divided, self._notes(divided), {"divided": {b.node: b.choice for b in blocks if b.choice}})
 
     def remarks(self, program: Program) -> tuple[Note, ...]:
-        """What the model has nothing of, and what is divided otherwise than was asked."""
+        """Notes on options about what the model doesn't have, and on what is divided otherwise than was asked."""
         return self._notes(self.foreseen(program))
 
     def _notes(self, divided: Program) -> tuple[Note, ...]:
@@ -106,13 +106,13 @@ class Axes(Pass):
         return (*(Note(kind, "the model has nothing to divide that way") for kind in idle), *overruled)
 
     def foreseen(self, program: Program) -> Program:
-        """The program with this granularity; what an option doesn't speak of stays as it was divided."""
+        """The program with this granularity; what no option names keeps the one that it has."""
         known = {kind: program.granularity.of(kind) for kind in CHOICES}
         said = {kind: _patterns(given) for kind in CHOICES if (given := getattr(self, kind)) is not None}
         return program.derive(granularity=Granularity(**{**known, **said}))
 
     def check(self, program: Program) -> None:
-        """Every pattern means a block."""
+        """Raise PassError for a pattern that names no block."""
         self._check(self.foreseen(program))
 
     def _check(self, divided: Program) -> None:
@@ -130,7 +130,7 @@ def _patterns(given: str | Mapping[str, str]) -> Patterns:
 
 
 def _overruled(divided: Program, block: Block) -> str:
-    """What the plan asked for where something else holds; else ''."""
+    """The granularity that the plan asked for, where the block is divided in another way; else ''."""
     asked = divided.granularity.choice(block.kind, block.names)
     return asked if asked != block.choice else ""
 

@@ -73,7 +73,7 @@ class Cluster(Pass):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Cluster:
-        """Every method says in one way only how many units are left."""
+        """Refuse options that a method has no use for, and a method without a number of units that are left."""
         sized = self.method in ("kmeans", "even")
         if sized and (self.ratio is None) == (self.widths is None):
             raise wrong(f"must name one of 'ratio' and 'widths' for method '{self.method}'")
@@ -86,7 +86,7 @@ class Cluster(Pass):
         return self
 
     def check(self, program: Program) -> None:
-        """Every pattern and cluster names what there is, and no group is to be wider than it is."""
+        """Raise PassError for patterns and clusters that name what there isn't, and for widths beyond a group's own."""
         analysis = analyse(program)
         if self.clusters is not None:
             _given(analysis, self.clusters)
@@ -94,7 +94,7 @@ class Cluster(Pass):
             self._targets(analysis)
 
     def run(self, program: Program, context: Context) -> PassResult:
-        """Find the clusters. Raises PassError where the plan names what there is not, or asks for what can't be."""
+        """Give the fact `clusters`. Raises PassError as `check` does, and where units can't be joined."""
         analysis = analyse(program)
         notes: list[Note] = []
         if self.clusters is not None:
@@ -109,7 +109,7 @@ class Cluster(Pass):
         return PassResult(program.with_facts(clusters=found), tuple(notes), details)
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
-        """The clusters themselves."""
+        """The pass with its clusters spelled out."""
         return (Cluster(method="given", clusters=result.program.facts["clusters"]),)
 
     def _found(self, analysis: Analysis, context: Context) -> tuple[dict[str, Clusters], list[Note]]:
@@ -189,7 +189,7 @@ def kmeans(rows: FloatArray, width: int, rng: np.random.Generator) -> list[IntAr
 
 
 def _parts(kind: IntArray) -> list[IntArray]:
-    """The units of each kind that has two or more."""
+    """The units of each kind that has two or more of them."""
     parts = [np.flatnonzero(kind == value) for value in np.unique(kind[kind != LOOSE])]
     return [part for part in parts if part.size > 1]
 
@@ -210,7 +210,7 @@ def _left(size: int, clusters: Clusters) -> int:
 
 
 def _given(analysis: Analysis, clusters: Mapping[str, Clusters]) -> dict[str, Clusters]:
-    """The plan's own clusters, checked. Raises PassError for a group or unit that there is not, or that is pinned."""
+    """The plan's own clusters. Raises PassError for a group or unit that doesn't exist, or is pinned."""
     for name, found in clusters.items():
         group = analysis.groups.get(name)
         if group is None:

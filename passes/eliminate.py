@@ -41,7 +41,7 @@ Kind = Literal["dropout", "identity", "contiguous", "clone", "detach", "arithmet
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 FUNCTIONAL_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 NATIVE_DROPOUTS = (torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout)
-"""These have no Python signature; all take `(input, p, train)`."""
+"""Compiled dropouts, which have no Python signature; all take `(input, p, train)`."""
 
 NEUTRAL: Mapping[str, tuple[float, bool]] = MappingProxyType(
     {"add": (0, True), "sub": (0, False), "mul": (1, True), "div": (1, False), "truediv": (1, False)}
@@ -63,7 +63,7 @@ LAYOUT_ENDS = (nn.Linear, nn.LayerNorm)
 
 @dataclass(frozen=True)
 class Found:
-    """A node of some kind. Its `value` takes its place, unless there is a `reason` for it to stay."""
+    """A node that may go. `value` takes its place, unless there is a `reason` for the node to stay."""
 
     value: fx.Node | None = None
     reason: str = ""
@@ -91,7 +91,7 @@ class Eliminate(Pass):
         return PassResult(after, notes, {"removed": draft.removed})
 
     def _sweep(self, draft: _Draft) -> tuple[Note, ...] | None:
-        """Try every node, from the end; none if something went (so that more may go now), else what was declined."""
+        """Try every node, from the end. None if anything went (then more may go), else notes on what was declined."""
         before = len(draft.gone)
         notes = []
         for node in reversed(list(draft.graph.nodes)):
@@ -106,7 +106,7 @@ class Eliminate(Pass):
         return None if len(draft.gone) > before else tuple(reversed(notes))
 
     def _match(self, draft: _Draft, node: fx.Node) -> tuple[Kind, Found] | None:
-        """The kind of needless node that this is, if it is one."""
+        """The kind of needless node that this one is, and what to do about it; None where it is needed."""
         for kind, rule in RULES.items():
             if self.only and kind not in self.only:
                 continue
@@ -119,7 +119,7 @@ class Eliminate(Pass):
 
 
 def _names(node: fx.Node) -> tuple[str, ...]:
-    """What `keep` may call a node."""
+    """The names by which `keep` may mean a node."""
     if node.op in ("placeholder", "output"):
         return ()
     return (node.name, str(node.target)) if node.op == "call_module" else (node.name,)
@@ -136,7 +136,7 @@ class _Draft:
     removed: dict[str, list[str]] = field(default_factory=dict)
 
     def module(self, node: fx.Node) -> Any:
-        """The module that a node calls, if it calls one; `Any`, because its attributes differ by kind."""
+        """The module that a node calls; `Any`, because attributes differ by class."""
         return self.state[str(node.target)] if node.op == "call_module" else None
 
     def remove(self, kind: Kind, node: fx.Node, value: fx.Node | None) -> None:
@@ -165,12 +165,12 @@ def _is_dead(draft: _Draft, node: fx.Node) -> bool:
 
 
 def _op(node: fx.Node) -> str:
-    """The name of the function or method that a node calls; nothing for other nodes."""
+    """The name of the function or method that a node calls; empty for other nodes."""
     return op_name(node) if node.op in ("call_function", "call_method") else ""
 
 
 def _instead(value: fx.Node | None) -> Found | None:
-    """`value` can stand for the node, if it is a value of the graph."""
+    """`value` in place of the node; None where it is no node of the graph."""
     return Found(value) if value is not None else None
 
 
@@ -258,7 +258,7 @@ def _behind(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _asks_for_layout(draft: _Draft, node: fx.Node) -> fx.Node | None:
-    """A node behind this one that may fail on, or show, another memory layout; layouts pass through arithmetic."""
+    """A node behind this one that may fail with, or show, another memory layout; None where no node does."""
     waiting, seen = [node], {node}
     while waiting:
         for user in waiting.pop().users:

@@ -56,7 +56,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 FUNCTIONAL = (F.batch_norm, torch.batch_norm)
 
 Edits = dict[str, nn.Module]
-"""The layers that take a batch norm's place, by module name."""
+"""Module name -> the layer that has taken a batch norm in."""
 
 
 class FoldBN(Pass):
@@ -99,7 +99,7 @@ class FoldBN(Pass):
         return folded, kept
 
     def _edits(self, draft: _Draft, node: fx.Node) -> Edits | str:
-        """The layers that make the batch norm needless, or why there are none."""
+        """The layers that take the batch norm in, or the reason why there are none."""
         if reason := next(_norm_problems(draft, node), None):
             return reason
         reasons = []
@@ -127,7 +127,7 @@ class _Draft:
         return [node for node in calls if type(self.state[node.target]) in NORMS]
 
     def module(self, node: fx.Node) -> Any:
-        """The module that a node calls; `Any`, because its attributes differ by kind."""
+        """The module that a node calls; `Any`, because attributes differ by class."""
         return self.state[str(node.target)]
 
     def takes(self, node: fx.Node) -> bool:
@@ -158,7 +158,7 @@ def _shared(program: Program) -> frozenset[str]:
 
 
 def _norm_problems(draft: _Draft, node: fx.Node) -> Iterator[str]:
-    """Why this batch norm isn't a fixed line for each channel."""
+    """Reasons why this batch norm isn't `scale * x + shift` with fixed numbers."""
     norm = draft.module(node)
     if norm.running_mean is None or norm.running_var is None:
         yield "it keeps no running statistics"
@@ -167,7 +167,7 @@ def _norm_problems(draft: _Draft, node: fx.Node) -> Iterator[str]:
 
 
 def _layer_problems(draft: _Draft, layer: fx.Node) -> Iterator[str]:
-    """Why this layer can't be changed."""
+    """Reasons why this layer can't be changed."""
     name = f"'{layer.target}'"
     module = draft.module(layer)
     if str(layer.target) in draft.shared:
@@ -177,7 +177,7 @@ def _layer_problems(draft: _Draft, layer: fx.Node) -> Iterator[str]:
 
 
 def _after(draft: _Draft, node: fx.Node) -> Edits | str:
-    """The layer that feeds the batch norm, with the batch norm in it; or why not."""
+    """The layer that feeds the batch norm, with the batch norm folded in; or the reason why not."""
     layer = operand(node)
     if layer is None or not draft.takes(layer):
         return f"'{layer}' is no convolution or linear layer"
@@ -200,7 +200,7 @@ def _after_problems(draft: _Draft, node: fx.Node, layer: fx.Node) -> Iterator[st
 
 
 def _before(draft: _Draft, node: fx.Node) -> Edits | str:
-    """The layers that read the batch norm, with the batch norm in each; or why not."""
+    """The layers that read the batch norm, each with the batch norm folded in; or the reason why not."""
     readers = list(_readers(draft, node))
     if not readers:
         return "nothing reads it"
@@ -301,12 +301,12 @@ def _line(norm: Any) -> _Line:
 
 
 def _wide(tensor: Tensor | None, default: float = 0) -> Tensor:
-    """The numbers in float64; those of a missing weight or bias are the default."""
+    """A tensor in float64; `default` for a missing weight or bias."""
     return torch.tensor(default, dtype=torch.float64) if tensor is None else tensor.detach().double()
 
 
 def _by_output(module: Any, vector: Tensor) -> Tensor:
-    """A vector over output channels, shaped so that it multiplies the layer's weight."""
+    """A vector over output channels, reshaped to be multiplied with the layer's weight."""
     if isinstance(module, TRANSPOSED):
         return _along_columns(module, vector)
     return vector.reshape(-1, *[1] * (module.weight.dim() - 1))
@@ -345,7 +345,7 @@ def _functional_notes(graph: fx.Graph) -> Iterator[Note]:
 
 
 def _finish(program: Program, draft: _Draft) -> Program:
-    """The new program. A bias that a fold brought is shown, and numbered, as the rows of its weight are."""
+    """The new program. A bias that folding added is shown, and numbered, like the rows of its weight."""
     after = program.with_graph(draft.graph, draft.state)
     origin, shown = dict(after.origin), set(after.shown)
     for name in after.tensors.keys() - program.tensors.keys():

@@ -63,13 +63,13 @@ class Merge(Pass):
         return PassResult(after, notes, details)
 
     def reference(self, before: Program, after: Program) -> Reference:
-        """The old program; with the means of the clusters in it where these aren't identical."""
+        """The old program; with the clusters' means in its weights where their channels differ."""
         means = _means(before)
         return Replaced(before, means) if means else Same(before)
 
 
 def _mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
-    """The clusters whose units can stand for each other, and why the others stay."""
+    """The clusters whose units can stand for each other, and notes on why others stay as they are."""
     analysis = analyse(program)
     kind = kinds(analysis)
     clusters: dict[str, Clusters] = {}
@@ -94,7 +94,7 @@ def _widest(found: Iterable[Gap]) -> Gap | None:
 
 
 def _merged(analysis: Analysis, clusters: Mapping[str, Clusters], differing: Set[str]) -> Program:
-    """Means into the writers of the groups that need them, sums into the readers; then the units that gave them go."""
+    """Write means into writers of `differing` groups, add up readers' columns, and remove the joined units."""
     tensors = Tensors(analysis.program)
     keep = np.ones(analysis.size, dtype=bool)
     for name, found in clusters.items():
@@ -125,7 +125,7 @@ def _spelled(cluster: tuple[int, ...]) -> str:
 
 
 def _means(program: Program) -> dict[str, torch.Tensor]:
-    """The tensors that the cluster means change, by name."""
+    """Name -> value, for tensors that the clusters' means change."""
     changed: dict[str, torch.Tensor] = {}
     groups = analyse(program).groups
     clusters, _ = _mergeable(program)
@@ -140,7 +140,7 @@ def _means(program: Program) -> dict[str, torch.Tensor]:
 
 
 def _level(program: Program, member: Member, tensor: torch.Tensor, clusters: Clusters) -> bool:
-    """Write the mean over each cluster into a tensor; whether anything differed."""
+    """Write each cluster's mean into a tensor, in place; whether its channels differed."""
     differed = False
     for cluster in clusters:
         places = [member.positions[member.units == unit].tolist() for unit in cluster]
@@ -156,7 +156,7 @@ def _level(program: Program, member: Member, tensor: torch.Tensor, clusters: Clu
 
 
 def _line(program: Program, axis: Axis, tensor: torch.Tensor, position: int) -> torch.Tensor:
-    """A view of what belongs to one position of an axis."""
+    """The part of a tensor that belongs to one position of an axis, as a view."""
     blocks = getattr(program.state.get(axis.owner), "groups", 1) if axis.dim == 1 else 1
     width = tensor.shape[axis.dim]
     return tensor.chunk(blocks)[position // width].select(axis.dim, position % width)

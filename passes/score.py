@@ -84,7 +84,7 @@ class Score(Pass):
 
     @model_validator(mode="after")
     def _data_is_looked_at(self) -> Score:
-        """Options about data are for criteria that look at them."""
+        """Refuse options about data for a criterion that doesn't look at any."""
         given = [k for k in ("batches", "samples", "split", "loss", "memory") if k in self.model_fields_set]
         if given and not self.criterion.data:
             raise wrong(f"must not have '{given[0]}': the criterion {self.criterion.name} looks at no data")

@@ -53,7 +53,7 @@ WAYS: Final = {
 }
 """What a plan says exactly one of -> the field that holds it."""
 _PATTERNED: Final = ("ratio", "widths", "threshold")
-"""Ways that may name groups."""
+"""Ways whose amounts may be given by pattern."""
 LIMITS: Final = (
     "protect",
     "only",
@@ -63,9 +63,9 @@ LIMITS: Final = (
     "equal_widths",
     "heads_at_least",
 )
-"""What holds units back."""
+"""Options that keep units from being removed."""
 _SERVES: Final = {**dict.fromkeys(("scope", "method", "cost_weight", "per_cost"), "budget"), "floor": "from"}
-"""Options that mean nothing but for one of WAYS."""
+"""Option -> the way that it belongs to; with another way it is refused."""
 
 
 def _resource(value: object) -> object:
@@ -162,7 +162,7 @@ class Select(Pass):
         return self
 
     def resources(self) -> frozenset[str]:
-        """Those that have a budget, or a price."""
+        """The resources that have a budget or a price (`cost_weight`)."""
         return frozenset({*(self.budget or {}), *self.cost_weight})
 
     def required(self) -> frozenset[str]:
@@ -170,7 +170,7 @@ class Select(Pass):
         return frozenset() if self.units is not None else frozenset({"scores"})
 
     def check(self, program: Program) -> None:
-        """Every pattern means a group, and groups of equal widths have such."""
+        """Raise PassError for patterns that name no group, and for groups of `equal_widths` whose widths differ."""
         groups = analyse(program).groups
         for option in (*_PATTERNED, *LIMITS):
             patterns = getattr(self, option)
@@ -194,12 +194,12 @@ class Select(Pass):
         return PassResult(program.with_facts(selection=selection), way.notes, {"widths": widths, **way.details})
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
-        """The same units, spelled out."""
+        """The pass with its units spelled out."""
         units = {name: [int(u) for u in found] for name, found in result.program.facts["selection"].items()}
         return (Select(units=units),)
 
     def limits(self, program: Program) -> Limits:
-        """What may not go. Raises `PassError` for patterns that mean no group."""
+        """The constraints, worked out for every group. Raises `PassError` for patterns that name no group."""
         analysis = analyse(program)
         groups = analysis.groups
         only = {n for names in matching(self.only, groups, option="only").values() for n in names} or set(groups)
@@ -215,7 +215,7 @@ class Select(Pass):
         )
 
     def without(self, limit: str) -> Select:
-        """The same, without one of LIMITS."""
+        """The pass without one of its LIMITS."""
         return self.model_copy(update={limit: type(self).model_fields[limit].default})
 
     def ranking(self, program: Program) -> Ranking:

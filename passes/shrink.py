@@ -47,7 +47,7 @@ class Shrink(Pass):
 
 
 def kept_units(analysis: Analysis, selection: Mapping[str, IntArray]) -> BoolArray:
-    """The units that stay, [units] over all groups. Raises `PassError` where the selection isn't legal."""
+    """[units of all groups]: which stay. Raises `PassError` where the selection names what can't go."""
     keep = np.ones(analysis.size, dtype=bool)
     for name, units in selection.items():
         group = analysis.groups.get(name)

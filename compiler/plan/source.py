@@ -96,8 +96,7 @@ class Source:
     values: Mapping[Keys, Span] = field(default_factory=dict, repr=False)
 
     def locate(self, keys: Keys, *, on_key: bool = False) -> Span | None:
-        """The place of the value (or key) that `keys` lead to; where the text is shorter, that of the value around
-        it."""
+        """The place of the value (or key) that `keys` lead to; where the text is shorter, that of what is around it."""
         found = self._follow(keys)
         span = self.keys.get(found) if on_key or not isinstance(self._value(found), str | int | float) else None
         return span or self.values.get(found)

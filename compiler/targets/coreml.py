@@ -6,8 +6,7 @@ from prunec.compiler.targets.base import Target
 
 
 class CoreML(Target):
-    """Apple names no number of channels that its neural engine prefers. 16 numbers in half precision are two SIMD
-    vectors of its CPUs."""
+    """Apple names no number of channels that its neural engine prefers. 16 is two SIMD vectors in half precision."""
 
     name = "coreml"
     multiple = 16

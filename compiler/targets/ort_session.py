@@ -106,8 +106,7 @@ _FINE: Final = time.get_clock_info("thread_time").resolution < 1e-5
 
 
 def profile(models: Sequence[bytes], feeds: Sequence[Feed], *, rounds: int = 5, block: float = 0.004) -> list[Profile]:
-    """The nodes of every model with their times. The models take turns: in each round each runs for `block` seconds,
-    and at least twice."""
+    """Every model's nodes with their times. The models take turns: each runs for `block` seconds in each round."""
     with TemporaryDirectory() as folder:
         sessions = [session(model, Path(folder) / str(number)) for number, model in enumerate(models)]
         for opened, fed in zip(sessions, feeds, strict=True):

@@ -1,1 +1,5 @@
-"""The data that passes look at, and what the loss becomes without some units."""
+"""The data that passes look at: samples in pieces that memory holds, and the loss without some units.
+
+calibration.py    samples, and their losses
+trials.py         loss and accuracy with sets of units masked
+"""

@@ -1,4 +1,4 @@
-"""Which samples of the plan's data a pass looks at, a piece at a time, and the loss that it looks for.
+"""Which samples of the plan's data a pass looks at, in pieces that memory holds, and the loss of each sample.
 
     data.train()     batch of 128                  batch of 128                 ...
     pieces           48 | 48 | 32                  48 | 48 | 32                 with a bound on memory
@@ -30,7 +30,7 @@ from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.options import wrong
 
 SAMPLES: Final = 1024
-"""How many samples are looked at where the plan doesn't say."""
+"""How many samples are used where the plan doesn't say."""
 
 _UNITS: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -50,7 +50,7 @@ Bytes = Annotated[
 """A number of bytes, which a plan may also write as `512MB` or `2GiB`."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""From outputs and labels of N samples to one loss each, [N]."""
+"""A function of outputs and labels of N samples to N losses, [N]."""
 
 
 def _each(losses: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ LOSSES: Final[Mapping[str, Loss]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """Some samples at a time; `inputs` is what the model is called with, `labels` is None where the data have none."""
+    """Some samples: `inputs` is what the model is called with, `labels` is None where the data have none."""
 
     inputs: Any
     """A tensor, a tuple of arguments, or a mapping of them by name."""
@@ -79,7 +79,7 @@ class Piece:
 
     @property
     def count(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return batch_of(self.inputs) or 0
 
     def __getitem__(self, where: slice) -> Piece:
@@ -95,19 +95,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which of the plan's data are looked at. Without `batches` and `samples`, the first `SAMPLES` samples."""
+    """Which of the plan's data are used: so many batches or samples; the first `SAMPLES` samples by default."""
 
     batches: int | None = None
     samples: int | None = None
     split: str = "train"
     loss: str = "cross_entropy"
     memory: int | None = None
-    """Bytes that the values of one run may take."""
+    """The most bytes that the values of one run may take."""
 
     def pieces(
         self, program: Program, context: Context, bytes_each: int, at_once: int | None = None
     ) -> Iterator[Piece]:
-        """The samples in the data's order, as many at a time as fit; one needs `bytes_each`.
+        """The samples in the data's order, in pieces as large as memory allows; one sample takes `bytes_each`.
 
         Raises `PassError` without data or where not even one sample fits, and `DataError` where there are no samples.
         """
@@ -127,7 +127,7 @@ class Calibration:
         context.progress("calibrate", 1, 1)
 
     def losses(self, outputs: Any, piece: Piece) -> Tensor:
-        """The loss of every sample, [N]; summed over all outputs that are judged. Raises `DataError` where labels and
+        """The loss of every sample, [N], summed over the outputs that are `judged`. Raises `DataError` where labels and
         outputs don't fit the loss."""
         if piece.labels is None:
             raise DataError(f"the loss {self.loss} needs labels, and the data have none")
@@ -146,7 +146,7 @@ class Calibration:
         return SAMPLES if self.batches is None else 2**62
 
     def _size(self, bytes_each: int, at_once: int | None) -> int | None:
-        """How many samples make a piece; None for a whole batch."""
+        """The number of samples in a piece; None for a whole batch."""
         if self.memory is None:
             return at_once
         fitting = self.memory // max(bytes_each, 1)
@@ -173,7 +173,7 @@ def _piece(program: Program, batch: Any) -> Piece:
 
 
 def first_output(outputs: Any) -> Tensor:
-    """The first tensor of floats in what a model gives."""
+    """The first floating-point tensor among a model's outputs."""
     for leaf in pytree.tree_leaves(outputs):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
@@ -181,9 +181,9 @@ def first_output(outputs: Any) -> Tensor:
 
 
 def judged(outputs: Any) -> list[Tensor]:
-    """What a loss is taken of: the first output. In both modes, all outputs of train mode that are shaped like eval
-    mode's first: losses are made for those (eval mode may give shares instead of logits), and auxiliary heads count.
-    """
+    """The outputs that a loss is taken of: the first one. In both modes, all outputs of train mode with the shape of
+    eval mode's first: losses are made for those (eval mode may give shares instead of logits), and auxiliary heads
+    count."""
     first = first_output(outputs)
     if not isinstance(outputs, ByMode):
         return [first]
@@ -200,7 +200,7 @@ def call(module: fx.GraphModule, piece: Piece) -> Any:
 
 
 def bytes_of_a_sample(program: Program) -> int:
-    """What all values of one run take, of one sample: what a backward pass may need at once."""
+    """The bytes of all values of one run, for one sample: what a backward pass may need at once."""
     batch = batch_of(program.inputs) or 1
     values = (node.meta.get("val") for node in program.graph.nodes)
     tensors = (leaf for value in values for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))

@@ -1,4 +1,4 @@
-"""What the loss and the accuracy become without some units: every trial is measured in one pass over the data.
+"""Loss and accuracy without some units: all trials are measured in one pass over the data.
 
     trials    {conv1: 3, 7}    {conv1: 3, 7, 9}    {conv2: 0}        sets of units that are masked
     data      a piece at a time: once through the whole model, once through each trial from where it differs
@@ -31,7 +31,7 @@ Trial = IntArray
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured; the mean over samples. `accuracy` is NaN where the outputs aren't classes."""
+    """Means over samples: of the whole model and of every trial. `accuracy` is NaN where the outputs aren't classes."""
 
     loss: float
     accuracy: float
@@ -45,7 +45,7 @@ class Figures:
 def measure(
     program: Program, trials: Sequence[Trial], calibration: Calibration, context: Context, what: str = "trials"
 ) -> Figures:
-    """Try each of the sets of units, on the same samples. `what` names the progress.
+    """Mask each of the sets of units in turn, on the same samples. `what` names the work in progress reports.
 
     Raises `PassError` without data, and `DataError` where the data don't fit the model or the loss.
     """
@@ -65,7 +65,7 @@ def measure(
 
 
 def correct(outputs: Any, labels: Tensor | None) -> Tensor | None:
-    """How much of each sample is classified rightly, [samples]; None where the outputs aren't classes."""
+    """The share of each sample that is classified correctly, [samples]; None where the outputs aren't classes."""
     output = first_output(outputs)
     if labels is None or labels.is_floating_point() or labels.ndim != output.ndim - 1:
         return None
@@ -87,7 +87,7 @@ def _outputs(program: Program, variants: Variants, piece: Piece) -> Iterator[tup
 
 
 def _in_order(program: Program, inputs: Any) -> tuple[Any, ...]:
-    """What a model is called with, in the order of the program's inputs."""
+    """A model's inputs in the order of the program's placeholders."""
     if isinstance(inputs, Mapping):
         names = [node.target for node in program.graph.nodes if node.op == "placeholder"]
         return tuple(inputs[name] for name in names if name in inputs)

@@ -1,4 +1,4 @@
-"""Statistics of what is read of a unit: no loss, and no gradients.
+"""Criteria from activations alone: statistics of the values that are read of a unit, without loss and gradients.
 
     activation_mean       mean over samples and elements
     activation_std        standard deviation over samples and elements
@@ -30,17 +30,17 @@ from prunec.passes.criteria.reads import Read
 
 
 class Statistic(Criterion):
-    """A function of the means, over samples and elements, of powers of the values that are read."""
+    """A function of means, over samples and elements, of powers of the values that are read."""
 
     data: ClassVar[bool] = True
 
     @abstractmethod
     def each(self, values: Tensor) -> tuple[Tensor, ...]:
-        """What is averaged: tensors of the values' shape."""
+        """What is averaged: tensors of the shape of `values`."""
 
     @abstractmethod
     def whole(self, *means: Tensor) -> Tensor:
-        """From the means, [units] each, to the figures."""
+        """The figures, [units], from the means, [units] each."""
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence from every read, from one pass over the data."""
@@ -139,9 +139,9 @@ def class_labels(piece: Piece) -> IntArray:
 
 
 def mutual_information(values: FloatArray, labels: IntArray, bins: int) -> FloatArray:
-    """Of each column of [samples, units], put into quantiles, with the labels: [units], in nats.
+    """The mutual information of each column of [samples, units], in quantiles, with the labels: [units], in nats.
 
-    Equal values fall into one bin, so that a unit which says the same of every sample has none.
+    Equal values fall into one bin: a unit that gives every sample the same value has none.
     """
     edges = np.quantile(values, np.arange(1, bins) / bins, axis=0)
     binned = (values[None] > edges[:, None]).sum(0)  # [samples, units]
@@ -154,6 +154,6 @@ def mutual_information(values: FloatArray, labels: IntArray, bins: int) -> Float
 
 
 def _entropy(shares: FloatArray) -> FloatArray:
-    """Of each row."""
+    """The entropy of each row of shares, in nats."""
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     return np.asarray(-(shares * logs).sum(1))

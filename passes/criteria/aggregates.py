@@ -1,4 +1,4 @@
-"""What happens to a criterion's numbers: they are joined into one a unit, and made comparable between groups.
+"""Joins a criterion's evidence into one score a unit, and makes the scores of different groups comparable.
 
 evidence of conv1.weight[0]    units 0 1 2 3    figures 4 1 2 2
 evidence of conv2.weight[0]    units 0 1 2 3    figures 2 3 2 0
@@ -36,7 +36,7 @@ def _flat(parts: Sequence[Evidence]) -> tuple[IntArray, FloatArray]:
 
 
 def _count(size: int, parts: Sequence[Evidence]) -> FloatArray:
-    """How many figures each unit has; NaN where it has none, so that its score is NaN."""
+    """How many figures each unit has; NaN for none, so that the unit's score is NaN."""
     count = np.bincount(_flat(parts)[0], minlength=size).astype(np.float64)
     return np.where(count > 0, count, np.nan)
 
@@ -82,7 +82,7 @@ AGGREGATES: Final[Mapping[str, Callable[[int, Sequence[Evidence]], FloatArray]]]
 
 
 def _over(size: float, scores: FloatArray) -> FloatArray:
-    """Scores divided by their size; as they are where that is zero."""
+    """Scores divided by `size`; unchanged where that is zero."""
     return scores / size if size else scores
 
 

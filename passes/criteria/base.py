@@ -9,7 +9,8 @@
             return numbers(axis_rows(setting.program, member.axis).abs().amax(1) ** self.power)
 
 A package adds one by an entry point of the group `prunec.criteria`. A criterion that has no axis to go by, or looks at
-data, implements `weigh` instead and gives evidence of any kind; joining and normalising it isn't its business.
+data, implements `weigh` instead and gives evidence of any kind. The pass `score` joins and normalises it
+(`criteria/aggregates.py`).
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "readers": ("reader",),
     "all": ("writer", "reader"),
 }
-"""The roles of the axes that an option `axes` means."""
+"""A plan's option `axes` -> the roles of the axes that it means."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a criterion is asked: about which groups of which program, with which data."""
+    """What a criterion is given: the groups of a program, the data, and the plan's options."""
 
     program: Program
     groups: tuple[Group, ...]
@@ -52,7 +53,7 @@ class Setting:
     axes: str = "writers"
     aggregate: str = "mean"
     memo: dict[str, Any] = field(default_factory=dict)
-    """What a criterion keeps from one axis to the next."""
+    """What a criterion remembers from one axis to the next."""
 
     @property
     def analysis(self) -> Analysis:
@@ -60,8 +61,7 @@ class Setting:
         return analyse(self.program)
 
     def members(self, group: Group, roles: Sequence[str] | None = None) -> Iterator[Member]:
-        """The group's axes of these roles, by default those asked about, once each; the pacesetter comes first where
-        the first one's word is what counts."""
+        """The group's axes of these roles (by default of `axes`), each once; in order, or the pacesetter first."""
         wanted = ROLES[self.axes] if roles is None else roles
         found = group.writers if tuple(wanted) == ("writer",) else group.members
         asked: dict[Axis, list[Member]] = {}
@@ -74,7 +74,7 @@ class Setting:
         yield from ordered
 
     def split(self, source: str, figures: FloatArray) -> Iterator[Found]:
-        """Figures about all units of the program, [units], as evidence about each group; NaN says nothing."""
+        """Figures about all units of the program, [units], as evidence about each group; NaN is left out."""
         for group in self.groups:
             mine = figures[group.where]
             known = np.flatnonzero(~np.isnan(mine))
@@ -95,10 +95,10 @@ class Criterion(BaseModel, ABC):
     data: ClassVar[bool] = False
     """Whether it looks at the plan's data."""
     axes: ClassVar[str] = "writers"
-    """The axes that it looks at where the plan doesn't say."""
+    """The axes that it looks at by default."""
     normalize: ClassVar[str] = "mean"
-    """What makes its scores comparable between groups where the plan doesn't say. `none` is for figures in one unit for
-    the whole network (of the loss, a share, bits); a norm of weights or a mean of activations has its layer's scale."""
+    """What makes its scores comparable between groups by default. `none` is for figures in one unit for the whole
+    network (of the loss, a share, bits); a norm of weights or a mean of activations has its layer's scale."""
 
     @abstractmethod
     def weigh(self, setting: Setting) -> Iterable[Found]:
@@ -109,14 +109,14 @@ class AxisCriterion(Criterion):
     """A criterion that looks at one axis at a time."""
 
     roles: ClassVar[tuple[str, ...] | None] = None
-    """The roles of the axes it looks at, where that isn't the plan's to say."""
+    """The roles of the axes that it looks at, where these aren't the plan's choice."""
 
     @abstractmethod
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """A number for each position of the member's axis, [positions]; None where there is nothing to go by."""
+        """A number for each position of the member's axis, [positions]; None where the axis tells nothing."""
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
-        """Each axis's figures, found once however many groups it reads."""
+        """Evidence from each axis. An axis that several groups share is looked at once."""
         known: dict[tuple[Axis, str], FloatArray | None] = {}
         for group in setting.groups:
             for member in setting.members(group, self.roles):
@@ -128,10 +128,10 @@ class AxisCriterion(Criterion):
 
 
 def numbers(values: torch.Tensor) -> FloatArray:
-    """A tensor as an array of doubles."""
+    """A tensor as a numpy array in float64."""
     return np.asarray(values.detach().double().cpu().numpy(), dtype=np.float64)
 
 
 def is_weight(program: Program, member: Member) -> bool:
-    """Vectors (biases, batch norm's four) say nothing about a filter's norm."""
+    """Whether the member is an axis of a weight: vectors (biases, batch norm's four) have no filter norms."""
     return program.tensors[member.axis.tensor].ndim > 1

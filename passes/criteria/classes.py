@@ -56,7 +56,7 @@ class ClassEvidence(Criterion):
 
     @abstractmethod
     def gathered(self, setting: Setting) -> Iterator[tuple[str, str, IntArray, FloatArray]]:
-        """(group, source, units, mean evidence [units, classes]); NaN where the data have no sample of the class."""
+        """(group, source, units, mean evidence [units, classes]), NaN where the data have no sample of the class."""
 
     def tables(self, setting: Setting) -> dict[str, FloatArray]:
         """Each group's evidence, [units, classes], before any balancing; NaN where nothing is known."""
@@ -67,7 +67,7 @@ class ClassEvidence(Criterion):
         return {name: _joined(setting, sizes[name], parts) for name, parts in found.items()}
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
-        """One piece of evidence a group. Raises `DataError` where the data lack a class that stays."""
+        """One piece of evidence for each group. Raises `DataError` where the data lack a class that stays."""
         for name, table in self.tables(setting).items():
             wanted = self._wanted(table)
             columns = table[:, wanted]
@@ -116,7 +116,7 @@ class ClassMaps(ClassEvidence):
     name: ClassVar[str] = "class_maps"
 
     def gathered(self, setting: Setting) -> Iterator[tuple[str, str, IntArray, FloatArray]]:
-        """From one pass over the data; each read is a source."""
+        """From one pass over the data; each read is a source of its own."""
         gates = Gates.of(setting, joint=False)
         columns: list[_Columns] = []
         labels: list[IntArray] = []
@@ -144,7 +144,7 @@ class ClassWeights(ClassEvidence):
     name: ClassVar[str] = "class_weights"
 
     def gathered(self, setting: Setting) -> Iterator[tuple[str, str, IntArray, FloatArray]]:
-        """Each axis of weights is a source."""
+        """One backward pass a sample; each axis of weights is a source of its own."""
         weights = Weights.of(setting)
         columns: list[_Columns] = []
         labels: list[IntArray] = []

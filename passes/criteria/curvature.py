@@ -1,11 +1,11 @@
-"""Second order, from weights: what the loss would rise by, at a minimum, if the unit's weights became zero.
+"""Second order, from weights: by how much the loss would rise, at a minimum, if the unit's weights became zero.
 
     obd           1/2 sum h_ii w_i^2        h_ii by Hutchinson's estimate, E[v * Hv] with v of +-1
     obd_fisher    1/2 sum h_ii w_i^2        h_ii = mean_n g_n,i^2, the empirical Fisher information
     obs           1/2 w_Q' ([H^-1]_QQ)^-1 w_Q, the other weights of the layer being free to make up for it
 
-(LeCun et al. 1990, Hassibi and Stork 1993.) H is that of the mean loss. Signs are kept: Hutchinson's estimate of a
-diagonal may be negative, and so is it where the loss curves downwards.
+(LeCun et al. 1990, Hassibi and Stork 1993.) H is the Hessian of the mean loss, Q the unit's weights. Signs are kept:
+Hutchinson's estimate of a diagonal may be negative, and so is the diagonal itself where the loss curves downwards.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Obs(Criterion):
                 yield self._evidence(setting, weighed, torch.stack(kept).double(), weights.leaves)
 
     def _rounds(self, weights: Weights) -> Iterator[list[Weighed]]:
-        """The axes, as many at a time as memory holds gradients of."""
+        """The axes, in lots of as many as memory holds gradients of."""
         limit, held, some = weights.setting.calibration.memory, 0, list[Weighed]()
         for weighed in weights.asked:
             needed = 8 * self.gradients * sum(weights.leaves[name].numel() for name in weighed.tensors)

@@ -2,8 +2,8 @@
 
     gate g_u = 1 on every read of unit u      dC/dg_u = sum over reads and elements of  z * dC/dz
 
-`joint`, the reads of a unit are one gate, and what they say is added with its sign: that is the first-order change of
-the loss when the unit goes. Else each read is a source of evidence of its own.
+With `joint`, the reads of a unit are one gate, and what they say is added with its sign: that is the first-order change
+of the loss when the unit goes. Without, each read is a source of evidence of its own.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from prunec.passes.criteria.reads import Read, find_reads
 from prunec.passes.criteria.watching import Target, look_once, watched
 
 Term = Callable[[Read, Tensor, Tensor], Tensor]
-"""From a read, its value and its gradient to a number for each sample and unit of the read, [samples, units]; or, where
-a run is asked for several figures, [samples, units, figures]."""
+"""What is computed at a read: from the read, its value and its gradient to [samples, units of the read], or, where
+several figures are asked for, [samples, units, figures]."""
 
 
 def product(read: Read, value: Tensor, gradient: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def product(read: Read, value: Tensor, gradient: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """Where terms come from: all reads at once, or one of them."""
+    """A source of evidence: all reads at once, or one of them."""
 
     name: str
     units: IntArray
@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Seen:
-    """One piece of the data: the samples, and each source's terms, [samples, units, ...] in double precision."""
+    """What one piece of the data gave: each source's terms, [samples, units, ...], in double precision."""
 
     piece: Piece
     outputs: Any
@@ -78,8 +78,8 @@ class Gates:
         return Gates(setting, reads, (*sources, unread) if unread.units.size else sources, joint)
 
     def run(self, term: Term, target: Target | None = None, figures: tuple[int, ...] = ()) -> Iterator[Seen]:
-        """Each piece of the data, once, with what `term` makes of every read: an array of the shape `figures` for each
-        sample and unit. Nothing where there are no reads."""
+        """Run every piece of the data once, with `term` computed at every read; `figures` is the shape of what it gives
+        for one sample and unit. Gives nothing where there are no reads."""
         if not self.reads:
             return
         program, calibration = self.setting.program, self.setting.calibration
@@ -91,7 +91,7 @@ class Gates:
             yield Seen(piece, outputs, tuple(table.terms))
 
     def loss(self, outputs: Any, piece: Piece) -> Tensor:
-        """The summed loss of a piece: each sample's gradient is that of its own loss, whatever stands beside it."""
+        """The summed loss of a piece, so that each sample's gradient is that of its own loss."""
         return self.setting.calibration.losses(outputs, piece).sum()
 
 
@@ -106,7 +106,7 @@ def _together(reads: Sequence[Read], analysis: Analysis) -> Source:
 
 
 def _unread(setting: Setting, sources: Sequence[Source]) -> Source:
-    """Units that are dropped before anything reads them, in groups of which other units are read."""
+    """A source with zeros for units that nothing reads, in groups whose other units are read."""
     read, unread = np.zeros((2, setting.analysis.size), dtype=bool)
     for source in sources:
         read[source.units] = True
@@ -121,7 +121,7 @@ def _alone(read: Read) -> Source:
 
 
 class _Table:
-    """The terms of the piece at hand."""
+    """Collects the terms of one piece."""
 
     def __init__(self, gates: Gates) -> None:
         self.widths = [source.units.size for source in gates.sources]

@@ -51,7 +51,7 @@ class GreedyL1(Criterion):
                 lost[group.where] = _least(group, setting.join(group.size, found), ratios.get(group.name, 0.0))
 
     def _ratios(self, setting: Setting) -> dict[str, float]:
-        """The share of each group that goes; of several patterns, the first that means a group counts."""
+        """The share of each group that goes; the first pattern that names a group counts."""
         if not isinstance(self.ratio, dict):
             return {group.name: self.ratio or 0.0 for group in setting.groups}
         ratios: dict[str, float] = {}

@@ -28,7 +28,7 @@ class L1(AxisCriterion):
     axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """[positions]; nothing about vectors."""
+        """[positions]: the sum of |w|; None for a vector."""
         if not is_weight(setting.program, member):
             return None
         return numbers(axis_sums(setting.program, member.axis, torch.abs, setting.memo))
@@ -41,7 +41,7 @@ class L2(AxisCriterion):
     axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """[positions]; nothing about vectors."""
+        """[positions]: the Euclidean norm; None for a vector."""
         if not is_weight(setting.program, member):
             return None
         return np.sqrt(numbers(axis_sums(setting.program, member.axis, torch.square, setting.memo)))
@@ -58,7 +58,7 @@ class BatchNormScale(AxisCriterion):
     roles: ClassVar[tuple[str, ...] | None] = ("carrier",)
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """[channels]; nothing about any other axis."""
+        """[channels]: |gamma|; None for any other axis."""
         module = setting.program.state.get(member.axis.owner)
         if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not member.axis.tensor.endswith(".weight"):
             return None
@@ -72,7 +72,7 @@ class GeometricMedian(AxisCriterion):
     axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """[positions]; nothing about vectors."""
+        """[positions]: the summed distance; None for a vector."""
         if not is_weight(setting.program, member):
             return None
         rows = axis_rows(setting.program, member.axis).double()
@@ -86,6 +86,6 @@ class Random(AxisCriterion):
     normalize: ClassVar[str] = "none"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """[positions]; axes that are coupled draw numbers of their own."""
+        """[positions]: random numbers, of its own for each axis of a group."""
         generator = setting.context.rng("score", str(member.axis))
         return np.asarray(generator.random(setting.program.size(member.axis)))

@@ -1,4 +1,4 @@
-"""`oracle`: what the loss really does when a unit is removed; the measure of every other criterion.
+"""`oracle`: what the loss really does when a unit is removed; other criteria are judged by it (`prunec rank`).
 
     program with unit u masked, run over the data    | C without u  -  C |
 

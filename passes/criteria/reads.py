@@ -29,7 +29,7 @@ from prunec.compiler.tracing.batch_dim import batch_places
 
 @dataclass(frozen=True)
 class Read:
-    """Node `consumer` reads the units `units` (program-wide numbers, rising) of the value that `source` gives."""
+    """Node `consumer` reads the units `units` (program-wide numbers, rising) from the value of node `source`."""
 
     consumer: fx.Node
     source: fx.Node
@@ -37,7 +37,7 @@ class Read:
     dims: tuple[int, ...]
     """The dimensions along which the value's channels lie."""
     place: IntArray = field(repr=False)
-    """For each position along `dims`, row-major: the index of its unit in `units`, their number where it has none."""
+    """[positions along `dims`, row-major]: each position's index in `units`; `units.size` where it has no unit."""
     batch: int = 0
     """The dimension that holds the samples."""
     rows: int = 1
@@ -45,12 +45,12 @@ class Read:
 
     @property
     def name(self) -> str:
-        """For messages: both nodes."""
+        """Both nodes, for messages."""
         return f"{self.source.name} at {self.consumer.name}"
 
     @cached_property
     def elements(self) -> float:
-        """How many elements of a sample belong to a unit; the mean, should they differ."""
+        """How many elements of one sample belong to a unit; the mean, should units differ."""
         shape = shape_of_argument(self.source)
         spread = [shape[d] for d in range(len(shape)) if d not in (self.batch, *self.dims)]
         positions = np.count_nonzero(self.place < self.units.size) / self.units.size
@@ -58,12 +58,12 @@ class Read:
 
     @cached_property
     def _index(self) -> Tensor | None:
-        """`place` as a tensor; None where the positions are the units."""
+        """`place` as a tensor; None where it is 0, 1, 2, ..."""
         plain = self.place.size == self.units.size and bool((self.place == np.arange(self.units.size)).all())
         return None if plain else torch.from_numpy(self.place)
 
     def sums(self, values: Tensor) -> Tensor:
-        """The sum of each sample's elements of each unit: values of the source's shape -> [samples, units]."""
+        """Sums over each sample's elements of each unit: [shape of the source's value] -> [samples, units]."""
         others = [d for d in range(values.ndim) if d not in (self.batch, *self.dims)]
         kept = values.sum(others, keepdim=True) if others else values
         rows = kept.movedim(self.batch, 0).reshape(kept.shape[self.batch], -1)
@@ -86,7 +86,7 @@ def find_reads(analysis: Analysis) -> tuple[Read, ...]:
 
 @dataclass
 class _Known:
-    """What is asked about arrays of labels, of which values share most."""
+    """Remembers what was found out about arrays of labels, most of which several values share."""
 
     analysis: Analysis
     batches: dict[fx.Node, tuple[int, int]] = field(init=False)
@@ -101,7 +101,7 @@ class _Known:
                 self.bound.setdefault(axis.owner, []).append(binding.labels)
 
     def units(self, labels: IntArray) -> frozenset[int]:
-        """The units of an array of labels that may be removed."""
+        """The units among an array of labels that may be removed."""
         if id(labels) not in self._sets:
             units = np.unique(self.analysis.units(labels))
             units = units[units != LOOSE]
@@ -109,7 +109,7 @@ class _Known:
         return self._sets[id(labels)][1]
 
     def passing(self, node: fx.Node) -> frozenset[int]:
-        """The units that a node's value still carries, but for those that its module reads."""
+        """The units that a node's value still carries, without those that its module reads."""
         carried = [self.units(labels) for labels in label_arrays_of(self.analysis.flow.values.get(node))]
         read = [self.units(labels) for labels in self.bound.get(str(node.target), ()) if node.op == "call_module"]
         return frozenset().union(*carried) - frozenset().union(*read)
@@ -132,7 +132,7 @@ def _reads(known: _Known) -> Iterator[Read]:
 
 
 def _reduces(flow: Flow, node: fx.Node) -> bool:
-    """Whether a node adds up what lies along a dimension. (What merely leaves channels out doesn't read them.)"""
+    """Whether a node adds up what lies along a dimension; merely leaving channels out is no read of them."""
     row = row_for(flow, node) if node.op.startswith("call_") else None
     return row is not None and row.reduces
 

@@ -19,7 +19,7 @@ CRITERIA: Final = Registry("prunec.criteria", "criterion", Criterion)  # type: i
 
 
 def criterion(value: Any) -> Criterion:
-    """The criterion that a plan means. Raises the errors that pydantic collects, in the plan's words."""
+    """The criterion that a plan's value names. Raises pydantic's errors, in the plan's words."""
     if isinstance(value, Criterion):
         return value
     name, options = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else (value, {})
@@ -48,7 +48,7 @@ class Named(OneOf):
         return CRITERIA.all()
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
-        """It is made by `criterion`; pydantic looks no further."""
+        """`criterion` makes the value; pydantic checks nothing further."""
         return core_schema.no_info_plain_validator_function(criterion)
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

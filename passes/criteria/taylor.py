@@ -36,10 +36,10 @@ class Gated(Criterion):
 
     @abstractmethod
     def each(self, terms: Tensor, elements: Tensor) -> Tensor:
-        """What a sample adds: from gradients [samples, units] and M [units], [samples, units]."""
+        """What a sample adds to the mean, [samples, units], from gates' gradients t [samples, units] and M [units]."""
 
     def whole(self, mean: Tensor) -> Tensor:
-        """From the mean over samples to the figures, [units]."""
+        """The figures, [units], from the mean over samples."""
         return mean
 
     def weigh(self, setting: Setting) -> Iterator[Found]:

@@ -44,7 +44,7 @@ class Tile(AxisCriterion):
     )
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """[positions]; nothing about vectors."""
+        """[positions]: the row's share of its tiles' scores; None for a vector."""
         if not is_weight(setting.program, member):
             return None
         matrix = axis_rows(setting.program, member.axis).double()

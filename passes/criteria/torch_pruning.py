@@ -46,7 +46,7 @@ KINDS: Final[Sequence[tuple[tuple[type[nn.Module], ...], str, Mapping[str, str]]
 
 
 class _Item(tuple[Any, list[int]]):
-    """One layer of a group, as torch-pruning has it: a pair that also knows the channels' numbers in the group."""
+    """One layer of a torch-pruning group: a pair that also holds the channels' numbers in the group."""
 
     root_idxs: list[int]
     dep = property(lambda self: self[0])
@@ -62,7 +62,7 @@ class _Peer:
     module: fx.GraphModule
 
     def items(self, group: Group) -> list[_Item]:
-        """A group as torch-pruning has it; the first layer writes every unit of it. Empty where none does."""
+        """A group as torch-pruning has it, first a layer that writes every unit; empty where there is no such layer."""
         ordered = sorted(self.setting.members(group, ("writer", "reader", "carrier")), key=_order(group))
         if not ordered or np.unique(ordered[0].units).size < group.size:
             return []
@@ -74,7 +74,7 @@ class _Peer:
         return list(found.values())
 
     def _function(self, member: Member) -> str:
-        """The name of torch-pruning's function that would prune the member; empty where it has none."""
+        """The name of the torch-pruning function that would prune the member; empty where there is none."""
         layer = self.setting.program.state.get(member.axis.owner)
         for classes, word, sides in KINDS:
             if not isinstance(layer, classes):
@@ -95,7 +95,7 @@ class _Peer:
 
 
 def _order(group: Group) -> Callable[[Member], tuple[bool, int]]:
-    """The writer of most units comes first, then the other writers."""
+    """A sort key for members: the writer of most units first, then the other writers."""
     return lambda member: (member.role != "writer", -np.unique(member.units).size if member.role == "writer" else 0)
 
 
@@ -211,7 +211,7 @@ def _kronecker(made: Any, peer: _Peer) -> None:
 
 
 def _activations(made: Any, peer: _Peer) -> None:
-    """A forward pass within `compute_importance`; the last piece's figures are what it keeps."""
+    """Run the data within `compute_importance`, which keeps the last piece's figures."""
     with made.compute_importance(peer.module):
         for _ in _losses(peer):
             continue

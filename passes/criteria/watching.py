@@ -3,8 +3,9 @@
     %conv2 = conv2(%pool)        ->      %watch_1 = watch_1(%pool)
                                          %conv2   = conv2(%watch_1)
 
-A watcher passes its value on. It shows the value as it comes by, or, where a loss is asked for, the value with the
-loss's gradient through this read alone. Parameters are frozen, so the backward pass costs the values' gradients only.
+A watcher passes its value on. It shows `Look` the value as it comes by, or, where there is a loss, the value with the
+loss's gradient through this read alone. Parameters are frozen, so the backward pass computes the values' gradients
+only.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from prunec.passes.calibration.calibration import Piece, call
 from prunec.passes.criteria.reads import Read
 
 Look = Callable[[Read, Tensor, Tensor], None]
-"""What is done with a read's value and gradient; without a loss, the gradient is the value."""
+"""What is called with a read, its value and its gradient; without a loss, the value stands in the gradient's place."""
 
 Target = Callable[[Any, Piece], Tensor]
-"""From the model's outputs, for a piece, to a scalar."""
+"""What is differentiated: a scalar of the model's outputs for a piece."""
 
 
 class _Tap(torch.autograd.Function):
@@ -49,7 +50,7 @@ class _Watcher(nn.Module):
         super().__init__()
         self.read, self.look = read, look
         self.anchor = torch.zeros(0, requires_grad=True)
-        """What makes autograd come by where nothing before the read asks for a gradient."""
+        """An input with a gradient, so that autograd reaches the tap even if nothing before the read needs one."""
 
     def forward(self, value: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -103,7 +104,8 @@ def watched(program: Program, reads: Sequence[Read], look: Look) -> fx.GraphModu
 
 
 def _reroute(consumer: fx.Node, source: fx.Node, tap: fx.Node) -> None:
-    """Let the consumer read the tap. Where it reads another read's tap of the same value, that one comes after."""
+    """Let the consumer read the tap; if it reads another tap of the same value already, the new one goes behind
+    that."""
     inputs = consumer.all_input_nodes
     earlier = [node for node in inputs if node.name.startswith("watch_") and node.args == (source,)]
     if source in consumer.all_input_nodes:

@@ -28,14 +28,14 @@ from prunec.passes.criteria.watching import evaluated
 
 @dataclass(frozen=True)
 class Weighed:
-    """An axis of weights that is asked about, and the tensors whose rows it has: the weight, and a writer's bias."""
+    """An axis of weights that is asked about, and the tensors whose rows belong to it: weight, and a writer's bias."""
 
     group: Group
     member: Member
     tensors: tuple[str, ...]
 
     def rows(self, program: Program, values: Mapping[str, Tensor]) -> Tensor:
-        """Figures of elements, by tensor, as [positions, elements]; the bias is the last column."""
+        """Figures of elements (`values`, by tensor) as [positions, elements]; the bias is the last column."""
         axes = [Axis(name, self._dim(index)) for index, name in enumerate(self.tensors)]
         return torch.cat([axis_rows(program, axis, values[axis.tensor]) for axis in axes], 1)
 
@@ -50,7 +50,7 @@ class Weighed:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that are asked about, as the only leaves of a program in evaluation mode that take a gradient."""
+    """The weights that are asked about, as the only parameters of the program that take a gradient."""
 
     setting: Setting
     asked: tuple[Weighed, ...]
@@ -68,7 +68,7 @@ class Weights:
 
     @cached_property
     def leaves(self) -> Mapping[str, nn.Parameter]:
-        """By tensor; two names of one tensor have one leaf."""
+        """Tensor's name -> its parameter; tied names have the same one."""
         tensors = self.setting.program.tensors
         made: dict[int, nn.Parameter] = {}
         found: dict[str, nn.Parameter] = {}
@@ -78,7 +78,7 @@ class Weights:
 
     @cached_property
     def module(self) -> fx.GraphModule:
-        """The program whose leaves these are."""
+        """The program with these parameters."""
         return evaluated(self.setting.program, self.leaves).graph_module
 
     def pieces(self, at_once: int | None = None) -> Iterator[Piece]:
@@ -91,7 +91,8 @@ class Weights:
         return self.setting.calibration.losses(call(self.module, piece), piece).sum()
 
     def gradients(self, scalar: Tensor, keep: bool = False) -> dict[str, Tensor]:
-        """By tensor; `keep` makes gradients that can be differentiated. Raises `PassError` where there is none."""
+        """Gradients of `scalar`, by tensor; with `keep`, differentiable ones. Raises `PassError` where there are
+        none."""
         names = list(self.leaves)
         found = gradients_of((scalar,), [self.leaves[name] for name in names], keep=keep)
         return dict(zip(names, found, strict=True))
@@ -132,7 +133,7 @@ def _tensors(setting: Setting, member: Member) -> tuple[str, ...]:
 
 
 def times(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The product, tensor by tensor, without a graph."""
+    """The product of two sets of tensors, name by name, without autograd."""
     return {name: a[name].detach() * b[name].detach() for name in a}
 
 

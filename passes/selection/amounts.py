@@ -1,6 +1,6 @@
 """How a plan writes amounts: shares, counts with a suffix, bytes, times.
 
-    50%   0.5            a share, at most 1: no number without a suffix that isn't more than 1 is anything else
+    50%   0.5            a share; a number of at most 1 without a suffix is always one
     1200000   1.2M       a number: k, M, G for thousands, millions, billions
     2MB   512KiB   300B  bytes
     5ms   0.2s   800us   times
@@ -41,7 +41,7 @@ class Amount(NamedTuple):
 
 
 def amount(text: float | str) -> Amount:
-    """What was written. Raises `ValueError`."""
+    """The amount that a text or number stands for. Raises `ValueError`."""
     if isinstance(text, int | float):
         return Amount(float(text), "share" if text <= 1 else "")
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%|[A-Za-z]*)\s*", text)
@@ -56,7 +56,7 @@ def amount(text: float | str) -> Amount:
 
 
 def _checked(value: object) -> object:
-    """A share or a plain number as a float, which `amount` reads as the same again; anything else as it was written."""
+    """A share or a plain number as a float, which `amount` reads alike; any other amount as it was written."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise wrong(f"must be {_EXAMPLES}")
     try:
@@ -71,7 +71,7 @@ def _checked(value: object) -> object:
 
 
 def fits(name: str, text: float | str) -> None:
-    """Raises what a validator does where an amount is in no unit that the resource `name` is measured in."""
+    """Raise a validator's error where the resource `name` isn't measured in the amount's unit."""
     unit = amount(text).unit
     if unit != "share" and unit not in TAKES[name]:
         takes = " or ".join(_SPELLED[each] for each in TAKES[name])
@@ -83,7 +83,7 @@ Budget = Annotated[
     BeforeValidator(_checked),
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}),
 ]
-"""A share of the traced model's, or an amount."""
+"""A share of what the traced model uses, or an amount."""
 
 
 def _multiple(value: object) -> object:
@@ -94,7 +94,7 @@ def _multiple(value: object) -> object:
 
 
 def multiple(value: int | str) -> int:
-    """A number of channels, or what the target of that name prefers."""
+    """A number of channels: given, or preferred by the target of that name."""
     return TARGETS.named(value).multiple if isinstance(value, str) else value
 
 
@@ -103,5 +103,5 @@ Channels = Annotated[int, Field(ge=1)]
 
 
 def each_value(value: Any, change: Any) -> Any:
-    """A value, or those of a mapping by pattern, changed."""
+    """`change` of a value, or of each value of a mapping by pattern."""
     return {k: change(v) for k, v in value.items()} if isinstance(value, Mapping) else change(value)

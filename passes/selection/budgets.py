@@ -1,6 +1,11 @@
-"""Meeting budgets: what is asked for, whether it can be reached, what a method chose, and what was reached.
+"""Meets budgets: states the problem, lets a method solve it, and checks and completes what the method chose.
 
-Where it is out of reach, each constraint is lifted in turn, to say which of them stops it and what would be reachable.
+    budget: {macs: 50%}    Problem: queues of steps, and at most half of the traced model's MACs
+    method: greedy         levels: how many steps of each queue are gone; checked, and filled up
+                           Way: the levels, and for the report limit, amount reached, share, score kept
+
+Where a budget is out of reach, each constraint is lifted in turn, to say which of them stops it and what would be
+reachable without.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from prunec.passes.selection.ranking import Ranking
 from prunec.passes.selection.selectors import Selector, Wishes
 
 Lifted = Mapping[str, Callable[[], Ranking]]
-"""The queues as they would be without a constraint, by the constraint's name."""
+"""Constraint -> what makes the queues without it."""
 
 
 def meet(
@@ -32,7 +37,7 @@ def meet(
     context: Context,
     lifted: Lifted,
 ) -> Way:
-    """The levels that a method chooses. Raises `PassError` where a budget is out of reach."""
+    """The levels that a method chooses, filled up. Raises `PassError` where a budget is out of reach."""
     problem = problem_of(ranking, wanted, wishes, context)
     least = problem.used(problem.last)
     for number, budget in enumerate(problem.budgets):
@@ -46,7 +51,7 @@ def meet(
 
 
 def problem_of(ranking: Ranking, wanted: Mapping[str, float | str], wishes: Wishes, context: Context) -> Problem:
-    """The queues with the budgets that a plan asks for, and with the resources that it weighs."""
+    """The queues with the plan's budgets, and with the resources that `cost_weight` prices, which have no limit."""
     program = ranking.analysis.program
     amounts: dict[str, float | None] = dict.fromkeys(wishes.cost_weight)
     scales: dict[str, float] = {}
@@ -59,7 +64,7 @@ def problem_of(ranking: Ranking, wanted: Mapping[str, float | str], wishes: Wish
 
 
 def _reached(problem: Problem, levels: IntArray) -> dict[str, Any]:
-    """What is used at these levels, and how much score is kept of what there was."""
+    """For the report: what is used at these levels, and how much of the score is kept."""
     used = problem.used(levels)
     budgets = {
         b.name: {"limit": b.limit, "reached": float(value), "share": float(value / b.whole)}
@@ -102,5 +107,5 @@ def _share(value: float, budget: Budget) -> str:
 
 
 def _enough(value: float, budget: Budget) -> str:
-    """A share that can be reached, rounded up."""
+    """A share that can be reached, rounded up to what is shown."""
     return f"{np.ceil(1000 * value / budget.whole) / 1000:.1%}"

@@ -1,6 +1,14 @@
-"""Sensitivity curves as values and as a CSV file; see `sensitivity.py` for what they are.
+"""Sensitivity curves: as values, as a CSV file, and as a way to choose how far each group is cut.
 
-Other columns than those six are written for the reader and not read. `accuracy` is empty where the model has none.
+    group,units,ratio,removed,accuracy,loss       the columns that are read; others are for people
+    conv1,32,0,0,0.9833,0.0712                    the whole model
+    conv1,32,0.1,4,0.9817,0.0760
+    conv1,32,0.2,7,0.9722,0.1008
+    floor -1pt                                    keeps conv1 at 28 of 32 units: 0.2 loses more than a point
+
+`accuracy` is empty where the model has none. `passes/studies/sensitivity.py` measures the curves; `kept_within` is what
+`select: {from: sensitivity.csv, floor: -1pt}` reads out of them: for each group the largest measured ratio up to which
+accuracy is no more than a point below the model's. Nothing is read between two points: a curve may fall off a cliff.
 """
 
 from __future__ import annotations
@@ -22,11 +30,12 @@ from prunec.compiler.groups.analysis import Group
 from prunec.compiler.plan.options import wrong
 
 COLUMNS: Final = ("group", "units", "ratio", "removed", "accuracy", "loss")
+"""The columns that are read."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured with `removed` units gone, where `ratio` of them were to go."""
+    """What was measured with `removed` units of a group masked, for a share of `ratio`."""
 
     ratio: float
     removed: int
@@ -36,13 +45,13 @@ class Point:
 
     @property
     def value(self) -> float:
-        """Accuracy, or loss where there is none."""
+        """Accuracy; loss where there is none."""
         return self.loss if math.isnan(self.accuracy) else self.accuracy
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A group's points, by rising ratio; the first is the whole model."""
+    """A group's points, by rising ratio; the first is the whole model's."""
 
     group: str
     units: int
@@ -57,12 +66,12 @@ class Curve:
 
     @property
     def mean_drop(self) -> float:
-        """The mean drop of the points behind the first; infinite where the loss left all bounds."""
+        """The mean drop, without the first point; infinite where a loss was."""
         return _mean(self.drops[1:])
 
     @property
     def mean_loss(self) -> float:
-        """The mean loss of the points behind the first; infinite where it left all bounds."""
+        """The mean loss, without the first point; infinite where a loss was."""
         return _mean([point.loss for point in self.points[1:]])
 
 
@@ -71,7 +80,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def write_curves(path: Path, curves: Sequence[Curve], more: Mapping[str, Any]) -> None:
-    """Write the curves; `more` holds columns that are the same in every row."""
+    """Write the curves as CSV; `more` holds further columns, which are the same in every row."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *more])
@@ -83,7 +92,7 @@ def write_curves(path: Path, curves: Sequence[Curve], more: Mapping[str, Any]) -
 
 
 def read_curves(path: Path, groups: Mapping[str, Group] | None = None) -> list[Curve]:
-    """The curves of a file; where groups are given, they must be some of these.
+    """The curves in a file; with `groups`, each must be one of these.
 
     Raises `PassError` with its place in the file for what can't be read, and for curves of other groups.
     """
@@ -102,7 +111,7 @@ def read_curves(path: Path, groups: Mapping[str, Group] | None = None) -> list[C
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of the file, cut at its commas."""
+    """A line of the file, by column."""
 
     file: str
     number: int
@@ -194,12 +203,11 @@ def _floor(value: object) -> object:
 
 
 Floor = Annotated[str, BeforeValidator(_floor)]
-"""How much may be lost: `-1pt`, a point of accuracy, or `-2%` of what it is. A loss may rise by as many percent."""
+"""How much may be lost: `-1pt`, a point of accuracy, or `-2%` of the model's. A loss may rise by as many percent."""
 
 
 def held(curve: Curve, floor: str) -> Point:
-    """The last point up to which the curve stays above the floor. Raises `PassError` for points of accuracy of a curve
-    that has none."""
+    """The last point up to which the curve stays above the floor. Raises `PassError` for `pt` without accuracy."""
     least, sign = _least(curve, floor)
     last = curve.points[0]
     for point in curve.points:
@@ -210,7 +218,7 @@ def held(curve: Curve, floor: str) -> Point:
 
 
 def _least(curve: Curve, floor: str) -> tuple[float, int]:
-    """What must be reached, and whether more (1) or less (-1) is better: then both are negated."""
+    """(the value to reach, 1 where more is better or -1 where less is; then the value is negated)"""
     match = _FLOOR.fullmatch(floor)
     assert match is not None, "a floor is checked when the plan is loaded"
     amount, relative, whole = float(match[1]) / 100, match[2] == "%", curve.points[0].value
@@ -223,7 +231,8 @@ def _least(curve: Curve, floor: str) -> tuple[float, int]:
 
 
 def kept_within(path: Path, floor: str, groups: Mapping[str, Group], only: Iterable[str]) -> dict[str, int]:
-    """How many units each of these groups keeps, by the curves in a file; a group without a curve isn't cut.
+    """Group -> how many units it keeps by the curves in a file, for the groups in `only`; one without a curve isn't
+    cut.
 
     Raises `PassError` with its place in the file where that can't be read or is another model's.
     """

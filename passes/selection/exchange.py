@@ -1,4 +1,8 @@
-"""Improving a selection by exchanges: a step comes back, and another, which matters less, goes for it."""
+"""Improves a selection by exchanges: a step comes back, and a step that matters less goes instead.
+
+before    conv1 has lost a step of score 6     conv2 keeps one of score 2
+after     conv1 has it back                    conv2 has lost it            if the budgets still hold
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ from prunec.compiler.ir.program import IntArray
 from prunec.passes.selection.problems import Problem, State, filled
 
 _TRIED: Final = 24
-"""So many exchanges are looked at closely before it is believed that there is none."""
+"""How many exchanges are computed exactly before the search gives up."""
 _MOST: Final = 30
 
 
 @dataclass(frozen=True)
 class _Moves:
-    """What moving each queue by some steps does: `lost` score, and what it adds to every row."""
+    """Moves of queues to other levels: the score `lost` by each, and what it adds to every row of the budgets."""
 
     queue: IntArray
     level: IntArray
@@ -29,7 +33,7 @@ class _Moves:
 
 
 def exchanged(problem: Problem, levels: IntArray) -> IntArray:
-    """Levels that fit, and keep at least as much, from levels that fit."""
+    """Levels that meet the budgets and keep at least as much score, from levels that meet them."""
     state = State(problem, filled(problem, levels))
     for _ in range(_MOST):
         if not _exchange(problem, state):
@@ -38,7 +42,7 @@ def exchanged(problem: Problem, levels: IntArray) -> IntArray:
 
 
 def _exchange(problem: Problem, state: State) -> bool:
-    """Make the best exchanges that are found, one for a queue at most; whether there was one."""
+    """Make the best exchanges that are found, at most one for each queue; whether there was any."""
     back = _moves(problem, state, (-1, -2, -3))
     gone = _moves(problem, state, (1, 2, 3))
     moved: set[int] = set()
@@ -67,7 +71,7 @@ def _moves(problem: Problem, state: State, by: tuple[int, ...]) -> _Moves:
 
 
 def _pairs(state: State, back: _Moves, gone: _Moves) -> Iterator[tuple[int, int]]:
-    """Exchanges that gain, the best first, of those that seem to fit when both moves' costs are added up."""
+    """(step that comes back, step that goes) by score gained, where both costs, added up, seem to fit."""
     gain = -(back.lost[:, None] + gone.lost[None, :])
     better = (gain > 1e-12) & (back.queue[:, None] != gone.queue[None, :])
     room = state.room

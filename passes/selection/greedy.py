@@ -28,14 +28,14 @@ class Greedy(Selector):
     name = "greedy"
 
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
-        """The levels, filled up."""
+        """The levels at which the budgets are met, filled up."""
         state = State(problem, np.zeros_like(problem.last))
         descend(state, wishes)
         return filled(problem, state.levels)
 
 
 def descend(state: State, wishes: Wishes) -> None:
-    """Remove steps from a state until it fits. Every budget must be met when all are gone."""
+    """Remove steps from a state until the budgets are met, which they must be when all are gone."""
     heap = _Heap(state, wishes)
     start, total = _excess(state), 20
     while not state.fits:
@@ -47,13 +47,13 @@ def descend(state: State, wishes: Wishes) -> None:
 
 
 def _excess(state: State) -> float:
-    """By which factor the worst budget is exceeded, less one."""
+    """By what share the budget that is exceeded most is exceeded."""
     over = [float(r.max(initial=0.0)) / b.bound - 1 for r, b in zip(state.rows, state.problem.budgets, strict=True)]
     return max(max(over), 0.0)
 
 
 class _Heap:
-    """The next step of every queue by its key; a key counts as fresh until the next removal."""
+    """The next step of every queue, by its key; a key is up to date until the next removal."""
 
     def __init__(self, state: State, wishes: Wishes) -> None:
         self.state = state
@@ -90,7 +90,7 @@ class _Heap:
         return worth / share if share > 0 else np.inf if worth > 0 else worth
 
     def pop(self) -> int:
-        """The queue whose next step goes."""
+        """The queue whose next step has the smallest key."""
         while True:
             _, _, queue, stamp = heapq.heappop(self.entries)
             moves, version = divmod(stamp, 2**32)
@@ -101,7 +101,7 @@ class _Heap:
             self._push(queue)
 
     def renew(self, queue: int) -> None:
-        """After a removal: the queue's next step, and the keys that no bound is known of."""
+        """After a removal, push the queue's next step, and compute anew the keys that have no lower bound."""
         last = self.state.problem.last
         again = [queue] if self.bounded else self.state.problem.neighbours[queue].tolist()
         self.version[queue] += 1

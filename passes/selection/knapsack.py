@@ -32,15 +32,15 @@ from prunec.passes.selection.problems import Problem, State, filled
 from prunec.passes.selection.selectors import RankingSelector, Selector, Wishes
 
 _CHOICES: Final = 17
-"""So many levels of a queue are looked at at a time."""
+"""How many levels of a queue are considered at a time."""
 _ROUNDS: Final = 16
 _NODES: Final = 20
-"""An integer program is given up after so many nodes: a count, not a time, so that the answer is always the same."""
+"""An integer program is given up after this many nodes: a count, not a time, so that the answer is always the same."""
 _GAP: Final = 1e-4
 _FEW: Final = 2048
-"""No more selections than this are all tried: that takes milliseconds."""
+"""Up to this many selections, all are tried: that takes milliseconds."""
 _WHOLE: Final = 100
-"""With more choices than this, the program is relaxed."""
+"""With more choices than this, the integer program is relaxed to a linear one."""
 
 
 class Knapsack(Selector):
@@ -90,7 +90,7 @@ def _best_of_all(problem: Problem) -> IntArray:
 
 @dataclass(frozen=True)
 class _Choices:
-    """Levels to choose among, one behind the other for all queues: what each loses, and what it does to the budgets."""
+    """Levels to choose among, of all queues one behind the other: the score each loses, its effect on the budgets."""
 
     queue: IntArray
     level: IntArray
@@ -100,13 +100,13 @@ class _Choices:
     room: FloatArray
     """[rows]: what may be added before a budget is exceeded."""
     rows: IntArray
-    """Which of the budgets' rows these are: those that could be exceeded."""
+    """Which rows of the budgets these are: those that could be exceeded."""
 
 
 def _step(problem: Problem, levels: IntArray, reach: int) -> IntArray | None:
-    """The answer of an integer program around `levels`, within the budgets; None where there is none.
+    """The levels that an integer program chooses around `levels`, within the budgets; None where there are none.
 
-    The room is corrected once by what the linear estimate was off.
+    The room is corrected once by the error of the linear estimate.
     """
     choices = _choices(problem, levels, reach)
     found: list[IntArray] = []
@@ -150,7 +150,7 @@ def _spread(level: int, last: int, reach: int) -> IntArray:
 
 
 def _solved(choices: _Choices, room: FloatArray, levels: IntArray) -> IntArray | None:
-    """The level of every queue that loses least, as far as the linear estimate goes; the higher one of two."""
+    """The level of every queue that loses least by the linear estimate; of two levels, the higher one."""
     count = choices.queue.size
     one = csr_matrix((np.ones(count), (choices.queue, np.arange(count))), shape=(levels.size, count))
     scale = np.maximum(np.abs(choices.change).max(axis=1, initial=0.0), 1e-12)

@@ -1,4 +1,4 @@
-"""What a plan doesn't want removed, worked out for every group.
+"""A plan's constraints on a selection, worked out for every group.
 
     barred            the group stays whole (`protect`, or not among `only`)
     keep_at_least     channels that stay
@@ -7,7 +7,7 @@
     heads_at_least    heads that stay, where units are heads
     equal_widths      groups that lose equally many channels
 
-Each is a number, or numbers by pattern, of which the first that means a group counts.
+Each is a number, or numbers by pattern; the first pattern that names a group counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prunec.compiler.ir.program import IntArray
 
 @dataclass(frozen=True)
 class Limits:
-    """By group; a group that isn't named has no such limit."""
+    """The constraints by group; a group that isn't named has none."""
 
     barred: frozenset[str] = frozenset()
     keep_at_least: Mapping[str, float] = field(default_factory=dict)
@@ -35,14 +35,14 @@ class Limits:
     tied: tuple[tuple[str, ...], ...] = ()
 
     def most(self, group: Group) -> int:
-        """How many units may go at most."""
+        """The most units that may go."""
         channels = -(-int(self.keep_at_least.get(group.name, 1)) // channels_of_a_unit(group))
         stay = max(channels, int(self.heads_at_least.get(group.name, 0)), 1)
         share = int(group.size * self.remove_at_most.get(group.name, 1.0) + 1e-9)
         return max(min(group.size - stay, share), 0)
 
     def step(self, group: Group) -> int:
-        """A multiple of so many units stays."""
+        """The number of units that stay must be a multiple of this, if any go."""
         multiple = int(self.multiple_of.get(group.name, 1))
         return multiple // int(np.gcd(multiple, channels_of_a_unit(group))) if multiple > 1 else 1
 
@@ -56,7 +56,7 @@ def channels_of_a_unit(group: Group) -> int:
 
 
 def by_group(wanted: float | Mapping[str, float] | None, groups: Mapping[str, Group], option: str) -> dict[str, float]:
-    """A number for every group that it is asked for. Raises `PassError` for a pattern that means none."""
+    """Group -> its number, for groups that have one. Raises `PassError` for a pattern that names no group."""
     if wanted is None:
         return {}
     if not isinstance(wanted, Mapping):
@@ -81,14 +81,14 @@ def heads_of(analysis: Analysis) -> dict[str, float]:
 
 
 def least_heads(analysis: Analysis, least: int | None) -> dict[str, float]:
-    """The units that stay so that `least` heads do, for every group whose units are heads."""
+    """Group -> how many units must stay so that `least` heads do, for groups whose units are heads."""
     return {name: -(-least // max(each, 1e-9)) for name, each in heads_of(analysis).items()} if least else {}
 
 
 def tied_groups(analysis: Analysis, patterns: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """The groups that each pattern of `equal_widths` means, of those that may be cut.
+    """The groups that each pattern of `equal_widths` names, of those that may be cut.
 
-    Raises `PassError` where a group is meant twice, or the groups' widths differ to begin with.
+    Raises `PassError` where a group is named twice, or the groups' widths differ to begin with.
     """
     found: list[tuple[str, ...]] = []
     seen: dict[str, str] = {}
@@ -117,7 +117,7 @@ def _one_of_each(widths: Mapping[str, int]) -> dict[str, int]:
 
 
 def within(units: IntArray, group: Group) -> IntArray:
-    """Units as they are numbered within a group; none where they are another group's."""
+    """Units by their numbers within the group; empty where they are another group's."""
     local = units - group.start
     return np.asarray(local[(local >= 0) & (local < group.size)], dtype=np.int64)
 

@@ -1,4 +1,12 @@
-"""Ways to say how much goes that look at every group by itself: ratios, widths, thresholds."""
+"""Ways to say how much goes that look at every group by itself: ratios, widths, thresholds, counts.
+
+    by_ratio        {"layer1.*": 10%, "*": 40%}    of conv1's 32 units, 19 stay (rounded down; limits may keep more)
+    by_widths       {conv1: 24}                    24 channels stay
+    by_threshold    0.005                          units whose score is lower go
+    by_counts       {conv1: 28}                    28 units stay, as `selection/curves.py` has chosen
+
+Each gives a level for every queue of the ranking. Budgets, which span groups, are for `selection/budgets.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +26,7 @@ from prunec.passes.selection.ranking import Ranking
 
 @dataclass(frozen=True)
 class Way:
-    """What was chosen: a level for each queue."""
+    """A selection: a level for each queue, with notes and figures for the report."""
 
     ranking: Ranking
     levels: IntArray
@@ -27,14 +35,14 @@ class Way:
 
 
 def kept_share(size: int, ratio: float) -> int:
-    """`int(size * (1 - ratio))`, the rounding of Li et al. (2017), unharmed by binary fractions."""
+    """How many of `size` units stay: `int(size * (1 - ratio))`, as in Li et al. (2017), exact for decimal ratios."""
     return int(size * (1 - ratio) + 1e-9)
 
 
 def by_ratio(ranking: Ranking, ratio: float | Mapping[str, float]) -> Way:
     """Every group loses its share of units, rounded down to what limits and packs allow.
 
-    Raises `PassError` where a pattern means none that can be cut.
+    Raises `PassError` for a pattern that names no group that can be cut.
     """
     groups = ranking.analysis.groups
     notes: tuple[Note, ...] = ()
@@ -47,7 +55,7 @@ def by_ratio(ranking: Ranking, ratio: float | Mapping[str, float]) -> Way:
 
 
 def by_widths(ranking: Ranking, widths: Mapping[str, int]) -> Way:
-    """Every named group keeps so many channels. Raises `PassError` where it can't."""
+    """Every named group keeps so many channels. Raises `PassError` where a group can't have that width."""
     analysis = ranking.analysis
     found, notes = _named(ranking, widths, "widths")
     first: dict[str, str] = {}
@@ -59,7 +67,7 @@ def by_widths(ranking: Ranking, widths: Mapping[str, int]) -> Way:
 
 
 def by_counts(ranking: Ranking, kept: Mapping[str, int]) -> Way:
-    """Each of these groups, all of which can be cut, keeps so many units, or as few more as limits and packs allow."""
+    """Every named group keeps so many units, or as few more as limits and packs allow. All of them can be cut."""
     groups = ranking.analysis.groups
     gone = {name: groups[name].size - count for name, count in kept.items()}
     return Way(ranking, ranking.levels(_by_queue(ranking, gone)))
@@ -80,9 +88,9 @@ def by_threshold(ranking: Ranking, threshold: float | Mapping[str, float]) -> Wa
 
 
 def _named(ranking: Ranking, wanted: Mapping[str, float], option: str) -> tuple[dict[str, float], tuple[Note, ...]]:
-    """What is asked of every group that can be cut, and notes on those that are named and can't be.
+    """(group -> what is asked of it, for groups that can be cut; notes on named groups that can't be)
 
-    Raises `PassError` for a pattern of which no group can be; a group that limits leave alone isn't asked of.
+    Raises `PassError` for a pattern that names none that can be cut. Groups that limits keep whole are left out.
     """
     groups = ranking.analysis.groups
     found: dict[str, float] = {}

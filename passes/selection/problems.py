@@ -1,8 +1,8 @@
 """What a selector solves: queues of steps, and budgets over the widths that they leave; and a state to search from.
 
-A selection is a level for each queue. Its cost is looked at in three ways, each as exact as the others: of any levels
-(`Problem.used`), of one queue moved from a state (`State.trial`), and after a move (`State.move`). The last two touch
-only the terms that hold a width of that queue.
+A selection is a level for each queue. There are three ways to its cost, equally exact: for any levels (`Problem.used`),
+for one queue moved from a state (`State.trial`), and after a move (`State.move`). The last two compute only the terms
+that hold a width of that queue.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Budget:
 
     @cached_property
     def bound(self) -> float:
-        """What the sum of terms may reach, as a float: whole numbers don't suffer from rounding."""
+        """What the sum of terms may reach; for whole numbers, with room for rounding."""
         if not np.isfinite(self.limit):
             return float(np.inf)
         limit = np.floor(self.limit + 1e-6) + 0.25 if self.resource.whole else self.limit * (1 + 1e-9)
@@ -52,8 +52,8 @@ class Budget:
 def budgets_of(
     wanted: Mapping[str, float | None], program: Program, context: Context, scales: Mapping[str, float]
 ) -> tuple[Budget, ...]:
-    """A budget for every resource: a share (at most 1) of what the traced model uses, an amount in units of `scales`
-    (1 where it isn't there), or None for no limit."""
+    """A budget for every resource that is wanted: a share (at most 1) of what the traced model uses; an amount, in
+    units of `scales` (1 where it has none); or None for no limit."""
     found = []
     for name, amount in wanted.items():
         whole = baseline(name, program, context)
@@ -64,7 +64,7 @@ def budgets_of(
 
 @dataclass(frozen=True)
 class _Touched:
-    """The terms of one budget that a queue's widths are in, and their part in its rows."""
+    """The terms of one budget that hold a width of some queue, and their columns in its rows."""
 
     terms: IntArray
     rows: csr_matrix | FloatArray
@@ -72,34 +72,35 @@ class _Touched:
 
 @dataclass(frozen=True)
 class Problem:
-    """Queues, and the budgets that a selection must meet; those without a limit are only looked at."""
+    """Queues, and the budgets that a selection must meet; those without a limit are only reported or priced."""
 
     ranking: Ranking
     budgets: tuple[Budget, ...]
 
     @cached_property
     def last(self) -> IntArray:
-        """[queues]: the level at which everything that may go is gone."""
+        """[queues]: the last level, at which all that may go is gone."""
         return self.ranking.steps.levels
 
     @cached_property
     def worth(self) -> FloatArray:
-        """[steps]: what is kept with a step: its units' scores, counted from the lowest one where that is negative.
+        """[steps]: the score that is kept with a step: the sum over its units, counted from the lowest score if that is
+        negative.
 
-        Normalised or signed scores can be. Their order says what goes first, their zero means nothing: without this,
-        a sum over what is kept would ask for more to go than a budget does.
+        Normalised or signed scores can be. Their order says what goes first, their zero means nothing: without this, a
+        sum over what is kept would ask for more to go than a budget does.
         """
         steps = self.ranking.steps
         return np.asarray(steps.total - min(float(self.ranking.score.min(initial=0.0)), 0.0) * steps.size)
 
     def lost(self, queue: IntArray, level: IntArray) -> FloatArray:
-        """What is given up when each of these queues is at that level."""
+        """The score that is lost when each of these queues is at that level."""
         sums, first = np.concatenate([[0.0], np.cumsum(self.worth)]), self.ranking.steps.first
         return np.asarray(sums[first[queue] + level] - sums[first[queue]])
 
     @cached_property
     def _removed(self) -> csr_matrix:
-        """[steps, widths]: what a step takes from each width."""
+        """[steps, widths]: how much a step takes from each width."""
         model = self.budgets[0].resource.model
         return (model.counts @ self.ranking.matrix).T.tocsr()
 
@@ -153,7 +154,7 @@ class Problem:
         return all(b.resource.value(widths) <= b.bound + b.resource.fixed for b in self.budgets)
 
     def kept(self, levels: IntArray) -> float:
-        """What stays of `worth`, of units that might have gone."""
+        """The sum of `worth` over the steps that stay."""
         steps = self.ranking.steps
         return float(self.worth[steps.number >= levels[steps.queue]].sum())
 
@@ -173,7 +174,7 @@ def _touched(resource: Resource, holders: csr_matrix, widths: IntArray) -> _Touc
 
 
 class State:
-    """Levels with their cost; a move costs as much as the terms that it changes."""
+    """Levels with their costs; a move recomputes only the terms that it changes."""
 
     def __init__(self, problem: Problem, levels: IntArray) -> None:
         self.problem = problem
@@ -188,7 +189,7 @@ class State:
         self.rows = [b.resource.rows @ values for b, values in zip(self.problem.budgets, terms, strict=True)]
 
     def _changed(self, queue: int, level: int) -> list[FloatArray]:
-        """The new values of the terms that a move changes; the widths are left as they will be."""
+        """The new values of the terms that a move changes; the state's widths are left at their new values."""
         widths, lost = self.problem.tables[queue]
         self.widths[widths] += lost[self.levels[queue]] - lost[level]
         touched = self.problem.touched[queue]
@@ -202,7 +203,7 @@ class State:
         ]
 
     def trial(self, queue: int, level: int) -> list[FloatArray]:
-        """For every budget its rows, if the queue were at that level."""
+        """For every budget, its rows if the queue were at that level; the state stays."""
         widths = self.problem.tables[queue][0]
         before = self.widths[widths]
         changed = self._changed(queue, level)
@@ -210,7 +211,7 @@ class State:
         return self._sums(queue, changed)
 
     def changes(self, queue: int, levels: IntArray) -> FloatArray:
-        """[rows of all budgets, levels]: what is added if the queue were at each of the levels; as `trial`, at once."""
+        """[rows of all budgets, levels]: what each of these levels of the queue would add: many trials at once."""
         widths, lost = self.problem.tables[queue]
         there = np.repeat(self.widths[:, None], levels.size, axis=1)
         there[widths] += (lost[self.levels[queue]] - lost[levels]).T
@@ -231,7 +232,7 @@ class State:
             self._sync()
 
     def within(self, rows: Sequence[FloatArray]) -> bool:
-        """Whether rows, as a trial gives them, meet every budget."""
+        """Whether rows, as `trial` gives them, meet every budget."""
         return all(bool((r <= b.bound).all()) for r, b in zip(rows, self.problem.budgets, strict=True))
 
     @property
@@ -251,9 +252,9 @@ def tops(rows: Sequence[FloatArray]) -> FloatArray:
 
 
 def filled(problem: Problem, levels: IntArray, importance: FloatArray | None = None) -> IntArray:
-    """Levels with fewer gone, as far as the budgets allow: the steps that matter most come back first.
+    """The levels with steps put back as far as the budgets allow, those that matter most first.
 
-    `importance` [steps] is their mean score where none is given. A step that costs more than is left stays gone.
+    `importance` is [steps], by default their mean scores. A step that costs more than what is left stays gone.
     """
     state, first = State(problem, levels), problem.ranking.steps.first
     matter = problem.ranking.steps.score if importance is None else importance

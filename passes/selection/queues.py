@@ -23,7 +23,7 @@ from prunec.passes.selection.limits import Limits, channels_of_a_unit, within
 
 @dataclass(frozen=True)
 class Queue:
-    """Units (numbered through the program) in the order in which they go, and the step at which each does."""
+    """Units (program-wide numbers) in the order in which they go, and the step at which each does."""
 
     names: tuple[str, ...]
     units: IntArray
@@ -31,12 +31,12 @@ class Queue:
 
     @property
     def ends(self) -> IntArray:
-        """How many units are gone after 0, 1, ... steps."""
+        """[steps + 1]: how many units are gone after 0, 1, ... steps."""
         return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(self.steps))])
 
 
 def queue_of(analysis: Analysis, group: Group, scores: FloatArray, may_go: BoolArray, limits: Limits) -> Queue:
-    """The queue of one group, by its units' `scores` and whether each `may_go`."""
+    """The queue of one group, from its units' `scores` and from which of them `may_go`."""
     bound = [balance for balance in analysis.balances if within(balance.units, group).size]
     packs = [pack for balance in bound for pack in _packs(balance, group, scores, may_go)]
     single = may_go.copy()
@@ -65,7 +65,7 @@ def _queue(names: tuple[str, ...], units: IntArray, ends: IntArray) -> Queue:
 
 
 def _in_order(single: IntArray, packs: Sequence[IntArray], scores: FloatArray) -> tuple[IntArray, IntArray]:
-    """Units that go alone and packs by rising score: the units, and where each of them ends."""
+    """Single units and packs by rising score: their units, and where each of them ends."""
     means = np.array([scores[pack].mean() for pack in packs], dtype=np.float64)
     order = np.argsort(np.concatenate([scores[single], means]), kind="stable")
     whole = [*single[:, None], *packs]
@@ -74,7 +74,7 @@ def _in_order(single: IntArray, packs: Sequence[IntArray], scores: FloatArray) -
 
 
 def _packs(balance: Balance, group: Group, scores: FloatArray, may_go: BoolArray) -> Iterator[IntArray]:
-    """The units that leave together: of every cell the least important first."""
+    """Units that leave together: the least important of every cell first."""
     cells = [within(cell, group) for cell in balance.cells]
     ranked = [cell[np.argsort(scores[cell], kind="stable")] for cell in cells]
     leaving = [cell[may_go[cell]] for cell in ranked]

@@ -42,7 +42,7 @@ class Ranking:
 
     @staticmethod
     def of(analysis: Analysis, scores: Mapping[str, FloatArray], limits: Limits) -> Ranking:
-        """Queue up the units of every group that has scores and isn't barred."""
+        """The queues of every group that has scores and isn't barred."""
         chosen = [g for g in analysis.groups.values() if g.name in scores and g.name not in limits.barred]
         score = np.full(analysis.size, np.nan)
         for group in chosen:
@@ -62,7 +62,7 @@ class Ranking:
 
     @property
     def count(self) -> int:
-        """How many queues there are."""
+        """The number of queues."""
         return len(set(self.groups.values()))
 
     @cached_property
@@ -77,14 +77,14 @@ class Ranking:
 
     @cached_property
     def sizes(self) -> IntArray:
-        """[queues]: units of the whole group, or of all tied ones."""
+        """[queues]: how many units the group, or all tied ones, have."""
         found = np.zeros(self.count, dtype=np.int64)
         for name, queue in self.groups.items():
             found[queue] += self.analysis.groups[name].size
         return found
 
     def keep(self, levels: IntArray) -> BoolArray:
-        """The units that stay when so many steps of each queue are gone."""
+        """[units]: which units stay when so many steps of each queue are gone."""
         keep = np.ones(self.analysis.size, dtype=bool)
         keep[self.unit[self.step < levels[self.queue]]] = False
         return keep
@@ -97,13 +97,13 @@ class Ranking:
         return csr_matrix((np.ones(self.unit.size), (self.unit, number)), shape=shape)
 
     def levels(self, gone: FloatArray) -> IntArray:
-        """The levels at which at most `gone` [queues] units are gone; NaN where a queue isn't asked for."""
+        """The highest levels at which at most `gone` [queues] units are gone; 0 where that is NaN."""
         wanted = np.where(np.isnan(gone), 0, np.floor(np.nan_to_num(gone) + 1e-9))
         fits = self.steps.ends <= wanted[self.steps.queue]
         return np.bincount(self.steps.queue[fits], minlength=self.count)
 
     def below(self, thresholds: FloatArray) -> IntArray:
-        """The levels at which all units below `thresholds` [queues] are gone, and no other; NaN for none."""
+        """The levels at which all units with scores below `thresholds` [queues] are gone, and no others; 0 for NaN."""
         worst = np.full(self.steps.queue.size, -np.inf)
         np.maximum.at(worst, self.steps.first[self.queue] + self.step, self.score)
         stays = ~(worst < thresholds[self.steps.queue])
@@ -113,7 +113,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a step of each queue is, for all queues one behind the other."""
+    """The steps of all queues, one behind the other."""
 
     queue: IntArray
     number: IntArray
@@ -127,13 +127,13 @@ class Steps:
 
     @cached_property
     def ends(self) -> IntArray:
-        """How many units of the queue are gone after the step."""
+        """[steps]: how many units of the queue are gone after the step."""
         sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.size)])
         return np.asarray(sums[1:] - sums[self.first[self.queue]], dtype=np.int64)
 
     @property
     def levels(self) -> IntArray:
-        """The last level of each queue."""
+        """[queues]: the last level."""
         return np.diff(self.first)
 
 
@@ -177,7 +177,7 @@ def _at_once(analysis: Analysis, groups: Sequence[Group], score: FloatArray, may
 
 
 def _tied(analysis: Analysis, alone: Mapping[str, Queue], limits: Limits) -> list[Queue]:
-    """The queues as they are, and one for all groups that are tied. A tie with a group that stays keeps all."""
+    """The queues of single groups, and one for each set of tied groups. Where one of a set stays whole, all do."""
     tied = [names for names in limits.tied if any(name in alone for name in names)]
     whole = [names for names in tied if all(name in alone for name in names)]
     bound = {name for names in tied for name in names}

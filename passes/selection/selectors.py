@@ -26,7 +26,7 @@ from prunec.passes.selection.problems import Problem, filled
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a plan says beside its budgets."""
+    """What a plan says to the method beside its budgets."""
 
     scope: str = "global"
     cost_weight: Mapping[str, float] = field(default_factory=dict)
@@ -35,25 +35,26 @@ class Wishes:
 
 
 class Selector(ABC):
-    """A method; it has no state."""
+    """A method; instances have no state."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
-        """The level of every queue. All budgets are met when every queue is at its last level."""
+        """The level of every queue, at which the budgets are met: they are when every queue is at its last level."""
 
 
 SELECTORS: Final = Registry("prunec.selectors", "selection method", Selector)  # type: ignore[type-abstract]
+"""The methods that are installed, by name."""
 
 
 class RankingSelector(Selector):
-    """Merge the queues by score, or take equal shares of all, and cut where the budgets are met."""
+    """Remove the steps of all queues by rising score, or by equal shares, until the budgets are met."""
 
     name = "ranking"
 
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
-        """The levels, filled up."""
+        """The levels at which the budgets are met, filled up."""
         importance = _importance(problem, wishes.scope)
         steps = problem.ranking.steps
         queues = steps.queue[np.lexsort((steps.number, importance))]
@@ -66,6 +67,6 @@ class RankingSelector(Selector):
 
 
 def _importance(problem: Problem, scope: str) -> FloatArray:
-    """[steps]: the mean score of a step, or, where every group loses the same share, the share gone after it."""
+    """[steps]: what decides: the mean score or, with scope `local`, the share of the group gone after the step."""
     steps = problem.ranking.steps
     return steps.score if scope == "global" else steps.ends / problem.ranking.sizes[steps.queue]

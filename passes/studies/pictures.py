@@ -1,7 +1,7 @@
-"""The outcome of `prunec sensitivity` and `prunec rank` as pictures.
+"""The results of `prunec sensitivity` and `prunec rank` as pictures.
 
-Above, lines or bars that tell the few extremes; below, a grid with a column for each group in the order of the model,
-which is read as well with sixty groups as with six.
+Above, lines or bars that show the few extremes; below, a grid with a column for each group in the order of the model,
+which is as legible with sixty groups as with six.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def draw_ranks(path: Path, title: str, rows: Sequence[Row]) -> None:
 
 @dataclass(frozen=True)
 class Scale:
-    """The colours of a grid, the figures that the ends stand for, and what they count."""
+    """The colours of a grid, the values at their ends, and what these count."""
 
     colours: str
     limits: tuple[float, float]

@@ -28,18 +28,18 @@ from prunec.passes.calibration.trials import measure
 from prunec.passes.criteria.aggregates import normalised
 
 Figures = Mapping[str, FloatArray]
-"""Group -> a figure for each of the units that were tried."""
+"""Group -> one figure for each of the units that were tried."""
 
 ALL: Final = ""
-"""What stands for the group where a row is about all of them."""
+"""The group's name in a row about all groups together."""
 
 FEWEST: Final = 3
-"""Of fewer units an order says nothing."""
+"""An order of fewer units says nothing."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A criterion's correlation with the oracle; NaN where one of the two doesn't tell units apart."""
+    """A criterion's correlation with the oracle; NaN where one of them gives all units the same figure."""
 
     criterion: str
     group: str
@@ -51,7 +51,7 @@ class Row:
 
 
 def tried_units(program: Program, groups: Sequence[str], most: int | None, context: Context) -> dict[str, IntArray]:
-    """For each group, the units that are tried: all that may go, or as many as `most`, drawn by the seed."""
+    """Group -> the units that are tried: all that may go, or `most` of them, drawn by the seed."""
     known, found = analyse(program).groups, {}
     for name in groups:
         units = np.flatnonzero(known[name].free)
@@ -65,7 +65,7 @@ def tried_units(program: Program, groups: Sequence[str], most: int | None, conte
 def oracle(
     program: Program, tried: Mapping[str, IntArray], calibration: Calibration, context: Context
 ) -> tuple[Figures, int]:
-    """The absolute change of the mean loss without each unit alone, and on how many samples. Raises what `measure`
+    """(the absolute change of the mean loss without each unit alone, the number of samples). Raises what `measure`
     raises."""
     groups = analyse(program).groups
     trials = [np.array([groups[name].start + unit]) for name, units in tried.items() for unit in units.tolist()]
@@ -76,7 +76,7 @@ def oracle(
 
 
 def correlations(criterion: str, figures: Figures, truth: Figures) -> Iterator[Row]:
-    """A row for each group that the criterion says something about, and two for all of them."""
+    """A row for each group that the criterion has figures for, and two for all groups together."""
     told = [name for name in truth if name in figures]
     for name in told:
         yield _row((criterion, name, "none"), figures[name], truth[name])
@@ -100,12 +100,12 @@ def _row(said: tuple[str, str, str], figures: FloatArray, truth: FloatArray) -> 
 
 
 def _ranked(figures: FloatArray) -> IntArray:
-    """The place of each figure among the distinct ones; infinite ones have one too."""
+    """The rank of each figure among the distinct ones; infinite ones have one too."""
     return np.asarray(np.unique(figures, return_inverse=True)[1], dtype=np.int64)
 
 
 def within_groups(rows: Sequence[Row], kind: str) -> float:
-    """The mean over groups of a criterion's correlations within them; NaN where there are none."""
+    """The mean of the correlations within groups; NaN where there are none."""
     found = [getattr(row, kind) for row in rows if row.group != ALL]
     known = [value for value in found if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan

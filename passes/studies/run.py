@@ -1,7 +1,9 @@
-"""What `prunec sensitivity` and `prunec rank` do: measure, show the outcome, and write it to a folder, whole or not.
+"""What `prunec sensitivity` and `prunec rank` do: measure, show the results, and write them to a folder.
 
-sensitivity/  sensitivity.csv  sensitivity.html  sensitivity.png
-rank/         rank.csv  rank.html  rank.png
+    sensitivity/  sensitivity.csv  sensitivity.html  sensitivity.png
+    rank/         rank.csv  rank.html  rank.png
+
+The folder is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ RANK: Final = Kind("rank", ("rank.*",), "rank.csv")
 
 @dataclass(frozen=True)
 class Asked:
-    """A plan, and the folder for what is found out about it."""
+    """A plan that a command was given, and the folder for its results."""
 
     plan: Plan
     folder: Path
@@ -49,7 +51,7 @@ class Asked:
         return Asked(loaded, folder, kind)
 
     def write(self, files: Mapping[str, Any]) -> None:
-        """Write the folder: its files' names, and what writes each to a path."""
+        """Write the folder: `files` are names, each with what writes the file to a path."""
 
         def fill(folder: Path) -> None:
             for name, write in files.items():
@@ -152,6 +154,6 @@ def _write_rows(path: Path, rows: Sequence[rank.Row]) -> None:
 
 
 def _said(looks: Mapping[str, Any]) -> dict[str, Any]:
-    """The options about data, checked."""
+    """The options about data, validated."""
     words = {key: said(key, looks[key]) for key in ("split", "loss") if looks[key] is not None}
     return {**looks, **words}

@@ -6,9 +6,7 @@
     conv1,32,0.2,7,0.9722,0.1008,l1,1024,val
 
 That is the sensitivity analysis of Li et al., "Pruning Filters for Efficient ConvNets" (2017). `measured` makes such
-curves, and `kept_within` is what `select: {from: sensitivity.csv, floor: -1pt}` reads out of them: for each group the
-largest ratio that was measured whose accuracy, and that of all smaller ones, is no more than a point below the model's.
-Nothing is read between two points: a curve may fall off a cliff there.
+curves; `passes/selection/curves.py` writes them to a file, reads them, and chooses by them how far each group is cut.
 """
 
 from __future__ import annotations
@@ -25,13 +23,14 @@ from prunec.passes.calibration.trials import Trial, measure
 from prunec.passes.selection.curves import Curve, Point
 
 Removed = Mapping[str, Mapping[float, Trial]]
-"""For each group, each ratio and the units of the group that go."""
+"""Group -> ratio -> the units of the group that go."""
 
 
 def measured(
     program: Program, removed: Removed, calibration: Calibration, context: Context
 ) -> tuple[list[Curve], float, float, int]:
-    """The curve of every group; and of the whole model accuracy (NaN where there is none), loss and samples.
+    """(the curve of every group, the whole model's accuracy, its loss, the number of samples); accuracy is NaN without
+    classes.
 
     Ratios at which the same units go are measured once. Raises what `measure` raises.
     """
@@ -58,5 +57,5 @@ def measured(
 
 
 def most_sensitive_first(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves by what a group loses on average over the ratios that were tried; equal ones by their loss."""
+    """The curves, sorted by the group's mean drop over the ratios that were tried; equal ones by their loss."""
     return sorted(curves, key=lambda curve: (-curve.mean_drop, -curve.mean_loss))

@@ -1,8 +1,8 @@
-"""What a command looks into: a plan's model as it is where the plan first scores it, its data, and how it scores.
+"""What a command looks into: a plan's model at the point where the plan first scores it, its data, and how it scores.
 
     passes:                              the subject of `prunec sensitivity` and `prunec rank`
       - fold_bn                          has been run,
-      - score: {criterion: taylor}       gives the criterion and what it looks at,
+      - score: {criterion: taylor}       gives the criterion and its data,
       - select: ...                      and what comes behind doesn't matter
 
 A plan that scores nothing is taken as it is traced, with its channels divided as it says, and scored by l1.
@@ -70,7 +70,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
 
 
 def looking(score: Score, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Which data are looked at: what is given (not None) over what the plan's `score` says."""
+    """Which data are used: the options `given` (unless None), then those of the plan's `score`."""
     said = {key: value for key, value in given.items() if value is not None}
     old = {key: getattr(score, key) for key in LOOKING if key in score.model_fields_set}
     if said.keys() & {"batches", "samples"}:
@@ -79,7 +79,7 @@ def looking(score: Score, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scored_by(score: Score, criterion: Criterion, looks: Mapping[str, Any]) -> Score:
-    """The same `score` by another criterion, not normalised; it looks at these data if it looks at any."""
+    """`score` with another criterion, not normalised; with the data `looks` if the criterion looks at any."""
     kept: dict[str, Any] = {
         key: getattr(score, key) for key in score.model_fields_set if key not in (*LOOKING, "normalize")
     }
@@ -96,7 +96,7 @@ def groups_named(program: Program, patterns: Sequence[str]) -> list[str]:
 
 
 class _Said(BaseModel):
-    """What options of the command line may say, by their names."""
+    """Types of the command line's options that are written as in a plan."""
 
     ratios: list[Fraction01] = Field(default=[], min_length=1)
     criterion: Annotated[Criterion | None, Named()] = None
@@ -106,7 +106,7 @@ class _Said(BaseModel):
 
 
 def said(option: str, text: str) -> Any:
-    """The value of an option that is written as in a plan: a criterion, or a list with or without its brackets.
+    """The value of such an option: a criterion, or a list, with or without its brackets.
 
     Raises `PlanError` with its place in the option.
     """

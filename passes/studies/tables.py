@@ -1,4 +1,4 @@
-"""The outcome of `prunec sensitivity` and `prunec rank` as tables: on the console, and on a page with the picture."""
+"""The results of `prunec sensitivity` and `prunec rank` as tables: on the console, and on a page with the picture."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ EXTREMES: Final = 6
 """How many of the most and of the least sensitive groups the console shows; the page shows all."""
 
 SHOWN: Final = 4
-"""At how many ratios a table says what is left; the file says it at all."""
+"""For how many ratios a table has a column; the file has them all."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """What was measured of the whole model, and how: `criterion`, `samples`, `split`."""
+    """The whole model's figures, and how they were measured: `by` holds criterion, samples and split."""
 
     name: str
     accuracy: float
@@ -39,7 +39,7 @@ class Whole:
 
     @property
     def title(self) -> str:
-        """One line."""
+        """A title of one line."""
         accuracy = "" if math.isnan(self.accuracy) else f"accuracy {percent(self.accuracy)}, "
         how = f"{self.by['samples']:,} samples of {self.by['split']}; units go by {self.by['criterion']}"
         return f"{self.name}: {accuracy}loss {self.loss:.4g} on {how}"
@@ -84,7 +84,7 @@ def _curves_table(title: str, curves: Sequence[Curve]) -> Table:
 
 
 def _spread(count: int) -> list[int]:
-    """At most `SHOWN` of the places 1 to `count`, evenly."""
+    """At most `SHOWN` of the numbers 1 to `count`, evenly spaced."""
     if count <= SHOWN:
         return list(range(1, count + 1))
     return [round(1 + step * (count - 1) / (SHOWN - 1)) for step in range(SHOWN)]
@@ -109,8 +109,8 @@ def write_ranks_page(path: Path, title: str, rows: Sequence[Row]) -> None:
 
 
 def summary(rows: Sequence[Row], kind: str) -> dict[str, tuple[float, float, float]]:
-    """Each criterion's `spearman` or `kendall`: the mean within groups, over all, and over all normalised; the best
-    within groups first."""
+    """Criterion -> mean correlation (`kind`: spearman or kendall) within groups, over all groups, and over all
+    normalised; the best within groups first."""
     found = {}
     for name in dict.fromkeys(row.criterion for row in rows):
         mine = [row for row in rows if row.criterion == name]
