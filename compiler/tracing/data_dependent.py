@@ -85,8 +85,7 @@ def _number(value: Any, read: Read) -> Any:
 
 
 class Places(tuple[torch.Tensor, ...]):
-    """What `torch.where(mask)` gives: a tuple of as many index vectors as the mask has dimensions, whose sizes aren't
-    known.
+    """What `torch.where(mask)` gives: an index vector for each dimension of the mask, whose sizes aren't known.
 
     It may be used as an index as a whole (`with_mask`); looking into it raises `Refused`.
     """

@@ -104,8 +104,7 @@ def watched(program: Program, reads: Sequence[Read], look: Look) -> fx.GraphModu
 
 
 def _reroute(consumer: fx.Node, source: fx.Node, tap: fx.Node) -> None:
-    """Let the consumer read the tap; if it reads another tap of the same value already, the new one goes behind
-    that."""
+    """Let the consumer read the tap; if it already reads another of the same value, the new one goes behind that."""
     inputs = consumer.all_input_nodes
     earlier = [node for node in inputs if node.name.startswith("watch_") and node.args == (source,)]
     if source in consumer.all_input_nodes:

@@ -91,8 +91,7 @@ class Weights:
         return self.setting.calibration.losses(call(self.module, piece), piece).sum()
 
     def gradients(self, scalar: Tensor, keep: bool = False) -> dict[str, Tensor]:
-        """Gradients of `scalar`, by tensor; with `keep`, differentiable ones. Raises `PassError` where there are
-        none."""
+        """Gradients of `scalar`, by tensor; with `keep`, differentiable ones. Raises `PassError` for lack of any."""
         names = list(self.leaves)
         found = gradients_of((scalar,), [self.leaves[name] for name in names], keep=keep)
         return dict(zip(names, found, strict=True))

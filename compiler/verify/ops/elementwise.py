@@ -1,5 +1,4 @@
-"""Marks of elementwise operations: a result is removed where any operand is, provided that nothing kept is lost by
-that.
+"""Marks of elementwise operations: removed where any operand is, provided that nothing kept is lost by that.
 
     a    K R K K        a + b    K R K K
     b    K R K K        a * c    K R K K      constants (FREE) go with what they meet
