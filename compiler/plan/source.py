@@ -48,7 +48,7 @@ _Mark = Any  # yaml.Mark, or its like in C
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_Base):  # type: ignore[misc]  # whichever of the two there is: the one in C is eight times faster
+class _Loader(_Base):  # type: ignore[misc]  # the loader in C, where there is one, is eight times faster
     """PyYAML's loader with the scalars of YAML 1.2's core schema."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}

@@ -30,7 +30,7 @@ class Swap:
         self._made: dict[int, tuple[Any, Any]] = {}
 
     def one(self, value: Any) -> Any:
-        """A module's or tensor's stand-in; anything else as it is."""
+        """The stand-in of a module or tensor; anything else unchanged."""
         return self._standins.get(id(value), value)
 
     def nest(self, value: Any) -> Any:

@@ -158,7 +158,7 @@ class Tracer(TorchFunctionMode):
         return rebuilt(value, self.to_graph)
 
     def to_value(self, value: Any) -> Any:
-        """An argument as it is run: plain numbers, and every tensor and device on the meta device."""
+        """An argument to run the call with: plain numbers for traced ones, tensors and devices on the meta device."""
         if type(value) is tuple:
             return tuple(map(self.to_value, value))
         if type(value) in SIMPLE_TYPES:
@@ -272,7 +272,7 @@ class Tracer(TorchFunctionMode):
             raise
 
     def _number(self, tensor: torch.Tensor) -> Any:
-        """The number in a constant of one element; any other tensor as it is."""
+        """The number in a constant tensor of one element; any other tensor unchanged."""
         known = self.constants.evaluate(torch.Tensor.item, (self.to_graph(tensor),), {})
         return tensor if known is None else known[0]
 

@@ -12,8 +12,8 @@
     rnn                     the hidden state loses the same in all tensors of the layer     lstm, gru, ...
     setitem                 constants are FREE; what is written brings its marks            zeros, x[i] = y
 
-The files bear the names of those in `compiler/ops`, and share nothing with them. An operation without a row is fine as
-long as no removed channel reaches it.
+The files bear the names of those in `compiler/ops`, and share nothing with them. An operation of another package brings
+its rule along (`ir.operations`). One without a rule is fine as long as no removed channel reaches it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def row(*names: str, marking: bool = False) -> Callable[[Rule], Rule]:
 
 
 def rule_of(name: str) -> Rule | None:
-    """The row of an operation, also of one that another package has registered."""
+    """The rule of an operation, also of one that another package has registered; None where there is none."""
     other = OPERATIONS.made().get(name)
     if other is None:
         return RULES.get(name)
@@ -63,7 +63,7 @@ def rule_of(name: str) -> Rule | None:
 
 
 def marks_by_itself(name: str) -> bool:
-    """Whether the result of an operation has marks though no argument has."""
+    """Whether the result of an operation may have marks where no argument has (`MARKING`)."""
     other = OPERATIONS.made().get(name)
     return name in MARKING if other is None else other.marking
 

@@ -61,8 +61,7 @@ class Setting:
         return analyse(self.program)
 
     def members(self, group: Group, roles: Sequence[str] | None = None) -> Iterator[Member]:
-        """The group's axes of these roles (by default of `axes`), each once; for `first`, the pacesetter comes
-        first."""
+        """The group's axes of these roles (by default of `axes`), each once; for `first`, the pacesetter's first."""
         wanted = ROLES[self.axes] if roles is None else roles
         found = group.writers if tuple(wanted) == ("writer",) else group.members
         asked: dict[Axis, list[Member]] = {}

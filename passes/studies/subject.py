@@ -5,7 +5,8 @@
       - score: {criterion: taylor}       gives the criterion and its data,
       - select: ...                      and what comes behind doesn't matter
 
-A plan that scores nothing is taken as it is traced, with its channels divided as it says, and scored by l1.
+Of a plan that scores nothing, the traced program is the subject, with its channels divided as the plan says, and l1 the
+criterion.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     weight [8, 4, 3, 3]   columns  K R K K       others than x's are an error
                           rows     K K R ...     removed channels of the result; the bias must lose the same
 
-Which channels of the result are kept is counted (`masks.contract`) on 0/1 vectors of channels, not on images.
+Which channels of the result are kept is counted (`verify.masks.contract`) on 0/1 vectors of channels, not on images.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Marks of elementwise operations: removed where any operand is, provided that nothing kept is lost by that.
 
-    a    K R K K        a + b    K R K K
-    b    K R K K        a * c    K R K K      constants (FREE) go with what they meet
-    c    F F F F        a + d    an error: an element of d is kept, and would be lost
-    d    K K K K
+a    K R K K        a + b    K R K K
+b    K R K K        a * c    K R K K      constants (FREE) go with what they meet
+c    F F F F        a + d    an error: an element of d is kept, and would be lost
+d    K K K K
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from prunec.compiler.verify.table import row
     """)
 )
 def elementwise(call: Call) -> Any:
-    """`add`, `relu`, `where` and their like; see `masks.meet`."""
+    """`add`, `relu`, `where` and their like; see `verify.masks.meet`."""
     data = call.plain()
     return mark(data, meet(call, call.operands(), data.shape))
 

@@ -30,7 +30,7 @@ from prunec.compiler.verify.table import row
 
 @row("linear")
 def _linear(call: Call) -> Any:
-    """`F.linear`: counted by the operation itself (`masks.contract`)."""
+    """`F.linear`: counted by the operation itself (`verify.masks.contract`)."""
     bound = call.bind("input", "weight", "bias")
     x, weight = bound["input"], bound["weight"]
     marks = contract(call, F.linear, x, weight, marks=(expanded(x, *range(plain(x).ndim - 1)), expanded(weight, 0)))

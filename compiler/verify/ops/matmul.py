@@ -3,7 +3,7 @@
     a [.., m, k] @ b [.., k, n]    along k both must lose the same, and are zeroed there
                                    a's rows and b's columns are removed rows and columns of the result
 
-Which elements of the result are kept is found by counting terms (`masks.contract`).
+Which elements of the result are kept is found by counting terms (`verify.masks.contract`).
 """
 
 from __future__ import annotations
