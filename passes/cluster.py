@@ -23,10 +23,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.groups.analysis import LOOSE, Analysis, FloatArray, Group, analyse
+from prunec.compiler.groups.analysis import Analysis, Group, analyse
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds, pacesetter, unmergeable
 from prunec.compiler.groups.patterns import chosen, matching
-from prunec.compiler.ir.program import IntArray, Note, Program
+from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.rewrite.merge import Clusters, chi, identical, tidy, unit_rows
@@ -190,7 +191,7 @@ def kmeans(rows: FloatArray, width: int, rng: np.random.Generator) -> list[IntAr
 
 def _parts(kind: IntArray) -> list[IntArray]:
     """The units of each kind that has two or more of them."""
-    parts = [np.flatnonzero(kind == value) for value in np.unique(kind[kind != LOOSE])]
+    parts = [np.flatnonzero(kind == value) for value in np.unique(kind[kind != NO_UNIT])]
     return [part for part in parts if part.size > 1]
 
 

@@ -30,8 +30,9 @@ from pydantic import Field
 from torch import fx, nn
 from torch.nn import functional as F
 
+from prunec.compiler.groups.patterns import match_names
 from prunec.compiler.ir.aliasing import aliases, is_fresh, mutates
-from prunec.compiler.ir.graph import arguments, match_names, operand
+from prunec.compiler.ir.graph import arguments, operand
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Note, Program, State, shape_of
 from prunec.compiler.pass_base import Context, Pass, PassResult

@@ -30,8 +30,9 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from prunec.compiler.groups.patterns import match_names
 from prunec.compiler.ir.aliasing import mutates
-from prunec.compiler.ir.graph import match_names, operand
+from prunec.compiler.ir.graph import operand
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Axis, Note, Program, State, shape_of

@@ -22,7 +22,8 @@ import torch
 from pydantic import Field
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.groups.analysis import LOOSE, Analysis, Member, analyse, hand_on
+from prunec.compiler.groups.analysis import Analysis, Member, analyse, hand_on
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds, unmergeable
 from prunec.compiler.ir.program import Axis, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
@@ -86,7 +87,7 @@ def _mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]
 
 
 def _same_kind(kind: IntArray, cluster: tuple[int, ...]) -> bool:
-    return bool((kind[list(cluster)] == kind[cluster[0]]).all()) and kind[cluster[0]] != LOOSE
+    return bool((kind[list(cluster)] == kind[cluster[0]]).all()) and kind[cluster[0]] != NO_UNIT
 
 
 def _widest(found: Iterable[Gap]) -> Gap | None:

@@ -39,8 +39,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from prunec.compiler.groups.analysis import FloatArray, analyse
-from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import FloatArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
 from prunec.passes.calibration.calibration import Bytes, Calibration

@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
-from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.ir.program import BoolArray, IntArray, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.verify.reference import Masked, Reference

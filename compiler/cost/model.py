@@ -25,12 +25,13 @@ from scipy.sparse import csr_matrix
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.groups.analysis import LOOSE, Analysis, BoolArray, FloatArray, analyse
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.ops import elements, shape_of_argument
-from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.ir.train_eval import by_mode, needed
 from prunec.compiler.labels.flow import Product
 
@@ -142,9 +143,9 @@ class WidthNumbers:
         flat = np.concatenate([a.ravel() for a in self.arrays]) if self.arrays else np.zeros(0, np.int64)
         units = self.analysis.units(flat)
         size = len(self.arrays) + 1
-        fixed = np.bincount(rows[units == LOOSE], minlength=size).astype(np.float64)
+        fixed = np.bincount(rows[units == NO_UNIT], minlength=size).astype(np.float64)
         fixed[0] = 1.0
-        placed = units != LOOSE
+        placed = units != NO_UNIT
         shape = (size, self.analysis.size)
         return csr_matrix((np.ones(int(placed.sum())), (rows[placed], units[placed])), shape=shape), fixed
 

@@ -15,8 +15,7 @@ from typing import Protocol
 from scipy.sparse import csc_matrix, csr_matrix
 
 from prunec.compiler.cost.model import CostModel
-from prunec.compiler.groups.analysis import BoolArray, FloatArray
-from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 
 

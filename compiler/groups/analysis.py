@@ -15,21 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from prunec.compiler import ops  # noqa: F401  (with it come the rules of all operations)
-from prunec.compiler.groups.balance import Balance, Balanced, balances
+from prunec.compiler.groups.balance import NO_UNIT, Balance, Balanced, balances
 from prunec.compiler.groups.blocks import components, first_along, square_blocks
 from prunec.compiler.ir.gc_pause import gc_paused
-from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program
 from prunec.compiler.labels.flow import FIXED, Flow, Pin
 from prunec.compiler.labels.propagate import run_rules
-
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-
-LOOSE = -1
-"""The unit of a position that belongs to none, and so stays: FIXED, or written by no parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +101,7 @@ class Analysis:
     program: Program
     flow: Flow
     unit_of: IntArray
-    """label -> unit; LOOSE where no axis produces the label."""
+    """label -> unit; NO_UNIT where no axis produces the label."""
     groups: Mapping[str, Group]
     covers: tuple[IntArray, ...]
     """Sets of units of which one must stay, such as those of a piece of a split."""
@@ -136,8 +129,8 @@ class Analysis:
         return np.repeat(np.arange(len(sizes)), sizes)
 
     def units(self, labels: IntArray) -> IntArray:
-        """The unit of each label, LOOSE for FIXED ones."""
-        return np.where(labels == FIXED, LOOSE, self.unit_of[labels])
+        """The unit of each label, NO_UNIT for FIXED ones."""
+        return np.where(labels == FIXED, NO_UNIT, self.unit_of[labels])
 
     def line(self, labels: IntArray) -> IntArray:
         """The labels, flat, along the one dimension of a field that can lose positions: what a width is counted by. All
@@ -145,7 +138,7 @@ class Analysis:
         if labels.size == max(labels.shape):
             return self.flow.flat(labels)
         units = self.units(labels)
-        units = np.where(np.append(self.free, False)[units], units, LOOSE)
+        units = np.where(np.append(self.free, False)[units], units, NO_UNIT)
         wide = [d for d in range(labels.ndim) if labels.shape[d] > 1]
         dim = next((d for d in wide if bool((units == first_along(units, d)).all())), None)
         return np.ascontiguousarray(labels if dim is None else first_along(labels, dim)).reshape(-1)
@@ -153,7 +146,7 @@ class Analysis:
     def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
         """Which labels stay, in the array's shape, when the units in `keep` [units] do."""
         units = self.units(labels)
-        return (units == LOOSE) | keep[units] if keep.size else np.ones(labels.shape, dtype=bool)
+        return (units == NO_UNIT) | keep[units] if keep.size else np.ones(labels.shape, dtype=bool)
 
 
 @gc_paused()
@@ -184,8 +177,8 @@ def solve(flow: Flow) -> Analysis:
     component, more = square_blocks(flow, component)
     reasons = _pinned(component, [*pins, *more, *flow.pins])
     unit_of, starts = _number_units(flow, component)
-    pinned = {int(unit_of[label]): reason for label, reason in reasons.items() if unit_of[label] != LOOSE}
-    sizes = np.diff(starts, append=int(unit_of.max(initial=LOOSE)) + 1)
+    pinned = {int(unit_of[label]): reason for label, reason in reasons.items() if unit_of[label] != NO_UNIT}
+    sizes = np.diff(starts, append=int(unit_of.max(initial=NO_UNIT)) + 1)
     pieces = _covers(flow, unit_of, starts, sizes)
     for unit in (int(unit) for unit in starts[sizes == 1]):
         pinned.setdefault(unit, "is the only one of its group")
@@ -195,7 +188,7 @@ def solve(flow: Flow) -> Analysis:
     tied = balances(balanced)
     _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
     groups = _groups(flow, unit_of, starts, pinned)
-    counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != LOOSE}
+    counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != NO_UNIT}
     counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
     return Analysis(flow.program, flow, unit_of, groups, covers, counted, balanced, tied)
@@ -223,7 +216,7 @@ def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinne
     """Pin the units of blocks whose rows don't hold equally many, and of balances that no pack can leave."""
     for block in balanced:
         if not block.fits:
-            for unit in (int(unit) for unit in np.unique(block.units) if unit != LOOSE):
+            for unit in (int(unit) for unit in np.unique(block.units) if unit != NO_UNIT):
                 pinned.setdefault(unit, f"shares a block with fixed positions at {block.node}")
     free = np.ones(size, dtype=bool)
     free[list(pinned)] = False
@@ -251,12 +244,12 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     """label -> unit, [labels], and the first unit of each group.
 
     Units that a parameter writes are numbered by group, groups in the order of their first label; what must lose
-    equally many is in one group. What no parameter writes (a buffer's labels, a padding's) is LOOSE.
+    equally many is in one group. What no parameter writes (a buffer's labels, a padding's) is NO_UNIT.
     """
     writers = [b.labels for b in flow.bindings.values() if b.role == "writer"]
     roots = [component[labels[labels != FIXED]] for labels in writers]
     roots = [r for r in roots if r.size]
-    unit_of = np.full(component.size, LOOSE, dtype=np.int64)
+    unit_of = np.full(component.size, NO_UNIT, dtype=np.int64)
     if not roots:
         return unit_of, np.zeros(0, dtype=np.int64)
     even = [component[labels.ravel()] for labels, _ in flow.balanced]
@@ -267,7 +260,7 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     written = distinct(left, component.size)
     order = np.lexsort((written, family[written]))
     ranked = written[order]
-    number = np.full(component.size, LOOSE, dtype=np.int64)
+    number = np.full(component.size, NO_UNIT, dtype=np.int64)
     number[ranked] = np.arange(ranked.size)
     families = family[ranked]
     starts = np.flatnonzero(np.r_[True, families[1:] != families[:-1]])
@@ -284,11 +277,11 @@ def distinct(numbers: IntArray, below: int) -> IntArray:
 
 
 def _units(unit_of: IntArray, labels: IntArray) -> IntArray:
-    return np.where(labels == FIXED, LOOSE, unit_of[labels])
+    return np.where(labels == FIXED, NO_UNIT, unit_of[labels])
 
 
 def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int, str]) -> dict[str, Group]:
-    ends = [*starts[1:].tolist(), int(unit_of.max(initial=LOOSE)) + 1] if starts.size else []
+    ends = [*starts[1:].tolist(), int(unit_of.max(initial=NO_UNIT)) + 1] if starts.size else []
     writers: dict[int, list[Member]] = {int(start): [] for start in starts}
     for binding in flow.bindings.values():
         if binding.role == "writer":
@@ -308,7 +301,7 @@ def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int
 def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
     """For each group that an axis takes part in: its first unit, the axis's positions, and their units within the
     group."""
-    placed = np.flatnonzero(units != LOOSE)
+    placed = np.flatnonzero(units != NO_UNIT)
     if not placed.size:
         return
     mine = units[placed]
@@ -342,7 +335,7 @@ def _names(members: list[list[Member]]) -> list[str]:
 
 
 def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) -> list[IntArray]:
-    """The units of each value that could lose them all: one that has no LOOSE position and doesn't hold a whole group.
+    """The units of each value that could lose them all: no position without a unit, and not a whole group.
 
     Such are the pieces of a split, and what a layer writes that is padded to the width of its group.
     """
@@ -350,7 +343,7 @@ def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) ->
     written = [binding.labels for binding in flow.bindings.values() if binding.role == "writer"]
     for labels in (*flow.covers, *written):
         units = _units(unit_of, labels).ravel()
-        if units.min() == LOOSE:
+        if units.min() == NO_UNIT:
             continue
         units = distinct(units, unit_of.size)
         numbers = np.searchsorted(starts, units, side="right") - 1

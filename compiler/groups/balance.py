@@ -20,19 +20,16 @@ from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
-import numpy.typing as npt
 
-from prunec.compiler.ir.program import IntArray
-
-BoolArray = npt.NDArray[np.bool_]
+from prunec.compiler.ir.program import BoolArray, IntArray
 
 Place = tuple[int, int, int]
 """(block, row, how often in that row): where a unit lies."""
 Cell = tuple[tuple[Place, ...], list[int]]
 """The places of its units, and the units."""
 
-OUTSIDE = -1
-"""A position of a block that belongs to no unit: it never goes."""
+NO_UNIT = -1
+"""The unit of a position that belongs to none, and so stays: FIXED, or written by no parameter."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,13 @@ class Balanced:
 
     def lost(self, keep: BoolArray) -> IntArray:
         """How many positions each row loses when the units in `keep` stay, [rows]."""
-        gone = (self.units != OUTSIDE) & ~np.append(keep, True)[self.units]
+        gone = (self.units != NO_UNIT) & ~np.append(keep, True)[self.units]
         return np.asarray(gone.sum(axis=1), dtype=np.int64)
 
     @property
     def fits(self) -> bool:
         """Whether all rows hold equally many positions that belong to units."""
-        inside = (self.units != OUTSIDE).sum(axis=1)
+        inside = (self.units != NO_UNIT).sum(axis=1)
         return bool((inside == inside[0]).all())
 
 
@@ -105,7 +102,7 @@ def _places(blocks: Sequence[Balanced]) -> dict[int, list[Place]]:
         units, place = np.unique(block.units, return_inverse=True)
         codes = np.arange(rows)[:, None] * units.size + place.reshape(rows, -1)
         often = np.bincount(codes.ravel(), minlength=rows * units.size).reshape(rows, -1)
-        uneven = (often != often[:1]).any(axis=0) & (units != OUTSIDE)
+        uneven = (often != often[:1]).any(axis=0) & (units != NO_UNIT)
         for column, row in np.argwhere((often > 0).T & uneven[:, None]):
             found.setdefault(int(units[column]), []).append((number, int(row), int(often[row, column])))
     return found

@@ -17,7 +17,8 @@ from typing import TypeAlias
 import networkx as nx
 import numpy as np
 
-from prunec.compiler.groups.analysis import LOOSE, Analysis, analyse
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.labels.flow import FIXED, Flow
 
@@ -96,7 +97,7 @@ def _in_block(analysis: Analysis, owners: _Owners, labels: IntArray, cause: str)
     """The owners of labels that a block's shape has joined into one unit."""
     flat = labels[labels != FIXED]
     units, found = analysis.units(flat), owners.of(flat)
-    pairs = np.unique(np.stack([units, found], 1)[units != LOOSE], axis=0)
+    pairs = np.unique(np.stack([units, found], 1)[units != NO_UNIT], axis=0)
     same = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
     names = owners.names
     return {(names[a], names[b], cause) for a, b in zip(pairs[same, 1], pairs[same + 1, 1], strict=True)}

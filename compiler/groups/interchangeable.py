@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from prunec.compiler.groups.analysis import LOOSE, Analysis, Group, Member
+from prunec.compiler.groups.analysis import Analysis, Group, Member
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.flow import Labelled
 
@@ -22,7 +23,7 @@ HASH = np.uint64(0x9E3779B97F4A7C15)
 
 
 def kinds(analysis: Analysis) -> IntArray:
-    """The kind of each unit, [units]: units of one kind may stand for each other. LOOSE where a unit can't be merged.
+    """The kind of each unit, [units]: units of one kind may stand for each other. NO_UNIT where a unit can't be merged.
 
     A unit's kind is a hash of its places, relative to its first, in every array of labels that the program's values and
     axes carry. Units of one kind have equally many places in each array, and the k-th of one corresponds to the k-th of
@@ -31,7 +32,7 @@ def kinds(analysis: Analysis) -> IntArray:
     signature = np.zeros(analysis.size, dtype=np.uint64)
     for number, labels in enumerate(_label_arrays(analysis)):
         units = analysis.units(labels).ravel()
-        places = np.flatnonzero(units != LOOSE)
+        places = np.flatnonzero(units != NO_UNIT)
         here, inverse = np.unique(units[places], return_inverse=True)
         first = np.full(here.size, places.size and places[-1], dtype=np.int64)
         np.minimum.at(first, inverse, places)
@@ -39,8 +40,8 @@ def kinds(analysis: Analysis) -> IntArray:
         np.add.at(pattern, inverse, _scrambled(places - first[inverse] + 1))
         signature[here] += _scrambled(pattern ^ _scrambled(np.array([number + 1])))
     kind = np.unique(signature, return_inverse=True)[1].astype(np.int64)
-    kind[~analysis.free] = LOOSE
-    kind[list(analysis.counted)] = LOOSE
+    kind[~analysis.free] = NO_UNIT
+    kind[list(analysis.counted)] = NO_UNIT
     return kind
 
 

@@ -14,6 +14,7 @@ protect: ["kind:depthwise"]      every group whose channels run through a depthw
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Set
 from fnmatch import fnmatchcase
 from typing import Final
@@ -99,3 +100,15 @@ def chosen(groups: Mapping[str, Group], only: Iterable[str] = (), protect: Itera
 def _hint(pattern: str, names: Mapping[str, frozenset[str]]) -> str | None:
     known = {each for group in names.values() for each in group}
     return nearest(pattern, known) or nearest(pattern, names)
+
+
+def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:
+    """The names that some glob pattern matches. Raises PassError for a pattern of `option` that matches none."""
+    known = sorted(set(names))
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known), keys=(option,))
+        found.update(matched)
+    return frozenset(found)

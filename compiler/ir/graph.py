@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
-
-from prunec.compiler.errors import PassError, nearest
 
 
 def output_of(graph: fx.Graph) -> fx.Node:
@@ -38,18 +35,6 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
-
-
-def match_names(patterns: Iterable[str], names: Iterable[str], option: str) -> frozenset[str]:
-    """The names that some glob pattern matches. Raises PassError for a pattern of `option` that matches none."""
-    known = sorted(set(names))
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = fnmatch.filter(known, pattern)
-        if not matched:
-            raise PassError(f"'{option}': nothing is called '{pattern}'", hint=nearest(pattern, known), keys=(option,))
-        found.update(matched)
-    return frozenset(found)
 
 
 def call(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -248,3 +248,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 def _quiet_getattr() -> warnings.catch_warnings[None]:
     """fx warns of `self.training`, which is no parameter; the warning says nothing to a user."""
     return warnings.catch_warnings(action="ignore")
+
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import fx, nn
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.ir.operations import Operation, operation_of
 from prunec.compiler.ir.ops import op_name
+from prunec.compiler.ir.table import Table
 from prunec.compiler.labels.flow import Flow, Labelled
 
 Rule = Callable[[Flow, fx.Node], Labelled]
@@ -43,9 +44,9 @@ class Row:
     operation, which would miss a copy, all of them are pinned."""
 
 
-MODULE_ROWS: dict[type[nn.Module], Row] = {}
+MODULE_ROWS: Final[Table[type[nn.Module], Row]] = Table()
 """Leaf modules by class; subclasses that share their forward have the same row."""
-OP_ROWS: dict[str, Row] = {}
+OP_ROWS: Final[Table[str, Row]] = Table()
 """Functions and methods, by `op_name`."""
 
 
@@ -55,9 +56,7 @@ def on_module(
     """Register a rule for leaf modules of these classes; a second rule for one class is an error. Flags: see `Row`."""
 
     def register(rule: Rule) -> Rule:
-        for cls in classes:
-            assert cls not in MODULE_ROWS, f"{cls.__name__} has a rule already"
-            MODULE_ROWS[cls] = Row(rule, moves, reduces, carries_copies or moves)
+        MODULE_ROWS.add(classes, Row(rule, moves, reduces, carries_copies or moves))
         return rule
 
     return register
@@ -69,9 +68,7 @@ def on_op(
     """Register a rule for functions and tensor methods of these names (`op_name`). Flags: see `Row`."""
 
     def register(rule: Rule) -> Rule:
-        for name in names:
-            assert name not in OP_ROWS, f"{name} has a rule already"
-            OP_ROWS[name] = Row(rule, moves, reduces, carries_copies or moves)
+        OP_ROWS.add(names, Row(rule, moves, reduces, carries_copies or moves))
         return rule
 
     return register
@@ -114,10 +111,10 @@ TensorSizes = Callable[[nn.Module, Mapping[str, torch.Tensor]], Attributes]
 ValueSizes = Callable[[Any, tuple[int, ...], np.ndarray[Any, np.dtype[np.bool_]]], Attributes]
 """(module, the slim shape of what it gives, which positions of its dimension 1 are kept) -> attributes"""
 
-TENSOR_SIZES: dict[type[nn.Module], TensorSizes] = {}
+TENSOR_SIZES: Final[Table[type[nn.Module], TensorSizes]] = Table()
 """Attributes that repeat a tensor's shape (`in_channels`), by the module's class or a base of it."""
 
-VALUE_SIZES: dict[type[nn.Module], ValueSizes] = {}
+VALUE_SIZES: Final[Table[type[nn.Module], ValueSizes]] = Table()
 """Attributes that repeat the shape of what a module without tensors gives."""
 
 
@@ -125,9 +122,7 @@ def repeats_tensors(*classes: type[nn.Module]) -> Callable[[TensorSizes], Tensor
     """Register which attributes of these classes repeat the shapes of their tensors."""
 
     def register(sizes: TensorSizes) -> TensorSizes:
-        for cls in classes:
-            assert cls not in TENSOR_SIZES, f"the sizes of {cls.__name__} are known already"
-            TENSOR_SIZES[cls] = sizes
+        TENSOR_SIZES.add(classes, sizes)
         return sizes
 
     return register
@@ -137,9 +132,7 @@ def repeats_value(*classes: type[nn.Module]) -> Callable[[ValueSizes], ValueSize
     """Register which attributes of these classes repeat the shape of what they give, where they have no tensors."""
 
     def register(sizes: ValueSizes) -> ValueSizes:
-        for cls in classes:
-            assert cls not in VALUE_SIZES, f"the sizes of {cls.__name__} are known already"
-            VALUE_SIZES[cls] = sizes
+        VALUE_SIZES.add(classes, sizes)
         return sizes
 
     return register
@@ -200,7 +193,7 @@ Rewrite = Callable[[fx.Node, fx.Node, Slim], None]
 """(old node, new node, slim): sets the new node's arguments. Runs only where the shapes of operands or value change."""
 
 
-REWRITES: dict[str, Rewrite] = {}
+REWRITES: Final[Table[str, Rewrite]] = Table()
 """By `op_name`; an operation without an entry has no arguments that follow."""
 
 
@@ -212,9 +205,7 @@ def rewriter(*names: str, sized: bool = False) -> Callable[[Rewrite], Rewrite]:
     """Register how the arguments of these operations (`op_name`) follow what is removed; `sized` is said in `SIZED`."""
 
     def register(rewrite: Rewrite) -> Rewrite:
-        for name in names:
-            assert name not in REWRITES, f"{name} is rewritten already"
-            REWRITES[name] = rewrite
+        REWRITES.add(names, rewrite)
         SIZED.update(names if sized else ())
         return rewrite
 

@@ -20,6 +20,7 @@ from torch import fx, nn
 from prunec.compiler.ir.ops import argument, elements, known, op_name, put, rank_of, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
+from prunec.compiler.labels.grouped import granularity_of, keep_even
 from prunec.compiler.labels.propagate import count_macs, subject, unknown
 from prunec.compiler.labels.registry import Attributes, Slim, on_module, on_op, repeats_tensors, rewriter
 
@@ -85,22 +86,6 @@ def _grouped(
     for labels in (arriving, written):
         keep_even(flow, node, labels.reshape(groups, -1))
     return arriving, written
-
-
-def granularity_of(flow: Flow, node: fx.Node, shape: str) -> str:
-    """The granularity of a grouped layer's channels: the plan's choice for the layer, else `same`."""
-    names = [str(node.target)] if node.op == "call_module" else []
-    return flow.divide("grouped", node.name, shape, names, fallback="same")
-
-
-def keep_even(flow: Flow, node: fx.Node, rows: IntArray) -> None:
-    """Keep groups (rows of labels [groups, positions]) equally wide: they lose the same positions or, where the
-    granularity says so, equally many."""
-    if flow.divided[node.name].choice in ("equal", "free"):  # a layer takes groups of one width
-        flow.settle(node.name, "equal")
-        flow.balance(rows, node)
-    else:
-        flow.unify(rows, rows[:1], node)
 
 
 @on_module(nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -85,11 +85,11 @@ def gated(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op(
     *words("""
-    size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert
+        size dim ndimension numel stride is_contiguous is_floating_point is_complex len int bool _assert sym_sqrt isqrt
+        get_device element_size
     """),
     carries_copies=True,
 )
-@on_op("sym_sqrt", "isqrt", "get_device", "element_size", carries_copies=True)
 def plain(flow: Flow, node: fx.Node) -> Labelled:
     """No tensor comes out, so no labels do; `rewrite/shrink.py` settles how a size follows."""
     return without_labels(flow, node)

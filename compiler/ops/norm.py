@@ -21,10 +21,10 @@ from prunec.compiler.ir.ops import argument, elements, known, op_name, put, rank
 from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.broadcast import combine, operand, whole
 from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
+from prunec.compiler.labels.grouped import granularity_of, keep_even
 from prunec.compiler.labels.propagate import describe, subject
 from prunec.compiler.labels.reduce import mixed
 from prunec.compiler.labels.registry import Slim, on_module, on_op, repeats_tensors, repeats_value, rewriter
-from prunec.compiler.ops.conv import granularity_of, keep_even
 
 
 def _carry(flow: Flow, node: fx.Node, labels: IntArray, names: Iterable[str], dim: int = 0) -> None:
@@ -197,7 +197,7 @@ def normalized_shape(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 def norm_groups(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """As many groups as keep a channel."""
     groups = int(known(argument(old, 1, "num_groups")))
-    left = int(slim.kept(old, 1).reshape(groups, -1).any(axis=1).sum())
+    left = groups_left(slim.kept(old, 1), groups)
     if left != groups:
         put(new, 1, "num_groups", left)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.ops import argument, is_tensor, known, op_name, rank_of, shape_of_argument
+from prunec.compiler.ir.ops import argument, is_tensor, known, op_name, rank_of, shape_of_argument, words
 from prunec.compiler.labels.broadcast import combine
 from prunec.compiler.labels.flow import Flow, Labelled
 from prunec.compiler.labels.propagate import dims_of, subject, unknown, without_labels
@@ -126,10 +126,6 @@ def _holds_reals(value: object) -> bool:
     return isinstance(known, torch.Tensor) and known.is_floating_point()
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
-
-
 def _is_spread(flow: Flow, node: fx.Node, gone: Sequence[int]) -> bool:
     """Whether a reduction is a variance or deviation that `spread` can compute from the channels that are left.
 
@@ -154,39 +150,16 @@ def correction(node: fx.Node) -> float:
 
 
 @on_op(
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "var",
-    "std",
-    "max",
-    "min",
-    "norm",
-    "logsumexp",
-    "any",
-    "all",
-    "argmax",
-    "argmin",
-    reduces=True,
-    carries_copies=True,
-)
-@on_op(
-    "median",
-    "nansum",
-    "nanmean",
-    "var_mean",
-    "std_mean",
-    "aminmax",
-    "linalg_norm",
-    "linalg_vector_norm",
-    "prod",
+    *words("""
+        mean sum amax amin var std max min norm logsumexp any all argmax argmin median nansum nanmean var_mean std_mean
+        aminmax linalg_norm linalg_vector_norm prod
+    """),
     reduces=True,
     carries_copies=True,
 )
 def reduction(flow: Flow, node: fx.Node) -> Labelled:
     """Adds up or pins the labels along what is reduced, and drops these dimensions."""
-    if op_name(node) in ("max", "min") and _is_tensor(argument(node, 1, "other")):
+    if op_name(node) in ("max", "min") and is_tensor(argument(node, 1, "other")):
         return elementwise(flow, node)
     value, known = subject(flow, node), node.meta["val"]
     rank = len(shape_of_argument(value))
@@ -244,7 +217,7 @@ def mean_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
 
 
 @rewriter("var", "std")
-def spread(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+def variance_of_all(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     """A variance or deviation over the channels that are left, as if the removed ones were there as zeros.
 
         x.var(1)    with a share s of the channels left, of mean m and variance v    ->    s v + s (1 - s) m^2

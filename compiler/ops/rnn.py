@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.ops import argument, elements, shape_of_argument
+from prunec.compiler.ir.ops import argument, elements, is_tensor, shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.flow import Flow, Labelled
 from prunec.compiler.labels.propagate import count_macs, describe, unknown
@@ -58,10 +58,6 @@ def _begin(flow: Flow, node: fx.Node, state: IntArray) -> None:
     flow.count_matters(state, f"is the state of {describe(flow, node)}")
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
-
-
 def _count(flow: Flow, node: fx.Node, steps: int, arriving: IntArray, state: IntArray) -> None:
     rows = _GATES[type(flow.program.state[str(node.target)])] * state.size  # type: ignore[index]
     count_macs(flow, node, steps * rows * arriving.size, (state, arriving))
@@ -73,7 +69,7 @@ def recurrent(flow: Flow, node: fx.Node) -> Labelled:
     """All steps at once: the outputs, and the last states [layers * directions, batch, size]."""
     module, value = flow.program.state[str(node.target)], argument(node, 0, "input")
     assert isinstance(module, nn.RNNBase)
-    if module.proj_size or not all(map(_is_tensor, node.all_input_nodes)):
+    if module.proj_size or not all(map(is_tensor, node.all_input_nodes)):
         return unknown(flow, node)
     source, sides = _arriving(flow, node, value), ("", "_reverse")[: 1 + module.bidirectional]
     state = flow.write(Axis(f"{node.target}.weight_hh_l0", 1), module.hidden_size, node, "carrier")
@@ -94,7 +90,7 @@ def cell(flow: Flow, node: fx.Node) -> Labelled:
     """One step: the next state; of an LSTM the next two."""
     module, value, known = flow.program.state[str(node.target)], argument(node, 0, "input"), node.meta["val"]
     assert isinstance(module, nn.RNNCellBase)
-    if not all(map(_is_tensor, node.all_input_nodes)):
+    if not all(map(is_tensor, node.all_input_nodes)):
         return unknown(flow, node)
     arriving = _arriving(flow, node, value)
     state = flow.write(Axis(f"{node.target}.weight_hh", 1), module.hidden_size, node, "carrier")

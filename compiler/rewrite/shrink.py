@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
+from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.ops import argument, shape_of_argument
-from prunec.compiler.ir.program import Axis, IntArray, Program, State
+from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program, State
 from prunec.compiler.ir.sizes import counts_batch, item, reads, scaled, valued
 from prunec.compiler.labels.registry import decides_sizes, rewrite_for, value_sizes
 from prunec.compiler.rewrite.gather import drop_idle_picks, gather_at, pick_all, torn_apart

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from prunec.compiler.groups.analysis import Analysis, BoolArray
+from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.ir.ops import shape_of_argument
-from prunec.compiler.ir.program import IntArray, State
+from prunec.compiler.ir.program import BoolArray, IntArray, State
 from prunec.compiler.ir.sizes import is_open, item, scaled
 from prunec.compiler.ops.reduction import compares_zeros
 

@@ -32,7 +32,7 @@ class Refused(Exception):
         self.hint = hint
 
 
-class Tracer(Protocol):
+class GraphBuilder(Protocol):
     """What a number needs of the tracer that it belongs to."""
 
     active: bool
@@ -49,7 +49,7 @@ class Handle:
 
     __slots__ = ("_make", "_node", "tracer", "value")
 
-    def __init__(self, tracer: Tracer, value: Any, make: fx.Node | Callable[[], fx.Node]) -> None:
+    def __init__(self, tracer: GraphBuilder, value: Any, make: fx.Node | Callable[[], fx.Node]) -> None:
         self.tracer = tracer
         self.value = value
         self._node = make if isinstance(make, fx.Node) else None

@@ -1,13 +1,14 @@
 """The verifier's table of operations: a functional name -> what the operation does to the marks of its arguments.
 
     file of `verify.ops`    what becomes of the marks (see `verify.masks`)                  operations
-    reshape                 the operation itself is run on them                             view, cat, getitem, ...
+    reshape, indexing, ...  the operation itself is run on them                             view, permute, getitem, ...
     elementwise             removed where any operand is; nothing kept may be lost          add, relu, where, ...
     conv, linear, matmul    data are zeroed; the weight must lose what the data lose        conv2d, linear, einsum, ...
     norm                    statistics of the kept elements alone                           layer_norm, group_norm, ...
     reduction               of sums, removed terms are zeros; else none may be removed      mean, amax, softmax, ...
     pooling, image          whole channels are removed: marks don't vary over space         max_pool2d, grid_sample, ...
-    concat                  what is padded with is FREE, beside a removed channel REMOVED   pad
+    concat                  the same; padding is FREE, beside a removed channel REMOVED     cat, split, pad, ...
+    expand                  copies are FREE: each may go with what it meets                 expand, repeat, ...
     fft, gather_scatter     along one dimension all is kept or all is removed               fft_rfft, scatter, ...
     rnn                     the hidden state loses the same in all tensors of the layer     lstm, gru, ...
     setitem                 constants are FREE; what is written brings its marks            zeros, x[i] = y
@@ -26,11 +27,12 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.ir.operations import OPERATIONS
+from prunec.compiler.ir.table import Table
 from prunec.compiler.verify.masks import FREE, Call, Marked, freely, marks_of, plain
 
 Rule = Callable[[Call], Any]
 
-RULES: Final[dict[str, Rule]] = {}
+RULES: Final[Table[str, Rule]] = Table()
 """Functional name (`Call.name`) -> rule."""
 MARKING: Final[set[str]] = set()
 """Operations whose result may be FREE where every argument is kept: constants, padding, copies."""
@@ -43,9 +45,7 @@ def row(*names: str, marking: bool = False) -> Callable[[Rule], Rule]:
     """
 
     def register(rule: Rule) -> Rule:
-        for name in names:
-            assert name not in RULES, f"the verifier has a row for {name} already"
-            RULES[name] = rule
+        RULES.add(names, rule)
         MARKING.update(names if marking else ())
         return rule
 

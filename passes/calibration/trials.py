@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from prunec.compiler.errors import DataError
-from prunec.compiler.groups.analysis import Analysis, FloatArray, analyse
-from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.ir.program import Axis, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import removed_positions
 from prunec.compiler.verify.interpreter import StepError

@@ -21,8 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunec.compiler.errors import DataError
-from prunec.compiler.groups.analysis import FloatArray
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import FloatArray, IntArray
 from prunec.passes.calibration.calibration import Piece
 from prunec.passes.criteria.base import Criterion, Found, Setting
 from prunec.passes.criteria.gates import Gates

@@ -15,8 +15,7 @@ from typing import Final
 import numpy as np
 from scipy.stats import rankdata
 
-from prunec.compiler.groups.analysis import FloatArray
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from prunec.compiler.groups.analysis import Analysis, FloatArray, Group, Member, analyse
+from prunec.compiler.groups.analysis import Analysis, Group, Member, analyse
 from prunec.compiler.groups.interchangeable import pacesetter
-from prunec.compiler.ir.program import Axis, Program
+from prunec.compiler.ir.program import Axis, FloatArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.criteria.aggregates import AGGREGATES, Evidence

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from prunec.compiler.errors import DataError
-from prunec.compiler.groups.analysis import Analysis, FloatArray
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.groups.analysis import Analysis
+from prunec.compiler.ir.program import FloatArray, IntArray
 from prunec.passes.calibration.calibration import Piece, bytes_of_a_sample
 from prunec.passes.criteria.base import Found, Setting, numbers
 from prunec.passes.criteria.reads import Read, find_reads

@@ -16,10 +16,11 @@ import torch
 from pydantic import Field
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.groups.analysis import LOOSE, BoolArray, FloatArray, Group, Member
+from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.patterns import matching
-from prunec.compiler.ir.program import Axis
+from prunec.compiler.ir.program import Axis, BoolArray, FloatArray
 from prunec.compiler.plan.options import Fraction01
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, is_weight, numbers
@@ -78,7 +79,7 @@ def _without(setting: Setting, axis: Axis, weight: torch.Tensor, lost: BoolArray
     if binding is None:
         return weight
     units = setting.analysis.units(binding.labels)
-    gone = torch.from_numpy((units != LOOSE) & np.append(lost, False)[units])
+    gone = torch.from_numpy((units != NO_UNIT) & np.append(lost, False)[units])
     size = weight.shape[axis.dim]
     if gone.numel() == size:
         shape = [size if d == axis.dim else 1 for d in range(weight.ndim)]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunec.compiler.groups.analysis import FloatArray, Member
+from prunec.compiler.groups.analysis import Member
 from prunec.compiler.groups.axis_rows import axis_rows, axis_sums
+from prunec.compiler.ir.program import FloatArray
 from prunec.passes.criteria.base import AxisCriterion, Setting, is_weight, numbers
 
 

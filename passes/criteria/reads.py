@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunec.compiler.groups.analysis import LOOSE, Analysis
+from prunec.compiler.groups.analysis import Analysis
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import label_arrays_of
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
@@ -104,7 +105,7 @@ class _Known:
         """The units among an array of labels that may be removed."""
         if id(labels) not in self._sets:
             units = np.unique(self.analysis.units(labels))
-            units = units[units != LOOSE]
+            units = units[units != NO_UNIT]
             self._sets[id(labels)] = (labels, frozenset(units[self.analysis.free[units]].tolist()))
         return self._sets[id(labels)][1]
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from prunec.compiler.groups.analysis import FloatArray, Member
+from prunec.compiler.groups.analysis import Member
 from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.ir.program import FloatArray
 from prunec.compiler.plan.options import Fraction01
 from prunec.passes.criteria.base import AxisCriterion, Setting, is_weight, numbers
 

@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from prunec.compiler.groups.analysis import FloatArray
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import FloatArray, IntArray
 from prunec.passes.selection.problems import Problem, State, filled
 
 _TRIED: Final = 24

@@ -24,8 +24,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
-from prunec.compiler.groups.analysis import FloatArray
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import FloatArray, IntArray
 from prunec.passes.selection.exchange import exchanged
 from prunec.passes.selection.greedy import Greedy, descend
 from prunec.passes.selection.problems import Problem, State, filled

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.groups.analysis import Analysis, FloatArray, Group
+from prunec.compiler.groups.analysis import Analysis, Group
 from prunec.compiler.groups.patterns import matching
-from prunec.compiler.ir.program import IntArray, Note
+from prunec.compiler.ir.program import FloatArray, IntArray, Note
 from prunec.passes.selection.limits import channels_of_a_unit, pack_size
 from prunec.passes.selection.ranking import Ranking
 

@@ -18,8 +18,7 @@ from scipy.sparse import csr_matrix
 
 from prunec.compiler.cost.resource import Resource
 from prunec.compiler.cost.resources import baseline, resource
-from prunec.compiler.groups.analysis import FloatArray
-from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.ir.program import FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.passes.selection.ranking import Ranking
 

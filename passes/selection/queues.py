@@ -15,9 +15,9 @@ from functools import reduce
 
 import numpy as np
 
-from prunec.compiler.groups.analysis import Analysis, BoolArray, FloatArray, Group
+from prunec.compiler.groups.analysis import Analysis, Group
 from prunec.compiler.groups.balance import Balance
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
 from prunec.passes.selection.limits import Limits, channels_of_a_unit, within
 
 

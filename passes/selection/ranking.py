@@ -19,8 +19,8 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from prunec.compiler.groups.analysis import Analysis, BoolArray, FloatArray, Group
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.groups.analysis import Analysis, Group
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
 from prunec.passes.selection.limits import Limits
 from prunec.passes.selection.queues import Queue, queue_of, tied_queue
 

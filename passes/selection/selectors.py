@@ -17,8 +17,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from prunec.compiler.groups.analysis import FloatArray
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import FloatArray, IntArray
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.plugins import Registry
 from prunec.passes.selection.problems import Problem, filled

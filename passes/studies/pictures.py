@@ -19,7 +19,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from prunec.compiler.groups.analysis import FloatArray
+from prunec.compiler.ir.program import FloatArray
 from prunec.passes.selection.curves import Curve
 from prunec.passes.studies.rank import ALL, Row
 from prunec.passes.studies.sensitivity import most_sensitive_first

@@ -20,8 +20,8 @@ from typing import Final
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-from prunec.compiler.groups.analysis import FloatArray, analyse
-from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.calibration.trials import measure

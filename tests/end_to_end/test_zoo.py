@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import coverage
 import pytest
 import torch
 from torchvision.models import mobilenet_v3_small, swin_transformer
@@ -16,14 +17,12 @@ from torchvision.models.maxvit import MaxVit
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 from torchvision.models.vision_transformer import VisionTransformer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import coverage
 from zoo import CASES, Case
 
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.tracing.trace import trace
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 WHOLE = [name for name, case in CASES.items() if not case.regions]
 REFUSES_META = ("regnet",)

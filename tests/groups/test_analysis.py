@@ -9,7 +9,8 @@ from nets import NETS, Made, conv
 from oracle import legal
 from torch import nn
 
-from prunec.compiler.groups.analysis import LOOSE, analyse
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Axis
 from prunec.compiler.tracing.trace import trace
@@ -43,10 +44,10 @@ def test_units_are_numbered_by_group(found):
 def test_every_position_belongs_to_one_unit_or_is_fixed(found):
     """The members of the groups, put together, are the bound axes without their fixed positions."""
     _, analysis = found
-    seen = {axis: np.full(b.labels.size, LOOSE) for axis, b in analysis.flow.bindings.items()}
+    seen = {axis: np.full(b.labels.size, NO_UNIT) for axis, b in analysis.flow.bindings.items()}
     for group in analysis.groups.values():
         for member in group.members:
-            assert (seen[member.axis][member.positions] == LOOSE).all()
+            assert (seen[member.axis][member.positions] == NO_UNIT).all()
             seen[member.axis][member.positions] = member.units + group.start
     for axis, binding in analysis.flow.bindings.items():
         assert np.array_equal(seen[axis], analysis.units(binding.labels))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunec.compiler.groups.analysis import FloatArray, analyse
-from prunec.compiler.ir.program import Program
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import FloatArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.criteria.reads import Read, find_reads

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.groups.analysis import Analysis, BoolArray, analyse
-from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.tracing.parametrizations import baked
 from prunec.compiler.verify.reference import Masked

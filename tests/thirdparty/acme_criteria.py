@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from prunec.compiler.groups.analysis import FloatArray, Member
+from prunec.compiler.groups.analysis import Member
 from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.ir.program import FloatArray
 from prunec.passes.criteria.base import AxisCriterion, Setting, numbers
 
 

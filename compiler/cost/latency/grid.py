@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from prunec.compiler.cost.latency.layers import Layer
+from prunec.compiler.ir.program import FloatArray
 
-FloatArray = npt.NDArray[np.float64]
 Point = tuple[int, int]
 """Inner and outer width."""
 Times = Mapping[Point, float]

@@ -29,8 +29,8 @@ from prunec.compiler.cost.latency.layers import Layer, layer_at
 from prunec.compiler.cost.latency.table import Measured, Table, Wanted
 from prunec.compiler.cost.model import CostModel, cost_model
 from prunec.compiler.cost.resource import Resource
-from prunec.compiler.groups.analysis import BoolArray, FloatArray, analyse
-from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context, Progress, silent
 from prunec.compiler.targets.base import TARGETS
 

@@ -10,9 +10,11 @@ from prunec.compiler.verify.ops import (  # noqa: F401
     concat,
     conv,
     elementwise,
+    expand,
     fft,
     gather_scatter,
     image,
+    indexing,
     linear,
     matmul,
     norm,
@@ -21,4 +23,5 @@ from prunec.compiler.verify.ops import (  # noqa: F401
     reshape,
     rnn,
     setitem,
+    shuffle,
 )

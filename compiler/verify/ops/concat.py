@@ -3,7 +3,7 @@
     [C, W]    K K K    pad by 1    F K K K F
               R R R                R R R R R      statistics over channels don't count the rim of a removed one
 
-`cat`, `stack` and `split` only move data: their row is in `verify.ops.reshape`.
+`cat`, `stack`, `split` and their like only move data: they are run on the marks (`reshape.moved`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunec.compiler.ir.ops import words
 from prunec.compiler.verify.masks import REMOVED, Call, full_marks, mark, plain
+from prunec.compiler.verify.ops.reshape import moved
 from prunec.compiler.verify.table import row
 
 
@@ -46,3 +48,11 @@ def _rimmed(source: Tensor, pad: Sequence[int]) -> Tensor:
         kept = F.pad(source, [0] * index + [min(amount, 0) for amount in pad[index : index + 2]])
         source = torch.cat([rims[0], kept, rims[1]], dim)
     return source
+
+
+row(
+    *words("""
+        cat concat concatenate stack hstack vstack dstack row_stack chunk split tensor_split split_with_sizes
+        unsafe_chunk unsafe_split unbind narrow select
+    """)
+)(moved)

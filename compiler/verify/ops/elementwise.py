@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prunec.compiler.ir.ops import words
 from prunec.compiler.verify.masks import Call, full_marks, mark, marks_of, meet, plain
+from prunec.compiler.verify.ops.reshape import moved
 from prunec.compiler.verify.table import row
 
 
@@ -56,3 +57,6 @@ def _gated(call: Call) -> Any:
         plain(bound["input"]).chunk(2, dim), full_marks(bound["input"]).to(torch.uint8).chunk(2, dim), strict=True
     )
     return mark(data, meet(call, [mark(x, m) for x, m in halves], data.shape))
+
+
+row("size", "dim", "ndimension", "numel", "stride", "is_floating_point")(moved)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from prunec.compiler.verify.masks import Call, Marked, collapse, mark, marks_of, meet, plain
+from prunec.compiler.verify.ops.reshape import moved
 from prunec.compiler.verify.table import row
 
 
@@ -32,3 +33,6 @@ def _side_by_side(call: Call) -> Any:
     ]
     shape = [size if d != dim else 1 for d, size in enumerate(plain(bound["input"]).shape)]
     return mark(call.plain(), meet(call, flat, shape))
+
+
+row("gather", "take_along_dim")(moved)

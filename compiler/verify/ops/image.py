@@ -12,6 +12,8 @@ import re
 from typing import Any
 
 from prunec.compiler.verify.masks import REMOVED, Call, collapse, mark, marks_of, meet, plain
+from prunec.compiler.verify.ops.pooling import windows
+from prunec.compiler.verify.ops.reshape import moved
 from prunec.compiler.verify.table import row
 
 
@@ -50,3 +52,7 @@ def _unpool(call: Call) -> Any:
     marks = meet(call, pair, plain(pair[0]).shape)
     space = range(data.ndim - int(digits.group(1)), data.ndim)
     return mark(data, collapse(call, marks, space, "the removed elements are no whole channels"))
+
+
+row("pixel_shuffle", "pixel_unshuffle", "unfold")(moved)
+row("interpolate", "upsample")(windows)

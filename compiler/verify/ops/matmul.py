@@ -58,9 +58,9 @@ def _outer(call: Call) -> Any:
     """The outer product: each vector's removed elements are removed rows, or columns, of the result."""
     data = call.plain()
     left, right = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["vec2"]
-    column = mark(plain(left)[:, None], marks_of(left)[:, None])
-    row = mark(plain(right)[None], marks_of(right)[None])
-    return mark(data, meet(call, [column, row], data.shape))
+    down = mark(plain(left)[:, None], marks_of(left)[:, None])
+    across = mark(plain(right)[None], marks_of(right)[None])
+    return mark(data, meet(call, [down, across], data.shape))
 
 
 @row("einsum")

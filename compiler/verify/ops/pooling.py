@@ -20,7 +20,7 @@ from prunec.compiler.verify.masks import KEPT, REMOVED, Call, collapse, full_mar
 from prunec.compiler.verify.table import row
 
 
-def _windows(call: Call) -> Any:
+def windows(call: Call) -> Any:
     """Pooling and interpolation; the trailing dimensions that the name counts (`max_pool2d`: 2) are the image."""
     value = call.args[0] if call.args else call.kwargs["input"]
     digits = re.search(r"(\d)d", call.name)
@@ -54,4 +54,4 @@ _POOLS: Final = [
 ]
 
 
-row(*_POOLS, *(f"{pool}_with_indices" for pool in _POOLS), "interpolate", "upsample")(_windows)
+row(*_POOLS, *(f"{pool}_with_indices" for pool in _POOLS))(windows)

@@ -18,8 +18,6 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.ir.ops import words
 from prunec.compiler.verify.masks import (
-    FREE,
-    KEPT,
     Call,
     Marked,
     collapse,
@@ -36,14 +34,11 @@ from prunec.compiler.verify.table import row
 
 @row(
     *words("""
-        reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint cat concat
-        concatenate stack hstack vstack dstack row_stack chunk split tensor_split split_with_sizes unsafe_chunk
-        unsafe_split unbind getitem select narrow index_select gather take_along_dim roll flip view_as
-        reshape_as squeeze unsqueeze pixel_shuffle pixel_unshuffle channel_shuffle unfold getattr size dim
-        ndimension numel stride ravel rot90 meshgrid diagonal is_floating_point
+        reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t adjoint roll flip
+        view_as reshape_as squeeze unsqueeze getattr ravel rot90 meshgrid diagonal
     """)
 )
-def _move(call: Call) -> Any:
+def moved(call: Call) -> Any:
     """`view`, `cat`, `getitem` and their like. Other tensors among the arguments are indices: they may lose nothing."""
     data = call.plain()
     if call.name == "meshgrid" and isinstance(call.args[0], Tensor | Marked):
@@ -60,22 +55,6 @@ def _move(call: Call) -> Any:
         cheap = partial(_on_marks, torch.Tensor.reshape, *run.args[1:]) if call.name == "view" else run
         return linked(mark_all(data, cheap(small_marks(source))), source, run)
     return linked(mark_all(data, run(full_marks(source))), source, run)
-
-
-@row(*words("expand broadcast_to repeat tile repeat_interleave"), marking=True)
-def _copied(call: Call) -> Any:
-    """`expand`, `repeat` and their like: the copies of a kept element are FREE, since each may go with what it meets.
-    Samples of a batch, which `expand` makes of one, stay kept."""
-    moved = _move(call)
-    if not isinstance(moved, Tensor | Marked):
-        return moved
-    before, after = plain(call.args[0]).shape, plain(moved).shape
-    aligned = (1,) * (len(after) - len(before)) + tuple(before)
-    longer = [d for d in range(len(after)) if after[d] > aligned[d]]
-    if not longer or (longer == [0] and aligned[0] == 1 and len(after) > 1):
-        return moved
-    marks = marks_of(moved)
-    return mark(plain(moved), torch.where(marks == KEPT, FREE, marks).to(torch.uint8))
 
 
 def _on_marks(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], marks: Tensor) -> Any:

@@ -27,12 +27,7 @@ from prunec.compiler.cost.latency.attribution import DISPATCH, Part, share_out
 from prunec.compiler.cost.latency.cache import Cache, cache_folder
 from prunec.compiler.cost.latency.grid import Grid, Line
 from prunec.compiler.cost.latency.layers import Layer, layer_at, model_of
-from prunec.compiler.cost.latency.model import (
-    LatencyModel,
-    kept_units,
-    latency_model,
-    latency_resource,
-)
+from prunec.compiler.cost.latency.model import LatencyModel, kept_units, latency_model, latency_resource
 from prunec.compiler.cost.latency.table import Measured, NetworkTime, Table
 from prunec.compiler.cost.model import cost_model
 from prunec.compiler.cost.resources import TAKES, resource
