@@ -88,7 +88,7 @@ def row_for(flow: Flow, node: fx.Node) -> Row | None:
 
 def _module_row(module: nn.Module) -> Row | None:
     for cls in type(module).__mro__:
-        if cls in MODULE_ROWS:
+        if issubclass(cls, nn.Module) and cls in MODULE_ROWS:
             # A subclass with a forward of its own is another operation.
             return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
     return None

@@ -3,7 +3,7 @@
     x.scatter_add(1, index, src)    along dimension 1 a line is kept whole or removed whole: positions count along it
                                     along the others x, index and src lose the same
 
-Reading at given positions (gather, index_select) only moves data: the row is in `verify.ops.reshape`.
+Reading at given positions only moves data: it is run on the marks (`reshape.moved`).
 """
 
 from __future__ import annotations
