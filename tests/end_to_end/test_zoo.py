@@ -6,9 +6,6 @@ The models are built on the meta device, so that the largest take no longer than
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import coverage
 import pytest
 import torch
@@ -21,8 +18,6 @@ from zoo import CASES, Case
 
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.tracing.trace import trace
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 WHOLE = [name for name, case in CASES.items() if not case.regions]
 REFUSES_META = ("regnet",)
