@@ -66,3 +66,233 @@ def test_an_arrow_too_many_is_found(copy, name):
     assert done.returncode == 1, done.stdout + done.stderr
     assert " BROKEN" in done.stdout
     assert f".{Path(file).stem} -> " in done.stdout
+
+
+# -- a test for every module -------------------------------------------------------------------------------------------
+
+TESTED_ELSEWHERE: dict[str, str] = {
+    "compiler/cli/passes.py": "cli/test_main.py",
+    "compiler/cli/plugins.py": "cli/test_main.py",
+    "compiler/cost/latency/attribution.py": "cost/latency/test_model.py",
+    "compiler/cost/latency/cache.py": "cost/latency/test_model.py",
+    "compiler/cost/latency/grid.py": "cost/latency/test_model.py",
+    "compiler/cost/latency/layers.py": "cost/latency/test_model.py",
+    "compiler/cost/latency/table.py": "cost/latency/test_model.py",
+    "compiler/cost/resource.py": "cost/test_resources.py",
+    "compiler/driver/check.py": "cli/test_main.py",
+    "compiler/driver/lock.py": "emit/test_output_folder.py",
+    "compiler/driver/measure.py": "cost/test_resources.py",
+    "compiler/driver/pass_manager.py": "driver/test_compile.py",
+    "compiler/driver/weights.py": "driver/test_load.py",
+    "compiler/emit/expressions.py": "emit/test_python.py",
+    "compiler/errors.py": "plan/test_plan.py",
+    "compiler/groups/axis_rows.py": "passes/test_axes.py",
+    "compiler/groups/balance.py": "passes/test_axes.py",
+    "compiler/groups/blocks.py": "groups/test_analysis.py",
+    "compiler/groups/interchangeable.py": "passes/test_cluster.py",
+    "compiler/ir/aliasing.py": "tracing/test_trace.py",
+    "compiler/ir/gc_pause.py": "tracing/test_trace.py",
+    "compiler/ir/granularity.py": "passes/test_axes.py",
+    "compiler/ir/graph.py": "rewrite/test_shrink.py",
+    "compiler/ir/modules.py": "text/test_constructors.py",
+    "compiler/ir/ops.py": "groups/test_analysis.py",
+    "compiler/ir/program.py": "groups/test_analysis.py",
+    "compiler/ir/random_inputs.py": "ir/test_inputs.py",
+    "compiler/ir/sizes.py": "rewrite/test_shrink.py",
+    "compiler/ir/symbols.py": "text/test_parser.py",
+    "compiler/ir/train_eval.py": "tracing/test_both_modes.py",
+    "compiler/labels/broadcast.py": "rewrite/test_shrink.py",
+    "compiler/labels/execute.py": "rewrite/test_shrink.py",
+    "compiler/labels/fields.py": "labels/test_flow.py",
+    "compiler/labels/heads.py": "passes/test_axes.py",
+    "compiler/labels/propagate.py": "labels/test_flow.py",
+    "compiler/labels/reduce.py": "rewrite/test_shrink.py",
+    "compiler/labels/registry.py": "labels/test_flow.py",
+    "compiler/ops/concat.py": "rewrite/test_shrink.py",
+    "compiler/ops/conv.py": "rewrite/test_shrink.py",
+    "compiler/ops/elementwise.py": "rewrite/test_shrink.py",
+    "compiler/ops/expand.py": "rewrite/test_shrink.py",
+    "compiler/ops/fft.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/ops/gather_scatter.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/ops/image.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/ops/indexing.py": "rewrite/test_shrink.py",
+    "compiler/ops/linear.py": "rewrite/test_shrink.py",
+    "compiler/ops/norm.py": "rewrite/test_shrink.py",
+    "compiler/ops/pooling.py": "rewrite/test_shrink.py",
+    "compiler/ops/reduction.py": "rewrite/test_shrink.py",
+    "compiler/ops/reshape.py": "rewrite/test_shrink.py",
+    "compiler/ops/rnn.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/ops/setitem.py": "rewrite/test_shrink.py",
+    "compiler/ops/sign_analysis.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/pass_base.py": "plan/test_plan.py",
+    "compiler/plan/options.py": "plan/test_plan.py",
+    "compiler/plan/schema.py": "plan/test_plan.py",
+    "compiler/plan/source.py": "plan/test_plan.py",
+    "compiler/plugins.py": "plan/test_plan.py",
+    "compiler/report/console.py": "cli/test_main.py",
+    "compiler/report/explain.py": "groups/test_dependency_graph.py",
+    "compiler/report/figures.py": "cost/latency/test_model.py",
+    "compiler/report/graph_file.py": "groups/test_dependency_graph.py",
+    "compiler/report/latency.py": "cost/latency/test_model.py",
+    "compiler/rewrite/gather.py": "rewrite/test_shrink.py",
+    "compiler/rewrite/layers.py": "rewrite/test_shrink.py",
+    "compiler/rewrite/merge.py": "passes/test_merge.py",
+    "compiler/rewrite/slim_view.py": "rewrite/test_shrink.py",
+    "compiler/targets/base.py": "cost/latency/test_model.py",
+    "compiler/targets/coreml.py": "passes/test_select.py",
+    "compiler/targets/executorch.py": "passes/test_select.py",
+    "compiler/targets/litert.py": "passes/test_select.py",
+    "compiler/targets/mnn.py": "passes/test_select.py",
+    "compiler/targets/ncnn.py": "passes/test_select.py",
+    "compiler/targets/onnxruntime.py": "cost/latency/test_model.py",
+    "compiler/targets/openvino.py": "passes/test_select.py",
+    "compiler/targets/ort_session.py": "cost/latency/test_model.py",
+    "compiler/targets/processor.py": "cost/latency/test_model.py",
+    "compiler/text/initialize.py": "text/test_parser.py",
+    "compiler/text/lexer.py": "text/test_parser.py",
+    "compiler/text/literals.py": "text/test_parser.py",
+    "compiler/text/printer.py": "text/test_parser.py",
+    "compiler/text/types.py": "text/test_parser.py",
+    "compiler/tracing/batch_dim.py": "tracing/test_dynamic_batch.py",
+    "compiler/tracing/calls.py": "tracing/test_trace.py",
+    "compiler/tracing/constant_folding.py": "tracing/test_trace.py",
+    "compiler/tracing/containers.py": "tracing/test_trace.py",
+    "compiler/tracing/data_dependent.py": "tracing/test_trace.py",
+    "compiler/tracing/joint_graph.py": "tracing/test_both_modes.py",
+    "compiler/tracing/locations.py": "tracing/test_trace.py",
+    "compiler/tracing/lowering.py": "tracing/test_trace.py",
+    "compiler/tracing/parametrizations.py": "end_to_end/test_as_they_are.py",
+    "compiler/tracing/patches.py": "tracing/test_tracer.py",
+    "compiler/tracing/rebinding.py": "tracing/test_meta_model.py",
+    "compiler/tracing/shape_inference.py": "tracing/test_trace.py",
+    "compiler/tracing/symbolic_numbers.py": "tracing/test_tracer.py",
+    "compiler/tracing/training_flag.py": "tracing/test_trace.py",
+    "compiler/tracing/value_numbering.py": "tracing/test_trace.py",
+    "compiler/verify/blame.py": "verify/test_verify.py",
+    "compiler/verify/compare.py": "verify/test_verify.py",
+    "compiler/verify/interpreter.py": "verify/test_verify.py",
+    "compiler/verify/masks.py": "verify/test_verify.py",
+    "compiler/verify/ops/concat.py": "verify/test_verify.py",
+    "compiler/verify/ops/conv.py": "verify/test_verify.py",
+    "compiler/verify/ops/elementwise.py": "verify/test_verify.py",
+    "compiler/verify/ops/fft.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/verify/ops/gather_scatter.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/verify/ops/image.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/verify/ops/linear.py": "verify/test_verify.py",
+    "compiler/verify/ops/matmul.py": "verify/test_verify.py",
+    "compiler/verify/ops/norm.py": "verify/test_verify.py",
+    "compiler/verify/ops/pooling.py": "verify/test_verify.py",
+    "compiler/verify/ops/reduction.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/verify/ops/reshape.py": "verify/test_verify.py",
+    "compiler/verify/ops/rnn.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/verify/ops/setitem.py": "end_to_end/test_patterns_of_models.py",
+    "compiler/verify/reference.py": "verify/test_verify.py",
+    "compiler/verify/table.py": "labels/test_flow.py",
+    "compiler/version.py": "cli/test_main.py",
+    "models/convnet.py": "models/test_models.py",
+    "models/densenet.py": "models/test_models.py",
+    "models/digits.py": "models/test_models.py",
+    "models/example.py": "models/test_models.py",
+    "models/idx.py": "models/test_data.py",
+    "models/mlp.py": "models/test_models.py",
+    "models/preact_resnet.py": "models/test_models.py",
+    "models/resnet.py": "models/test_models.py",
+    "models/train.py": "models/test_models.py",
+    "models/vgg.py": "models/test_models.py",
+    "passes/calibration/calibration.py": "passes/criteria/test_gates.py",
+    "passes/calibration/trials.py": "passes/studies/test_rank.py",
+    "passes/criteria/activations.py": "passes/criteria/test_gates.py",
+    "passes/criteria/aggregates.py": "passes/criteria/test_norms.py",
+    "passes/criteria/base.py": "passes/test_score.py",
+    "passes/criteria/greedy.py": "passes/criteria/test_norms.py",
+    "passes/criteria/oracle.py": "passes/criteria/test_gates.py",
+    "passes/criteria/spelling.py": "passes/test_score.py",
+    "passes/criteria/taylor.py": "passes/criteria/test_gates.py",
+    "passes/criteria/tiles.py": "passes/criteria/test_norms.py",
+    "passes/criteria/torch_pruning.py": "passes/test_score.py",
+    "passes/criteria/watching.py": "passes/criteria/test_gates.py",
+    "passes/criteria/weights.py": "passes/criteria/test_gates.py",
+    "passes/selection/amounts.py": "passes/test_select.py",
+    "passes/selection/budgets.py": "passes/test_select.py",
+    "passes/selection/curves.py": "passes/studies/test_sensitivity.py",
+    "passes/selection/exchange.py": "passes/test_select.py",
+    "passes/selection/greedy.py": "passes/test_select.py",
+    "passes/selection/knapsack.py": "passes/test_select.py",
+    "passes/selection/limits.py": "passes/test_select.py",
+    "passes/selection/per_group.py": "passes/test_select.py",
+    "passes/selection/problems.py": "passes/test_select.py",
+    "passes/selection/queues.py": "passes/test_select.py",
+    "passes/selection/ranking.py": "passes/test_select.py",
+    "passes/selection/selectors.py": "passes/test_select.py",
+    "passes/shrink.py": "rewrite/test_shrink.py",
+    "passes/studies/commands.py": "passes/studies/test_sensitivity.py",
+    "passes/studies/pictures.py": "passes/studies/test_sensitivity.py",
+    "passes/studies/run.py": "passes/studies/test_sensitivity.py",
+    "passes/studies/subject.py": "passes/studies/test_sensitivity.py",
+    "passes/studies/tables.py": "passes/studies/test_sensitivity.py",
+}
+"""Modules without a test file of their own -> the file in `tests/` that tests them."""
+
+WHOLE = {
+    "models/test_models.py": "networks of several files, against one table of published counts",
+    "test_layout.py": "the house",
+}
+"""Test files that are of no one module, and what they are of; so are those in `APART`."""
+
+APART = ("end_to_end/", "support/", "thirdparty/")
+
+
+def home(module: str) -> str:
+    """The test file of a module: `compiler/ir/sizes.py` has `ir/test_sizes.py`, in `tests/`."""
+    path = Path(module.removeprefix("compiler/"))
+    return path.with_name(f"test_{path.name}").as_posix()
+
+
+def faults(modules: set[str], files: set[str], rows: dict[str, str]) -> list[str]:
+    """Modules that nothing tests, rows that say what isn't so, and tests that lie where nobody looks for them."""
+    homes = {home(module) for module in modules}
+    strangers = {file for file in files - homes - WHOLE.keys() if not file.startswith(APART)}
+    return sorted((
+        *(f"{m} has neither tests/{home(m)} nor a row" for m in modules - rows.keys() if home(m) not in files),
+        *(f"the row of {m}: there is no such module" for m in rows.keys() - modules),
+        *(f"the row of {m}: it has a test of its own" for m in rows if home(m) in files),
+        *(f"the row of {m}: there is no tests/{file}" for m, file in rows.items() if file not in files),
+        *(f"tests/{file} is named like no module" for file in strangers),
+    ))  # fmt: skip
+
+
+def found_in(folder: str, pattern: str, start: Path) -> set[str]:
+    """The files below a folder, as paths from `start`."""
+    return {path.relative_to(start).as_posix() for path in (ROOT / folder).rglob(pattern)}
+
+
+MODULES = {module for name in FOLDERS for module in found_in(name, "*.py", ROOT) if not module.endswith("__init__.py")}
+TESTS = found_in("tests", "test_*.py", ROOT / "tests")
+
+
+def test_every_module_has_a_test_of_its_own_or_a_row():
+    assert len(MODULES) > 150
+    assert faults(MODULES, TESTS, TESTED_ELSEWHERE) == []
+    assert WHOLE.keys() <= TESTS
+
+
+UNTESTED = {
+    "a new module": (
+        {"compiler/ir/new.py"},
+        set(),
+        {},
+        "has neither tests/ir/test_new.py nor a row",
+    ),
+    "a new method": ({"passes/new.py"}, set(), {}, "has neither tests/passes/test_new.py nor a row"),
+    "a module that is gone": (set(), set(), {"models/old.py": "models/test_models.py"}, "there is no such module"),
+    "a test by now": ({"models/a.py"}, {"models/test_a.py"}, {"models/a.py": "models/test_data.py"}, "of its own"),
+    "a test that is gone": ({"models/a.py"}, set(), {"models/a.py": "test_gone.py"}, "there is no tests/test_gone.py"),
+    "a test that nobody finds": (set(), {"ir/test_old.py"}, {}, "tests/ir/test_old.py is named like no module"),
+    "a test in another folder": (set(), {"test_sizes.py"}, {}, "tests/test_sizes.py is named like no module"),
+}
+
+
+@pytest.mark.parametrize(("modules", "files", "rows", "fault"), UNTESTED.values(), ids=UNTESTED)
+def test_a_hole_in_the_table_is_found(modules, files, rows, fault):
+    (found,) = faults(MODULES | modules, TESTS | files, TESTED_ELSEWHERE | rows)
+    assert fault in found
