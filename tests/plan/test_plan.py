@@ -2,110 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
-import sys
 import textwrap
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from fake_passes import Pick, Tidy, Trim, point
 
-from prunec.compiler import plugins
-from prunec.compiler.errors import PlanError, PrunecError
-from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import PASSES, Context, Pass, PassResult
-from prunec.compiler.plan.options import Fraction01
+from prunec.compiler.errors import PlanError
+from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.plan import Plan, schema
 from prunec.compiler.plan.source import PlanErrors
-
-
-class Idle(Pass):
-    """A pass that is only loaded."""
-
-    def run(self, program: Program, context: Context) -> PassResult:
-        return PassResult(program)
-
-
-class Budget(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    macs: Fraction01
-
-
-class Pick(Idle):
-    """Choose what to remove."""
-
-    name = "pick"
-    ratio: Fraction01 = 0.5
-    budget: Budget | Fraction01 | None = None
-    keep: int = Field(1, ge=1)
-    norm: Literal["none", "l1", "l2"] = "none"
-    protect: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_aim(self) -> Pick:
-        if self.budget is not None and "ratio" in self.model_fields_set:
-            raise ValueError("must not have both 'ratio' and 'budget'")
-        return self
-
-
-class Trim(Idle):
-    """Takes its one option bare."""
-
-    name = "trim"
-    shorthand: ClassVar[str | None] = "ratio"
-    ratio: Fraction01
-
-
-class Tidy(Idle):
-    """Has no options."""
-
-    name = "tidy"
-
-
-FAKES = {"pick": "Pick", "trim": "Trim", "tidy": "Tidy"}
-
-
-@pytest.fixture(autouse=True)
-def install(monkeypatch):
-    """Pretends that just the given entry points are installed; by default, the three passes above."""
-    module = ModuleType("fakes")
-    for cls in (Pick, Trim, Tidy, Budget):
-        setattr(module, cls.__name__, cls)
-    monkeypatch.setitem(sys.modules, "fakes", module)
-
-    def install(*points: EntryPoint) -> None:
-        found = {"prunec.passes": points}
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: found.get(group, ()))
-        plugins.refresh()
-
-    install(*(point(name, f"fakes:{cls}") for name, cls in FAKES.items()))
-    yield install
-    plugins.refresh()
-
-
-def point(name: str, value: str, package: str = "") -> EntryPoint:
-    entry = EntryPoint(name, value, "prunec.passes")
-    if package:
-        vars(entry)["dist"] = SimpleNamespace(name=package)
-    return entry
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Load a plan from text, as the file `plan.yaml` of the current folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def load(text: str, *overrides: str, file: str = "plan.yaml") -> Plan:
-        Path(file).write_text(text, encoding="utf-8")
-        return Plan.load(file, overrides)
-
-    return load
-
 
 FULL = """\
 plan: 1
@@ -123,14 +32,6 @@ export:
   - onnx
 seed: 3
 """
-
-
-@pytest.fixture
-def files(tmp_path):
-    """What the full plan names."""
-    (tmp_path / "w.safetensors").touch()
-    (tmp_path / "sets.py").touch()
-    return tmp_path
 
 
 def test_a_full_plan_loads(load, files):
@@ -182,41 +83,11 @@ def test_to_dict_spells_out_the_defaults(load):
     }
 
 
-def test_json_is_read_like_yaml(load):
-    plan = load('{\n\t"plan": 1,\n\t"passes": [{"trim": 5e-1}]\n}\n', file="plan.lock.json")
-    assert plan == Plan.from_dict({"plan": 1, "passes": [{"trim": {"ratio": 0.5}}]})
-    assert str(plan.passes[0].at) == "plan.lock.json:3:14"
-
-
 def test_of_takes_whatever_names_a_plan(load, tmp_path):
     plan = load("plan: 1\nseed: 5\n")
     path = tmp_path / "plan.yaml"
     assert Plan.of(plan) is plan
     assert Plan.of({"plan": 1, "seed": 5}) == Plan.of(path) == Plan.of(str(path)) == plan
-
-
-def test_anchors_and_merges(load):
-    text = "plan: 1\npasses:\n  - pick: &base {ratio: 10%, keep: 2}\n  - pick: {<<: *base, keep: 3}\n  - pick: *base\n"
-    options = [dict(entry.options) for entry in load(text).passes]
-    assert options == [{"ratio": "10%", "keep": 2}, {"keep": 3, "ratio": "10%"}, {"ratio": "10%", "keep": 2}]
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-4", 1e-4),
-        ("no", "no"),
-        ("1:30", "1:30"),
-        ("2026-01-02", "2026-01-02"),
-        ("010", 10),
-        ("~", None),
-        (".5", 0.5),
-    ],
-)
-def test_scalars_are_those_of_yaml_1_2(load, text, value):
-    plan = load(f"plan: 1\nmodel: {{factory: a:b, args: {{x: {text}}}}}\n")
-    assert plan.model is not None
-    assert plan.model.args == {"x": value}
 
 
 def read_cases(path: Path) -> list[Any]:
@@ -242,21 +113,6 @@ def test_a_fault_is_shown_where_it_stands(load, tmp_path, text, expected):
     assert str(caught.value).replace(str(tmp_path), "FOLDER") == expected
     assert caught.value.exit_code == 1
     assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml"}, "loading a plan ran something"
-
-
-def test_tabs_are_named(load):
-    with pytest.raises(PlanError) as caught:
-        load("plan: 1\ndata:\n\targs: {}\n")
-    assert str(caught.value.at) == "plan.yaml:3:1"
-    assert caught.value.hint == "YAML is indented with spaces, not tabs"
-
-
-def test_aliases_cannot_exhaust_memory(load, monkeypatch):
-    monkeypatch.setattr("prunec.compiler.plan.source.MAX_VALUES", 1000)
-    rows = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-    with pytest.raises(PlanError, match="more than 1,000 values"):
-        load("\n".join(rows))
 
 
 def test_all_faults_are_shown_in_order(load):
@@ -310,206 +166,11 @@ def test_a_fault_of_a_dict_names_its_place(plan, expected):
     assert str(caught.value) == expected
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"), [(None, "No such file"), (b"\xff\xfe", "isn't UTF-8")], ids=["missing", "binary"]
-)
-def test_an_unreadable_file(tmp_path, content, expected):
-    path = tmp_path / "plan.yaml"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(PlanError, match=expected):
-        Plan.load(path)
-
-
-BASE = "plan: 1\nseed: 1\npasses:\n  - pick: {ratio: 0.5}\n  - trim: 0.5\n  - tidy\n  - pick\n"
-
-
-@pytest.mark.parametrize(
-    ("override", "keys", "value"),
-    [
-        ("seed=7", ("seed",), 7),
-        ("passes.0.pick.ratio=30%", ("passes", 0, "pick", "ratio"), "30%"),
-        ("passes.0.pick.keep=2", ("passes", 0, "pick"), {"ratio": 0.5, "keep": 2}),
-        ("passes.0.pick={keep: 4}", ("passes", 0, "pick"), {"keep": 4}),
-        ("passes.1.trim=0.25", ("passes", 1, "trim"), {"ratio": 0.25}),
-        ("passes.2=trim: 0.1", ("passes", 2, "trim"), {"ratio": 0.1}),
-        ("passes.3.pick.norm=l2", ("passes", 3, "pick"), {"norm": "l2"}),
-        ("export=[onnx]", ("export",), [{"onnx": {"opset": 20, "dynamic": ["batch"]}}]),
-        ("data.factory=a:b", ("data", "factory"), "a:b"),
-        ("inputs=[[1, 2]]", ("inputs", 0, "shape"), [1, 2]),
-    ],
-)
-def test_an_override(load, override, keys, value):
-    found: Any = load(BASE, override).to_dict()
-    for key in keys:
-        found = found[key]
-    assert found == value
-
-
-def test_later_overrides_win(load):
-    assert load(BASE, "seed=7", "passes.0.pick.keep=2", "seed=8").seed == 8
-
-
-BAD_OVERRIDES = [
-    (
-        "unknown option",
-        "passes.0.pick.ratoi=0.5",
-        """\
-        --set:1:15: unknown key 'ratoi'
-            passes.0.pick.ratoi=0.5
-                          ^^^^^
-        hint: did you mean 'ratio'?""",
-    ),
-    (
-        "wrong value",
-        "passes.0.pick.ratio=1.5",
-        """\
-        --set:1:21: ratio must be between 0 and 1, or a percentage; got 1.5
-            passes.0.pick.ratio=1.5
-                                ^^^""",
-    ),
-    (
-        "unknown key",
-        "sed=2",
-        """\
-        --set:1:1: unknown key 'sed'
-            sed=2
-            ^^^
-        hint: did you mean 'seed'?""",
-    ),
-    (
-        "another pass",
-        "passes.0.pik.ratio=0.5",
-        """\
-        --set:1:10: one entry names one pass, this one has the keys 'pick', 'pik'
-            passes.0.pik.ratio=0.5
-                     ^^^
-        hint: did you mean 'pick'?""",
-    ),
-    (
-        "no such entry",
-        "passes.4.pick.ratio=0.5",
-        """\
-        --set:1:8: 'passes' has no entry 4
-            passes.4.pick.ratio=0.5
-                   ^
-        hint: the entries are 0 to 3""",
-    ),
-    (
-        "a name for a number",
-        "passes.trim=0.5",
-        """\
-        --set:1:8: 'passes' is a list: expected the number of an entry, got 'trim'
-            passes.trim=0.5
-                   ^^^^
-        hint: 'trim' is entry 1: passes.1""",
-    ),
-    (
-        "below a scalar",
-        "seed.x=1",
-        """\
-        --set:1:6: 'seed' is 1, it has no key 'x'
-            seed.x=1
-                 ^
-        hint: set the whole of it: seed=VALUE""",
-    ),
-    (
-        "no value",
-        "seed",
-        """\
-        --set:1:1: expected KEY=VALUE, such as seed=1 or passes.0.score.criterion=l2
-            seed
-            ^^^^""",
-    ),
-    (
-        "value that is no YAML",
-        "seed='x",
-        """\
-        --set:1:6: not valid YAML: while scanning a quoted scalar, found unexpected end of stream
-            seed='x
-                 ^""",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"), [row[1:] for row in BAD_OVERRIDES], ids=[row[0] for row in BAD_OVERRIDES]
-)
-def test_a_bad_override_is_shown_as_typed(load, override, expected):
-    with pytest.raises(PlanError) as caught:
-        load(BASE, override)
-    assert str(caught.value) == textwrap.dedent(expected)
-
-
-@pytest.mark.parametrize(
-    ("value", "number"), [(0, 0.0), (1, 1.0), (0.25, 0.25), ("25%", 0.25), ("12.5 %", 0.125), ("100%", 1.0)]
-)
-def test_fractions(value, number):
-    assert Trim(ratio=value).ratio == number
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), True, "0.5", "-5%", "%", "half", None, [0.5]], ids=repr)
-def test_no_fractions(value):
-    with pytest.raises(ValueError, match="must be between 0 and 1, or a percentage"):
-        Trim(ratio=value)
-
-
 def test_another_package_adds_a_pass(install, load):
     assert PASSES.names() == ("pick", "tidy", "trim")
     install(point("trim", "fakes:Trim", "other"))
     assert dict(PASSES.all()) == {"trim": Trim}
     assert load("plan: 1\npasses: [trim: 10%]\n").passes[0].pass_ == Trim(ratio=0.1)
-
-
-def test_passes_are_imported_when_asked_for(install):
-    install(point("tidy", "fakes:Tidy"), point("broken", "no_such_package.sub:X", "acme"))
-    assert PASSES.names() == ("broken", "tidy")
-    assert PASSES.named("tidy") is Tidy
-
-
-BAD_PASSES = [
-    (
-        "not importable",
-        [point("tidy", "no_such_package.sub:X", "acme")],
-        "the pass 'tidy' of the package 'acme' (no_such_package.sub:X) can't be imported: "
-        "ModuleNotFoundError: No module named 'no_such_package'",
-    ),
-    (
-        "no such class",
-        [point("tidy", "fakes:Gone", "acme")],
-        "the pass 'tidy' of the package 'acme' (fakes:Gone) can't be imported: "
-        "AttributeError: module 'fakes' has no attribute 'Gone'",
-    ),
-    (
-        "no pass",
-        [point("tidy", "fakes:Budget", "acme")],
-        "the pass 'tidy' of the package 'acme' (fakes:Budget) is no subclass of prunec.compiler.pass_base.Pass",
-    ),
-    (
-        "another name",
-        [point("tidy", "fakes:Trim", "acme")],
-        "the pass 'tidy' of the package 'acme' (fakes:Trim) is registered as 'tidy', but its class says 'trim'",
-    ),
-    (
-        "registered twice",
-        [point("tidy", "fakes:Tidy", "prunec"), point("tidy", "other:Tidy", "acme")],
-        "the pass 'tidy' is registered by 'acme' (other:Tidy) and 'prunec' (fakes:Tidy)\nhint: uninstall one of them",
-    ),
-    ("unknown", [point("trim", "fakes:Trim")], "unknown pass 'tidy'\nhint: valid: trim"),
-]
-
-
-@pytest.mark.parametrize(("points", "expected"), [row[1:] for row in BAD_PASSES], ids=[row[0] for row in BAD_PASSES])
-def test_a_bad_registration_names_the_package(install, points, expected):
-    install(*points)
-    with pytest.raises(PrunecError) as caught:
-        PASSES.named("tidy")
-    assert str(caught.value) == expected
-
-
-def test_one_package_listed_twice_is_one(install):
-    install(point("tidy", "fakes:Tidy", "acme"), point("tidy", "fakes:Tidy", "acme"))
-    assert PASSES.named("tidy") is Tidy
 
 
 KINDS = {
