@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from selecting import bare
 from torch import nn
 
 from prunec.compiler.errors import PassError
@@ -72,3 +73,17 @@ def test_names_hold_no_empty_module_name():
         {"scale"},
         {"fc", "fc.weight"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "means"),
+    [
+        ("kind:Linear", {"classifier.1"}),
+        ("kind:linear", {"classifier.1"}),
+        ("kind:depthwise", {"features.0.0", "features.2.conv.0.0"}),
+    ],
+)
+def test_patterns_of_kinds(pattern, means):
+    found = set(matching([pattern], analyse(bare("mobilenet_v2")).groups)[pattern])
+    assert means <= found
+    assert "features.18.0" not in found

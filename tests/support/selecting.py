@@ -16,6 +16,7 @@ from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.select import Select
 from prunec.passes.selection.budgets import problem_of
+from prunec.passes.selection.limits import channels_of_a_unit
 from prunec.passes.selection.problems import Problem
 from prunec.passes.selection.selectors import Wishes
 
@@ -67,3 +68,27 @@ def best_kept(found: Problem) -> float:
     """The most score that any levels within the budgets keep, by trying all."""
     levels = itertools.product(*(range(last + 1) for last in found.last.tolist()))
     return max(found.kept(np.array(each)) for each in levels if found.fits(np.array(each)))
+
+
+SMALL = ("chain", "residual", "concat", "shared_module", "zero_pad_shortcut")
+
+
+METHODS = ("ranking", "greedy", "knapsack")
+
+
+def kept_of(program, result):
+    keep = np.ones(analyse(program).size, dtype=bool)
+    for name, units in result.program.facts["selection"].items():
+        keep[analyse(program).groups[name].start + units] = False
+    return keep
+
+
+def selected(name, seed=0, **options):
+    return Select(**options).run(scored(name, seed), context(name))
+
+
+def channels(name, result):
+    """Channels that every group keeps."""
+    program = bare(name)
+    keep = kept_of(program, result)
+    return {g.name: int(keep[g.where].sum()) * channels_of_a_unit(g) for g in analyse(program).groups.values()}

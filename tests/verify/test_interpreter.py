@@ -1,0 +1,41 @@
+"""Programs run node by node: nothing of them changes, and values are freed after their last use."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+import torch.nn.functional as F
+from slimmed_by_hand import Chain, Net, program_of, seeded
+from torch import Tensor, nn
+
+from prunec.compiler.verify.interpreter import Interpreter
+from prunec.compiler.verify.reference import Same
+from prunec.compiler.verify.verify import verify
+
+
+def test_dropout_and_training_mode_play_no_part_and_nothing_is_changed():
+    class Dropping(Net):
+        def forward(self, x):
+            return F.dropout(self.drop(self.bn(self.fc(x))), 0.5)
+
+    model = seeded(Dropping(fc=nn.Linear(4, 3), bn=nn.BatchNorm1d(3), drop=nn.Dropout())).train()
+    program = program_of(model, torch.ones(2, 4))
+    before = {key: tensor.clone() for key, tensor in program.tensors.items()}
+    assert verify(program, Same(program), pass_name="nothing").difference == 0
+    assert all(torch.equal(before[key], tensor) for key, tensor in program.tensors.items())
+    assert all(module.training for module in program.state.values() if isinstance(module, nn.Module))
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_values_are_freed_after_their_last_use():
+    steps = Interpreter(
+        program_of(Chain(**{f"l{i}": nn.Linear(4, 4) for i in range(5)}), torch.ones(2, 4)), torch.float32
+    )
+    alive: list[weakref.ref[Tensor]] = []
+    for _, value in steps.steps((torch.ones(2, 4),)):
+        if isinstance(value, Tensor):
+            alive.append(weakref.ref(value))
+        del value
+        assert sum(ref() is not None for ref in alive) <= 2
+    assert len(alive) == 7
