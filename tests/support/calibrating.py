@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from prunec.compiler.ir.program import FloatArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.criteria.reads import Read, find_reads
+from prunec.passes.criteria.spelling import CRITERIA, criterion
 from prunec.passes.score import Score
 
 
@@ -131,3 +133,17 @@ def gated(program: Program, which: np.ndarray, factor: float = 0.0) -> nn.Module
             gate = graph.call_module(f"gate_{number}", (mapping[read.source],))
         mapping[read.consumer].replace_input_with(mapping[read.source], gate)
     return program.derive(graph=graph, state={**program.state, **gates}).module
+
+
+DATA = images()
+
+
+ON_DATA = [name for name in CRITERIA.names() if criterion(name).data and name != "torch_pruning"]
+
+
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def by_loop(weight: Tensor, figure: Callable[[list[float]], float]) -> list[float]:
+    """A figure of each row of a weight."""
+    return [figure(weight[j].flatten().tolist()) for j in range(weight.shape[0])]

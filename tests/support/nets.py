@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunec.compiler.ir.program import Program
+from prunec.compiler.tracing.trace import trace
+
 Parts = Mapping[str, nn.Module | Tensor]
 Run = Callable[..., Any]
 IMAGE = (2, 3, 6, 6)
@@ -966,3 +969,9 @@ net(
     {"a": (8, 0), "b": (5, 5)},
     {"a": "unknown op special_bessel_j0"},
 )
+
+
+def program_of(name: str) -> Program:
+    """A network of the table, traced."""
+    net = NETS[name]
+    return trace(net.build(), net.inputs())

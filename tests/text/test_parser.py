@@ -1,8 +1,6 @@
-"""Programs as text: round trips, computed shapes, made-up values, and errors that point at their place."""
+"""Programs as text: round trips, computed shapes, and errors that point at their place."""
 
 from __future__ import annotations
-
-import operator
 
 import numpy as np
 import pytest
@@ -10,28 +8,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import fx, nn
+from program_texts import one_operation, wrap
 
-from prunec.compiler.errors import ModelError, TextError
+from prunec.compiler.errors import TextError
 from prunec.compiler.ir.modules import module_tensors
-from prunec.compiler.ir.program import Program
-from prunec.compiler.ir.symbols import function_name, function_names, resolve_function
-from prunec.compiler.text.lexer import Fragment
-from prunec.compiler.text.literals import Reader, literal
+from prunec.compiler.text.literals import literal
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.text.printer import to_text
-
-
-def wrap(*lines: str) -> str:
-    """A program's text around its lines."""
-    return "\n".join(["program Model {", *(f"  {line}" for line in lines), "}", ""])
-
-
-def one_operation(operation: str) -> str:
-    return wrap(
-        "input %x : f32[2, 3, 4]", "input %y : f32[2, 3, 4]", "input %n : i64[2]", f"%out = {operation}", "return %out"
-    )
-
 
 # --- round trips ------------------------------------------------------------------------------------------------------
 
@@ -140,27 +123,6 @@ def test_a_program_in_training_mode_says_so():
     assert not from_text(text.replace(" training {", " {").replace(" : True", "")).state["bn"].training
 
 
-def test_what_the_printer_adds_may_be_left_out():
-    loose = """
-        # a comment
-        program Model {
-          input %x : f32[ 1,2 ]   # another
-          module fc = nn.Linear(in_features=2, out_features=3, bias=True)
-
-          %fc = fc(%x)
-          %relu = torch.nn.functional.relu(%fc) : f32[1,3]
-          return %relu
-        }
-    """.replace("torch.nn.functional.", "F.")
-    assert to_text(from_text(loose)) == wrap(
-        "input %x : f32[1, 2]",
-        "module fc = Linear(2, 3)",
-        "%fc = fc(%x) : f32[1, 3]",
-        "%relu = F.relu(%fc) : f32[1, 3]",
-        "return %relu",
-    )
-
-
 def test_a_parameter_that_a_module_holds_may_be_read_beside_it():
     text = wrap(
         "input %x : f32[1, 2]",
@@ -189,160 +151,6 @@ def test_a_module_is_found_before_a_function_of_its_name():
     program = from_text(text)
     assert [node.op for node in program.graph.nodes][1:3] == ["call_module", "call_function"]
     assert to_text(program) == text
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
-def test_made_up_values_depend_on_name_and_shape_alone():
-    lines = ["input %x : f32[1, 3, 4, 4]", "module a.conv = Conv2d(3, 2, kernel_size=(3, 3))", "return %x"]
-    one, other = from_text(wrap(*lines)), from_text(wrap(lines[0], "module bn = BatchNorm2d(3)", *lines[1:]))
-    for name, tensor in one.tensors.items():
-        assert torch.equal(tensor, other.tensors[name])
-    assert torch.equal(one.inputs[0], other.inputs[0])
-    assert (other.tensors["bn.running_var"] > 0).all()
-    assert (other.tensors["bn.weight"] > 0.5).all()
-    assert other.tensors["bn.num_batches_tracked"] == 0
-    assert not other.state["bn"].training
-
-
-def test_reading_a_text_leaves_the_random_state_alone():
-    before = torch.get_rng_state()
-    from_text(wrap("input %x : f32[1, 2]", "module fc = Linear(2, 2)", "%fc = fc(%x)", "return %fc"))
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("dtype", ["f64", "f32", "f16", "bf16"])
-def test_shown_values_come_back_bit_for_bit(dtype):
-    program = from_text(wrap(f"input %x : {dtype}[4]", f"param w : {dtype}[40]", "%w = get w", "return %w"))
-    again = from_text(to_text(program, values=True))
-    assert torch.equal(again.tensors["w"], program.tensors["w"])
-    assert again.tensors["w"].dtype == program.tensors["w"].dtype
-
-
-# --- traced networks --------------------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=2)
-        self.norm = nn.BatchNorm2d(width)
-        self.gain = nn.Parameter(torch.rand(width, 1, 1))
-        self.register_buffer("offset", torch.ones(1))
-
-    def forward(self, x):
-        y = F.gelu(self.norm(self.conv(x)))
-        left, right = y.chunk(2, dim=1)
-        return x + self.gain * torch.cat([right, left], 1) + self.offset
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(2))
-        self.blocks = nn.ModuleList([Block(4), Block(4)])
-        self.head = nn.Linear(4 * 16, 5, bias=False)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return {"logits": self.head(x.view(x.size(0), -1)), "mean": x[:, 1:].mean((2, 3))}
-
-
-def traced(model: nn.Module, x: torch.Tensor) -> Program:
-    """A program by stock tracing, with the values of one run as the nodes' values."""
-    module = fx.symbolic_trace(model.eval())
-    values = fx.Interpreter(module)
-    values.garbage_collect_values = False
-    values.run(x)
-    for node in module.graph.nodes:
-        node.meta["val"] = fx.node.map_aggregate(
-            values.env[node], lambda v: v.detach().to("meta") if isinstance(v, torch.Tensor) else v
-        )
-    state = {
-        node.target: operator.attrgetter(node.target)(module)
-        if node.op == "get_attr"
-        else module.get_submodule(node.target)
-        for node in module.graph.nodes
-        if node.op in ("call_module", "get_attr")
-    }
-    return Program(module.graph, state, (x,), name=type(model).__name__)
-
-
-def test_a_traced_network_keeps_names_shapes_and_values():
-    torch.manual_seed(0)
-    program = traced(Net(), torch.randn(2, 3, 8, 8))
-    text = to_text(program)
-    again = from_text(text)
-    assert to_text(again) == text
-    assert {n: t.shape for n, t in again.tensors.items()} == {n: t.shape for n, t in program.tensors.items()}
-    same = from_text(to_text(program, values=True))
-    x = program.inputs[0]
-    for key, want in program.module(x).items():
-        assert torch.equal(same.module(x)[key], want)
-
-
-def test_a_function_of_the_users_has_a_text_that_reads_as_an_error():
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    out = graph.call_function(traced, (x,))
-    graph.output(out)
-    x.meta["val"] = out.meta["val"] = torch.empty(1, device="meta")
-    text = to_text(Program(graph, {}, (torch.ones(1),)))
-    assert f"%traced = {__name__}.traced(%x) : f32[1]" in text
-    with pytest.raises(TextError, match=f"expected a function or module, got '{__name__}.traced'"):
-        from_text(text)
-
-
-def test_a_module_of_the_users_has_no_text():
-    graph = fx.Graph()
-    graph.output(graph.call_module("net"))
-    with pytest.raises(ModelError, match=f"expected a module of torch.nn, got '{__name__}.Net'"):
-        to_text(Program(graph, {"net": Net()}, ()))
-
-
-# --- function names ---------------------------------------------------------------------------------------------------
-
-NAMES = [
-    (F.gelu, "F.gelu"),
-    (F.conv2d, "F.conv2d"),
-    (torch.conv2d, "F.conv2d"),
-    (F.max_pool2d, "F.max_pool2d"),
-    (F.scaled_dot_product_attention, "F.scaled_dot_product_attention"),
-    (torch.relu, "torch.relu"),
-    (torch.einsum, "torch.einsum"),
-    (torch.Tensor.add_, "torch.Tensor.add_"),
-    (torch._assert, "torch._assert"),
-    (operator.setitem, "operator.setitem"),
-    (getattr, "getattr"),
-    (torch.ops.aten.relu.default, "torch.ops.aten.relu.default"),
-]
-
-
-@pytest.mark.parametrize(("function", "name"), NAMES, ids=[name for _, name in NAMES])
-def test_a_function_has_a_public_name(function, name):
-    assert function_name(function) == name
-    assert resolve_function(name) is function
-
-
-DANGEROUS = [
-    "torch.load", "torch.save", "torch.compile", "torch.set_num_threads", "torch.from_file", "torch.manual_seed",
-    "operator.call", "operator.attrgetter", "eval", "exec", "open", "__import__", "builtins.eval", "os.system",
-    "torch._C._nn.gelu", "torch.ops.aten.__class__", "torch.ops.load_library", "torch.nn.Linear", "torch.hub.load",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DANGEROUS)
-def test_a_text_may_call_pure_functions_alone(name):
-    assert resolve_function(name) is None
-
-
-def test_every_name_resolves_to_something_that_keeps_its_name_resolvable():
-    for name in function_names():
-        function = resolve_function(name)
-        assert resolve_function(function_name(function)) is not None, name
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -444,42 +252,6 @@ def test_an_error_shows_the_line_with_carets():
         "    %relu = F.relu(%x) : f32[1, 9]   # wrong\n"
         "                         ^^^^^^^^^"
     )
-
-
-# --- properties -------------------------------------------------------------------------------------------------------
-
-CONSTANTS = [
-    torch.float32,
-    torch.int64,
-    torch.channels_last,
-    torch.strided,
-    torch.device("cpu"),
-    torch.device("cuda", 1),
-    ...,
-]
-ATOMS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text()
-    | st.sampled_from(CONSTANTS)
-    | st.builds(slice, st.none() | st.integers(), st.none() | st.integers(), st.none() | st.integers())
-)
-KEYS = st.text() | st.integers() | st.booleans()
-LITERALS = st.recursive(
-    ATOMS,
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(KEYS, inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@given(LITERALS)
-def test_a_literal_reads_as_it_is_written(value):
-    fragment = Fragment.of(literal(value))
-    assert repr(Reader(fragment, {}).value(fragment.expression())) == repr(value)
 
 
 NUMBERS = st.integers(-3, 3) | st.floats(-2, 2)

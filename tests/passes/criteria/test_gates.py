@@ -6,31 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from calibrating import Chain, Samples, Stream, flat, images, lively, program_of, scores
-from sklearn.metrics import mutual_info_score
+from calibrating import DATA, EXACT, ON_DATA, Chain, Stream, flat, images, lively, program_of, scores
 from torch import Tensor, nn
 
-from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.pass_base import Context
-from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
-from prunec.passes.criteria.activations import mutual_information
-from prunec.passes.criteria.spelling import CRITERIA, criterion
-from prunec.passes.score import Score
-
-DATA = images()
-ON_DATA = [name for name in CRITERIA.names() if criterion(name).data and name != "torch_pruning"]
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
-
-
-@pytest.fixture(scope="module")
-def chain():
-    return lively(Chain())
-
-
-@pytest.fixture(scope="module")
-def program(chain):
-    return program_of(chain, DATA)
+from prunec.passes.calibration.calibration import bytes_of_a_sample
 
 
 def gate_gradients(chain: Chain, of: str = "conv1") -> Tensor:
@@ -62,12 +43,6 @@ def test_gates_agree_with_gates_in_the_model(chain, program, name, group):
     np.testing.assert_allclose(scores(program, name, DATA)[group], expected.detach(), **EXACT)
 
 
-def test_absolute_values_of_samples_are_at_least_that_of_the_mean(program):
-    taylor, signed = scores(program, "taylor", DATA), scores(program, "taylor_signed", DATA)
-    assert (flat(taylor) >= flat(signed) - 1e-15).all()
-    assert (flat(taylor) > flat(signed) * 1.01).any()
-
-
 def test_the_product_is_the_same_before_and_behind_relu(chain):
     x, before = DATA.inputs, None
     before = chain.conv1(x).detach().requires_grad_()
@@ -77,30 +52,6 @@ def test_the_product_is_the_same_before_and_behind_relu(chain):
     loss.backward()
     terms = [(z * z.grad).sum((2, 3)) for z in (before, behind)]
     torch.testing.assert_close(*terms, rtol=1e-12, atol=1e-14)
-
-
-def test_gates_equal_weights_without_batch_norm(program):
-    gate, weight = scores(program, "gate", DATA), scores(program, "taylor_weight", DATA)
-    for group in ("conv1", "conv2"):
-        np.testing.assert_allclose(gate[group], weight[group], **EXACT)
-
-
-class Linear(nn.Module):
-    """Nothing but linear layers: the loss `-y[label]` is linear in every gate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x))
-
-
-def test_taylor_is_exact_where_the_loss_is_linear_in_the_gate():
-    data = images(shape=(6,))
-    program = program_of(lively(Linear()), data)
-    oracle = scores(program, "oracle", data, loss="nll")
-    np.testing.assert_allclose(scores(program, "taylor_signed", data, loss="nll")["a"], oracle["a"], **EXACT)
 
 
 def test_the_error_of_first_order_shrinks_with_the_step(chain):
@@ -119,17 +70,6 @@ def test_the_error_of_first_order_shrinks_with_the_step(chain):
     errors = [abs(change(e, channel) / (-e * float(slope[channel])) - 1) for e in (0.1, 0.01, 0.001)]
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(10, rel=0.1)
-
-
-def test_the_oracle_is_the_loss_of_the_network_without_the_channel(chain, program):
-    with torch.no_grad():
-        z = chain.read(DATA.inputs)
-        base = F.cross_entropy(chain.head(z), DATA.labels)
-        gates = 1 - torch.eye(5, dtype=torch.float64)
-        losses = [F.cross_entropy(chain.head(z * gate.view(1, 5, 1, 1)), DATA.labels) for gate in gates]
-    signed = scores(program, {"oracle": {"signed": True}}, DATA)
-    np.testing.assert_allclose(signed["conv1"], torch.stack(losses) - base, rtol=1e-8, atol=1e-12)
-    np.testing.assert_allclose(scores(program, "oracle", DATA)["conv1"], np.abs(signed["conv1"]))
 
 
 def test_a_channel_that_nothing_reads_matters_to_none():
@@ -151,50 +91,9 @@ def test_rescaling_between_layers_changes_no_loss_and_no_score(program, name):
     np.testing.assert_allclose(scores(scaled, name, DATA)["conv1"], scores(program, name, DATA)["conv1"], rtol=1e-9)
 
 
-# -- statistics ----------------------------------------------------------------------------------------------------
-
-
-def test_statistics_by_hand(chain, program):
-    with torch.no_grad():
-        z = chain.read(DATA.inputs)  # [20, 5, 3, 3]
-    by_hand = {
-        "activation_mean": z.mean((0, 2, 3)),
-        "activation_std": z.std((0, 2, 3), unbiased=False),
-        "apoz": (z != 0).double().mean((0, 2, 3)),
-    }
-    for name, expected in by_hand.items():
-        np.testing.assert_allclose(scores(program, name, DATA)["conv1"], expected, rtol=1e-9, err_msg=name)
-
-
-def test_a_spread_far_from_zero_keeps_its_digits(chain):
-    model = lively(Chain())
-    model.conv1.bias.data += 1e5
-    with torch.no_grad():
-        expected = model.read(DATA.inputs).std((0, 2, 3), unbiased=False)
-    found = scores(program_of(model, DATA), "activation_std", DATA)["conv1"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-def test_mutual_information_is_that_of_the_binned_values():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, 200)
-    values = np.stack([labels + 0.1 * rng.standard_normal(200), rng.standard_normal(200), np.ones(200)], 1)
-    found = mutual_information(values, labels, bins=4)
-    for column, value in enumerate(found):
-        edges = np.quantile(values[:, column], [0.25, 0.5, 0.75])
-        binned = np.searchsorted(edges, values[:, column], side="left")
-        assert value == pytest.approx(mutual_info_score(labels, binned), abs=1e-12)
-    assert found[0] > 1 > 0.2 > found[1] > found[2] == 0
-
-
 # -- what they must not depend on ----------------------------------------------------------------------------------
 
 QUICK = {"obd": {"probes": 2}, "obs": {"gradients": 10}}
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return program_of(lively(Stream()), DATA)
 
 
 @pytest.mark.parametrize("name", ON_DATA)
@@ -237,68 +136,6 @@ def test_every_read_may_be_evidence_of_its_own(stream):
     np.testing.assert_allclose(joint["a"], apart["a"], **EXACT)  # read once
     assert (joint["stem"] <= apart["stem"] + 1e-15).all()
     assert (joint["stem"] < apart["stem"] * 0.99).any()
-
-
-def test_how_much_is_looked_at(program):
-    first = Samples(DATA.inputs[:12], DATA.labels[:12])
-    expected = flat(scores(program, "taylor", first))
-    for options in ({"samples": 12}, {"batches": 3}):
-        found = scores(program, "taylor", DATA.in_batches_of(4 if "batches" in options else 8), **options)
-        np.testing.assert_allclose(flat(found), expected, **EXACT)
-
-
-def test_one_pass_over_the_data_and_its_progress(stream):
-    seen: list[tuple[str, int, int]] = []
-
-    class Once(Samples):
-        passes = 0
-
-        def train(self):
-            Once.passes += 1
-            return super().train()
-
-    data = Once(DATA.inputs, DATA.labels)
-    Score(criterion="taylor", batches=2).run(stream, Context(data=data, progress=lambda *step: seen.append(step)))
-    assert Once.passes == 1
-    assert seen == [("calibrate", 1, 2), ("calibrate", 2, 2), ("calibrate", 1, 1)]
-
-
-def test_memory_is_a_bound(program):
-    one = bytes_of_a_sample(program)
-    pieces = Calibration(memory=5 * one + 1).pieces(program, Context(data=DATA.in_batches_of(8)), one)
-    assert [piece.count for piece in pieces] == [5, 3, 5, 3, 4]
-    with pytest.raises(PassError, match="one sample needs"):
-        scores(program, "taylor", DATA, memory=one - 1)
-
-
-# -- refusals ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*ON_DATA, "torch_pruning"])
-def test_without_data(program, name):
-    made = {name: {"importance": "TaylorImportance"}} if name == "torch_pruning" else name
-    with pytest.raises(PassError, match="calibration needs data, and the plan has none"):
-        scores(program, made)
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "message"),
-    [
-        (Samples(DATA.inputs, DATA.labels.double()), {}, "the loss cross_entropy can't take outputs"),
-        (Samples(DATA.inputs[:, :1], DATA.labels), {}, "the model can't take the data's batches, of shape"),
-        (Samples(DATA.inputs[:0], DATA.labels[:0]), {}, "the data's split 'train' is empty"),
-    ],
-    ids=["labels", "shape", "empty"],
-)
-def test_data_that_do_not_fit(program, data, options, message):
-    with pytest.raises(DataError, match=message):
-        scores(program, "taylor", data, **options)
-
-
-def test_labels_that_are_no_classes(program):
-    data = Samples(DATA.inputs, DATA.labels.double())
-    with pytest.raises(DataError, match="one class a sample is needed"):
-        scores(program, "mutual_information", data)
 
 
 def test_a_value_that_was_overwritten_is_noticed():

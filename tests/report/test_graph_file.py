@@ -1,0 +1,58 @@
+"""The dependency graph as a file that other tools read."""
+
+from __future__ import annotations
+
+import json
+
+import networkx as nx
+import pytest
+from nets import program_of
+
+from prunec.compiler.errors import OutputError, PlanError
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.dependency_graph import dependency_graph
+from prunec.compiler.report.graph_file import write_graph
+
+READERS = {
+    "deps.graphml": lambda path: nx.read_graphml(path, force_multigraph=True),
+    "deps.gml": nx.read_gml,
+    "deps.JSON": lambda path: nx.node_link_graph(json.loads(path.read_text()), edges="edges"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("net", ["residual", "concat", "one_channel_piece", "zero_pad_shortcut"])
+def test_a_graph_can_be_read_back(tmp_path, name, net):
+    program = program_of(net)
+    write_graph(program, tmp_path / name)
+    found, graph = READERS[name](tmp_path / name), dependency_graph(program)
+    assert list(found) == [str(vertex) for vertex in graph]
+    ours, theirs = (sorted((*sorted((str(a), str(b))), op) for a, b, op in g.edges(data="op")) for g in (graph, found))
+    assert ours == theirs
+    for vertex, data in graph.nodes(data=True):
+        assert found.nodes[str(vertex)] == {**data, "groups": ", ".join(data["groups"])}
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_a_group_can_be_written_alone(tmp_path):
+    path = tmp_path / "a.json"
+    write_graph(program_of("concat"), path, "a")
+    axes = {node["id"] for node in json.loads(path.read_text())["nodes"]}
+    group = analyse(program_of("concat")).groups["a"]
+    assert axes == {str(member.axis) for member in group.members}
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "error", "words"),
+    [
+        ("deps.dot", None, PlanError, "'deps.dot' names no form of a graph"),
+        ("deps", None, PlanError, "'deps' names no form of a graph"),
+        ("missing/deps.gml", None, OutputError, "No such file or directory"),
+        ("deps.gml", "aa", PlanError, "there is no group 'aa'"),
+    ],
+    ids=["unknown ending", "no ending", "no folder", "no group"],
+)
+def test_a_graph_that_cannot_be_written(tmp_path, name, group, error, words):
+    with pytest.raises(error, match=words):
+        write_graph(program_of("chain"), tmp_path / name, group)
+    assert list(tmp_path.iterdir()) == []
