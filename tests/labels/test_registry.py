@@ -6,11 +6,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import Made
-from torch import nn
+from torch import fx, nn
 
 from prunec.compiler.groups import analysis as units
 from prunec.compiler.ir.program import Program
-from prunec.compiler.labels.registry import MODULE_ROWS, OP_ROWS, TENSOR_SIZES, VALUE_SIZES
+from prunec.compiler.ir.table import Table
+from prunec.compiler.labels import registry
+from prunec.compiler.labels.flow import Flow
+from prunec.compiler.labels.registry import (
+    MODULE_ROWS,
+    OP_ROWS,
+    REWRITES,
+    SIZED,
+    TENSOR_SIZES,
+    VALUE_SIZES,
+    Row,
+    on_module,
+    on_op,
+    rewriter,
+    row_for,
+)
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.criteria.reads import find_reads
 
@@ -84,3 +99,83 @@ def test_every_layer_with_axes_can_be_resized():
     assert unsized == set()
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
     assert all(cls in VALUE_SIZES for cls in norms)
+
+
+def test_a_second_row_for_one_name_is_refused():
+    before, modules = dict(OP_ROWS), dict(MODULE_ROWS)
+    with pytest.raises(AssertionError, match="relu has a row already"):
+        on_op("relu")(lambda flow, node: ())
+    with pytest.raises(AssertionError, match="Linear has a row already"):
+        on_module(nn.Linear)(lambda flow, node: ())
+    assert (before, modules) == (OP_ROWS, MODULE_ROWS)
+
+
+def test_a_second_rewriter_for_one_name_is_refused():
+    before = dict(REWRITES)
+    with pytest.raises(AssertionError, match="view has a row already"):
+        rewriter("view")(lambda old, new, slim: None)
+    assert before == REWRITES
+    assert set(REWRITES) >= SIZED
+
+
+@pytest.fixture
+def two_rows(monkeypatch):
+    """A table of its own for this test."""
+    monkeypatch.setattr(registry, "OP_ROWS", Table())
+    monkeypatch.setattr(registry, "MODULE_ROWS", Table())
+    monkeypatch.setattr(registry, "REWRITES", Table())
+    monkeypatch.setattr(registry, "SIZED", set())
+    return registry
+
+
+def test_a_row_says_of_which_kind_it_is(two_rows):
+    def rule(flow, node):
+        return ()
+
+    assert on_op("moving", "also", moves=True)(rule) is rule
+    on_op("taking", reduces=True)(rule)
+    on_module(nn.ReLU, carries_copies=True)(rule)
+    assert {
+        "moving": Row(rule, moves=True, carries_copies=True),
+        "also": Row(rule, moves=True, carries_copies=True),
+        "taking": Row(rule, reduces=True),
+    } == two_rows.OP_ROWS
+    assert {nn.ReLU: Row(rule, carries_copies=True)} == two_rows.MODULE_ROWS
+    rewriter("plain")(rule)
+    rewriter("counted", sized=True)(rule)
+    assert (set(two_rows.REWRITES), two_rows.SIZED) == ({"plain", "counted"}, {"counted"})
+
+
+class Renamed(nn.Linear):
+    """Computes what its base does."""
+
+
+class Squared(nn.Linear):
+    """Computes something else."""
+
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+def hooked():
+    layer = nn.Linear(2, 2)
+    layer.register_forward_pre_hook(lambda module, args: None)
+    return layer
+
+
+LAYERS = {
+    "known": (nn.Linear(2, 2), True),
+    "subclass": (Renamed(2, 2), True),
+    "another forward": (Squared(2, 2), False),
+    "hook": (hooked(), False),
+    "parametrized": (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), False),
+    "unknown": (nn.Module(), False),
+}
+
+
+@pytest.mark.parametrize(("layer", "known"), LAYERS.values(), ids=LAYERS)
+def test_which_layers_a_row_is_for(layer, known):
+    graph = fx.Graph()
+    node = graph.call_module("a", (graph.placeholder("x"),))
+    row = row_for(Flow(Program(graph, {"a": layer}, ())), node)
+    assert row is (MODULE_ROWS[nn.Linear] if known else None)
