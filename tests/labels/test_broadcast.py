@@ -1,0 +1,96 @@
+"""Operands that are broadcast against each other: what goes together, and what stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flowing import along, carried, empty_flow, joined, reasons
+
+from prunec.compiler.labels.broadcast import combine, is_loose, pin_loose, whole, with_picks
+
+GRID = np.arange(8).reshape(1, 2, 1, 4)  # [n, heads, tokens, width]
+SHAPE = (3, 2, 5, 4)
+TOGETHER = [0, 0, 0, 0, 4, 4, 4, 4]
+
+MEETINGS = {
+    "a number": ([((along(1, 2, 0, 1),), (3, 2)), ((), ())], [0, 1], []),
+    "channel by channel": ([((along(1, 2, 0, 1),), (3, 2)), ((along(1, 2, 2, 3),), (3, 2))], [0, 1, 0, 1], []),
+    "a vector": ([((along(1, 2, 0, 1),), (3, 2)), ((along(0, 1, 2, 3),), (2,))], [0, 1, 0, 1], []),
+    "the image": ([((along(1, 2, 0, 1),), (3, 2)), ((), (3, 2))], [-1, -1], ["meets positions that are fixed at here"]),
+    "one column": ([((along(1, 2, 0, 1),), (3, 2)), ((), (3, 1))], [0, 1], []),
+    "rows and columns": ([((along(0, 2, 0, 1),), (2, 1)), ((along(1, 2, 2, 3),), (1, 2))], [0, 1, 2, 3], []),
+    "angles over widths": ([((GRID,), SHAPE), ((), (5, 4))], TOGETHER, []),
+    "a gate of heads": ([((GRID,), SHAPE), ((along(0, 3, 8, 9),), (2, 1, 1))], [*TOGETHER, 0, 4], []),
+    "two grids": ([((GRID,), SHAPE), ((GRID + 8,), SHAPE)], [*range(8), *range(8)], []),
+    "all of it is fixed": ([((GRID,), SHAPE), ((), SHAPE)], [-1] * 8, ["meets positions that are fixed at here"]),
+}
+
+
+@pytest.mark.parametrize(("operands", "expected", "why"), MEETINGS.values(), ids=MEETINGS)
+@pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
+def test_what_meets_goes_together(operands, expected, why, turned):
+    flow, node = empty_flow(len(expected))
+    combine(flow, node, operands[::-1] if turned else operands)
+    assert joined(flow) == expected
+    assert reasons(flow) == why
+
+
+def test_the_result_varies_along_what_any_operand_does():
+    flow, node = empty_flow(4)
+    columns, rows = along(1, 2, 0, 1), along(0, 2, 2, 3)
+    found = combine(flow, node, [((columns,), (2, 2)), ((rows,), (2, 1))])
+    assert [labels.shape for labels in found] == [(1, 2), (2, 1)]
+    (alone,) = combine(flow, node, [((columns,), (2, 2)), ((), ())])
+    assert alone is columns, "the very same array: that keeps long chains cheap"
+
+
+def test_of_two_that_overlap_the_one_that_spans_less_is_kept():
+    flow, node = empty_flow(10)
+    (found,) = combine(flow, node, [((GRID,), SHAPE), ((along(0, 3, 8, 9),), (2, 1, 1))])
+    assert found.shape == (1, 2, 1, 1)
+
+
+def test_a_block_that_meets_a_parameter_of_its_shape_loses_rows():
+    flow, node = empty_flow(14)
+    rows, columns = along(0, 3, 8, 9), along(2, 3, 10, 11, 12, 13)
+    combine(flow, node, [((GRID,), SHAPE), ((rows, columns), (2, 1, 4))])
+    assert joined(flow) == [*TOGETHER, 0, 4, -1, -1, -1, -1]
+    assert reasons(flow) == ["goes with whole heads at here"]
+
+
+def test_whole_unifies_all_that_differs_along_a_dimension():
+    flow, node = empty_flow(8)
+    assert whole(flow, GRID, 3, node).tolist() == [[[[0]], [[4]]]]
+    assert joined(flow) == TOGETHER
+
+
+def test_copies_are_pinned_where_they_are_loose():
+    flow, _ = empty_flow(6)
+    labels = along(1, 2, 0, 1, 2, 3)
+    pin_loose(flow, [labels], "is a copy")
+    assert not is_loose(flow, labels)
+    assert reasons(flow) == []
+    flow.loosen(np.array([2, 3]))
+    pin_loose(flow, [labels, along(0, 2, 4, 5)], "is a copy")
+    assert is_loose(flow, labels)
+    assert not is_loose(flow, along(0, 2, 4, 5))
+    assert [pin.labels.tolist() for pin in flow.pins] == [[2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "free", "picks"),
+    [((4,), True, [0]), ((3, 4), True, [1]), ((3, 4), False, []), ((1,), True, []), ((3, 1), True, [])],
+    ids=["a vector", "a table", "a parameter's", "a number", "a column"],
+)
+def test_what_no_parameter_writes_is_picked(shape, free, picks):
+    flow, _ = empty_flow(4)
+    channels, waves = carried(flow, (3, 4), along(1, 2, 0, 1, 2, 3)), carried(flow, shape)
+    vars(flow)["parameter_free"] = {waves} if free else set()
+    node = flow.program.graph.call_method("add", (channels, waves))
+    operands = with_picks(flow, node)
+    assert [pick.dim for pick in flow.picks.get(node, ())] == picks
+    assert len(operands[1][0]) == len(picks)
+    assert len(flow.counted) == len(picks)
+    combine(flow, node, operands)
+    if picks:
+        assert joined(flow) == [0, 1, 2, 3, 0, 1, 2, 3]
