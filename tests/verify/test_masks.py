@@ -10,10 +10,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from slimmed_by_hand import CASES, IMAGE, Case, Net, conv, layer, program_of, seeded
-from torch import nn
+from torch import Tensor, nn
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.program import Axis
+from prunec.compiler.verify.masks import (
+    FREE,
+    KEPT,
+    REMOVED,
+    Call,
+    Marked,
+    collapse,
+    compressed,
+    constant,
+    contract,
+    linked,
+    mark,
+    meet,
+    plain,
+    zeroed,
+)
 from prunec.compiler.verify.reference import Masked
 from prunec.compiler.verify.verify import verify
 
@@ -131,3 +147,133 @@ def test_a_kept_constant_is_not_dropped_unless_it_is_zero():
                 masked.run((torch.ones(IMAGE),), torch.float64)
         else:
             masked.run((torch.ones(IMAGE),), torch.float64)
+
+
+# -- marks alone -------------------------------------------------------------------------------------------------------
+
+
+def m(*values: int, shape: tuple[int, ...] = (-1,)) -> Tensor:
+    return torch.tensor(values, dtype=torch.uint8).reshape(shape)
+
+
+def call(name: str = "add") -> Call:
+    return Call("node 'x'", name, torch.add, (), {})
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        (m(1, 1, 1), [1]),
+        (m(1, 2, 1), [1, 2, 1]),
+        (m(1, 2, 1, 2, shape=(2, 2)), [[1, 2]]),
+        (m(1, 1, 2, 2, shape=(2, 2)), [[1], [2]]),
+        (m(1, 2, 2, 1, shape=(2, 2)), [[1, 2], [2, 1]]),
+        (m(1, 2).expand(3, 2), [[1, 2]]),
+    ],
+    ids=str,
+)
+def test_marks_are_of_size_one_where_they_do_not_vary(marks, expected):
+    assert compressed(marks).tolist() == expected
+
+
+def test_what_is_kept_everywhere_is_plain():
+    data = torch.ones(2, 3)
+    assert mark(data, m(1, 1, 1, shape=(1, 3))) is data
+    found = mark(data, m(1, 2, 1, shape=(1, 3)))
+    assert isinstance(found, Marked)
+    assert found.kept.tolist() == [[True, False, True]] * 2
+    assert zeroed(found).tolist() == [[1, 0, 1]] * 2
+    assert plain([found, {"a": data}])[0] is data
+
+
+LOST, WHOLE, CONSTANT = m(KEPT, REMOVED, shape=(1, 2)), m(KEPT, shape=(1, 1)), m(FREE, shape=(1, 1))
+MEETINGS = {
+    "the same": (LOST, LOST, [[KEPT, REMOVED]]),
+    "kept": (LOST, WHOLE, None),
+    "constants": (LOST, CONSTANT, [[KEPT, REMOVED]]),
+    "others": (LOST, LOST.flip(1), None),
+    "nothing": (WHOLE, WHOLE, [[KEPT]]),
+    "constants alone": (CONSTANT, CONSTANT, [[FREE]]),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), MEETINGS.values(), ids=MEETINGS)
+def test_nothing_that_is_kept_gets_lost_where_values_meet(one, other, expected):
+    operands = [Marked(torch.ones(3, 2), marks) for marks in (one, other)]
+    for turned in (operands, operands[::-1]):
+        if expected is None:
+            with pytest.raises(VerifyError, match="channels that are kept meet channels that are removed at node 'x'"):
+                meet(call(), turned, (3, 2))
+        else:
+            assert meet(call(), turned, (3, 2)).tolist() == expected
+
+
+def test_a_gate_of_one_channel_is_lost_where_all_that_it_reaches_is():
+    gate = torch.ones(3, 1)
+    assert meet(call(), [Marked(torch.ones(3, 2), LOST), gate], (3, 2)).tolist() == [[KEPT, REMOVED]]
+    with pytest.raises(VerifyError):
+        meet(call(), [Marked(torch.ones(3, 2), m(REMOVED, REMOVED, shape=(1, 2))), gate], (3, 2))
+
+
+def test_copies_along_constants_are_as_free_as_they_are():
+    gate, ones = torch.ones(3, 1), constant(torch.ones(1, 2))
+    assert meet(call(), [gate, ones], (3, 2)).tolist() == [[FREE]]
+
+
+@pytest.mark.parametrize(
+    ("marks", "dims", "expected"),
+    [
+        (m(1, 2, 1, 2, shape=(2, 2)), [0], [[1, 2]]),
+        (m(0, 2, 1, 0, shape=(2, 2)), [0], [[1, 2]]),
+        (m(0, 0, 1, 1, shape=(2, 2)), [0, 1], [[1]]),
+        (m(1, 2, 1, 2, shape=(2, 2)), [1], None),
+    ],
+    ids=["alike", "up to free ones", "two dimensions", "mixed"],
+)
+def test_dimensions_that_are_taken_together(marks, dims, expected):
+    if expected is None:
+        with pytest.raises(VerifyError, match="it sorts removed channels at node 'x'"):
+            collapse(call(), marks, dims, "it sorts removed channels")
+    else:
+        assert collapse(call(), marks, dims, "it sorts removed channels").tolist() == expected
+
+
+PRODUCTS = {
+    "nothing is lost": (m(1, 1, 1), m(1, 1, 1), [[1]]),
+    "the same columns": (m(1, 2, 1), m(1, 2, 1), [[1]]),
+    "other columns": (m(1, 2, 1), m(1, 1, 2), None),
+    "a forgotten column": (m(1, 2, 1), m(1, 1, 1), None),
+    "all": (m(2, 2, 2), m(2, 2, 2), [[2]]),
+}
+
+
+@pytest.mark.parametrize(("arriving", "columns", "expected"), PRODUCTS.values(), ids=PRODUCTS)
+def test_a_reader_loses_what_arrives_no_more(arriving, columns, expected):
+    values = (torch.ones(1, 3), torch.ones(1, 3))
+    marks = [arriving.reshape(1, 3), columns.reshape(1, 3)]
+    if expected is None:
+        with pytest.raises(VerifyError, match="not those of the channels that arrive"):
+            contract(call("linear"), F.linear, *values, marks=marks)
+    else:
+        assert contract(call("linear"), F.linear, *values, marks=marks).tolist() == expected
+
+
+def test_a_constant_that_is_no_zero_can_not_be_dropped_from_a_sum():
+    for value, fits in ((0.0, True), (0.5, False)):
+        given = Marked(torch.full((1, 3), value), m(KEPT, FREE, KEPT, shape=(1, 3)))
+        marks = [given.marks, m(KEPT, REMOVED, KEPT, shape=(1, 3))]
+        if fits:
+            assert contract(call("linear"), F.linear, given, torch.ones(1, 3), marks=marks).tolist() == [[KEPT]]
+        else:
+            with pytest.raises(VerifyError):
+                contract(call("linear"), F.linear, given, torch.ones(1, 3), marks=marks)
+
+
+def test_a_view_writes_through_to_what_it_is_of():
+    whole = constant(torch.zeros(2, 4))
+    part = linked(constant(whole.data[:, 1:3]), whole, lambda x: x[:, 1:3])
+    part.write(m(KEPT, REMOVED, shape=(1, 2)))
+    assert whole.marks.tolist() == [[FREE, KEPT, REMOVED, FREE]]
+    copy = linked(constant(whole.data[:, 1:3].clone()), whole, lambda x: x[:, 1:3])
+    copy.write(m(KEPT, shape=(1, 1)))
+    assert whole.marks.tolist() == [[FREE, KEPT, REMOVED, FREE]], "a copy has marks of its own"
