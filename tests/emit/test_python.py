@@ -10,14 +10,14 @@ import textwrap
 import types
 import weakref
 from collections import namedtuple
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import fx, nn
+from hand_made import X, by_hand
+from torch import nn
 
 from prunec.compiler.emit.python import WEIGHTS, class_name, emit_source, save_weights, saved_tensors
 from prunec.compiler.errors import ModelError
@@ -355,74 +355,6 @@ def test_reads_like_this(name, lines):
     assert [line for line in lines if line not in source] == []
 
 
-@dataclass(frozen=True)
-class Value:
-    """The value of the placeholder (0) or of an earlier node, in the arguments of a program made by hand."""
-
-    index: int
-
-
-def by_hand(*nodes: tuple[str, object, tuple[object, ...]]) -> Program:
-    """A program of one input and the calls that are listed; it returns the last one."""
-    graph, example = fx.Graph(), torch.randn(4, 3)
-    values = [graph.placeholder("x")]
-    for kind, target, args in nodes:
-        known = fx.node.map_aggregate(args, lambda arg: values[arg.index] if isinstance(arg, Value) else arg)
-        values.append(graph.create_node(kind, target, known))
-    graph.output(values[-1])
-    for node in graph.nodes:
-        node.meta["val"] = example
-    return Program(graph, {}, (example,), name="Net")
-
-
-X, Y = Value(0), Value(1)
-SPELLED = [
-    (torch._C._nn.gelu, (X,), "F.gelu(x)"),
-    (torch.relu, (X,), "torch.relu(x)"),
-    (F.relu, (X,), "F.relu(x)"),
-    (torch.linalg.norm, (X, 2.0, -1), "torch.linalg.norm(x, 2.0, -1)"),
-    (F.max_pool2d, (X, (2, 2)), "F.max_pool2d(x, (2, 2))"),
-    (F.scaled_dot_product_attention, (X, X, X), "F.scaled_dot_product_attention(x, x, x)"),
-    (operator.matmul, (X, X), "x @ x"),
-    (operator.neg, (X,), "-x"),
-    (operator.invert, (X,), "~x"),
-    (operator.pow, (-1, X), "(-1) ** x"),
-    (operator.contains, ([1, 2], 1), "1 in [1, 2]"),
-    (operator.abs, (X,), "abs(x)"),
-    (operator.concat, ([1], [2]), "operator.concat([1], [2])"),
-    (operator.getitem, (X, (slice(None), slice(1, None, 2), None)), "x[:, 1::2, None]"),
-    (operator.getitem, (X, (slice(None, X),)), "x[:x,]"),
-    (operator.getitem, (X, slice(None, -1)), "x[:-1]"),
-    (operator.getitem, (X, [0, 2]), "x[[0, 2]]"),
-    (getattr, (X, "T"), "x.T"),
-    (torch._assert, (X, 'it\'s "wrong"'), "torch._assert(x, 'it\\'s \"wrong\"')"),
-    (torch.full, (2, float("-inf"), torch.float64), 'torch.full(2, float("-inf"), torch.float64)'),
-    (torch.empty, (2, torch.strided, torch.device("cpu")), 'torch.empty(2, torch.strided, torch.device("cpu"))'),
-    (torch.ops.aten.add.Tensor, (X, X), "torch.ops.aten.add.Tensor(x, x)"),
-    (torchvision.ops.roi_align, (X, [X], (2, 2)), "torchvision.ops.roi_align(x, [x], (2, 2))"),
-    (isinstance, (X, torch.Tensor), "isinstance(x, torch.Tensor)"),
-    (dict, ({"a": [1, (2,)], 3: slice(1, X)},), 'dict({"a": [1, (2,)], 3: slice(1, x, None)})'),
-]
-
-
-@pytest.mark.parametrize(("target", "args", "text"), SPELLED, ids=[text for *_, text in SPELLED])
-def test_spells_a_call(target, args, text):
-    source = emit_source(by_hand(("call_function", target, args)))
-    assert f" = {text}\n" in source
-    compile(source, "model.py", "exec")
-
-
-def test_an_in_place_operator_changes_its_variable():
-    source = emit_source(by_hand(("call_function", operator.iadd, (X, 1)), ("call_function", operator.mul, (Y, X))))
-    assert "        x += 1\n        mul = x * x\n        return mul\n" in source
-
-
-def test_sizes_are_kept_where_a_shape_changes_in_place():
-    calls = [("call_function", getattr, (X, "shape")), ("call_method", "t_", (X,)), ("call_method", "view", (X, Y))]
-    assert "x.view(x.shape)" in emit_source(by_hand(calls[0], calls[2]))
-    assert "shape = x.shape" in emit_source(by_hand(*calls)).replace("getattr_1", "shape")
-
-
 def test_a_long_statement_is_broken_inside_its_brackets():
     source = emit_source(
         by_hand(("call_function", torch.cat, ([X] * 60, 1)), ("call_function", operator.add, ("a " * 80, X)))
@@ -435,17 +367,6 @@ def test_a_long_statement_is_broken_inside_its_brackets():
 def test_a_value_that_nobody_reads_is_no_variable():
     source = emit_source(by_hand(("call_method", "add_", (X, 1)), ("call_function", torch.relu, (X,))))
     assert "        x.add_(1)\n        relu = torch.relu(x)\n" in source
-
-
-def mystery(x):
-    return x
-
-
-@pytest.mark.parametrize("target", [mystery, lambda x: x, json.dumps], ids=["function", "lambda", "library"])
-def test_refuses_what_has_no_public_name(target):
-    with pytest.raises(ModelError, match=rf"node '\S+' calls '.*{target.__qualname__}'".replace("<", r"\S")) as caught:
-        emit_source(by_hand(("call_function", target, (X,))))
-    assert "torch alone" in str(caught.value)
 
 
 def test_names_the_module_that_has_no_constructor():

@@ -15,8 +15,6 @@ from torch.nn import functional as F
 
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Axis
-from prunec.compiler.rewrite import layers as slim_layers
-from prunec.compiler.rewrite.layers import Gathering
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.tracing.trace import trace
 
@@ -170,20 +168,6 @@ def test_module_attributes_follow():
     assert (n.num_groups, n.num_channels) == (6, 6)
     assert (d.groups, d.in_channels, d.out_channels) == (6, 6, 6)
     assert (b.in_channels, b.out_channels) == (6, 6)
-
-
-@pytest.mark.parametrize("scratch", [1, 20, 10**6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-@pytest.mark.parametrize("view", ["plain", "transposed", "expanded"])
-def test_rows_and_columns_are_gathered_some_at_a_time(monkeypatch, scratch, dtype, view):
-    monkeypatch.setattr(slim_layers, "SCRATCH", scratch)
-    tensor = torch.arange(5 * 4 * 3).reshape(5, 4, 3).to(dtype)
-    tensor = {"plain": tensor, "transposed": tensor.transpose(0, 1), "expanded": tensor[:1].expand(5, 4, 3)}[view]
-    found = Gathering().gather(tensor, {0: np.array([0, 2, 3]), 1: np.array([1, 3])})
-    assert torch.equal(found, tensor[[0, 2, 3]][:, [1, 3]])
-    assert found.is_contiguous()
-    empty = Gathering().gather(tensor, {0: np.array([], dtype=np.int64), 1: np.array([1])})
-    assert empty.shape == (0, 1, 3)
 
 
 def test_origin_numbers_positions_as_in_the_original():
