@@ -22,22 +22,21 @@ def node(op: str, target: object, *args: object, **kwargs: object) -> fx.Node:
     return fx.Graph().create_node(op, target, args, kwargs)
 
 
-@pytest.mark.parametrize(
-    ("op", "target", "name"),
-    [
-        ("call_function", torch.add, "add"),
-        ("call_function", operator.add, "add"),
-        ("call_function", operator.and_, "and"),
-        ("call_function", F.relu_, "relu"),
-        ("call_function", torch.Tensor.add_, "add"),
-        ("call_method", "relu_", "relu"),
-        ("call_method", "__getitem__", "__getitem__"),
-        ("call_function", getattr, "getattr"),
-        ("call_function", add, f"{__name__}.add"),
-        ("call_function", by_mode, "by_mode"),
-    ],
-    ids=str,
-)
+NAMES = [
+    ("call_function", torch.add, "add"),
+    ("call_function", operator.add, "add"),
+    ("call_function", operator.and_, "and"),
+    ("call_function", F.relu_, "relu"),
+    ("call_function", torch.Tensor.add_, "add"),
+    ("call_method", "relu_", "relu"),
+    ("call_method", "__getitem__", "__getitem__"),
+    ("call_function", getattr, "getattr"),
+    ("call_function", add, f"{__name__}.add"),
+    ("call_function", by_mode, "by_mode"),
+]
+
+
+@pytest.mark.parametrize(("op", "target", "name"), NAMES, ids=range(len(NAMES)))
 def test_names_of_operations(op, target, name):
     assert op_name(node(op, target)) == name
 
