@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from same import assert_same, leaves
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
@@ -267,22 +268,6 @@ def build(forward: Any, **attributes: Any) -> nn.Module:
     """A `Net` with this forward."""
     torch.manual_seed(0)
     return type("Net", (Net,), {"forward": forward, **attributes})()
-
-
-def leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [leaf for item in value for leaf in leaves(item)] if isinstance(value, tuple | list) else [value]
-
-
-def assert_same(module: nn.Module, model: nn.Module, *inputs: torch.Tensor) -> None:
-    """Bit by bit, in eval mode; inputs are copied, since a model may write into them."""
-    with torch.no_grad():
-        found = leaves(module(*copy.deepcopy(inputs)))
-        expected = leaves(copy.deepcopy(model).eval()(*copy.deepcopy(inputs)))
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b
 
 
 def calls(program: Program, op: str) -> list[Any]:
@@ -698,59 +683,6 @@ def test_lazy_and_scripted_modules_are_refused():
         trace(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), (torch.rand(1, 8),))
     with pytest.raises(ModelError, match="0 is a scripted module"):
         trace(nn.Sequential(torch.jit.script(nn.ReLU())), (torch.rand(1, 8),))
-
-
-# ---- rows of the batch ----------------------------------------------------------------------------------------------
-
-
-class Classifier(nn.Module):
-    """A convolution, a view and a linear layer."""
-
-    def __init__(self, view: Any, features: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 64, 3, padding=1)
-        self.head = nn.Linear(features, 10)
-        self.view = view
-
-    def forward(self, x):
-        return self.head(self.view(self.conv(x)))
-
-
-def fold_and_unfold(x):
-    return x.reshape(-1, 1024).reshape(x.shape[0], 4, 1024).mean(1)
-
-
-FAULTS = {
-    "view": lambda x: x.view(-1, 64 * 4 * 4),
-    "reshape": lambda x: x.reshape((-1, 1024)),
-    "function": lambda x: torch.reshape(x, (-1, 1024)),
-}
-RIGHT = {
-    "the whole image": (lambda x: x.view(-1, 64 * 8 * 8), 4096),
-    "batch first": (lambda x: x.view(x.size(0), -1), 4096),
-    "folded and unfolded": (fold_and_unfold, 1024),
-    "all positions as rows": (lambda x: x.permute(0, 2, 3, 1).reshape(-1, 64), 64),
-    "windows of a fixed number": (lambda x: x.view(-1, 1024)[:4], 1024),
-}
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("view", FAULTS.values(), ids=FAULTS)
-def test_a_view_that_cuts_images_apart_is_refused(view, batch):
-    with pytest.raises(ModelError, match="turns N rows into 4N") as caught:
-        trace(Classifier(view, 1024), (torch.rand(batch, 3, 8, 8),))
-    text = str(caught.value)
-    for part in (f"[{batch}, 64, 8, 8] has 4096 values", "asks for 1024", "takes 4096 features", f"[{batch}, 3, 8, 8]"):
-        assert part in text
-    assert caught.value.at
-    assert caught.value.at.line == view.__code__.co_firstlineno
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(("view", "features"), RIGHT.values(), ids=RIGHT)
-def test_views_that_keep_images_whole_are_taken(view, features, batch):
-    model = Classifier(view, features)
-    assert_same(trace(model, (torch.rand(batch, 3, 8, 8),)).module, model, torch.rand(3, 3, 8, 8))
 
 
 # ---- real networks --------------------------------------------------------------------------------------------------
