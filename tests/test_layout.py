@@ -93,8 +93,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/ops/setitem.py": "rewrite/test_shrink.py",
     "compiler/ops/sign_analysis.py": "end_to_end/test_patterns_of_models.py",
     "compiler/pass_base.py": "plan/test_plan.py",
-    "compiler/plan/schema.py": "plan/test_plan.py",
-    "compiler/report/console.py": "cli/test_main.py",
     "compiler/report/figures.py": "report/test_html.py",
     "compiler/rewrite/gather.py": "labels/test_parameter_free.py",
     "compiler/targets/coreml.py": "passes/test_select.py",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from nets import program_of
 
-from prunec.compiler.driver.lock import sha256_of
+from prunec.compiler.driver.lock import check_model, check_result, entry, removed, sha256_of, versions
+from prunec.compiler.errors import ModelError, Span
+from prunec.compiler.ir.program import Axis
+from prunec.passes.select import Select
+from prunec.passes.shrink import Shrink
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "empty": torch.empty(0, 2), "c": torch.ones(2)}
 
@@ -28,3 +34,40 @@ def test_the_hash_knows_no_order_and_no_strides():
 @pytest.mark.parametrize("change", OTHER_WEIGHTS.values(), ids=OTHER_WEIGHTS)
 def test_the_hash_sees_every_change(change):
     assert sha256_of(WEIGHTS | change) != sha256_of(WEIGHTS)
+
+
+def test_what_was_removed_is_numbered_as_in_the_original():
+    before = program_of("grouped")
+    grouped = Axis("g.weight", 1)
+    gone = {Axis("a.weight", 0): [1, 3], grouped: [0, before.size(grouped) - 1], Axis("g.weight", 0): []}
+    origin = {axis: np.setdiff1d(np.arange(before.size(axis)), lost) for axis, lost in gone.items()}
+    after = before.derive(origin={**origin, Axis("gone.weight", 0): np.arange(1)})
+    assert removed(before, after) == {
+        "a.weight": {"0": [1, 3]},
+        "g.weight": {"1": [0, before.size(grouped) - 1]},
+    }
+
+
+def test_a_pass_is_written_without_its_defaults():
+    assert entry(Select(ratio=0.5)) == {"select": {"ratio": 0.5}}
+    assert entry(Shrink()) == "shrink"
+
+
+def test_a_lock_holds_for_its_weights_alone():
+    program = program_of("chain")
+    hashes = {"model": sha256_of(program.tensors), "result": sha256_of(program.tensors)}
+    check_model(hashes, program, None)
+    check_model(None, program, None)
+    assert check_result(hashes, program) is None
+    assert check_result(None, program) is None
+    other = program_of("residual")
+    with pytest.raises(ModelError, match="not those that the lock was made of") as caught:
+        check_model(hashes, other, Span("plan.lock.json", 3, 1))
+    assert caught.value.at is not None
+    assert "result's weights differ" in (check_result(hashes, other) or "")
+
+
+def test_versions_are_of_all_that_computes():
+    found = versions()
+    assert found["torch"] == torch.__version__.partition("+")[0]
+    assert {"prunec", "python", "numpy"} <= found.keys()

@@ -1,0 +1,105 @@
+"""The parts of a plan as checked values: short forms, paths from the plan's folder, and ranges of inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from prunec.compiler.plan.schema import Factory, InputItems, InputSpec, InputValue, ModelSpec, OnnxExport, PlanInput
+
+INPUT = TypeAdapter(PlanInput)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([1, 3], InputSpec(shape=(1, 3))),
+        ({"shape": [1], "dtype": "bool"}, InputSpec(shape=(1,), dtype="bool")),
+        ([[1], [2]], InputItems(items=(InputSpec(shape=(1,)), InputSpec(shape=(2,))))),
+        ({"items": {"a": [1]}}, InputItems(items={"a": InputSpec(shape=(1,))})),
+        ({"value": None}, InputValue(value=None)),
+    ],
+    ids=str,
+)
+def test_the_short_forms_of_an_input(value, expected):
+    found = INPUT.validate_python(value)
+    assert found == expected
+    assert INPUT.validate_python(found.model_dump()) == found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "complaint"),
+    [
+        ("int64", None, 10, ""),
+        ("int8", -128, 128, ""),
+        ("int8", -129, 1, "must have 'low' at least -128"),
+        ("int8", 0, 129, "must have 'high' at most 128"),
+        ("uint8", -1, 2, "must have 'low' at least 0"),
+        ("int64", 5, 5, "must have 'low' below 'high', which is 5"),
+        ("int64", None, None, "must have the key 'high' beside dtype int64"),
+        ("float32", None, 3, "must not have the key 'high' beside dtype float32"),
+        ("bool", 0, None, "must not have the key 'low' beside dtype bool"),
+    ],
+)
+def test_the_range_of_whole_numbers(dtype, low, high, complaint):
+    given = {"shape": [1], "dtype": dtype, "low": low, "high": high}
+    if complaint:
+        with pytest.raises(ValidationError, match=complaint):
+            InputSpec.model_validate(given)
+    else:
+        assert InputSpec.model_validate(given).whole is (dtype in ("int64", "int8"))
+
+
+def in_folder(folder: Path, value: object) -> ModelSpec:
+    return ModelSpec.model_validate(value, context={"folder": folder})
+
+
+def test_paths_start_at_the_plans_folder(tmp_path):
+    (tmp_path / "nets.py").touch()
+    (tmp_path / "w.pt").touch()
+    found = in_folder(tmp_path, {"factory": "./nets.py:make.it", "weights": "plans/../w.pt"})
+    assert found.factory is not None
+    assert (found.factory.module, found.factory.name) == (tmp_path / "nets.py", "make.it")
+    assert found.weights == tmp_path / "w.pt"
+    dumped = found.model_dump(context={"relative_to": tmp_path / "out"})
+    assert (dumped["factory"], dumped["weights"]) == ("../nets.py:make.it", "../w.pt")
+    assert Factory(factory="package.module:make").factory.module == "package.module"
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("nets", "must be package.module:name or path/to/file.py:name"),
+        ("a-b:make", "must be package.module:name or path/to/file.py:name"),
+        ("nets.py:1", "must be package.module:name or path/to/file.py:name"),
+        ("net.py:make", "no file"),
+        ({}, "must have either the key 'factory' or the key 'saved'"),
+        ({"factory": "a:b", "weights": "."}, "is a folder, expected a file of weights"),
+        ({"saved": "."}, "no model.py in"),
+        (3, "must be package.module:name or a mapping with the key 'factory' or 'saved'"),
+    ],
+    ids=str,
+)
+def test_a_model_that_no_plan_may_name(tmp_path, value, complaint):
+    (tmp_path / "nets.py").touch()
+    with pytest.raises(ValidationError) as caught:
+        in_folder(tmp_path, value)
+    assert complaint in str(caught.value)
+
+
+def test_a_saved_model_has_weights_and_arguments_of_its_own(tmp_path):
+    (tmp_path / "model.py").touch()
+    assert in_folder(tmp_path, {"saved": "."}).saved == tmp_path
+    with pytest.raises(ValidationError, match="must not have 'args' or 'weights' beside 'saved'"):
+        in_folder(tmp_path, {"saved": ".", "args": {"a": 1}})
+
+
+def test_parts_do_not_change_and_know_their_keys():
+    export = OnnxExport()
+    with pytest.raises(ValidationError, match="frozen"):
+        export.opset = 21
+    for wrong in ({"opset": 17}, {"dynamic": ["depth"]}, {"name": "x"}):
+        with pytest.raises(ValidationError):
+            OnnxExport.model_validate(wrong)

@@ -1,0 +1,93 @@
+"""What the console prints: lines as they stand, errors in parts, and bars that vanish when they are full."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+from prunec.compiler.errors import PlanError, Span, VerifyError
+from prunec.compiler.report.console import Bars, made_table, say, show_bug, show_error, table
+
+
+def test_text_is_no_markup_and_is_not_broken(capsys):
+    line = "[bold]x[/bold] " + "word " * 60
+    say(line)
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_an_error_is_printed_as_it_words_itself(capsys):
+    error = PlanError("no [such] key", at=Span("plan.yaml", 1, 3, 2, "  ab: 1"), hint="write a")
+    show_error(error)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"{error}\n")
+
+
+def test_a_fault_of_the_compiler_is_owned(capsys):
+    show_error(VerifyError("it differs"))
+    assert capsys.readouterr().err == "it differs\nthis is a bug in prunec or in a pass; nothing was written\n"
+
+
+def raised() -> Exception:
+    try:
+        raise KeyError("first\nsecond")
+    except KeyError as error:
+        return error
+
+
+def test_the_traceback_of_a_bug_goes_to_a_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    show_bug(raised(), debug=False)
+    printed = capsys.readouterr().err
+    assert printed.startswith("this is a bug in prunec: KeyError: ")
+    found = re.search(r"this traceback: (\S+)", printed)
+    assert found is not None
+    assert "in raised" in Path(found[1]).read_text()
+
+
+def test_or_is_shown_when_debugging(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    show_bug(raised(), debug=True)
+    printed = capsys.readouterr().err
+    assert "in raised" in printed
+    assert printed.index("Traceback") < printed.index("this is a bug")
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_stand_to_the_right(capsys):
+    table("a title", ("name", "size"), [("one", "1"), ("three", Text("1,000"))], right=("size",))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["a title", "name      size", "one          1", "three    1,000"]
+    assert made_table("", ("a",), []).title is None
+
+
+class Drawn:
+    """A display that takes down what it is told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, int]] = []
+        self.updates: list[dict[str, object]] = []
+
+    def add_task(self, what: str, total: int) -> int:
+        self.tasks.append((what, total))
+        return len(self.tasks) - 1
+
+    def update(self, task: int, **changes: object) -> None:
+        self.updates.append({"task": task, **changes})
+
+
+@pytest.mark.parametrize("total", [2, 5])
+def test_each_kind_of_work_has_one_bar_until_it_is_done(total):
+    drawn = Drawn()
+    bars = Bars(drawn)
+    bars("score", 0, total)
+    bars("verify", 0, 1)
+    bars("score", total, total)
+    assert drawn.tasks == [("score", total), ("verify", 1)]
+    assert [(each["task"], each["completed"], each["visible"]) for each in drawn.updates] == [
+        (0, 0, True),
+        (1, 0, True),
+        (0, total, False),
+    ]
