@@ -104,6 +104,12 @@ def test_after_the_trace_numbers_are_like_any_other(tape, shape):
     assert type(shape[0] / 3) is float
 
 
+def test_both_halves_of_a_division_are_traced(tape, shape):
+    found = divmod(shape[1], 4)
+    assert found == (1, 2)
+    assert [type(each) for each in found] == [Int, Int]
+
+
 def test_other_operands_are_asked(shape):
     tensor = torch.ones(2) * shape[0]
     assert tensor.tolist() == [4, 4]

@@ -60,10 +60,11 @@ def test_where_a_flag_stands(call, place):
     ("call", "expected"),
     [
         (PLACES["by position"][0], ((1, 0.5, FLAG), {})),
+        (node(F.dropout, 1, 0.5, True, False), ((1, 0.5, FLAG, False), {})),
         (PLACES["by name"][0], ((1,), {"training": FLAG})),
         (PLACES["a share"][0], ((1, 1, 1), {"dropout_p": FLAG})),
     ],
-    ids=["by position", "by name", "a share"],
+    ids=["by position", "in the middle", "by name", "a share"],
 )
 def test_another_value_in_its_place(call, expected):
     before = (call.args, dict(call.kwargs))
