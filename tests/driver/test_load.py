@@ -1,4 +1,4 @@
-"""What a plan names is made (model, weights, data, example inputs), or the reason why it can't be is shown."""
+"""What a plan names is made (model, data, example inputs), or the reason why it can't be is shown."""
 
 from __future__ import annotations
 

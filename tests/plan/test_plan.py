@@ -1,4 +1,4 @@
-"""The plan language: what loads, what is refused and in which words, overrides, the registry, the JSON schema."""
+"""The plan language: what loads, what is refused and in which words, and the JSON schema."""
 
 from __future__ import annotations
 
