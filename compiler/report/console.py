@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -36,8 +37,9 @@ _LINE_STYLES: Final = (
 
 def console(*, stderr: bool = False) -> Console:
     """A console on the stream as it is now; text is shown as it stands, without markup or guessed highlights."""
-    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-    return made if made.is_terminal else Console(stderr=stderr, markup=False, highlight=False, width=PLAIN_WIDTH)
+    plain = partial(Console, stderr=stderr, markup=False, highlight=False, emoji=False)
+    made = plain()
+    return made if made.is_terminal else plain(width=PLAIN_WIDTH)
 
 
 def say(text: str | Text) -> None:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from prunec.compiler.groups.balance import OUTSIDE, Balanced, balances
+from prunec.compiler.groups.balance import NO_UNIT, Balanced, balances
 
 
 def rows(size: int, count: int) -> Balanced:
@@ -29,7 +29,7 @@ CELLS = {
     ),
     "in every row": ([Balanced(np.array([[0, 1], [0, 2]]), "a")], [[[1], [2]]], [(1, 1)]),
     "one row": ([rows(4, 1)], [], []),
-    "outside": ([Balanced(np.array([[0, 1, OUTSIDE], [2, 3, OUTSIDE]]), "a")], [[[0, 1], [2, 3]]], [(1, 1)]),
+    "outside": ([Balanced(np.array([[0, 1, NO_UNIT], [2, 3, NO_UNIT]]), "a")], [[[0, 1], [2, 3]]], [(1, 1)]),
 }
 
 
@@ -64,7 +64,7 @@ def test_how_many_packs_may_leave(pinned, packs):
 
 
 def test_positions_outside_never_go():
-    block = Balanced(np.array([[0, OUTSIDE], [1, 2]]), "a")
+    block = Balanced(np.array([[0, NO_UNIT], [1, 2]]), "a")
     assert block.lost(np.array([False, True, False])).tolist() == [1, 1]
     assert not block.fits
     assert rows(8, 2).fits

@@ -8,7 +8,8 @@ import torch
 from nets import Made, conv, program_of
 from torch import nn
 
-from prunec.compiler.groups.analysis import LOOSE, Analysis, analyse
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds, label_arrays_of, pacesetter, unmergeable
 from prunec.compiler.tracing.trace import trace
 
@@ -40,22 +41,22 @@ ALIKE = {
 def test_units_of_one_kind_are_treated_alike(run, parts, name, expected):
     analysis = analysed(run, **parts)
     mine = [kinds(analysis)[group.where] for group in analysis.groups.values()]
-    sizes = sorted(np.unique(np.concatenate([part for part in mine if (part != LOOSE).all()]), return_counts=True)[1])
+    sizes = sorted(np.unique(np.concatenate([part for part in mine if (part != NO_UNIT).all()]), return_counts=True)[1])
     assert sizes == sorted(expected)
 
 
 def test_units_that_may_not_go_are_of_no_kind():
     analysis = analyse(program_of("chain"))
     found = kinds(analysis)
-    assert ((found == LOOSE) == ~analysis.free).all()
-    assert set(found[analysis.groups["a"].where]) != {LOOSE}
+    assert ((found == NO_UNIT) == ~analysis.free).all()
+    assert set(found[analysis.groups["a"].where]) != {NO_UNIT}
 
 
 def test_units_whose_number_matters_are_of_no_kind_and_say_why():
     analysis = analysed(lambda m, x: m.b(m.n(m.a(x))), a=conv(3, 6), n=nn.GroupNorm(1, 6), b=conv(6, 2))
     group = analysis.groups["a"]
     assert group.free.all()
-    assert set(kinds(analysis)[group.where]) == {LOOSE}
+    assert set(kinds(analysis)[group.where]) == {NO_UNIT}
     assert "n" in unmergeable(analysis, group)
     assert unmergeable(analysis, group, []) == "no two of its units are produced and read alike"
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.groups.patterns import chosen, group_names, matching
+from prunec.compiler.groups.patterns import chosen, group_names, match_names, matching
 from prunec.compiler.tracing.trace import trace
 from prunec.models.resnet import resnet
 
@@ -87,3 +87,13 @@ def test_patterns_of_kinds(pattern, means):
     found = set(matching([pattern], analyse(bare("mobilenet_v2")).groups)[pattern])
     assert means <= found
     assert "features.18.0" not in found
+
+
+def test_names_by_patterns():
+    names = ["layer1.0", "layer1.1", "layer2.0"]
+    assert match_names(["layer1.*", "layer?.0"], names, "only") == {"layer1.0", "layer1.1", "layer2.0"}
+    assert match_names([], names, "only") == frozenset()
+    with pytest.raises(PassError, match=r"'only': nothing is called 'layer3\.0'") as caught:
+        match_names(["layer1.*", "layer3.0"], names, "only")
+    assert caught.value.keys == ("only",)
+    assert caught.value.hint == "did you mean 'layer2.0'?"

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from prunec.compiler.errors import PassError
-from prunec.compiler.ir.graph import arguments, call, is_impure, match_names, operand, output_of
+from prunec.compiler.ir.graph import arguments, call, is_impure, operand, output_of
 
 
 def made(op: str, target: object, *args: object, **kwargs: object) -> fx.Node:
@@ -64,13 +63,3 @@ def test_the_output_is_the_last_node():
 def test_a_call_runs_functions_and_methods():
     assert call(made("call_function", operator.sub, "x", 1), (5, 1), {}) == 4
     assert call(made("call_method", "sum", "x"), (torch.ones(2, 3), 1), {"keepdim": True}).tolist() == [[3], [3]]
-
-
-def test_names_by_patterns():
-    names = ["layer1.0", "layer1.1", "layer2.0"]
-    assert match_names(["layer1.*", "layer?.0"], names, "only") == {"layer1.0", "layer1.1", "layer2.0"}
-    assert match_names([], names, "only") == frozenset()
-    with pytest.raises(PassError, match=r"'only': nothing is called 'layer3\.0'") as caught:
-        match_names(["layer1.*", "layer3.0"], names, "only")
-    assert caught.value.keys == ("only",)
-    assert caught.value.hint == "did you mean 'layer2.0'?"

@@ -13,7 +13,7 @@ from prunec.compiler.report.console import Bars, made_table, say, show_bug, show
 
 
 def test_text_is_no_markup_and_is_not_broken(capsys):
-    line = "[bold]x[/bold] " + "word " * 60
+    line = "[bold]x[/bold] :key: " + "word " * 60
     say(line)
     assert capsys.readouterr().out == line + "\n"
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from prunec.compiler.ops.norm import groups_left
 from prunec.compiler.rewrite import layers as slim_layers
-from prunec.compiler.rewrite.layers import Gathering, groups_left, resized, slim_module
+from prunec.compiler.rewrite.layers import Gathering, resized, slim_module
 
 
 @pytest.mark.parametrize("scratch", [1, 20, 10**6])
@@ -102,5 +103,5 @@ def test_groups_that_keep_any():
 
 
 def test_a_layer_without_a_row_is_named():
-    with pytest.raises(AssertionError, match="ReLU has bound axes, so it needs a row in SIZES"):
+    with pytest.raises(AssertionError, match="ReLU has bound axes, so its sizes need a row"):
         resized(nn.ReLU(), {})
