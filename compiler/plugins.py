@@ -23,7 +23,7 @@ from prunec.compiler.errors import PrunecError, nearest
 Base = TypeVar("Base")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EntryPoints:
     """The extensions of one kind (such as `pass`), by name: whatever objects their entry points name."""
 
@@ -48,7 +48,7 @@ class EntryPoints:
         return entries[0], _loaded(self.kind, entries[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registry(EntryPoints, Generic[Base]):
     """The extensions of a kind whose objects are classes with a common base."""
 

@@ -67,12 +67,13 @@ def operation_of(target: object) -> Operation | None:
 
     A module of a subclass is meant, too, if it runs the same `forward`. Raises `PrunecError` where a package is broken.
     """
+    known = OPERATIONS.made().values()
+    if not known:  # asked for every node
+        return None
     if isinstance(target, nn.Module):
-        return next((each for each in OPERATIONS.made().values() if _runs(target, each.modules)), None)
+        return next((each for each in known if _runs(target, each.modules)), None)
     packet = getattr(target, "overloadpacket", target)
-    return next(
-        (each for each in OPERATIONS.made().values() if any(packet is f or target is f for f in each.functions)), None
-    )
+    return next((each for each in known if any(packet is f or target is f for f in each.functions)), None)
 
 
 def module_classes() -> Mapping[str, type[nn.Module]]:

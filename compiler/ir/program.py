@@ -19,6 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -114,7 +115,7 @@ class Program:
         kept: Kept = self._kept[key]
         return kept
 
-    @property
+    @cached_property
     def module(self) -> nn.Module:
         """The program as a module, with the original's parameter names. Shares the leaf modules.
 
@@ -128,7 +129,7 @@ class Program:
         halves = {mode: self.half(mode).graph_module for mode in MODES}
         return switching(self.name, self.graph_module, halves)
 
-    @property
+    @cached_property
     def graph_module(self) -> fx.GraphModule:
         """The program's graph as an `fx.GraphModule`; of a program of both modes it gives both results, a `ByMode`.
 
@@ -142,7 +143,7 @@ class Program:
             return self
         return self.cached(f"{mode} half", lambda: self._cut(mode))
 
-    @property
+    @cached_property
     def deployed(self) -> Program:
         """What a runtime executes: the half of eval mode, without inputs that only train mode reads."""
         return self.cached("deployed", self._make_deployed)
@@ -193,7 +194,7 @@ class Program:
             mapping[old] = new
         return graph, mapping
 
-    @property
+    @cached_property
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """Every parameter and buffer that the graph reads, by its dotted name."""
         return self.cached("tensors", self._make_tensors)
@@ -207,7 +208,7 @@ class Program:
                 found[name] = value
         return MappingProxyType(found)
 
-    @property
+    @cached_property
     def saved(self) -> Mapping[str, torch.Tensor]:
         """What a weight file of the program holds: the `state_dict` of the emitted class. A tied tensor has a name in
         each of its places."""
