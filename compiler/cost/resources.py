@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from prunec.compiler.cost.latency.model import latency_resource
 from prunec.compiler.cost.model import cost_model, elements_of, sum_of_products
 from prunec.compiler.cost.resource import Factory, Resource
 from prunec.compiler.errors import PrunecError, nearest
@@ -104,12 +103,18 @@ def _memory(program: Program, context: Context) -> Resource:
     return Resource("memory", model, model.memory_terms, rows, units={"": 1.0, "B": each}, diminishing=False)
 
 
+def _latency(program: Program, context: Context) -> Resource:
+    from prunec.compiler.cost.latency.model import latency_resource  # noqa: PLC0415  (imports onnx and onnxruntime)
+
+    return latency_resource(program, context)
+
+
 RESOURCES: Final[Mapping[str, Factory]] = {
     "macs": _macs,
     "params": _params,
     "file_size": _file_size,
     "memory": _memory,
-    "latency": latency_resource,
+    "latency": _latency,
 }
 """Everything that a budget can be set for."""
 

@@ -96,11 +96,8 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a module becomes one node: torch's own do, except containers and what `tracing.lowering` writes out; so
     do modules that a package has registered as operations."""
     home = type(module).__module__
-    return operation_of(module) is not None or (
-        type(module) not in lowering.MODULES
-        and home.startswith(("torch.nn.", "torch.ao.nn."))
-        and home not in _TRACED_THROUGH
-    )
+    torchs = home.startswith(("torch.nn.", "torch.ao.nn.")) and home not in _TRACED_THROUGH
+    return (torchs and type(module) not in lowering.MODULES) or operation_of(module) is not None
 
 
 def _blank(name: str, module: nn.Module) -> nn.Module:
