@@ -126,9 +126,8 @@ def save_weights(program: Program, path: Path) -> None:
         if tensor.dtype not in DTYPES.values():
             raise ModelError(f"'{name}' has the type {tensor.dtype}, which no weight file holds")
         storage = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        if storage not in seen:
-            tensors[name] = tensor.detach().cpu().contiguous()
+        plain = tensor.detach().cpu().contiguous()
+        tensors[name] = plain.clone() if storage in seen else plain  # safetensors takes no shared memory
         seen.add(storage)
     path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))  # `save_file` bars others from reading
 

@@ -13,6 +13,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -293,6 +294,15 @@ def test_a_tied_parameter_stays_one(tmp_path):
     model = emitted(program_of("shared"), tmp_path).load()
     assert model.nest.other.weight is model.first.weight
     assert len(list(model.parameters())) == 3
+
+
+def test_a_parameter_of_three_names_is_written_three_times(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[2].weight = model[0].weight
+    program = trace(model.eval(), (torch.ones(1, 4),))
+    save_weights(program, tmp_path / WEIGHTS)
+    found = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    assert all(torch.equal(found[f"{place}.weight"], model[0].weight) for place in range(3))
 
 
 def test_dropout_follows_the_mode(tmp_path):

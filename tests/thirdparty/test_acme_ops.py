@@ -155,6 +155,10 @@ def test_whose_operation_a_target_is():
     assert operation_of(torch.relu) is None
     assert operation_of(Loud(acme_ops.Scale(3))) is None
 
+    parent = acme_ops.Scale(3)
+    parent.inner = nn.ReLU()
+    assert operation_of(parent) is None  # a module with children is traced through
+
     class Own(acme_ops.Scale):
         def forward(self, x):
             return x

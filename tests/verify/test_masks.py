@@ -269,6 +269,15 @@ def test_a_constant_that_is_no_zero_can_not_be_dropped_from_a_sum():
                 contract(call("linear"), F.linear, given, torch.ones(1, 3), marks=marks)
 
 
+def test_a_row_of_zeros_and_removed_elements_is_removed():
+    """Row 0 has a constant zero and a removed element, row 1 is kept: what row 0 gives counts no kept term."""
+    left = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    marks = torch.tensor([[FREE, REMOVED], [KEPT, KEPT]], dtype=torch.uint8)
+    both = m(KEPT, KEPT)
+    found = contract(call("mv"), torch.mv, Marked(left, marks), torch.ones(2), marks=(marks, both))
+    assert found.tolist() == [REMOVED, KEPT]
+
+
 def test_a_view_writes_through_to_what_it_is_of():
     whole = constant(torch.zeros(2, 4))
     part = linked(constant(whole.data[:, 1:3]), whole, lambda x: x[:, 1:3])
