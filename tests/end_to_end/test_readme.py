@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -38,6 +39,16 @@ def test_the_pass_is_the_third_partys():
 
 def test_the_operation_is_the_third_partys():
     assert block("op").strip() in (ROOT / "tests/thirdparty/acme_ops.py").read_text()
+
+
+def test_the_picture_of_the_phases_is_the_rule_of_imports():
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (rule["layers"] for rule in rules if rule["type"] == "layers")
+    picture = re.search(r"```text\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
+    assert picture
+    shown = re.findall(r"^   \| (\w+(?:, \w+)*)", picture[1], re.MULTILINE)
+    phases = [phase for layer in layers for phase in re.findall(r"\w+", layer)]
+    assert [phase for line in shown for phase in line.split(", ")] == phases
 
 
 def test_the_files_that_are_named_are_there():
