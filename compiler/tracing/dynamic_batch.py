@@ -26,7 +26,7 @@ from prunec.compiler.ir.inputs import Arguments, batch_of, is_batched, map_tenso
 from prunec.compiler.ir.sizes import valued
 
 
-def thaw(graph: fx.Graph, inputs: Arguments, again: Callable[[Arguments], fx.Graph]) -> None:
+def follow_batch(graph: fx.Graph, inputs: Arguments, again: Callable[[Arguments], fx.Graph]) -> None:
     """Let the numbers in a graph follow the batch where they do in a second trace.
 
     `again` traces the model for other inputs. Where that fails or gives other operations, the graph stays unchanged.
@@ -45,7 +45,7 @@ def thaw(graph: fx.Graph, inputs: Arguments, again: Callable[[Arguments], fx.Gra
         return
     sizes: dict[int, fx.Node] = {}
     for node, twin in zip(nodes, twins, strict=True):
-        _thaw_at(node, twin, lambda number: _size(graph, first, batch, number, sizes), batch)
+        _follow_at(node, twin, lambda number: _size(graph, first, batch, number, sizes), batch)
 
 
 def _has_batch(node: fx.Node, batch: int | None) -> bool:
@@ -58,7 +58,7 @@ def _longer(x: torch.Tensor, batch: int) -> torch.Tensor:
     return torch.cat([x, x[:1]]) if is_batched(x, batch) else x
 
 
-def _thaw_at(node: fx.Node, twin: fx.Node, size: Callable[[int], fx.Node], batch: int) -> None:
+def _follow_at(node: fx.Node, twin: fx.Node, size: Callable[[int], fx.Node], batch: int) -> None:
     """Put a size in place of each number among a node's arguments that grew with the batch; `twin` is its node of the
     second trace, `size` gives the size for a number."""
     mine, theirs = _leaves(node), _leaves(twin)

@@ -33,7 +33,7 @@ _REMOVERS: Final[Mapping[type, tuple[str, Remover]]] = {
 """The class of a hook that sets a weight before each call -> its attribute with the weight's name, what removes it."""
 
 
-def baked(model: nn.Module) -> nn.Module:
+def without_parametrizations(model: nn.Module) -> nn.Module:
     """A copy of the model in which every computed weight is a plain parameter; the model itself where it has none."""
     computed = [module for module in model.modules() if _is_computed(module)]
     if not computed:

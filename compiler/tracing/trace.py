@@ -23,10 +23,10 @@ from prunec.compiler.ir.modules import eval_copy, unhooked
 from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.tracing.batch_dim import check_batch
-from prunec.compiler.tracing.dynamic_batch import thaw
+from prunec.compiler.tracing.dynamic_batch import follow_batch
 from prunec.compiler.tracing.locations import user_span
 from prunec.compiler.tracing.lowering import plain_linear
-from prunec.compiler.tracing.parametrizations import baked
+from prunec.compiler.tracing.parametrizations import without_parametrizations
 from prunec.compiler.tracing.symbolic_numbers import Refused
 from prunec.compiler.tracing.tracer import Tracer
 from prunec.compiler.tracing.weight_folding import with_plain_weights
@@ -58,7 +58,7 @@ def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = Non
     inputs = arguments(model, example_inputs)
     tracer = _run(model, inputs, mode)
     if tracer.froze:
-        thaw(tracer.graph, inputs, lambda others: _run(model, others, mode).graph)
+        follow_batch(tracer.graph, inputs, lambda others: _run(model, others, mode).graph)
     tracer.constants.fold(tracer.graph)
     tracer.graph.eliminate_dead_code(is_impure)  # lints it first
     _check_inputs_matter(tracer.graph, type(model).__name__)
@@ -96,7 +96,7 @@ def _attempt(
     tracer: Tracer | None = None
     try:
         with gc_paused():  # next to nothing that a trace makes is garbage
-            tracer = Tracer(baked(model), training=mode == "train", flagged=flagged)
+            tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged)
             tracer.run_forward(inputs, exporting=exporting)
     except Exception as error:
         raise _explained(error, model, tracer, inputs) from error

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from prunec.compiler import compile, trace
 from prunec.compiler.errors import ModelError
-from prunec.compiler.tracing.parametrizations import baked
+from prunec.compiler.tracing.parametrizations import without_parametrizations
 
 PASSES = [{"score": {"criterion": "l1", "normalize": "l2"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
 
@@ -112,14 +112,14 @@ def test_computed_weights_become_plain(name, tmp_path):
 @pytest.mark.parametrize("name", ["weight_norm", "parametrized", "mask"])
 def test_a_frozen_computed_weight_stays_frozen(name):
     model = made(COMPUTED[name]).requires_grad_(False)
-    assert not any(tensor.requires_grad for tensor in baked(model).parameters())
+    assert not any(tensor.requires_grad for tensor in without_parametrizations(model).parameters())
 
 
 def test_a_model_without_computed_weights_is_shared():
     model = made()
-    assert baked(model) is model
+    assert without_parametrizations(model) is model
     mixed = nn.Sequential(model, symmetric(nn.Conv2d(3, 3, 1)))
-    assert baked(mixed)[0].a.weight is model.a.weight
+    assert without_parametrizations(mixed)[0].a.weight is model.a.weight
 
 
 def doubled(module, args, output):

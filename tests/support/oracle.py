@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
-from prunec.compiler.tracing.parametrizations import baked
+from prunec.compiler.tracing.parametrizations import without_parametrizations
 from prunec.compiler.verify.reference import Masked
 
 
@@ -57,7 +57,7 @@ def zeroed(model: nn.Module, removed: dict[Axis, IntArray]) -> nn.Module:
 
     That is what the slim model computes wherever nothing counts or mixes the channels.
     """
-    model = copy.deepcopy(baked(model))
+    model = copy.deepcopy(without_parametrizations(model))
     tensors = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
     for axis, positions in removed.items():
         owner = model.get_submodule(axis.owner)
