@@ -6,7 +6,7 @@ read:
     sum, norm        a zero adds nothing, so the labels may go; the result has none
     mean             the same, but zeros are counted: mean(left) * share of the channels left (`mean_of_all`)
     amax, amin       a zero may be the largest: relu(x.amax(1)), over the channels left (`with_a_zero`)
-    var, std         zeros are counted, too: from the mean and variance of the channels left (`spread`)
+    var, std         zeros are counted, too: from the mean and variance of the channels left (`variance_of_all`)
     softmax, sort    a zero changes the result: pinned
 """
 
@@ -127,7 +127,7 @@ def _holds_reals(value: object) -> bool:
 
 
 def _is_spread(flow: Flow, node: fx.Node, gone: Sequence[int]) -> bool:
-    """Whether a reduction is a variance or deviation that `spread` can compute from the channels that are left.
+    """Whether a reduction is a variance or deviation that `variance_of_all` computes from the channels that are left.
 
     Where it is corrected for the number of elements, this must not depend on the input.
     """
