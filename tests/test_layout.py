@@ -111,6 +111,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/tracing/patches.py": "tracing/test_tracer.py",
     "compiler/tracing/rebinding.py": "tracing/test_meta_model.py",
     "compiler/tracing/shape_inference.py": "tracing/test_trace.py",
+    "compiler/verify/names.py": "verify/test_verify.py",
     "compiler/verify/ops/concat.py": "verify/test_verify.py",
     "compiler/verify/ops/conv.py": "verify/test_verify.py",
     "compiler/verify/ops/elementwise.py": "verify/test_verify.py",

@@ -27,8 +27,11 @@ _WRITERS = frozenset({*IN_PLACE, operator.setitem, operator.imatmul, operator.il
 """Functions that write into their first operand, beyond those that torch spells with an underscore."""
 
 _FRESH_MODULES = frozenset(
-    f"torch.nn.modules.{part}"
-    for part in ("activation", "batchnorm", "conv", "instancenorm", "linear", "normalization", "pooling", "sparse")
+    home.__name__
+    for home in (
+        *(nn.modules.activation, nn.modules.batchnorm, nn.modules.conv, nn.modules.instancenorm, nn.modules.linear),
+        *(nn.modules.normalization, nn.modules.pooling, nn.modules.sparse),
+    )
 )
 _FRESH_NAMES = re.compile(
     "add|sub|mul|div|truediv|pow|neg|exp|log|sqrt|rsqrt|mean|sum|amax|amin|var|std|cat|concat|stack|clone|embedding"

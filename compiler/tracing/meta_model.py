@@ -27,7 +27,9 @@ from prunec.compiler.tracing.rebinding import Swap
 from prunec.compiler.tracing.symbolic_numbers import Refused
 
 _TABLES = ("_parameters", "_buffers", "_modules")
-_TRACED_THROUGH = frozenset(f"torch.nn.modules.{name}" for name in ("container", "transformer", "padding"))
+_TRACED_THROUGH = frozenset(
+    home.__name__ for home in (nn.modules.container, nn.modules.transformer, nn.modules.padding)
+)
 """Files of torch whose modules are traced through: they only call other modules, or a function whose literals may have
 to change with the widths."""
 _DICTS = frozenset((dict, OrderedDict))

@@ -16,82 +16,27 @@ of `verify.ops`:
 from __future__ import annotations
 
 import operator
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
-from prunec.compiler.ir import train_eval
 from prunec.compiler.ir.inputs import map_tensors
-from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.verify import ops  # noqa: F401  (with it come the rows of all operations)
 from prunec.compiler.verify.interpreter import Interpreter, Step, describe
 from prunec.compiler.verify.masks import KEPT, REMOVED, Call, Marked, Value, constant, mark, plain
-from prunec.compiler.verify.table import RULES, apply
+from prunec.compiler.verify.names import function_name, method_name, module_name
+from prunec.compiler.verify.table import apply
 
 _ASSIGNING: Final = frozenset([operator.iadd, operator.isub, operator.imul, operator.itruediv])
 _SOURCE_NAMES: Final = ("input", "tensors", "x", "query")
 """What torch calls a function's first tensor, for calls that give it by name."""
-
-_NAMESPACES: Final = (
-    *(torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, torch.ops.torchvision, train_eval),
-)
-"""Where a function must be found under its own name to count as torch's."""
-_FAMILIES: Final[Mapping[str, str]] = {
-    "torch.nn.modules.dropout": "dropout",
-    "torch.nn.modules.padding": "pad",
-    "torch.nn.modules.upsampling": "interpolate",
-    "torch.nn.modules.activation": "relu",
-}
-"""A file of torch's layers -> the functional name that stands for all of them."""
-_MODULES: Final[Mapping[type[nn.Module], str]] = {
-    nn.PReLU: "prelu", nn.GLU: "glu", nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax", nn.Softmin: "softmin",
-    nn.RMSNorm: "rms_norm", nn.MultiheadAttention: "", nn.Softmax2d: "", nn.Unfold: "unfold",
-}  # fmt: skip
-"""Layers whose class name isn't their functional name in CamelCase; an empty name means that there is no rule."""
-
-
-def _function_name(target: Any) -> str:
-    """The name of a function of torch or `operator`, without in-place underscores, or of a registered operation; empty
-    for anyone else's."""
-    operation = operation_of(target)
-    if operation is not None:
-        return operation.name
-    name = getattr(target, "__name__", "")
-    if target is getattr:
-        return "getattr"
-    short = name.removeprefix("linalg_").removeprefix("fft_")  # the name that `torch.linalg.vector_norm` has itself
-    known = any(getattr(space, key, None) is target for space in _NAMESPACES for key in (name, short))
-    return _method_name(name) if known else ""
-
-
-def _method_name(name: str) -> str:
-    """A method's name without in-place underscores."""
-    return name if name in RULES else name.rstrip("_")
-
-
-def _module_name(module: nn.Module) -> str:
-    """The functional name of a standard module's operation, or of a registered one; empty for others."""
-    operation = operation_of(module)
-    if operation is not None:
-        return operation.name
-    kind = type(module)
-    if not kind.__module__.startswith("torch.nn.modules."):
-        return ""
-    if kind in _MODULES:
-        return _MODULES[kind]
-    if kind.__module__ in _FAMILIES:
-        return _FAMILIES[kind.__module__]
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
-    return re.sub(r"(?<=norm)\dd$", "", snake)
 
 
 class MaskedInterpreter(Interpreter):
@@ -125,12 +70,12 @@ class MaskedInterpreter(Interpreter):
         if node.op == "call_module":
             own = (*run.named_parameters(), *run.named_buffers())
             params = {key: self._own(f"{node.target}.{key}", tensor) for key, tensor in own}
-            return Call(where, _module_name(run), run, args, kwargs, run, params, memo=self.memo)
+            return Call(where, module_name(run), run, args, kwargs, run, params, memo=self.memo)
         if node.op == "call_method":
             name = str(node.target)
-            return Call(where, _method_name(name), run, args, kwargs, in_place=name.endswith("_"), memo=self.memo)
+            return Call(where, method_name(name), run, args, kwargs, in_place=name.endswith("_"), memo=self.memo)
         in_place = node.target in _ASSIGNING or getattr(node.target, "__name__", "").endswith("_")
-        return Call(where, _function_name(node.target), run, args, kwargs, in_place=in_place, memo=self.memo)
+        return Call(where, function_name(node.target), run, args, kwargs, in_place=in_place, memo=self.memo)
 
     def _own(self, name: str, tensor: Tensor) -> Value:
         return mark(tensor, self.marks[name]) if name in self.marks else tensor
