@@ -16,7 +16,7 @@ A pass that changes what is computed sets `rewrites = True`; then the pass manag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from prunec.compiler.errors import DataError
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.plugins import Registry
+from prunec.compiler.user_code import iterated
 from prunec.compiler.verify.reference import Reference, Same
 
 
@@ -46,6 +48,11 @@ class Data(Protocol):
     def train(self) -> Any: ...
     def val(self) -> Any: ...
     def test(self) -> Any: ...
+
+
+def batches_of(data: Data, split: str) -> Iterator[Any]:
+    """The batches of a split. Whatever the data raise becomes a `DataError` with its place in the user's file."""
+    return iterated(lambda: getattr(data, split)(), f"the data's {split}()", DataError)
 
 
 @dataclass(frozen=True)

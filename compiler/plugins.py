@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from prunec.compiler.errors import PrunecError, nearest
+from prunec.compiler.user_code import note_plugin, running
 
 Base = TypeVar("Base")
 
@@ -88,7 +89,12 @@ def refresh() -> None:
 
 @cache
 def _made(registry: Registry[Any]) -> Mapping[str, Any]:
-    return MappingProxyType({name: cls() for name, cls in registry.all().items()})
+    return MappingProxyType({name: _object(registry, name, cls) for name, cls in registry.all().items()})
+
+
+def _object(registry: Registry[Any], name: str, cls: type[Any]) -> Any:
+    with running(f"the {registry.kind} '{name}' can't be made", PrunecError):
+        return cls()
 
 
 @cache
@@ -102,10 +108,10 @@ def _found(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
 
 @cache
 def _loaded(kind: str, entry: EntryPoint) -> Any:
-    try:
-        return entry.load()
-    except Exception as error:  # importing runs the package's code: anything may come out of it
-        raise PrunecError(f"{_where(kind, entry)} can't be imported: {type(error).__name__}: {error}") from error
+    with running(f"{_where(kind, entry)} can't be imported", PrunecError):
+        found = entry.load()
+        note_plugin(entry.module)
+    return found
 
 
 def _where(kind: str, entry: EntryPoint) -> str:

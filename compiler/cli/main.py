@@ -77,14 +77,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         app(list(sys.argv[1:] if arguments is None else arguments), prog_name="prunec", obj=settings)
     except SystemExit as done:
-        code = done.code if isinstance(done.code, int) else 0
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
         return 1 if code == _USAGE else code
     except PrunecError as error:
         console.show_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # the last frontier: whatever comes here is our fault, and is told with its traceback
+    except BaseException as error:  # the last frontier: whatever comes here is our fault, and has its traceback told
         console.show_bug(error, settings.debug)
         return 2
     return 0

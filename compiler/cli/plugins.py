@@ -17,9 +17,13 @@ from typer.core import TyperGroup
 
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.plugins import EntryPoints
+from prunec.compiler.user_code import running
 
 COMMANDS: Final = EntryPoints("prunec.commands", "command")
 """The commands that are installed beside the built-in ones."""
+
+_MEANT: Final = (typer.Exit, typer.Abort, typer.BadParameter)
+"""What a command raises to end in its own way."""
 
 
 class CommandGroup(TyperGroup):
@@ -35,6 +39,11 @@ class CommandGroup(TyperGroup):
         if cmd_name not in self.commands:
             self._complete()
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. What code of the user's raises, and nobody nearer to it has told, is told as its fault."""
+        with running("this is no code of prunec's and failed", PrunecError, mixed=True, passing=_MEANT):
+            return super().invoke(ctx)
 
     def _complete(self) -> None:
         for name in COMMANDS.names():

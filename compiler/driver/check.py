@@ -20,7 +20,7 @@ from prunec.compiler.errors import DataError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import Data
+from prunec.compiler.pass_base import Data, batches_of
 from prunec.compiler.plan.plan import Plan
 
 
@@ -72,7 +72,7 @@ def _group_line(program: Program) -> str:
 
 def _data_line(program: Program, data: Data) -> str:
     """Run the first test batch through the model. Raises `DataError` where it doesn't fit."""
-    batch = list(islice(data.test(), 1))
+    batch = list(islice(batches_of(data, "test"), 1))
     if not batch:
         raise DataError("the data's test split is empty")
     accuracy(program.module, batch)

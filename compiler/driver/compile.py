@@ -26,7 +26,7 @@ from prunec.compiler.driver.pass_manager import Outcome, Step, check_needs, run_
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights
-from prunec.compiler.errors import PlanError, nearest
+from prunec.compiler.errors import PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
@@ -35,6 +35,7 @@ from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
 from prunec.compiler.tracing.both_modes import trace_modes, train_warnings
+from prunec.compiler.user_code import running
 from prunec.compiler.version import __version__
 
 
@@ -141,7 +142,13 @@ def compile(
     `model`, `example_inputs` and `data` take the place of the plan's; where they are None the plan must name them.
     Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
     """
-    plan = Plan.of(plan)
+    with running("the compile failed", PrunecError, mixed=True):
+        return _compile(model, Plan.of(plan), example_inputs, data, progress)
+
+
+def _compile(
+    model: nn.Module | None, plan: Plan, example_inputs: Inputs | None, data: Data | None, progress: Progress
+) -> Result:
     start = time.perf_counter()
     steps = steps_of(plan)
     check_needs(steps)

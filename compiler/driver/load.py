@@ -23,12 +23,13 @@ import torch
 from torch import nn
 
 from prunec.compiler.driver.weights import load_weights
-from prunec.compiler.errors import PlanError, Span, nearest
+from prunec.compiler.errors import ModelError, PlanError, Span, nearest
 from prunec.compiler.ir.inputs import Inputs
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.pass_base import Data
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.plan.schema import InputItems, InputValue, PlanInput, Ref
+from prunec.compiler.user_code import running
 
 _SPLITS: Final = ("train", "val", "test")
 
@@ -42,15 +43,24 @@ def load_model(plan: Plan) -> nn.Module:
     if spec is None:
         raise PlanError("the plan names no model", at=plan.at(), hint="for example: model: package.module:name")
     if spec.saved:
-        return _saved(plan, spec.saved).eval()
+        return _in_eval_mode(_saved(plan, spec.saved), plan.at("model", "saved"))
     assert spec.factory, "a checked model is either saved or made by a factory"
     model = _make(plan, "model", spec.factory, spec.args)
     if not isinstance(model, nn.Module):
         message = f"{spec.factory} gave {_kind(model)}, not an nn.Module"
         raise PlanError(message, at=plan.at("model", "factory"))
     if spec.weights:
-        load_weights(model, spec.weights, plan.at("model", "weights"))
-    return model.eval()
+        at = plan.at("model", "weights")
+        with running(f"the weights in {spec.weights.name} can't be put into the model", ModelError, at=at, mixed=True):
+            load_weights(model, spec.weights, at)
+    return _in_eval_mode(model, plan.at("model", "factory"))
+
+
+def _in_eval_mode(model: nn.Module, at: Span | None) -> nn.Module:
+    """The model itself, put into eval mode: a method that its class may have written anew."""
+    with running("the model's eval() failed", ModelError, at=at):
+        model.eval()
+    return model
 
 
 def load_data(plan: Plan) -> Data | None:
@@ -58,7 +68,8 @@ def load_data(plan: Plan) -> Data | None:
     if plan.data is None:
         return None
     data = _make(plan, "data", plan.data.factory, plan.data.args)
-    missing = [f"{split}()" for split in _SPLITS if not callable(getattr(data, split, None))]
+    with running(f"{plan.data.factory} gave data whose splits can't be read", at=plan.at("data", "factory")):
+        missing = [f"{split}()" for split in _SPLITS if not callable(getattr(data, split, None))]
     if missing:
         message = f"{plan.data.factory} gave {_kind(data)} without {', '.join(missing)}"
         raise PlanError(message, at=plan.at("data", "factory"), hint="data have train(), val() and test()")
@@ -99,33 +110,32 @@ def _make(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Any:
     at = plan.at(key, "factory")
     factory = _find(ref, at)
     _check_args(plan, key, factory, args)
-    try:
-        with seeded(plan.seed):
-            return factory(**args)
-    except Exception as error:  # the author's code: whatever it raises is shown, and chained
-        raise PlanError(f"{ref} failed: {type(error).__name__}: {error}", at=at) from error
+    with running(f"{ref} failed", at=at), seeded(plan.seed):
+        return factory(**args)
 
 
 def _find(ref: Ref, at: Span | None) -> Callable[..., Any]:
     module = _import(ref.module, at)
-    try:
-        found = reduce(getattr, ref.name.split("."), cast(Any, module))
-    except AttributeError as error:
-        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise PlanError(f"{ref.module} has no '{ref.name}'", at=at, hint=nearest(ref.name, public)) from error
+    with running(f"{ref} can't be read", at=at):
+        try:
+            found = reduce(getattr, ref.name.split("."), cast(Any, module))
+        except AttributeError as error:
+            public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+            raise PlanError(f"{ref.module} has no '{ref.name}'", at=at, hint=nearest(ref.name, public)) from error
     if not callable(found):
         raise PlanError(f"{ref} is {_kind(found)} and can't be called", at=at)
     return cast(Callable[..., Any], found)
 
 
 def _import(module: str | Path, at: Span | None) -> ModuleType:
-    try:
-        return _import_file(module) if isinstance(module, Path) else importlib.import_module(module)
-    except Exception as error:  # importing runs the author's code: anything may come out of it
-        if isinstance(error, ModuleNotFoundError) and _is_within(error.name, module):
+    with running(f"can't import {module}", at=at):
+        try:
+            return _import_file(module) if isinstance(module, Path) else importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not _is_within(error.name, module):
+                raise
             hint = "a module must be installed or on PYTHONPATH; a file is written path/to/file.py:name"
             raise PlanError(f"no module named '{error.name}'", at=at, hint=hint) from error
-        raise PlanError(f"can't import {module}: {type(error).__name__}: {error}", at=at) from error
 
 
 def _is_within(name: str | None, module: str | Path) -> bool:
@@ -156,11 +166,12 @@ def _kind(value: object) -> str:
 
 def _check_args(plan: Plan, key: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> None:
     """Refuse arguments that the factory doesn't take, and a lack of those that it needs, before it runs."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # some builtin callables have no signature: the call itself will tell
-        return
     ref = str(getattr(plan, key).factory)
+    with running(f"the signature of {ref} can't be read", at=plan.at(key, "factory")):
+        try:
+            parameters = inspect.signature(factory).parameters.values()
+        except (ValueError, TypeError):  # some builtin callables have no signature: the call itself will tell
+            return
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         unknown = next((name for name in args if name not in named), None)
@@ -182,11 +193,8 @@ def _saved(plan: Plan, folder: Path) -> nn.Module:
     maker = next((name for name in ("load", "Model") if callable(getattr(module, name, None))), None)
     if maker is None:
         raise PlanError(f"{path} has neither load() nor a class Model", at=at)
-    try:
-        with seeded(plan.seed):
-            model = getattr(module, maker)()
-    except Exception as error:  # the saved model's code: whatever it raises is shown, and chained
-        raise PlanError(f"{path}:{maker} failed: {type(error).__name__}: {error}", at=at) from error
+    with running(f"{path}:{maker} failed", at=at), seeded(plan.seed):
+        model = getattr(module, maker)()
     if not isinstance(model, nn.Module):
         raise PlanError(f"{path}:{maker} gave {_kind(model)}, not an nn.Module", at=at)
     if maker == "Model":

@@ -14,11 +14,12 @@ from prunec.compiler.emit.python import save_weights
 from prunec.compiler.errors import DataError
 from prunec.compiler.ir.inputs import called, tensors_in
 from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import Data, Progress, silent
+from prunec.compiler.pass_base import Data, Progress, batches_of, silent
 from prunec.compiler.plan.schema import OnnxExport
 from prunec.compiler.report.report import Change, OnnxFindings
 from prunec.compiler.targets.onnx_export import export_onnx, onnx_bytes
 from prunec.compiler.targets.ort_session import ort_latency
+from prunec.compiler.user_code import running
 
 
 def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = silent) -> float:
@@ -27,11 +28,9 @@ def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = sil
     with torch.no_grad():
         for index, (inputs, labels) in enumerate(batches):
             progress("accuracy", index, len(batches))
-            try:
+            shapes = " and ".join(str(list(x.shape)) for x in tensors_in(inputs))
+            with running(f"the model can't take the data's batches, of shape {shapes}", DataError):
                 outputs = called(module, inputs)
-            except (RuntimeError, TypeError) as error:
-                shapes = " and ".join(str(list(x.shape)) for x in tensors_in(inputs))
-                raise DataError(f"the model can't take the data's batches, of shape {shapes}: {error}") from error
             if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
                 raise DataError("accuracy needs a model with one output [samples, classes]", hint="leave out data")
             right += int((outputs.argmax(1) == labels).sum())
@@ -44,7 +43,7 @@ def accuracy(module: nn.Module, batches: Iterable[Any], progress: Progress = sil
 
 def compare_accuracy(before: nn.Module, after: nn.Module, data: Data, progress: Progress = silent) -> Change[float]:
     """Both models' accuracy on the test split."""
-    return Change(before, after).each(lambda module: accuracy(module, data.test(), progress))
+    return Change(before, after).each(lambda module: accuracy(module, batches_of(data, "test"), progress))
 
 
 def write_onnx(

@@ -11,6 +11,7 @@ from prunec.compiler.errors import PassError, PlanError, Span
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.report.report import Record
+from prunec.compiler.user_code import running
 from prunec.compiler.verify.verify import verify
 
 
@@ -89,8 +90,9 @@ def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:
     checked = steps[: first + 1]
     for step in checked:
         try:
-            step.pass_.check(program)
-            program = step.pass_.foreseen(program)
+            with running(f"the pass '{step.pass_.name}' failed", PassError, at=step.at, mixed=True):
+                step.pass_.check(program)
+                program = step.pass_.foreseen(program)
         except PassError as error:
             _locate(error, step)
             raise
@@ -105,6 +107,11 @@ def _locate(error: PassError, step: Step) -> None:
 
 
 def _run(program: Program, step: Step, context: Context) -> tuple[PassResult, Record]:
+    with running(f"the pass '{step.pass_.name}' failed", PassError, at=step.at, mixed=True):
+        return _recorded(program, step, context)
+
+
+def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResult, Record]:
     pass_ = step.pass_
     before, start = cost(program), time.perf_counter()
     try:

@@ -32,6 +32,7 @@ from prunec.compiler.ir.program import Axis, Program, State
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, joint_output
 from prunec.compiler.tracing.both_modes import left_out, trace_modes
+from prunec.compiler.user_code import running
 from prunec.compiler.verify.compare import TOLERANCE, difference
 from prunec.compiler.verify.interpreter import Interpreter, StepError
 
@@ -144,16 +145,9 @@ class Regions:
 
     def _run(self, whole: nn.Module) -> Any:
         """The outputs of the spliced model. Raises `ModelError` where its own code fails on what a part gives."""
-        try:
-            with seeded(0), evaluating(whole):
-                return _result(whole, self.example)
-        except (VerifyError, StepError):
-            raise
-        except Exception as error:  # the model's own code: whatever it raises is shown, and chained
-            raise ModelError(
-                f"the model doesn't run with the slim regions in it: {type(error).__name__}: {error}",
-                hint=_PLAIN,
-            ) from error
+        what = "the model doesn't run with the slim regions in it"
+        with running(what, ModelError, hint=_PLAIN, passing=(StepError,)), seeded(0), evaluating(whole):
+            return _result(whole, self.example)
 
     def _call_alone(self, part: nn.Module, region: Region) -> None:
         """Call a part on what the original called the region with."""
@@ -341,10 +335,8 @@ def _calls(model: nn.Module, regions: Mapping[str, nn.Module], example: Inputs) 
 
     handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in regions.items()]
     try:
-        with seeded(0), evaluating(model):
+        with running("the model doesn't run on the example inputs", ModelError), seeded(0), evaluating(model):
             return found, outline(_result(model, example))
-    except Exception as error:  # the model's own code: whatever it raises is shown, and chained
-        raise ModelError(f"the model doesn't run on the example inputs: {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,7 @@ from rich.text import Text
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.report.figures import checked, duration, figures, foretold, gathered, left_alone, removed
 from prunec.compiler.report.report import Record, Report
+from prunec.compiler.user_code import told
 
 PLAIN_WIDTH: Final = 140
 """Columns of a table where nobody watches and a terminal's width isn't known."""
@@ -62,8 +63,7 @@ def show_bug(error: BaseException, debug: bool) -> None:
     out = console(stderr=True)
     if debug:
         out.print(trace, soft_wrap=True, end="")
-    text = (str(error).splitlines() or [""])[0]
-    out.print(f"this is a bug in prunec: {type(error).__name__}: {text}", soft_wrap=True)
+    out.print(f"this is a bug in prunec: {told(error).splitlines()[0]}", soft_wrap=True)
     if not debug:
         with tempfile.NamedTemporaryFile("w", prefix="prunec-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(trace)

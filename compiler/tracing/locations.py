@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import linecache
 import os
-import traceback
 from functools import cache
-from types import FrameType, TracebackType
+from types import FrameType
 
 import torch
 
-from prunec.compiler import errors
 from prunec.compiler.errors import Span
+from prunec.compiler.user_code import is_users
 
-_FOREIGN = (
-    *(os.path.dirname(inspect.getfile(module)) + os.sep for module in (torch, errors)),  # `errors` is at our root
-    *("<frozen ", "<eval_with_key>"),
-)
 _KERNELS = tuple(
     os.path.join(os.path.dirname(torch.__file__), part)
     for part in (
@@ -30,12 +24,6 @@ _KERNELS = tuple(
 )
 OUTERMOST = "run_forward"
 """The function of ours that calls the model: frames beyond it belong to whoever asked for the trace."""
-
-
-@cache
-def is_users(file: str) -> bool:
-    """Whether a source file is the user's (or a library's that models come from), rather than torch's or ours."""
-    return not file.startswith(_FOREIGN)
 
 
 @cache
@@ -59,18 +47,6 @@ def user_line(frame: FrameType | None) -> tuple[str, int] | None:
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None
-
-
-def user_span(trace: TracebackType | None) -> Span | None:
-    """The user's innermost line in a traceback."""
-    frames = [frame for frame in traceback.extract_tb(trace) if is_users(frame.filename)]
-    if not frames:
-        return None
-    last = frames[-1]
-    start, end = last.colno or 0, last.end_colno or 0
-    length = end - start if last.lineno == last.end_lineno else 1
-    text = linecache.getline(last.filename, last.lineno or 1).rstrip("\n")
-    return Span(last.filename, last.lineno or 1, start + 1, max(length, 1), text)
 
 
 def line_span(at: tuple[str, int] | None) -> Span | None:

@@ -24,12 +24,12 @@ from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
-from prunec.compiler.tracing.locations import user_span
 from prunec.compiler.tracing.lowering import plain_linear
 from prunec.compiler.tracing.parametrizations import without_parametrizations
 from prunec.compiler.tracing.symbolic_numbers import Refused
 from prunec.compiler.tracing.tracer import Tracer
 from prunec.compiler.tracing.weight_folding import with_plain_weights
+from prunec.compiler.user_code import name_of, running, text_of, told, user_span
 
 NOT_BOOL = "must be bool, not Flag"
 """What compiled functions say when they are given the traced flag `training`, which is no true bool."""
@@ -48,8 +48,9 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
     (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
     """
-    program = with_plain_weights(recorded(model, example_inputs, name=name, mode=mode))
-    check_batch(program)
+    with running(f"{type(model).__name__} can't be traced", ModelError, mixed=True):
+        program = with_plain_weights(recorded(model, example_inputs, name=name, mode=mode))
+        check_batch(program)
     return program
 
 
@@ -94,12 +95,14 @@ def _attempt(
     model: nn.Module, inputs: Arguments, mode: Mode, *, exporting: bool = False, flagged: bool = True
 ) -> Tracer:
     tracer: Tracer | None = None
-    try:
-        with gc_paused():  # next to nothing that a trace makes is garbage
-            tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged)
-            tracer.run_forward(inputs, exporting=exporting)
-    except Exception as error:
-        raise _explained(error, model, tracer, inputs) from error
+
+    def explain(error: BaseException) -> ModelError:
+        return _explained(error, model, tracer, inputs)
+
+    with running("the forward failed", ModelError, explain=explain), gc_paused():
+        # Next to nothing that a trace makes is garbage.
+        tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged)
+        tracer.run_forward(inputs, exporting=exporting)
     return tracer
 
 
@@ -130,17 +133,17 @@ def _state(tracer: Tracer) -> dict[str, State]:
     return state
 
 
-def _explained(error: Exception, model: nn.Module, tracer: Tracer | None, inputs: Arguments) -> ModelError:
+def _explained(error: BaseException, model: nn.Module, tracer: Tracer | None, inputs: Arguments) -> ModelError:
     """The error in words: which module, which line, what is wrong and what would be right."""
     where = type(model).__name__
     if tracer and tracer.failed and tracer.failed[0] is error and tracer.failed[1].name:
         standin = tracer.failed[1]
         where = f"{standin.name} ({type(standin.original).__name__})"
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (text_of(error) or name_of(error)).splitlines()[0]
     if isinstance(error, Refused):
         return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=error.hint)
     if not isinstance(error, RuntimeError | ValueError):
-        text = f"{type(error).__name__}: {text}"
+        text = told(error).splitlines()[0]
     if NOT_BOOL in text:
         hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
         return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)

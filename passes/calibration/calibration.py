@@ -26,8 +26,9 @@ from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.ir.inputs import batch_of, called, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import ByMode
-from prunec.compiler.pass_base import Context
+from prunec.compiler.pass_base import Context, batches_of
 from prunec.compiler.plan.options import wrong
+from prunec.compiler.user_code import running
 
 SAMPLES: Final = 1024
 """How many samples are used where the plan doesn't say."""
@@ -160,7 +161,7 @@ def _split(context: Context, split: str) -> Any:
     if context.data is None:
         hint = "name a data factory, for example data: prunec.models.data:digits"
         raise PassError("calibration needs data, and the plan has none", keys=("criterion",), hint=hint)
-    return getattr(context.data, split)()
+    return batches_of(context.data, split)
 
 
 def _piece(program: Program, batch: Any) -> Piece:
@@ -193,10 +194,8 @@ def judged(outputs: Any) -> list[Tensor]:
 
 def call(module: fx.GraphModule, piece: Piece) -> Any:
     """The model's outputs. Raises `DataError` where it can't take the data."""
-    try:
+    with running(f"the model can't take the data's batches, of shape {piece.shapes}", DataError):
         return called(module, piece.inputs)
-    except (RuntimeError, TypeError) as error:
-        raise DataError(f"the model can't take the data's batches, of shape {piece.shapes}: {error}") from error
 
 
 def bytes_of_a_sample(program: Program) -> int:

@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import save_file
@@ -212,7 +214,7 @@ hint: 'shrink' changes the program, so scores has to be found again after it
         "a factory that fails",
         HEAD.replace("Net}", "broken}"),
         """\
-plan.yaml:2:18: FOLDER/nets.py:broken failed: RuntimeError: out of luck
+plan.yaml:2:18: FOLDER/nets.py:broken failed: RuntimeError: out of luck (FOLDER/nets.py:29, in broken)
     model: {factory: nets.py:broken}
                      ^^^^^^^^^^^^^^
 """,
@@ -473,10 +475,7 @@ def test_version_and_help(folder, capsys):
 
 
 def test_a_bug_is_owned_and_its_traceback_kept(folder, capsys, monkeypatch):
-    def fails(*arguments, **options):
-        raise KeyError("lost")
-
-    monkeypatch.setattr("prunec.compiler.driver.compile.run_passes", fails)
+    monkeypatch.setattr("prunec.compiler.driver.compile.run_passes", Mock(side_effect=KeyError("lost")))
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     assert cli.run(["compile", "plan.yaml"]) == 2
     err = capsys.readouterr().err
@@ -504,7 +503,7 @@ def test_a_failed_check_is_the_compilers_fault(folder, capsys, monkeypatch):
 
 def test_an_interrupt_leaves_with_130(folder, monkeypatch):
     def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("prunec.compiler.driver.compile.run_passes", interrupted)
     assert cli.run(["compile", "plan.yaml"]) == 130

@@ -19,7 +19,7 @@ from prunec.compiler.errors import PlanError, PrunecError
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(NETS)
-    Path("broken.py").write_text("import no_such_module_at_all\n")
+    Path("broken.py").write_text("import gone\n")
     return tmp_path
 
 
@@ -62,7 +62,7 @@ BAD_FACTORIES = [
         "a module that fails to import another",
         "model: broken.py:net\n",
         """\
-        plan.yaml:2:8: can't import FOLDER/broken.py: ModuleNotFoundError: No module named 'no_such_module_at_all'
+        plan.yaml:2:8: can't import FOLDER/broken.py: ModuleNotFoundError: No module named 'gone' (FOLDER/broken.py:1)
             model: broken.py:net
                    ^^^^^^^^^^^^^""",
     ),
@@ -114,7 +114,7 @@ BAD_FACTORIES = [
         "a factory that raises",
         "model: nets.py:failing\n",
         """\
-        plan.yaml:2:8: FOLDER/nets.py:failing failed: ValueError: no luck
+        plan.yaml:2:8: FOLDER/nets.py:failing failed: ValueError: no luck (FOLDER/nets.py:33, in failing)
             model: nets.py:failing
                    ^^^^^^^^^^^^^^^""",
     ),

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunec.compiler import errors
 from prunec.compiler.tracing import locations
-from prunec.compiler.tracing.locations import OUTERMOST, in_meta_kernel, is_users, line_span, user_line, user_span
+from prunec.compiler.tracing.locations import OUTERMOST, in_meta_kernel, line_span, user_line
+from prunec.compiler.user_code import is_users, user_span
 
 
 @pytest.mark.parametrize(
