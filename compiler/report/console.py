@@ -136,7 +136,7 @@ def show_report(report: Report, folder: Path) -> None:
     _show_reasons(report)
     for warning in report.warnings:
         say(Text(f"warning: {warning}", "yellow"))
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     say(f"\n{folder}{'' if str(folder).endswith('/') else '/'}: {', '.join(names)}")
 
 

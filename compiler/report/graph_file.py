@@ -6,12 +6,17 @@
 
 A vertex is called as everywhere: `layer1.0.conv1.weight[0]`. Its groups are one text, joined by commas, since GraphML
 and GML hold no lists.
+
+The graph's own attribute `prunec` is a hash of the file, with zeros in the hash's place. A file that has it may be
+written anew; any other file of that name, such as a graph that was laid out by hand since, stays.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -27,21 +32,44 @@ def write_graph(program: Program, path: Path, group: str | None = None) -> None:
     """Write the program's dependency graph, or one group's part of it; the ending says in which form.
 
     Raises `PlanError` for an ending without a form and for a group that isn't there, `OutputError` where the file
-    can't be written.
+    can't be written, or is there already and isn't as this function wrote it.
     """
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         hint = f"end it with {', '.join(WRITERS)}"
         raise PlanError(f"'{path.name}' names no form of a graph", hint=hint)
     graph = _spelled(_part(dependency_graph(program), group))
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    graph.graph["prunec"] = _NO_HASH.decode()
+    target = Path(os.path.realpath(path))  # a link stays one
+    beside = target.with_name(f".{target.stem[:64]}.{os.getpid()}")
     try:
         writer(graph, beside)
-        beside.replace(path)
+        beside.write_bytes(_sealed(beside.read_bytes()))
+        if os.path.lexists(target) and not (target.is_file() and _is_sealed(target.read_bytes())):
+            raise OutputError(
+                f"won't replace '{path}': `prunec explain` didn't write it, or it was changed since",
+                hint="name another file, or remove this one",
+            )
+        beside.replace(target)
     except OSError as error:
         raise OutputError(f"can't write '{path}': {error.strerror}") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+_NO_HASH: Final = b"sha256:" + b"0" * 64
+_HASH: Final = re.compile(rb"sha256:[0-9a-f]{64}")
+
+
+def _sealed(data: bytes) -> bytes:
+    """The file with its own hash in the place that is left for it."""
+    return data.replace(_NO_HASH, b"sha256:" + hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def _is_sealed(data: bytes) -> bool:
+    """Whether the file is as `_sealed` gave it."""
+    bare = _HASH.sub(_NO_HASH, data, count=1)
+    return bare != data and _sealed(bare) == data
 
 
 def _part(graph: nx.MultiGraph[Vertex], group: str | None) -> nx.MultiGraph[Vertex]:

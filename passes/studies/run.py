@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from prunec.compiler.emit.output_folder import Kind, check_writable, write_atomically
+from prunec.compiler.emit.output_folder import check_writable, write_atomically
 from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.console import bars, say
@@ -31,8 +31,9 @@ from prunec.passes.studies import pictures, rank, tables
 from prunec.passes.studies.sensitivity import Removed, measured
 from prunec.passes.studies.subject import Subject, groups_named, looking, said, scored_by, subject
 
-SENSITIVITY: Final = Kind("sensitivity", ("sensitivity.*",), "sensitivity.csv")
-RANK: Final = Kind("rank", ("rank.*",), "rank.csv")
+SENSITIVITY: Final = "sensitivity"
+RANK: Final = "rank"
+"""The names of the commands, which the manifests of their folders hold."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Asked:
 
     plan: Plan
     folder: Path
-    kind: Kind
+    command: str
 
     @staticmethod
-    def load(plan: Path, overrides: Sequence[str] | None, folder: Path, kind: Kind) -> Asked:
+    def load(plan: Path, overrides: Sequence[str] | None, folder: Path, command: str) -> Asked:
         """Load the plan; a folder that can't be written is refused before any work is done. Raises `PrunecError`."""
         loaded = Plan.load(plan, overrides or ())
-        check_writable(folder, kind)
-        return Asked(loaded, folder, kind)
+        check_writable(folder, command)
+        return Asked(loaded, folder, command)
 
     def write(self, files: Mapping[str, Any]) -> None:
         """Write the folder: `files` are names, each with what writes the file to a path."""
@@ -57,7 +58,7 @@ class Asked:
             for name, write in files.items():
                 write(folder / name)
 
-        write_atomically(self.folder, fill, self.kind)
+        write_atomically(self.folder, fill, self.command)
         say(f"\n{str(self.folder).rstrip('/')}/: {', '.join(files)}")
 
 

@@ -306,7 +306,7 @@ def test_compile_writes_everything_and_prints_the_summary(folder, capsys):
     assert cli.run(["compile", "plan.yaml", "-o", "slim", "--set", "export=[onnx]"]) == 0
     out, err = capsys.readouterr()
     names = ["model.onnx", "model.py", "model.safetensors", "plan.lock.json", "report.html", "report.json"]
-    assert sorted(path.name for path in Path("slim").iterdir()) == names
+    assert sorted(path.name for path in Path("slim").iterdir()) == [".prunec-manifest.json", *names]
     assert err == ""
     lines = [line.split() for line in out.splitlines()]
     assert ["MACs", "9.73", "k", "4.86", "k", "-50.0%"] in lines

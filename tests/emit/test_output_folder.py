@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prunec.compiler.emit import output_folder as artifacts
-from prunec.compiler.emit.output_folder import check_writable, write_atomically
+from prunec.compiler.emit.output_folder import MANIFEST, check_writable, write_atomically
 from prunec.compiler.errors import OutputError
 
 
@@ -25,7 +26,7 @@ def writer(version: str):
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return {path.name: path.read_text() for path in folder.iterdir() if path.name != MANIFEST}
 
 
 def whole(version: str) -> dict[str, str]:
@@ -44,8 +45,8 @@ def test_writes_a_new_folder_and_replaces_an_earlier_output(tmp_path):
     out = tmp_path / "out"
     write_atomically(out, writer("one"))
     assert contents(out) == whole("one")
-    (out / "report.json").write_text("of the first compile alone")
     (out / "__pycache__").mkdir()
+    (out / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"\xa7\r\r\n" + bytes(12))
     write_atomically(out, writer("two"))
     assert contents(out) == whole("two")
     assert os.listdir(tmp_path) == ["out"]
@@ -106,7 +107,10 @@ REFUSED = {
     "below a file": (lambda root: _file(root / "file") / "out", "file' is no folder"),
     "no parent": (lambda root: root / "missing" / "out", "missing' doesn't exist"),
     "user's folder": (lambda root: _folder(root / "out", "thesis.tex"), "it holds 'thesis.tex'"),
-    "looks like ours": (lambda root: _folder(root / "out", "model.py"), r"no 'plan\.lock\.json'"),
+    "of an earlier version": (
+        lambda root: _folder(root / "out", "model.py", "plan.lock.json"),
+        "it holds 'model.py', and no manifest says that a compile wrote it",
+    ),
     "ours and more": (lambda root: _folder(root / "out", "plan.lock.json", "notes.txt"), "it holds 'notes.txt'"),
 }
 
@@ -121,6 +125,241 @@ def test_refuses_before_any_work(tmp_path, make, message):
     with pytest.raises(OutputError, match=message):
         write_atomically(target, lambda folder: pytest.fail("the work was begun"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# -- what a user keeps in an earlier output --------------------------------------------------------------------------
+
+
+def _edit(out: Path, name: str = "model.py") -> None:
+    with (out / name).open("a") as file:
+        file.write("# my note\n")
+
+
+def _replace(out: Path, make) -> None:
+    (out / "model.py").unlink()
+    make(out / "model.py")
+
+
+def _cache(out: Path, name: str, data: bytes) -> None:
+    (out / "__pycache__").mkdir()
+    (out / "__pycache__" / name).write_bytes(data)
+
+
+KEPT = {
+    "a name like ours": (lambda out: _file(out / "model.my_only_copy.pth"), "'model.my_only_copy.pth', which no"),
+    "another name like ours": (lambda out: _file(out / "model_finetuned.pth"), "'model_finetuned.pth', which no"),
+    "a folder": (lambda out: _folder(out / "model_zoo", "a.pth"), "'model_zoo', which no compile wrote"),
+    "an empty folder": (lambda out: _folder(out / "model_zoo"), "'model_zoo', which no compile wrote"),
+    "a hidden file": (lambda out: _file(out / ".env"), "it holds '.env'"),
+    "an edited model": (_edit, "'model.py' was changed since the compile wrote it"),
+    "an edited lock": (lambda out: _edit(out, "plan.lock.json"), r"'plan\.lock\.json' was changed"),
+    "an edit of the same length": (lambda out: (out / "model.py").write_text("two"), "'model.py' was changed"),
+    "a link in a file's place": (lambda out: _replace(out, lambda path: path.symlink_to("plan.lock.json")), "changed"),
+    "a dead link": (lambda out: (out / "latest").symlink_to("nowhere"), "it holds 'latest'"),
+    "a folder in a file's place": (lambda out: _replace(out, lambda path: _folder(path, "mine")), "'model.py' was"),
+    "an empty folder in a file's place": (lambda out: _replace(out, _folder), "'model.py' was changed"),
+    "a pipe in a file's place": (lambda out: _replace(out, os.mkfifo), "'model.py' was changed"),
+    "another case": (lambda out: (out / "model.py").rename(out / "Model.py"), "'Model.py', which no compile wrote"),
+    "files of Python's cache": (lambda out: _cache(out, "model.my_only_copy.pth", b""), "'__pycache__/model.my_only"),
+    "bytecode of another file": (lambda out: _cache(out, "train.cpython-311.pyc", b"\xa7\r\r\n"), "'__pycache__/train"),
+    "no bytecode": (lambda out: _cache(out, "model.cpython-311.pyc", b"my notes"), "'__pycache__/model"),
+    "a linked cache": (lambda out: (out / "__pycache__").symlink_to("."), "it holds '__pycache__'"),
+    "no manifest": (lambda out: (out / MANIFEST).unlink(), "no manifest says"),
+    "a linked manifest": (
+        lambda out: (out / MANIFEST).rename(out / "m") and (out / MANIFEST).symlink_to("m"),
+        "no man",
+    ),
+    "a broken manifest": (lambda out: (out / MANIFEST).write_text("{"), "manifest.json can't be read"),
+    "a list for a manifest": (lambda out: (out / MANIFEST).write_text("[1]"), "manifest.json can't be read"),
+    "a deep manifest": (lambda out: (out / MANIFEST).write_text("[" * 100_000), "manifest.json can't be read"),
+}
+
+
+def everything(root: Path) -> dict[str, tuple[int, str]]:
+    """All entries below a folder: kind, and what is in it."""
+    return {
+        str(path): (path.lstat().st_mode, os.readlink(path) if path.is_symlink() else _text(path))
+        for path in root.rglob("*")
+    }
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes().decode("latin-1") if path.is_file() else ""
+
+
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize(("change", "message"), KEPT.values(), ids=KEPT)
+def test_what_a_user_left_in_an_earlier_output_stops_the_next(tmp_path, change, message):
+    out = tmp_path / "out"
+    write_atomically(out, writer("one"))
+    change(out)
+    before = everything(tmp_path)
+    with pytest.raises(OutputError, match=message):
+        check_writable(out)
+    with pytest.raises(OutputError, match=message):
+        write_atomically(out, lambda folder: pytest.fail("the work was begun"))
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("change", [row[0] for row in KEPT.values()], ids=KEPT)
+def test_what_a_user_leaves_there_while_the_next_is_written_stops_it(tmp_path, change):
+    out = tmp_path / "out"
+    write_atomically(out, writer("one"))
+    before = {}
+
+    def write(folder: Path) -> None:
+        writer("two")(folder)
+        change(out)
+        before.update(everything(out))
+
+    with pytest.raises(OutputError, match="won't replace"):
+        write_atomically(out, write)
+    assert everything(out) == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.usefixtures("system")
+def test_what_comes_at_the_last_moment_brings_the_old_folder_back(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_atomically(out, writer("one"))
+    exchange = artifacts._exchange
+
+    def late(new: Path, directory: Path, old: Path) -> None:
+        (directory / "mine.txt").write_text("mine")
+        monkeypatch.undo()
+        exchange(new, directory, old)
+
+    monkeypatch.setattr(artifacts, "_exchange", late)
+    with pytest.raises(OutputError, match=r"it holds 'mine\.txt'"):
+        write_atomically(out, writer("two"))
+    assert contents(out) == {**whole("one"), "mine.txt": "mine"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_comes_while_the_old_folder_is_removed_is_kept(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_atomically(out, writer("one"))
+    remove = artifacts._remove
+
+    def late(folder: Path, files: list[str]) -> None:
+        (folder / "mine.txt").write_text("mine")
+        remove(folder, files)
+
+    monkeypatch.setattr(artifacts, "_remove", late)
+    with pytest.raises(OutputError, match=r"'.*out' is written, but of the earlier one this is left: '.*-old'"):
+        write_atomically(out, writer("two"))
+    assert contents(out) == whole("two")
+    monkeypatch.setattr(artifacts, "_is_alive", lambda pid: False)
+    check_writable(out)
+    (left,) = (path for path in tmp_path.iterdir() if path != out)
+    assert contents(left) == {"mine.txt": "mine"}
+
+
+def test_a_file_that_the_user_removed_is_not_missed(tmp_path):
+    write_atomically(tmp_path / "out", writer("one"))
+    (tmp_path / "out" / "model.py").unlink()
+    write_atomically(tmp_path / "out", writer("two"))
+    assert contents(tmp_path / "out") == whole("two")
+
+
+def test_another_name_of_a_file_keeps_what_was_in_it(tmp_path):
+    write_atomically(tmp_path / "out", writer("one"))
+    os.link(tmp_path / "out" / "model.py", tmp_path / "mine.py")
+    write_atomically(tmp_path / "out", writer("two"))
+    assert (tmp_path / "mine.py").read_text() == "one"
+
+
+def test_the_output_of_another_command_is_not_replaced(tmp_path):
+    write_atomically(tmp_path / "out", writer("one"), "sensitivity")
+    with pytest.raises(OutputError, match="it is what `prunec sensitivity` wrote, not `prunec compile`"):
+        check_writable(tmp_path / "out")
+
+
+def test_folders_in_an_output_are_replaced_with_it(tmp_path):
+    def write(folder: Path) -> None:
+        (folder / "model.mlpackage" / "data").mkdir(parents=True)
+        (folder / "model.mlpackage" / "data" / "weights").write_text("one")
+
+    write_atomically(tmp_path / "out", write)
+    write_atomically(tmp_path / "out", writer("two"))
+    assert contents(tmp_path / "out") == whole("two")
+    write_atomically(tmp_path / "out", write)
+    (tmp_path / "out" / "model.mlpackage" / "data" / "mine").write_text("mine")
+    with pytest.raises(OutputError, match=r"it holds 'model\.mlpackage/data/mine'"):
+        check_writable(tmp_path / "out")
+
+
+def test_the_manifest_names_what_was_written(tmp_path):
+    write_atomically(tmp_path / "out", writer("one"))
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    digest = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"  # of "one"
+    assert manifest["writer"] == "compile"
+    assert manifest["files"] == {"model.py": digest, "plan.lock.json": digest}
+
+
+def test_the_folder_keeps_its_permissions(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o700)
+    for version in ("one", "two"):
+        write_atomically(tmp_path / "out", writer(version))
+        assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+PLACES = {
+    "the root": (Path("/"), r"can't write to '/'|won't replace '/'"),
+    "a name that is too long": (Path("x" * 300), "File name too long"),
+    "a link to itself": (Path("circle"), "Symlink loop|leads to itself"),
+    "below a link to itself": (Path("circle/out"), "Symlink loop|doesn't exist|Too many levels"),
+}
+
+
+@pytest.mark.parametrize(("place", "message"), PLACES.values(), ids=PLACES)
+def test_places_that_cannot_be_replaced(tmp_path, monkeypatch, place, message):
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    with pytest.raises(OutputError, match=message):
+        check_writable(place)
+    assert os.listdir() == ["circle"]
+
+
+def test_the_current_folder_is_not_taken_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="it is the current folder, which can't be replaced as a whole"):
+        check_writable(Path())
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(OutputError, match=r"it is a mount point, which can't be replaced as a whole"):
+        check_writable(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("system")
+def test_the_longest_name_is_taken(tmp_path):
+    out = tmp_path / ("ä" * 127)
+    for version in ("one", "two"):
+        write_atomically(out, writer(version))
+    assert contents(out) == whole("two")
+    assert os.listdir(tmp_path) == [out.name]
+
+
+def test_a_folder_that_may_not_be_written_is_left_alone(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "out", writer("one"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(OutputError, match="it is protected from writing"):
+        check_writable(tmp_path / "out")
+
+
+def test_a_folder_of_somebody_elses_files_is_refused_without_a_walk_over_them(tmp_path, monkeypatch):
+    _folder(tmp_path / "home", "thesis.tex")
+    monkeypatch.setattr(os, "walk", lambda *args, **kwargs: pytest.fail("the folder is walked"))
+    with pytest.raises(OutputError, match=r"it holds 'thesis\.tex'"):
+        check_writable(tmp_path / "home")
 
 
 def test_refuses_a_read_only_parent(tmp_path, monkeypatch):
@@ -166,7 +405,7 @@ KILLED = """
             return result
         pathlib.Path.rename = slow
     if sys.argv[2] == "after the swap":
-        artifacts.shutil.rmtree = lambda *args, **kwargs: stop()
+        artifacts._remove = lambda *args, **kwargs: stop()
     artifacts.write_atomically(pathlib.Path(sys.argv[1]), write)
 """
 

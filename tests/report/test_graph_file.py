@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import networkx as nx
 import pytest
@@ -56,3 +57,44 @@ def test_a_graph_that_cannot_be_written(tmp_path, name, group, error, words):
     with pytest.raises(error, match=words):
         write_graph(program_of("chain"), tmp_path / name, group)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_only_a_graph_as_it_was_written_is_replaced(tmp_path, name):
+    path = tmp_path / name
+    write_graph(program_of("chain"), path)
+    write_graph(program_of("residual"), path)
+    assert len(READERS[name](path)) == len(dependency_graph(program_of("residual")))
+    path.write_bytes(path.read_bytes().replace(b"weight", b"Weight", 1))
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="didn't write it, or it was changed since"):
+        write_graph(program_of("chain"), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"graph": {"prunec": "sha256:' + "0" * 64 + '"}}'], ids=["empty", "json", "zeros"]
+)
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(OutputError, match="name another file, or remove this one"):
+        write_graph(program_of("chain"), path)
+    assert path.read_text() == text
+
+
+def test_links_pipes_and_folders_in_the_graphs_place(tmp_path):
+    program, link = program_of("chain"), tmp_path / "link.gml"
+    link.symlink_to("real.gml")
+    write_graph(program, link)
+    write_graph(program, link)
+    assert link.is_symlink()
+    assert nx.read_gml(tmp_path / "real.gml").nodes
+    (tmp_path / "folder.gml").mkdir()
+    (tmp_path / "circle.gml").symlink_to("circle.gml")
+    os.mkfifo(tmp_path / "pipe.gml")
+    for name in ("folder.gml", "circle.gml", "pipe.gml"):
+        with pytest.raises(OutputError, match="won't replace"):
+            write_graph(program, tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 5

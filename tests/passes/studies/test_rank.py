@@ -152,7 +152,7 @@ def test_criteria_of_one_name_are_told_apart(table):
 
 
 def test_the_page_and_the_picture(written):
-    assert {path.name for path in written.iterdir()} == {"rank.csv", "rank.html", "rank.png"}
+    assert {path.name for path in written.iterdir()} == {".prunec-manifest.json", "rank.csv", "rank.html", "rank.png"}
     assert "taylor" in (written / "rank.html").read_text()
     assert (written / "rank.png").read_bytes().startswith(b"\x89PNG")
 
