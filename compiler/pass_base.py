@@ -78,6 +78,8 @@ class PassResult:
     notes: tuple[Note, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     """Figures for the report: plain JSON values."""
+    warnings: tuple[str, ...] = ()
+    """What the user must see: the console prints them under the table."""
 
 
 class Pass(BaseModel, ABC):

@@ -34,17 +34,18 @@ random                          the control
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.ir.program import FloatArray, Note, Program
+from prunec.compiler.ir.program import IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
 from prunec.passes.calibration.calibration import Bytes, Calibration
-from prunec.passes.criteria.aggregates import Evidence, normalised
+from prunec.passes.criteria.aggregates import Evidence, Scores, normalised
 from prunec.passes.criteria.base import Criterion, Setting
 from prunec.passes.criteria.spelling import Named
 
@@ -64,8 +65,10 @@ class Score(Pass):
         description="what makes a unit important: a name, or a name with its options",
         examples=["taylor", {"tile": {"columns": 9}}],
     )
-    aggregate: Literal["mean", "sum", "max", "product", "first"] = Field(
-        default="mean", description="joins the numbers of a unit; `first` takes those of the pacesetter alone"
+    aggregate: Literal["auto", "mean", "sum", "max", "product", "first"] = Field(
+        default="auto",
+        description="joins the numbers of a unit; `first` takes those of the pacesetter alone; "
+        "`auto` sums losses, and takes the mean of others",
     )
     normalize: Literal["auto", "none", "mean", "max", "l2", "sum", "rank", "gaussian"] = Field(
         default="auto", description="makes the scores of groups comparable; `auto` leaves it to the criterion"
@@ -100,22 +103,36 @@ class Score(Pass):
         evidence: dict[str, list[Evidence]] = {}
         for name, found in self.criterion.weigh(setting):
             evidence.setdefault(name, []).append(found)
-        scores: dict[str, FloatArray] = {}
-        notes: list[Note] = []
+        scores, notes = Scores(), list[Note]()
         for group in setting.groups:
             joined = setting.join(group.size, evidence[group.name]) if group.name in evidence else None
             if joined is None or bool(np.isnan(joined[group.free]).any()):
                 notes.append(Note(group.name, f"criterion {self.criterion.name} says nothing about it"))
             else:
                 scores[group.name] = normalised(joined, how)
+        scores.doubt = self._doubt(setting.aggregate, how, evidence)
         return PassResult(program.with_facts(scores=scores), tuple(notes))
+
+    def _doubt(self, aggregate: str, how: str, evidence: Mapping[str, Sequence[Evidence]]) -> str:
+        """Why the scores don't add up to a loss; empty where they do."""
+        if not self.criterion.losses:
+            return f"{self.criterion.name} is no loss"
+        if how != "none":
+            return f"'normalize: {how}' takes their unit from them"
+        joined = any(units.size > np.unique(units).size for units in map(_units, evidence.values()))
+        return f"'aggregate: {aggregate}' adds up no unit's losses" if joined and aggregate != "sum" else ""
 
     def _setting(self, program: Program, context: Context) -> Setting:
         groups = tuple(group for group in analyse(program).groups.values() if group.free.any())
         calibration = Calibration(self.batches, self.samples, self.split, self.loss, self.memory)
         axes = self.criterion.axes if self.axes == "auto" else self.axes
-        return Setting(program, groups, context, calibration, axes, self.aggregate)
+        aggregate = self.criterion.aggregate if self.aggregate == "auto" else self.aggregate
+        return Setting(program, groups, context, calibration, axes, aggregate)
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """A lock needs no scores: the selection is spelled out."""
         return ()
+
+
+def _units(evidence: Sequence[Evidence]) -> IntArray:
+    return np.concatenate([found.units for found in evidence])

@@ -14,9 +14,15 @@
 Patterns name groups by their own name, by the modules that write them, and by kinds (`kind:depthwise`, see
 `prunec.compiler.groups.patterns`); the first pattern that means a group counts, and `protect` wins over all of them.
 
-A share of a budget is a share of what the traced model uses. All budgets are met from below, and filled up: no step
-that was taken back would still fit. `multiple_of`, `keep_at_least` and `equal_widths` count channels; a group that
-loses nothing keeps its width, whatever that is.
+Every share is one of the traced model, also in a later round: `ratio: 50%` behind `ratio: 25%` leaves half of the
+original units, and 15, 30, 45, 60, 75% are five rounds to a quarter. What `ratio` leaves is rounded down: of 10 units,
+`25%` leaves 7. A share of a budget is a share of what the traced model uses. All budgets are met from below, and filled
+up: no step that was taken back would still fit. `multiple_of`, `keep_at_least` and `equal_widths` count channels; a
+group that loses nothing keeps its width, whatever that is.
+
+`knapsack`, and `greedy` with `per_cost`, add scores up or divide them by costs. That is for losses (`fisher_gate`,
+`gate`, `oracle`, ... with `normalize: none`); with norms they empty the layers whose units cost most, and a warning
+says so.
 """
 
 from __future__ import annotations
@@ -42,6 +48,7 @@ from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_g
 from prunec.passes.selection.per_group import Way, by_counts, by_ratio, by_threshold, by_widths
 from prunec.passes.selection.ranking import Ranking
 from prunec.passes.selection.selectors import SELECTORS, Wishes
+from prunec.passes.selection.traced import whole_sizes
 
 WAYS: Final = {
     "ratio": "ratio",
@@ -93,7 +100,8 @@ class Select(Pass):
 
     ratio: Fraction01 | dict[str, Fraction01] | None = Field(
         default=None,
-        description="the share of units that goes: of every group, or by pattern",
+        description="the share of the traced model's units that is gone then: of every group, or by pattern; "
+        "what stays is rounded down",
         examples=[{"layer1.*": 0.1}],
     )
     widths: dict[str, Channels] | None = Field(
@@ -114,9 +122,10 @@ class Select(Pass):
     floor: Floor = Field(default="-1pt", description="`from`: what each group alone may lose, -1pt or -2%")
     units: dict[str, list[int]] | None = Field(default=None, description="the units that go, spelled out by group")
     method: Method = Field(default="ranking", description="`budget`: how it is met: by ranking, greedy or knapsack")
-    scope: Literal["global", "local"] = Field(
+    scope: Literal["global", "local", "isomorphic"] = Field(
         default="global",
-        description="`ranking`: rank all units together, or take the same share of every group",
+        description="`ranking`: rank all units together; or take the same share of every group (local), "
+        "or of all groups of one structure, whose units compete with each other alone (isomorphic)",
     )
     cost_weight: dict[Resource, Annotated[float, Field(ge=0)]] = Field(
         default={},
@@ -128,7 +137,9 @@ class Select(Pass):
         default=1, description="channels that a group keeps: every group, or by pattern"
     )
     remove_at_most: Fraction01 | dict[str, Fraction01] | None = Field(
-        default=None, description="the share of a group's units that may go: of every group, or by pattern"
+        default=None,
+        description="the share of the traced model's units that may be gone: of every group, or by pattern; "
+        "rounded down",
     )
     multiple_of: Multiple | dict[str, Multiple] = Field(
         default=1, description="a cut group keeps a multiple of so many channels, or of what a target runtime prefers"
@@ -159,6 +170,8 @@ class Select(Pass):
             fits(name, text)
         if (self.cost_weight or self.per_cost) and self.method != "greedy":
             raise wrong("must not name 'cost_weight' or 'per_cost' for a method other than greedy")
+        if self.scope != "global" and self.method in ("greedy", "knapsack"):
+            raise wrong(f"must not name 'scope: {self.scope}' for the method {self.method}: only ranking has scopes")
         return self
 
     def resources(self) -> frozenset[str]:
@@ -191,15 +204,33 @@ class Select(Pass):
         cut = [group for group, count in zip(analysis.groups.values(), gone, strict=True) if count]
         selection = {group.name: np.flatnonzero(~keep[group.where]) for group in cut}
         widths = {g.name: [g.size, g.size - count] for g, count in zip(analysis.groups.values(), gone, strict=True)}
-        return PassResult(program.with_facts(selection=selection), way.notes, {"widths": widths, **way.details})
+        details = {"widths": widths, **way.details}
+        return PassResult(program.with_facts(selection=selection), way.notes, details, self._warnings(program, context))
+
+    def _wishes(self, context: Context) -> Wishes:
+        return Wishes(self.scope, self.cost_weight, self.per_cost, context.progress)
+
+    def _warnings(self, program: Program, context: Context) -> tuple[str, ...]:
+        """What is wrong with scores that a method adds up; scores of unknown kind are taken for losses."""
+        doubt = getattr(program.facts["scores"], "doubt", "")
+        if self.budget is None or not doubt or not SELECTORS.named(self.method)().adds(self._wishes(context)):
+            return ()
+        does = "'per_cost' divides scores by costs" if self.per_cost else f"'method: {self.method}' adds scores up"
+        return (
+            f"select: {does}, and these don't add up to a loss ({doubt}): it empties the layers whose units cost most; "
+            "score by fisher_gate, gate or another loss, with 'normalize: none', or take 'method: ranking'",
+        )
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """The pass with its units spelled out."""
         units = {name: [int(u) for u in found] for name, found in result.program.facts["selection"].items()}
         return (Select(units=units),)
 
-    def limits(self, program: Program) -> Limits:
-        """The constraints, worked out for every group. Raises `PassError` for patterns that name no group."""
+    def limits(self, program: Program, traced: Program | None = None) -> Limits:
+        """The constraints, worked out for every group; shares are of the `traced` model, or of the program itself.
+
+        Raises `PassError` for patterns that name no group.
+        """
         analysis = analyse(program)
         groups = analysis.groups
         only = {n for names in matching(self.only, groups, option="only").values() for n in names} or set(groups)
@@ -212,22 +243,23 @@ class Select(Pass):
             by_group(multiples, groups, "multiple_of"),
             least_heads(analysis, self.heads_at_least),
             tied_groups(analysis, self.equal_widths),
+            whole_sizes(analysis, traced),
         )
 
     def without(self, limit: str) -> Select:
         """The pass without one of its LIMITS."""
         return self.model_copy(update={limit: type(self).model_fields[limit].default})
 
-    def ranking(self, program: Program) -> Ranking:
-        """The queues of the units that may go."""
-        return Ranking.of(analyse(program), program.facts["scores"], self.limits(program))
+    def ranking(self, program: Program, traced: Program | None = None) -> Ranking:
+        """The queues of the units that may go; shares are of the `traced` model, or of the program itself."""
+        return Ranking.of(analyse(program), program.facts["scores"], self.limits(program, traced))
 
     def _way(self, program: Program, context: Context) -> Way:
-        ranking = self.ranking(program)
+        ranking = self.ranking(program, context.traced)
         if self.budget is not None:
-            wishes = Wishes(self.scope, self.cost_weight, self.per_cost, context.progress)
+            wishes = self._wishes(context)
             others = {
-                k: partial(self.without(k).ranking, program)
+                k: partial(self.without(k).ranking, program, context.traced)
                 for k in LIMITS
                 if getattr(self, k) != getattr(self.without(k), k)
             }

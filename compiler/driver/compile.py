@@ -233,13 +233,14 @@ def program_after(plan: Plan, name: str | None) -> Program:
 
 
 def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float, warnings: Iterable[str] = ()) -> Report:
-    """What every compile finds: costs, widths, passes with their verification, and warnings beside those of tracing.
+    """What every compile finds: costs, widths, passes with their verification, and their warnings beside `warnings`.
 
     `seconds` is what tracing took.
     """
     after = outcome.program
     doubt = check_result(plan.hashes, after)
     of_mode = train_warnings(before, after) if plan.mode == "train" else ()
+    of_passes = dict.fromkeys(warning for record in outcome.records for warning in record.warnings)
     return Report(
         prunec=__version__,
         model=before.name,
@@ -249,7 +250,7 @@ def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float, w
         macs_by_node=Change(before, after).each(lambda program: cost_model(program).by_node()),
         trace_seconds=seconds,
         passes=outcome.records,
-        warnings=(*([doubt] if doubt else ()), *warnings, *of_mode),
+        warnings=(*([doubt] if doubt else ()), *warnings, *of_mode, *of_passes),
     )
 
 

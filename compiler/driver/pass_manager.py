@@ -126,7 +126,8 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
         verification = verify(result.program, reference, pass_name=pass_.name, seed=context.seed)
     elapsed = seconds_since(start)
     after = cost(result.program)
-    return result, Record(pass_.name, seconds, elapsed, before, after, result.notes, result.details, verification)
+    found = result.notes, result.details, verification, result.warnings
+    return result, Record(pass_.name, seconds, elapsed, before, after, *found)
 
 
 def seconds_since(start: float) -> float:

@@ -77,6 +77,8 @@ class Record:
     """The pass's own figures: plain JSON values."""
     verification: Verification | None = None
     """None where the pass rewrote nothing."""
+    warnings: tuple[str, ...] = ()
+    """They are among the report's warnings."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

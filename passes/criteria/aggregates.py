@@ -30,6 +30,13 @@ class Evidence:
     figures: FloatArray
 
 
+class Scores(dict[str, FloatArray]):
+    """Group -> a score for each of its units, [units]."""
+
+    doubt: str = ""
+    """Why scores of several units don't add up to a loss; empty where they do."""
+
+
 def _flat(parts: Sequence[Evidence]) -> tuple[IntArray, FloatArray]:
     return np.concatenate([p.units for p in parts]), np.concatenate([p.figures for p in parts])
 

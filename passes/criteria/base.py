@@ -99,6 +99,11 @@ class Criterion(BaseModel, ABC):
     normalize: ClassVar[str] = "mean"
     """What makes its scores comparable between groups by default. `none` is for figures in one unit for the whole
     network (of the loss, a share, bits); a norm of weights or a mean of activations has its layer's scale."""
+    aggregate: ClassVar[str] = "mean"
+    """What joins a unit's figures by default. Losses are summed: each place where a unit is seen adds its own."""
+    losses: ClassVar[bool] = False
+    """Whether its figures are what the loss changes by when a unit goes, estimated or measured: only such scores may be
+    added up over units of all groups, or compared with what units cost."""
 
     @abstractmethod
     def weigh(self, setting: Setting) -> Iterable[Found]:

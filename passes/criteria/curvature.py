@@ -29,6 +29,8 @@ class Obd(Criterion):
     name: ClassVar[str] = "obd"
     data: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
+    aggregate: ClassVar[str] = "sum"
+    losses: ClassVar[bool] = True
 
     probes: Annotated[int, Field(ge=1)] = Field(default=8, description="random vectors that the estimate averages over")
 
@@ -67,6 +69,8 @@ class ObdFisher(Criterion):
     name: ClassVar[str] = "obd_fisher"
     data: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
+    aggregate: ClassVar[str] = "sum"
+    losses: ClassVar[bool] = True
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence of each writer, with its bias."""
@@ -95,6 +99,8 @@ class Obs(Criterion):
     name: ClassVar[str] = "obs"
     data: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
+    aggregate: ClassVar[str] = "sum"
+    losses: ClassVar[bool] = True
 
     gradients: Annotated[int, Field(ge=1)] = Field(default=64, description="samples whose gradients make the Hessian")
     damping: Annotated[float, Field(gt=0)] = Field(

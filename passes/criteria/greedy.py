@@ -24,6 +24,8 @@ from prunec.compiler.ir.program import Axis, BoolArray, FloatArray
 from prunec.compiler.plan.options import Fraction01
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, is_weight, numbers
+from prunec.passes.selection.per_group import gone_now
+from prunec.passes.selection.traced import whole_sizes
 
 
 class GreedyL1(Criterion):
@@ -41,7 +43,7 @@ class GreedyL1(Criterion):
         if self.ratio is None and not chosen:
             hint = "give it the ratio of the select that follows: criterion: {greedy_l1: {ratio: 50%}}"
             raise PassError("greedy_l1 needs to know what earlier layers lose", keys=("criterion",), hint=hint)
-        ratios = self._ratios(setting)
+        ratios, wholes = self._ratios(setting), whole_sizes(analysis, setting.context.traced)
         lost = np.zeros(analysis.size, dtype=bool)
         for group in setting.groups:
             found = [e for member in setting.members(group) if (e := self._evidence(setting, member, lost))]
@@ -49,7 +51,8 @@ class GreedyL1(Criterion):
             if group.name in chosen:
                 lost[group.start + np.asarray(chosen[group.name], dtype=np.int64)] = True
             elif found:
-                lost[group.where] = _least(group, setting.join(group.size, found), ratios.get(group.name, 0.0))
+                count = gone_now(group.size, wholes[group.name], ratios.get(group.name, 0.0))
+                lost[group.where] = _least(group, setting.join(group.size, found), count)
 
     def _ratios(self, setting: Setting) -> dict[str, float]:
         """The share of each group that goes; the first pattern that names a group counts."""
@@ -89,10 +92,10 @@ def _without(setting: Setting, axis: Axis, weight: torch.Tensor, lost: BoolArray
     return grouped.masked_fill(blocks, 0).reshape(weight.shape)
 
 
-def _least(group: Group, scores: FloatArray, ratio: float) -> BoolArray:
-    """The free units with the smallest scores, `ratio` of the group; one always stays."""
-    count = group.size - max(1, int(group.size * (1 - ratio) + 1e-9))
-    order = np.argsort(np.where(group.free, scores, np.inf), kind="stable")[: min(count, int(group.free.sum()))]
+def _least(group: Group, scores: FloatArray, count: int) -> BoolArray:
+    """The `count` free units with the smallest scores; one always stays."""
+    count = min(count, group.size - 1, int(group.free.sum()))
+    order = np.argsort(np.where(group.free, scores, np.inf), kind="stable")[:count]
     lost = np.zeros(group.size, dtype=bool)
     lost[order] = True
     return lost

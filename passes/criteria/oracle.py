@@ -24,6 +24,8 @@ class Oracle(Criterion):
     name: ClassVar[str] = "oracle"
     data: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
+    aggregate: ClassVar[str] = "sum"
+    losses: ClassVar[bool] = True
 
     signed: bool = Field(default=False, description="the change itself; else its absolute value, which prunes better")
 

@@ -83,6 +83,8 @@ class Gate(Gated):
 
     name: ClassVar[str] = "gate"
     normalize: ClassVar[str] = "none"
+    aggregate: ClassVar[str] = "sum"
+    losses: ClassVar[bool] = True
 
     def each(self, terms: Tensor, elements: Tensor) -> Tensor:
         """t."""
@@ -98,6 +100,8 @@ class FisherGate(Gated):
 
     name: ClassVar[str] = "fisher_gate"
     normalize: ClassVar[str] = "none"
+    aggregate: ClassVar[str] = "sum"
+    losses: ClassVar[bool] = True
 
     def each(self, terms: Tensor, elements: Tensor) -> Tensor:
         """t^2 / 2."""

@@ -142,6 +142,8 @@ class TaylorWeight(Criterion):
     name: ClassVar[str] = "taylor_weight"
     data: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
+    aggregate: ClassVar[str] = "sum"
+    losses: ClassVar[bool] = True
 
     form: Literal["sum", "absolute", "squared"] = Field(
         default="sum", description="|sum w g|, sum |w g|, or sum (w g)^2 over the unit's weights"

@@ -27,6 +27,10 @@ class Greedy(Selector):
 
     name = "greedy"
 
+    def adds(self, wishes: Wishes) -> bool:
+        """It divides scores by what they cost, if it is asked to."""
+        return wishes.per_cost
+
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
         """The levels at which the budgets are met, filled up."""
         state = State(problem, np.zeros_like(problem.last))

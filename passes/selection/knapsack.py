@@ -1,5 +1,8 @@
 """Near-exact selection: the largest sum of kept scores that all budgets can hold.
 
+Scores must add up for that: losses do, norms don't. A norm over its group's mean makes a unit of an early layer, which
+costs several times as much, worth no more than any other, and so early layers are emptied.
+
 Every queue is at one of its levels: a knapsack of multiple choice. What a level saves is a prefix sum of terms that
 multiply widths of several queues, so that the budgets aren't linear. They are linearised where the search stands,
 
@@ -46,6 +49,10 @@ class Knapsack(Selector):
     """Keep as much score as the budgets hold."""
 
     name = "knapsack"
+
+    def adds(self, wishes: Wishes) -> bool:
+        """It looks for the largest sum."""
+        return True
 
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
         """The best levels that were found."""

@@ -7,6 +7,8 @@
     heads_at_least    heads that stay, where units are heads
     equal_widths      groups that lose equally many channels
 
+Shares are shares of the units that a group has in the traced model (`whole`).
+
 Each is a number, or numbers by pattern; the first pattern that names a group counts.
 """
 
@@ -21,6 +23,7 @@ from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import Analysis, Group, distinct
 from prunec.compiler.groups.patterns import matching
 from prunec.compiler.ir.program import IntArray
+from prunec.passes.selection.traced import Whole
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Limits:
     multiple_of: Mapping[str, float] = field(default_factory=dict)
     heads_at_least: Mapping[str, float] = field(default_factory=dict)
     tied: tuple[tuple[str, ...], ...] = ()
+    whole: Whole = field(default_factory=dict)
 
     def most(self, group: Group) -> int:
         """The most units that may go."""
         channels = -(-int(self.keep_at_least.get(group.name, 1)) // channels_of_a_unit(group))
         stay = max(channels, int(self.heads_at_least.get(group.name, 0)), 1)
-        share = int(group.size * self.remove_at_most.get(group.name, 1.0) + 1e-9)
+        whole = self.whole.get(group.name, group.size)
+        share = int(whole * self.remove_at_most.get(group.name, 1.0) + 1e-9) - (whole - group.size)
         return max(min(group.size - stay, share), 0)
 
     def step(self, group: Group) -> int:

@@ -1,6 +1,7 @@
 """Ways to say how much goes that look at every group by itself: ratios, widths, thresholds, counts.
 
-    by_ratio        {"layer1.*": 10%, "*": 40%}    of conv1's 32 units, 19 stay (rounded down; limits may keep more)
+    by_ratio        {"layer1.*": 10%, "*": 40%}    of conv1's 32 units, 19 stay (rounded down; limits may keep more);
+                                                   in a later round, of the 32 that it has in the traced model
     by_widths       {conv1: 24}                    24 channels stay
     by_threshold    0.005                          units whose score is lower go
     by_counts       {conv1: 28}                    28 units stay, as `selection/curves.py` has chosen
@@ -39,8 +40,14 @@ def kept_share(size: int, ratio: float) -> int:
     return int(size * (1 - ratio) + 1e-9)
 
 
+def gone_now(size: int, whole: int, ratio: float) -> int:
+    """How many of the `size` units that are left go, so that `ratio` of the traced model's `whole` are gone."""
+    return max(size - kept_share(whole, ratio), 0)
+
+
 def by_ratio(ranking: Ranking, ratio: float | Mapping[str, float]) -> Way:
-    """Every group loses its share of units, rounded down to what limits and packs allow.
+    """Every group loses its share of the traced model's units, less what it has lost before, as far as limits and
+    packs allow.
 
     Raises `PassError` for a pattern that names no group that can be cut.
     """
@@ -50,7 +57,8 @@ def by_ratio(ranking: Ranking, ratio: float | Mapping[str, float]) -> Way:
         wanted, notes = _named(ranking, ratio, "ratio")
     else:
         wanted = dict.fromkeys(ranking.groups, ratio)
-    gone = {name: groups[name].size - kept_share(groups[name].size, share) for name, share in wanted.items()}
+    size = {name: groups[name].size for name in wanted}
+    gone = {name: gone_now(size[name], ranking.whole.get(name, size[name]), s) for name, s in wanted.items()}
     return Way(ranking, ranking.levels(_by_queue(ranking, gone)), notes)
 
 

@@ -13,7 +13,7 @@ Units of a step count by their mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ from prunec.compiler.groups.analysis import Analysis, Group
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
 from prunec.passes.selection.limits import Limits
 from prunec.passes.selection.queues import Queue, queue_of, tied_queue
+from prunec.passes.selection.traced import Whole
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Ranking:
     score: FloatArray
     scored: frozenset[str] = frozenset()
     """the groups that have scores, whether they may be cut or not"""
+    whole: Whole = field(default_factory=dict)
+    """group name -> its units in the traced model, of which shares are taken"""
 
     @staticmethod
     def of(analysis: Analysis, scores: Mapping[str, FloatArray], limits: Limits) -> Ranking:
@@ -58,7 +61,7 @@ class Ranking:
             if _is_in(analysis, g, special)
         }
         ranking = _joined(analysis, single, _tied(analysis, alone, limits), score)
-        return replace(ranking, scored=frozenset(scores))
+        return replace(ranking, scored=frozenset(scores), whole=limits.whole)
 
     @property
     def count(self) -> int:
@@ -81,6 +84,14 @@ class Ranking:
         found = np.zeros(self.count, dtype=np.int64)
         for name, queue in self.groups.items():
             found[queue] += self.analysis.groups[name].size
+        return found
+
+    @cached_property
+    def wholes(self) -> IntArray:
+        """[queues]: how many units the group, or all tied ones, have in the traced model."""
+        found = np.zeros(self.count, dtype=np.int64)
+        for name, queue in self.groups.items():
+            found[queue] += self.whole.get(name, self.analysis.groups[name].size)
         return found
 
     def keep(self, levels: IntArray) -> BoolArray:

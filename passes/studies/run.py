@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -92,10 +92,10 @@ def show_sensitivity(
 def _removed(about: Subject, score: Score, ratios: Sequence[float], groups: Sequence[str]) -> Removed:
     """The units that `select: RATIO` would take from each of the groups that can be cut."""
     program = score.run(about.program, about.context).program
+    context = replace(about.context, traced=program)
     scored = [name for name in groups if name in program.facts["scores"]]
     chosen = {
-        ratio: Select(ratio=ratio).run(program, about.context).program.facts["selection"]
-        for ratio in sorted(set(ratios))
+        ratio: Select(ratio=ratio).run(program, context).program.facts["selection"] for ratio in sorted(set(ratios))
     }
     none = np.zeros(0, dtype=np.int64)
     removed = {name: {ratio: found.get(name, none) for ratio, found in chosen.items()} for name in scored}

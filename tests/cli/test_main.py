@@ -417,7 +417,7 @@ def test_passes(folder, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "`- select: VALUE` is short for `- select: {ratio: VALUE}`" in lines
     assert any(line.startswith("keep_at_least whole number, at least 1 or mapping") for line in lines)
-    assert any(line.startswith("scope global | local global `ranking`") for line in lines)
+    assert any(line.startswith("scope global | local | isomorphic global `ranking`") for line in lines)
 
 
 def test_passes_lists_what_an_option_may_name(folder, capsys):

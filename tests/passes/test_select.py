@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import NETS
 from selecting import METHODS, bare, channels, kept_of, selected
+from torch import nn
 
+from prunec.compiler import compile
 from prunec.compiler.cost.model import cost
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.targets.base import TARGETS
+from prunec.models.data import random
 from prunec.passes.select import Select
 from prunec.passes.selection.limits import channels_of_a_unit
 
@@ -71,6 +75,11 @@ def test_random_budgets_and_constraints(name, seed, macs, params, multiple, leas
         ({"ratio": 0.5, "multiple_of": "abacus"}, "or a target: coreml"),
         ({"ratio": 0.5, "method": "greedy"}, "must not name 'method' without 'budget'"),
         ({"budget": {"macs": 0.5}, "per_cost": True}, "for a method other than greedy"),
+        (
+            {"budget": {"macs": 0.5}, "method": "knapsack", "scope": "local"},
+            "must not name 'scope: local' for the method",
+        ),
+        ({"budget": {"macs": 0.5}, "scope": "isomorph"}, "Input should be 'global', 'local' or 'isomorphic'"),
         ({"ratio": 0.5, "threshold": 1.0}, "got ratio and threshold"),
         ({}, "must say exactly one of ratio, widths, threshold, budget, from, units; got none of them"),
     ],
@@ -78,3 +87,51 @@ def test_random_budgets_and_constraints(name, seed, macs, params, multiple, leas
 def test_what_a_plan_may_not_say(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Select(**options)
+
+
+# -- scores that don't add up --------------------------------------------------------------------------------------
+
+KNAPSACK = {"budget": {"macs": 0.6}, "method": "knapsack"}
+PER_COST = {"budget": {"macs": 0.6}, "method": "greedy", "per_cost": True}
+
+
+def warnings_of(score, select) -> list[str]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 10))
+    plan = {"plan": 1, "passes": [{"score": score}, {"select": select}, "shrink"]}
+    data = random((1, 8, 8), classes=10, samples=16, batch_size=8)
+    return compile(model.eval(), plan, (torch.zeros(1, 1, 8, 8),), data=data).report["warnings"]
+
+
+@pytest.mark.parametrize("select", [KNAPSACK, PER_COST], ids=["knapsack", "per_cost"])
+@pytest.mark.parametrize(
+    ("score", "why"),
+    [
+        ("l1", "l1 is no loss"),
+        ("l2", "l2 is no loss"),
+        ("random", "random is no loss"),
+        ({"criterion": "apoz"}, "apoz is no loss"),
+        ({"criterion": "fisher_gate", "normalize": "mean"}, "'normalize: mean' takes their unit from them"),
+        ({"criterion": "obd_fisher", "axes": "all", "aggregate": "mean"}, "'aggregate: mean' adds up no unit's losses"),
+    ],
+    ids=str,
+)
+def test_a_sum_of_what_is_no_loss_is_told(score, why, select):
+    (warning,) = warnings_of(score, select)
+    assert f"these don't add up to a loss ({why})" in warning
+    assert ("'per_cost' divides" if select is PER_COST else "'method: knapsack' adds") in warning
+
+
+@pytest.mark.parametrize("score", ["fisher_gate", "gate", "oracle", "obd_fisher", "taylor_weight", "obs", "obd"])
+def test_losses_add_up(score):
+    assert warnings_of(score, KNAPSACK) == warnings_of(score, PER_COST) == []
+
+
+@pytest.mark.parametrize("select", [{"budget": {"macs": 0.6}}, {"budget": {"macs": 0.6}, "method": "greedy"}, "50%"])
+def test_who_only_orders_needs_no_losses(select):
+    assert warnings_of("l1", select) == []
+
+
+def test_scores_of_unknown_kind_are_taken_as_they_are():
+    """A pass of another package, or a program's text, may give plain scores."""
+    assert selected("chain", **KNAPSACK).warnings == ()

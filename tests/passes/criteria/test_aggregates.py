@@ -51,7 +51,7 @@ def test_normalised(how, holds):
 
 def test_every_normalisation_is_one_of_the_option(program):
     assert set(Score.model_fields["normalize"].annotation.__args__) == {"auto", *NORMALS}
-    assert set(Score.model_fields["aggregate"].annotation.__args__) == set(AGGREGATES)
+    assert set(Score.model_fields["aggregate"].annotation.__args__) == {"auto", *AGGREGATES}
 
 
 def test_units_of_which_nothing_is_known_are_the_last_to_go():

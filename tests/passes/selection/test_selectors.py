@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from selecting import METHODS, SMALL, bare, context, kept_of, scored
 
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.isomorphic import isomorphic_classes
 from prunec.passes.select import Select
 from prunec.passes.selection.selectors import SELECTORS
 
@@ -35,6 +37,36 @@ def test_units_without_a_finite_score_stay(method):
     gone = result.program.facts["selection"]
     assert gone
     assert all((units % 3 == 2).all() for units in gone.values())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_units_compete_with_those_of_groups_of_their_structure_alone(name):
+    """Each class loses the same share, up to a unit; within one, the lowest scores of all its groups go."""
+    program = scored(name)
+    result = Select(budget={"macs": 0.5}, scope="isomorphic").run(program, context(name))
+    keep, groups = kept_of(program, result), analyse(program).groups
+    classes = isomorphic_classes(analyse(program))
+    of_class: dict[int, list[str]] = {}
+    for group in (name for name, group in groups.items() if group.free.all()):
+        of_class.setdefault(classes[group], []).append(group)
+    assert max(map(len, of_class.values())) > 3
+    shares = []
+    for names in of_class.values():
+        stays = np.concatenate([keep[groups[n].where] for n in names])
+        score = np.concatenate([program.facts["scores"][n] for n in names])
+        shares.append((1 - stays.mean(), 1 / stays.size))
+        if all(keep[groups[n].where].sum() > 1 for n in names):
+            lowest = np.argsort(score)[: (~stays).sum()]
+            assert (~stays)[lowest].mean() > 0.98, "all but a few that were put back to fill the budget"
+    assert max(share - one for share, one in shares) <= min(share + one for share, one in shares)
+
+
+def test_scores_of_other_structures_may_have_any_scale():
+    program, classes = scored("mobilenet_v2"), isomorphic_classes(analyse(bare("mobilenet_v2")))
+    other = program.with_facts(scores={k: s * 10.0 ** (classes[k] % 5) for k, s in program.facts["scores"].items()})
+    select = Select(budget={"macs": 0.6}, scope="isomorphic")
+    one, two = (kept_of(program, select.run(p, context("mobilenet_v2"))) for p in (program, other))
+    np.testing.assert_array_equal(one, two)
 
 
 def test_every_method_is_listed():
