@@ -42,6 +42,6 @@ def _whole(analysis: Analysis, group: Group, original: Analysis) -> int:
         if binding is not None and left is not None:
             units = original.units(binding.labels).ravel()[left[member.positions]]
             groups = set(original.group_of[units[units != NO_UNIT]].tolist())
-            sizes = [each.size for each in original.groups.values()]
-            return max(group.size, sum(sizes[number] for number in groups))
+            found = (each.size for number, each in enumerate(original.groups.values()) if number in groups)
+            return max(group.size, sum(found))
     return group.size
