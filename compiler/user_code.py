@@ -106,8 +106,7 @@ def fault(
     what: str, kind: type[PrunecError], error: BaseException, *, at: Span | None = None, hint: str | None = None
 ) -> PrunecError:
     """An error of ours about a foreign exception, with its place in the user's own file; see `running`."""
-    traces = [error.__traceback__, *(each.__traceback__ for each in _within(error))]
-    frame = next((found for found in map(_innermost, reversed(traces)) if found is not None), None)
+    frame = _frame(error)
     span = _of_syntax(error) or _span(frame)
     where = "" if at is None or span is None else f" ({span.file}:{span.line}{_function(frame, span)})"
     return kind(f"{what}: {told(error)}{where}", at=at or span, hint=hint)
@@ -187,13 +186,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _within(error: BaseException) -> Iterator[BaseException]:
-    """The first exception in a group, the first one in that, and so on."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-        yield error
-
-
 # -- the place in the user's own file ------------------------------------------------------------------------------
 
 
@@ -259,12 +251,20 @@ def is_users_fault(trace: TracebackType | None) -> bool:
     return next((not is_ours(f) for f in reversed(files) if is_ours(f) or (is_users(f) and not is_library(f))), False)
 
 
-def user_span(trace: TracebackType | None) -> Span | None:
-    """The innermost line in a traceback that is the user's own; where there is none, a library's.
+def user_span(error: BaseException) -> Span | None:
+    """The innermost line in an exception's traceback that is the user's own; where there is none, a library's.
 
-    Torch and Python itself don't count.
+    Torch and Python itself don't count. Of a group, the first exception in it is asked; of one that no code of the
+    user's raised, its cause.
     """
-    return _span(_innermost(trace))
+    return _span(_frame(error))
+
+
+def _frame(error: BaseException) -> TracebackType | None:
+    if isinstance(error, BaseExceptionGroup) and (found := _frame(error.exceptions[0])):
+        return found
+    behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return _innermost(error.__traceback__) or (_frame(behind) if behind else None)
 
 
 def _innermost(trace: TracebackType | None) -> TracebackType | None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError, Span
-from prunec.compiler.user_code import LONGEST, fault, is_library, is_ours, iterated, printable, running, told
+from prunec.compiler.user_code import LONGEST, fault, is_library, is_ours, iterated, printable, running, told, user_span
 
 HERE = Path(__file__)
 
@@ -238,3 +238,18 @@ def test_in_a_thread_no_signal_comes():
     thread.start()
     thread.join()
     assert found == ["it failed: KeyboardInterrupt"]
+
+
+def test_where_no_line_of_the_users_raised_it_the_causes_counts():
+    def ends():
+        raise StopIteration
+
+    def user():
+        yield ends()
+
+    with pytest.raises(RuntimeError) as caught:
+        list(user())
+    caught.value.__traceback__ = None
+    span = user_span(caught.value)
+    assert span is not None
+    assert span.text.strip() == "raise StopIteration"

@@ -141,15 +141,16 @@ def _explained(error: BaseException, model: nn.Module, tracer: Tracer | None, in
         where = f"{standin.name} ({type(standin.original).__name__})"
     text = (text_of(error) or name_of(error)).splitlines()[0]
     if isinstance(error, Refused):
-        return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=error.hint)
-    if not isinstance(error, RuntimeError | ValueError):
+        return ModelError(f"{where}: {text}", at=user_span(error), hint=error.hint)
+    if type(error) not in (RuntimeError, ValueError):  # torch's own, whose text says enough
         text = told(error).splitlines()[0]
     if NOT_BOOL in text:
         hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
-        return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
+        return ModelError(f"{where}: {text}", at=user_span(error), hint=hint)
     shapes = ", ".join(f"{key} {_shapes(value)}" for key, value in inputs.inputs.items())
-    hint = f"the example inputs are {shapes}: does the model run on such inputs?"
-    return ModelError(f"{where}: {text}", at=user_span(error.__traceback__), hint=hint)
+    asked = f"the example inputs are {shapes}: does the model run on such inputs?"
+    # A forward that ends the program doesn't do so for its inputs' sake.
+    return ModelError(f"{where}: {text}", at=user_span(error), hint=asked if isinstance(error, Exception) else None)
 
 
 def _shapes(value: Any) -> str:
