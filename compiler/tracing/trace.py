@@ -28,6 +28,7 @@ from prunec.compiler.tracing.lowering import plain_linear
 from prunec.compiler.tracing.parametrizations import without_parametrizations
 from prunec.compiler.tracing.symbolic_numbers import Refused
 from prunec.compiler.tracing.tracer import Tracer
+from prunec.compiler.tracing.user_state import undisturbed
 from prunec.compiler.tracing.weight_folding import with_plain_weights
 from prunec.compiler.user_code import name_of, running, text_of, told, user_span
 
@@ -99,7 +100,7 @@ def _attempt(
     def explain(error: BaseException) -> ModelError:
         return _explained(error, model, tracer, inputs)
 
-    with running("the forward failed", ModelError, explain=explain), gc_paused():
+    with running("the forward failed", ModelError, explain=explain), gc_paused(), undisturbed(model):
         # Next to nothing that a trace makes is garbage.
         tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged)
         tracer.run_forward(inputs, exporting=exporting)
