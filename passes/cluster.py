@@ -142,11 +142,11 @@ class Cluster(Pass):
         for pattern, names in matching(self.widths, analysis.groups, option="widths").items():
             for name in (n for n in names if n in groups):
                 group, width = groups[name], self.widths[pattern]
-                if width > group.size:
+                if width > group.size and group.free.any():
                     raise PassError(f"widths: '{pattern}' asks for {width} units, but '{name}' has {group.size}")
                 if targets.get(name, (group, width))[1] != width:
                     raise PassError(f"widths: two patterns ask for different widths of '{name}'")
-                targets[name] = group, self._rounded(group, width)
+                targets[name] = group, self._rounded(group, min(width, group.size))
         return targets
 
     def _rounded(self, group: Group, width: int) -> int:

@@ -233,7 +233,8 @@ class Select(Pass):
         """
         analysis = analyse(program)
         groups = analysis.groups
-        only = {n for names in matching(self.only, groups, option="only").values() for n in names} or set(groups)
+        named = {n for names in matching(self.only, groups, option="only").values() for n in names}
+        only = named if self.only else set(groups)
         protected = {n for names in matching(self.protect, groups, option="protect").values() for n in names}
         multiples = each_value(self.multiple_of, multiple)
         return Limits(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from prunec.compiler.cost.model import cost
 from prunec.compiler.errors import PassError, PlanError, Span
+from prunec.compiler.groups.patterns import names_by_axis
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.report.report import Record
@@ -119,6 +120,8 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     except PassError as error:
         _locate(error, step)
         raise
+    if pass_.rewrites and result.program is not program and not program.names:
+        result = replace(result, program=replace(result.program, names=names_by_axis(program)))
     seconds, start = seconds_since(start), time.perf_counter()
     verification = None
     if pass_.rewrites and result.program is not program:

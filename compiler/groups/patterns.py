@@ -10,6 +10,9 @@ protect: ["kind:depthwise"]      every group whose channels run through a depthw
     conv, linear, norm, embedding, recurrent, attention     layers of that kind, whatever their dimensions
     depthwise, grouped, pointwise, transposed               forms of convolutions
     heads                                                   groups whose units are heads of attention
+
+All of these hold for the whole plan: what a group was called before the first rewrite, it is called after it
+(`Program.names`), though it may have come down to one channel, or its layers to none.
 """
 
 from __future__ import annotations
@@ -22,14 +25,27 @@ from typing import Final
 from torch import nn
 
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.groups.analysis import Group
+from prunec.compiler.groups.analysis import Group, analyse
+from prunec.compiler.ir.program import Axis, Program
 from prunec.compiler.labels.flow import Flow
 
 
 def group_names(group: Group) -> frozenset[str]:
-    """What a pattern may call a group: its name, its writers' modules, and its writers' parameters."""
+    """What a pattern may call a group: its name, its writers' modules and parameters, and what it was called before the
+    first rewrite."""
     writers = [member.axis for member in group.writers]
-    return frozenset({group.name, *(a.tensor for a in writers), *(a.owner for a in writers if a.owner)})
+    own = {group.name, *(a.tensor for a in writers), *(a.owner for a in writers if a.owner)}
+    return frozenset(own.union(*(_former(group).get(axis, ()) for axis in writers)))
+
+
+def _former(group: Group) -> Mapping[Axis, frozenset[str]]:
+    return group.table.flow.program.names
+
+
+def names_by_axis(program: Program) -> dict[Axis, frozenset[str]]:
+    """Axis -> all that a pattern may call the group that it writes, kinds among them: what `Program.names` holds."""
+    named = [(group, group_names(group) | group_kinds(group)) for group in analyse(program).groups.values()]
+    return {member.axis: names for group, names in named for member in group.writers}
 
 
 _KINDS: Final[Mapping[str, tuple[type[nn.Module], ...]]] = {
@@ -71,9 +87,9 @@ def _kinds_of_heads(flow: Flow, owners: Set[str]) -> Iterator[str]:
 
 
 def matching(patterns: Iterable[str], groups: Mapping[str, Group], *, option: str = "") -> dict[str, list[str]]:
-    """The groups that each pattern names, in the groups' order.
+    """The groups that each pattern names, in the groups' order; none where all of these are gone by now.
 
-    Raises PassError where a pattern names none, with the nearest valid name; `option` says where the pattern stands.
+    Raises PassError where a pattern never named any, with the nearest valid name; `option` says where it stands.
     """
     patterns = patterns if isinstance(patterns, Mapping) else list(patterns)
     names = {name: group_names(group) for name, group in groups.items()}
@@ -82,11 +98,17 @@ def matching(patterns: Iterable[str], groups: Mapping[str, Group], *, option: st
     found: dict[str, list[str]] = {}
     for index, pattern in enumerate(patterns):
         found[pattern] = [name for name, known in names.items() if any(fnmatchcase(k, pattern) for k in known)]
-        if not found[pattern]:
+        if not found[pattern] and not any(fnmatchcase(name, pattern) for name in _gone(groups)):
             where = f"{option}: " if option else ""
             keys = (option, pattern if isinstance(patterns, Mapping) else index) if option else ()
             raise PassError(f"{where}no group is called '{pattern}'", keys=keys, hint=_hint(pattern, names))
     return found
+
+
+def _gone(groups: Mapping[str, Group]) -> frozenset[str]:
+    """What groups were called before the first rewrite, those that are gone by now among them."""
+    former = next((_former(group) for group in groups.values()), {})
+    return frozenset().union(*former.values())
 
 
 def chosen(groups: Mapping[str, Group], only: Iterable[str] = (), protect: Iterable[str] = ()) -> dict[str, Group]:

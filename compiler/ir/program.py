@@ -6,6 +6,7 @@
       inputs       example inputs, one a placeholder: a tensor, or lists, tuples and dicts of them
       training     whether modules that are made of it start in train mode; after tracing they don't
       origin       axis -> the positions that are left of the original axis
+      names        axis -> what a plan may call the group that the axis wrote before the first rewrite
       facts        what analysis passes found (scores, a selection, clusters), dropped by every rewrite
       granularity  how blocks of channels are divided into units, where a plan has said so
 
@@ -79,6 +80,7 @@ class Program:
     shown: frozenset[str] = frozenset()
     """Tensors whose values the program's text spells out."""
     granularity: Granularity = field(default_factory=Granularity)
+    names: Mapping[Axis, frozenset[str]] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What `cached` has made."""
 

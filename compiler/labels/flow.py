@@ -155,8 +155,9 @@ class Flow:
     # -- what rules say --------------------------------------------------------------------------------------------
 
     def fresh(self, size: int, owner: Axis | None = None) -> IntArray:
-        """`size` new labels, flat, of the axis `owner`. A single position can't be removed, so its label is FIXED."""
-        if size == 1:
+        """`size` new labels, flat, of the axis `owner`. A single position can't be removed, so its label is FIXED; the
+        last one of an axis that had others keeps a label, so that its group is still there to be named."""
+        if size == 1 and owner not in self.program.origin:
             return np.full(1, FIXED, dtype=np.int64)
         self.owners.append((self.count, owner))
         self.count += size

@@ -77,7 +77,7 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
     role = "writer" if isinstance(value, nn.Parameter) else "buffer"
     fields: Fields = ()
     for dim, size in enumerate(value.shape):
-        if size > 1:
+        if size > 1 or Axis(name, dim) in flow.program.origin:
             fields += flow.result(flow.write(Axis(name, dim), size, node, role), value.ndim, dim)
     return fields
 

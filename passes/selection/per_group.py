@@ -98,14 +98,16 @@ def by_threshold(ranking: Ranking, threshold: float | Mapping[str, float]) -> Wa
 def _named(ranking: Ranking, wanted: Mapping[str, float], option: str) -> tuple[dict[str, float], tuple[Note, ...]]:
     """(group -> what is asked of it, for groups that can be cut; notes on named groups that can't be)
 
-    Raises `PassError` for a pattern that names none that can be cut. Groups that limits keep whole are left out.
+    Raises `PassError` for a pattern that names none that could ever be cut; one that earlier rounds have cut as far as
+    it goes is noted. Groups that limits keep whole are left out.
     """
     groups = ranking.analysis.groups
     found: dict[str, float] = {}
     notes: dict[str, Note] = {}
     for pattern, names in matching(wanted, groups, option=option).items():
         stuck = [name for name in names if not groups[name].free.any() or name not in ranking.scored]
-        if len(stuck) == len(names):
+        spent = [name for name in stuck if _is_spent(groups[name])]
+        if len(stuck) == len(names) > len(spent):
             raise PassError(f"group '{stuck[0]}' can't be cut: {_why_not(groups[stuck[0]])}", keys=(option,))
         for name in stuck:
             notes.setdefault(name, Note(name, f"can't be cut: {_why_not(groups[name])}"))
@@ -113,6 +115,12 @@ def _named(ranking: Ranking, wanted: Mapping[str, float], option: str) -> tuple[
             if name in ranking.groups:
                 found.setdefault(name, wanted[pattern])
     return found, tuple(notes.values())
+
+
+def _is_spent(group: Group) -> bool:
+    """Whether a group has lost units in earlier rounds, so that nothing more need go."""
+    origin = group.table.flow.program.origin
+    return any(member.axis in origin for member in group.writers) and not group.free.any()
 
 
 def _why_not(group: Group) -> str:

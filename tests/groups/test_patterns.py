@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import replace
+
 import pytest
 import torch
 from selecting import bare
 from torch import nn
 
+from prunec.compiler import compile
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import chosen, group_names, match_names, matching
+from prunec.compiler.ir.program import Axis
 from prunec.compiler.tracing.trace import trace
 from prunec.models.resnet import resnet
 
@@ -97,3 +102,76 @@ def test_names_by_patterns():
         match_names(["layer1.*", "layer3.0"], names, "only")
     assert caught.value.keys == ("only",)
     assert caught.value.hint == "did you mean 'layer2.0'?"
+
+
+def _rounds(*, name: str) -> tuple[nn.Module, list[object], tuple[int, ...]]:
+    """A network, passes that take its group `a` as far down as it goes, and an input's shape."""
+    down: list[object] = [{"score": "l1"}, {"select": {"widths": {"a": 1}}}, "shrink"]
+    if name == "chain":
+        net = nn.Sequential(OrderedDict(a=nn.Conv2d(3, 4, 1), n=nn.BatchNorm2d(4), r=nn.ReLU(), b=nn.Conv2d(4, 6, 1)))
+    elif name == "folded":
+        net = nn.Sequential(OrderedDict(a=nn.Conv2d(3, 4, 1), n=nn.BatchNorm2d(4), r=nn.ReLU(), b=nn.Conv2d(4, 6, 1)))
+        down.append("fold_bn")
+    elif name == "depthwise":
+        net = nn.Sequential(OrderedDict(a=nn.Conv2d(3, 4, 1), n=nn.Conv2d(4, 4, 3, groups=4), b=nn.Conv2d(4, 6, 1)))
+    else:
+        net = nn.Sequential(OrderedDict(a=nn.Conv2d(3, 4, 1), n=_Residual(4), b=nn.Conv2d(4, 6, 1)))
+    net.append(nn.Conv2d(6, 2, 1))
+    return net.eval(), down, (2, 3, 6, 6)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x)
+
+
+_KINDS = {"chain": "kind:norm", "folded": "kind:BatchNorm2d", "depthwise": "kind:depthwise", "residual": "n.conv"}
+
+
+@pytest.mark.parametrize("name", _KINDS)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ratio": 0.5, "protect": ["a"]},
+        {"widths": {"a": 1, "b": 3}},
+        {"ratio": {"a": 0.5, "b": 0.5}},
+        {"threshold": {"a.weight": 0.0, "b": 1e9}, "keep_at_least": {"b": 3}},
+        {"ratio": 0.5, "equal_widths": ["a"], "multiple_of": {"a": 2}},
+        {"ratio": 0.5, "protect": ["KIND"]},
+    ],
+)
+def test_a_group_that_has_shrunk_to_one_channel_keeps_its_names(name, asked):
+    net, down, shape = _rounds(name=name)
+    asked = {
+        key: [_KINDS[name] if p == "KIND" else p for p in v] if key == "protect" else v for key, v in asked.items()
+    }
+    passes = [*down, {"score": "l1"}, {"select": asked}, "shrink"]
+    slim = compile(net, {"plan": 1, "passes": passes}, example_inputs=(torch.randn(shape),)).module
+    assert dict(slim.named_parameters())["a.weight"].shape == (1, 3, 1, 1)
+    assert dict(slim.named_parameters())["b.weight"].shape == (3, 1, 1, 1)
+
+
+def test_only_a_spent_group_means_that_nothing_goes():
+    net, down, shape = _rounds(name="chain")
+    passes = [*down, {"score": "l1"}, {"select": {"ratio": 0.5, "only": ["a"]}}, "shrink"]
+    slim = compile(net, {"plan": 1, "passes": passes}, example_inputs=(torch.randn(shape),)).module
+    assert dict(slim.named_parameters())["b.weight"].shape == (6, 1, 1, 1)
+
+
+def test_a_name_that_no_round_knew_stays_an_error():
+    net, down, shape = _rounds(name="chain")
+    passes = [*down, {"score": "l1"}, {"select": {"ratio": 0.5, "protect": ["aa"]}}]
+    with pytest.raises(PassError, match="protect: no group is called 'aa'\nhint: did you mean 'a'"):
+        compile(net, {"plan": 1, "passes": passes}, example_inputs=(torch.randn(shape),))
+
+
+def test_a_group_that_is_gone_is_named_in_vain():
+    program = trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).eval(), (torch.randn(2, 3),))
+    later = replace(program, names={Axis("conv.weight", 0): frozenset({"conv", "conv.weight", "kind:Conv2d"})})
+    groups = analyse(later).groups
+    assert matching(["conv", "kind:Conv2d"], groups) == {"conv": [], "kind:Conv2d": []}
+    assert chosen(groups, only=["conv"]) == {}
