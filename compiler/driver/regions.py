@@ -108,7 +108,7 @@ class Regions:
 
     def spliced(self, program: Program) -> nn.Module:
         """A copy of the whole model with the program's parts in the regions' places."""
-        return self._with(lambda region: _generated(self.part(program, region).module))
+        return self._with(lambda region: self.part(program, region).module)
 
     def check(self, program: Program, *, alike: bool = True) -> float:
         """Run the whole model with the slim parts on its example, and compare every call of a part as it happens.
@@ -305,12 +305,6 @@ def _leave_out(graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
     for node in reversed(list(graph.nodes)):
         if node in others:
             graph.erase_node(node)
-
-
-def _generated(module: nn.Module) -> nn.Module:
-    """The module with its code generated: at its first call fx would call it twice, and its hooks with it."""
-    assert not isinstance(module, fx.GraphModule) or module.code, "a graph has code"
-    return module
 
 
 def _floating(program: Program) -> torch.dtype:

@@ -17,7 +17,7 @@ import inspect
 import keyword
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ RESERVED = frozenset(dir(builtins)) - {"input"} | frozenset(
 class ExpressionWriter:
     """Writes the nodes of a graph in their order, and collects what their text needs: `imports`, `records`."""
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, tables: Collection[str] = ()) -> None:
+        """`tables` are the paths of the model's parts that hold others by key; see `attribute_path`."""
+        self._tables = tables
         self.imports: set[str] = set()
         self.packages: set[str] = set()
         """Modules of other packages that have to be imported, since they register operators with torch."""
@@ -94,9 +96,9 @@ class ExpressionWriter:
     def expression(self, node: fx.Node) -> str:
         """The text of the value that a node computes."""
         if node.op == "get_attr":
-            return attribute_path(str(node.target))
+            return attribute_path(str(node.target), self._tables)
         if node.op == "call_module":
-            return f"{attribute_path(str(node.target))}({self._arguments(node.args, node.kwargs)})"
+            return f"{attribute_path(str(node.target), self._tables)}({self._arguments(node.args, node.kwargs)})"
         if node.op == "call_method":
             return f"{self.value(node.args[0])}.{node.target}({self._arguments(node.args[1:], node.kwargs)})"
         return self._call(node)
@@ -215,12 +217,19 @@ _VALUES: tuple[tuple[Any, Callable[[ExpressionWriter, Any], str]], ...] = (
 )
 
 
-def attribute_path(target: str) -> str:
-    """`self.layer1["0"].conv1` for `layer1.0.conv1`; a flag `training` is read off the whole model."""
-    parts = target.split(".")
-    if parts[-1] == "training":
+def attribute_path(target: str, tables: Collection[str] = ()) -> str:
+    """`self.layer1["0"].conv1` for `layer1.0.conv1` where `tables` (module or parameter dicts) hold the path `layer1`.
+
+    What no identifier names and no table holds is read by `getattr`, which TorchScript knows, too. A flag `training` is
+    read off the whole model.
+    """
+    *owner, last = target.split(".")
+    if last == "training":
         return "self.training"
-    return "self" + "".join(f".{part}" if is_attribute(part) else f"[{quote(part)}]" for part in parts)
+    parent = attribute_path(".".join(owner), tables) if owner else "self"
+    if is_attribute(last):
+        return f"{parent}.{last}"
+    return f"{parent}[{quote(last)}]" if ".".join(owner) in tables else f"getattr({parent}, {quote(last)})"
 
 
 def is_attribute(name: str) -> bool:

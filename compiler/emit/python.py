@@ -3,7 +3,7 @@
     Program
       call_module layer1.0.conv1 (x)              class Net(nn.Module):
       call_function F.relu (layer1_0_conv1)  -->      def __init__(self) -> None:
-      output                                              self.layer1 = Parts({"0": Parts({"conv1": nn.Conv2d(...)})})
+      output                                              self.layer1 = nn.ModuleDict({"0": Parts({"conv1": ...})})
                                                       def forward(self, x: torch.Tensor):
                                                           layer1_0_conv1 = self.layer1["0"].conv1(x)
                                                           ...
@@ -79,14 +79,13 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
 
     Raises `ModelError` where the graph calls something that can't be imported from torch or torchvision.
     """
-    writer = ExpressionWriter(program.graph)
+    parts = _collect(program)
+    writer = ExpressionWriter(program.graph, parts.tables)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     signature = ", ".join(writer.argument(node) for node in placeholders)
     body = list(_body(program.graph, writer))
-    parts = _collect(program)
     packages = writer.packages | {type(module).__module__ for module in program.state.values() if operation_of(module)}
-    uses_parts = any(isinstance(part, dict) for part in parts.tree.values())
-    root_is_parts = not all(map(is_attribute, parts.tree))
+    construction = [*_construction(parts), *parts.ties, *parts.frozen]
     source = _template().render(
         name=class_name(program.name),
         version=__version__,
@@ -100,9 +99,8 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
         imports=writer.imports,
         packages=sorted(packages),
         records=list(starmap(_record, writer.records.items())),
-        uses_parts=uses_parts or root_is_parts,
-        base="Parts" if root_is_parts else "nn.Module",
-        construction=[*_construction(parts.tree), *parts.ties, *parts.frozen],
+        uses_parts=any("Parts(" in line for line in construction),
+        construction=construction,
         signature=signature,
         body=body,
         dtypes=DTYPES.items(),
@@ -156,6 +154,8 @@ class _Parts:
     frozen: list[str] = field(default_factory=list)
     first_names: dict[int, str] = field(default_factory=dict)
     """id of a module or tensor -> the first name that it was met under."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Path of a part that holds others by key -> the class of torch that does so."""
 
     def add(self, name: str, text: str) -> None:
         """Put a part in its place."""
@@ -168,12 +168,18 @@ class _Parts:
         if first == name:
             return False
         owner, _, last = name.rpartition(".")
-        parent = attribute_path(owner) if owner else "self"
-        if is_attribute(last):
-            self.ties.append(f"{parent}.{last} = {attribute_path(first)}")
+        parent = self.path(owner) if owner else "self"
+        if owner in self.tables:
+            self.ties.append(f"{parent}[{quote(last)}] = {self.path(first)}")
+        elif is_attribute(last):
+            self.ties.append(f"{parent}.{last} = {self.path(first)}")
         else:
-            self.ties.append(f"setattr({parent}, {quote(last)}, {attribute_path(first)})")
+            self.ties.append(f"setattr({parent}, {quote(last)}, {self.path(first)})")
         return True
+
+    def path(self, name: str) -> str:
+        """The text that reads a part off the model."""
+        return attribute_path(name, self.tables)
 
     def tie_or_add(self, name: str, thing: nn.Module | torch.Tensor, text: str) -> bool:
         """Add a part that is new, or make room for the statement that ties it to an earlier one; whether it is new."""
@@ -195,7 +201,7 @@ class _Parts:
 
 
 def _collect(program: Program) -> _Parts:
-    parts = _Parts()
+    parts = _Parts(tables=_tables(program))
     modules = {name: value for name, value in program.state.items() if isinstance(value, nn.Module)}
     for name, module in modules.items():
         _add_module(parts, name, module)
@@ -214,7 +220,7 @@ def _add_module(parts: _Parts, name: str, module: nn.Module) -> None:
     frozen = [key for key, parameter in own if not parameter.requires_grad]
     whole = len(frozen) == len(own)
     for path in [name] if frozen and whole else [f"{name}.{key}" for key in frozen]:
-        parts.frozen.append(f"{attribute_path(path)}.requires_grad_(False)")
+        parts.frozen.append(f"{parts.path(path)}.requires_grad_(False)")
 
 
 def _add_tensor(parts: _Parts, name: str, tensor: torch.Tensor) -> None:
@@ -242,10 +248,31 @@ def _constructor_text(name: str, module: nn.Module) -> str:
         raise ModelError(f"'{name}' can't be written as source: {error.message}", hint=error.hint) from error
 
 
-def _construction(tree: Tree) -> Iterator[str]:
+def _tables(program: Program) -> dict[str, str]:
+    """The parts that are torch's `ModuleDict` or `ParameterDict`: those with a number, or the like, among their names.
+
+    TorchScript reads a key of these alone. Where a name would hide a method of theirs, the part is none of them.
+    """
+    inner: dict[str, dict[str, type]] = {}
+    for name, value in program.state.items():
+        kind: type = nn.Module if isinstance(value, nn.Module) else type(value)
+        owner, _, last = name.rpartition(".")
+        while owner:
+            inner.setdefault(owner, {})[last] = kind
+            (owner, _, last), kind = owner.rpartition("."), nn.Module
+    found = {}
+    for path, kinds in inner.items():
+        if not all(map(is_attribute, kinds)):
+            for table, kind in ((nn.ModuleDict, nn.Module), (nn.ParameterDict, nn.Parameter)):
+                if not any(hasattr(table, name) for name in kinds) and set(kinds.values()) == {kind}:
+                    found[path] = f"nn.{table.__name__}"
+    return found
+
+
+def _construction(parts: _Parts) -> Iterator[str]:
     """The statements that make the model's parts."""
-    for name, part in tree.items():
-        text = "\n".join(_nested(part)) if isinstance(part, dict) else part
+    for name, part in parts.tree.items():
+        text = "\n".join(_nested(part, name, parts.tables)) if isinstance(part, dict) else part
         if text.startswith("torch.empty("):
             yield f"self.register_buffer({quote(name)}, {text})"
         elif is_attribute(name):
@@ -254,13 +281,14 @@ def _construction(tree: Tree) -> Iterator[str]:
             yield from f"setattr(self, {quote(name)}, {text})".split("\n")
 
 
-def _nested(tree: Tree) -> Iterator[str]:
+def _nested(tree: Tree, path: str, tables: Mapping[str, str]) -> Iterator[str]:
+    kind = tables.get(path, "Parts")
     if not tree:
-        yield "Parts({})"
+        yield f"{kind}({{}})"
         return
-    yield "Parts({"
+    yield f"{kind}({{"
     for name, part in tree.items():
-        lines = list(_nested(part)) if isinstance(part, dict) else [part]
+        lines = list(_nested(part, f"{path}.{name}", tables)) if isinstance(part, dict) else [part]
         lines[0] = f"{quote(name)}: {lines[0]}"
         yield from (f"    {line}" for line in [*lines[:-1], f"{lines[-1]},"])
     yield "})"
@@ -356,10 +384,14 @@ def _holds_memory(node: fx.Node) -> bool:
 
 
 def _deletion(names: list[str]) -> list[str]:
-    if not names:
-        return []
-    statement = f"del {', '.join(names)}"
-    return [statement] if len(statement) <= WIDTH else _wrapped(f"del ({', '.join(names)})")
+    """Statements that each fit in a line; TorchScript takes no parentheses here."""
+    lines: list[str] = []
+    for name in names:
+        if lines and len(lines[-1]) + len(name) + 2 <= WIDTH:
+            lines[-1] += f", {name}"
+        else:
+            lines.append(f"del {name}")
+    return lines
 
 
 def _wrapped(statement: str) -> list[str]:

@@ -121,14 +121,15 @@ class Program:
     def module(self) -> nn.Module:
         """The program as a module, with the original's parameter names. Shares the leaf modules.
 
-        It is `graph_module`; of a program of both modes it is a module that gives the result of the mode that it is in.
+        It is an `fx.GraphModule` with its code, which scripts, copies and pickles; of a program of both modes it is a
+        module that gives the result of the mode that it is in.
         """
         return self.cached("module", self._make_module)
 
     def _make_module(self) -> nn.Module:
         if not has_both(self.graph):
-            return self.graph_module
-        halves = {mode: self.half(mode).graph_module for mode in MODES}
+            return self._graph_module_of(fx.GraphModule)
+        halves = {mode: self.half(mode)._graph_module_of(fx.GraphModule) for mode in MODES}
         return switching(self.name, self.graph_module, halves)
 
     @cached_property
@@ -137,7 +138,7 @@ class Program:
 
         fx generates its Python code when it is first called, or its `code` is read.
         """
-        return self.cached("graph_module", self._make_graph_module)
+        return self.cached("graph_module", lambda: self._graph_module_of(_LazyGraphModule))
 
     def half(self, mode: Mode) -> Program:
         """For a program of both modes, the program of this mode's result alone; any other program is its own half."""
@@ -167,11 +168,9 @@ class Program:
         keep_mode(graph, mode)
         return self.with_graph(graph, self.state)
 
-    def _make_graph_module(self) -> fx.GraphModule:
+    def _graph_module_of(self, kind: type[fx.GraphModule]) -> fx.GraphModule:
         with _quiet_getattr(), gc_paused():
-            module = _LazyGraphModule(
-                {**self.state, "training": self.training}, self.copy_graph(), class_name=self.name
-            )
+            module = kind({**self.state, "training": self.training}, self.copy_graph(), class_name=self.name)
         module.training = self.training
         return module
 

@@ -112,7 +112,7 @@ def switching(name: str, holder: nn.Module, halves: Mapping[Mode, fx.GraphModule
     The halves' generated functions run on the module itself: there is one set of weights, and a copy of the module, its
     `double()` or its `state_dict` are those of any other.
     """
-    forwards = {mode: _generated(half) for mode, half in halves.items()}
+    forwards: dict[Mode, Callable[..., Any]] = {mode: type(half).forward for mode, half in halves.items()}
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forwards["train" if self.training else "eval"](self, *args, **kwargs)
@@ -123,11 +123,6 @@ def switching(name: str, holder: nn.Module, halves: Mapping[Mode, fx.GraphModule
         made.__dict__[table].update(holder.__dict__[table])
     made.training = holder.training
     return made
-
-
-def _generated(half: fx.GraphModule) -> Callable[..., Any]:
-    assert half.code, "fx makes `forward` together with the code"
-    return type(half).forward
 
 
 def _nodes_in(value: Any) -> set[fx.Node]:

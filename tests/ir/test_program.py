@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from nets import program_of
 from program_texts import wrap
-from torch import nn
+from torch import fx, nn
 
 from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.program import Axis, Note, Program, shape_of
@@ -58,6 +61,23 @@ def test_a_derived_program_makes_everything_anew(program):
 def test_the_module_is_made_once_and_shares_its_layers(program):
     assert program.module is program.module
     assert program.module.get_submodule("a") is program.state["a"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself: of its deprecated parts, and of fx's modules
+def test_the_module_scripts_exports_copies_and_pickles(program):
+    module, inputs = program.module, program.inputs
+    expected = module(*inputs)
+    others = {
+        "script": torch.jit.script(module),
+        "trace": torch.jit.trace(module, inputs),
+        "export": torch.export.export(module, inputs).module(),
+        "copy": copy.deepcopy(module),
+        "pickle": pickle.loads(pickle.dumps(module)),
+        "fx": fx.symbolic_trace(module),
+    }
+    assert {name: torch.equal(other(*inputs), expected) for name, other in others.items()} == dict.fromkeys(
+        others, True
+    )
 
 
 def test_a_new_graph_keeps_what_it_reads_of_the_state():
