@@ -20,19 +20,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from prunec.compiler.cli.plugins import CommandGroup
-from prunec.compiler.errors import PlanError, PrunecError
+from prunec.compiler.errors import PrunecError
 from prunec.compiler.version import __version__
-
-if TYPE_CHECKING:
-    from prunec.compiler.plan.plan import Plan
-
-PLAN_SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -143,7 +139,10 @@ def check(plan: PlanFile, overrides: Sets = None) -> None:
 @app.command()
 def explain(
     target: Target,
-    group: Annotated[str | None, typer.Option("--group", metavar="NAME", help="every axis of this group")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="NAME", help="a group, layer, parameter, axis or pattern: its groups"),
+    ] = None,
     graph: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="write which axes depend on which: .graphml, .gml or .json"),
@@ -152,16 +151,22 @@ def explain(
     overrides: Sets = None,
 ) -> None:
     """Show the groups of a model or plan: what may be removed, what may not, and why."""
+    from prunec.compiler.cli.target import is_python, plan_of, show_definitions  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import load_divided  # noqa: PLC0415  (imports torch)
-    from prunec.compiler.report.console import console  # noqa: PLC0415
+    from prunec.compiler.driver.load import module_names  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.console import show  # noqa: PLC0415
     from prunec.compiler.report.explain import explain as explained  # noqa: PLC0415  (imports torch)
     from prunec.compiler.report.graph_file import write_graph  # noqa: PLC0415  (imports torch)
 
-    program = load_divided(_plan_of(target, inputs, overrides))
-    shown = explained(program, group)
+    if is_python(target) and group is None and graph is None:
+        show_definitions(Path(target))
+        return
+    plan = plan_of(target, inputs, overrides)
+    program = load_divided(plan)
+    answer = explained(program, group, partial(module_names, plan))
     if graph is not None:
-        write_graph(program, graph, group)
-    console().print(shown)
+        write_graph(program, graph, answer.groups)
+    show(answer.shown)
 
 
 @app.command()
@@ -172,10 +177,11 @@ def ir(
     overrides: Sets = None,
 ) -> None:
     """Print the program of a model or plan as text."""
+    from prunec.compiler.cli.target import plan_of  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import program_after  # noqa: PLC0415  (imports torch)
     from prunec.compiler.text.printer import to_text  # noqa: PLC0415  (imports torch)
 
-    plan = _plan_of(target, inputs, overrides)
+    plan = plan_of(target, inputs, overrides)
     # Written as it is: the console would wrap lines, and the text is made to be read back.
     sys.stdout.write(to_text(program_after(plan, after)))
 
@@ -188,12 +194,13 @@ def latency(
     overrides: Sets = None,
 ) -> None:
     """Measure the layers of a model or plan with onnxruntime, over their widths, and show what each takes."""
+    from prunec.compiler.cli.target import plan_of  # noqa: PLC0415  (imports torch)
     from prunec.compiler.cost.latency.model import latency_model, new_table  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import load_divided  # noqa: PLC0415  (imports torch)
     from prunec.compiler.report.console import bars  # noqa: PLC0415
     from prunec.compiler.report.latency import show_latency  # noqa: PLC0415
 
-    program = load_divided(_plan_of(target, inputs, overrides))
+    program = load_divided(plan_of(target, inputs, overrides))
     with bars() as progress:
         times = new_table(progress, refresh=refresh)
         model = latency_model(program, times)
@@ -219,27 +226,3 @@ def passes(
         show_passes()
     else:
         show_pass(name)
-
-
-def _plan_of(target: str, inputs: Sequence[str] | None, overrides: Sequence[str] | None) -> Plan:
-    """The plan that a target names: a file, or a model and its inputs as a plan without passes."""
-    from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
-
-    if target.endswith(PLAN_SUFFIXES):
-        if inputs:
-            raise PlanError(
-                "--inputs goes with a model; a plan has its own", hint="write --set 'inputs=[[1, 3, 32, 32]]'"
-            )
-        return Plan.load(target, overrides or ())
-    model = {"saved": target} if Path(target).is_dir() else {"factory": target}
-    shapes = [_shape(text) for text in inputs or ()]
-    if not shapes:
-        raise PlanError(f"'{target}' is a model and needs example inputs", hint="for example: --inputs 1,3,224,224")
-    return Plan.from_dict({"plan": 1, "model": model, "inputs": shapes}, overrides=overrides or ())
-
-
-def _shape(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.strip("[]() ").replace("x", ",").split(",")]
-    except ValueError as error:
-        raise PlanError(f"--inputs must be a shape, got '{text}'", hint="for example: --inputs 1,3,224,224") from error

@@ -63,6 +63,14 @@ def _in_eval_mode(model: nn.Module, at: Span | None) -> nn.Module:
     return model
 
 
+def module_names(plan: Plan) -> dict[str, str]:
+    """The names of the plan's model: modules, parameters and buffers, and what each is, in words."""
+    model = load_model(plan)
+    modules = {name: f"a {type(module).__name__}" for name, module in model.named_modules() if name}
+    tensors = {name: f"a tensor of {list(tensor.shape)}" for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {**modules, **tensors}
+
+
 def load_data(plan: Plan) -> Data | None:
     """The plan's data, or `None` where it names none. Raises `PlanError`."""
     if plan.data is None:

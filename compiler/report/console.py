@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -21,8 +21,8 @@ from prunec.compiler.report.figures import checked, duration, figures, foretold,
 from prunec.compiler.report.report import Record, Report
 from prunec.compiler.user_code import told
 
-PLAIN_WIDTH: Final = 140
-"""Columns of a table where nobody watches and a terminal's width isn't known."""
+PLAIN_WIDTH: Final = 100_000
+"""Columns of a table where nobody watches: a row is one line, whatever stands in it, so that it can be searched."""
 
 REASONS: Final = 5
 """How many reasons of one pass are shown; the page has them all."""
@@ -41,6 +41,17 @@ def console(*, stderr: bool = False) -> Console:
     plain = partial(Console, stderr=stderr, markup=False, highlight=False, emoji=False)
     made = plain()
     return made if made.is_terminal else plain(width=PLAIN_WIDTH)
+
+
+def show(shown: RenderableType) -> None:
+    """Print what a terminal wraps at its width; elsewhere rows are whole, and end where their text ends."""
+    out = console()
+    if out.is_terminal:
+        out.print(shown)
+        return
+    with out.capture() as caught:
+        out.print(shown)
+    out.file.write("".join(f"{line.rstrip()}\n" for line in caught.get().splitlines()))
 
 
 def say(text: str | Text) -> None:
@@ -104,7 +115,7 @@ Rows = Sequence[Sequence[str | Text]]
 
 def table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[str] = ()) -> None:
     """Print a table; the columns named in `right` are numbers."""
-    console().print(made_table(title, columns, rows, right))
+    show(made_table(title, columns, rows, right))
 
 
 def made_table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[str] = ()) -> Table:

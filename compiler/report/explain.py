@@ -1,14 +1,18 @@
 """What `prunec explain` says: the groups of a program, what may be removed from each, and why not the rest.
 
 explanation(program)             plain JSON values, for reports
-explain(program)                 the same as tables
-explain(program, "layer1.0")     one group: every axis that has a part in it, its role, and what ties it to the group
+explain(program)                 the same as a table
+explain(program, "layer1.0")     what the name stands for, and of each of its groups in sentences: which layers lose a
+                                 unit together, which units may not go and why; every axis that has a part in it
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
@@ -17,8 +21,53 @@ from rich.text import Text
 
 from prunec.compiler.errors import PlanError, nearest
 from prunec.compiler.groups.analysis import Analysis, Group, Member, analyse
+from prunec.compiler.groups.dependency_graph import Vertex, dependency_graph
+from prunec.compiler.groups.lookup import Part, find, near
 from prunec.compiler.ir.granularity import Block
 from prunec.compiler.ir.program import Program
+from prunec.compiler.report.console import made_table
+
+Names = Mapping[str, str]
+"""A name -> what it is, in words."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is shown, and the groups that it is about; None where it is about all of them."""
+
+    shown: RenderableType
+    groups: tuple[str, ...] | None = None
+
+
+def explain(program: Program, name: str | None = None, original: Callable[[], Names] = dict) -> Answer:
+    """The explanation of all groups, or of what a name stands for: a group, layer, parameter, axis, operation or glob.
+
+    `original` gives names that the model has beside the program's: what its forward doesn't use. Raises `PlanError`
+    for a name that stands for nothing, with the nearest ones.
+    """
+    if name is None:
+        found = explanation(program)
+        return Answer(_all(found["groups"], found["blocks"], found["totals"]))
+    parts = find(program, name)
+    if not parts:
+        return Answer(Text(_unused(program, name, original())), ())
+    own = analyse(program).groups.get(name)
+    names = list(dict.fromkeys(group for part in parts for group in part.groups))
+    shown = [own.name] if own is not None else names
+    said = [Text(sentence) for part in parts for sentence in _about(part)]
+    details = [block for group in shown for block in _one(program, analyse(program).groups[group])]
+    return Answer(Stack(*said, *details), tuple(shown))
+
+
+def _unused(program: Program, name: str, original: Names) -> str:
+    """What to say of a name that only the original has. Raises `PlanError` where that has none such either."""
+    if name in original:
+        return f"{name} is {original[name]} that the traced forward doesn't use, so it belongs to no group."
+    close = near(program, name, original)
+    hint = (
+        f"the nearest names: {', '.join(close)}" if len(close) > 1 else nearest(name, close or analyse(program).groups)
+    )
+    raise PlanError(f"nothing in {program.name} is called '{name}'", hint=hint)
 
 
 def explanation(program: Program, group: str | None = None) -> dict[str, Any]:
@@ -38,12 +87,6 @@ def explanation(program: Program, group: str | None = None) -> dict[str, Any]:
             "free_channels": free_channels,
         },
     }
-
-
-def explain(program: Program, group: str | None = None) -> RenderableType:
-    """The explanation as tables. Raises PlanError for a group that isn't there."""
-    found = explanation(program, group)
-    return _one(found["group"]) if group is not None else _all(found["groups"], found["blocks"], found["totals"])
 
 
 def _named(analysis: Analysis, name: str) -> Group:
@@ -116,14 +159,23 @@ _DIVIDED = {
 
 
 def _all(groups: list[dict[str, Any]], blocks: list[dict[str, Any]], totals: dict[str, int]) -> RenderableType:
-    table = Table("group", "units", "free", "pinned because", "written by", "read by", header_style="bold")
-    for column in (1, 2):
-        table.columns[column].justify = "right"
-    for group in groups:
-        style = "" if group["free"] else "dim"
-        shown = (group["name"], str(group["units"]), str(group["free"]), _reasons(group))
-        table.add_row(*shown, _few(group["writers"]), _few(group["readers"]), style=style)
-    return Stack(table, *map(_divided, blocks), Text(_summary(totals)))
+    rows = [
+        [
+            Text(text, "" if group["free"] else "dim")
+            for text in (
+                group["name"],
+                str(group["units"]),
+                str(group["free"]),
+                _reasons(group),
+                _few(group["writers"]),
+                _few(group["readers"]),
+            )
+        ]
+        for group in groups
+    ]
+    columns = ("group", "units", "free", "pinned because", "written by", "read by")
+    table = made_table("", columns, rows, right=("units", "free"))
+    return Stack(table, *map(_divided, blocks), Text(f"\n{_summary(totals)}"))
 
 
 def _divided(block: dict[str, Any]) -> Text:
@@ -139,18 +191,129 @@ def _summary(totals: dict[str, int]) -> str:
     )
 
 
-def _one(group: dict[str, Any]) -> RenderableType:
-    title = f"{group['name']}: {group['units']} units, {group['free']} free"
-    table = Table(
-        "axis", "role", "positions", "a unit", "tied by", title=title, title_justify="left", header_style="bold"
-    )
-    for column in (2, 3):
-        table.columns[column].justify = "right"
-    for member in group["members"]:
-        per_unit = f"{member['positions_per_unit']:g}"
-        table.add_row(member["axis"], member["role"], str(member["positions"]), per_unit, member["cause"])
-    reasons = [Text(f"{pin['units']} pinned: {pin['reason']}") for pin in group["pinned"]]
-    return Stack(table, *reasons)
+def _about(part: Part) -> list[str]:
+    """What a name stands for, and its part in each group, in sentences; nothing of what is a group by its kind."""
+    if part.what == "a group":
+        return []
+    if not part.groups:
+        return [f"{part.name} is {part.what}; it belongs to no group: {part.lacks}."]
+    return [f"{part.name} is {part.what}.", *(_in_group(group, axes) for group, axes in part.groups.items())]
+
+
+def _in_group(group: str, members: Sequence[Member]) -> str:
+    """A part in a group: what it does with the channels, and by which axes."""
+    if not members:
+        return f"  The channels of the group {group} run through it."
+    axes = {role: [str(member.axis) for member in members if member.role == role] for role in _VERBS}
+    done = [f"{_VERBS[role]} ({', '.join(named)})" for role, named in axes.items() if named]
+    return f"  Of the group {group} it {_and(done)}."
+
+
+_VERBS: Final = {
+    "writer": "writes the channels",
+    "carrier": "carries the channels on",
+    "buffer": "holds a value for each channel",
+    "reader": "reads the channels",
+}
+
+
+def _one(program: Program, group: Group) -> list[RenderableType]:
+    """A group in sentences, and the table of its axes."""
+    free = int(group.free.sum())
+    told = f"{group.name}: {_counted(group.size, 'unit')}, {free or 'none'} of which may be removed."
+    return [
+        Text(""),
+        Text(told, "bold"),
+        Text(_together(program, group)),
+        *(Text(sentence) for sentence in _pins(group)),
+        _axes(group),
+    ]
+
+
+def _together(program: Program, group: Group) -> str:
+    """Which layers lose a unit together, and at which operations those that write it are tied."""
+    roles = {role: _owners(member for member in group.members if member.role == role) for role in _VERBS}
+    writers = roles["writer"]
+    passed = [name for name in (*roles["carrier"], *roles["buffer"]) if name not in writers]
+    read = [name for name in roles["reader"] if name not in passed]
+    parts = [f"written by {_and(writers)}"]
+    parts += [f"carried on by {_and(passed)}"] if passed else []
+    parts += [f"read by {_and(read)}"] if read else []
+    tied = _ties(program, group) if len(writers) > 1 else ""
+    return f"A unit of it is {', '.join(parts)}: where it goes, all of them lose it.{tied}"
+
+
+def _ties(program: Program, group: Group) -> str:
+    """At which operations the channels of several writers meet."""
+    graph = dependency_graph(program).subgraph(member.axis for member in group.writers)
+    met = [op for left, right, op in graph.edges(keys=True) if _owner(left) != _owner(right)]
+    places = dict.fromkeys(_place(program, name) for name in met)
+    return f" Its writers are tied to each other at {_and(list(places))}." if places else ""
+
+
+def _place(program: Program, name: str) -> str:
+    """An operation, and the file and line that call it where they are known."""
+    at = next((node.meta.get("at") for node in program.graph.nodes if node.name == name), None)
+    return f"{name} ({Path(at[0]).name}:{at[1]})" if at else name
+
+
+def _pins(group: Group) -> list[str]:
+    """Why units must stay, the most frequent reason first."""
+    found = Counter(reason for reason in group.pinned if reason).most_common()
+    return [f"{_all_of(units, group.size)} pinned, because {_because(reason)}." for reason, units in found]
+
+
+def _all_of(units: int, size: int) -> str:
+    if size == 1:
+        return "Its only unit is"
+    return f"All {size} units are" if units == size else f"{units} of its {size} units {'is' if units == 1 else 'are'}"
+
+
+def _because(reason: str) -> str:
+    """A reason, which is said of a unit or stands for itself, as a clause."""
+    if reason.startswith(("a ", "two ")):
+        return reason
+    return f"each is {reason}" if reason.startswith("read by") else f"each {reason}"
+
+
+def _axes(group: Group) -> Table:
+    rows = [
+        [str(member.axis), _ROLES.get(member.role, member.role), member.cause, *_sizes(member)]
+        for member in group.members
+    ]
+    return made_table("", ("axis", "which", "at", "positions", "a unit"), rows, right=("positions", "a unit"))
+
+
+_ROLES: Final = {
+    "writer": "writes it",
+    "carrier": "carries it on",
+    "buffer": "holds a value for it",
+    "reader": "reads it",
+}
+
+
+def _sizes(member: Member) -> tuple[str, str]:
+    """How many positions of the axis belong to the group, and how many to a unit of it."""
+    found = _member(member)
+    return str(found["positions"]), f"{found['positions_per_unit']:g}"
+
+
+def _owners(members: Iterable[Member]) -> list[str]:
+    """The modules of axes, each once; a parameter that is itself a value of the graph stands for itself."""
+    return list(dict.fromkeys(_owner(member.axis) for member in members))
+
+
+def _owner(vertex: Vertex) -> str:
+    return vertex if isinstance(vertex, str) else vertex.owner or vertex.tensor
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _and(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def _reasons(group: dict[str, Any]) -> str:

@@ -17,28 +17,28 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
 import networkx as nx
 
-from prunec.compiler.errors import OutputError, PlanError, nearest
+from prunec.compiler.errors import OutputError, PlanError
 from prunec.compiler.groups.dependency_graph import Vertex, dependency_graph
 from prunec.compiler.ir.program import Program
 
 
-def write_graph(program: Program, path: Path, group: str | None = None) -> None:
-    """Write the program's dependency graph, or one group's part of it; the ending says in which form.
+def write_graph(program: Program, path: Path, groups: Collection[str] | None = None) -> None:
+    """Write the program's dependency graph, or the part of it in some groups; the ending says in which form.
 
-    Raises `PlanError` for an ending without a form and for a group that isn't there, `OutputError` where the file
-    can't be written, or is there already and isn't as this function wrote it.
+    Raises `PlanError` for an ending without a form, `OutputError` where the file can't be written, or is there already
+    and isn't as this function wrote it.
     """
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         hint = f"end it with {', '.join(WRITERS)}"
         raise PlanError(f"'{path.name}' names no form of a graph", hint=hint)
-    graph = _spelled(_part(dependency_graph(program), group))
+    graph = _spelled(_part(dependency_graph(program), groups))
     graph.graph["prunec"] = _NO_HASH.decode()
     target = Path(os.path.realpath(path))  # a link stays one
     beside = target.with_name(f".{target.stem[:64]}.{os.getpid()}")
@@ -72,15 +72,12 @@ def _is_sealed(data: bytes) -> bool:
     return bare != data and _sealed(bare) == data
 
 
-def _part(graph: nx.MultiGraph[Vertex], group: str | None) -> nx.MultiGraph[Vertex]:
-    """The axes of one group, and what lies between them."""
-    if group is None:
+def _part(graph: nx.MultiGraph[Vertex], groups: Collection[str] | None) -> nx.MultiGraph[Vertex]:
+    """The axes of some groups, and what lies between them."""
+    if groups is None:
         return graph
-    names = {name for _, groups in graph.nodes(data="groups") for name in groups}
-    if group not in names:
-        raise PlanError(f"there is no group '{group}'", hint=nearest(group, names))
     part = graph.copy()
-    part.remove_nodes_from([axis for axis, groups in graph.nodes(data="groups") if group not in groups])
+    part.remove_nodes_from([axis for axis, own in graph.nodes(data="groups") if not set(own) & set(groups)])
     return part
 
 

@@ -452,8 +452,8 @@ def test_commands_of_packages_are_listed_with_their_help(folder, capsys):
     [
         ("nowhere_at_all:run", "can't be imported: ModuleNotFoundError: No module named 'nowhere_at_all'"),
         (
-            "prunec.compiler.cli.main:PLAN_SUFFIXES",
-            "the command 'broken' (prunec.compiler.cli.main:PLAN_SUFFIXES) is no function",
+            "prunec.compiler.cli.target:PLAN_SUFFIXES",
+            "the command 'broken' (prunec.compiler.cli.target:PLAN_SUFFIXES) is no function",
         ),
     ],
 )

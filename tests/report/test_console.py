@@ -91,3 +91,23 @@ def test_each_kind_of_work_has_one_bar_until_it_is_done(total):
         (1, 0, True),
         (0, total, False),
     ]
+
+
+def test_piped_tables_cut_and_break_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "layer1.0." * 30 + "conv"
+    table("", ("name", "why"), [(name, "because " * 40), ("b", "c")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith(name)
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_on_a_terminal_names_are_wrapped_and_never_cut(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "".join(chr(ord("a") + i % 26) for i in range(200))
+    table("", ("name", "why"), [(name, "x")])
+    out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, out.splitlines())) <= 40
+    assert name in "".join(line.split(" ")[0] for line in out.splitlines()[1:])

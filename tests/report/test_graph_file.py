@@ -37,25 +37,32 @@ def test_a_graph_can_be_read_back(tmp_path, name, net):
 
 def test_a_group_can_be_written_alone(tmp_path):
     path = tmp_path / "a.json"
-    write_graph(program_of("concat"), path, "a")
+    write_graph(program_of("concat"), path, ["a"])
     axes = {node["id"] for node in json.loads(path.read_text())["nodes"]}
     group = analyse(program_of("concat")).groups["a"]
     assert axes == {str(member.axis) for member in group.members}
 
 
+def test_several_groups_are_written_with_what_lies_between_them(tmp_path):
+    path = tmp_path / "ab.json"
+    write_graph(program_of("concat"), path, ["a", "b"])
+    axes = {node["id"] for node in json.loads(path.read_text())["nodes"]}
+    groups = analyse(program_of("concat")).groups
+    assert axes == {str(member.axis) for name in ("a", "b") for member in groups[name].members}
+
+
 @pytest.mark.parametrize(
-    ("name", "group", "error", "words"),
+    ("name", "error", "words"),
     [
-        ("deps.dot", None, PlanError, "'deps.dot' names no form of a graph"),
-        ("deps", None, PlanError, "'deps' names no form of a graph"),
-        ("missing/deps.gml", None, OutputError, "No such file or directory"),
-        ("deps.gml", "aa", PlanError, "there is no group 'aa'"),
+        ("deps.dot", PlanError, "'deps.dot' names no form of a graph"),
+        ("deps", PlanError, "'deps' names no form of a graph"),
+        ("missing/deps.gml", OutputError, "No such file or directory"),
     ],
-    ids=["unknown ending", "no ending", "no folder", "no group"],
+    ids=["unknown ending", "no ending", "no folder"],
 )
-def test_a_graph_that_cannot_be_written(tmp_path, name, group, error, words):
+def test_a_graph_that_cannot_be_written(tmp_path, name, error, words):
     with pytest.raises(error, match=words):
-        write_graph(program_of("chain"), tmp_path / name, group)
+        write_graph(program_of("chain"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
