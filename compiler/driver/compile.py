@@ -34,7 +34,7 @@ from prunec.compiler.pass_base import Context, Data, Progress, silent
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
-from prunec.compiler.tracing.both_modes import trace_modes, train_warnings
+from prunec.compiler.tracing.both_modes import one_result, trace_modes, train_warnings
 from prunec.compiler.user_code import running
 from prunec.compiler.version import __version__
 
@@ -167,7 +167,7 @@ def _compile(
         predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
         report = replace(report, latency=Latency(predicted))
     if regions is not None:
-        report = replace(report, region=_region_findings(regions, outcome.program, alike=not warnings))
+        report = replace(report, region=_region_findings(regions, outcome.program, alike=not one_result(before)))
     if data is not None:
         old = before.module if regions is None else regions.model
         slim = _slim_model(outcome.program, regions)

@@ -10,6 +10,7 @@ they can't, the program is that of train mode, which the slim module then runs i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
@@ -20,6 +21,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import MODES, Mode
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.joint_graph import joint_program
+from prunec.compiler.tracing.other_sizes import size_warnings
 from prunec.compiler.tracing.trace import recorded, trace
 from prunec.compiler.tracing.training_flag import FOLLOWS
 from prunec.compiler.tracing.weight_folding import with_plain_weights
@@ -40,15 +42,17 @@ def trace_modes(
     """
     if mode == "eval":
         program = trace(model, example_inputs, name=name)
-        return program, _goes_without(program)
+        return program, (*_goes_without(program), *size_warnings(program, example_inputs, partial(trace, model)))
     trained = recorded(model, example_inputs, name=name, mode="train")
     warnings = _goes_without(trained)
     try:
-        joint = joint_program(recorded(model, example_inputs, name=name), trained)
+        traced = recorded(model, example_inputs, name=name)
+        joint = joint_program(traced, trained)
+        warnings = (*warnings, *size_warnings(traced, example_inputs, partial(recorded, model)))
     except ModelError as error:
         joint, warnings = trained, (*warnings, _one_result(error))
     program = with_plain_weights(joint)
-    output_of(program.graph).meta["left_out"] = left_out(trained)
+    output_of(program.graph).meta |= {"left_out": left_out(trained), "one_result": joint is trained}
     for each in MODES:
         check_batch(program.half(each))
     return program, warnings
@@ -58,6 +62,11 @@ def left_out(program: Program) -> Sequence[str]:
     """What the model gives back besides tensors, which a program that was just traced doesn't give."""
     names: Sequence[str] = output_of(program.graph).meta.get("left_out", ())
     return names
+
+
+def one_result(program: Program) -> bool:
+    """Whether a program that was just traced gives in eval mode what the original gives in train mode."""
+    return bool(output_of(program.graph).meta.get("one_result"))
 
 
 def _goes_without(program: Program) -> tuple[str, ...]:

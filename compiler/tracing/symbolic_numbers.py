@@ -38,6 +38,8 @@ class GraphBuilder(Protocol):
     active: bool
     froze: bool
     """Whether code made a plain number of a size, which becomes a literal; see `tracing.dynamic_batch`."""
+    decided: bool
+    """Whether code compared a size, which decides what it does; see `tracing.other_sizes`."""
 
     def call_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
         """A new node at the graph's end."""
@@ -281,6 +283,21 @@ def _define(cls: type, names: tuple[str, ...]) -> None:
         setattr(cls, f"__r{name}__", _binary(_function(name), reflected=True))
 
 
+def _deciding(name: str, base: type) -> Callable[..., Any]:
+    """A comparison (or hash) of a traced number: as of a plain one, and noted."""
+    plain = getattr(base, name)
+
+    def method(self: Any, *others: Any) -> Any:
+        self.handle.tracer.decided = True
+        return plain(self, *others)
+
+    return method
+
+
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "bool", "hash")
+for _kind, _base in ((Int, int), (Float, float)):
+    for _name in _COMPARISONS:
+        setattr(_kind, f"__{_name}__", _deciding(f"__{_name}__", _base))
 _define(Int, _BINARY + _BITWISE)
 _define(Float, _BINARY)
 _define(Flag, ("mul",))

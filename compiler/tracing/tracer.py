@@ -42,15 +42,15 @@ class Tracer(TorchFunctionMode):
     """Runs one model once. `graph` is what it wrote down, `constants` holds tensors that no module owns.
 
     `training` is the mode whose branches are traced; with `flagged`, reads of `self.training` become nodes. After the
-    run, `froze` says whether a size became a plain number; `failed` is the first exception, and the module that it came
-    from.
+    run, `froze` says whether a size became a plain number, `decided` whether one was compared; `failed` is the first
+    exception, and the module that it came from.
     """
 
     def __init__(self, model: nn.Module, *, training: bool = False, flagged: bool = True) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.active = True
-        self.froze = False
+        self.froze = self.decided = False
         self.failed: tuple[BaseException, StandIn] | None = None
         self.copy: MetaCopy = meta_copy(model)
         self.constants = Constants({name: original for name, (original, _) in self.copy.tensors.items()})
@@ -72,7 +72,8 @@ class Tracer(TorchFunctionMode):
                 left_out: list[str] = []
                 result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs), left_out)
             node = self.graph.output(self.to_graph(result))
-            node.meta |= {"val": self.to_value(result), "left_out": left_out}
+            decides = self.froze or self.decided
+            node.meta |= {"val": self.to_value(result), "left_out": left_out, "decides": decides}
             self.active = False
 
     # ---- values and their nodes ---------------------------------------------------------------------------------
