@@ -1,15 +1,21 @@
-"""Second order, from weights: by how much the loss would rise, at a minimum, if the unit's weights became zero.
+"""Second order, from weights: by how much the loss would rise if the unit's weights became zero.
 
-    obd           1/2 sum h_ii w_i^2        h_ii by Hutchinson's estimate, E[v * Hv] with v of +-1
-    obd_fisher    1/2 sum h_ii w_i^2        h_ii = mean_n g_n,i^2, the empirical Fisher information
+    obd           1/2 w_Q' H_QQ w_Q          H is the Hessian of the mean loss, met in products with random vectors
+    obd_fisher    1/2 mean_n (g_n,Q' w_Q)^2  H is the empirical Fisher information mean_n g_n g_n'
     obs           1/2 w_Q' ([H^-1]_QQ)^-1 w_Q, the other weights of the layer being free to make up for it
 
-(LeCun et al. 1990, Hassibi and Stork 1993.) H is the Hessian of the mean loss, Q the unit's weights. Signs are kept:
-Hutchinson's estimate of a diagonal may be negative, and so is the diagonal itself where the loss curves downwards.
+(LeCun et al. 1990, Hassibi and Stork 1993; there, Q is a single weight.) Q are all weights of a unit: by default those
+that *read* it, since these are what its removal takes. Zeros in its writer wouldn't remove it where a batch norm
+follows: the unit goes on with batch norm's shift.
+
+`diagonal: true` is the sum over single weights, 1/2 sum h_ii w_i^2, as if the weights of a unit didn't act together. It
+orders the units of a group about as a norm does, and says little of units of different groups, since what it leaves out
+differs from layer to layer: use it with `normalize: mean`. Signs are kept: the Hessian may be negative along a unit.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar
 
@@ -20,87 +26,182 @@ from torch import Tensor
 
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, numbers
-from prunec.passes.criteria.weights import Weighed, Weights, gradients_of
+from prunec.passes.criteria.weights import Weighed, Weights, gradients_of, times
 
 
-class Obd(Criterion):
-    """Optimal brain damage: half the Hessian's diagonal, by Hutchinson's estimate, times the squared weights."""
+class _Sum(ABC):
+    """Adds up, over the data, what makes half the curvature along weights."""
 
-    name: ClassVar[str] = "obd"
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    @abstractmethod
+    def add_fisher(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add a sample's part of the Fisher information."""
+
+    @abstractmethod
+    def add_hessian(self, gradients: Mapping[str, Tensor], rng: np.random.Generator) -> None:
+        """Add a piece's product of the Hessian with a random vector; one seed gives the same vector for every piece."""
+
+    @abstractmethod
+    def evidence(self, count: int) -> Iterator[Found]:
+        """Half the mean of `count` parts, as evidence about units."""
+
+    def curved(self, gradients: Mapping[str, Tensor], along: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The product of the Hessian with a vector, by tensor; tied tensors share theirs."""
+        distinct = {id(leaf): name for name, leaf in self.weights.leaves.items()}
+        names = list(distinct.values())
+        leaves = [self.weights.leaves[name] for name in names]
+        products = gradients_of([gradients[name] for name in names], leaves, [along[name] for name in names])
+        found = dict(zip(distinct, products, strict=True))
+        return {name: found[id(leaf)].detach() for name, leaf in self.weights.leaves.items()}
+
+
+def _signs(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(2.0 * rng.integers(0, 2, shape) - 1)
+
+
+class _Diagonal(_Sum):
+    """Of single weights: h_ii, by Hutchinson's estimate E[v * Hv] with v of +-1."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights)
+        self.total = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in weights.leaves.items()}
+
+    def add_fisher(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            self.total[name] += gradient.double().square()
+
+    def add_hessian(self, gradients: Mapping[str, Tensor], rng: np.random.Generator) -> None:
+        drawn: dict[int, Tensor] = {}
+        for leaf in self.weights.leaves.values():
+            if id(leaf) not in drawn:
+                drawn[id(leaf)] = _signs(tuple(leaf.shape), rng).to(leaf)
+        along = {name: drawn[id(leaf)] for name, leaf in self.weights.leaves.items()}
+        for name, product in self.curved(gradients, along).items():
+            self.total[name] += along[name] * product
+
+    def evidence(self, count: int) -> Iterator[Found]:
+        leaves = self.weights.leaves
+        terms = {name: h / count * leaves[name].detach().double().square() / 2 for name, h in self.total.items()}
+        for weighed in self.weights.asked:
+            yield weighed.evidence(weighed.rows(self.weights.setting.program, terms).sum(1))
+
+
+class _Whole(_Sum):
+    """Of all weights of a unit together: w_Q' H_QQ w_Q, by the estimate E[s_Q w_Q' H sum_P s_P w_P] with s of +-1."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights)
+        self.total = torch.zeros(weights.setting.analysis.size, dtype=torch.float64)
+
+    def add_fisher(self, gradients: Mapping[str, Tensor]) -> None:
+        self.total += self._along_units(gradients).square()
+
+    def add_hessian(self, gradients: Mapping[str, Tensor], rng: np.random.Generator) -> None:
+        signs = _signs((len(self.total),), rng)
+        along = times(self._spread(signs), self.weights.leaves)
+        self.total += signs * self._along_units(self.curved(gradients, along))
+
+    def evidence(self, count: int) -> Iterator[Found]:
+        known = np.zeros(len(self.total), dtype=bool)
+        for weighed in self.weights.asked:
+            known[self._units(weighed).numpy()] = True
+        figures = np.where(known, numbers(self.total / count / 2), np.nan)
+        yield from self.weights.setting.split("weights", figures)
+
+    def _along_units(self, values: Mapping[str, Tensor]) -> Tensor:
+        """[units]: the sum of `w * values` over each unit's weights."""
+        return self._sums(times(values, self.weights.leaves))
+
+    def _sums(self, terms: Mapping[str, Tensor]) -> Tensor:
+        found = torch.zeros_like(self.total)
+        for weighed in self.weights.asked:
+            rows = weighed.rows(self.weights.setting.program, terms).sum(1, dtype=torch.float64).cpu()
+            found = found.index_add(0, self._units(weighed), rows[torch.from_numpy(weighed.member.positions)])
+        return found
+
+    def _spread(self, signs: Tensor) -> dict[str, Tensor]:
+        """For every element, the sum of the signs of the units that it belongs to; tied tensors share theirs."""
+        leaves = self.weights.leaves
+        ones = {id(leaf): torch.ones_like(leaf).requires_grad_() for leaf in leaves.values()}
+        total = (self._sums({name: ones[id(leaf)] for name, leaf in leaves.items()}) * signs).sum()
+        found = dict(zip(ones, torch.autograd.grad(total, list(ones.values()), materialize_grads=True), strict=True))
+        return {name: found[id(leaf)] for name, leaf in leaves.items()}
+
+    def _units(self, weighed: Weighed) -> Tensor:
+        return torch.from_numpy(weighed.group.start + weighed.member.units)
+
+
+class Damage(Criterion):
+    """What both forms of optimal brain damage share."""
+
     data: ClassVar[bool] = True
+    axes: ClassVar[str] = "readers"
     normalize: ClassVar[str] = "none"
     aggregate: ClassVar[str] = "sum"
     losses: ClassVar[bool] = True
+
+    diagonal: bool = Field(default=False, description="of single weights, 1/2 sum h_ii w_i^2, not of the whole unit")
+
+    def _sum(self, weights: Weights) -> _Sum:
+        return _Diagonal(weights) if self.diagonal else _Whole(weights)
+
+
+class Obd(Damage):
+    """Optimal brain damage: half the loss's curvature along the unit's weights, from products with the Hessian.
+
+    Of units of all groups, near a minimum of the loss. It needs `probes` runs backwards, and its noise falls with them;
+    `fisher_gate` is cheaper and steadier.
+    """
+
+    name: ClassVar[str] = "obd"
 
     probes: Annotated[int, Field(ge=1)] = Field(default=8, description="random vectors that the estimate averages over")
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
-        """Evidence of each writer, with its bias. Raises `PassError` where the loss has no second derivative."""
+        """Evidence about units. Raises `PassError` where the loss has no second derivative."""
         weights, count = Weights.of(setting), 0
-        diagonal = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in weights.leaves.items()}
+        total = self._sum(weights)
         for piece in weights.pieces():
             count += piece.count
             gradients = weights.gradients(weights.loss(piece), keep=True)
             for probe in range(self.probes):
-                for name, found in self._probed(weights, gradients, probe).items():
-                    diagonal[name] += found
-        yield from _damage(weights, diagonal, count * self.probes)
-
-    def _probed(self, weights: Weights, gradients: Mapping[str, Tensor], probe: int) -> dict[str, Tensor]:
-        """`v * Hv` by tensor. The same v meets every piece, so that the pieces' sizes make no difference."""
-        rng = weights.setting.context.rng("obd", str(probe))
-        signs: dict[int, Tensor] = {}
-        for leaf in weights.leaves.values():
-            if id(leaf) not in signs:
-                drawn = torch.from_numpy(2 * rng.integers(0, 2, tuple(leaf.shape)) - 1)
-                signs[id(leaf)] = drawn.to(leaf.dtype).to(leaf.device)
-        distinct = {id(leaf): name for name, leaf in weights.leaves.items()}
-        names = list(distinct.values())
-        leaves = [weights.leaves[name] for name in names]
-        along = [signs[key] for key in distinct]
-        curved = gradients_of([gradients[name] for name in names], leaves, along)
-        found = {id(leaf): v * hv for leaf, v, hv in zip(leaves, along, curved, strict=True)}
-        return {name: found[id(leaf)] for name, leaf in weights.leaves.items()}
+                total.add_hessian(gradients, setting.context.rng("obd", str(probe)))
+        yield from total.evidence(count * self.probes)
 
 
-class ObdFisher(Criterion):
-    """Optimal brain damage with the empirical Fisher information for the Hessian's diagonal: one run a sample."""
+class ObdFisher(Damage):
+    """Optimal brain damage with the empirical Fisher information for the Hessian: one run a sample.
+
+    Of units of all groups. With weights that read alone it is what `fisher_gate` finds in one run a batch.
+    """
 
     name: ClassVar[str] = "obd_fisher"
-    data: ClassVar[bool] = True
-    normalize: ClassVar[str] = "none"
-    aggregate: ClassVar[str] = "sum"
-    losses: ClassVar[bool] = True
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
-        """Evidence of each writer, with its bias."""
+        """Evidence about units."""
         weights, count = Weights.of(setting), 0
-        diagonal = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in weights.leaves.items()}
+        total = self._sum(weights)
         for piece in weights.pieces(at_once=1):
             count += piece.count
-            for name, gradient in weights.gradients(weights.loss(piece)).items():
-                diagonal[name] += gradient.double().square()
-        yield from _damage(weights, diagonal, count)
-
-
-def _damage(weights: Weights, diagonal: Mapping[str, Tensor], count: int) -> Iterator[Found]:
-    terms = {name: h / count * weights.leaves[name].detach().double().square() / 2 for name, h in diagonal.items()}
-    for weighed in weights.asked:
-        yield weighed.evidence(weighed.rows(weights.setting.program, terms).sum(1))
+            total.add_fisher(weights.gradients(weights.loss(piece)))
+        yield from total.evidence(count)
 
 
 class Obs(Criterion):
     """Optimal brain surgeon of whole units, layer by layer, with the empirical Fisher information as Hessian.
 
     H = mean_n g_n g_n' + damping * mean diagonal * I of one layer's weights. It is never formed: what is inverted is as
-    large as there are samples.
+    large as there are samples. With fewer samples than the layer has weights, most of a figure is the damping's, whose
+    scale is each layer's own; and the other weights make up for nothing unless they are trained on. So it orders units
+    within a group, for plans that train on, and is no loss that could be added up.
     """
 
     name: ClassVar[str] = "obs"
     data: ClassVar[bool] = True
-    normalize: ClassVar[str] = "none"
+    axes: ClassVar[str] = "readers"
     aggregate: ClassVar[str] = "sum"
-    losses: ClassVar[bool] = True
 
     gradients: Annotated[int, Field(ge=1)] = Field(default=64, description="samples whose gradients make the Hessian")
     damping: Annotated[float, Field(gt=0)] = Field(

@@ -137,7 +137,11 @@ def times(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 class TaylorWeight(Criterion):
-    """The loss's first-order change when the unit's weights become zero."""
+    """The loss's first-order change when the unit's weights become zero.
+
+    A batch norm behind the writer keeps its shift then, which a removed unit doesn't: `axes: readers` takes the weights
+    whose zeros are the removal, and finds what `gate` does.
+    """
 
     name: ClassVar[str] = "taylor_weight"
     data: ClassVar[bool] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from calibrating import Chain, Samples, images, lively, program_of, scores
+from calibrating import Chain, Samples, Stream, gated, images, lively, program_of, scores
 from torch import Tensor, nn
 
 from prunec.passes.criteria.curvature import surgeon
@@ -39,7 +39,7 @@ def test_obd_is_exact_on_a_quadratic_with_a_diagonal_hessian():
     weight = model.a.weight.detach()
     expected = (weight.square() * (2 / 8) * 9 / 6).sum(1) / 2
     for probes in (1, 5):
-        found = scores(program, {"obd": {"probes": probes}}, data, loss="mse")["a"]
+        found = scores(program, {"obd": {"probes": probes, "diagonal": True}}, data, loss="mse")["a"]
         np.testing.assert_allclose(found, expected, atol=1e-9)
     np.testing.assert_allclose(scores(program, "oracle", data, loss="mse")["a"], expected, atol=1e-9)
 
@@ -51,7 +51,9 @@ def test_hutchinson_converges_to_the_diagonal():
     diagonal = (2 / 8) * inputs.square().mean(0)
     expected = (model.a.weight.detach().square() * diagonal).sum(1) / 2
     errors = [
-        np.abs(scores(program, {"obd": {"probes": n}}, data, loss="mse")["a"] / expected.numpy() - 1).max()
+        np.abs(
+            scores(program, {"obd": {"probes": n, "diagonal": True}}, data, loss="mse")["a"] / expected.numpy() - 1
+        ).max()
         for n in (4, 1024)
     ]
     assert errors[1] < 0.05 < errors[0]
@@ -66,13 +68,16 @@ def test_fisher_is_the_hessian_where_labels_are_the_models_own():
         shares = model(inputs).softmax(1)
     data = Samples(inputs, torch.multinomial(shares, 1, generator=generator).squeeze(1), size=500)
     program = program_of(model, data)
-    fisher = scores(program, "obd_fisher", data, samples=1500)["0"]
+    fisher = scores(program, {"obd_fisher": {"diagonal": True}}, data, samples=1500)["0"]
     variance = shares[:, 0] * shares[:, 1]
     column = (model[1].weight[0] - model[1].weight[1]).detach()  # what unit i adds to the difference of the logits
     x = torch.cat([inputs, torch.ones(1500, 1, dtype=torch.float64)], 1)  # with the bias
     w = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach()
     hessian = torch.stack([(variance[:, None] * (x * c) ** 2).mean(0) for c in column])
     np.testing.assert_allclose(fisher, (hessian * w.square()).sum(1) / 2, rtol=0.08)
+
+
+DIAGONAL = {"obd_fisher": {"diagonal": True}}
 
 
 def test_fisher_by_a_loop():
@@ -83,7 +88,83 @@ def test_fisher_by_a_loop():
         nn.functional.cross_entropy(model(x), label).backward()
         for tensor in (model.conv1.weight, model.conv1.bias):
             expected += (tensor.detach() * tensor.grad).square().reshape(5, -1).sum(1) / 2 / 6
-    np.testing.assert_allclose(scores(program_of(model, data), "obd_fisher", data)["conv1"], expected, rtol=1e-10)
+    np.testing.assert_allclose(scores(program_of(model, data), DIAGONAL, data)["conv1"], expected, rtol=1e-10)
+
+
+# -- of whole units ------------------------------------------------------------------------------------------------
+
+
+def test_obd_of_whole_units_is_exact_on_a_quadratic():
+    """Rows of W1 don't act on each other, so that one vector is enough; and no Hessian need be diagonal."""
+    model, data = quadratic(images(40, (6,)).inputs)
+    program = program_of(model, data)
+    hessian = (2 / 8) * data.inputs.T @ data.inputs / 40
+    w = model.a.weight.detach()
+    expected = torch.einsum("ui,ij,uj->u", w, hessian, w) / 2
+    for probes in (1, 3):
+        found = scores(program, {"obd": {"probes": probes}}, data, loss="mse")["a"]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(scores(program, "oracle", data, loss="mse")["a"], expected, atol=1e-9)
+    diagonal = scores(program, {"obd": {"diagonal": True, "probes": 512}}, data, loss="mse")["a"]
+    assert np.abs(diagonal / expected.numpy() - 1).max() > 0.1, "single weights miss how they act together"
+
+
+def test_obd_of_readers_is_the_curvature_of_a_gate():
+    """d^2 C / dg^2 at g = 1 by central differences of a gate on the unit; its estimate has noise of other units."""
+    model, data = lively(Chain()), images(8)
+    program = program_of(model, data)
+    found = scores(program, {"obd": {"probes": 2000}}, data, axes="readers")["conv1"]
+
+    def loss(unit: int, factor: float) -> float:
+        with torch.no_grad():
+            outputs = gated(program, np.array([unit]), factor)(data.inputs)
+        return float(nn.functional.cross_entropy(outputs, data.labels))
+
+    expected = [(loss(u, 1.01) - 2 * loss(u, 1) + loss(u, 0.99)) / 1e-4 / 2 for u in range(5)]
+    np.testing.assert_allclose(found, expected, atol=0.08 * max(map(abs, expected)))
+
+
+@pytest.mark.parametrize("name", ["chain", "stream"])
+def test_fisher_of_readers_is_that_of_gates(name):
+    """Readers' weights times their gradients are the values that are read times theirs, over all readers of a unit."""
+    model, data = lively({"chain": Chain, "stream": Stream}[name]()), images(6)
+    program = program_of(model, data)
+    weights = scores(program, "obd_fisher", data, axes="readers", aggregate="sum")
+    gates = scores(program, "fisher_gate", data)
+    for group in set(weights) & set(gates) - {"stem"}:
+        np.testing.assert_allclose(weights[group], gates[group], rtol=1e-9, atol=1e-15)
+    assert {"conv1"} <= set(weights) or {"a", "squeeze"} <= set(weights)
+
+
+def test_second_order_looks_at_readers_by_default():
+    model, data = lively(Stream()), images(6)
+    program = program_of(model, data)
+    for criterion in ("obd", "obd_fisher", "obs"):
+        default = scores(program, criterion, data, axes="auto")
+        readers, writers = (scores(program, criterion, data, axes=axes) for axes in ("readers", "writers"))
+        np.testing.assert_array_equal(default["a"], readers["a"])
+        assert not np.allclose(default["a"], writers["a"])
+
+
+def test_tied_weights_count_in_both_places():
+    """One weight that reads at two places: its gradient is that of both, and the curvature is exact."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.c.weight = self.b.weight
+            self.end = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.end(torch.relu(self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))))
+
+    model, data = lively(Tied()), images(6, (3,))
+    program = program_of(model, data)
+    for criterion in ("obd", "obd_fisher"):
+        for axes in ("writers", "readers", "all"):
+            found = scores(program, criterion, data, axes=axes)
+            assert all(np.isfinite(figures).all() for figures in found.values())
 
 
 # -- optimal brain surgeon -----------------------------------------------------------------------------------------
