@@ -106,7 +106,7 @@ class Result:
     def _write_source(self, folder: Path, name: str, program: Program, region: Region | None) -> Path:
         """Write a program's source, and its weights beside it, whose path is given back."""
         weights = folder / f"{name}.safetensors"
-        spliced = None if region is None else Splice(region.name, dict(region.taken.frozen))
+        spliced = None if region is None else Splice(region.name, dict(region.taken.frozen), tuple(region.fixed))
         source = emit_source(program, weights=weights.name, splice=spliced)
         (folder / f"{name}.py").write_text(source, encoding="utf-8")
         save_weights(program, weights)
@@ -206,7 +206,7 @@ def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regi
     if plan.region is None:
         program, warnings = trace_modes(model, inputs, plan.mode)
         return program, None, warnings
-    regions = find_regions(model, plan.region, inputs, plan.at("region"))
+    regions = find_regions(model, plan.region, inputs, plan.at)
     program, warnings = regions.trace(plan.mode)
     return program, regions, warnings
 

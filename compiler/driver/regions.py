@@ -7,6 +7,10 @@
     spliced      a copy of the whole model with the slim parts in the regions' places
     check        one run of the spliced model, in which every call of a part is computed twice
 
+    region: {decoder: {past: null, use_cache: false}}
+
+    the region is called with these arguments, whatever the model gives for them, here and in the slim model
+
 One program holds all regions, so that a budget spans them and tensors that they share stay shared. Its parameters have
 the names that they have in the whole model. A slim part takes the calls that the region took: arguments that aren't
 tensors were decided when it was traced, and a call with others is an error.
@@ -17,16 +21,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import fx, nn
 
-from prunec.compiler.driver.structure import mismatch, outline
+from prunec.compiler.driver.structure import Like, mismatch, outline
 from prunec.compiler.errors import ModelError, PlanError, Span, VerifyError, nearest
 from prunec.compiler.ir.graph import is_impure, output_of
-from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, called
+from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, by_name, called, names_in_order
 from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Axis, Program, State
 from prunec.compiler.ir.random_inputs import seeded
@@ -48,6 +52,8 @@ class Region:
     taken: Arguments
     prefix: str
     """Stands before its inputs' names where there are several regions."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments that the plan sets: what the model gives for them is put aside."""
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -79,7 +85,8 @@ class Regions:
         if others := left_out(program):
             raise ModelError(
                 f"a region gives back more than tensors: {' and '.join(others)}, which a graph can't make",
-                hint="name a region that gives back tensors alone; or turn it off by an option, such as use_cache",
+                hint="name a region that gives back tensors alone; or turn it off by an argument of the region: "
+                f"region: {{{self.parts[0].name}: {{use_cache: false}}}}",
             )
         return program, warnings
 
@@ -162,46 +169,94 @@ class Regions:
         return copy.deepcopy(self.model, memo)
 
 
-def find_regions(model: nn.Module, names: Sequence[str], example_inputs: Inputs, at: Span | None = None) -> Regions:
+def find_regions(
+    model: nn.Module,
+    names: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    example_inputs: Inputs,
+    at: Callable[..., Span | None] = lambda *keys, **options: None,
+) -> Regions:
     """The named parts of a model, with what they are called with when it runs on the example inputs.
 
-    Raises `PlanError` for a name that the model doesn't have, `ModelError` where a region isn't called.
+    A mapping gives the arguments that each part is called with, whatever the model gives for them. `at` finds a place
+    in the plan (`Plan.at`). Raises `PlanError` for a name that the model or a part doesn't have, `ModelError` where a
+    region isn't called.
     """
-    modules = dict(model.named_modules())
-    for name in names:
+    modules, fixed = dict(model.named_modules()), _fixed(names)
+    places = _places(names, at)
+    for name in fixed:
         if not name or name not in modules:
-            raise PlanError(f"the model has no module '{name}' to be a region", at=at, hint=nearest(name, modules))
-        outer = next((other for other in names if name.startswith(f"{other}.")), None)
+            message = f"the model has no module '{name}' to be a region"
+            raise PlanError(message, at=places[name], hint=nearest(name, modules))
+        outer = next((other for other in fixed if name.startswith(f"{other}.")), None)
         if outer or not list(modules[name].children()):
             message = f"region '{name}' lies in region '{outer}'" if outer else f"region '{name}' is a single layer"
-            raise PlanError(message, at=at, hint="name parts of the model that don't overlap")
-    calls, given = _calls(model, {name: modules[name] for name in names}, example_inputs)
+            raise PlanError(message, at=places[name], hint="name parts of the model that don't overlap")
+        _check_fixed(name, modules[name], fixed[name], at)
+    calls, given = _calls(model, {name: modules[name] for name in fixed}, fixed, example_inputs)
     found = []
-    for name in names:
+    for name in fixed:
         if name not in calls:
             message = f"region '{name}' isn't called when the model runs on the example inputs"
-            raise ModelError(message, at=at, hint="name a module whose forward runs, such as one of its children")
+            raise ModelError(
+                message, at=places[name], hint="name a module whose forward runs, such as one of its children"
+            )
         first, *others = calls[name]
         if odd := next((other for other in others if other.form != first.form), None):
             message = f"region '{name}' is called in more than one way: {odd.shown} after {first.shown}"
-            raise ModelError(
-                message, at=at, hint="name a part that is always called alike, such as one of its children"
-            )
-        prefix = f"{name.replace('.', '_')}_" if len(names) > 1 else ""
-        args, kwargs = first.kept
-        found.append(Region(name, modules[name], arguments(modules[name], args, kwargs), prefix))
+            hint = "name a part that is always called alike, such as one of its children"
+            raise ModelError(message, at=places[name], hint=hint)
+        prefix = f"{name.replace('.', '_')}_" if len(fixed) > 1 else ""
+        found.append(Region(name, modules[name], _taken(name, modules[name], first), prefix, fixed[name]))
     return Regions(model, example_inputs, tuple(found), given)
+
+
+def _fixed(names: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return dict(names) if isinstance(names, Mapping) else {name: {} for name in names}
+
+
+def _places(names: Sequence[str] | Mapping[str, Any], at: Callable[..., Span | None]) -> dict[str, Span | None]:
+    """Where each region stands in the plan."""
+    if isinstance(names, Mapping):
+        return {name: at("region", name, on_key=True) for name in names}
+    return {name: at("region", index) for index, name in enumerate(names)}
+
+
+def _check_fixed(name: str, module: nn.Module, fixed: Mapping[str, Any], at: Callable[..., Span | None]) -> None:
+    """Refuse an argument that the region's forward doesn't take. A decorator may take more than the forward has."""
+    known = inspect.signature(module.forward).parameters
+    if hasattr(module.forward, "__wrapped__") or any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    if unknown := next((key for key in fixed if key not in known), None):
+        place = at("region", name, unknown, on_key=True)
+        raise PlanError(f"region '{name}' has no argument '{unknown}'", at=place, hint=nearest(unknown, known))
+
+
+def _taken(name: str, module: nn.Module, call: _Called) -> Arguments:
+    """The first call of a region, taken apart. Raises ModelError where it holds what no graph takes."""
+    try:
+        return arguments(module, *call.kept)
+    except ModelError as error:
+        others = [key for key, value in call.form.items() if _is_object(value)]
+        hint = f"where the region needs it not: region: {{{name}: {{{', '.join(f'{key}: null' for key in others)}}}}}"
+        raise ModelError(f"region '{name}': {error.message}", hint=hint if others else error.hint) from error
+
+
+def _is_object(form: Any) -> bool:
+    """Whether the outline of an argument holds something that is neither a tensor nor a literal."""
+    if isinstance(form, dict | list):
+        return any(map(_is_object, form.values() if isinstance(form, dict) else form))
+    return isinstance(form, Like) and not hasattr(torch, form.kind)
 
 
 def splice_in(part: nn.Module, region: Region) -> nn.Module:
     """The part, called as the region was, and with the region's plain attributes, which the model may read."""
-    signature, frozen = inspect.signature(region.module.forward), dict(region.taken.frozen)
+    forward, frozen, fixed = region.module.forward, dict(region.taken.frozen), frozenset(region.fixed)
     inputs = frozenset(region.taken.inputs)
 
     def adapt(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = flat_arguments(signature, args, kwargs)
+        given = by_name(forward, args, kwargs)
         for name, value in given.items():
-            if name not in inputs and not (name in frozen and frozen[name] == value):
+            if name not in inputs | fixed and not (name in frozen and frozen[name] == value):
                 raise ValueError(f"the slim {region.name} was made for {name}={frozen.get(name)!r}, not {value!r}")
         return (), {name: given[name] for name in region.taken.inputs}
 
@@ -210,18 +265,6 @@ def splice_in(part: nn.Module, region: Region) -> nn.Module:
         if not key.startswith("_") and not hasattr(part, key):
             setattr(part, key, value)
     return part
-
-
-def flat_arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, those of `*args` numbered, as a program's inputs are."""
-    given: dict[str, Any] = {}
-    for name, value in signature.bind(*args, **kwargs).arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            given.update({f"{name}_{i}": item for i, item in enumerate(value)})
-        else:
-            given.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
-    return given
 
 
 class _Joint(nn.Module):
@@ -312,18 +355,22 @@ def _floating(program: Program) -> torch.dtype:
     return next((tensor.dtype for tensor in program.tensors.values() if tensor.is_floating_point()), torch.float32)
 
 
-def _calls(model: nn.Module, regions: Mapping[str, nn.Module], example: Inputs) -> tuple[dict[str, list[_Called]], Any]:
+def _calls(
+    model: nn.Module, regions: Mapping[str, nn.Module], fixed: Mapping[str, Mapping[str, Any]], example: Inputs
+) -> tuple[dict[str, list[_Called]], Any]:
     """All calls of each region when the model runs on the example, and the outline of what the model gives."""
     found: dict[str, list[_Called]] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        signature = inspect.signature(regions[name].forward)
+    def keep(name: str) -> Callable[..., Any]:
+        forward = regions[name].forward
 
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            form = {key: outline(value, values=True) for key, value in flat_arguments(signature, args, kwargs).items()}
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            args, kwargs = _with_fixed(forward, args, kwargs, fixed[name])
+            form = {key: outline(value, values=True) for key, value in by_name(forward, args, kwargs).items()}
             first = name not in found
             kept = fx.node.map_aggregate((tuple(args), dict(kwargs)), _snapshot) if first else None
             found.setdefault(name, []).append(_Called(form, kept))
+            return args, kwargs
 
         return hook
 
@@ -334,6 +381,15 @@ def _calls(model: nn.Module, regions: Mapping[str, nn.Module], example: Inputs) 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_fixed(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with the fixed ones in their places, or beside them by keyword."""
+    names = names_in_order(function, len(args))
+    others = {name: value for name, value in fixed.items() if name not in names}
+    return tuple(fixed.get(name, value) for name, value in zip(names, args, strict=True)), {**kwargs, **others}
 
 
 def _snapshot(value: Any) -> Any:

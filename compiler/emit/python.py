@@ -68,10 +68,12 @@ Tree = dict[str, Union[str, "Tree"]]
 
 @dataclass(frozen=True)
 class Splice:
-    """The part of a larger model that a program is, and the arguments that were fixed when it was traced."""
+    """The part of a larger model that a program is, and the arguments that were decided when it was traced."""
 
     name: str
     frozen: Mapping[str, Any]
+    fixed: tuple[str, ...] = ()
+    """Those of them that are as the plan says, whatever the model gives."""
 
 
 def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | None = None) -> str:
@@ -94,6 +96,7 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
         file=weights.removesuffix(".safetensors"),
         splice=splice,
         frozen=literal(dict(splice.frozen)) if splice else "",
+        fixed=literal(splice.fixed) if splice else "",
         training=program.training,
         both=has_both(program.graph),
         imports=writer.imports,

@@ -36,21 +36,14 @@ class Arguments:
     """The name of each input -> a tensor, or a nest that holds some; those of `*args` are numbered."""
     frozen: Mapping[str, Any]
     """The arguments that hold no tensor, by name."""
-    bound: inspect.BoundArguments
-    _names: Mapping[str, Any]
+    in_order: tuple[str, ...]
+    """The names of those that were given by position; the others were given by keyword."""
 
     def call(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the same call on other inputs."""
-        bound = inspect.BoundArguments(self.bound.signature, type(self.bound.arguments)(self.bound.arguments))
-        for name, spelled in self._names.items():
-            value = bound.arguments[name]
-            if isinstance(spelled, str):
-                bound.arguments[name] = values.get(spelled, value)
-            elif isinstance(spelled, dict):
-                bound.arguments[name] = {key: values.get(name, value[key]) for key, name in spelled.items()}
-            else:
-                bound.arguments[name] = tuple(values.get(n, v) for n, v in zip(spelled, value, strict=True))
-        return bound.args, bound.kwargs
+        """The arguments of the same call, each given as it was, with other values for these inputs."""
+        given = {name: values.get(name, value) for name, value in (*self.frozen.items(), *self.inputs.items())}
+        args = tuple(given.pop(name) for name in self.in_order)
+        return args, given
 
 
 def arguments(model: nn.Module, inputs: Any, named: Mapping[str, Any] | None = None) -> Arguments:
@@ -58,37 +51,53 @@ def arguments(model: nn.Module, inputs: Any, named: Mapping[str, Any] | None = N
 
     Raises ModelError where they don't fit forward, hold something that is neither a tensor nor a literal, or no tensor.
     """
-    signature = inspect.signature(model.forward)
-    bound = _bind(model, signature, inputs, named or {})
-    names: dict[str, Any] = {}
-    flat: dict[str, Any] = {}
-    for key, value in bound.arguments.items():
-        kind = signature.parameters[key].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            names[key] = [f"{key}_{i}" for i in range(len(value))]
-            flat.update(zip(names[key], value, strict=True))
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            names[key] = {name: name for name in value}
-            flat.update(value)
-        else:
-            names[key] = key
-            flat[key] = value
+    flat = _named(model, inputs, named or {})
     for name, value in flat.items():
         _check(name, value)
     found = {name: value for name, value in flat.items() if any(True for _ in tensors_in(value))}
-    return Arguments(found, {name: value for name, value in flat.items() if name not in found}, bound, names)
+    frozen = {name: value for name, value in flat.items() if name not in found}
+    in_order = () if isinstance(inputs, Mapping) else names_in_order(model.forward, len(inputs))
+    return Arguments(found, frozen, in_order)
 
 
-def _bind(
-    model: nn.Module, signature: inspect.Signature, inputs: Any, extra: Mapping[str, Any]
-) -> inspect.BoundArguments:
+def by_name(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by the names of the function's parameters, in their order; those of `*args` are numbered.
+
+    A decorator may take keywords that the function behind it doesn't have, and give some that the call leaves out: the
+    former come last. Raises TypeError where the arguments don't fit.
+    """
+    signature, decorated = inspect.signature(function), hasattr(function, "__wrapped__")
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    taken: Mapping[str, Any] = kwargs
+    if decorated and inspect.Parameter.VAR_KEYWORD not in kinds.values():
+        taken = {name: value for name, value in kwargs.items() if name in kinds}
+    bound = signature.bind_partial(*args, **taken) if decorated else signature.bind(*args, **taken)
+    given: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
+            given.update({f"{name}_{i}": item for i, item in enumerate(value)})
+        else:
+            given.update(value if kinds[name] is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return given | {name: value for name, value in kwargs.items() if name not in taken}
+
+
+def names_in_order(function: Callable[..., Any], count: int) -> tuple[str, ...]:
+    """The names that `by_name` gives to the first `count` arguments that a call gives by position."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
+    return tuple(names[:count] + [f"{rest}_{i}" for i in range(count - len(names))])
+
+
+def _named(model: nn.Module, inputs: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
     named = isinstance(inputs, Mapping)
     if not named and not isinstance(inputs, tuple | list):
         message = f"the example inputs must be a tuple of tensors, or a mapping by name, not {type(inputs).__name__}"
         raise ModelError(message, hint="for one input write (x,)")
     try:
-        return signature.bind(**inputs, **extra) if named else signature.bind(*inputs, **extra)
+        return by_name(model.forward, *(((), {**inputs, **extra}) if named else (inputs, extra)))
     except TypeError as error:
+        signature = inspect.signature(model.forward)
         wanted = f"{type(model).__name__}.forward{signature}"
         unknown = next((name for name in inputs if name not in signature.parameters), None) if named else None
         hint = None if unknown is None else nearest(unknown, signature.parameters)

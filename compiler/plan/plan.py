@@ -86,6 +86,10 @@ def _one_or_several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_Name = Annotated[str, Field(min_length=1)]
+Regions = tuple[_Name, ...] | dict[_Name, dict[str, bool | StrictInt | float | str | None]]
+
+
 class Plan(BaseModel):
     """A valid plan; see the module's text. `model`, `inputs` and `data` may be left to the caller of `compile`."""
 
@@ -94,8 +98,9 @@ class Plan(BaseModel):
     plan: Literal[1]
     model: ModelSpec | None = None
     inputs: Annotated[tuple[PlanInput, ...] | dict[str, PlanInput], BeforeValidator(_is_list_of_shapes)] = ()
-    region: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)] = None
-    """Parts of the model that are compiled in their place, by their dotted names; None for all of it."""
+    region: Annotated[Regions | None, BeforeValidator(_one_or_several)] = None
+    """Parts of the model that are compiled in their place, by their dotted names; None for all of it. A mapping says
+    what a part is called with, whatever the model gives: `{decoder: {past: null}}`."""
     mode: Mode = "eval"
     """`train` compiles the branches of train mode along, such as those of auxiliary heads: the slim module gives in
     each mode what the original gives in that mode. Costs, exports and accuracy are those of eval mode. For deployment

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 from dataclasses import dataclass
 
@@ -357,6 +359,154 @@ def test_a_region_leaves_nothing_out(mode):
     regions = find_regions(Cached(), ["part"], (torch.rand(2, 3, 4, 4),))
     with pytest.raises(ModelError, match=r"a region gives back more than tensors: 'cache' \(Cache\)"):
         regions.trace(mode)
+
+
+def defaults(forward):
+    """A decorator that takes a keyword for itself, and gives others that the forward has."""
+
+    @functools.wraps(forward)
+    def wrapper(self, *args, as_dict=True, **kwargs):
+        kwargs["double"] = kwargs.get("double") or False
+        found = forward(self, *args, **kwargs)
+        return found if as_dict else found["fine"]
+
+    return wrapper
+
+
+class Decorated(Backbone):
+    forward = defaults(Backbone.forward)
+
+
+class Positional(nn.Module):
+    """A forward whose decorator sets what it may also be given by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.fc = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)), nn.Linear(8, 2)
+
+    def forward(self, x, double=None, scale=None):
+        x = self.net(x) if scale is None else self.net(x) * scale
+        return self.fc((2 * x if double else x).mean((2, 3)))
+
+
+class Always(Positional):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, double=True, **kwargs)
+
+
+class Sets(Positional):
+    @functools.wraps(Positional.forward)
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, double=True, **kwargs)
+
+
+class Calls(nn.Module):
+    """Calls a part in a given way."""
+
+    def __init__(self, part, call) -> None:
+        super().__init__()
+        self.part, self.call = part, call
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return self.call(self.part, x)
+
+
+DECORATED = {
+    "keyword that the decorator takes": (Decorated, lambda part, x: part(x, as_dict=False)),
+    "keyword that the decorator sets": (Decorated, lambda part, x: part(x, double=True)["fine"]),
+    "the decorator sets what has no keyword": (Sets, lambda part, x: part(x)),
+    "beside a keyword": (Sets, lambda part, x: part(x, scale=x.mean())),
+    "all by keyword": (Sets, lambda part, x: part(scale=x.mean(), x=x)),
+    "an inner call": (Always, lambda part, x: part(x=x, scale=None)),
+}
+
+
+@pytest.mark.parametrize("name", DECORATED)
+def test_a_region_behind_a_decorator_is_called_as_the_model_calls_it(name, tmp_path):
+    kind, call = DECORATED[name]
+    torch.manual_seed(0)
+    model, x = Calls(kind(), call).eval(), torch.rand(2, 3, 6, 6)
+    result = compile(model, {"plan": 1, "region": "part", "passes": []}, (x,))
+    torch.testing.assert_close(result.module(x), model(x))
+    result.save(tmp_path / "out")
+    spec = importlib.util.spec_from_file_location("model", tmp_path / "out/model.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    expected = model(x)
+    torch.testing.assert_close(made.splice(model)(x), expected)
+
+
+@pytest.mark.parametrize("inputs", [lambda x: {"x": x}, lambda x: (x,), lambda x: {"scale": x.mean(), "x": x}])
+def test_a_whole_model_behind_a_decorator(inputs):
+    torch.manual_seed(0)
+    model, given = Sets().eval(), inputs(torch.rand(2, 3, 6, 6))
+    result = compile(model, {"plan": 1, "passes": []}, given)
+    torch.testing.assert_close(called(result.module, given), called(model, given))
+
+
+class KeyValues:
+    """A cache that a decoder makes and its layers write into."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x, past=None, use_cache=True):
+        keys = self.up(x)
+        if past is not None:
+            past.seen.append(keys)
+        x = x + self.down(F.relu(keys))
+        return (x, KeyValues()) if use_cache else (x, None)
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = Layer(), nn.Linear(6, 3)
+
+    def forward(self, x, use_cache=True):
+        past = KeyValues() if use_cache else None
+        x, past = self.layer(x, past, use_cache=use_cache)
+        return {"logits": self.head(x), "past": past}
+
+
+def test_a_cache_that_a_region_is_given_can_be_put_aside(tmp_path):
+    torch.manual_seed(0)
+    model, x = Decoder().eval(), torch.rand(2, 5, 6)
+    plan = {"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}
+    with pytest.raises(ModelError, match="region 'layer': the example input 'past' holds a KeyValues") as caught:
+        compile(model, {**plan, "region": "layer"}, (x,))
+    assert "region: {layer: {past: null}}" in caught.value.hint
+    with pytest.raises(ModelError, match="gives back more than tensors") as caught:
+        compile(model, {**plan, "region": {"layer": {"past": None}}}, (x,))
+    assert "region: {layer: {use_cache: false}}" in caught.value.hint
+    result = compile(model, {**plan, "region": {"layer": {"past": None, "use_cache": False}}}, (x,))
+    assert result.module.layer.up.out_features == 8
+    assert result.lock["region"] == {"layer": {"past": None, "use_cache": False}}
+    model_again, slim = copy.deepcopy(model), result.module(x)["logits"]
+    result.save(tmp_path / "out")
+    spec = importlib.util.spec_from_file_location("model", tmp_path / "out/model.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert torch.equal(made.splice(model)(x)["logits"], slim)
+    again = compile(model_again, Plan.from_dict(result.lock), (x,))
+    assert again.lock["hashes"] == result.lock["hashes"]
+
+
+def test_an_argument_that_a_region_doesn_t_have(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("plan: 1\nregion:\n  layer: {passed: null}\n", encoding="utf-8")
+    with pytest.raises(PlanError, match="region 'layer' has no argument 'passed'") as caught:
+        compile(Decoder().eval(), path, (torch.rand(2, 5, 6),))
+    assert "did you mean 'past'" in str(caught.value)
+    assert "plan.yaml:3:" in str(caught.value)
 
 
 def test_called_takes_every_kind_of_batch():

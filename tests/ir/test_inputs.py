@@ -241,7 +241,7 @@ def test_arguments_call_again_with_other_values():
     assert list(taken.inputs) == ["rest_0", "rest_2"]
     assert taken.call({"rest_0": "a", "rest_2": "b"}) == ((1, "a", None, "b"), {})
     taken = arguments(Each(), {"x": image(), "flag": True, "y": image()})
-    assert taken.call({"x": "a", "y": "b"}) == (("a",), {"flag": True, "y": "b"})
+    assert taken.call({"x": "a", "y": "b"}) == ((), {"x": "a", "flag": True, "y": "b"})
 
 
 def test_small_helpers():
