@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.flow import FIXED, Flow, Pin
+from prunec.compiler.labels.flow import FIXED, Flow, Meeting, Pin
 
 
 def components(count: int, left: IntArray, right: IntArray) -> IntArray:
@@ -36,9 +36,10 @@ def square_blocks(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]
     """
     blocks = {(labels.shape, labels.tobytes()): (labels, node) for labels, node in flow.blocks}.values()
     component = _divide_blocks(flow, np.append(component, component.size))
+    component, pins = _settle_meetings(flow, component)
     while extra := [pair for labels, _ in blocks if (pair := _squared(component, labels)) is not None]:
         component = _joined(component, extra)
-    pins = [
+    pins += [
         Pin(labels[component[labels] == component[FIXED]], f"shares a block with fixed positions at {node}")
         for labels, node in blocks
     ]
@@ -63,6 +64,43 @@ def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
             edge = first_along(joined, wide[0] if choice == "whole" else wide[1])
             component = _joined(component, [(joined.ravel(), np.broadcast_to(edge, joined.shape).ravel())])
     return component
+
+
+def _settle_meetings(flow: Flow, component: IntArray) -> tuple[IntArray, list[Pin]]:
+    """Join each grid with the lines that it has met (`Flow.meetings`), unless it loses whole slices across the line;
+    then the line is pinned. Returns the components, and pins.
+
+    What is known of a grid decides, first of all that a sum runs over the width of a head. Where nothing is known, the
+    first line that it met is joined with it, and then that is known.
+    """
+    pins: list[Pin] = []
+    waiting = flow.meetings
+    while waiting:
+        extra: list[tuple[IntArray, IntArray]] = []
+        later: list[Meeting] = []
+        touched = np.zeros(component.size, dtype=bool)
+        for meeting in waiting:
+            grid, line = component[meeting.grid], component[meeting.line]
+            if _is_whole_across(grid, meeting.line):
+                pins.append(Pin(meeting.line, f"crosses what goes as a whole at {meeting.cause}"))
+            elif bool(touched[grid].any()):
+                later.append(meeting)
+            else:
+                extra.append((grid.ravel(), np.broadcast_to(line, grid.shape).ravel()))
+                touched[grid] = True
+        component, waiting = (_joined(component, extra) if extra else component), later
+    for meeting in flow.meetings:
+        for labels in (meeting.grid, meeting.line):
+            fixed = labels[(component[labels] == component[FIXED]) & (labels != FIXED)]
+            if fixed.size:
+                pins.append(Pin(fixed, f"meets positions that are fixed at {meeting.cause}"))
+    return component, pins
+
+
+def _is_whole_across(grid: IntArray, line: IntArray) -> bool:
+    """Whether a grid of components is the same at all positions of the dimensions along which a line varies."""
+    first = grid[tuple(slice(0, 1) if size > 1 else slice(None) for size in line.shape)]
+    return bool((grid == first).all())
 
 
 def _squared(component: IntArray, labels: IntArray) -> tuple[IntArray, IntArray] | None:

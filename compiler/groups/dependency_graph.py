@@ -80,6 +80,9 @@ def _links(analysis: Analysis, owners: _Owners) -> Iterator[Link]:
         if key not in seen:
             seen.add(key)
             yield from _tied(owners, pair.left, pair.right, pair.cause)
+    for meeting in flow.meetings:
+        if bool((analysis.units(meeting.grid) == analysis.units(meeting.line)).all()):
+            yield from _tied(owners, meeting.grid, meeting.line, meeting.cause)
     for labels, cause in flow.blocks:
         yield from _in_block(analysis, owners, labels, cause)
 

@@ -1,8 +1,9 @@
 """What becomes of labels where an operation broadcasts tensors against each other, such as `x + y`.
 
     x [N, C, 1, 1] + y [N, C, 1, 1]           each channel of x goes with that of y
-    x [N, heads, T, d] * angles [T, d]        angles has no labels along d: x can lose whole heads, not single widths
-    x [N, heads, T, d] * gate [heads, 1, 1]   gate has labels along the heads: whole heads of both go together
+    x [N, heads, T, d] * image [T, d]         no labels along d: x can lose whole heads, not single widths
+    x [N, heads, T, d] * angles [T, d]        whole heads go, and the angles stay; or the same widths of all heads go
+    x [N, heads, T, d] * gate [heads, 1, 1]   whole heads of both go; or widths, and the gate stays
     x [N, T, C] + waves [T, C]                no parameter writes the waves: the columns that x keeps are picked of them
 
 *Loose* labels are those of copies that have met no channels yet (`Flow.loosen`):
@@ -13,7 +14,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import fx
 
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.fields import overlap
+from prunec.compiler.labels.fields import compress, overlap
 from prunec.compiler.labels.flow import Fields, Flow, Pick
 
 
@@ -29,9 +29,10 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
     """Unify the labels of operands that node broadcasts against each other; returns the fields of the result.
 
     `operands` are (fields, shape) pairs, aligned from the last dimension on. Fields that vary along the same dimensions
-    unify position by position. Where a field meets an operand that is as wide but has no labels there, positions can't
-    go: a field that is met so along all its dimensions is pinned; of one that is met along some (a table of angles over
-    the widths of all heads), all positions that differ along these go together.
+    unify position by position. Where one of them is a grid and the other varies along some of its dimensions alone, the
+    grid stays, and what it loses is decided once all is known (`Flow.meet`). Where a field meets an operand that is as
+    wide but has no labels there, positions can't go: a field that is met so along all its dimensions is pinned; of one
+    that is met along some (the widths of all heads), all positions that differ along these go together.
     """
     lifted = [(fields, shape) for fields, shape in operands if shape]
     if flow.loose:  # what copies meet stands for them
@@ -40,9 +41,7 @@ def combine(flow: Flow, node: fx.Node, operands: Iterable[tuple[Fields, tuple[in
         return lifted[0][0]
     rank = max((len(shape) for _, shape in lifted), default=0)
     sized = [(1,) * (rank - len(shape)) + shape for _, shape in lifted]
-    raised = [[_lift(flow, f, rank) for f in fields] for fields, _ in lifted]
-    if any(len(fields) > 1 for fields in raised):
-        raised = _untied(flow, node, raised)
+    raised = [[_as_known(flow, _lift(flow, f, rank)) for f in fields] for fields, _ in lifted]
     taken: list[IntArray] = []
     for index, fields in enumerate(raised):
         for labels in fields:
@@ -82,14 +81,23 @@ def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
 
 
 def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[IntArray]) -> Iterator[int]:
-    """The dimensions along which an operand has no labels, and others have flat ones."""
+    """The dimensions along which an operand has no labels, and others have."""
     for dim, size in enumerate(shape):
         back = dim - len(shape)
         here = [labels for labels in met if labels.ndim >= -back and labels.shape[back] > 1]
         if size == 1 or not here or any(labels.shape[dim] > 1 for labels in fields):
             continue
-        if all(labels.size == labels.shape[back] == size and not flow.is_own(labels) for labels in here):
+        if all(labels.shape[back] == size and not flow.is_own(labels) and differs(labels, back) for labels in here):
             yield dim
+
+
+def differs(labels: IntArray, dim: int) -> bool:
+    """Whether a grid holds no label at two positions of a dimension: so that a position is a channel's, and not a
+    sample's, of a batch that heads are folded into. What varies along one dimension alone is taken for such."""
+    if labels.size == labels.shape[dim]:
+        return True
+    rows = np.moveaxis(labels, dim, 0).reshape(labels.shape[dim], -1)
+    return sum(np.unique(row).size for row in rows) == np.unique(labels).size
 
 
 def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
@@ -102,28 +110,10 @@ def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:
     return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
 
 
-def _untied(flow: Flow, node: fx.Node, raised: list[list[IntArray]]) -> list[list[IntArray]]:
-    """The operands' fields without those that would unify a block along two dimensions at once.
-
-    A block [heads, width] that meets a parameter of that very shape could lose rows of it or columns. It loses rows, as
-    heads are, and the parameter's field along the columns is pinned.
-    """
-    for index, other in itertools.permutations(range(len(raised)), 2):
-        for place in range(len(raised[index])):
-            raised[index][place], raised[other] = _tied_once(flow, node, raised[index][place], raised[other])
-    return raised
-
-
-def _tied_once(flow: Flow, node: fx.Node, block: IntArray, others: list[IntArray]) -> tuple[IntArray, list[IntArray]]:
-    """A field, and another operand's fields of which at most one overlaps it: the outermost. The others are pinned, and
-    the first field is made whole along their dimensions."""
-    touching = sorted((o for o in others if overlap(o, block)), key=lambda f: int(np.argmax(np.array(f.shape) > 1)))
-    for extra in touching[1:]:
-        flow.pin(extra, f"goes with whole heads at {node.name}")
-        others = [o for o in others if o is not extra]
-        for dim in (d for d, size in enumerate(extra.shape) if size > 1 and block.shape[d] > 1):
-            block = whole(flow, block, dim, node)
-    return block, others
+def _as_known(flow: Flow, labels: IntArray) -> IntArray:
+    """A field, of size 1 along dimensions of which all positions are known to go together (`Flow.squash`)."""
+    known = flow.squashed(labels) if labels.size > max(labels.shape) else labels
+    return labels if known is labels else compress(known)
 
 
 def _meet(flow: Flow, node: fx.Node, labels: IntArray, others: list[IntArray], shape: tuple[int, ...]) -> IntArray:
@@ -132,10 +122,13 @@ def _meet(flow: Flow, node: fx.Node, labels: IntArray, others: list[IntArray], s
     support = [d for d, size in enumerate(labels.shape) if size > 1]
     touching = [other for other in others if any(other.shape[d] > 1 for d in support)]
     for other in touching:
-        flow.unify(labels, other, node)
+        if _is_within(labels, other) == _is_within(other, labels):
+            flow.unify(labels, other, node)
+        elif _is_within(other, labels):
+            flow.meet(labels, other, node)
     spanned = [d for d in support if shape[d] > 1]
     if touching or not spanned:
-        return labels  # one that varies along fewer dimensions couples all that differ along the rest
+        return labels
     if spanned == support:
         flow.pin(labels, f"meets positions that are fixed at {node.name}")
         return labels
@@ -150,15 +143,23 @@ def whole(flow: Flow, labels: IntArray, dim: int, node: fx.Node) -> IntArray:
     index = [slice(None)] * labels.ndim
     index[dim] = slice(0, 1)
     first = labels[tuple(index)]
-    flow.unify(labels, np.broadcast_to(first, labels.shape), node)
+    flow.squash(labels, first, node)
     return first
 
 
+def _is_within(line: IntArray, grid: IntArray) -> bool:
+    """Whether a field varies only along dimensions along which another of its rank does, too."""
+    return all(a == 1 or b > 1 for a, b in zip(line.shape, grid.shape, strict=True))
+
+
 def _take(taken: list[IntArray], labels: IntArray) -> None:
-    """Add a field; of two that overlap, and so are unified, only the one that spans fewer dimensions is kept."""
+    """Add a field. Of those that overlap one is kept: a grid, which knows of the lines that it has met, or of two that
+    are unified the one that spans fewer dimensions."""
     for index, other in enumerate(taken):
         if overlap(labels, other):
-            if sum(a > 1 for a in labels.shape) < sum(b > 1 for b in other.shape):
+            inside, around = _is_within(labels, other), _is_within(other, labels)
+            fewer = sum(a > 1 for a in labels.shape) < sum(b > 1 for b in other.shape)
+            if (around and not inside) or (not inside and not around and fewer):
                 taken[index] = labels
             return
     taken.append(labels)

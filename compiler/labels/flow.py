@@ -51,6 +51,19 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Meeting:
+    """A grid of labels, and labels along some of its dimensions alone (a line), that node `cause` combines.
+
+    The grid loses what the line does, for instance the same position of every head, or it loses whole slices across the
+    line, such as heads, and the line stays. What else is known of the grid decides (`groups/blocks.py`).
+    """
+
+    grid: IntArray
+    line: IntArray
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """Labels that may not be removed, and why."""
 
@@ -116,6 +129,7 @@ class Flow:
     values: dict[fx.Node, Labelled] = field(default_factory=dict)
     """Node -> what it carries."""
     pairs: list[Pair] = field(default_factory=list)
+    meetings: list[Meeting] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     blocks: list[tuple[IntArray, str]] = field(default_factory=list)
     """Fields along several dimensions, of which what is left must be rectangular, and the nodes that give them."""
@@ -145,6 +159,8 @@ class Flow:
     """How many labels there are: the next fresh one."""
     trial: bool = False
     """Whether this only tries what operations do to made-up labels (`ops/shuffle.py`)."""
+    _squashed: dict[int, list[tuple[IntArray, IntArray]]] = field(default_factory=dict)
+    """First label of a run -> grids of its labels, and the slice of each that all its slices were unified with."""
     _subjects: dict[str, IntArray] = field(default_factory=dict)
     """What `same_width` has met first, by subject."""
     _flats: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
@@ -220,6 +236,11 @@ class Flow:
         if left is not right:
             self.pairs.append(Pair(left, right, node.name))
 
+    def meet(self, grid: IntArray, line: IntArray, node: fx.Node) -> None:
+        """Of two fields of the same rank, `line` varies along some of the dimensions alone along which `grid` does: see
+        `Meeting`."""
+        self.meetings.append(Meeting(grid, line, node.name))
+
     def pin(self, labels: IntArray, reason: str) -> None:
         """These labels may not be removed; `reason` is shown to the user."""
         self.pins.append(Pin(labels, reason))
@@ -272,10 +293,13 @@ class Flow:
         A field that varies along `dim` and along others can only be read when all that share a position of `dim` go
         together, so these are unified. Of several that vary along it, one is read, and the others are pinned.
         """
-        shape = shape_of_argument(value)
+        return self.along_of(self.fields(value), shape_of_argument(value), dim, node)
+
+    def along_of(self, fields: Fields, shape: Sequence[int], dim: int, node: fx.Node) -> tuple[IntArray, Fields]:
+        """`along` of a value of that shape, by its fields."""
         dim %= len(shape)
-        mine = [labels for labels in self.fields(value) if labels.shape[dim] > 1]
-        rest = tuple(labels for labels in self.fields(value) if labels.shape[dim] == 1)
+        mine = [labels for labels in fields if labels.shape[dim] > 1]
+        rest = tuple(labels for labels in fields if labels.shape[dim] == 1)
         if not mine:
             return np.full(shape[dim], FIXED, dtype=np.int64), rest
         self.pin_all(mine[1:], f"two kinds of channels share a dimension at {node.name}")
@@ -286,8 +310,27 @@ class Flow:
         if labels.size == labels.shape[dim]:
             return self.flat(labels)
         first = labels[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
-        self.unify(labels, np.broadcast_to(first, labels.shape), node)
+        self.squash(labels, first, node)
         return np.ascontiguousarray(first).reshape(-1)
+
+    def squash(self, grid: IntArray, first: IntArray, node: fx.Node) -> None:
+        """Unify all labels of a grid that differ along the dimensions where `first`, its slice at position 0 of them,
+        has size 1."""
+        self.unify(grid, np.broadcast_to(first, grid.shape), node)
+        self._squashed.setdefault(self._run_of(int(grid.max()))[0], []).append((grid, first))
+
+    def squashed(self, grid: IntArray) -> IntArray:
+        """A grid as `squash` has left it so far: labels that it has unified are the same. One with FIXED ones stays."""
+        found = self._squashed.get(self._run_of(int(grid.max()))[0], ())
+        if not found or bool((grid == FIXED).any()):
+            return grid
+        low, high = int(grid.min()), int(grid.max())
+        names = np.arange(low, high + 1)
+        for whole, first in found:
+            old, new = whole.ravel(), np.broadcast_to(first, whole.shape).ravel()
+            inside = (old >= low) & (old <= high) & (new >= low) & (new <= high)
+            names[old[inside] - low] = names[new[inside] - low]
+        return names[grid - low]
 
     def result(self, labels: IntArray, rank: int, dim: int) -> Fields:
         """Flat labels as the fields of a value of that rank that varies along `dim` only; () where all are FIXED.

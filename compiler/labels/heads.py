@@ -3,6 +3,8 @@
     q [n, heads, tokens, width] @ k^T      heads: all that share a head go together, and the head with them
                                            head_width: the same position of every head goes, and all heads stay
 
+    norm(q), q @ w, conv(q of [n heads, d, t])      a layer that all heads share: whole heads, where the plan says so
+
 Which of these is the granularity `attention` of a plan. For head widths, a factor's labels are unified over the heads
 before the product is formed, so that only the width is left to vary. Where the other factor spans the heads without
 labels, heads can't go, so the widths are the units.
@@ -15,10 +17,77 @@ from collections.abc import Sequence
 import numpy as np
 from torch import fx
 
+from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
+from prunec.compiler.labels.broadcast import differs, whole
 from prunec.compiler.labels.flow import Fields, Flow
 
 Operand = tuple[Fields, tuple[int, ...]]
+
+
+def divided(flow: Flow, node: fx.Node, operands: Sequence[Operand], inner: Sequence[int]) -> list[Operand]:
+    """The factors of a product once the granularity of their heads is decided: see `by_width`, which this begins with.
+
+    Where heads are the units, the fields of what meets a head's label, or of all factors if the plan says so, don't
+    vary over the widths.
+    """
+    narrowed = by_width(flow, node, operands, inner)
+    block = flow.divided.get(node.name)
+    if block is None or block.choice != "heads":
+        return narrowed
+    asked = flow.program.granularity.choice("attention", block.names) == "heads"
+    lines = [[f for f in fields if _outer(f, inner) and not _is_grid(f, inner)] for fields, _ in narrowed]
+    out: list[Operand] = []
+    for index, (fields, shape) in enumerate(narrowed):
+        met = any(flow.writers(f) for place, fs in enumerate(lines) if place != index for f in fs)
+        whole = [
+            _whole(flow, node, f, _inside(f, inner)) if (asked or met) and _is_grid(f, inner) else f for f in fields
+        ]
+        out.append((flow.separate(whole, node), shape))
+    return out
+
+
+def shared(flow: Flow, node: fx.Node, value: object, dim: int, fallback: str = "head_width") -> Fields:
+    """The fields of what a layer reads along `dim` that every head runs through by itself.
+
+    Where the plan says that its heads are the units, or, if it says nothing, where `fallback` does, a grid of heads and
+    widths doesn't vary over the width any more, so that the layer stays as it is.
+    """
+    fields = flow.fields(value)
+    rank = len(shape_of_argument(value))
+    inner = range(dim % rank - rank, 0)
+    if not any(_is_shared(labels, inner) for labels in fields):
+        return fields
+    out: list[IntArray] = []
+    for labels in fields:
+        names = [*([str(node.target)] if node.op == "call_module" else []), *flow.writers(labels)]
+        said = flow.program.granularity.choice("attention", [*names, node.name])
+        if _is_shared(labels, inner) and said:
+            flow.divide("attention", node.name, _shape(labels, inner), names, fallback)
+        heads = _is_shared(labels, inner) and (said or fallback) == "heads"
+        out.append(_whole(flow, node, labels, _inside(labels, inner)) if heads else labels)
+    return flow.moved(out, node) if any(a is not b for a, b in zip(out, fields, strict=True)) else fields
+
+
+def _is_shared(labels: IntArray, inner: Sequence[int]) -> bool:
+    """Whether a field varies over the first of the dimensions `inner`, which a layer reads, and over heads before it:
+    each in one place, or folded into the batch. Pixels that a view made of channels are no heads."""
+    if labels.shape[inner[0]] == 1 or any(labels.shape[d] > 1 for d in inner[1:]):
+        return False
+    outer = _outer(labels, inner)
+    return bool(outer) and all(d == -labels.ndim or differs(labels, d) for d in outer)
+
+
+def _inside(labels: IntArray, inner: Sequence[int]) -> list[int]:
+    """The inner dimensions along which a field varies."""
+    return [d for d in inner if d >= -labels.ndim and labels.shape[d] > 1]
+
+
+def _whole(flow: Flow, node: fx.Node, labels: IntArray, dims: Sequence[int]) -> IntArray:
+    """A field at size 1 along `dims`, counted from the back; all labels that differ along these alone are unified."""
+    for dim in dims:
+        labels = whole(flow, labels, dim % labels.ndim, node)
+    return labels
 
 
 def by_width(flow: Flow, node: fx.Node, operands: Sequence[Operand], inner: Sequence[int]) -> list[Operand]:
@@ -32,6 +101,10 @@ def by_width(flow: Flow, node: fx.Node, operands: Sequence[Operand], inner: Sequ
         return list(operands)
     names = [name for labels in grids for name in flow.writers(labels)]
     choice = flow.divide("attention", node.name, _shape(grids[0], inner), names, fallback="heads")
+    known = {found for labels in grids if flow.writers(labels) and (found := _known(flow, labels, inner))}
+    if len(known) == 1 and choice not in known:
+        [choice] = known
+        flow.settle(node.name, choice)
     narrowed = []
     for index, (fields, shape) in enumerate(operands):
         others = [other for place, other in enumerate(operands) if place != index]
@@ -70,6 +143,18 @@ def _meets_fixed(labels: IntArray, inner: Sequence[int], others: Sequence[Operan
     return False
 
 
+def _known(flow: Flow, labels: IntArray, inner: Sequence[int]) -> str:
+    """The granularity that a grid has already, since an operation before has unified its heads or its widths; else
+    ''."""
+    joined = flow.squashed(labels)
+    across = {"head_width": _outer(labels, inner), "heads": [d for d in inner if labels.shape[d] > 1]}
+    for choice, dims in across.items():
+        first = joined[tuple(slice(0, 1) if d in dims else slice(None) for d in range(-labels.ndim, 0))]
+        if bool((joined == first).all()):
+            return choice
+    return ""
+
+
 def _without_heads(flow: Flow, node: fx.Node, labels: IntArray, inner: Sequence[int]) -> Fields:
     """A field with all labels that differ over the heads alone unified; one that varies over the heads only is
     pinned."""
@@ -78,7 +163,7 @@ def _without_heads(flow: Flow, node: fx.Node, labels: IntArray, inner: Sequence[
         return ()
     outer = _outer(labels, inner)
     first = labels[tuple(slice(0, 1) if d in outer else slice(None) for d in range(-labels.ndim, 0))]
-    flow.unify(labels, np.broadcast_to(first, labels.shape), node)
+    flow.squash(labels, first, node)
     first = np.ascontiguousarray(first)
     wide = [d for d, size in enumerate(first.shape) if size > 1]
     return flow.result(first.reshape(-1), first.ndim, wide[0]) if len(wide) == 1 else flow.moved((first,), node)

@@ -17,7 +17,8 @@ from torch import fx, nn
 from prunec.compiler.ir.ops import argument, known, op_name, put, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.broadcast import combine, operand, whole
-from prunec.compiler.labels.flow import FIXED, Flow, Labelled
+from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
+from prunec.compiler.labels.heads import shared
 from prunec.compiler.labels.propagate import dims_of, subject, unknown
 from prunec.compiler.labels.reduce import mixed
 from prunec.compiler.labels.registry import Slim, on_module, on_op, rewriter
@@ -41,27 +42,31 @@ def concatenate(flow: Flow, node: fx.Node) -> Labelled:
 def _concatenated(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> Labelled:
     """The fields of a concatenation: those across `dim`, unified, and one along it."""
     parts = [p for p in parts if shape_of_argument(p)[dim] or flow.fields(p)]  # an empty piece holds no channels
-    across = [([f for f in flow.fields(p) if f.shape[dim] == 1]) for p in parts]
+    carried = [flow.fields(p) for p in parts]
+    if len({any(f.size > f.shape[dim] > 1 for f in fields) for fields in carried}) == 2:
+        carried = [shared(flow, node, p, dim) for p in parts]  # beside heads, a part that all of them share
     shapes = [shape_of_argument(p) for p in parts]
-    fields = combine(
-        flow, node, [(tuple(f), (*s[:dim], 1, *s[dim + 1 :])) for f, s in zip(across, shapes, strict=True)]
-    )
-    along = _joined(flow, node, parts, dim)
+    across = [tuple(f for f in fields if f.shape[dim] == 1) for fields in carried]
+    fields = combine(flow, node, [(f, (*s[:dim], 1, *s[dim + 1 :])) for f, s in zip(across, shapes, strict=True)])
+    along = _joined(flow, node, list(zip(carried, shapes, strict=True)), dim)
     return fields if along is None else flow.separate((*fields, along), node)
 
 
-def _joined(flow: Flow, node: fx.Node, parts: Sequence[fx.Node], dim: int) -> IntArray | None:
-    """The operands' labels along `dim`, one behind the other, as a field; None where no operand has any."""
-    mine = [[f for f in flow.fields(p) if f.shape[dim] > 1] for p in parts]
+def _joined(flow: Flow, node: fx.Node, parts: Sequence[tuple[Fields, tuple[int, ...]]], dim: int) -> IntArray | None:
+    """The operands' labels along `dim`, one behind the other, as a field; None where no operand has any. `parts` are
+    (fields, shape) pairs."""
+    mine = [[f for f in fields if f.shape[dim] > 1] for fields, _ in parts]
     if not any(mine):
         return None
     if all(len(fs) == 0 or (len(fs) == 1 and fs[0].size == fs[0].shape[dim]) for fs in mine):
         columns = [
-            flow.flat(fs[0]) if fs else np.full(shape_of_argument(p)[dim], FIXED)
-            for fs, p in zip(mine, parts, strict=True)
+            flow.flat(fs[0]) if fs else np.full(shape[dim], FIXED) for fs, (_, shape) in zip(mine, parts, strict=True)
         ]
         return flow.result(np.concatenate(columns), rank_of(node), dim)[0]
-    flat = [flow.along(p, dim, node)[0] for p in parts]
+    sizes = {tuple(s for d, s in enumerate(f.shape) if d != dim) for fs in mine for f in fs}
+    if all(len(fs) == 1 for fs in mine) and len(sizes) == 1:  # such as halves of the width of every head
+        return next(iter(flow.moved((np.concatenate([fs[0] for fs in mine], dim),), node)), None)
+    flat = [flow.along_of(fields, shape, dim, node)[0] for fields, shape in parts]
     return next(iter(flow.result(np.concatenate(flat), rank_of(node), dim)), None)
 
 

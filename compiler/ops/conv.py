@@ -21,6 +21,7 @@ from prunec.compiler.ir.ops import argument, elements, known, op_name, put, rank
 from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
 from prunec.compiler.labels.grouped import granularity_of, keep_even
+from prunec.compiler.labels.heads import shared
 from prunec.compiler.labels.propagate import count_macs, subject, unknown
 from prunec.compiler.labels.registry import Attributes, Slim, on_module, on_op, repeats_tensors, rewriter
 
@@ -45,7 +46,7 @@ def _convolution(flow: Flow, node: fx.Node, transposed: bool) -> Labelled:
     assert isinstance(module, nn.modules.conv._ConvNd)
     name, value = str(node.target), subject(flow, node)
     dim = rank_of(node) - 1 - len(module.kernel_size)
-    arriving, rest = flow.along(value, dim, node)
+    arriving, rest = flow.along_of(shared(flow, node, value, dim), shape_of_argument(value), dim, node)
     keep, mixed = _behind(rest, dim, _still(node, value, module.kernel_size, module.stride))
     flow.pin_all(mixed, f"is convolved over at {node.name}")
     reads, writes = Axis(f"{name}.weight", 0 if transposed else 1), Axis(f"{name}.weight", 1 if transposed else 0)
@@ -106,7 +107,7 @@ def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
     value, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
     groups, transposed = int(flow.constant(argument(node, 6, "groups", 1))), "transpose" in op_name(node)
     dim = rank_of(node) - len(shape_of_argument(weight)) + 1
-    arriving, rest = flow.along(value, dim, node)
+    arriving, rest = flow.along_of(shared(flow, node, value, dim), shape_of_argument(value), dim, node)
     stride = flow.constant(argument(node, 3, "stride", 1))
     keep, mixed = _behind(rest, dim, _still(node, value, shape_of_argument(weight)[2:], stride))
     flow.pin_all(mixed, f"is convolved over at {node.name}")

@@ -30,7 +30,7 @@ Layout = Callable[[IntArray, int], IntArray]
 
 
 def copies(flow: Flow, node: fx.Node, value: object, given: Any, layout: Layout) -> Fields:
-    """Fields of new, loose labels along the dimensions that a node makes longer by copying a value without labels.
+    """Fields of new, loose labels along the dimensions without labels that a node makes longer by copying.
 
     `given` are the sizes or counts that the node was called with, `layout` how copies lie. A dimension whose size is
     the input's (tokens, the batch) gets none: its copies stay whatever they meet.
@@ -38,10 +38,11 @@ def copies(flow: Flow, node: fx.Node, value: object, given: Any, layout: Layout)
     after = shape_of_argument(node)
     before = (1,) * (len(after) - len(shape_of_argument(value))) + shape_of_argument(value)
     fields: Fields = ()
-    if flow.fields(value):
-        return fields  # copies of channels go with these
+    new = len(after) - len(shape_of_argument(value))
     for dim in range(len(after)):
         count = after[dim] // max(before[dim], 1)
+        if dim >= new and any(labels.shape[dim - new] > 1 for labels in flow.fields(value)):
+            continue  # copies of channels go with these
         if count > 1 and _is_width(flow, node, given, dim):
             own = flow.own(count)
             flow.loosen(own)

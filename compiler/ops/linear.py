@@ -16,6 +16,7 @@ from prunec.compiler.ir.ops import argument, elements, rank_of, shape_of_argumen
 from prunec.compiler.ir.program import Axis
 from prunec.compiler.labels.broadcast import combine
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
+from prunec.compiler.labels.heads import shared
 from prunec.compiler.labels.propagate import count_macs, describe, subject, unknown
 from prunec.compiler.labels.registry import Attributes, on_module, on_op, repeats_tensors
 
@@ -26,7 +27,7 @@ def linear(flow: Flow, node: fx.Node) -> Labelled:
     module, value = flow.program.state[str(node.target)], subject(flow, node)
     assert isinstance(module, nn.Linear)
     name = str(node.target)
-    arriving, rest = flow.along(value, -1, node)
+    arriving, rest = flow.along_of(shared(flow, node, value, -1), shape_of_argument(value), -1, node)
     written = flow.write(Axis(f"{name}.weight", 0), module.out_features, node)
     flow.bind(Axis(f"{name}.weight", 1), arriving, node)
     if module.bias is not None:
@@ -55,7 +56,7 @@ def functional_linear(flow: Flow, node: fx.Node) -> Labelled:
     value, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
     if len(shape_of_argument(weight)) != 2:
         return unknown(flow, node)
-    arriving, rest = flow.along(value, -1, node)
+    arriving, rest = flow.along_of(shared(flow, node, value, -1), shape_of_argument(value), -1, node)
     flow.unify(flow.along(weight, -1, node)[0], arriving, node)
     flow.count_matters(arriving, f"contracted at {node.name}")
     written, _ = flow.along(weight, 0, node)

@@ -19,7 +19,7 @@ from prunec.compiler.ir.ops import argument, elements, op_name, rank_of, shape_o
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.broadcast import combine, operand, pin_loose, whole
 from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
-from prunec.compiler.labels.heads import by_width
+from prunec.compiler.labels.heads import divided
 from prunec.compiler.labels.propagate import count_macs, unknown
 from prunec.compiler.labels.registry import Slim, on_op, rewriter
 
@@ -64,7 +64,7 @@ def outer(flow: Flow, node: fx.Node) -> Labelled:
 
 def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int) -> Fields:
     """The fields of a matrix product [..., m, k] by [..., k, n], whose value has that rank."""
-    left, right = _by_columns(flow, node, *by_width(flow, node, (left, right), inner=(-2, -1)))
+    left, right = _by_columns(flow, node, *divided(flow, node, (left, right), inner=(-2, -1)))
     flat, a_rest, b_rest = _contracted(flow, node, (left, -1), (right, -2))
     a_shape = (1,) * (rank - len(left[1])) + (*left[1][:-1], 1)
     b_shape = (1,) * (rank - len(right[1])) + (*right[1][:-2], 1, right[1][-1])
@@ -146,7 +146,7 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     letters = list(dict.fromkeys("".join(terms)))
     spread = [_spread(operand(flow, value), term, letters) for value, term in zip(operands, terms, strict=True)]
     single = [d for d, letter in enumerate(letters) if letter not in result or sum(letter in t for t in terms) == 1]
-    spread = by_width(flow, node, spread, inner=[d - len(letters) for d in single])
+    spread = divided(flow, node, spread, inner=[d - len(letters) for d in single])
     summed = [d for d, letter in enumerate(letters) if letter not in result]
     for dim, labels in ((d, f) for d in summed for fs, _ in spread for f in fs):
         pin_loose(
@@ -229,7 +229,7 @@ def attention(flow: Flow, node: fx.Node) -> Labelled:
         key, value = (_repeated(shared, query[1][-3]) for shared in (key, value))
     mask = argument(node, 3, "attn_mask")
     given = [query, key, value, *([operand(flow, mask)] if isinstance(mask, fx.Node) else [])]
-    factors = by_width(flow, node, given, inner=(-2, -1))
+    factors = divided(flow, node, given, inner=(-2, -1))
     (_, q_shape), (_, k_shape), (v_fields, v_shape) = factors[:3]
     flat, rest_q, rest_k = _contracted(flow, node, (factors[0], -1), (factors[1], -1))
     parts = [_heads(flow, node, rest_q, q_shape), _heads(flow, node, rest_k, k_shape)]

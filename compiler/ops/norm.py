@@ -22,6 +22,7 @@ from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.broadcast import combine, operand, whole
 from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
 from prunec.compiler.labels.grouped import granularity_of, keep_even
+from prunec.compiler.labels.heads import shared
 from prunec.compiler.labels.propagate import describe, subject
 from prunec.compiler.labels.reduce import mixed
 from prunec.compiler.labels.registry import Slim, on_module, on_op, repeats_tensors, repeats_value, rewriter
@@ -46,13 +47,14 @@ def channel_norm(flow: Flow, node: fx.Node) -> Labelled:
     """Each channel by itself: dimension 1 passes; of an image without a batch, dimension 0."""
     value, module = subject(flow, node), flow.program.state[str(node.target)]
     dim = 0 if isinstance(module, nn.modules.instancenorm._InstanceNorm) and _is_single(module, rank_of(node)) else 1
-    labels, rest = flow.along(value, dim, node)
+    fields = shared(flow, node, value, dim)
+    labels, rest = flow.along_of(fields, shape_of_argument(value), dim, node)
     normalised = [f for f in rest if any(size > 1 for size in f.shape[dim + 1 :])]
     flow.pin_all(normalised, f"is normalised over at {node.name}")
     if getattr(module, "running_mean", None) is None:
         flow.pin_all(rest, f"is normalised over at {node.name}")
     _carry(flow, node, labels, _VECTORS)
-    return flow.fields(value)
+    return fields
 
 
 def _is_single(module: nn.modules.instancenorm._InstanceNorm, rank: int) -> bool:
@@ -65,7 +67,7 @@ def layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     module, value = flow.program.state[str(node.target)], subject(flow, node)
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     rank = len(module.normalized_shape)
-    fields = _whole_heads(flow, node, flow.fields(value), rank)
+    fields = _by_heads(flow, node, value, rank)
     for index in range(rank):
         labels = _line(flow, fields, shape_of_argument(value), index - rank)
         flow.count_matters(labels, f"counted by {describe(flow, node)}")
@@ -73,17 +75,24 @@ def layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     return fields
 
 
-def _whole_heads(flow: Flow, node: fx.Node, fields: Fields, rank: int) -> Fields:
+def _by_heads(flow: Flow, node: fx.Node, value: object, rank: int) -> Fields:
     """The fields before statistics over the last `rank` dimensions. One that varies elsewhere too (the widths of all
-    heads) loses whole heads: the norm's vectors, which all heads share, stay."""
+    heads) loses whole heads: the norm's vectors, which all heads share, stay. Where the plan says so, it loses the same
+    positions of every head, and of the vectors."""
+    before = flow.fields(value)
     out: list[IntArray] = []
-    for labels in fields:
+    for labels in shared(flow, node, value, -1, fallback="heads") if rank == 1 else before:
         mine = [d for d in range(labels.ndim - rank, labels.ndim) if labels.shape[d] > 1]
         if labels.size > elements([labels.shape[d] for d in mine]) or len(mine) > 1:
+            block = flow.divided.get(node.name)
+            if rank == 1 and block is not None and block.kind == "attention" and mine:
+                out += flow.result(flow.collapse(labels, mine[0], node), labels.ndim, mine[0])
+                continue
             for dim in mine:
                 labels = whole(flow, labels, dim, node)
         out.append(labels)
-    return flow.moved(out, node) if any(a is not b for a, b in zip(out, fields, strict=True)) else fields
+    same = len(out) == len(before) and all(a is b for a, b in zip(out, before, strict=True))
+    return before if same else flow.moved(out, node)
 
 
 def _line(flow: Flow, fields: Fields, shape: tuple[int, ...], dim: int) -> IntArray:
@@ -134,7 +143,7 @@ def functional_layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     value, shape = argument(node, 0, "input"), flow.constant(argument(node, 1, "normalized_shape"))
     names = ("weight", "bias") if op_name(node) == "layer_norm" else ("weight",)
     parts = [argument(node, 2 + i, name) for i, name in enumerate(names)]
-    fields = _whole_heads(flow, node, flow.fields(value), len(shape))
+    fields = _by_heads(flow, node, value, len(shape))
     for labels in fields:
         if any(size > 1 for size in labels.shape[-len(shape) :]):
             flow.count_matters(flow.flat(labels), f"counted by {node.name}")
@@ -146,13 +155,16 @@ def functional_layer_norm(flow: Flow, node: fx.Node) -> Labelled:
 def functional_batch_norm(flow: Flow, node: fx.Node) -> Labelled:
     """Like the module; the four vectors are values of the graph, or constants."""
     value = argument(node, 0, "input")
-    labels, rest = flow.along(value, 1, node)
-    flow.pin_all(rest, f"is normalised over at {node.name}")
+    fields = shared(flow, node, value, 1)
+    labels, rest = flow.along_of(fields, shape_of_argument(value), 1, node)
+    by_itself = op_name(node) == "batch_norm" and isinstance(argument(node, 1, "running_mean"), fx.Node)
+    mixes = [f for f in rest if not by_itself or any(size > 1 for size in f.shape[2:])]
+    flow.pin_all(mixes, f"is normalised over at {node.name}")
     for index, name in enumerate(("running_mean", "running_var", "weight", "bias"), start=1):
         vector = argument(node, index, name)
         if isinstance(vector, fx.Node):
             flow.unify(labels, flow.along(vector, 0, node)[0], node)
-    return flow.fields(value)
+    return fields
 
 
 @on_module(nn.PReLU)

@@ -8,7 +8,7 @@ from nets import program_of
 
 from prunec.compiler.groups.blocks import components, first_along, square_blocks
 from prunec.compiler.ir.granularity import Granularity
-from prunec.compiler.labels.flow import FIXED, Flow
+from prunec.compiler.labels.flow import FIXED, Flow, Meeting
 
 
 def flow_of(*blocks: np.ndarray, choice: str = "") -> Flow:
@@ -77,3 +77,47 @@ def test_components_are_named_by_their_smallest_label(pairs, expected):
 def test_the_edge_along_a_dimension():
     assert first_along(GRID, 0).tolist() == [[0], [4]]
     assert first_along(GRID, 1).tolist() == [[0, 1, 2, 3]]
+
+
+# -- grids and lines -------------------------------------------------------------------------------------------------
+
+FIXED_LINE = "meets positions that are fixed at here"
+HEADS, WIDTHS = np.array([[8], [9]]), np.array([[10, 11, 12, 13]])
+
+
+def met(*lines: np.ndarray, known: list[int] | None = None) -> tuple[list[int], list[str]]:
+    """The components and reasons after `GRID` met these lines; `known` is what its labels were joined to before."""
+    flow = flow_of(GRID)
+    flow.own(6)
+    flow.meetings = [Meeting(GRID, line, "here") for line in lines]
+    found, pins = square_blocks(flow, np.array([*(known or range(8)), *range(8, 14)]))
+    return found.tolist(), [f"{pin.labels.ravel().tolist()} {pin.reason}" for pin in pins]
+
+
+def test_a_grid_that_loses_rows_leaves_a_line_of_widths_alone():
+    found, pins = met(WIDTHS, known=ROWS)
+    assert found == [*ROWS, *range(8, 14)]
+    assert pins == ["[10, 11, 12, 13] crosses what goes as a whole at here"]
+
+
+def test_a_grid_that_loses_positions_takes_a_line_of_widths_along():
+    found, pins = met(WIDTHS, known=SAME)
+    assert found == [*SAME, 8, 9, 0, 1, 2, 3]
+    assert pins == []
+
+
+def test_a_grid_that_loses_positions_leaves_a_line_of_rows_alone():
+    found, pins = met(HEADS, known=SAME)
+    assert found == [*SAME, *range(8, 14)]
+    assert pins == ["[8, 9] crosses what goes as a whole at here"]
+
+
+def test_of_two_lines_the_first_decides_where_nothing_is_known():
+    assert met(HEADS, WIDTHS)[0] == [*ROWS, 0, 4, *range(10, 14)]
+    assert met(WIDTHS, HEADS)[0] == [*SAME, 8, 9, 0, 1, 2, 3]
+
+
+def test_a_line_with_a_fixed_position_pins_what_goes_with_it():
+    found, pins = met(np.array([[10, FIXED, 12, 13]]), known=SAME)
+    assert pins == [f"[1, 5] {why}" for why in (FIXED_LINE, "shares a block with fixed positions at v0")]
+    assert found[0] == found[10]

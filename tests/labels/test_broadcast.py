@@ -20,7 +20,7 @@ MEETINGS = {
     "one column": ([((along(1, 2, 0, 1),), (3, 2)), ((), (3, 1))], [0, 1], []),
     "rows and columns": ([((along(0, 2, 0, 1),), (2, 1)), ((along(1, 2, 2, 3),), (1, 2))], [0, 1, 2, 3], []),
     "angles over widths": ([((GRID,), SHAPE), ((), (5, 4))], TOGETHER, []),
-    "a gate of heads": ([((GRID,), SHAPE), ((along(0, 3, 8, 9),), (2, 1, 1))], [*TOGETHER, 0, 4], []),
+    "a gate of heads": ([((GRID,), SHAPE), ((along(0, 3, 8, 9),), (2, 1, 1))], [*range(10)], []),
     "two grids": ([((GRID,), SHAPE), ((GRID + 8,), SHAPE)], [*range(8), *range(8)], []),
     "all of it is fixed": ([((GRID,), SHAPE), ((), SHAPE)], [-1] * 8, ["meets positions that are fixed at here"]),
 }
@@ -44,18 +44,27 @@ def test_the_result_varies_along_what_any_operand_does():
     assert alone is columns, "the very same array: that keeps long chains cheap"
 
 
-def test_of_two_that_overlap_the_one_that_spans_less_is_kept():
+@pytest.mark.parametrize(
+    "line", [along(0, 3, 8, 9), along(2, 3, 10, 11, 12, 13)], ids=["a gate of heads", "a table of widths"]
+)
+def test_a_grid_meets_a_line_and_stays(line):
+    """What the grid loses is decided later, by all that is known of it."""
+    flow, node = empty_flow(14)
+    (found,) = combine(flow, node, [((GRID,), SHAPE), ((line,), (2, 1, 4))])
+    assert found is GRID
+    [meeting] = flow.meetings
+    assert meeting.grid is GRID
+    assert meeting.line.tolist() == line[None].tolist()
+    assert joined(flow) == [*range(14)]
+
+
+def test_a_grid_whose_widths_go_together_is_met_as_a_line():
     flow, node = empty_flow(10)
+    whole(flow, GRID, 3, node)
     (found,) = combine(flow, node, [((GRID,), SHAPE), ((along(0, 3, 8, 9),), (2, 1, 1))])
     assert found.shape == (1, 2, 1, 1)
-
-
-def test_a_block_that_meets_a_parameter_of_its_shape_loses_rows():
-    flow, node = empty_flow(14)
-    rows, columns = along(0, 3, 8, 9), along(2, 3, 10, 11, 12, 13)
-    combine(flow, node, [((GRID,), SHAPE), ((rows, columns), (2, 1, 4))])
-    assert joined(flow) == [*TOGETHER, 0, 4, -1, -1, -1, -1]
-    assert reasons(flow) == ["goes with whole heads at here"]
+    assert joined(flow) == [*TOGETHER, 0, 4]
+    assert flow.meetings == []
 
 
 def test_whole_unifies_all_that_differs_along_a_dimension():

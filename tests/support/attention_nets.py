@@ -602,7 +602,7 @@ form(
     "rotary",
     wide(cos=lambda: torch.randn(5, 4), sin=lambda: torch.randn(5, 4)),
     lambda m, x: rotary(m, x, m.cos, m.sin),
-    {"qkv": (6, 6), "o": (6, 6)},
+    {"qkv": (2, 2), "o": (6, 6)},
 )
 form(
     "rotary_of_one_head",
@@ -614,7 +614,7 @@ form(
     "rotary_by_frequencies",
     wide(frequencies=lambda: torch.rand(2)),
     lambda m, x: (lambda a: rotary(m, x, a.cos(), a.sin()))(angles(m.frequencies)),
-    {"qkv": (6, 6), "o": (6, 6)},
+    {"qkv": (2, 2), "o": (6, 6)},
 )
 form(
     "rotary_by_complex_numbers",
@@ -622,7 +622,7 @@ form(
     lambda m, x: (lambda q, k, v: closed(m, x, mixed(_turned(q, m.turns), _turned(k, m.turns), v)))(
         *(heads(part, 2) for part in m.qkv(x).chunk(3, -1))
     ),
-    {"qkv": (6, 6), "o": (6, 6)},
+    {"qkv": (2, 2), "o": (6, 6)},
 )
 
 
