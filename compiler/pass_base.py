@@ -32,7 +32,7 @@ from prunec.compiler.verify.reference import Reference, Same
 
 
 class Progress(Protocol):
-    """Where long work reports to; the command line draws bars, tests and the API stay silent."""
+    """Where long work reports to; the command line draws bars or writes lines, the API is silent."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps of `what` are finished."""

@@ -59,6 +59,9 @@ Inputs = Annotated[
     typer.Option("--inputs", metavar="SHAPE", help="an example input's shape: 1,3,224,224; once for each input"),
 ]
 
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="no progress: the result and errors alone")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="each step of the work, and every reason")]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
@@ -112,17 +115,21 @@ def compile_(
     plan: PlanFile,
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the artifacts")] = Path("out"),
     overrides: Sets = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compile a plan: write the slim model, its ONNX file, the lock and the report, or nothing at all."""
     from prunec.compiler.driver.compile import compile, ready_to_write  # noqa: PLC0415  (imports torch)
     from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
-    from prunec.compiler.report.console import bars, show_report  # noqa: PLC0415
+    from prunec.compiler.report.console import REASONS, show_report  # noqa: PLC0415
+    from prunec.compiler.report.progress import Detail, watched  # noqa: PLC0415
 
+    detail = Detail.of(quiet, verbose)
     loaded = Plan.load(plan, overrides or ())
     ready_to_write(output)
-    with bars() as progress:
+    with watched(detail) as progress:
         report = compile(None, loaded, progress=progress).write(output)
-    show_report(report, output)
+    show_report(report, output, None if verbose else REASONS)
 
 
 @app.command()
@@ -131,8 +138,14 @@ def check(plan: PlanFile, overrides: Sets = None) -> None:
     from prunec.compiler.driver.check import check_plan  # noqa: PLC0415  (imports torch)
     from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
     from prunec.compiler.report.console import say  # noqa: PLC0415
+    from prunec.compiler.report.progress import apart  # noqa: PLC0415
 
-    for line in check_plan(Plan.load(plan, overrides or ())):
+    lines = check_plan(Plan.load(plan, overrides or ()))
+    while True:
+        with apart():
+            line = next(lines, None)
+        if line is None:
+            return
         say(line)
 
 
@@ -157,13 +170,15 @@ def explain(
     from prunec.compiler.report.console import show  # noqa: PLC0415
     from prunec.compiler.report.explain import explain as explained  # noqa: PLC0415  (imports torch)
     from prunec.compiler.report.graph_file import write_graph  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.progress import apart  # noqa: PLC0415
 
     if is_python(target) and group is None and graph is None:
         show_definitions(Path(target))
         return
     plan = plan_of(target, inputs, overrides)
-    program = load_divided(plan)
-    answer = explained(program, group, partial(module_names, plan))
+    with apart():
+        program = load_divided(plan)
+        answer = explained(program, group, partial(module_names, plan))
     if graph is not None:
         write_graph(program, graph, answer.groups)
     show(answer.shown)
@@ -179,11 +194,13 @@ def ir(
     """Print the program of a model or plan as text."""
     from prunec.compiler.cli.target import plan_of  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import program_after  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.report.progress import apart  # noqa: PLC0415
     from prunec.compiler.text.printer import to_text  # noqa: PLC0415  (imports torch)
 
     plan = plan_of(target, inputs, overrides)
-    # Written as it is: the console would wrap lines, and the text is made to be read back.
-    sys.stdout.write(to_text(program_after(plan, after)))
+    with apart():
+        text = to_text(program_after(plan, after))
+    sys.stdout.write(text)  # as it is: the console would wrap lines, and the text is made to be read back
 
 
 @app.command()
@@ -192,16 +209,21 @@ def latency(
     refresh: Annotated[bool, typer.Option("--refresh", help="measure every layer again, whatever is known")] = False,
     inputs: Inputs = None,
     overrides: Sets = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure the layers of a model or plan with onnxruntime, over their widths, and show what each takes."""
     from prunec.compiler.cli.target import plan_of  # noqa: PLC0415  (imports torch)
     from prunec.compiler.cost.latency.model import latency_model, new_table  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import load_divided  # noqa: PLC0415  (imports torch)
-    from prunec.compiler.report.console import bars  # noqa: PLC0415
     from prunec.compiler.report.latency import show_latency  # noqa: PLC0415
+    from prunec.compiler.report.progress import Detail, watched  # noqa: PLC0415
 
-    program = load_divided(plan_of(target, inputs, overrides))
-    with bars() as progress:
+    detail = Detail.of(quiet, verbose)
+    with watched(detail) as progress:
+        progress("trace", 0, 1)
+        program = load_divided(plan_of(target, inputs, overrides))
+        progress("trace", 1, 1)
         times = new_table(progress, refresh=refresh)
         model = latency_model(program, times)
     show_latency(model, times.times.name)

@@ -75,11 +75,13 @@ class Result:
         return write_atomically(target, partial(self._write, target=target))
 
     def _write(self, folder: Path, target: Path) -> Report:
+        self.progress("write", 0, 1)
         report = self._write_models(folder)
         lock = {**self.lock, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(report_html(report), encoding="utf-8")
+        self.progress("write", 1, 1)
         return report
 
     def _write_models(self, folder: Path) -> Report:

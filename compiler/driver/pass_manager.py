@@ -70,15 +70,16 @@ def run_passes(program: Program, steps: Sequence[Step], context: Context, *, unt
     resolved: list[Pass] = []
     resources: frozenset[str] = frozenset()
     for index, step in enumerate(steps):
-        context.progress("passes", index, len(steps))
+        stage = f"pass {index + 1} of {len(steps)}: {step.pass_.name}"
+        context.progress(stage, 0, 1)
         result, record = _run(program, step, context)
         program = result.program
         records.append(record)
         resolved += step.pass_.resolved(result)
         resources |= step.pass_.resources()
+        context.progress(stage, 1, 1)
         if step.pass_.name == until:
             break
-    context.progress("passes", len(steps), len(steps))
     return Outcome(program, tuple(records), tuple(resolved), resources)
 
 

@@ -1,18 +1,16 @@
-"""What the command line shows: progress bars and errors on standard error, results on standard output."""
+"""What the command line shows: errors on standard error, results on standard output."""
 
 from __future__ import annotations
 
 import re
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -81,35 +79,6 @@ def show_bug(error: BaseException, debug: bool) -> None:
         out.print(f"hint: report it with the plan and this traceback: {file.name}", soft_wrap=True)
 
 
-class Bars:
-    """A `Progress` that draws a bar for each kind of work that isn't finished."""
-
-    def __init__(self, drawn: Progress) -> None:
-        self._drawn = drawn
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` steps of `what` are finished."""
-        if what not in self._tasks:
-            self._tasks[what] = self._drawn.add_task(what, total=total)
-        self._drawn.update(self._tasks[what], completed=done, total=total, visible=done < total)
-
-
-@contextmanager
-def bars() -> Iterator[Bars]:
-    """Bars on standard error while the block runs; nothing at all where that is no terminal."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as drawn:
-        yield Bars(drawn)
-
-
 Rows = Sequence[Sequence[str | Text]]
 
 
@@ -133,8 +102,11 @@ def made_table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[s
 # -- the report of a compile ---------------------------------------------------------------------------------------
 
 
-def show_report(report: Report, folder: Path) -> None:
-    """The summary, a line for each pass, what was left alone, warnings, and where the artifacts are."""
+def show_report(report: Report, folder: Path, reasons: int | None = REASONS) -> None:
+    """The summary, a line for each pass, what was left alone, warnings, and where the artifacts are.
+
+    Of each pass so many reasons are shown, all of them where that is None.
+    """
     sides = ("before", "after", "change")
     rows: list[list[str | Text]] = [
         [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
@@ -144,7 +116,7 @@ def show_report(report: Report, folder: Path) -> None:
         say(f"\n{foretold(report)}")
     say("")
     _show_passes(report)
-    _show_reasons(report)
+    _show_reasons(report, reasons)
     for warning in report.warnings:
         say(Text(f"warning: {warning}", "yellow"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -175,11 +147,13 @@ def _did(record: Record) -> str:
     return ", ".join(f"{change:+,} {name}" for change, name in changes if change)
 
 
-def _show_reasons(report: Report) -> None:
+def _show_reasons(report: Report, limit: int | None) -> None:
     whole = [("left alone", left_alone(report)), *((record.name, gathered(record.notes)) for record in report.passes)]
+    named = None if limit is None else 3
     for source, reasons in whole:
-        for reason, subjects in reasons[:REASONS]:
-            more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
-            say(Text(f"{source}: {', '.join(subjects[:3])}{more}: {reason}", "dim"))
-        if len(reasons) > REASONS:
-            say(Text(f"{source}: {len(reasons) - REASONS} more reasons stand in report.html", "dim"))
+        for reason, subjects in reasons[:limit]:
+            shown = subjects[:named]
+            more = f" and {len(subjects) - len(shown)} more" if len(subjects) > len(shown) else ""
+            say(Text(f"{source}: {', '.join(shown)}{more}: {reason}", "dim"))
+        if limit is not None and len(reasons) > limit:
+            say(Text(f"{source}: {len(reasons) - limit} more reasons stand in report.html", "dim"))

@@ -25,7 +25,7 @@ from prunec.compiler.groups.dependency_graph import Vertex, dependency_graph
 from prunec.compiler.groups.lookup import Part, find, near
 from prunec.compiler.ir.granularity import Block
 from prunec.compiler.ir.program import Program
-from prunec.compiler.report.console import made_table
+from prunec.compiler.report.console import console, made_table
 
 Names = Mapping[str, str]
 """A name -> what it is, in words."""
@@ -323,7 +323,8 @@ def _reasons(group: dict[str, Any]) -> str:
     return "; ".join([*some, *([f"{len(pins) - 2} more reasons"] if len(pins) > 2 else [])])
 
 
-def _few(names: list[str], limit: int = 2) -> str:
-    """The first names, and how many there are besides."""
+def _few(names: list[str]) -> str:
+    """The first names, and how many there are besides; all of them where the table isn't for a terminal."""
+    limit = 2 if console().is_terminal else len(names)
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunec.compiler.cli.main import PlanFile, Sets
+from prunec.compiler.cli.main import PlanFile, Quiet, Sets, Verbose
 
 Batches = Annotated[int | None, typer.Option("--batches", min=1, help="how many batches of the data are looked at")]
 Samples = Annotated[int | None, typer.Option("--samples", min=1, help="how many samples; 1024 where nobody says")]
@@ -33,12 +33,16 @@ def sensitivity(
     loss: Loss = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the results")] = Path("sensitivity"),
     overrides: Sets = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure accuracy, or loss, against the share of its units that each group alone loses."""
+    from prunec.compiler.report.progress import Detail  # noqa: PLC0415
     from prunec.passes.studies.run import SENSITIVITY, Asked, show_sensitivity  # noqa: PLC0415  (imports torch)
 
+    detail = Detail.of(quiet, verbose)
     looks = {"samples": samples, "batches": batches, "split": split, "loss": loss}
-    show_sensitivity(Asked.load(plan, overrides, output, SENSITIVITY), ratios, criterion, groups or (), looks)
+    show_sensitivity(Asked.load(plan, overrides, output, SENSITIVITY, detail), ratios, criterion, groups or (), looks)
 
 
 def rank(
@@ -56,9 +60,13 @@ def rank(
     loss: Loss = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the results")] = Path("rank"),
     overrides: Sets = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Correlate criteria with the oracle: what the loss really does when a unit goes."""
+    from prunec.compiler.report.progress import Detail  # noqa: PLC0415
     from prunec.passes.studies.run import RANK, Asked, show_rank  # noqa: PLC0415  (imports torch)
 
+    detail = Detail.of(quiet, verbose)
     looks = {"samples": samples, "batches": batches, "split": split, "loss": loss}
-    show_rank(Asked.load(plan, overrides, output, RANK), criteria, units, groups or (), looks)
+    show_rank(Asked.load(plan, overrides, output, RANK, detail), criteria, units, groups or (), looks)

@@ -21,7 +21,8 @@ import numpy as np
 from prunec.compiler.emit.output_folder import check_writable, write_atomically
 from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
-from prunec.compiler.report.console import bars, say
+from prunec.compiler.report.console import say
+from prunec.compiler.report.progress import Detail, watched
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.criteria.base import Criterion
 from prunec.passes.score import Score
@@ -43,13 +44,16 @@ class Asked:
     plan: Plan
     folder: Path
     command: str
+    detail: Detail = Detail.STAGES
 
     @staticmethod
-    def load(plan: Path, overrides: Sequence[str] | None, folder: Path, command: str) -> Asked:
+    def load(
+        plan: Path, overrides: Sequence[str] | None, folder: Path, command: str, detail: Detail = Detail.STAGES
+    ) -> Asked:
         """Load the plan; a folder that can't be written is refused before any work is done. Raises `PrunecError`."""
         loaded = Plan.load(plan, overrides or ())
         check_writable(folder, command)
-        return Asked(loaded, folder, command)
+        return Asked(loaded, folder, command, detail)
 
     def write(self, files: Mapping[str, Any]) -> None:
         """Write the folder: `files` are names, each with what writes the file to a path."""
@@ -71,7 +75,7 @@ def show_sensitivity(
     """Measure the curves of the groups, print the extremes and write all. Raises `PrunecError`."""
     shares, seen = said("ratios", ratios), _said(looks)
     made = None if criterion is None else said("criterion", criterion)
-    with bars() as progress:
+    with watched(asked.detail) as progress:
         about = subject(asked.plan, progress)
         score = about.score if made is None else scored_by(about.score, made, looking(about.score, {}))
         removed = _removed(about, score, shares, groups_named(about.program, groups))
@@ -114,14 +118,15 @@ def show_rank(asked: Asked, criteria: str, units: int | None, groups: Sequence[s
     made: list[Criterion] = said("criteria", criteria)
     seen = _said(looks)
     names = _names(made)
-    with bars() as progress:
+    with watched(asked.detail) as progress:
         about = subject(asked.plan, progress)
         data = looking(about.score, seen)
         tried = rank.tried_units(about.program, groups_named(about.program, groups), units, about.context)
         if not tried:
             raise PlanError("nothing may go in the groups that were asked for", hint="`prunec explain PLAN` says why")
         found = {}
-        for name, criterion in zip(names, made, strict=True):
+        for number, (name, criterion) in enumerate(zip(names, made, strict=True)):
+            progress(f"criterion {number + 1} of {len(made)}: {name}", 0, 1)
             scores = scored_by(about.score, criterion, data).run(about.program, about.context).program.facts["scores"]
             found[name] = {group: scores[group][own] for group, own in tried.items() if group in scores}
         truth, samples = rank.oracle(about.program, tried, Calibration(**data), about.context)

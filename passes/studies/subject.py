@@ -54,6 +54,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
         raise PlanError(
             "the whole model is measured, and the plan names a region of it", at=plan.at("region"), hint=hint
         )
+    progress("trace", 0, 1)
     data = load_data(plan)
     if data is None:
         raise PlanError("the plan names no data to measure with", hint="for example: data: prunec.models.data:digits")
@@ -61,6 +62,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     before = list(takewhile(lambda step: not isinstance(step.pass_, Score), steps))
     scores = len(before) < len(steps)
     program = load_program(plan) if scores else load_divided(plan)
+    progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     context = Context(plan.seed, data, progress, program)
     if not scores:

@@ -22,7 +22,7 @@ import prunec.compiler
 from prunec.compiler import plugins as extensions
 from prunec.compiler.cli import main as cli
 from prunec.compiler.errors import VerifyError
-from prunec.compiler.report import console
+from prunec.compiler.report.progress import watched
 
 NETS = """\
 from torch import nn
@@ -238,7 +238,7 @@ def test_wrong_input_is_told_word_for_word(folder, capsys, case):
     wide = {"conv1": nn.Conv2d(1, 16, 3), "fc": nn.Linear(1024, 10)}
     save_file(nn.ModuleDict(wide).state_dict(), "wide.safetensors")
     Path("evil.pt").write_bytes(pickle.dumps(Runs()))
-    assert cli.run(["compile", "plan.yaml"]) == 1
+    assert cli.run(["compile", "plan.yaml", "--quiet"]) == 1
     assert capsys.readouterr() == ("", case.expected.replace("FOLDER", str(folder)))
     assert not Path("out").exists()
     assert not Path("pwned").exists()
@@ -307,7 +307,8 @@ def test_compile_writes_everything_and_prints_the_summary(folder, capsys):
     out, err = capsys.readouterr()
     names = ["model.onnx", "model.py", "model.safetensors", "plan.lock.json", "report.html", "report.json"]
     assert sorted(path.name for path in Path("slim").iterdir()) == [".prunec-manifest.json", *names]
-    assert err == ""
+    stages = ["trace", "pass 1 of 3: score", "pass 2 of 3: select", "pass 3 of 3: shrink", "write", "onnx"]
+    assert [line.partition(" s  ")[2] for line in err.splitlines()] == stages
     lines = [line.split() for line in out.splitlines()]
     assert ["MACs", "9.73", "k", "4.86", "k", "-50.0%"] in lines
     assert ["parameters", "5.21", "k", "2.61", "k", "-49.9%"] in lines
@@ -315,6 +316,33 @@ def test_compile_writes_everything_and_prints_the_summary(folder, capsys):
     assert "left alone: fc: reaches the model's output" in out
     assert f"slim/: {', '.join(names)}" in out
     assert json.loads(Path("slim/report.json").read_text())["cost"]["after"]["macs"] == 4 * 9 * 64 + 4 * 64 * 10
+
+
+def test_quiet_and_verbose(folder, capsys):
+    assert cli.run(["compile", "plan.yaml", "-q"]) == 0
+    quiet, err = capsys.readouterr()
+    assert err == ""
+    assert "parameters" in quiet
+    assert cli.run(["compile", "plan.yaml", "-v"]) == 0
+    verbose, err = capsys.readouterr()
+    assert "s  pass 3 of 3: shrink: 1 of 1\n" in err
+    assert verbose.splitlines()[0] == quiet.splitlines()[0]
+    assert cli.run(["compile", "plan.yaml", "-q", "-v"]) == 1
+    assert capsys.readouterr().err == "--quiet and --verbose contradict each other\nhint: leave out one of them\n"
+
+
+@pytest.mark.parametrize("command", [["compile", "plan.yaml"], ["check", "plan.yaml"], ["ir", "plan.yaml"]])
+def test_what_the_models_code_prints_is_no_part_of_the_result(folder, capsys, command):
+    Path("nets.py").write_text(
+        NETS.replace(
+            "        super().__init__()\n        self.conv1",
+            "        super().__init__()\n        print('loading')\n        self.conv1",
+        )
+    )
+    assert cli.run(command) == 0
+    out, err = capsys.readouterr()
+    assert "loading" in err
+    assert "loading" not in out
 
 
 def test_set_lays_values_over_the_plan(folder, capsys):
@@ -477,14 +505,14 @@ def test_version_and_help(folder, capsys):
 def test_a_bug_is_owned_and_its_traceback_kept(folder, capsys, monkeypatch):
     monkeypatch.setattr("prunec.compiler.driver.compile.run_passes", Mock(side_effect=KeyError("lost")))
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    assert cli.run(["compile", "plan.yaml"]) == 2
+    assert cli.run(["compile", "-q", "plan.yaml"]) == 2
     err = capsys.readouterr().err
     (kept,) = folder.glob("prunec-*.txt")
     assert err == (
         f"this is a bug in prunec: KeyError: 'lost'\nhint: report it with the plan and this traceback: {kept}\n"
     )
     assert kept.read_text().startswith("Traceback (most recent call last)")
-    assert cli.run(["--debug", "compile", "plan.yaml"]) == 2
+    assert cli.run(["--debug", "compile", "-q", "plan.yaml"]) == 2
     assert capsys.readouterr().err.startswith("Traceback (most recent call last)")
 
 
@@ -493,7 +521,7 @@ def test_a_failed_check_is_the_compilers_fault(folder, capsys, monkeypatch):
         raise VerifyError("pass 'shrink' changed what the program computes: fc")
 
     monkeypatch.setattr("prunec.compiler.driver.pass_manager.verify", fails)
-    assert cli.run(["compile", "plan.yaml"]) == 2
+    assert cli.run(["compile", "-q", "plan.yaml"]) == 2
     assert capsys.readouterr().err == (
         "pass 'shrink' changed what the program computes: fc\n"
         "this is a bug in prunec or in a pass; nothing was written\n"
@@ -522,15 +550,15 @@ def test_errors_are_coloured_on_a_terminal_only(folder, capsys, monkeypatch):
 
 def test_bars_are_drawn_on_a_terminal_only(folder, capsys, monkeypatch):
     def work():
-        with console.bars() as progress:
+        with watched() as progress:
             progress("passes", 0, 2)
             progress("passes", 2, 2)
 
     work()
-    assert capsys.readouterr() == ("", "")
+    assert "\x1b" not in capsys.readouterr().err
     monkeypatch.setenv("FORCE_COLOR", "1")
     work()
-    assert capsys.readouterr().err != ""
+    assert "\x1b" in capsys.readouterr().err
 
 
 def test_help_imports_no_torch(folder):

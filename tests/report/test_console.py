@@ -1,15 +1,14 @@
-"""What the console prints: lines as they stand, errors in parts, and bars that vanish when they are full."""
+"""What the console prints: lines as they stand, errors in parts, tables whole."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-import pytest
 from rich.text import Text
 
 from prunec.compiler.errors import PlanError, Span, VerifyError
-from prunec.compiler.report.console import Bars, made_table, say, show_bug, show_error, table
+from prunec.compiler.report.console import made_table, say, show_bug, show_error, table
 
 
 def test_text_is_no_markup_and_is_not_broken(capsys):
@@ -61,36 +60,6 @@ def test_numbers_stand_to_the_right(capsys):
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == ["a title", "name      size", "one          1", "three    1,000"]
     assert made_table("", ("a",), []).title is None
-
-
-class Drawn:
-    """A display that takes down what it is told."""
-
-    def __init__(self) -> None:
-        self.tasks: list[tuple[str, int]] = []
-        self.updates: list[dict[str, object]] = []
-
-    def add_task(self, what: str, total: int) -> int:
-        self.tasks.append((what, total))
-        return len(self.tasks) - 1
-
-    def update(self, task: int, **changes: object) -> None:
-        self.updates.append({"task": task, **changes})
-
-
-@pytest.mark.parametrize("total", [2, 5])
-def test_each_kind_of_work_has_one_bar_until_it_is_done(total):
-    drawn = Drawn()
-    bars = Bars(drawn)
-    bars("score", 0, total)
-    bars("verify", 0, 1)
-    bars("score", total, total)
-    assert drawn.tasks == [("score", total), ("verify", 1)]
-    assert [(each["task"], each["completed"], each["visible"]) for each in drawn.updates] == [
-        (0, 0, True),
-        (1, 0, True),
-        (0, total, False),
-    ]
 
 
 def test_piped_tables_cut_and_break_nothing(capsys, monkeypatch):
