@@ -31,6 +31,8 @@ from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.rewrite.merge import Clusters, chi, identical, tidy, unit_rows
+from prunec.passes.selection.per_group import gone_now
+from prunec.passes.selection.traced import whole_sizes
 
 Count = Annotated[int, Field(ge=1)]
 Unit = Annotated[int, Field(ge=0)]
@@ -48,7 +50,9 @@ class Cluster(Pass):
         description="by k-means on kernels; runs of neighbours; what is equal already; or as `clusters` says",
     )
     ratio: Fraction01 | None = Field(
-        default=None, description="the share of each group's units that goes", examples=["25%"]
+        default=None,
+        description="the share of each group's units in the traced model that is gone then",
+        examples=["25%"],
     )
     widths: dict[str, Count] | None = Field(
         default=None,
@@ -117,7 +121,7 @@ class Cluster(Pass):
         found: dict[str, Clusters] = {}
         notes: list[Note] = []
         kind = kinds(analysis)
-        for name, (group, width) in self._targets(analysis).items():
+        for name, (group, width) in self._targets(analysis, context.traced).items():
             parts = _parts(kind[group.where])
             if not parts:
                 notes.append(Note(name, unmergeable(analysis, group)))
@@ -132,12 +136,13 @@ class Cluster(Pass):
                 found[name] = clusters
         return found, notes
 
-    def _targets(self, analysis: Analysis) -> dict[str, tuple[Group, int]]:
-        """The groups to cluster, and how many units are to be left of each."""
+    def _targets(self, analysis: Analysis, traced: Program | None = None) -> dict[str, tuple[Group, int]]:
+        """The groups to cluster, and how many units are to be left of each; a ratio is one of the `traced` model's."""
         groups = chosen(analysis.groups, self.only, self.protect)
         if self.widths is None:
-            share = 1 - (self.ratio or 0.0)
-            return {n: (g, self._rounded(g, max(1, int(np.floor(g.size * share + 1e-9))))) for n, g in groups.items()}
+            wholes, ratio = whole_sizes(analysis, traced), self.ratio or 0.0
+            left = {n: g.size - gone_now(g.size, wholes[n], ratio) for n, g in groups.items()}
+            return {n: (g, self._rounded(g, max(1, left[n]))) for n, g in groups.items()}
         targets: dict[str, tuple[Group, int]] = {}
         for pattern, names in matching(self.widths, analysis.groups, option="widths").items():
             for name in (n for n in names if n in groups):

@@ -1,7 +1,7 @@
 """Criteria that look at the weights of one axis: norms, batch norm's scale, distances, and the control.
 
 l1          sum of |w| over what goes with the position (Li et al. 2017)
-l2          square root of the sum of w^2
+l2          square root of the sum of w^2; `squared`: without the root
 bn_scale    |gamma| of batch norm (Liu et al. 2017)
 fpgm        distances to all other filters of the layer: what is near the geometric median can be replaced by the
             others (He et al. 2019)
@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from prunec.compiler.groups.analysis import Member
@@ -36,16 +37,19 @@ class L1(AxisCriterion):
 
 
 class L2(AxisCriterion):
-    """The Euclidean norm of the weights."""
+    """The Euclidean norm of the weights, or its square."""
 
     name: ClassVar[str] = "l2"
     axes: ClassVar[str] = "all"
 
+    squared: bool = Field(default=False, description="the sum of squares, without the root")
+
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
-        """[positions]: the Euclidean norm; None for a vector."""
+        """[positions]: the Euclidean norm, or its square; None for a vector."""
         if not is_weight(setting.program, member):
             return None
-        return np.sqrt(numbers(axis_sums(setting.program, member.axis, torch.square, setting.memo)))
+        squares = numbers(axis_sums(setting.program, member.axis, torch.square, setting.memo))
+        return squares if self.squared else np.sqrt(squares)
 
 
 class BatchNormScale(AxisCriterion):

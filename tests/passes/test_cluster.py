@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from prunec.compiler.driver.pass_manager import Step, run_passes
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.interchangeable import pacesetter
@@ -104,6 +105,13 @@ def test_equal_rows_leave_no_cluster_empty(distinct):
 def test_the_ratio_is_the_share_that_goes(options, left):
     found = clusters(chain(10), method="even", **options)
     assert len(complete(found.get("conv0", ()), 10)) == left
+
+
+def test_a_ratio_in_rounds_is_one_of_the_traced_model():
+    program = chain(20)
+    rounds = [each for r in ("25%", "50%", "40%") for each in (Cluster(method="even", ratio=r), Merge(inexact="mean"))]
+    slim = run_passes(program, [Step(each) for each in rounds], Context()).program
+    assert analyse(slim).groups["conv0"].size == 10
 
 
 def test_as_many_clusters_as_units_leave_the_program_alone():
