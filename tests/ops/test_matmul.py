@@ -18,6 +18,7 @@ from torchvision.models import swin_transformer, video
 from prunec.compiler.emit.python import WEIGHTS, emit_source, save_weights
 from prunec.compiler.errors import ModelError
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ops.matmul import _letters
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.targets.onnx_export import export_onnx
 from prunec.compiler.text.parser import from_text
@@ -30,6 +31,54 @@ TOLERANCE = 1e-9
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
 UNWRITTEN = {"rotary_by_complex_numbers"}
 """Holds a buffer of complex numbers, that no weight file keeps."""
+
+
+@pytest.mark.parametrize(
+    ("equation", "ranks", "found"),
+    [
+        ("ij,jk->ik", (2, 2), (["ij", "jk"], "ik")),
+        ("ij,jk", (2, 2), (["ij", "jk"], "ik")),
+        ("...a,...ab->...b", (2, 4), (["1a", "01ab"], "01b")),
+        ("...ab,a...->...b", (4, 2), (["01ab", "a1"], "01b")),
+        ("a...,a->...", (3, 1), (["a01", "a"], "01")),
+        ("...a,a", (3, 1), (["01a", "a"], "01")),
+        ("...,...->...", (1, 3), (["2", "012"], "012")),
+        ("ii->i", (2,), None),
+        ("ij->ii", (2,), None),
+        ("ij,jk", (2,), None),
+        (["ij"], (2,), None),
+    ],
+)
+def test_an_ellipsis_is_broadcast_from_the_last_dimension_on(equation, ranks, found):
+    assert _letters(equation, ranks) == found
+
+
+class Ellipses(nn.Module):
+    """Operands of two and of four dimensions, whose ellipses stand for one and for two: the channels and the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gain = nn.Conv2d(3, 6, 1), nn.Parameter(torch.rand(8, 5))
+        self.b = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.b(torch.einsum("...w,...wv->...v", self.gain, self.a(x).unsqueeze(-1).expand(-1, -1, -1, -1, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_ellipsis_of_several_ranks_shrinks_exactly(seed):
+    torch.manual_seed(seed)
+    model = Ellipses().double().eval()
+    program = trace(model, (torch.rand(2, 3, 8, 5, dtype=torch.float64),))
+    analysis = analyse(program)
+    (group,) = (group for group in analysis.groups.values() if group.name == "a")
+    assert int(group.free.sum()) == 6
+    keep = selection(analysis, seed, 0.5)
+    slim = remove_units(program, keep).module
+    with torch.no_grad():
+        model.b.weight[:, ~keep[group.where]] = 0
+        x = torch.rand(3, 3, 8, 5, dtype=torch.float64)
+        assert difference(slim(x), model(x)) < TOLERANCE
 
 
 @pytest.fixture(scope="module", params=sorted(FORMS))

@@ -120,6 +120,32 @@ def test_new_memory_by_sizes_follows_its_width():
     assert int(group.free.sum()) == 8
 
 
+class Held(nn.Module):
+    """A forward that reads a parameter of the model in its own way, and not through the model."""
+
+    def __init__(self, reads: Callable[[Any], Callable[[], Tensor]]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self._read = reads(self.a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The first layer by hand."""
+        return self.b((x @ self._read().t()).relu())
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [lambda layer: lambda weight=layer.weight: weight, lambda layer: lambda weights=(layer.weight,): weights[0]],
+    ids=["a default", "in a tuple"],
+)
+def test_a_parameter_that_is_reached_in_another_way_keeps_its_name(reads):
+    model = Held(reads).eval()
+    program = trace(model, (torch.rand(2, 6),))
+    assert program.tensors["a.weight"] is model.a.weight
+    assert [int(g.free.sum()) for g in analyse(program).groups.values() if g.name == "a.weight[0]"] == [8]
+
+
 class Shared(nn.Module):
     """A weight that is computed by statistics, from a parameter that the forward reads in another way, too."""
 

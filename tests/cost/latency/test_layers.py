@@ -78,6 +78,19 @@ def test_a_tiny_model_at_half_the_widths(model, shape):
     assert np.isfinite(result).all()
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("functional")])
+def test_the_elements_of_a_layers_weight(name):
+    model, shape = LAYERS[name]
+    layer, _ = only_layer(model, shape)
+    assert layer.weights(layer.inner, layer.outer) == model.a.weight.numel()
+
+
+def test_the_elements_of_what_is_left():
+    layer = replace(CONV, outer=24, groups=4)
+    assert layer.weights(8, 12) == nn.Conv2d(8, 12, 3, groups=4).weight.numel()
+    assert replace(layer, whole=True).weights(8, 12) == nn.Conv2d(4, 12, 3, groups=2).weight.numel()
+
+
 def test_whole_groups_leave_with_the_width_of_a_group():
     layer = replace(CONV, outer=24, groups=4, whole=True)
     assert (layer.steps, layer.at(8, 12)) == ((2, 6), (4, 12, 2))

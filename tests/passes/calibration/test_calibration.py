@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from calibrating import DATA, EXACT, ON_DATA, Samples, flat, scores
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.pass_base import Context
-from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
+from prunec.compiler.tracing.trace import trace
+from prunec.passes.calibration.calibration import Bytes, Calibration, bytes_of_a_sample
 from prunec.passes.score import Score
 
 
@@ -34,6 +38,30 @@ def test_one_pass_over_the_data_and_its_progress(stream):
     Score(criterion="taylor", batches=2).run(stream, Context(data=data, progress=lambda *step: seen.append(step)))
     assert Once.passes == 1
     assert seen == [("calibrate", 1, 2), ("calibrate", 2, 2), ("calibrate", 1, 1)]
+
+
+@pytest.mark.parametrize("text", [0, "0", "0.0MB", "0 kB", True, "-1", "5 Mb", "MB", ""])
+def test_no_memory_is_no_bound(text):
+    with pytest.raises(ValidationError, match="must be a number of bytes"):
+        TypeAdapter(Bytes).validate_python(text)
+
+
+@pytest.mark.parametrize(("text", "bytes_"), [(1, 1), ("512", 512), ("1.5kB", 1500), ("2 GiB", 2 * 2**30)])
+def test_memory_in_units(text, bytes_):
+    assert TypeAdapter(Bytes).validate_python(text) == bytes_
+
+
+class Kinds(nn.Module):
+    """Values of elements of eight bytes, of four and of one."""
+
+    def forward(self, x):
+        return (x.float() > 0).sum(1)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_bytes_of_a_sample_count_each_elements_size(batch):
+    program = trace(Kinds(), (torch.rand(batch, 10, dtype=torch.float64),))
+    assert bytes_of_a_sample(program) == 10 * (8 + 4 + 1) + 8 + 8  # the last value is counted as the output, too
 
 
 def test_memory_is_a_bound(program):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from calibrating import Chain, Stream, by_loop, images, lively, program_of, scores
+from torch import nn
 
 from prunec.compiler.pass_base import Context
 from prunec.passes.score import Score
@@ -37,6 +38,24 @@ def test_first_is_the_pacesetter():
     program = program_of(lively(Stream()), images())
     found = scores(program, "l1", aggregate="first")["stem"]
     np.testing.assert_allclose(found, program.tensors["stem.weight"].detach().abs().sum((1, 2, 3)))
+
+
+class Projected(nn.Module):
+    """A chain of two convolutions beside a projection, which comes last and has nothing before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.side = nn.Conv2d(2, 5, 1), nn.Conv2d(5, 6, 3, padding=1), nn.Conv2d(2, 6, 1)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc((self.b(self.a(x).relu()) + self.side(x)).mean((2, 3)))
+
+
+def test_first_is_the_pacesetter_though_it_comes_last():
+    program = program_of(lively(Projected()), images())
+    found = scores(program, "l1", aggregate="first")["b"]
+    np.testing.assert_allclose(found, program.tensors["side.weight"].detach().abs().sum((1, 2, 3)))
 
 
 def test_readers_columns(program):
