@@ -82,8 +82,6 @@ def _own_module(module: nn.Module, own: Callable[[Tensor], Tensor]) -> nn.Module
     copy = clone_module(module, tensors, training=False)
     for key, child in module._modules.items():
         copy._modules[key] = None if child is None else _own_module(child, own)
-    if isinstance(copy, nn.RNNBase):
-        copy._flat_weights = [getattr(copy, key) for key in copy._flat_weights_names]
     return copy
 
 
