@@ -154,8 +154,6 @@ class Interpreter:
         copy = clone_module(module, tensors, training=False)
         for key, child in module.named_children():
             copy._modules[key] = self._prepared(f"{name}.{key}", child)
-        if isinstance(copy, nn.RNNBase):
-            copy._flat_weights = [getattr(copy, key) for key in copy._flat_weights_names]
         return copy
 
 
