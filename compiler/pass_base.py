@@ -16,18 +16,16 @@ A pass that changes what is computed sets `rewrites = True`; then the pass manag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
-from prunec.compiler.errors import DataError
+from prunec.compiler.data import Data
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.plugins import Registry
-from prunec.compiler.user_code import iterated
 from prunec.compiler.verify.reference import Reference, Same
 
 
@@ -40,19 +38,6 @@ class Progress(Protocol):
 
 def silent(what: str, done: int, total: int) -> None:
     """A `Progress` that says nothing."""
-
-
-class Data(Protocol):
-    """What a data factory gives: each split is an iterable of `(inputs, labels)` batches, made anew at every call."""
-
-    def train(self) -> Any: ...
-    def val(self) -> Any: ...
-    def test(self) -> Any: ...
-
-
-def batches_of(data: Data, split: str) -> Iterator[Any]:
-    """The batches of a split. Whatever the data raise becomes a `DataError` with its place in the user's file."""
-    return iterated(lambda: getattr(data, split)(), f"the data's {split}()", DataError)
 
 
 @dataclass(frozen=True)
@@ -105,6 +90,13 @@ class Pass(BaseModel, ABC):
         """Raise `PassError` for options that name what the program doesn't have; nothing is run."""
         return
 
+    def ready(self, program: Program, context: Context) -> None:
+        """Raise what `run` would raise for want of something: data, labels, a package.
+
+        All passes are asked before the first one runs, on the traced program, so that no work is lost.
+        """
+        return
+
     def remarks(self, program: Program) -> Iterable[Note]:
         """Notes for `prunec check`, without running anything: options that are legal but probably not meant.
 
@@ -135,5 +127,3 @@ class Pass(BaseModel, ABC):
 
 PASSES: Final = Registry("prunec.passes", "pass", Pass)  # type: ignore[type-abstract]
 """The passes that are installed: the entry-point group `prunec.passes`; see `compiler.plugins`."""
-
-Batch = tuple[torch.Tensor, ...]

@@ -93,6 +93,18 @@ class Score(Pass):
             raise wrong(f"must not have '{given[0]}': the criterion {self.criterion.name} looks at no data")
         return self
 
+    def required(self) -> frozenset[str]:
+        """The facts that the criterion needs."""
+        return self.criterion.required()
+
+    def check(self, program: Program) -> None:
+        """Raise `PassError` where `memory` doesn't hold one sample."""
+        self._calibration.check(program)
+
+    def ready(self, program: Program, context: Context) -> None:
+        """Raise `PassError` where the criterion needs what there isn't, `DataError` where the data don't fit."""
+        self.criterion.ready(self._setting(program, context))
+
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the fact `scores`: group -> [units]. A group that the criterion says nothing about gets none.
 
@@ -124,10 +136,13 @@ class Score(Pass):
 
     def _setting(self, program: Program, context: Context) -> Setting:
         groups = tuple(group for group in analyse(program).groups.values() if group.free.any())
-        calibration = Calibration(self.batches, self.samples, self.split, self.loss, self.memory)
         axes = self.criterion.axes if self.axes == "auto" else self.axes
         aggregate = self.criterion.aggregate if self.aggregate == "auto" else self.aggregate
-        return Setting(program, groups, context, calibration, axes, aggregate)
+        return Setting(program, groups, context, self._calibration, axes, aggregate)
+
+    @property
+    def _calibration(self) -> Calibration:
+        return Calibration(self.batches, self.samples, self.split, self.loss, self.memory)
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """A lock needs no scores: the selection is spelled out."""

@@ -27,6 +27,7 @@ says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -42,7 +43,7 @@ from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.plan.schema import AnyPath
 from prunec.passes.selection.amounts import Budget, Channels, Multiple, each_value, fits, multiple
-from prunec.passes.selection.budgets import meet
+from prunec.passes.selection.budgets import Lifted, check_reach, meet, problem_of
 from prunec.passes.selection.curves import Floor, kept_within
 from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups
 from prunec.passes.selection.per_group import Way, by_counts, by_ratio, by_threshold, by_widths
@@ -192,6 +193,20 @@ class Select(Pass):
         tied_groups(analyse(program), self.equal_widths)
         if self.from_ is not None:
             kept_within(self.from_, self.floor, groups, groups)
+        if self.budget is not None:
+            self._check_budgets(program, self.budget)
+
+    def _check_budgets(self, program: Program, wanted: Mapping[str, Budget]) -> None:
+        """Raise PassError for a budget that no scores can meet. Latency isn't looked at: it has to be measured."""
+        known = {name: amount for name, amount in wanted.items() if name != "latency"}
+        scores = {group.name: np.zeros(group.size) for group in analyse(program).groups.values()}
+        scored = program.with_facts(scores=scores)
+        check_reach(problem_of(self.ranking(scored), known, Wishes(), Context()), self._lifted(scored))
+
+    def _lifted(self, program: Program, traced: Program | None = None) -> Lifted:
+        """The queues without each of the limits."""
+        set_ones = [limit for limit in LIMITS if getattr(self, limit) != getattr(self.without(limit), limit)]
+        return {limit: partial(self.without(limit).ranking, program, traced) for limit in set_ones}
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the fact `selection`: group -> removed units, sorted. Groups that lose nothing are left out."""
@@ -258,13 +273,8 @@ class Select(Pass):
     def _way(self, program: Program, context: Context) -> Way:
         ranking = self.ranking(program, context.traced)
         if self.budget is not None:
-            wishes = self._wishes(context)
-            others = {
-                k: partial(self.without(k).ranking, program, context.traced)
-                for k in LIMITS
-                if getattr(self, k) != getattr(self.without(k), k)
-            }
-            return meet(ranking, self.budget, SELECTORS.named(self.method)(), wishes, context, others)
+            method, others = SELECTORS.named(self.method)(), self._lifted(program, context.traced)
+            return meet(ranking, self.budget, method, self._wishes(context), context, others)
         if self.widths is not None:
             return by_widths(ranking, self.widths)
         if self.threshold is not None:

@@ -74,6 +74,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/cli/passes.py": "cli/test_main.py",
     "compiler/cli/plugins.py": "cli/test_main.py",
     "compiler/driver/check.py": "cli/test_main.py",
+    "compiler/driver/measure.py": "driver/test_compile.py",
     "compiler/driver/pass_manager.py": "driver/test_compile.py",
     "compiler/ir/operations.py": "thirdparty/test_acme_ops.py",
     "compiler/labels/grouped.py": "passes/test_axes.py",

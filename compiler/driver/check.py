@@ -1,27 +1,31 @@
 """`prunec check`: a plan against its model, as far as that goes without running a pass.
 
 The plan has been loaded, so its words, types and files are right. What remains: the order of the passes, the model with
-its weights and inputs, the data, and the options of those passes that stand before the first rewrite's result. The
-passes behind it see a program that doesn't exist yet.
+its weights and inputs, the data with the splits and labels that passes need, the exports, and the options of those
+passes that stand before the first rewrite's result. The passes behind it see a program that doesn't exist yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
 
 from prunec.compiler.cost.model import cost
-from prunec.compiler.driver.compile import load_program, steps_of
+from prunec.compiler.data import Data
+from prunec.compiler.driver.accuracy import evaluate
+from prunec.compiler.driver.compile import load_original, steps_of
 from prunec.compiler.driver.load import load_data
 from prunec.compiler.driver.lock import check_model
-from prunec.compiler.driver.measure import accuracy
-from prunec.compiler.driver.pass_manager import Step, check_needs, check_options
-from prunec.compiler.errors import DataError
+from prunec.compiler.driver.pass_manager import Step, check_needs, check_options, check_ready
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.ir.inputs import tensors_in
+from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import Data, batches_of
+from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.targets.onnx_export import export_onnx, onnx_bytes
 
 
 def check_plan(plan: Plan) -> Iterator[str]:
@@ -29,19 +33,20 @@ def check_plan(plan: Plan) -> Iterator[str]:
     steps = steps_of(plan)
     check_needs(steps)
     yield f"passes: {_listed(steps) or 'none'}: every option is valid, and each pass gets what it needs"
-    program = load_program(plan)
+    program, whole, inputs = load_original(plan)
     check_model(plan.hashes, program, plan.at("hashes"))
     yield _model_line(program)
     yield _group_line(program)
     data = load_data(plan)
-    yield "data: none" if data is None else _data_line(program, data)
     checked = check_options(program, steps)
+    check_ready(program, steps, Context(seed=plan.seed, data=data, traced=program))
+    yield from ["data: none"] if data is None else _data_lines(whole, data, inputs)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
     yield from _remarks(program, checked)
     rest = steps[len(checked) :]
     if rest:
         yield f"not checked: what {_listed(rest)} will find, since a pass before it changes the program"
-    yield "not checked: budgets and exports, which need the passes to run"
+    yield from _export_lines(plan, program, steps)
 
 
 def _remarks(program: Program, steps: Sequence[Step]) -> Iterator[str]:
@@ -70,11 +75,20 @@ def _group_line(program: Program) -> str:
     )
 
 
-def _data_line(program: Program, data: Data) -> str:
-    """Run the first test batch through the model. Raises `DataError` where it doesn't fit."""
-    batch = list(islice(batches_of(data, "test"), 1))
-    if not batch:
-        raise DataError("the data's test split is empty")
-    accuracy(program.module, batch)
-    shapes = " and ".join(str(list(x.shape)) for x in tensors_in(batch[0][0]))
-    return f"data: the first test batch, {shapes}, runs through the model"
+def _data_lines(model: nn.Module, data: Data, inputs: Inputs) -> Iterator[str]:
+    """Run the first batch through the model. Raises `DataError` where it doesn't fit."""
+    found = evaluate(model, data, inputs, batches=1)
+    yield f"data: the first {found.split} batch, {found.shapes}, runs through the model"
+    if found.left_out:
+        yield f"note: no accuracy will be measured: {found.left_out}"
+
+
+def _export_lines(plan: Plan, program: Program, steps: Sequence[Step]) -> Iterator[str]:
+    """Export the original as the slim model will be. Raises what a compile would raise at its end."""
+    with TemporaryDirectory() as folder:
+        for export in plan.export:
+            export_onnx(program, Path(folder) / "model.onnx", opset=export.opset, dynamic=export.dynamic)
+            yield f"export: {export.name}: the original can be exported"
+    if any("latency" in step.pass_.resources() for step in steps):
+        onnx_bytes(program)
+        yield "not checked: the budget of latency, which has to be measured"

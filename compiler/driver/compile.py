@@ -18,11 +18,21 @@ from torch import nn
 from prunec.compiler.cost.latency.model import predicted_latency
 from prunec.compiler.cost.model import cost, cost_model
 from prunec.compiler.cost.resources import resource
+from prunec.compiler.data import Data
+from prunec.compiler.driver.accuracy import Compared, compare, evaluate_first
 from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_model
-from prunec.compiler.driver.lock import check_model, check_result, make_lock
-from prunec.compiler.driver.measure import compare_accuracy, measure_latency, weights_size, write_onnx
-from prunec.compiler.driver.pass_manager import Outcome, Step, check_needs, run_passes, seconds_since
+from prunec.compiler.driver.lock import check_data, check_model, check_result, make_lock
+from prunec.compiler.driver.measure import measure_latency, weights_size, write_onnx
+from prunec.compiler.driver.pass_manager import (
+    Outcome,
+    Step,
+    check_needs,
+    check_options,
+    check_ready,
+    run_passes,
+    seconds_since,
+)
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights
@@ -30,7 +40,7 @@ from prunec.compiler.errors import PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import Context, Data, Progress, silent
+from prunec.compiler.pass_base import Context, Progress, silent
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
@@ -135,13 +145,15 @@ def compile(
     model: nn.Module | None,
     plan: Plan | Mapping[str, Any] | str | Path,
     example_inputs: Inputs | None = None,
-    data: Data | None = None,
+    data: Any = None,
     *,
     progress: Progress = silent,
 ) -> Result:
     """Compile a model by a plan.
 
-    `model`, `example_inputs` and `data` take the place of the plan's; where they are None the plan must name them.
+    `model`, `example_inputs` and `data` take the place of the plan's; where they are None the plan names them. `data`
+    are an object with `train()`, `val()` and `test()`, or some of them; or batches, such as a DataLoader.
+
     Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
     """
     with running("the compile failed", PrunecError, mixed=True):
@@ -149,7 +161,7 @@ def compile(
 
 
 def _compile(
-    model: nn.Module | None, plan: Plan, example_inputs: Inputs | None, data: Data | None, progress: Progress
+    model: nn.Module | None, plan: Plan, example_inputs: Inputs | None, data: Any, progress: Progress
 ) -> Result:
     start = time.perf_counter()
     steps = steps_of(plan)
@@ -158,23 +170,34 @@ def _compile(
     model, inputs = _subject(plan, model, example_inputs)
     before, regions, warnings = _traced(plan, model, inputs)
     progress("trace", 1, 1)
-    data = data if data is not None else load_data(plan)
+    found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
     traced = seconds_since(start)
     check_model(plan.hashes, before, plan.at("hashes"))
-    context = Context(seed=plan.seed, data=data, progress=progress, traced=before)
+    context = Context(seed=plan.seed, data=found, progress=progress, traced=before)
+    check_options(before, steps)
+    check_ready(before, steps, context)
+    old = before.module if regions is None else regions.model
+    original = None if found is None else evaluate_first(old, found, inputs, progress)
     outcome = run_passes(before, steps, context)
-    lock = make_lock(plan, outcome.resolved, before, outcome.program)
     report = make_report(plan, before, outcome, traced, warnings)
     if "latency" in outcome.resources:
         predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
         report = replace(report, latency=Latency(predicted))
     if regions is not None:
         report = replace(report, region=_region_findings(regions, outcome.program, alike=not one_result(before)))
-    if data is not None:
-        old = before.module if regions is None else regions.model
-        slim = _slim_model(outcome.program, regions)
-        report = replace(report, accuracy=compare_accuracy(old, slim, data, progress))
+    compared = None
+    if found is not None and original is not None:
+        compared = compare(original, _slim_model(outcome.program, regions), found, inputs, progress)
+        report = _with_accuracy(report, plan, compared)
+    lock = make_lock(plan, outcome.resolved, before, outcome.program, compared.fingerprint if compared else None)
     return Result(plan, before, outcome.program, lock, report, progress, regions)
+
+
+def _with_accuracy(report: Report, plan: Plan, compared: Compared) -> Report:
+    """The report with what the data say of both models."""
+    changed = check_data(plan.hashes, compared.fingerprint)
+    alarms = (*([changed] if changed else []), *compared.alarms)
+    return replace(report, accuracy=compared.accuracy, evaluation=compared.evaluation, alarms=(*report.alarms, *alarms))
 
 
 def _region_findings(regions: Regions, program: Program, *, alike: bool) -> RegionFindings:
@@ -195,6 +218,13 @@ def steps_of(plan: Plan) -> list[Step]:
 def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> Program:
     """The plan's model, or its regions, traced."""
     return _traced(plan, *_subject(plan, model, example_inputs))[0]
+
+
+def load_original(plan: Plan) -> tuple[Program, nn.Module, Inputs]:
+    """The plan's program, the whole model that the data are for, and its example inputs."""
+    model, inputs = _subject(plan, None, None)
+    program, regions, _ = _traced(plan, model, inputs)
+    return program, program.module if regions is None else regions.model, inputs
 
 
 def _subject(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None) -> tuple[nn.Module, Inputs]:

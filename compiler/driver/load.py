@@ -17,21 +17,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from prunec.compiler.data import Data
 from prunec.compiler.driver.weights import load_weights
 from prunec.compiler.errors import ModelError, PlanError, Span, nearest
 from prunec.compiler.ir.inputs import Inputs
 from prunec.compiler.ir.random_inputs import seeded
-from prunec.compiler.pass_base import Data
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.plan.schema import InputItems, InputValue, PlanInput, Ref
 from prunec.compiler.user_code import running
-
-_SPLITS: Final = ("train", "val", "test")
 
 
 def load_model(plan: Plan) -> nn.Module:
@@ -72,16 +70,12 @@ def module_names(plan: Plan) -> dict[str, str]:
 
 
 def load_data(plan: Plan) -> Data | None:
-    """The plan's data, or `None` where it names none. Raises `PlanError`."""
+    """The plan's data, or `None` where it names none. Raises `PlanError` where they can't be made, `DataError` where
+    what the factory gave are no data."""
     if plan.data is None:
         return None
     data = _make(plan, "data", plan.data.factory, plan.data.args)
-    with running(f"{plan.data.factory} gave data whose splits can't be read", at=plan.at("data", "factory")):
-        missing = [f"{split}()" for split in _SPLITS if not callable(getattr(data, split, None))]
-    if missing:
-        message = f"{plan.data.factory} gave {_kind(data)} without {', '.join(missing)}"
-        raise PlanError(message, at=plan.at("data", "factory"), hint="data have train(), val() and test()")
-    return cast(Data, data)
+    return Data.of(data, f"{plan.data.factory} gave", plan.at("data", "factory"), plan.seed)
 
 
 def example_inputs(plan: Plan) -> Inputs:

@@ -6,7 +6,7 @@ files, and beside them stands what a compile of it must reproduce:
     removed    parameter -> dimension -> removed positions, numbered as in the original; dimension 1 of a grouped
                convolution is numbered by input channel
     versions   of everything that computes
-    hashes     of the original's weights and of the result's
+    hashes     of the original's weights, of the result's, and of the samples that the accuracy was measured on
 """
 
 from __future__ import annotations
@@ -48,14 +48,18 @@ def removed(before: Program, after: Program) -> dict[str, dict[str, list[int]]]:
     return found
 
 
-def make_lock(plan: Plan, passes: Sequence[Pass], before: Program, after: Program) -> dict[str, Any]:
-    """The lock of a compile, as plain JSON values; its paths are absolute."""
+def make_lock(
+    plan: Plan, passes: Sequence[Pass], before: Program, after: Program, data: str | None = None
+) -> dict[str, Any]:
+    """The lock of a compile, as plain JSON values; its paths are absolute. `data` is a hash of the samples, where the
+    accuracy was measured on some."""
+    hashes = {"model": sha256_of(before.tensors), "result": sha256_of(after.tensors)}
     return {
         **plan.to_dict(),
         "passes": [entry(pass_) for pass_ in passes],
         "removed": removed(before, after),
         "versions": versions(),
-        "hashes": {"model": sha256_of(before.tensors), "result": sha256_of(after.tensors)},
+        "hashes": {**hashes, **({"data": data} if data else {})},
     }
 
 
@@ -80,6 +84,13 @@ def check_result(hashes: Mapping[str, str] | None, program: Program) -> str | No
     if not hashes or hashes.get("result") == sha256_of(program.tensors):
         return None
     return "the result's weights differ from the lock's: other versions of the libraries may round differently"
+
+
+def check_data(hashes: Mapping[str, str] | None, data: str | None) -> str | None:
+    """A warning where the data aren't those that the lock was made with; None where they are, or it had none."""
+    if not hashes or data is None or hashes.get("data", data) == data:
+        return None
+    return "the data have changed since the lock was made: the accuracies are of other samples than the lock's"
 
 
 def sha256_of(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from prunec.compiler.cost.model import cost
-from prunec.compiler.errors import PassError, PlanError, Span
+from prunec.compiler.errors import DataError, PassError, PlanError, Span
 from prunec.compiler.groups.patterns import names_by_axis
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
@@ -96,13 +96,35 @@ def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:
                 step.pass_.check(program)
                 program = step.pass_.foreseen(program)
         except PassError as error:
-            _locate(error, step)
+            _locate(error, step, Context())
             raise
     return checked
 
 
-def _locate(error: PassError, step: Step) -> None:
-    """Give the error its place: the value of an option, or within a mapping the key, such as a pattern."""
+def check_ready(program: Program, steps: Sequence[Step], context: Context) -> None:
+    """Ask every pass whether it has what it needs, before the first one runs; of equal passes, one.
+
+    Raises what their `ready` raises, with its place in the plan.
+    """
+    asked: list[Pass] = []
+    for step in steps:
+        if step.pass_ in asked:
+            continue
+        asked.append(step.pass_)
+        try:
+            with running(f"the pass '{step.pass_.name}' failed", PassError, at=step.at, mixed=True):
+                step.pass_.ready(program, context)
+        except (PassError, DataError) as error:
+            _locate(error, step, context)
+            raise
+
+
+def _locate(error: PassError | DataError, step: Step, context: Context) -> None:
+    """Give the error its place: the value of an option, or within a mapping the key, such as a pattern; where the data
+    are at fault, the plan's entry for them."""
+    if isinstance(error, DataError):
+        error.at = error.at or (context.data.at if context.data else None)
+        return
     keys = error.keys
     on_key = len(keys) > 1 and isinstance(keys[-1], str)
     error.at = error.at or (step.locate(*keys, on_key=on_key) if keys else None) or step.at
@@ -118,8 +140,8 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     before, start = cost(program), time.perf_counter()
     try:
         result = pass_.run(program, context)
-    except PassError as error:
-        _locate(error, step)
+    except (PassError, DataError) as error:
+        _locate(error, step, context)
         raise
     if pass_.rewrites and result.program is not program and not program.names:
         result = replace(result, program=replace(result.program, names=names_by_axis(program)))

@@ -15,7 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from prunec.compiler.errors import PrunecError
-from prunec.compiler.report.figures import checked, duration, figures, foretold, gathered, left_alone, removed
+from prunec.compiler.report.figures import (
+    checked,
+    duration,
+    evaluated,
+    figures,
+    foretold,
+    gathered,
+    left_alone,
+    removed,
+)
 from prunec.compiler.report.report import Record, Report
 from prunec.compiler.user_code import told
 
@@ -112,8 +121,8 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS) -> 
         [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
     ]
     table(report.model, ("", *sides), rows, right=sides)
-    if foretold(report):
-        say(f"\n{foretold(report)}")
+    for sentence in filter(None, (foretold(report), evaluated(report))):
+        say(f"\n{sentence}")
     say("")
     _show_passes(report)
     _show_reasons(report, reasons)
@@ -121,6 +130,8 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS) -> 
         say(Text(f"warning: {warning}", "yellow"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     say(f"\n{folder}{'' if str(folder).endswith('/') else '/'}: {', '.join(names)}")
+    for alarm in report.alarms:
+        say(Text(f"\nWARNING: {alarm}", "bold red"))
 
 
 _COLOURS: Final[Mapping[bool | None, str]] = {True: "green", False: "red", None: "default"}

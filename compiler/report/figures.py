@@ -102,6 +102,16 @@ def foretold(report: Report) -> str:
     return f"latency: predicted {predicted:.1%} of the original, measured {measured:.1%} ({error:+.1%})"
 
 
+def evaluated(report: Report) -> str:
+    """What the accuracy is of, or why there is none, in a sentence; empty where it is that of the test split."""
+    found = report.evaluation
+    if found is None:
+        return ""
+    if found.left_out:
+        return f"accuracy: not measured: {found.left_out}"
+    return f"accuracy: of {found.samples:,} samples of the split {found.split}" if found.split != "test" else ""
+
+
 def figures(report: Report) -> list[Figure]:
     """The summary of a report; what wasn't measured has no line."""
     found = ((name, row[0](report), row) for name, row in _ROWS.items())

@@ -52,6 +52,7 @@ def report_html(report: Report) -> str:
         report=report,
         figures=figures.figures(report),
         foretold=figures.foretold(report),
+        evaluated=figures.evaluated(report),
         groups=group_bars(report),
         columns=columns,
         picture=SKYLINE,

@@ -109,6 +109,21 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the accuracy was measured on, or why there is none."""
+
+    split: str
+    samples: int
+    """How many were looked at."""
+    left_out: str = ""
+    """Why there is no accuracy; empty where there is one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"split": self.split, "samples": self.samples, **({"left_out": self.left_out} if self.left_out else {})}
+
+
+@dataclass(frozen=True, slots=True)
 class RegionFindings:
     """What was compiled in its place in a model that isn't traced whole."""
 
@@ -171,12 +186,16 @@ class Report:
     trace_seconds: float
     passes: tuple[Record, ...]
     warnings: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
+    """Warnings that nobody may overlook: that the result is probably not what was wanted."""
 
     latency: Latency | None = None
     """There where a pass had a budget of latency."""
     region: RegionFindings | None = None
     accuracy: Change[float] | None = None
-    """The share of right answers on the test split, where the plan has data."""
+    """The share of right answers, where the plan has data on which it can be measured."""
+    evaluation: Evaluation | None = None
+    """There where the plan has data."""
     weights: Change[int] | None = None
     """Bytes of the safetensors files; there as soon as the artifacts are written."""
     onnx: OnnxFindings | None = None
@@ -187,6 +206,7 @@ class Report:
             "latency": self.latency,
             "region": self.region,
             "accuracy": self.accuracy,
+            "evaluation": self.evaluation,
             "weights": self.weights,
             "onnx": self.onnx,
         }
@@ -199,6 +219,7 @@ class Report:
             "macs_by_node": self.macs_by_node.each(dict).to_dict(),
             "trace_seconds": self.trace_seconds,
             "passes": [record.to_dict() for record in self.passes],
-            "warnings": list(self.warnings),
+            "warnings": [*self.alarms, *self.warnings],
+            "alarms": list(self.alarms),
             **{name: section.to_dict() for name, section in sections.items() if section is not None},
         }

@@ -19,16 +19,16 @@ from typing import Annotated, Any, Final
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, WithJsonSchema
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.data import Batch, Data, told
 from prunec.compiler.errors import DataError, PassError
-from prunec.compiler.ir.inputs import batch_of, called, is_batched, map_tensors, tensors_in
+from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.program import Program
-from prunec.compiler.ir.train_eval import ByMode
-from prunec.compiler.pass_base import Context, batches_of
+from prunec.compiler.ir.train_eval import ByMode, in_eval
+from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.options import wrong
-from prunec.compiler.user_code import running
 
 SAMPLES: Final = 1024
 """How many samples are used where the plan doesn't say."""
@@ -59,39 +59,22 @@ def _each(losses: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
+def _classes(y: Tensor, t: Tensor) -> Tensor:
+    """Classes as torch wants them: in int64, and [samples] where they are [samples, 1]. Shares of classes stay."""
+    if t.is_floating_point():
+        return t
+    return t.long().squeeze(1) if t.shape == (len(y), 1) and y.ndim == 2 else t.long()
+
+
 LOSSES: Final[Mapping[str, Loss]] = {
-    "cross_entropy": lambda y, t: _each(F.cross_entropy(y, t, reduction="none")),
-    "nll": lambda y, t: _each(F.nll_loss(y, t, reduction="none")),
+    "cross_entropy": lambda y, t: _each(F.cross_entropy(y, _classes(y, t), reduction="none")),
+    "nll": lambda y, t: _each(F.nll_loss(y, _classes(y, t), reduction="none")),
     "mse": lambda y, t: _each(F.mse_loss(y, t.to(y.dtype).reshape(y.shape), reduction="none")),
     "binary_cross_entropy": lambda y, t: _each(
         F.binary_cross_entropy_with_logits(y, t.to(y.dtype).reshape(y.shape), reduction="none")
     ),
 }
 """By the name that a plan uses; `binary_cross_entropy` is of logits."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some samples: `inputs` is what the model is called with, `labels` is None where the data have none."""
-
-    inputs: Any
-    """A tensor, a tuple of arguments, or a mapping of them by name."""
-    labels: Tensor | None
-
-    @property
-    def count(self) -> int:
-        """The number of samples."""
-        return batch_of(self.inputs) or 0
-
-    def __getitem__(self, where: slice) -> Piece:
-        count = self.count
-        inputs = map_tensors(lambda x: x[where] if is_batched(x, count) else x, self.inputs)
-        return Piece(inputs, None if self.labels is None else self.labels[where])
-
-    @property
-    def shapes(self) -> str:
-        """The shapes of the inputs, for messages."""
-        return " and ".join(str(list(x.shape)) for x in tensors_in(self.inputs))
 
 
 @dataclass(frozen=True)
@@ -107,39 +90,53 @@ class Calibration:
 
     def pieces(
         self, program: Program, context: Context, bytes_each: int, at_once: int | None = None
-    ) -> Iterator[Piece]:
+    ) -> Iterator[Batch]:
         """The samples in the data's order, in pieces as large as memory allows; one sample takes `bytes_each`.
 
         Raises `PassError` without data or where not even one sample fits, and `DataError` where there are no samples.
         """
         size = self._size(bytes_each, at_once)
-        done, wanted = 0, self._wanted()
-        for index, batch in enumerate(_split(context, self.split)):
+        data, done, wanted = _data(context), 0, self._wanted()
+        device = next((t.device for t in program.tensors.values()), torch.device("cpu"))
+        for index, batch in enumerate(data.read(self.split)):
             if index == self.batches or done >= wanted:
                 break
-            piece = _piece(program, batch)[: max(0, wanted - done)]
+            piece = batch.like(program.inputs, device)[: max(0, wanted - done)]
             step = size or max(piece.count, 1)
             for start in range(0, piece.count, step):
                 yield piece[start : start + step]
             done += piece.count
             context.progress("calibrate", *((index + 1, self.batches) if self.batches else (done, max(wanted, done))))
         if not done:
-            raise DataError(f"the data's split '{self.split}' is empty")
+            raise DataError(f"the data's split '{self.split}' is empty", at=data.at)
         context.progress("calibrate", 1, 1)
 
-    def losses(self, outputs: Any, piece: Piece) -> Tensor:
-        """The loss of every sample, [N], summed over the outputs that are `judged`. Raises `DataError` where labels and
-        outputs don't fit the loss."""
-        if piece.labels is None:
-            raise DataError(f"the loss {self.loss} needs labels, and the data have none")
-        return reduce(torch.add, [self._loss(output, piece.labels) for output in judged(outputs)])
+    def check(self, program: Program) -> None:
+        """Raise `PassError` where `memory` doesn't hold one sample."""
+        self._size(bytes_of_a_sample(program), None)
 
-    def _loss(self, output: Tensor, labels: Tensor) -> Tensor:
+    def first(self, program: Program, context: Context) -> tuple[Batch, Any]:
+        """The first samples, and what the model gives for them. Raises as `pieces` does, and `DataError` where the
+        model can't take them."""
+        piece = next(self.pieces(program, context, bytes_of_a_sample(program)))
+        with torch.no_grad():
+            return piece, piece.through(program.deployed.module)
+
+    def losses(self, outputs: Any, piece: Batch) -> Tensor:
+        """The loss of every sample, [N], summed over the outputs that have labels. Raises `DataError` where labels and
+        outputs don't fit the loss, or each other."""
+        pairs = _paired(outputs, piece)
+        if not pairs:
+            message = f"the loss {self.loss} needs labels: a tensor, or one for each output; {told(piece.labels)}"
+            raise piece.place.fault(message, f"a batch for {self.loss} is (inputs, labels)")
+        return reduce(torch.add, [self._loss(output, labels, piece) for output, labels in pairs])
+
+    def _loss(self, output: Tensor, labels: Tensor, piece: Batch) -> Tensor:
         try:
             return LOSSES[self.loss](output, labels)
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = f"outputs {list(output.shape)} and labels {list(labels.shape)}"
-            raise DataError(f"the loss {self.loss} can't take {shapes}: {error}") from error
+            raise piece.place.fault(f"the loss {self.loss} can't take {shapes}: {error}", _other(self.loss)) from error
 
     def _wanted(self) -> int:
         if self.samples is not None:
@@ -157,45 +154,49 @@ class Calibration:
         return min(fitting, at_once or fitting)
 
 
-def _split(context: Context, split: str) -> Any:
+def _data(context: Context) -> Data:
     if context.data is None:
         hint = "name a data factory, for example data: prunec.models.data:digits"
         raise PassError("calibration needs data, and the plan has none", keys=("criterion",), hint=hint)
-    return batches_of(context.data, split)
+    return Data.of(context.data)
 
 
-def _piece(program: Program, batch: Any) -> Piece:
-    """A batch as the program takes it: in its dtypes and on its device."""
-    inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
-    device = next((t.device for t in program.tensors.values()), torch.device("cpu"))
-    floating = next((x.dtype for x in tensors_in(program.inputs) if x.is_floating_point()), torch.get_default_dtype())
-    cast = map_tensors(lambda x: x.to(device, floating) if x.is_floating_point() else x.to(device), inputs)
-    return Piece(cast, None if labels is None else torch.as_tensor(labels).to(device))
+def _other(loss: str) -> str:
+    return f"losses: {', '.join(name for name in LOSSES if name != loss)}"
 
 
-def first_output(outputs: Any) -> Tensor:
+def first_output(outputs: Any, piece: Batch) -> Tensor:
     """The first floating-point tensor among a model's outputs."""
     for leaf in pytree.tree_leaves(outputs):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
-    raise DataError("the model gives no tensor of floats to take a loss of")
+    raise piece.place.fault("the model gives no tensor of floats to take a loss of")
 
 
-def judged(outputs: Any) -> list[Tensor]:
+def judged(outputs: Any, piece: Batch) -> list[Tensor]:
     """The outputs that a loss is taken of: the first one. In both modes, all outputs of train mode with the shape of
     eval mode's first: losses are made for those (eval mode may give shares instead of logits), and auxiliary heads
     count."""
-    first = first_output(outputs)
+    first = first_output(outputs, piece)
     if not isinstance(outputs, ByMode):
         return [first]
     leaves = (leaf for leaf in pytree.tree_leaves(outputs.train) if isinstance(leaf, Tensor))
     return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.shape == first.shape] or [first]
 
 
-def call(module: fx.GraphModule, piece: Piece) -> Any:
-    """The model's outputs. Raises `DataError` where it can't take the data."""
-    with running(f"the model can't take the data's batches, of shape {piece.shapes}", DataError):
-        return called(module, piece.inputs)
+def _paired(outputs: Any, piece: Batch) -> list[tuple[Tensor, Tensor]]:
+    """Outputs with their labels: those that are `judged` with the one tensor; or of several labels, each with the
+    output of its name or position."""
+    labels, given = piece.labels, in_eval(outputs)
+    if isinstance(labels, Tensor):
+        return [(output, labels) for output in judged(outputs, piece)]
+    if isinstance(labels, Mapping) and isinstance(given, Mapping):
+        pairs = [(given[name], each) for name, each in labels.items() if name in given]
+    elif isinstance(labels, tuple | list) and isinstance(given, tuple | list) and len(labels) == len(given):
+        pairs = list(zip(given, labels, strict=True))
+    else:
+        pairs = []
+    return [(output, each) for output, each in pairs if isinstance(output, Tensor) and isinstance(each, Tensor)]
 
 
 def bytes_of_a_sample(program: Program) -> int:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunec.compiler.errors import DataError
+from prunec.compiler.data import Batch
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import Axis, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import removed_positions
 from prunec.compiler.verify.interpreter import StepError
 from prunec.compiler.verify.variants import WHOLE, Variants
-from prunec.passes.calibration.calibration import Calibration, Piece, bytes_of_a_sample, first_output
+from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample, first_output
 
 Trial = IntArray
 """Program-wide numbers of the units that are masked."""
@@ -55,7 +55,7 @@ def measure(
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program)):
         samples += piece.count
         for done, (number, outputs) in enumerate(_outputs(program, variants, piece)):
-            right = correct(outputs, piece.labels)
+            right = correct(outputs, piece)
             sums[number, 0] += float(calibration.losses(outputs, piece).double().sum())
             sums[number, 1] += float("nan") if right is None else float(right.sum())
             context.progress(what, done + 1, len(trials) + 1)
@@ -64,10 +64,10 @@ def measure(
     return Figures(loss, accuracy, means[:WHOLE, 0], means[:WHOLE, 1], samples)
 
 
-def correct(outputs: Any, labels: Tensor | None) -> Tensor | None:
+def correct(outputs: Any, piece: Batch) -> Tensor | None:
     """The share of each sample that is classified correctly, [samples]; None where the outputs aren't classes."""
-    output = first_output(outputs)
-    if labels is None or labels.is_floating_point() or labels.ndim != output.ndim - 1:
+    output, labels = first_output(outputs, piece), piece.labels
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != output.ndim - 1:
         return None
     right = (output.argmax(1) == labels).double()
     return right.flatten(1).mean(1) if right.ndim > 1 else right
@@ -79,11 +79,11 @@ def _positions(analysis: Analysis, trial: Trial) -> Mapping[Axis, IntArray]:
     return removed_positions(analysis, keep)
 
 
-def _outputs(program: Program, variants: Variants, piece: Piece) -> Iterator[tuple[int, Any]]:
+def _outputs(program: Program, variants: Variants, piece: Batch) -> Iterator[tuple[int, Any]]:
     try:
         yield from variants.outputs(_in_order(program, piece.inputs))
     except StepError as error:
-        raise DataError(f"the model can't take the data's batches, of shape {piece.shapes}: {error}") from error
+        raise piece.refused(error) from error
 
 
 def _in_order(program: Program, inputs: Any) -> tuple[Any, ...]:

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunec.compiler.errors import DataError
+from prunec.compiler.data import Batch, told
 from prunec.compiler.ir.program import FloatArray, IntArray
-from prunec.passes.calibration.calibration import Piece
 from prunec.passes.criteria.base import Criterion, Found, Setting
 from prunec.passes.criteria.gates import Gates
 from prunec.passes.criteria.reads import Read
@@ -111,6 +110,10 @@ class MutualInformation(Criterion):
 
     bins: Annotated[int, Field(ge=2)] = Field(default=10, description="quantiles that the activation is put into")
 
+    def fits(self, setting: Setting, piece: Batch, outputs: Any) -> None:
+        """Raise `DataError` where labels aren't one whole number a sample."""
+        class_labels(piece)
+
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence from every read, from one pass over the data, of which [samples, units] are kept.
 
@@ -128,13 +131,12 @@ class MutualInformation(Criterion):
             yield from source.evidence(setting, torch.from_numpy(found))
 
 
-def class_labels(piece: Piece) -> IntArray:
+def class_labels(piece: Batch) -> IntArray:
     """The class of every sample, [samples]. Raises `DataError` where the labels are something else."""
-    labels = piece.labels
-    if labels is None or labels.shape != (piece.count,) or labels.is_floating_point():
-        shape = "none" if labels is None else f"{labels.dtype} of shape {list(labels.shape)}"
-        raise DataError(f"one class a sample is needed as label, got {shape}")
-    return np.asarray(labels.cpu().numpy(), dtype=np.int64)
+    classes = piece.classes
+    if classes is None or len(classes) != piece.count:
+        raise piece.place.fault(f"one class a sample is needed as label; {told(piece.labels)}")
+    return np.asarray(classes.cpu().numpy(), dtype=np.int64)
 
 
 def mutual_information(values: FloatArray, labels: IntArray, bins: int) -> FloatArray:

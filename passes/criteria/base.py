@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from prunec.compiler.data import Batch
 from prunec.compiler.groups.analysis import Analysis, Group, Member, analyse
 from prunec.compiler.groups.interchangeable import pacesetter
 from prunec.compiler.ir.program import Axis, FloatArray, Program
@@ -105,9 +106,36 @@ class Criterion(BaseModel, ABC):
     """Whether its figures are what the loss changes by when a unit goes, estimated or measured: only such scores may be
     added up over units of all groups, or compared with what units cost."""
 
+    def required(self) -> frozenset[str]:
+        """The facts that it needs, given its options."""
+        return frozenset()
+
+    def ready(self, setting: Setting) -> None:
+        """Raise what `weigh` would raise for want of data, labels or a package; it is asked before any pass runs.
+
+        Where the criterion looks at data, the first samples are run through the model, and held against `fits`.
+        """
+        if self.data:
+            piece, outputs = setting.calibration.first(setting.program, setting.context)
+            self.fits(setting, piece, outputs)
+
+    def fits(self, setting: Setting, piece: Batch, outputs: Any) -> None:
+        """Raise `DataError` where the labels of samples, or the model's outputs for them, aren't what it needs."""
+        return
+
     @abstractmethod
     def weigh(self, setting: Setting) -> Iterable[Found]:
         """Evidence about units, of the larger figures for the more important ones. Groups may be left out."""
+
+
+class LossCriterion(Criterion):
+    """A criterion that looks at the loss of samples."""
+
+    data: ClassVar[bool] = True
+
+    def fits(self, setting: Setting, piece: Batch, outputs: Any) -> None:
+        """Raise `DataError` where the loss can't be taken."""
+        setting.calibration.losses(outputs, piece)
 
 
 class AxisCriterion(Criterion):

@@ -20,9 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunec.compiler.errors import DataError
+from prunec.compiler.data import Batch
+from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.ir.program import FloatArray, IntArray
-from prunec.passes.calibration.calibration import Piece, call, first_output
+from prunec.passes.calibration.calibration import first_output
 from prunec.passes.criteria.activations import class_labels
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, numbers
@@ -52,6 +53,16 @@ class ClassEvidence(Criterion):
     )
     of: Literal["probability", "logit"] = Field(default="probability", description="what is differentiated")
     balance: bool = Field(default=True, description="divide each class's evidence by its mean over the group's units")
+
+    def fits(self, setting: Setting, piece: Batch, outputs: Any) -> None:
+        """Raise `DataError` where the samples have no classes that the model knows, `PassError` where it doesn't know
+        those that stay."""
+        self.target(outputs, piece)
+        known = first_output(outputs, piece).shape[1]
+        for index, each in enumerate(self.classes or ()):
+            if each >= known:
+                message = f"there is no class {each}: the model knows {known}, from 0"
+                raise PassError(message, keys=("criterion", self.name, "classes", index))
 
     @abstractmethod
     def gathered(self, setting: Setting) -> Iterator[tuple[str, str, IntArray, FloatArray]]:
@@ -87,12 +98,12 @@ class ClassEvidence(Criterion):
                 raise DataError(f"the data that were looked at hold no sample of class {each}")
         return list(self.classes)
 
-    def target(self, outputs: Any, piece: Piece) -> Tensor:
+    def target(self, outputs: Any, piece: Batch) -> Tensor:
         """The summed probabilities (or logits) of the samples' own classes."""
-        scores = first_output(outputs)
+        scores = first_output(outputs, piece)
         labels = torch.from_numpy(class_labels(piece)).to(scores.device)
         if scores.ndim != 2 or int(labels.max()) >= scores.shape[1]:
-            raise DataError(f"class evidence needs outputs [samples, classes], got {list(scores.shape)}")
+            raise piece.place.fault(f"class evidence needs outputs [samples, classes], got {list(scores.shape)}")
         chosen = scores.softmax(1) if self.of == "probability" else scores
         return chosen.gather(1, labels[:, None]).sum()
 
@@ -122,7 +133,7 @@ class ClassMaps(ClassEvidence):
         for seen in gates.run(lambda read, value, gradient: read.sums(gradient.abs()), self.target):
             labels.append(class_labels(seen.piece))
             if not columns:
-                classes = first_output(seen.outputs).shape[1]
+                classes = first_output(seen.outputs, seen.piece).shape[1]
                 columns = [_Columns(torch.zeros(s.units.size, classes, dtype=torch.float64)) for s in gates.sources]
             for column, terms in zip(columns, seen.terms, strict=True):
                 column.add(terms, labels[-1])
@@ -149,11 +160,11 @@ class ClassWeights(ClassEvidence):
         labels: list[IntArray] = []
         for piece in weights.pieces(at_once=1):
             labels.append(class_labels(piece))
-            outputs = call(weights.module, piece)
+            outputs = piece.through(weights.module)
             found = weights.gradients(self.target(outputs, piece))
             rows = [weighed.rows(setting.program, found).abs().sum(1) for weighed in weights.asked]
             if not columns:
-                classes = first_output(outputs).shape[1]
+                classes = first_output(outputs, piece).shape[1]
                 columns = [_Columns(torch.zeros(len(row), classes, dtype=torch.float64)) for row in rows]
             for column, row in zip(columns, rows, strict=True):
                 column.add(row[None], labels[-1])

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunec.passes.criteria.aggregates import Evidence
-from prunec.passes.criteria.base import Criterion, Found, Setting, numbers
+from prunec.passes.criteria.base import Found, LossCriterion, Setting, numbers
 from prunec.passes.criteria.weights import Weighed, Weights, gradients_of, times
 
 
@@ -133,10 +133,9 @@ class _Whole(_Sum):
         return torch.from_numpy(weighed.group.start + weighed.member.units)
 
 
-class Damage(Criterion):
+class Damage(LossCriterion):
     """What both forms of optimal brain damage share."""
 
-    data: ClassVar[bool] = True
     axes: ClassVar[str] = "readers"
     normalize: ClassVar[str] = "none"
     aggregate: ClassVar[str] = "sum"
@@ -189,7 +188,7 @@ class ObdFisher(Damage):
         yield from total.evidence(count)
 
 
-class Obs(Criterion):
+class Obs(LossCriterion):
     """Optimal brain surgeon of whole units, layer by layer, with the empirical Fisher information as Hessian.
 
     H = mean_n g_n g_n' + damping * mean diagonal * I of one layer's weights. It is never formed: what is inverted is as
@@ -199,7 +198,6 @@ class Obs(Criterion):
     """
 
     name: ClassVar[str] = "obs"
-    data: ClassVar[bool] = True
     axes: ClassVar[str] = "readers"
     aggregate: ClassVar[str] = "sum"
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunec.compiler.errors import DataError
+from prunec.compiler.data import Batch
 from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.ir.program import FloatArray, IntArray
-from prunec.passes.calibration.calibration import Piece, bytes_of_a_sample
+from prunec.passes.calibration.calibration import bytes_of_a_sample
 from prunec.passes.criteria.base import Found, Setting, numbers
 from prunec.passes.criteria.reads import Read, find_reads
 from prunec.passes.criteria.watching import Target, look_once, watched
@@ -55,7 +55,7 @@ class Source:
 class Seen:
     """What one piece of the data gave: each source's terms, [samples, units, ...], in double precision."""
 
-    piece: Piece
+    piece: Batch
     outputs: Any
     terms: tuple[Tensor, ...]
 
@@ -86,11 +86,11 @@ class Gates:
         table = _Table(self)
         module = watched(program, self.reads, lambda read, z, g: table.add(read, term(read, z.detach(), g.detach())))
         for piece in calibration.pieces(program, self.setting.context, bytes_of_a_sample(program)):
-            table.clear(piece.count, figures)
+            table.clear(piece, figures)
             outputs = look_once(module, piece, target)
             yield Seen(piece, outputs, tuple(table.terms))
 
-    def loss(self, outputs: Any, piece: Piece) -> Tensor:
+    def loss(self, outputs: Any, piece: Batch) -> Tensor:
         """The summed loss of a piece, so that each sample's gradient is that of its own loss."""
         return self.setting.calibration.losses(outputs, piece).sum()
 
@@ -134,12 +134,14 @@ class _Table:
             for number, (read, place) in enumerate(zip(gates.reads, places, strict=True))
         }
         self.terms: list[Tensor] = []
+        self.piece = Batch(())
 
-    def clear(self, samples: int, figures: tuple[int, ...]) -> None:
-        self.terms = [torch.zeros(samples, width, *figures, dtype=torch.float64) for width in self.widths]
+    def clear(self, piece: Batch, figures: tuple[int, ...]) -> None:
+        self.piece = piece
+        self.terms = [torch.zeros(piece.count, width, *figures, dtype=torch.float64) for width in self.widths]
 
     def add(self, read: Read, sums: Tensor) -> None:
         number, place = self.place[read.name]
         if len(sums) != len(self.terms[number]):
-            raise DataError(f"{read.name} has {len(sums)} rows for {len(self.terms[number])} samples")
+            raise self.piece.place.fault(f"{read.name} has {len(sums)} rows for {len(self.terms[number])} samples")
         self.terms[number].index_add_(1, place, sums.double().cpu())

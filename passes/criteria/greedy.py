@@ -37,6 +37,10 @@ class GreedyL1(Criterion):
         default=None, description="the share of units that will go: of every group, or by pattern; else `selection`"
     )
 
+    def required(self) -> frozenset[str]:
+        """A selection, where no ratio says what goes."""
+        return frozenset({"selection"}) if self.ratio is None else frozenset()
+
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence of each writer. Raises `PassError` where neither a ratio nor a selection says what goes."""
         analysis, chosen = setting.analysis, setting.program.facts.get("selection", {})

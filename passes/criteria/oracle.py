@@ -15,14 +15,13 @@ import numpy as np
 from pydantic import Field
 
 from prunec.passes.calibration.trials import measure
-from prunec.passes.criteria.base import Criterion, Found, Setting
+from prunec.passes.criteria.base import Found, LossCriterion, Setting
 
 
-class Oracle(Criterion):
+class Oracle(LossCriterion):
     """The change of the mean loss when the unit is removed: one run over the data a unit."""
 
     name: ClassVar[str] = "oracle"
-    data: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
     aggregate: ClassVar[str] = "sum"
     losses: ClassVar[bool] = True

@@ -21,14 +21,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunec.passes.criteria.base import Criterion, Found, Setting
+from prunec.passes.criteria.base import Found, LossCriterion, Setting
 from prunec.passes.criteria.gates import Gates, product
 
 
-class Gated(Criterion):
+class Gated(LossCriterion):
     """A mean over samples of a function of the gates' gradients."""
-
-    data: ClassVar[bool] = True
 
     joint: bool = Field(
         default=True, description="one gate on all of a unit's reads; else each read is evidence of its own"

@@ -21,11 +21,12 @@ import torch
 from pydantic import Field, JsonValue, field_validator
 from torch import fx, nn
 
+from prunec.compiler.data import Batch
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.plan.options import wrong
-from prunec.passes.calibration.calibration import bytes_of_a_sample, call
+from prunec.passes.calibration.calibration import bytes_of_a_sample
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, numbers
 from prunec.passes.criteria.watching import evaluated
@@ -125,6 +126,16 @@ class TorchPruning(Criterion):
             raise wrong("must be an importance class of torch-pruning", hint=nearest(value, known))
         return value
 
+    def ready(self, setting: Setting) -> None:
+        """Raise `PassError` as `weigh` does; data are asked for where the importance wants something beforehand."""
+        tp = _import()
+        if _way(tp, self._made(tp)) is not None:
+            super().ready(setting)
+
+    def fits(self, setting: Setting, piece: Batch, outputs: Any) -> None:
+        """Raise `DataError` where the loss can't be taken."""
+        setting.calibration.losses(outputs, piece)
+
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """What the importance says of each group, joined and normalised its own way.
 
@@ -139,8 +150,7 @@ class TorchPruning(Criterion):
         }
         peer = _Peer(tp, setting, evaluated(setting.program, leaves).graph_module)
         groups = {group.name: items for group in setting.groups if (items := peer.items(group))}
-        prepare = next((way for name, way in WAYS.items() if isinstance(made, getattr(tp.importance, name))), None)
-        if prepare is not None:
+        if (prepare := _way(tp, made)) is not None:
             prepare(made, peer)
         for name, items in groups.items():
             try:
@@ -226,8 +236,13 @@ WAYS: Final[Mapping[str, Callable[[Any, _Peer], None]]] = {
 """By torch-pruning's base class."""
 
 
+def _way(tp: ModuleType, made: Any) -> Callable[[Any, _Peer], None] | None:
+    """What an importance wants beforehand; None where it looks at weights alone."""
+    return next((way for name, way in WAYS.items() if isinstance(made, getattr(tp.importance, name))), None)
+
+
 def _losses(peer: _Peer, at_once: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
     setting = peer.setting
     program, calibration = setting.program, setting.calibration
     for piece in calibration.pieces(program, setting.context, bytes_of_a_sample(program), at_once):
-        yield piece.count, calibration.losses(call(peer.module, piece), piece)
+        yield piece.count, calibration.losses(piece.through(peer.module), piece)

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from prunec.compiler.data import Batch
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.program import Program
-from prunec.passes.calibration.calibration import Piece, call
 from prunec.passes.criteria.reads import Read
 
 Look = Callable[[Read, Tensor, Tensor], None]
 """What is called with a read, its value and its gradient; without a loss, the value stands in the gradient's place."""
 
-Target = Callable[[Any, Piece], Tensor]
+Target = Callable[[Any, Batch], Tensor]
 """What is differentiated: a scalar of the model's outputs for a piece."""
 
 
@@ -112,10 +112,10 @@ def _reroute(consumer: fx.Node, source: fx.Node, tap: fx.Node) -> None:
         consumer.replace_input_with(earlier[0], tap)
 
 
-def look_once(module: fx.GraphModule, piece: Piece, target: Target | None) -> Any:
+def look_once(module: fx.GraphModule, piece: Batch, target: Target | None) -> Any:
     """Run a watched module over a piece, and backwards from the target where there is one; gives the outputs."""
     with torch.set_grad_enabled(target is not None):
-        outputs = call(module, piece)
+        outputs = piece.through(module)
         if target is not None:
             scalar = target(outputs, piece)
             _backwards(scalar)

@@ -16,13 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
+from prunec.compiler.data import Batch
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.groups.axis_rows import axis_rows
 from prunec.compiler.ir.program import Axis, Program
-from prunec.passes.calibration.calibration import Piece, bytes_of_a_sample, call
+from prunec.passes.calibration.calibration import bytes_of_a_sample
 from prunec.passes.criteria.aggregates import Evidence
-from prunec.passes.criteria.base import Criterion, Found, Setting, is_weight, numbers
+from prunec.passes.criteria.base import Found, LossCriterion, Setting, is_weight, numbers
 from prunec.passes.criteria.watching import evaluated
 
 
@@ -81,14 +82,14 @@ class Weights:
         """The program with these parameters."""
         return evaluated(self.setting.program, self.leaves).graph_module
 
-    def pieces(self, at_once: int | None = None) -> Iterator[Piece]:
+    def pieces(self, at_once: int | None = None) -> Iterator[Batch]:
         """The data, a piece at a time."""
         program, setting = self.setting.program, self.setting
         return setting.calibration.pieces(program, setting.context, bytes_of_a_sample(program), at_once)
 
-    def loss(self, piece: Piece) -> Tensor:
+    def loss(self, piece: Batch) -> Tensor:
         """The summed loss of a piece."""
-        return self.setting.calibration.losses(call(self.module, piece), piece).sum()
+        return self.setting.calibration.losses(piece.through(self.module), piece).sum()
 
     def gradients(self, scalar: Tensor, keep: bool = False) -> dict[str, Tensor]:
         """Gradients of `scalar`, by tensor; with `keep`, differentiable ones. Raises `PassError` for lack of any."""
@@ -136,7 +137,7 @@ def times(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {name: a[name].detach() * b[name].detach() for name in a}
 
 
-class TaylorWeight(Criterion):
+class TaylorWeight(LossCriterion):
     """The loss's first-order change when the unit's weights become zero.
 
     A batch norm behind the writer keeps its shift then, which a removed unit doesn't: `axes: readers` takes the weights
@@ -144,7 +145,6 @@ class TaylorWeight(Criterion):
     """
 
     name: ClassVar[str] = "taylor_weight"
-    data: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
     aggregate: ClassVar[str] = "sum"
     losses: ClassVar[bool] = True

@@ -39,15 +39,20 @@ def meet(
 ) -> Way:
     """The levels that a method chooses, filled up. Raises `PassError` where a budget is out of reach."""
     problem = problem_of(ranking, wanted, wishes, context)
-    least = problem.used(problem.last)
-    for number, budget in enumerate(problem.budgets):
-        if least[number] > budget.bound + budget.resource.fixed:
-            raise _out_of_reach(problem, number, least[number], {k: make() for k, make in lifted.items()})
+    check_reach(problem, lifted)
     levels = method.levels(problem, wishes)
     if not problem.fits(levels):
         raise PrunecError(f"the selection method '{method.name}' doesn't meet the budget")
     levels = filled(problem, levels)
     return Way(ranking, levels, (), {"method": method.name, **_reached(problem, levels)})
+
+
+def check_reach(problem: Problem, lifted: Lifted) -> None:
+    """Raise `PassError` where a budget isn't met even with every unit gone that may go."""
+    least = problem.used(problem.last)
+    for number, budget in enumerate(problem.budgets):
+        if least[number] > budget.bound + budget.resource.fixed:
+            raise _out_of_reach(problem, number, least[number], {k: make() for k, make in lifted.items()})
 
 
 def problem_of(ranking: Ranking, wanted: Mapping[str, float | str], wishes: Wishes, context: Context) -> Problem:

@@ -361,7 +361,6 @@ def test_check_says_what_it_checked(folder, capsys):
         "data: none\n"
         "patterns and groups: fit the model in score, select, shrink\n"
         "not checked: what fold_bn will find, since a pass before it changes the program\n"
-        "not checked: budgets and exports, which need the passes to run\n"
     )
     assert not Path("out").exists()
 
@@ -376,15 +375,13 @@ def test_check_runs_the_data_through_the_model(folder, capsys):
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: case.name)
 def test_check_finds_what_compile_finds(folder, capsys, case):
-    """All but budgets, which need scores."""
     Path("plan.yaml").write_text(case.plan)
     wide = {"conv1": nn.Conv2d(1, 16, 3), "fc": nn.Linear(1024, 10)}
     save_file(nn.ModuleDict(wide).state_dict(), "wide.safetensors")
     Path("evil.pt").write_bytes(pickle.dumps(Runs()))
     code = cli.run(["check", "plan.yaml"])
-    expected = "" if case.name == "budget out of reach" else case.expected.replace("FOLDER", str(folder))
-    assert capsys.readouterr().err == expected
-    assert code == (1 if expected else 0)
+    assert capsys.readouterr().err == case.expected.replace("FOLDER", str(folder))
+    assert code == 1
 
 
 IR = """\

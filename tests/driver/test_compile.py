@@ -149,10 +149,9 @@ def test_progress_is_told():
         (mlp((64, 10)), {"plan": 1, "passes": ["shrink"]}, None, PlanError, "pass 'shrink' needs selection"),
         (mlp((63, 10)), {"plan": 1}, None, ModelError, "layers.fc1 (Linear)"),
         (mlp((64, 10)), {"plan": 1}, random((1, 9, 9), samples=4), DataError, "can't take the data's batches"),
-        (nn.Conv2d(1, 4, 1), {"plan": 1}, random((1, 8, 8), samples=4), DataError, "one output [samples, classes]"),
         (mlp((64, 10)), {"plan": 1}, random((1, 8, 8), samples=0), DataError, "test split is empty"),
     ],
-    ids=["no model", "missing fact", "inputs", "data's shape", "no classifier", "no data"],
+    ids=["no model", "missing fact", "inputs", "data's shape", "no data"],
 )
 def test_faults_of_the_plan_the_model_and_the_data(model, plan, data, error, message):
     with pytest.raises(error) as caught:

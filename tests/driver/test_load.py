@@ -12,7 +12,7 @@ from torch import nn
 from user_code import NETS, load, same
 
 from prunec.compiler.driver.load import example_inputs, load_data, load_model
-from prunec.compiler.errors import PlanError, PrunecError
+from prunec.compiler.errors import DataError, PlanError, PrunecError
 
 
 @pytest.fixture(autouse=True)
@@ -208,17 +208,15 @@ def test_data():
     again = load_data(load("data: {factory: nets.py:Digits, args: {batch_size: 4}}\nseed: 3\n"))
     assert data is not None
     assert again is not None
-    [(batch, _)] = data.val()
-    assert batch.shape == (4,)
-    assert torch.equal(batch, again.val()[0][0])
+    [batch] = data.read("val")
+    assert batch.inputs.shape == (4,)
+    assert torch.equal(batch.inputs, next(iter(again.read("val"))).inputs)
     assert load_data(load("")) is None
 
 
 def test_data_need_their_splits():
     plan = load("data: nets.py:nothing\n")
-    with pytest.raises(
-        PlanError, match=r"nothing gave an object of type 'dict' without train\(\), val\(\), test\(\)"
-    ) as caught:
+    with pytest.raises(DataError, match="nothing gave an object of type 'dict', which has no batches") as caught:
         load_data(plan)
     assert str(caught.value.at) == "plan.yaml:2:7"
 

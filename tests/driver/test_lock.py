@@ -7,7 +7,7 @@ import pytest
 import torch
 from nets import program_of
 
-from prunec.compiler.driver.lock import check_model, check_result, entry, removed, sha256_of, versions
+from prunec.compiler.driver.lock import check_data, check_model, check_result, entry, removed, sha256_of, versions
 from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.program import Axis
 from prunec.passes.select import Select
@@ -65,6 +65,14 @@ def test_a_lock_holds_for_its_weights_alone():
         check_model(hashes, other, Span("plan.lock.json", 3, 1))
     assert caught.value.at is not None
     assert "result's weights differ" in (check_result(hashes, other) or "")
+
+
+def test_a_lock_tells_that_its_data_have_changed():
+    hashes = {"model": "m", "result": "r", "data": "abc"}
+    assert check_data(hashes, "abc") is None
+    assert "the data have changed since the lock was made" in (check_data(hashes, "def") or "")
+    for known, data in ((None, "def"), ({"model": "m"}, "def"), (hashes, None)):
+        assert check_data(known, data) is None
 
 
 def test_versions_are_of_all_that_computes():

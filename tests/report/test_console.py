@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from example_reports import FULL
 from rich.text import Text
 
 from prunec.compiler.errors import PlanError, Span, VerifyError
-from prunec.compiler.report.console import made_table, say, show_bug, show_error, table
+from prunec.compiler.report.console import made_table, say, show_bug, show_error, show_report, table
+from prunec.compiler.report.report import Evaluation
 
 
 def test_text_is_no_markup_and_is_not_broken(capsys):
@@ -80,3 +83,11 @@ def test_on_a_terminal_names_are_wrapped_and_never_cut(capsys, monkeypatch):
     out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert max(map(len, out.splitlines())) <= 40
     assert name in "".join(line.split(" ")[0] for line in out.splitlines()[1:])
+
+
+def test_alarms_come_last_and_loud(capsys, tmp_path):
+    show_report(replace(FULL, evaluation=Evaluation("test", 8, "no labels")), tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "WARNING: accuracy fell"
+    assert "warning: weights differ" in lines
+    assert "accuracy: not measured: no labels" in lines

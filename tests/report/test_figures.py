@@ -9,7 +9,7 @@ from example_reports import BARE, FULL
 
 from prunec.compiler.ir.program import Note
 from prunec.compiler.report import figures
-from prunec.compiler.report.report import Change, GroupWidths, Latency
+from prunec.compiler.report.report import Change, Evaluation, GroupWidths, Latency
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,19 @@ from prunec.compiler.report.report import Change, GroupWidths, Latency
 )
 def test_figures_in_words(text, value, expected):
     assert text(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "expected"),
+    [
+        (None, ""),
+        (Evaluation("test", 360), ""),
+        (Evaluation("val", 1200), "accuracy: of 1,200 samples of the split val"),
+        (Evaluation("test", 8, "no labels"), "accuracy: not measured: no labels"),
+    ],
+)
+def test_what_the_accuracy_is_of(evaluation, expected):
+    assert figures.evaluated(replace(BARE, evaluation=evaluation)) == expected
 
 
 def lines(report) -> list[tuple[str, str, str, str]]:

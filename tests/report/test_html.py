@@ -12,7 +12,7 @@ from example_reports import FULL
 from prunec.compiler import compile
 from prunec.compiler.ir.program import Note
 from prunec.compiler.report.html import SKYLINE, report_html, skyline
-from prunec.compiler.report.report import Change
+from prunec.compiler.report.report import Change, Evaluation
 from prunec.models.convnet import convnet
 from prunec.models.data import random
 from prunec.models.digits import cnn
@@ -80,6 +80,19 @@ def test_what_was_not_measured_has_none(report):
     page = Page(report_html(replace(report, accuracy=None)))
     assert len(page.named("div", "card")) == 3
     assert "ONNX file" not in page.texts
+
+
+def test_what_nobody_may_overlook_stands_in_a_box_of_its_own(report):
+    page = Page(report_html(replace(report, alarms=("accuracy < 10%",), warnings=("a warning",))))
+    assert len(page.named("div", "alarm")) == 1
+    assert len(page.named("div", "warning")) == 2
+    assert "accuracy < 10%" in page.texts
+    assert not Page(report_html(report)).named("div", "alarm")
+
+
+def test_why_there_is_no_accuracy(report):
+    page = Page(report_html(replace(report, accuracy=None, evaluation=Evaluation("test", 8, "no labels"))))
+    assert "accuracy: not measured: no labels" in page.texts
 
 
 def test_a_compile_without_passes_has_a_page():

@@ -10,8 +10,19 @@ from example_reports import BARE, FULL
 
 from prunec.compiler.report.report import Change, GroupWidths, Latency
 
-ALWAYS = ["prunec", "model", "inputs", "cost", "groups", "macs_by_node", "trace_seconds", "passes", "warnings"]
-SECTIONS = ["latency", "region", "accuracy", "weights", "onnx"]
+ALWAYS = [
+    "prunec",
+    "model",
+    "inputs",
+    "cost",
+    "groups",
+    "macs_by_node",
+    "trace_seconds",
+    "passes",
+    "warnings",
+    "alarms",
+]
+SECTIONS = ["latency", "region", "accuracy", "evaluation", "weights", "onnx"]
 WHOLE = {"macs": 1000, "params": 200, "memory": 64}
 SLIM = {"macs": 400, "params": 90, "memory": 48}
 
@@ -66,6 +77,7 @@ def test_a_bare_report_has_no_key_for_what_was_not_measured():
             },
         ],
         "warnings": [],
+        "alarms": [],
     }
     assert list(expected) == ALWAYS
     assert same(BARE.to_dict(), expected)
@@ -74,7 +86,8 @@ def test_a_bare_report_has_no_key_for_what_was_not_measured():
 def test_a_full_report_has_its_sections_behind_the_rest():
     found = FULL.to_dict()
     assert list(found) == [*ALWAYS, *SECTIONS]
-    assert found["warnings"] == ["weights differ"]
+    assert found["warnings"] == ["accuracy fell", "weights differ"]
+    assert found["alarms"] == ["accuracy fell"]
     expected = {
         "latency": {"predicted": {"before": 0.002, "after": 0.001}, "measured": {"before": 0.004, "after": 0.0025}},
         "region": {
@@ -83,6 +96,7 @@ def test_a_full_report_has_its_sections_behind_the_rest():
             "splice": ["from model import splice; splice(model)"],
         },
         "accuracy": {"before": 0.99, "after": 0.98},
+        "evaluation": {"split": "val", "samples": 1200},
         "weights": {"before": 117_912, "after": 58_600},
         "onnx": {
             "opset": 20,

@@ -8,6 +8,7 @@ from prunec.compiler.cost.model import Cost
 from prunec.compiler.ir.program import Note
 from prunec.compiler.report.report import (
     Change,
+    Evaluation,
     GroupWidths,
     Latency,
     OnnxFindings,
@@ -60,9 +61,11 @@ _EXPORT = OnnxReport(
 FULL = replace(
     BARE,
     warnings=("weights differ",),
+    alarms=("accuracy fell",),
     latency=Latency(predicted=Change(0.002, 0.001), measured=Change(0.004, 0.0025)),
     region=RegionFindings(("backbone",), 3e-07, ("from model import splice; splice(model)",)),
     accuracy=Change(0.99, 0.98),
+    evaluation=Evaluation("val", 1200),
     weights=Change(117_912, 58_600),
     onnx=OnnxFindings(
         Change(_EXPORT, replace(_EXPORT, bytes=60_000, differences={1: 2.5e-07, 3: 3.1e-07}, max_difference=3.1e-07)),

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from prunec.compiler.cli import main as cli
+from prunec.compiler.data import Data
+from prunec.compiler.driver.accuracy import evaluate
 from prunec.compiler.driver.compile import compile, load_program
-from prunec.compiler.driver.measure import accuracy
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
 from prunec.models import digits
@@ -62,6 +63,10 @@ def scored():
     model = {"factory": "prunec.models.digits:resnet", "weights": str(WEIGHTS)}
     program = load_program(Plan.from_dict({"plan": 1, "model": model, "inputs": [[1, 1, 8, 8]]}))
     return Score(criterion="l2").run(program, Context()).program
+
+
+def accuracy(module, batches) -> float | None:
+    return evaluate(module, Data.of(batches), torch.zeros(1)).accuracy
 
 
 def shrunk_accuracy(scored, ratio) -> float:

@@ -1,0 +1,370 @@
+"""Data as a compile reads them: whatever a plan's factory or a caller gives, as checked batches with their places.
+
+    data      an object with train(), val() and test(), or some of them; a mapping with these keys; or batches alone,
+              such as a DataLoader, which then serve as every split
+    split     an iterable of batches that can be read again
+    batch     (inputs, labels), or inputs alone; inputs are a tensor, a tuple of arguments, or a mapping of them by name
+
+        x                      inputs alone                  ((x, mask), labels)             two arguments
+        (x, labels)            and labels                    ({"x": x, "mask": mask}, None)  by name, and no labels
+
+Reading draws torch's random numbers from a stream of its own: a loader that shuffles gives the same order at every
+reading, and the caller's random state is left alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from prunec.compiler.errors import DataError, PrunecError, Span
+from prunec.compiler.ir.inputs import LITERALS, batch_of, called, is_batched, map_tensors, tensors_in
+from prunec.compiler.user_code import fault, running
+
+SPLITS: Final = ("train", "val", "test")
+
+PROTOCOL: Final = "data have train(), val() and test(), or some of them; or they are batches, such as a DataLoader"
+"""What data are, for hints."""
+
+_BATCH: Final = "a batch is (inputs, labels), or inputs alone"
+_SEVERAL: Final = "several inputs are written ((x, y), labels), or ({'x': x, 'y': y}, labels)"
+
+
+# -- a batch -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a batch comes from: the split (empty where the data have none), its number, and the plan's entry."""
+
+    split: str = ""
+    number: int = 0
+    at: Span | None = None
+
+    @property
+    def source(self) -> str:
+        """`the data's test()`."""
+        return f"the data's {self.split}()" if self.split else "the data"
+
+    def fault(self, message: str, hint: str | None = None) -> DataError:
+        """The error of what is wrong with this batch."""
+        return DataError(f"batch {self.number} of {self.source}: {message}", at=self.at, hint=hint)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples: `inputs` is what the model is called with, `labels` is None where the data have none."""
+
+    inputs: Any
+    """A tensor, a tuple of arguments, or a mapping of them by name."""
+    labels: Any = None
+    """A tensor, [samples, ...]; or what else the data give, such as the boxes of a detector."""
+    place: Place = field(default_factory=Place)
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return batch_of(self.inputs) or 0
+
+    @property
+    def shapes(self) -> str:
+        """The shapes of the inputs, for messages."""
+        return " and ".join(str(list(x.shape)) for x in tensors_in(self.inputs))
+
+    def __getitem__(self, where: slice) -> Batch:
+        count = self.count
+        inputs = map_tensors(lambda x: x[where] if is_batched(x, count) else x, self.inputs)
+        labels = map_tensors(lambda x: x[where] if is_batched(x, count) else x, self.labels)
+        return replace(self, inputs=inputs, labels=labels)
+
+    def like(self, example: Any, device: torch.device) -> Batch:
+        """The batch on a device, its floating-point inputs in the dtype of the example inputs' first ones."""
+        floating = (x.dtype for x in tensors_in(example) if x.is_floating_point())
+        dtype = next(floating, torch.get_default_dtype())
+        inputs = map_tensors(lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype), self.inputs)
+        labels = map_tensors(lambda x: x.to(device), self.labels)
+        return replace(self, inputs=inputs, labels=labels)
+
+    def through(self, module: Callable[..., Any]) -> Any:
+        """What the model gives for the batch. Raises `DataError` where it can't take it."""
+        with running("", DataError, explain=self.refused):
+            return called(module, self.inputs)
+
+    def refused(self, error: BaseException) -> PrunecError:
+        """The error of a model that can't take the batch."""
+        what = f"batch {self.place.number}: the model can't take the data's batches, of shape {self.shapes}"
+        return fault(what, DataError, error, at=self.place.at, hint=self._hint())
+
+    def _hint(self) -> str | None:
+        """What may be meant by a batch that a model can't take; None where nothing is likely."""
+        if isinstance(self.inputs, Mapping):
+            return f"a mapping gives forward its arguments by name: {', '.join(map(str, self.inputs))}; {_BATCH}"
+        return None if self.labels is not None else _BATCH
+
+    @property
+    def classes(self) -> Tensor | None:
+        """The class of every sample, [samples], in int64; None where the labels are something else."""
+        labels = self.labels
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+            return None
+        return labels.reshape(-1).long() if labels.ndim == 1 or labels.shape[1:] == (1,) else None
+
+
+def told(labels: Any) -> str:
+    """What labels are, in words."""
+    if labels is None:
+        return "the data have no labels"
+    if isinstance(labels, Tensor):
+        return f"the labels are {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+    return f"the labels are a {type(labels).__name__}"
+
+
+def checked(found: Any, place: Place) -> Batch:
+    """What data gave as a batch, checked. Raises `DataError` where it is none."""
+    inputs, labels = found, None
+    if isinstance(found, tuple | list):
+        if len(found) not in (1, 2):
+            hint = _SEVERAL if len(found) else _BATCH
+            raise place.fault(f"it must be (inputs, labels), got {len(found)} values", hint)
+        inputs, labels = found if len(found) == 2 else (found, None)
+    if not isinstance(inputs, Tensor | np.ndarray | tuple | list | Mapping):
+        raise place.fault(f"its inputs must be tensors, got {_kind(inputs)}", _BATCH)
+    inputs = _inputs(inputs, place)
+    if batch_of(inputs) is None:
+        raise place.fault(
+            "its inputs hold no tensor with a row for each sample", "a DataLoader makes batches of samples"
+        )
+    return Batch(inputs, _labels(labels, inputs, place), place)
+
+
+def _inputs(value: Any, place: Place) -> Any:
+    """Inputs with plain containers, and tensors for arrays."""
+    if isinstance(value, Mapping):
+        return {key: _inputs(item, place) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_inputs(item, place) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, np.ndarray):
+        return _tensor(value, "inputs", place)
+    if isinstance(value, Tensor):
+        return _plain(value, "inputs", place)
+    if not isinstance(value, LITERALS):
+        raise place.fault(
+            f"its inputs hold {_kind(value)}", "give tensors, numbers and None, in tuples, lists or dicts"
+        )
+    return value
+
+
+def _labels(value: Any, inputs: Any, place: Place) -> Any:
+    """Labels as a tensor where they are numbers. Raises `DataError` for texts, and for more or fewer than samples."""
+    if _holds_text(value):
+        raise place.fault("its labels are text", "give the numbers of classes")
+    if isinstance(value, np.ndarray | np.generic) or _is_numbers(value):
+        value = _tensor(value, "labels", place)
+    if not isinstance(value, Tensor):
+        return value
+    if not _plain(value, "labels", place).ndim:
+        raise place.fault("it has one label, not one for each sample", "a DataLoader makes batches of samples")
+    # Of sequences that run along the first dimension, the samples are counted along the second.
+    if not any(len(value) in tensor.shape[:2] for tensor in tensors_in(inputs)):
+        raise place.fault(f"it has {batch_of(inputs)} inputs and {len(value)} labels")
+    return value
+
+
+def _plain(tensor: Tensor, what: str, place: Place) -> Tensor:
+    """A tensor that has values, and rows that can be picked."""
+    kinds = {"nested": tensor.is_nested, "quantised": tensor.is_quantized, "meta": tensor.is_meta}
+    kind = next((kind for kind, found in kinds.items() if found), "" if tensor.layout == torch.strided else "sparse")
+    if kind:
+        raise place.fault(f"its {what} hold a {kind} tensor", "give dense tensors with values")
+    return tensor
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether this is a number, or a nest of lists of numbers."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_is_numbers, value))
+    return isinstance(value, bool | int | float | np.generic)
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(isinstance(item, str | bytes) for item in value)
+    return isinstance(value, str | bytes)
+
+
+def _tensor(value: Any, what: str, place: Place) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise place.fault(f"its {what} can't be made a tensor: {error}") from error
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"an object of type '{type(value).__name__}'"
+
+
+# -- the data ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of a split: its batches, and how many there will be, where that is known."""
+
+    batches: Iterator[Batch]
+    total: int | None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Splits of batches. `splits` are those that the data have; of batches alone, each is all of them."""
+
+    given: Any = field(repr=False)
+    splits: tuple[str, ...]
+    alone: bool
+    """Whether the data are batches, and no object with splits."""
+    at: Span | None = None
+    seed: int = 0
+    _read: dict[str, Callable[[], Any]] = field(default_factory=dict, repr=False)
+    """Split -> the iterator that it gave last, as long as somebody holds it."""
+
+    @staticmethod
+    def of(given: Any, subject: str = "the data are", at: Span | None = None, seed: int = 0) -> Data:
+        """The data that somebody gave; data of ours as they are. `subject` is how the error begins.
+
+        Raises `DataError` for what is neither an object with splits nor an iterable of batches.
+        """
+        if isinstance(given, Data):
+            return given
+        with running("the data's splits can't be read", DataError, at=at):
+            splits = tuple(split for split in SPLITS if _is_split(_member(given, split)))
+            wrong = None if splits and not isinstance(given, type | nn.Module) else _no_batches(given)
+        if wrong is not None:
+            raise DataError(f"{subject} {wrong[0]}", at=at, hint=wrong[1])
+        return Data(given, splits or SPLITS, not splits, at, seed)
+
+    def first(self, *splits: str) -> str | None:
+        """The first of these splits that the data have."""
+        return next((split for split in splits if split in self.splits), None)
+
+    def require(self, split: str) -> None:
+        """Raise `DataError` where the data have no such split."""
+        if split not in self.splits:
+            has = " and ".join(f"{name}()" for name in self.splits)
+            raise DataError(f"the data have no split '{split}'", at=self.at, hint=f"they have {has}")
+
+    def read(self, split: str) -> Reading:
+        """The batches of a split, from the first one on. Whatever the data raise becomes a `DataError`.
+
+        Raises `DataError` where the data have no such split, or where it can't be read again.
+        """
+        self.require(split)
+        place, stream = Place("" if self.alone else split, 0, self.at), _Stream(self.seed)
+        with running(f"{place.source} failed", DataError, at=self.at), stream.drawn():
+            made = self.given if self.alone else _member(self.given, split)
+            source = made() if callable(made) and not self.alone else made
+            wrong = ("None", PROTOCOL) if source is None else _no_batches(source, made is source)
+            if wrong is not None:
+                raise DataError(f"{place.source} gave {wrong[0]}", at=self.at, hint=wrong[1])
+            items, total = iter(source), _length(source)
+        self._refuse_again(items, place)
+        return Reading(self._batches(items, place, stream), total)
+
+    def _refuse_again(self, items: Iterator[Any], place: Place) -> None:
+        """Refuse an iterator that an earlier reading has begun already."""
+        last = self._read.get(place.split, lambda: None)()
+        if last is items and not isinstance(items, _BaseDataLoaderIter):  # which starts anew, where its workers persist
+            message = f"{place.source} gave the same '{type(items).__name__}' twice, which can be read once"
+            raise DataError(message, at=self.at, hint=_AGAIN)
+        try:
+            self._read[place.split] = weakref.ref(items)
+        except TypeError:  # builtin iterators can't be referred to weakly
+            self._read[place.split] = lambda: items
+
+    def _batches(self, items: Iterator[Any], place: Place, stream: _Stream) -> Iterator[Batch]:
+        while True:
+            with running(f"{place.source} failed at batch {place.number}", DataError, at=self.at), stream.drawn():
+                try:
+                    found = next(items)
+                except StopIteration:
+                    return
+            yield checked(found, place)
+            place = replace(place, number=place.number + 1)
+
+
+class _Stream:
+    """A stream of torch's random numbers; those that others draw from are left alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = torch.Generator().manual_seed(seed).get_state()
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """A context in which torch draws the stream's next numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.state)
+            yield
+            self.state = torch.get_rng_state()
+
+
+_AGAIN: Final = "data are read several times: give a list, a DataLoader, or a method that makes them anew at each call"
+
+
+def _member(given: Any, split: str) -> Any:
+    return given.get(split) if isinstance(given, Mapping) else getattr(given, split, None)
+
+
+def _is_split(value: Any) -> bool:
+    """Whether an attribute is a split: a method, or batches. (A data set of torchvision has a flag `train`.)"""
+    return value is not None and (callable(value) or _no_batches(value, False) is None)
+
+
+def _no_batches(value: Any, kept: bool = True) -> tuple[str, str] | None:
+    """Why a value is no iterable of batches, and what would be right; None where it is one.
+
+    `kept` where the value was given itself: an iterator could then be read once.
+    """
+    if isinstance(value, type):
+        return f"the class '{value.__name__}'", "make an object of it"
+    if inspect.isroutine(value):
+        return f"the function '{value.__name__}'", "give what it returns"
+    if isinstance(value, Dataset) and not isinstance(value, IterableDataset):
+        what = f"a data set of single samples, of type '{type(value).__name__}'"
+        return what, "make batches of them: DataLoader(data_set, batch_size=64)"
+    if isinstance(value, Tensor | np.ndarray):
+        return _kind(value), "one batch is written [(inputs, labels)]"
+    if _is_batch(value):
+        return "one batch", "a list of one batch is written [(inputs, labels)]"
+    iterable = hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
+    if not iterable or isinstance(value, str | bytes | Mapping | nn.Module):
+        return f"{_kind(value)}, which has no batches", PROTOCOL
+    if kept and hasattr(type(value), "__next__"):
+        return f"a '{type(value).__name__}', which can be read once", _AGAIN
+    return None
+
+
+def _is_batch(value: Any) -> bool:
+    """Whether a value is inputs and labels, rather than two batches of inputs."""
+    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in value)
+    return pair and value[0].ndim != value[1].ndim
+
+
+def _length(source: Any) -> int | None:
+    """How many batches there will be; None where the source doesn't know."""
+    try:
+        return len(source)
+    except (TypeError, NotImplementedError):
+        return None
