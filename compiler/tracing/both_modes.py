@@ -42,13 +42,16 @@ def trace_modes(
     """
     if mode == "eval":
         program = trace(model, example_inputs, name=name)
-        return program, (*_goes_without(program), *size_warnings(program, example_inputs, partial(trace, model)))
+        return program, (
+            *_goes_without(program),
+            *size_warnings(program, example_inputs, partial(trace, model, advise=False)),
+        )
     trained = recorded(model, example_inputs, name=name, mode="train")
     warnings = _goes_without(trained)
     try:
         traced = recorded(model, example_inputs, name=name)
         joint = joint_program(traced, trained)
-        warnings = (*warnings, *size_warnings(traced, example_inputs, partial(recorded, model)))
+        warnings = (*warnings, *size_warnings(traced, example_inputs, partial(recorded, model, advise=False)))
     except ModelError as error:
         joint, warnings = trained, (*warnings, _one_result(error))
     program = with_plain_weights(joint)

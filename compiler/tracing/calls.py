@@ -74,9 +74,10 @@ _UNTRACED = _words(
 _DECIDES = _words("__bool__ __contains__ is_nonzero equal allclose")
 _SELECTS = _words("__getitem__ nonzero argwhere where unique unique_consecutive masked_select")
 _READS_NUMBERS = _words(
-    "__int__ __float__ __index__ __complex__ __format__ __array__ item tolist numpy _pack_padded_sequence"
+    "__int__ __float__ __index__ __complex__ __format__ __array__ item tolist numpy _pack_padded_sequence "
+    "__dlpack__ __dlpack_device__"
 )
-_COUNTS = _SELECTS | _words("where bincount repeat_interleave histc one_hot")
+_COUNTS = _SELECTS | _words("where bincount repeat_interleave tensor_split histc one_hot nms")
 """Calls for which the values of the tensors decide how large the result is, in some of their forms."""
 _PLAIN_NUMBERS = _words("ndim dim ndimension __len__ element_size itemsize get_device __int__ __float__ __index__")
 """Calls whose number needs no node: it can't depend on the batch, or Python makes a plain number of it anyway."""
@@ -100,14 +101,19 @@ _SIZE = (
 )
 
 
-_NO_KERNEL = ("torch can't tell the shape that an operation gives", "register a meta kernel for it")
+_NO_KERNEL = (
+    "torch can't tell from shapes alone what an operation gives",
+    "register a meta kernel for it; or " + _AROUND,
+)
 _SHOWN: Mapping[str, str] = {
     "__int__": "int()",
     "__float__": "float()",
     "__index__": "an index",
     "__getitem__": "x[mask]",
+    "__array__": "numpy.asarray()",
     "where": "torch.where(mask)",
     "_pack_padded_sequence": "pack_padded_sequence",
+    "__dlpack_device__": "from_dlpack",
 }
 
 
@@ -166,15 +172,16 @@ class Call:
             args = tuple(args[i] for i in self.order)
         return (*args, *self.suffix), kwargs
 
-    def complaint(self, *, in_arguments: bool = False) -> tuple[str, str]:
+    def complaint(self, *, in_arguments: bool = False, sized: bool = False) -> tuple[str, str]:
         """The error's message and hint where the call needs values that aren't known: its tensor's or, `in_arguments`,
-        those of a tensor among the numbers that it is given."""
+        those of a tensor among the numbers that it is given. With `sized`, these decide the size of its result."""
         if self.name in _DECIDES:
             text, hint = _BRANCH
             return f"{text} (`if`, `while`, `and`, `in` or `assert` on it)", hint
-        if in_arguments:
+        counts = sized or self.name in _COUNTS
+        if in_arguments and not counts:
             return f"{_NUMBER[0]} (among the arguments of `{self.name}`)", _NUMBER[1]
-        text, hint = _NUMBER if self.name in _READS_NUMBERS else _SIZE if self.name in _COUNTS else _NO_KERNEL
+        text, hint = _NUMBER if self.name in _READS_NUMBERS else _SIZE if counts else _NO_KERNEL
         shown = _SHOWN.get(self.name, f".{self.name}()" if self.kind == "call_method" else self.name)
         return f"{text} (`{shown}`)", hint
 

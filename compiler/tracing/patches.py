@@ -7,6 +7,7 @@
       Categorical(logits=x)            its arguments aren't checked, which would look at their values
       scripted(x, y)                   the Python function that the script was made from is called, and so traced
       x.set_()                         nothing is freed
+      copy.copy(x)                     x.detach(), which shares the memory, too
       torch.dropout(x, p, flag)        its namesake in torch.nn.functional, which takes a traced flag
     written_out                        what torch's own transformers meet
       the fast path of eval mode       is off, so that the layers' operations are traced
@@ -28,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import transformer
+
+from prunec.compiler.tracing.symbolic_numbers import Refused
 
 _Function = Callable[..., Any]
 
@@ -57,7 +60,9 @@ def patched(*, exporting: bool) -> Iterator[None]:
             _replaced(torch.compiler, dict.fromkeys(_FLAGS, exporting)),
             _replaced(torch.autocast, {"__init__": _idle(torch.autocast.__init__)}),
             _replaced(torch.jit.ScriptFunction, {"__call__": _inlined(torch.jit.ScriptFunction.__call__)}),
-            _replaced(torch.Tensor, {"set_": _kept(torch.Tensor.set_)}),
+            _replaced(torch.Tensor, {"set_": _kept(torch.Tensor.set_), "__copy__": torch.Tensor.detach}),
+            _replaced(torch.Tensor, {"__reduce_ex__": _unpickled(torch.Tensor.__reduce_ex__)}),
+            _replaced(nn.Parameter, {"__reduce_ex__": _unpickled(nn.Parameter.__reduce_ex__)}),
         ):
             yield
     finally:
@@ -67,14 +72,17 @@ def patched(*, exporting: bool) -> Iterator[None]:
 @contextmanager
 def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
     """Give attributes of `owner` other values for a while."""
-    old = {name: getattr(owner, name) for name in values}
+    old = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
     try:
         for name, value in values.items():
             setattr(owner, name, value)
         yield
     finally:
-        for name, value in old.items():
-            setattr(owner, name, value)
+        for name in values:
+            if name in old:
+                setattr(owner, name, old[name])
+            else:
+                delattr(owner, name)
 
 
 def _idle(init: _Function) -> _Function:
@@ -95,10 +103,25 @@ def _kept(empty: _Function) -> _Function:
     thread = threading.get_ident()
 
     def freed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        traced = threading.get_ident() == thread and self.is_meta and not args and not kwargs
-        return self if traced else empty(self, *args, **kwargs)
+        if threading.get_ident() == thread and any(isinstance(x, Tensor) and x.is_meta for x in (self, *args)):
+            if args or kwargs:
+                raise Refused("the data of a tensor are replaced (`set_`)", "use an operation, such as copy_")
+            return self
+        return empty(self, *args, **kwargs)
 
     return freed
+
+
+def _unpickled(reduce: _Function) -> _Function:
+    """What pickle asks of a tensor: one of the trace has no bytes."""
+    thread = threading.get_ident()
+
+    def reduced(self: Any, protocol: Any) -> Any:
+        if threading.get_ident() == thread and self.is_meta:
+            raise Refused("a tensor is pickled or saved", "keep it a tensor, such as x.clone()")
+        return reduce(self, protocol)
+
+    return reduced
 
 
 def _inlined(call: _Function) -> _Function:

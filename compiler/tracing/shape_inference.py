@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import fx, nn
 
 from prunec.compiler.ir.modules import eval_copy, to_meta, unhooked
 from prunec.compiler.tracing.calls import Call
+from prunec.compiler.tracing.containers import leaves
 from prunec.compiler.tracing.meta_model import StandIn
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -83,6 +85,37 @@ def _run(standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         device = tensors[0].device if tensors else torch.device("cpu")
         real = _map_tensors((args, kwargs), lambda t: torch.zeros(t.size(), dtype=t.dtype, device=device))
         return _map_tensors(unhooked(eval_copy(standin.original))(*real[0], **real[1]), to_meta)
+
+
+def shapes_on_data(function: Callable[..., Any], args: Any, kwargs: Any) -> set[str]:
+    """The shapes that a call gives on zeros, ones and random numbers in the place of its meta tensors: none where it
+    fails on these, too; several where its result's size depends on values."""
+    found: list[torch.Tensor] = []
+    _map_tensors((args, kwargs), lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+    if not found or sum(tensor.numel() for tensor in found) > _MOST_DATA:
+        return set()
+    shapes = set()
+    for fill in (torch.zeros, torch.ones, _drawn):
+        real = _map_tensors((args, kwargs), partial(_filled, fill))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                value = function(*real[0], **real[1])
+        except Exception:  # the call's own fault, which is told as such
+            continue
+        shapes.add(str([tensor.shape for tensor in leaves(value) if isinstance(tensor, torch.Tensor)]))
+    return shapes
+
+
+def _filled(fill: Callable[..., torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    return fill(tensor.size(), dtype=tensor.dtype)
+
+
+def _drawn(size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    return (torch.arange(size.numel()) % 3).reshape(size).to(dtype)
+
+
+_MOST_DATA = 10**7
+"""Elements of a call's tensors up to which it is tried on data."""
 
 
 def _map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:

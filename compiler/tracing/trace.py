@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.graph import is_impure
-from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, tensors_in
-from prunec.compiler.ir.modules import eval_copy, unhooked
+from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, map_tensors, tensors_in
+from prunec.compiler.ir.modules import eval_copy, evaluating, unhooked
 from prunec.compiler.ir.program import Program, State
+from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
@@ -32,12 +34,24 @@ from prunec.compiler.tracing.user_state import undisturbed
 from prunec.compiler.tracing.weight_folding import with_plain_weights
 from prunec.compiler.user_code import name_of, running, text_of, told, user_span
 
+_ON_SHAPES = (
+    "the model itself runs on the example inputs; this line doesn't on tensors that have shapes and no data: write it "
+    "with operations of tensors, or name a part of the model that leaves it out: region: backbone"
+)
+
+
+class _Foreign(ModelError):
+    """What the user's code or torch's raised, neither of which says what it means for a trace."""
+
+
 NOT_BOOL = "must be bool, not Flag"
 """What compiled functions say when they are given the traced flag `training`, which is no true bool."""
 
 
 @gc_paused()
-def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
+def trace(
+    model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval", advise: bool = True
+) -> Program:
     """The program of a model for inputs like the example's. The model isn't changed, and its weights are shared.
 
     `example_inputs` are forward's arguments: a tuple in order, or a mapping by name. Those that hold no tensor are
@@ -47,18 +61,28 @@ def trace(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, 
     Weights that are computed from others (weight norm, parametrizations, weight standardisation) become plain ones: see
     `tracing.parametrizations` and `tracing.weight_folding`.
     A dataclass or mapping that the model gives back becomes a dict. Raises ModelError where the model can't be traced
-    (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault.
+    (with the module and the source line), where the inputs don't fit it, and for `check_batch`'s fault; where it fails
+    in foreign code, the model itself is run once, to `advise` what to do about it.
     """
     with running(f"{type(model).__name__} can't be traced", ModelError, mixed=True):
-        program = with_plain_weights(recorded(model, example_inputs, name=name, mode=mode))
+        program = with_plain_weights(recorded(model, example_inputs, name=name, mode=mode, advise=advise))
         check_batch(program)
     return program
 
 
-def recorded(model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval") -> Program:
-    """`trace` without its last two steps: no computed weight is made plain, and views of the batch aren't checked."""
+def recorded(
+    model: nn.Module, example_inputs: Inputs, *, name: str | None = None, mode: Mode = "eval", advise: bool = True
+) -> Program:
+    """`trace` without its last two steps: no computed weight is made plain, and views of the batch aren't checked.
+
+    Where that fails in the user's code or in torch's, the model itself is run, to `advise` what to do about it.
+    """
     inputs = arguments(model, example_inputs)
-    tracer = _run(model, inputs, mode)
+    try:
+        tracer = _run(model, inputs, mode)
+    except _Foreign as error:
+        hint = _ON_SHAPES if advise and _runs(model, inputs) else error.hint
+        raise ModelError(error.message, at=error.at, hint=hint) from error.__cause__
     if tracer.froze:
         follow_batch(tracer.graph, inputs, lambda others: _run(model, others, mode).graph)
     tracer.constants.fold(tracer.graph)
@@ -148,10 +172,27 @@ def _explained(error: BaseException, model: nn.Module, tracer: Tracer | None, in
     if NOT_BOOL in text:
         hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
         return ModelError(f"{where}: {text}", at=user_span(error), hint=hint)
+    if not isinstance(error, Exception):  # a forward that ends the program doesn't do so for its inputs' sake
+        return ModelError(f"{where}: {text}", at=user_span(error))
     shapes = ", ".join(f"{key} {_shapes(value)}" for key, value in inputs.inputs.items())
     asked = f"the example inputs are {shapes}: does the model run on such inputs?"
-    # A forward that ends the program doesn't do so for its inputs' sake.
-    return ModelError(f"{where}: {text}", at=user_span(error), hint=asked if isinstance(error, Exception) else None)
+    return _Foreign(f"{where}: {text}", at=user_span(error), hint=asked)
+
+
+def _runs(model: nn.Module, inputs: Arguments) -> bool:
+    """Whether the model itself runs on the example inputs."""
+    try:
+        with (
+            running("the forward failed", ModelError),
+            undisturbed(model),
+            evaluating(model),
+            seeded(0),
+            torch.no_grad(),
+        ):
+            model(*map_tensors(torch.clone, inputs.bound.args), **map_tensors(torch.clone, inputs.bound.kwargs))
+    except ModelError:
+        return False
+    return True
 
 
 def _shapes(value: Any) -> str:

@@ -27,13 +27,15 @@ from prunec.compiler.tracing.calls import Call, describe, shown_type, with_dtype
 from prunec.compiler.tracing.constant_folding import Constants
 from prunec.compiler.tracing.containers import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
 from prunec.compiler.tracing.data_dependent import Places, at_zero, places_of, with_mask, with_numbers
+from prunec.compiler.tracing.equivalents import equivalent
 from prunec.compiler.tracing.locations import in_meta_kernel, user_line
 from prunec.compiler.tracing.lowering import lowers, multihead_attention_function
 from prunec.compiler.tracing.meta_model import MetaCopy, StandIn, meta_copy
 from prunec.compiler.tracing.patches import MODULE_CALL, module_calls_sent_to, patched, written_out
-from prunec.compiler.tracing.shape_inference import MetaRunner
+from prunec.compiler.tracing.shape_inference import MetaRunner, shapes_on_data
 from prunec.compiler.tracing.symbolic_numbers import Flag, Handle, Number, Refused, Shape, wrap_number
 from prunec.compiler.tracing.training_flag import FOLLOWS, following
+from prunec.compiler.tracing.vmaps import vmaps_sent_to
 
 _META = torch.device("meta")
 
@@ -68,7 +70,13 @@ class Tracer(TorchFunctionMode):
         with torch.inference_mode(False), torch.no_grad():
             values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
             args, kwargs = inputs.call(values)
-            with module_calls_sent_to(self.call_module), patched(exporting=exporting), written_out(), self:
+            with (
+                module_calls_sent_to(self.call_module),
+                patched(exporting=exporting),
+                written_out(),
+                vmaps_sent_to(self),
+                self,
+            ):
                 left_out: list[str] = []
                 result = returned(nn.Module.__call__(self.copy.root, *args, **kwargs), left_out)
             node = self.graph.output(self.to_graph(result))
@@ -196,6 +204,9 @@ class Tracer(TorchFunctionMode):
         if lowers(func, kwargs):
             with self:
                 return multihead_attention_function(*args, **kwargs)
+        if (other := equivalent(func, args, kwargs, self._constant_value)) is not None:
+            with self:
+                return other()
         if self._training and func in FOLLOWS:
             args, kwargs = following(self._flag, FOLLOWS[func], args, kwargs)
         args = with_dtype(func, with_mask(args))
@@ -268,14 +279,20 @@ class Tracer(TorchFunctionMode):
             if (single := at_zero(call.name, plain_args)) is not None:
                 return self._runner.call(call, single, plain_kwargs)
             in_arguments = "Tensor.item() cannot be called" in str(error) and not call.reads_values
-            if call.reads_values or in_arguments or isinstance(error, NotImplementedError):
-                raise Refused(*call.complaint(in_arguments=in_arguments)) from error
+            given = () if call.reads_values or in_arguments else shapes_on_data(call.function, plain_args, plain_kwargs)
+            if call.reads_values or in_arguments or given or isinstance(error, NotImplementedError):
+                raise Refused(*call.complaint(in_arguments=in_arguments, sized=len(given) > 1)) from error
             raise
 
     def _number(self, tensor: torch.Tensor) -> Any:
         """The number in a constant tensor of one element; any other tensor unchanged."""
         known = self.constants.evaluate(torch.Tensor.item, (self.to_graph(tensor),), {})
         return tensor if known is None else known[0]
+
+    def _constant_value(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The value of a tensor that depends on constants alone; None of any other."""
+        known = self.constants.evaluate(lambda value: value, (self.to_graph(tensor),), {})
+        return None if known is None else known[0]
 
     def _known(self, call: Call, args: Any, kwargs: Any) -> tuple[Any] | None:
         """The call's value, in a tuple, where constants decide it; of `x[mask]`, a value of the right shape where the

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import math
 import operator
+import pickle
 import re
 import time
 from collections import namedtuple
@@ -719,6 +721,52 @@ class Residual(nn.Module):
 
     def forward(self, x):
         return x + torch.relu(self.bn(self.conv(x)))
+
+
+class Foreign(nn.Module):
+    """A model whose forward does `what`."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.fc, self.what = nn.Linear(4, 4), what
+
+    def forward(self, x):
+        return self.fc(self.what(x))
+
+
+@pytest.mark.parametrize("what", [lambda x: torch.FloatTensor(x), lambda x: torch.nested.nested_tensor([x[0]])[0] + x])
+def test_a_hint_says_that_the_model_runs_where_it_does(what):
+    with pytest.raises(ModelError) as caught:
+        trace(Foreign(what), (torch.rand(2, 4),))
+    assert caught.value.hint.startswith(
+        "the model itself runs on the example inputs; this line doesn't on tensors that"
+    )
+    assert caught.value.hint.endswith("region: backbone")
+    assert caught.value.at.file == __file__
+
+
+def test_a_hint_asks_where_the_model_fails():
+    with pytest.raises(ModelError) as caught:
+        trace(Foreign(lambda x: x[:, :3]), (torch.rand(2, 4),))
+    assert caught.value.hint == "the example inputs are x [2, 4]: does the model run on such inputs?"
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda x: pickle.loads(pickle.dumps(x)), "a tensor is pickled or saved"),
+        (lambda x: torch.save(x, io.BytesIO()) or x, "a tensor is pickled or saved"),
+        (lambda x: pickle.loads(pickle.dumps(nn.Parameter(x))), "a tensor is pickled or saved"),
+        (lambda x: torch.empty(0).set_(x), "the data of a tensor are replaced (`set_`)"),
+    ],
+)
+def test_tensors_of_a_trace_have_no_bytes(what, message):
+    with pytest.raises(ModelError) as caught:
+        trace(Foreign(what), (torch.rand(2, 4),))
+    assert caught.value.message == f"Foreign: {message}"
+    x = torch.rand(3)
+    assert torch.equal(pickle.loads(pickle.dumps(x)), x)
+    assert not hasattr(torch.Tensor, "__copy__")
 
 
 def test_time_grows_linearly_with_depth():
