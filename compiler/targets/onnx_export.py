@@ -92,7 +92,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
         raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
     if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
-    with evaluating(program.graph_module), torch.no_grad():
+    with evaluating(program.module), torch.no_grad():
         model, checks, reason = _export(program, path, opset, frozenset(dynamic))
     worst = max(checks.values(), key=lambda check: check.difference)
     return OnnxReport(
@@ -110,7 +110,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:
     """The program in eval mode as an ONNX model of fixed sizes, unchecked. Raises `ModelError` where there is none."""
     program = program.deployed
-    with evaluating(program.graph_module), torch.no_grad():
+    with evaluating(program.module), torch.no_grad():
         return bytes(_convert(program, opset, frozenset()).SerializeToString())
 
 
@@ -173,11 +173,10 @@ def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
     dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}
     old = batch_of(program.inputs)
     shapes = tuple(map_tensors(lambda x: _open_dims(x, old, dims), value) for value in program.inputs)
-    assert program.graph_module.code, "fx makes the signature of `forward` together with the code"
     try:
         with _quiet():
             exported = torch.onnx.export(
-                program.graph_module,
+                program.module,  # its `forward` has a signature, unlike that of a module without code
                 inputs,
                 dynamo=True,
                 external_data=False,
@@ -226,7 +225,7 @@ def _why_static(program: Program) -> str:
     for size in BATCHES:
         try:
             with _quiet():  # fx prints the code of a module that fails
-                program.graph_module(*with_batch(program, size))
+                program.module(*with_batch(program, size))
         except Exception as error:  # whatever the model's own code raises
             return f"the model doesn't run on a batch of {size}: {first_line(error)}"
     return ""
@@ -303,7 +302,7 @@ def _compare(opened: Any, program: Program, inputs: Values) -> Check:
         got = opened.run(None, feed(opened, inputs))
     except Exception as error:  # onnxruntime's errors have no root of their own
         raise VerifyError(f"onnxruntime can't run the ONNX file at batch {size}: {first_line(error)}") from error
-    expected = _run(program.graph_module, inputs)
+    expected = _run(program.module, inputs)
     difference = relative_difference(got, expected)
     if difference <= TOLERANCE:
         return Check(difference)
