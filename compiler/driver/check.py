@@ -17,6 +17,7 @@ from prunec.compiler.cost.model import cost
 from prunec.compiler.data import Data
 from prunec.compiler.driver.accuracy import evaluate
 from prunec.compiler.driver.compile import load_original, steps_of
+from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import load_data
 from prunec.compiler.driver.lock import check_model
 from prunec.compiler.driver.pass_manager import Step, check_needs, check_options, check_ready
@@ -33,8 +34,11 @@ def check_plan(plan: Plan) -> Iterator[str]:
     steps = steps_of(plan)
     check_needs(steps)
     yield f"passes: {_listed(steps) or 'none'}: every option is valid, and each pass gets what it needs"
-    program, whole, inputs = load_original(plan)
+    notes: list[str] = []
+    program, whole, inputs = load_original(plan, notes.append)
     check_model(plan.hashes, program, plan.at("hashes"))
+    check_finite(program, plan)
+    yield from (f"note: {note}" for note in notes)
     yield _model_line(program)
     yield _group_line(program)
     data = load_data(plan)

@@ -20,6 +20,7 @@ from prunec.compiler.cost.model import cost, cost_model
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.data import Data
 from prunec.compiler.driver.accuracy import Compared, compare, evaluate_first
+from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_result, make_lock
@@ -40,6 +41,7 @@ from prunec.compiler.errors import PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.pass_base import Context, Progress, silent
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
@@ -167,19 +169,21 @@ def _compile(
     steps = steps_of(plan)
     check_needs(steps)
     progress("trace", 0, 1)
-    model, inputs = _subject(plan, model, example_inputs)
+    notes: list[str] = []
+    model, inputs = _subject(plan, model, example_inputs, notes.append)
     before, regions, warnings = _traced(plan, model, inputs)
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
     traced = seconds_since(start)
     check_model(plan.hashes, before, plan.at("hashes"))
+    check_finite(before, plan)
     context = Context(seed=plan.seed, data=found, progress=progress, traced=before)
     check_options(before, steps)
     check_ready(before, steps, context)
     old = before.module if regions is None else regions.model
     original = None if found is None else evaluate_first(old, found, inputs, progress)
     outcome = run_passes(before, steps, context)
-    report = make_report(plan, before, outcome, traced, warnings)
+    report = replace(make_report(plan, before, outcome, traced, warnings), notes=tuple(notes))
     if "latency" in outcome.resources:
         predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
         report = replace(report, latency=Latency(predicted))
@@ -217,19 +221,21 @@ def steps_of(plan: Plan) -> list[Step]:
 
 def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> Program:
     """The plan's model, or its regions, traced."""
-    return _traced(plan, *_subject(plan, model, example_inputs))[0]
+    return _traced(plan, *_subject(plan, model, example_inputs, untold))[0]
 
 
-def load_original(plan: Plan) -> tuple[Program, nn.Module, Inputs]:
-    """The plan's program, the whole model that the data are for, and its example inputs."""
-    model, inputs = _subject(plan, None, None)
+def load_original(plan: Plan, tell: Tell = untold) -> tuple[Program, nn.Module, Inputs]:
+    """The plan's program, the whole model that the data are for, and its example inputs; what was unwrapped is told."""
+    model, inputs = _subject(plan, None, None, tell)
     program, regions, _ = _traced(plan, model, inputs)
     return program, program.module if regions is None else regions.model, inputs
 
 
-def _subject(plan: Plan, model: nn.Module | None, example_inputs: Inputs | None) -> tuple[nn.Module, Inputs]:
+def _subject(
+    plan: Plan, model: nn.Module | None, example_inputs: Inputs | None, tell: Tell
+) -> tuple[nn.Module, Inputs]:
     """The model and its inputs, where they aren't given as the plan names them."""
-    found = load_model(plan) if model is None else model
+    found = load_model(plan, tell) if model is None else unwrapped(model, tell)
     return found, inputs_of(plan) if example_inputs is None else example_inputs
 
 

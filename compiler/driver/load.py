@@ -23,19 +23,21 @@ import torch
 from torch import nn
 
 from prunec.compiler.data import Data
-from prunec.compiler.driver.weights import load_weights
+from prunec.compiler.driver.weights import WeightsFile, load_weights
 from prunec.compiler.errors import ModelError, PlanError, Span, nearest
 from prunec.compiler.ir.inputs import Inputs
 from prunec.compiler.ir.random_inputs import seeded
+from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.plan.plan import Plan
-from prunec.compiler.plan.schema import InputItems, InputValue, PlanInput, Ref
+from prunec.compiler.plan.schema import InputItems, InputValue, PlanInput, Ref, WeightsSpec
 from prunec.compiler.user_code import running
 
 
-def load_model(plan: Plan) -> nn.Module:
+def load_model(plan: Plan, tell: Tell = untold) -> nn.Module:
     """The plan's model with its weights, in eval mode. One seed always gives the same random weights.
 
-    Raises `PlanError` where the model can't be made, `ModelError` where its weights don't fit.
+    What was taken off the model or its weights, such as `DataParallel`, is told. Raises `PlanError` where the model
+    can't be made, `ModelError` where its weights don't fit.
     """
     spec = plan.model
     if spec is None:
@@ -47,11 +49,19 @@ def load_model(plan: Plan) -> nn.Module:
     if not isinstance(model, nn.Module):
         message = f"{spec.factory} gave {_kind(model)}, not an nn.Module"
         raise PlanError(message, at=plan.at("model", "factory"))
+    model = unwrapped(model, tell)
     if spec.weights:
-        at = plan.at("model", "weights")
-        with running(f"the weights in {spec.weights.name} can't be put into the model", ModelError, at=at, mixed=True):
-            load_weights(model, spec.weights, at)
+        _put_weights(model, plan, spec.weights, tell)
     return _in_eval_mode(model, plan.at("model", "factory"))
+
+
+def _put_weights(model: nn.Module, plan: Plan, spec: WeightsSpec, tell: Tell) -> None:
+    def place(*keys: str) -> Span | None:
+        return plan.at("model", "weights", *(keys or ("file",)))
+
+    file = WeightsFile(spec.file, spec.key, spec.prefix, spec.strict, place)
+    with running(f"the weights in {spec.file.name} can't be put into the model", ModelError, at=place(), mixed=True):
+        load_weights(model, file, tell)
 
 
 def _in_eval_mode(model: nn.Module, at: Span | None) -> nn.Module:
@@ -200,5 +210,5 @@ def _saved(plan: Plan, folder: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise PlanError(f"{path}:{maker} gave {_kind(model)}, not an nn.Module", at=at)
     if maker == "Model":
-        load_weights(model, folder / "model.safetensors", at)
+        load_weights(model, WeightsFile(folder / "model.safetensors", place=lambda *keys: at))
     return model

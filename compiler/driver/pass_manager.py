@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from prunec.compiler.cost.model import cost
+from prunec.compiler.driver.finite import check_stays_finite
 from prunec.compiler.errors import DataError, PassError, PlanError, Span
 from prunec.compiler.groups.patterns import names_by_axis
 from prunec.compiler.ir.program import Program
@@ -148,6 +149,7 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     seconds, start = seconds_since(start), time.perf_counter()
     verification = None
     if pass_.rewrites and result.program is not program:
+        check_stays_finite(program, result.program, pass_.name, step.at)
         reference = pass_.reference(program, result.program)
         verification = verify(result.program, reference, pass_name=pass_.name, seed=context.seed)
     elapsed = seconds_since(start)

@@ -61,10 +61,11 @@ HOOKS = (
 
 
 def unhooked(module: nn.Module) -> nn.Module:
-    """A leaf module without its forward hooks: the tracer calls these itself. The module itself where it has none."""
-    if not (module._forward_hooks or module._forward_pre_hooks):
+    """A leaf module without its forward hooks, which the tracer calls itself, and without what `compile()` has put in
+    place of its forward, which goes on reading the original. The module itself where it has neither."""
+    if not (module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl):
         return module
-    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in HOOKS})
+    return clone_module(module, None, _compiled_call_impl=None, **{key: OrderedDict[Any, Any]() for key in HOOKS})
 
 
 def eval_copy(module: nn.Module) -> nn.Module:

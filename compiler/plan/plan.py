@@ -108,6 +108,10 @@ class Plan(BaseModel):
     data: Factory | None = None
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
+    allow_nonfinite: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)
+    ] = None
+    """Names or patterns of tensors that may hold NaN or infinite values (`driver.finite`)."""
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     removed: dict[str, dict[str, list[int]]] | None = None
     versions: dict[str, str] | None = None

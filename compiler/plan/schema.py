@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -23,6 +24,8 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     SerializationInfo,
+    SerializerFunctionWrapHandler,
+    StrictBool,
     StrictInt,
     Tag,
     ValidationInfo,
@@ -152,6 +155,36 @@ class Factory(_Part):
     args: dict[str, JsonValue] = {}
 
 
+def _check_is_file(path: Path) -> Path:
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise wrong(f"{path} is {what}, expected a file of weights")
+    return path
+
+
+class WeightsSpec(_Part):
+    """A file of weights, and which of what is in it are meant, where the model alone doesn't tell."""
+
+    shorthand = "file"
+    usage = "a path or a mapping with the key 'file'"
+
+    file: Annotated[PlanPath, AfterValidator(_check_is_file)] = Field(examples=["small.safetensors"])
+    key: Annotated[str, Field(min_length=1)] | None = None
+    """Where in a checkpoint the weights are: `ema`, or `ema.module` for a key within another's value."""
+    prefix: str | None = None
+    """What stands before the model's names in the file and is taken off; names without it aren't read."""
+    strict: StrictBool = True
+    """Whether every name must be in the model and in the file."""
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """The path alone, where no more is said."""
+        found = {key: value for key, value in handler(self).items() if value is not None}
+        if found.get("strict"):
+            del found["strict"]
+        return found["file"] if found.keys() == {"file"} else found
+
+
 class ModelSpec(_Part):
     """Where the model comes from: a factory, with weights or with its own; or a folder that `prunec compile` wrote."""
 
@@ -160,15 +193,8 @@ class ModelSpec(_Part):
 
     factory: PlanRef | None = None
     args: dict[str, JsonValue] = {}
-    weights: PlanPath | None = None
+    weights: WeightsSpec | None = None
     saved: PlanPath | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _is_file(cls, path: Path | None) -> Path | None:
-        if path and not path.is_file():
-            raise wrong(f"{path} is a folder, expected a file of weights")
-        return path
 
     @field_validator("saved")
     @classmethod

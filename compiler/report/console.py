@@ -126,6 +126,8 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS) -> 
     say("")
     _show_passes(report)
     _show_reasons(report, reasons)
+    for note in report.notes:
+        say(f"note: {note}")
     for warning in report.warnings:
         say(Text(f"warning: {warning}", "yellow"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))

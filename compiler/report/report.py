@@ -188,6 +188,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     alarms: tuple[str, ...] = ()
     """Warnings that nobody may overlook: that the result is probably not what was wanted."""
+    notes: tuple[str, ...] = ()
+    """What was unwrapped on the way in: of the model, and of the file with its weights."""
 
     latency: Latency | None = None
     """There where a pass had a budget of latency."""
@@ -221,5 +223,6 @@ class Report:
             "passes": [record.to_dict() for record in self.passes],
             "warnings": [*self.alarms, *self.warnings],
             "alarms": list(self.alarms),
+            **({"notes": list(self.notes)} if self.notes else {}),
             **{name: section.to_dict() for name, section in sections.items() if section is not None},
         }

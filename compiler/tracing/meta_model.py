@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from prunec.compiler.ir.modules import HOOKS, to_meta
 from prunec.compiler.ir.operations import operation_of
+from prunec.compiler.ir.wrappers import wrapped
 from prunec.compiler.tracing import lowering
 from prunec.compiler.tracing.rebinding import Swap
 from prunec.compiler.tracing.symbolic_numbers import Refused
@@ -99,7 +100,8 @@ def is_leaf(module: nn.Module) -> bool:
     do modules that a package has registered as operations."""
     home = type(module).__module__
     torchs = home.startswith(("torch.nn.", "torch.ao.nn.")) and home not in _TRACED_THROUGH
-    return (torchs and type(module) not in lowering.MODULES) or operation_of(module) is not None
+    opened = type(module) in lowering.MODULES or wrapped(module) is not None
+    return (torchs and not opened) or operation_of(module) is not None
 
 
 def _blank(name: str, module: nn.Module) -> nn.Module:
@@ -132,9 +134,19 @@ def _fill(module: nn.Module, copy: nn.Module, swap: Swap) -> None:
         else:
             attributes[key] = swap.nest(value)
     attributes["training"] = False
+    attributes.pop("_compiled_call_impl", None)  # it would run the original
     copy.__dict__.update(attributes)
+    if wrapped(module) is not None:
+        copy.__dict__["forward"] = partial(_call_wrapped, copy)
     if type(module) in lowering.MODULES:
         copy.__dict__["forward"] = partial(lowering.MODULES[type(module)], copy)
+
+
+def _call_wrapped(wrapper: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What stands for a wrapper's forward."""
+    inner = wrapped(wrapper)
+    assert inner is not None, "it is a wrapper"
+    return inner(*args, **kwargs)
 
 
 def _is_plain(value: Any) -> bool:

@@ -24,6 +24,7 @@ from prunec.compiler.ir.modules import eval_copy, evaluating, unhooked
 from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import Mode
+from prunec.compiler.ir.wrappers import uncompiled
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
 from prunec.compiler.tracing.lowering import plain_linear
@@ -124,7 +125,7 @@ def _attempt(
     def explain(error: BaseException) -> ModelError:
         return _explained(error, model, tracer, inputs)
 
-    with running("the forward failed", ModelError, explain=explain), gc_paused(), undisturbed(model):
+    with running("the forward failed", ModelError, explain=explain), gc_paused(), undisturbed(model), uncompiled():
         # Next to nothing that a trace makes is garbage.
         tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged)
         tracer.run_forward(inputs, exporting=exporting)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from prunec.compiler.driver.compile import load_divided, load_program, steps_of
+from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import load_data
 from prunec.compiler.driver.lock import check_model
 from prunec.compiler.driver.pass_manager import run_passes
@@ -64,6 +65,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     program = load_program(plan) if scores else load_divided(plan)
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
+    check_finite(program, plan)
     context = Context(plan.seed, data, progress, program)
     if not scores:
         return Subject(program, context, Score())

@@ -187,7 +187,9 @@ hint: decide by shapes, or compute both sides and use torch.where; or name a par
 plan.yaml:2:40: refused to load evil.pt: it isn't plain tensors, and loading it could run code
     model: {factory: nets.py:Net, weights: evil.pt}
                                            ^^^^^^^
-hint: save the weights as safetensors, or as torch.save(model.state_dict(), path)
+hint: where you trust the file, convert it once, and name the new file in the plan:
+    loaded = pickle.loads(pathlib.Path('FOLDER/evil.pt').read_bytes())
+    torch.save(loaded.state_dict(), 'FOLDER/evil_weights.pt')
 """,
     ),
     Wrong(

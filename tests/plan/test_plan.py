@@ -39,7 +39,8 @@ def test_a_full_plan_loads(load, files):
     assert plan.model is not None
     assert plan.data is not None
     assert (str(plan.model.factory), plan.model.args) == ("nets:small", {"classes": 10})
-    assert plan.model.weights == files / "w.safetensors"
+    assert plan.model.weights is not None
+    assert plan.model.weights.file == files / "w.safetensors"
     assert str(plan.data.factory) == f"{files / 'sets.py'}:digits"
     assert [(spec.shape, spec.dtype, spec.high) for spec in plan.inputs] == [
         ((1, 3, 32, 32), "float32", None),
@@ -251,5 +252,5 @@ def test_the_schema_describes_passes():
     assert set(rules["$defs"]["Pick"]["properties"]) == {"ratio", "budget", "keep", "norm", "protect"}
     assert set(rules["$defs"]) == {
         *("Budget", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "ModelSpec", "OnnxExport"),
-        *("Pick", "Tidy", "Trim"),
+        *("Pick", "Tidy", "Trim", "WeightsSpec"),
     }

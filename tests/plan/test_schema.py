@@ -62,7 +62,8 @@ def test_paths_start_at_the_plans_folder(tmp_path):
     found = in_folder(tmp_path, {"factory": "./nets.py:make.it", "weights": "plans/../w.pt"})
     assert found.factory is not None
     assert (found.factory.module, found.factory.name) == (tmp_path / "nets.py", "make.it")
-    assert found.weights == tmp_path / "w.pt"
+    assert found.weights is not None
+    assert found.weights.file == tmp_path / "w.pt"
     dumped = found.model_dump(context={"relative_to": tmp_path / "out"})
     assert (dumped["factory"], dumped["weights"]) == ("../nets.py:make.it", "../w.pt")
     assert Factory(factory="package.module:make").factory.module == "package.module"
