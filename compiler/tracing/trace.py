@@ -190,7 +190,8 @@ def _runs(model: nn.Module, inputs: Arguments) -> bool:
             seeded(0),
             torch.no_grad(),
         ):
-            model(*map_tensors(torch.clone, inputs.bound.args), **map_tensors(torch.clone, inputs.bound.kwargs))
+            args, kwargs = inputs.call({name: map_tensors(torch.clone, value) for name, value in inputs.inputs.items()})
+            model(*args, **kwargs)
     except ModelError:
         return False
     return True
