@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -210,57 +211,52 @@ def _cifar(root: str, name: str, val: int) -> dict[str, Part]:
     return _with_val(part(True), part(False), val)
 
 
+Split = Callable[[], Loader]
+
+
 @dataclass(frozen=True)
 class FolderData:
-    """Three data sets whose images are read from disk when a batch asks for them."""
+    """Splits of images that are read from disk when a batch asks for them; None where there is no folder."""
 
-    parts: dict[str, Dataset[Part]] = field(repr=False)
-    batch_size: int
-    seed: int
-    num_workers: int
-
-    def train(self) -> Loader:
-        """Shuffled batches; each iteration over the loader brings another order."""
-        return self._loader("train", shuffle=True)
-
-    def val(self) -> Loader:
-        """The folder `val`, or what was held out of `train`; always in the same order."""
-        return self._loader("val", shuffle=False)
-
-    def test(self) -> Loader:
-        """The folder `test`; always in the same order."""
-        return self._loader("test", shuffle=False)
-
-    def _loader(self, split: str, shuffle: bool) -> Loader:
-        generator = torch.Generator().manual_seed(self.seed)
-        part = self.parts[split]
-        return DataLoader(part, self.batch_size, shuffle, num_workers=self.num_workers, generator=generator)
+    train: Split | None = None
+    """Shuffled batches; each iteration over the loader brings another order."""
+    val: Split | None = None
+    """The folder `val`, or what was held out of `train`; always in the same order."""
+    test: Split | None = None
+    """The folder `test`; always in the same order."""
 
 
 def image_folder(
     root: str, size: int = 224, batch_size: int = 64, seed: int = 0, val: float = 0.1, num_workers: int = 0
 ) -> FolderData:
-    """Images as `root/train/CLASS/*`, `root/test/CLASS/*`, scaled and cropped to `size`, with ImageNet's normalisation.
+    """Images as `root/train/CLASS/*`, `root/val/CLASS/*` and `root/test/CLASS/*`, scaled and cropped to `size`, with
+    ImageNet's normalisation.
 
-    A folder `root/val` is used where there is one; otherwise the share `val` of the training images is held out.
+    Any of the folders may be missing. Without `root/val` the share `val` of the training images is held out.
     """
     vision, folder = _torchvision(), Path(root).expanduser()
     splits = [split for split in ("train", "val", "test") if (folder / split).is_dir()]
-    if missing := {"train", "test"}.difference(splits):
-        wanted = f"{folder} must hold train/CLASS/*, test/CLASS/* and, if you like, val/CLASS/*"
-        raise FileNotFoundError(f"{wanted}: missing {', '.join(sorted(missing))}")
+    if not splits:
+        wanted = f"{folder} must hold one or more of train/CLASS/*, val/CLASS/* and test/CLASS/*"
+        raise FileNotFoundError(f"{wanted}: it has none of these folders")
     steps = [vision.transforms.Resize(size), vision.transforms.CenterCrop(size), vision.transforms.ToTensor(), IMAGENET]
     change = vision.transforms.Compose(steps)
     parts = {split: vision.datasets.ImageFolder(folder / split, change) for split in splits}
-    classes = parts["train"].classes
+    classes = parts[splits[0]].classes
     for split, part in parts.items():
         if part.classes != classes:
-            raise ValueError(f"{folder / split} must hold the classes of train, {classes}, got {part.classes}")
-    if "val" not in parts:
+            raise ValueError(f"{folder / split} must hold the classes of {splits[0]}, {classes}, got {part.classes}")
+    if "val" not in parts and "train" in parts:
         train = parts["train"]
         kept, held = _hold_out(np.array(train.targets), val)
         parts |= {"train": Subset(train, kept.tolist()), "val": Subset(train, held.tolist())}
-    return FolderData(parts, batch_size, seed, num_workers)
+
+    def loader(split: str) -> Loader:
+        generator = torch.Generator().manual_seed(seed)
+        shuffle = split == "train"
+        return DataLoader(parts[split], batch_size, shuffle, num_workers=num_workers, generator=generator)
+
+    return FolderData(**{split: partial(loader, split) for split in parts})
 
 
 def _torchvision() -> ModuleType:

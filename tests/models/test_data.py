@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from prunec.compiler.data import Data
 from prunec.models import data, idx
 
 
@@ -225,8 +226,26 @@ def test_an_image_folder_gives_three_splits(tmp_path, val, sizes):
     assert hashes(splits.train()) == parts[0]
 
 
+@pytest.mark.parametrize(
+    ("folders", "sizes"),
+    [
+        (("train", "val"), {"train": 20, "val": 20}),
+        (("train",), {"train": 18, "val": 2}),
+        (("test",), {"test": 20}),
+        (("val", "test"), {"val": 20, "test": 20}),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_an_image_folder_gives_the_splits_that_it_has(tmp_path, folders, sizes):
+    pytest.importorskip("torchvision")
+    write_pictures(tmp_path, dict.fromkeys(folders, ("a", "b")))
+    splits = data.image_folder(str(tmp_path), size=8)
+    assert {name: len(everything(split())[1]) for name, split in vars(splits).items() if split} == sizes
+    assert Data.of(splits).splits == tuple(sizes)
+
+
 BAD_FOLDERS = {
-    "no-test": ({"train": ("a", "b")}, FileNotFoundError, "missing test"),
+    "none": ({"pictures": ("a", "b")}, FileNotFoundError, "one or more of train/CLASS/*, val/CLASS/* and test/CLASS/*"),
     "other-classes": ({"train": ("a", "b"), "test": ("a", "c")}, ValueError, "must hold the classes of train"),
 }
 
@@ -235,7 +254,7 @@ BAD_FOLDERS = {
 def test_an_image_folder_of_another_layout_is_refused(tmp_path, splits, error, message):
     pytest.importorskip("torchvision")
     write_pictures(tmp_path, splits, each=1)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=re.escape(message)):
         data.image_folder(str(tmp_path))
 
 
