@@ -6,9 +6,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import torch
 import yaml
 
-from prunec.compiler.driver.compile import load_program
+from prunec.compiler.driver.compile import compile, load_program
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.plan import Plan
@@ -26,6 +27,17 @@ def block(name: str) -> str:
 
 def test_the_plan_is_the_file():
     assert block("plan") == (ROOT / "plans/digits.yaml").read_text()
+
+
+def test_the_data_are_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_data.py").write_text(block("data"))
+    made = torch.randn(12, 1, 8, 8), torch.arange(12) % 10
+    torch.save({"train": made, "test": made}, "pictures.pt")
+    (line,) = re.findall(r"a plan says `(data: .*)`", README)
+    plan = {"plan": 1, "model": "prunec.models.digits:cnn", "inputs": [[1, 1, 8, 8]], **yaml.safe_load(line)}
+    report = compile(None, Plan.from_dict(plan, tmp_path)).report
+    assert report["evaluation"] == {"split": "test", "samples": 12}
 
 
 def test_the_case_is_in_the_case_files():
