@@ -25,6 +25,7 @@ from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_result, make_lock
 from prunec.compiler.driver.measure import measure_latency, weights_size, write_onnx
+from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
     Outcome,
     Step,
@@ -287,6 +288,7 @@ def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float, w
         groups=tuple(group_widths(before, after)),
         macs_by_node=Change(before, after).each(lambda program: cost_model(program).by_node()),
         trace_seconds=seconds,
+        origin=origin_of(plan, after),
         passes=outcome.records,
         warnings=(*([doubt] if doubt else ()), *warnings, *of_mode, *of_passes),
     )

@@ -142,6 +142,11 @@ class Plan(BaseModel):
             return plan
         return cls.from_dict(plan) if isinstance(plan, Mapping) else cls.load(plan)
 
+    @property
+    def file(self) -> str | None:
+        """The file that the plan was read from; None where it came from Python."""
+        return self._source.file or None
+
     def at(self, *keys: str | int, on_key: bool = False) -> Span | None:
         """Where a value (or its key) stands in the plan's file, for messages; `None` where it came from no file."""
         return self._source.locate(keys, on_key=on_key)

@@ -52,6 +52,11 @@ def duration(value: float) -> str:
     return scaled(value, ((1, "s"), (1e-3, "ms"), (1e-6, "µs")))
 
 
+def moment(value: str) -> str:
+    """`2026-11-27 03:11 UTC` of 2026-11-27T03:11:25+00:00."""
+    return f"{value[:10]} {value[11:16]} UTC"
+
+
 def percent(value: float) -> str:
     """`97.22%` of 0.9722."""
     return f"{value:.2%}"

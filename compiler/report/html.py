@@ -6,7 +6,8 @@ file) has no place in the page either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -18,6 +19,10 @@ from prunec.compiler.report.report import Change, GroupWidths, Report
 
 SKYLINE: Final = (960.0, 200.0)
 """Width and height of the picture of all nodes, in its own units."""
+
+
+LABELS: Final = (75, 24)
+"""How many names of nodes fit below that picture, on a wide page and on a narrow one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Column:
     width: float
     tall: float
     short: float
+    label: str = ""
+    """Whether its name is shown: always (empty), on wide pages alone (`wide`) or nowhere (`none`)."""
 
 
 def report_html(report: Report) -> str:
@@ -56,6 +63,7 @@ def report_html(report: Report) -> str:
         groups=group_bars(report),
         columns=columns,
         picture=SKYLINE,
+        flat=_flat(columns),
         tallest=max([column.before for column in columns] + [column.after for column in columns], default=0),
         alone=figures.left_alone(report),
     )
@@ -84,16 +92,45 @@ def skyline(macs: Change[Mapping[str, int]]) -> list[Column]:
     names = [*before, *(name for name in after if name not in before)]
     tallest = max([*before.values(), *after.values(), 1])
     step = SKYLINE[0] / max(len(names), 1)
+    wide = -(-len(names) // LABELS[0])
+    narrow = wide * -(-len(names) // (LABELS[1] * wide))
     scale = SKYLINE[1] / tallest
     return [
-        Column(name, old, new, index * step, step * 0.8, old * scale, new * scale)
+        Column(name, old, new, (index + 0.1) * step, step * 0.8, old * scale, new * scale, _label(index, wide, narrow))
         for index, name in enumerate(names)
         for old, new in [(before.get(name, 0), after.get(name, 0))]
     ]
 
 
+def _flat(columns: Sequence[Column]) -> bool:
+    """Whether all names fit beside each other on a wide page."""
+    longest = max((len(column.name) for column in columns), default=0)
+    return longest * len(columns) <= 130
+
+
+def _label(index: int, wide: int, narrow: int) -> str:
+    """Of every so many columns one is named, on wide pages and on narrow ones."""
+    return "none" if index % wide else "wide" if index % narrow else ""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of texts for a page; `numbers` are the columns that stand to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[str] = ()
+
+
+def table_page(title: str, lead: str, picture: bytes, tables: Sequence[Rows]) -> str:
+    """A page that looks like the report: a title, a sentence, a PNG picture that stands inside, and tables."""
+    inside = base64.b64encode(picture).decode("ascii")
+    return _template("tables.html.jinja").render(title=title, lead=lead, picture=inside, tables=tables)
+
+
 @cache
-def _template() -> jinja2.Template:
+def _template(name: str = "report.html.jinja") -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=True,
@@ -101,7 +138,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = ("count", "size", "duration", "percent", "checked", "gathered")
+    words = ("count", "size", "duration", "percent", "moment", "checked", "gathered")
     environment.filters.update({name: getattr(figures, name) for name in words})
     environment.filters["grouped"] = lambda value: f"{value:,}"
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)

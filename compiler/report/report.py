@@ -124,6 +124,32 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the result comes from, and how it is used. None where Python handed over what the plan would name."""
+
+    plan: str | None
+    """The plan's file."""
+    model: str | None
+    """The factory, or the folder of a saved model."""
+    weights: str | None
+    """The name of the file of weights; None where the factory makes them."""
+    weights_sha256: str | None
+    """The hash of that file."""
+    data: str | None
+    date: str
+    """In ISO 8601, of Greenwich."""
+    seed: int
+    versions: Mapping[str, str]
+    """Package -> version, of everything that computes."""
+    use: tuple[str, ...]
+    """Lines of Python that load the slim model and call it; a region is put in its place by its own lines."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "versions": dict(self.versions), "use": list(self.use)}
+
+
+@dataclass(frozen=True, slots=True)
 class RegionFindings:
     """What was compiled in its place in a model that isn't traced whole."""
 
@@ -191,6 +217,8 @@ class Report:
     notes: tuple[str, ...] = ()
     """What was unwrapped on the way in: of the model, and of the file with its weights."""
 
+    origin: Origin | None = None
+    """There as soon as a compile is done."""
     latency: Latency | None = None
     """There where a pass had a budget of latency."""
     region: RegionFindings | None = None
@@ -205,6 +233,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what wasn't measured has no key."""
         sections: Mapping[str, Section | None] = {
+            "origin": self.origin,
             "latency": self.latency,
             "region": self.region,
             "accuracy": self.accuracy,

@@ -63,7 +63,7 @@ class Asked:
                 write(folder / name)
 
         write_atomically(self.folder, fill, self.command)
-        say(f"\n{str(self.folder).rstrip('/')}/: {', '.join(files)}")
+        say(f"\n{str(self.folder).rstrip('/')}/: {', '.join(sorted(files))}")
 
 
 # -- sensitivity ---------------------------------------------------------------------------------------------------
@@ -87,8 +87,8 @@ def show_sensitivity(
     asked.write(
         {
             "sensitivity.csv": partial(write_curves, curves=curves, more=by),
-            "sensitivity.html": partial(tables.write_curves_page, whole=whole, curves=curves),
             "sensitivity.png": partial(pictures.draw_curves, title=whole.title, curves=curves),
+            "sensitivity.html": partial(tables.write_curves_page, whole=whole, curves=curves),
         }
     )
 
@@ -137,8 +137,8 @@ def show_rank(asked: Asked, criteria: str, units: int | None, groups: Sequence[s
     asked.write(
         {
             "rank.csv": partial(_write_rows, rows=rows),
-            "rank.html": partial(tables.write_ranks_page, title=title, rows=rows),
             "rank.png": partial(pictures.draw_ranks, title=title, rows=rows),
+            "rank.html": partial(tables.write_ranks_page, title=title, rows=rows),
         }
     )
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunec.compiler.report.console import console, made_table, say
+from prunec.compiler.report.console import made_table, say, show
 from prunec.compiler.report.figures import percent
+from prunec.compiler.report.html import Rows, table_page
 from prunec.passes.selection.curves import Curve, held
 from prunec.passes.studies.rank import ALL, Row, within_groups
 from prunec.passes.studies.sensitivity import most_sensitive_first
@@ -53,18 +51,27 @@ def show_curves(whole: Whole, curves: Sequence[Curve]) -> None:
     ordered = most_sensitive_first(curves)
     say(whole.title)
     if len(ordered) <= 2 * EXTREMES:
-        console().print(_curves_table("the most sensitive first", ordered))
+        show(_curves_table("the most sensitive first", ordered))
         return
-    console().print(_curves_table("the most sensitive", ordered[:EXTREMES]))
-    console().print(_curves_table("the least sensitive", ordered[-EXTREMES:]))
+    show(_curves_table("the most sensitive", ordered[:EXTREMES]))
+    show(_curves_table("the least sensitive", ordered[-EXTREMES:]))
 
 
 def write_curves_page(path: Path, whole: Whole, curves: Sequence[Curve]) -> None:
-    """Write a page with the picture beside it and the table of all groups."""
-    _write_page(path, whole.title, _curves_table("the most sensitive first", most_sensitive_first(curves)))
+    """Write a page with the picture, which lies beside it, and the table of all groups."""
+    table = _curve_rows("The most sensitive first", most_sensitive_first(curves))
+    picture = path.with_suffix(".png").read_bytes()
+    lead = whole.title.removeprefix(f"{whole.name}: ")
+    page = table_page(f"{whole.name}: sensitivity", f"{lead[0].upper()}{lead[1:]}.", picture, [table])
+    path.write_text(page, encoding="utf-8")
 
 
 def _curves_table(title: str, curves: Sequence[Curve]) -> Table:
+    found = _curve_rows(title, curves)
+    return made_table(f"\n{title}", found.columns, found.rows, right=found.numbers)
+
+
+def _curve_rows(title: str, curves: Sequence[Curve]) -> Rows:
     first = curves[0].points
     accurate = not math.isnan(first[0].accuracy)
     places = _spread(len(first) - 1)
@@ -80,7 +87,7 @@ def _curves_table(title: str, curves: Sequence[Curve]) -> Table:
         rows.append(
             [curve.group, str(curve.units), mean, *values, f"up to {last.ratio:.0%}" if last.removed else "never"]
         )
-    return made_table(f"\n{title}", columns, rows, right=columns[1:])
+    return Rows(title, columns, rows, columns[1:])
 
 
 def _spread(count: int) -> list[int]:
@@ -100,12 +107,17 @@ def _value(value: float, accurate: bool) -> str:
 def show_ranks(title: str, rows: Sequence[Row]) -> None:
     """Print the table of criteria."""
     say(title)
-    console().print(_ranks_table(rows))
+    show(_ranks_table(rows))
 
 
 def write_ranks_page(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Write a page with the picture beside it and the table of criteria."""
-    _write_page(path, title, _ranks_table(rows))
+    """Write a page with the picture, which lies beside it, and the table of criteria."""
+    name, _, lead = title.partition(": ")
+    table = Rows("The best within groups first", RANKED, _rank_rows(rows), RANKED[1:])
+    page = table_page(
+        f"{name}: criteria", f"{lead[0].upper()}{lead[1:]}.", path.with_suffix(".png").read_bytes(), [table]
+    )
+    path.write_text(page, encoding="utf-8")
 
 
 def summary(rows: Sequence[Row], kind: str) -> dict[str, tuple[float, float, float]]:
@@ -121,48 +133,28 @@ def summary(rows: Sequence[Row], kind: str) -> dict[str, tuple[float, float, flo
     return dict(sorted(found.items(), key=lambda entry: -math.inf if math.isnan(entry[1][0]) else -entry[1][0]))
 
 
+RANKED: Final = ("criterion", "within groups", "all, raw", "all, l2", "Kendall within", "Kendall raw", "Kendall l2")
+
+
 def _ranks_table(rows: Sequence[Row]) -> Table:
-    columns = ("", "within groups", "all, raw", "all, l2", "Kendall within", "Kendall raw", "Kendall l2")
-    kendall = summary(rows, "kendall")
     spelled: list[list[str | Text]] = [
+        [name, *(Text(text, _style(text)) for text in texts)] for name, *texts in _rank_rows(rows)
+    ]
+    return made_table("", ("", *RANKED[1:]), spelled, right=RANKED[1:])
+
+
+def _rank_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """A row of texts for each criterion, the best within groups first."""
+    kendall = summary(rows, "kendall")
+    return [
         [name, *(_correlation(value) for value in (*values, *kendall[name]))]
         for name, values in summary(rows, "spearman").items()
     ]
-    return made_table("", columns, spelled, right=columns[1:])
 
 
-def _correlation(value: float) -> Text:
-    style = "dim" if math.isnan(value) else "green" if value >= 0.5 else "red" if value < 0 else ""
-    return Text("none" if math.isnan(value) else f"{value:.2f}", style)
+def _correlation(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.2f}"
 
 
-# -- the page ------------------------------------------------------------------------------------------------------
-
-_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
-<style>
-body {{ margin: 2rem auto; max-width: 1100px; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; color: #1c2430; }}
-h1 {{ font-size: 1.2rem; }}
-img {{ max-width: 100%; }}
-pre {{ overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; }}
-</style>
-</head>
-<body>
-<h1>TITLE</h1>
-<img src="PICTURE" alt="the picture of the table below">
-<pre>{code}</pre>
-</body>
-</html>
-"""
-
-
-def _write_page(path: Path, title: str, table: Table) -> None:
-    page = _PAGE.replace("TITLE", html.escape(title).replace("{", "{{").replace("}", "}}"))
-    page = page.replace("PICTURE", path.with_suffix(".png").name)
-    paper = Console(record=True, file=io.StringIO(), width=160, markup=False, highlight=False, emoji=False)
-    paper.print(table)
-    path.write_text(paper.export_html(code_format=page, inline_styles=True), encoding="utf-8")
+def _style(text: str) -> str:
+    return "dim" if text == "none" else "green" if float(text) >= 0.5 else "red" if text.startswith("-") else ""

@@ -136,8 +136,14 @@ def test_the_report_warns_of_what_is_left_out(mode):
 def test_progress_is_told():
     told: list[tuple[str, int, int]] = []
     compile(mlp((64, 8, 10)), HALVE, (X,), random((1, 8, 8)), progress=lambda *step: told.append(step))
-    assert {what for what, _, _ in told} == {"trace", "passes", "accuracy"}
-    for what in ("trace", "passes", "accuracy"):
+    assert {what for what, _, _ in told} == {
+        "trace",
+        "pass 1 of 3: score",
+        "pass 2 of 3: select",
+        "pass 3 of 3: shrink",
+        "accuracy",
+    }
+    for what in ("trace", "pass 1 of 3: score", "pass 3 of 3: shrink", "accuracy"):
         steps = [(done, total) for name, done, total in told if name == what]
         assert steps[-1][0] == steps[-1][1]
 

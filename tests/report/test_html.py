@@ -11,7 +11,7 @@ from example_reports import FULL
 
 from prunec.compiler import compile
 from prunec.compiler.ir.program import Note
-from prunec.compiler.report.html import SKYLINE, report_html, skyline
+from prunec.compiler.report.html import SKYLINE, Rows, report_html, skyline, table_page
 from prunec.compiler.report.report import Change, Evaluation
 from prunec.models.convnet import convnet
 from prunec.models.data import random
@@ -64,7 +64,7 @@ def report():
 @pytest.fixture
 def full(report):
     """With what is measured when the artifacts are written."""
-    return replace(report, weights=FULL.weights, onnx=FULL.onnx)
+    return replace(report, origin=FULL.origin, weights=FULL.weights, onnx=FULL.onnx)
 
 
 def test_everything_that_was_measured_has_a_card(full):
@@ -93,6 +93,45 @@ def test_what_nobody_may_overlook_stands_in_a_box_of_its_own(report):
 def test_why_there_is_no_accuracy(report):
     page = Page(report_html(replace(report, accuracy=None, evaluation=Evaluation("test", 8, "no labels"))))
     assert "accuracy: not measured: no labels" in page.texts
+
+
+def test_where_it_comes_from_and_how_it_is_used(full):
+    page = Page(report_html(full))
+    text = " ".join(page.texts)
+    for part in (
+        "plans/small.yaml",
+        "nets:small",
+        f"SHA-256 {'ab' * 32}",
+        "2026-11-27 03:11 UTC",
+        "torch 2.9.0",
+        "samples of the split",
+    ):
+        assert part in text
+    assert "from model import load model = load() outputs = model(x)" in text
+
+
+def test_every_value_of_the_checks_has_its_name_for_narrow_pages(full):
+    page = Page(report_html(full))
+    cells = [found["data-name"] for tag, found in page.tags if tag == "td" and "data-name" in found]
+    assert len(cells) == 7 * len(full.passes)
+    assert cells[:7] == ["#", "pass", "time", "check", "MACs after", "parameters after", "result of the check"]
+
+
+@pytest.mark.parametrize(("count", "wide", "narrow"), [(7, 7, 7), (24, 24, 24), (75, 75, 19), (150, 75, 19)])
+def test_as_many_nodes_are_named_as_fit(count, wide, narrow):
+    columns = skyline(Change({f"layer{i}": 10 for i in range(count)}, {}))
+    assert sum(column.label != "none" for column in columns) == wide
+    assert sum(column.label == "" for column in columns) == narrow
+
+
+def test_a_table_page_holds_its_picture_and_shows_names_as_text():
+    table = Rows("Worst first", ("group", "lost"), [("<b>conv1</b>", "1 pt")], ("lost",))
+    page = Page(table_page("Net: a study", "On 5 samples.", b"png", [table]))
+    assert [each["src"] for each in page.named("img")] == ["data:image/png;base64,cG5n"]
+    assert "b" not in {tag for tag, _ in page.tags}
+    assert [found.get("class") for tag, found in page.tags if tag == "td"] == [None, "n"]
+    for text in ("Net: a study", "On 5 samples.", "Worst first", "<b>conv1</b>"):
+        assert text in page.texts
 
 
 def test_a_compile_without_passes_has_a_page():

@@ -22,7 +22,7 @@ ALWAYS = [
     "warnings",
     "alarms",
 ]
-SECTIONS = ["latency", "region", "accuracy", "evaluation", "weights", "onnx"]
+SECTIONS = ["origin", "latency", "region", "accuracy", "evaluation", "weights", "onnx"]
 WHOLE = {"macs": 1000, "params": 200, "memory": 64}
 SLIM = {"macs": 400, "params": 90, "memory": 48}
 
@@ -89,6 +89,17 @@ def test_a_full_report_has_its_sections_behind_the_rest():
     assert found["warnings"] == ["accuracy fell", "weights differ"]
     assert found["alarms"] == ["accuracy fell"]
     expected = {
+        "origin": {
+            "plan": "plans/small.yaml",
+            "model": "nets:small",
+            "weights": "small.safetensors",
+            "weights_sha256": "ab" * 32,
+            "data": "nets:images",
+            "date": "2026-11-27T03:11:25+00:00",
+            "seed": 3,
+            "versions": {"prunec": "0.1.0", "torch": "2.9.0"},
+            "use": ["from model import load", "model = load()", "outputs = model(x)"],
+        },
         "latency": {"predicted": {"before": 0.002, "after": 0.001}, "measured": {"before": 0.004, "after": 0.0025}},
         "region": {
             "names": ["backbone"],
@@ -133,7 +144,7 @@ def test_every_field_is_a_key():
 
 @pytest.mark.parametrize(
     "value",
-    [FULL, FULL.cost, FULL.groups[0], FULL.passes[0], FULL.latency, FULL.region, FULL.onnx],
+    [FULL, FULL.cost, FULL.groups[0], FULL.passes[0], FULL.origin, FULL.latency, FULL.region, FULL.onnx],
     ids=lambda value: type(value).__name__,
 )
 def test_nothing_in_it_can_be_set(value):

@@ -12,6 +12,7 @@ from prunec.compiler.report.report import (
     GroupWidths,
     Latency,
     OnnxFindings,
+    Origin,
     Record,
     RegionFindings,
     Report,
@@ -58,10 +59,23 @@ _EXPORT = OnnxReport(
     float64_note="",
 )
 
+ORIGIN = Origin(
+    plan="plans/small.yaml",
+    model="nets:small",
+    weights="small.safetensors",
+    weights_sha256="ab" * 32,
+    data="nets:images",
+    date="2026-11-27T03:11:25+00:00",
+    seed=3,
+    versions={"prunec": "0.1.0", "torch": "2.9.0"},
+    use=("from model import load", "model = load()", "outputs = model(x)"),
+)
+
 FULL = replace(
     BARE,
     warnings=("weights differ",),
     alarms=("accuracy fell",),
+    origin=ORIGIN,
     latency=Latency(predicted=Change(0.002, 0.001), measured=Change(0.004, 0.0025)),
     region=RegionFindings(("backbone",), 3e-07, ("from model import splice; splice(model)",)),
     accuracy=Change(0.99, 0.98),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
@@ -112,7 +113,8 @@ def test_what_is_written(folder, curves):
     assert len(rows) == len(RATIOS) * len(curves)
     page = (folder / "curves" / "sensitivity.html").read_text()
     assert all(curve.group in page for curve in curves)
-    assert '<img src="sensitivity.png"' in page
+    picture = base64.b64encode((folder / "curves" / "sensitivity.png").read_bytes()).decode()
+    assert f'<img src="data:image/png;base64,{picture}"' in page
     assert (folder / "curves" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
 
 
