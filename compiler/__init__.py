@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from prunec.compiler.driver.compile import Result, compile
+    from prunec.compiler.driver.kept_indices import kept_indices
     from prunec.compiler.errors import PrunecError
     from prunec.compiler.plan.plan import Plan
     from prunec.compiler.tracing.trace import trace
     from prunec.compiler.version import __version__
 
-__all__ = ["Plan", "PrunecError", "Result", "__version__", "compile", "trace"]
+__all__ = ["Plan", "PrunecError", "Result", "__version__", "compile", "kept_indices", "trace"]
 
 _HOMES: Final = {
     "Plan": "plan.plan",
@@ -26,6 +27,7 @@ _HOMES: Final = {
     "Result": "driver.compile",
     "__version__": "version",
     "compile": "driver.compile",
+    "kept_indices": "driver.kept_indices",
     "trace": "tracing.trace",
 }
 

@@ -4,7 +4,8 @@ A lock is itself a plan. Its passes are resolved (a selection is spelled out uni
 files, and beside them stands what a compile of it must reproduce:
 
     removed    parameter -> dimension -> removed positions, numbered as in the original; dimension 1 of a grouped
-               convolution is numbered by input channel
+               convolution is numbered by input channel (`kept_indices` makes indices of them)
+    grouped    parameter -> groups, for those that are numbered so; and `numbering` says how, for a person
     versions   of everything that computes
     hashes     of the original's weights, of the result's, and of the samples that the accuracy was measured on
 """
@@ -22,11 +23,16 @@ import numpy as np
 import torch
 
 from prunec.compiler.errors import ModelError, Span
-from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.program import Axis, Program
 from prunec.compiler.pass_base import Pass
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.version import __version__
 
+_NUMBERING: Final = (
+    "dimension 1 of a tensor under 'grouped' counts the input channels of all groups (of a transposed convolution, the "
+    "output channels): position p is column p % columns in the rows of group p // columns, where columns is the "
+    "tensor's size along dimension 1; prunec.compiler.kept_indices makes indices of it"
+)
 _COUNTED: Final = ("torch", "numpy", "scipy", "scikit-learn", "onnx", "onnxruntime")
 
 
@@ -54,10 +60,15 @@ def make_lock(
     """The lock of a compile, as plain JSON values; its paths are absolute. `data` is a hash of the samples, where the
     accuracy was measured on some."""
     hashes = {"model": sha256_of(before.tensors), "result": sha256_of(after.tensors)}
+    gone = removed(before, after)
+    groups = {name: before.groups_along(Axis(name, 1)) for name, dims in gone.items() if "1" in dims}
+    grouped = {name: count for name, count in groups.items() if count > 1}
+    said = {key: value for key, value in plan.to_dict().items() if key not in ("grouped", "numbering")}
     return {
-        **plan.to_dict(),
+        **said,
         "passes": [entry(pass_) for pass_ in passes],
-        "removed": removed(before, after),
+        "removed": gone,
+        **({"grouped": grouped, "numbering": _NUMBERING} if grouped else {}),
         "versions": versions(),
         "hashes": {**hashes, **({"data": data} if data else {})},
     }

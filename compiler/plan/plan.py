@@ -114,6 +114,8 @@ class Plan(BaseModel):
     """Names or patterns of tensors that may hold NaN or infinite values (`driver.finite`)."""
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     removed: dict[str, dict[str, list[int]]] | None = None
+    grouped: dict[str, int] | None = None
+    numbering: str | None = None
     versions: dict[str, str] | None = None
     hashes: dict[str, str] | None = None
     """Keys of a lock (`driver.lock`); a plan that a person writes has none of them."""
