@@ -126,7 +126,7 @@ def compile_(
 
     detail = Detail.of(quiet, verbose)
     loaded = Plan.load(plan, overrides or ())
-    ready_to_write(output)
+    ready_to_write(output, loaded)
     with watched(detail) as progress:
         report = compile(None, loaded, progress=progress).write(output)
     show_report(report, output, None if verbose else REASONS)

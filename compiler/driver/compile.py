@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from prunec.compiler.driver.pass_manager import (
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights
-from prunec.compiler.errors import PlanError, PrunecError, nearest
+from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
@@ -85,6 +86,7 @@ class Result:
     def write(self, directory: str | Path) -> Report:
         """Do what `save` does, and give the report as the typed value."""
         target = Path(directory)
+        _check_no_source(self.plan, target)
         return write_atomically(target, partial(self._write, target=target))
 
     def _write(self, folder: Path, target: Path) -> Report:
@@ -304,6 +306,21 @@ def group_widths(before: Program, after: Program) -> Iterator[GroupWidths]:
         yield GroupWidths(group.name, group.size, Change(first.positions.size, kept), pinned)
 
 
-def ready_to_write(directory: str | Path) -> None:
+def ready_to_write(directory: str | Path, plan: Plan) -> None:
     """Refuse a folder that can't be written before any work is done. Raises `OutputError`."""
     check_writable(Path(directory))
+    _check_no_source(plan, Path(directory))
+
+
+def _check_no_source(plan: Plan, directory: Path) -> None:
+    """Refuse to replace the files that the plan's model is made of: its lock couldn't be compiled again."""
+    spec = plan.model
+    if spec is None:
+        return
+    file = spec.factory.module if spec.factory and isinstance(spec.factory.module, Path) else None
+    target = os.path.realpath(directory)
+    for source in (spec.saved, spec.weights and spec.weights.file, file):
+        if source and target in (os.path.realpath(source), os.path.dirname(os.path.realpath(source))):
+            raise OutputError(
+                f"won't replace '{directory}': the plan's model comes from there", hint="name another folder"
+            )

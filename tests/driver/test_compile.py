@@ -16,8 +16,8 @@ from torch import nn
 
 import prunec.compiler
 from prunec.compiler import compile
-from prunec.compiler.driver.compile import load_program
-from prunec.compiler.errors import DataError, ModelError, PlanError
+from prunec.compiler.driver.compile import load_program, ready_to_write
+from prunec.compiler.errors import DataError, ModelError, OutputError, PlanError
 from prunec.compiler.plan.plan import Plan
 from prunec.models.convnet import convnet
 from prunec.models.data import random
@@ -199,6 +199,28 @@ def test_a_lock_holds_for_its_own_weights_alone(tmp_path):
     changed["hashes"]["result"] = "0" * 64
     (warning,) = compile(None, Plan.from_dict(changed)).report["warnings"]
     assert "the result's weights differ from the lock's" in warning
+
+
+@pytest.mark.parametrize("origin", ["saved", "factory", "linked"])
+def test_the_folder_that_the_model_comes_from_is_not_replaced(tmp_path, origin):
+    plan = {**HALVE, "model": "prunec.models.mlp:mlp", "inputs": [[1, 784]]}
+    out = tmp_path / "out"
+    compile(None, plan).save(out)
+    (tmp_path / "link").symlink_to("out")
+    model = {
+        "saved": {"saved": str(out)},
+        "factory": {"factory": f"{out}/model.py:load", "weights": str(out / "model.safetensors")},
+        "linked": {"saved": str(tmp_path / "link")},
+    }[origin]
+    before = contents(out)
+    again = compile(None, {**plan, "model": model})
+    for folder in (out, tmp_path / "link"):
+        with pytest.raises(OutputError, match="the plan's model comes from there"):
+            again.save(folder)
+        with pytest.raises(OutputError, match="the plan's model comes from there"):
+            ready_to_write(folder, again.plan)
+    assert contents(out) == before
+    again.save(tmp_path / "other")
 
 
 def contents(folder: Path) -> dict[str, str]:
