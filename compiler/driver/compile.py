@@ -42,6 +42,7 @@ from prunec.compiler.emit.python import Splice, emit_source, save_weights
 from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
+from prunec.compiler.ir.modules import modes_of, own_copy, set_modes
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.pass_base import Context, Progress, silent
@@ -64,12 +65,20 @@ class Result:
     findings: Report
     progress: Progress = field(default=silent, repr=False)
     regions: Regions | None = field(default=None, repr=False)
+    modes: Mapping[str, bool] = field(default_factory=dict, repr=False)
+    """The parts of the model that was handed over -> whether they were in train mode."""
 
     @cached_property
     def module(self) -> nn.Module:
         """The slim model, with the original's parameter names: an `fx.GraphModule`; where the plan names regions, a
-        copy of the original with the slim parts in it."""
-        return _slim_model(self.program, self.regions)
+        copy of the original with the slim parts in it. Its parts are in the modes of the model that was handed over; in
+        eval mode where the plan's factory made it."""
+        if not any(self.modes.values()):
+            return _slim_model(self.program, self.regions)
+        parts = {name: own_copy(x) if isinstance(x, nn.Module) else x for name, x in self.program.state.items()}
+        model = _slim_model(self.program.derive(state=parts), self.regions)
+        set_modes(model, self.modes)
+        return model
 
     @cached_property
     def report(self) -> dict[str, Any]:
@@ -173,7 +182,9 @@ def _compile(
     check_needs(steps)
     progress("trace", 0, 1)
     notes: list[str] = []
+    given = model is not None
     model, inputs = _subject(plan, model, example_inputs, notes.append)
+    modes = modes_of(model) if given else {}
     before, regions, warnings = _traced(plan, model, inputs)
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
@@ -197,7 +208,7 @@ def _compile(
         compared = compare(original, _slim_model(outcome.program, regions), found, inputs, progress)
         report = _with_accuracy(report, plan, compared)
     lock = make_lock(plan, outcome.resolved, before, outcome.program, compared.fingerprint if compared else None)
-    return Result(plan, before, outcome.program, lock, report, progress, regions)
+    return Result(plan, before, outcome.program, lock, report, progress, regions, modes)
 
 
 def _with_accuracy(report: Report, plan: Plan, compared: Compared) -> Report:

@@ -77,6 +77,27 @@ def eval_copy(module: nn.Module) -> nn.Module:
     return copy
 
 
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parts may be in modes of their own; it shares the tensors."""
+    copy = clone_module(module)
+    copy.__dict__["_modules"] = {name: child and own_copy(child) for name, child in module._modules.items()}
+    return copy
+
+
+def modes_of(module: nn.Module) -> Mapping[str, bool]:
+    """The dotted name of every part of a module -> whether it is in train mode."""
+    return {name: part.training for name, part in module.named_modules(remove_duplicate=False)}
+
+
+def set_modes(module: nn.Module, modes: Mapping[str, bool]) -> None:
+    """Put every part of a module in the mode of its name; one of an unknown name in that of the part that it is in."""
+    for name, part in module.named_modules(remove_duplicate=False):
+        known = name
+        while known not in modes:
+            known = known.rpartition(".")[0]
+        part.training = modes[known]
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """A context in which the module is in eval mode; afterwards each part, which other models may share, has its own

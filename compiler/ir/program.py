@@ -172,6 +172,9 @@ class Program:
         with _quiet_getattr(), gc_paused():
             module = kind({**self.state, "training": self.training}, self.copy_graph(), class_name=self.name)
         module.training = self.training
+        for part in module.modules():
+            if type(part) is nn.Module:  # fx makes these to hold the parts of a dotted name
+                part.training = self.training
         return module
 
     def copy_graph(self) -> fx.Graph:

@@ -11,7 +11,7 @@ what the mode sees                        the node
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -144,6 +144,11 @@ class Call:
     def reads_values(self) -> bool:
         """Whether the call needs the values of its tensors, not only their shapes."""
         return self.name in _DECIDES | _READS_NUMBERS | (_SELECTS - {"__getitem__"})
+
+    def decides(self, args: Sequence[Any]) -> bool:
+        """Whether the call asks a tensor's values for true or false."""
+        of_bool = bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.bool
+        return self.name in _DECIDES or (self.name == "item" and of_bool)
 
     def on_meta(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments to run the call with: a device that is named in them is the meta device."""

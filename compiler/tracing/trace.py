@@ -11,6 +11,7 @@ name of the module whose forward made the node), `at` (file and line) and `mutat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.ir.wrappers import uncompiled
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
+from prunec.compiler.tracing.either_way import either_way
 from prunec.compiler.tracing.lowering import plain_linear
 from prunec.compiler.tracing.parametrizations import without_parametrizations
 from prunec.compiler.tracing.symbolic_numbers import Refused
@@ -103,7 +105,7 @@ def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Tracer:
 
     Where values of a tensor were asked for, the model is told that it is being exported, so that it may leave out
     shortcuts that depend on them. Where a compiled function wants a true bool, `training` is one, so that the mode is
-    decided.
+    decided. Where code asks whether values are true, it is traced `either_way`.
     """
     try:
         return _attempt(model, inputs, mode)
@@ -114,11 +116,20 @@ def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Tracer:
         try:
             return _attempt(model, inputs, mode, exporting=refused, flagged=not unflagged)
         except ModelError:
-            raise error from error.__cause__
+            found = either_way(lambda answers: _attempt(model, inputs, mode, exporting=refused, answers=answers))
+            if found is None:
+                raise error from error.__cause__
+            return found
 
 
 def _attempt(
-    model: nn.Module, inputs: Arguments, mode: Mode, *, exporting: bool = False, flagged: bool = True
+    model: nn.Module,
+    inputs: Arguments,
+    mode: Mode,
+    *,
+    exporting: bool = False,
+    flagged: bool = True,
+    answers: Sequence[bool] | None = None,
 ) -> Tracer:
     tracer: Tracer | None = None
 
@@ -127,7 +138,7 @@ def _attempt(
 
     with running("the forward failed", ModelError, explain=explain), gc_paused(), undisturbed(model), uncompiled():
         # Next to nothing that a trace makes is garbage.
-        tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged)
+        tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged, answers=answers)
         tracer.run_forward(inputs, exporting=exporting)
     return tracer
 

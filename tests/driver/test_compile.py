@@ -250,3 +250,39 @@ def wait_for(condition, process, seconds=120):
         assert process.poll() is None, "the compile ended before it could be killed"
         assert time.monotonic() < end, "the compile took too long"
         time.sleep(0.01)
+
+
+class Frozen(nn.Module):
+    """A network with a batch norm that is kept out of training, and a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("region", [None, ["body"]])
+def test_the_slim_module_is_in_the_modes_of_the_original(region):
+    model = Frozen().train()
+    model.body[1].eval()
+    before = {name: part.training for name, part in model.named_modules()}
+    plan = {**HALVE, **({"region": region} if region else {})}
+    result = compile(model, plan, (X,))
+    slim = {name: part.training for name, part in result.module.named_modules()}
+    assert {name: part.training for name, part in model.named_modules()} == before
+    assert slim == {name: before[name] for name in slim}
+    assert {"", "body.1"} <= slim.keys()
+    statistics = result.module.get_submodule("body.1").running_mean.clone()
+    assert not torch.equal(result.module(X), result.module(X)), "the dropout is on"
+    assert torch.equal(result.module.get_submodule("body.1").running_mean, statistics)
+    assert not any(part.training for part in result.program.module.modules()), "what is written is in eval mode"
+
+
+def test_a_model_in_eval_mode_or_of_a_factory_gives_one_in_eval_mode():
+    given = compile(Frozen().eval(), HALVE, (X,)).module
+    assert not any(part.training for part in given.modules())
+    made = compile(None, {**HALVE, "model": "prunec.models.digits:cnn", "inputs": [[1, 1, 8, 8]]}).module
+    assert not any(part.training for part in made.modules())

@@ -1,0 +1,78 @@
+"""Branches on values that change nothing of what the model computes: warnings, counters, logs.
+
+    if self.pad in ids[:, [-1, 0]]:
+        warnings.warn("some of the ids are padding, and there is no mask")
+
+Values aren't known while a model is traced. So such a forward is traced once for each way that it may take: where all
+give the same graph, it is the model's, whatever the values are. Where they differ, or one fails, it stays refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx
+
+from prunec.compiler.errors import ModelError
+from prunec.compiler.ir.graph import is_impure
+from prunec.compiler.tracing.tracer import Tracer
+
+MOST_WAYS = 16
+"""More ways than this aren't tried."""
+
+
+def either_way(attempt: Callable[[Sequence[bool]], Tracer]) -> Tracer | None:
+    """The trace of a forward that asks for values and gives the same graph whatever they are; None of any other.
+
+    `attempt` traces it with these answers, and False for all further questions; see `Tracer.answered`.
+    """
+    waiting: list[tuple[bool, ...]] = [()]
+    found: list[tuple[Tracer, str]] = []
+    while waiting:
+        answers = waiting.pop()
+        if len(found) == MOST_WAYS:
+            return None
+        try:
+            with _silent() if found else contextlib.nullcontext():
+                tracer = attempt(answers)
+        except ModelError:
+            return None
+        tracer.graph.eliminate_dead_code(is_impure)
+        found.append((tracer, _form(tracer)))
+        if found[-1][1] != found[0][1]:
+            return None
+        waiting += [(*tracer.answered[:i], True) for i in range(len(answers), len(tracer.answered))]
+    return found[0][0]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """A way that is only tried says nothing to the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _form(tracer: Tracer) -> str:
+    """All that a graph computes, without the names of its nodes and of its constants."""
+    places: dict[fx.Node, str] = {}
+    lines = []
+    for node in tracer.graph.nodes:
+        target: Any = node.target
+        if node.op == "get_attr" and target in tracer.constants.added:
+            value = tracer.constants.added[target]
+            target = value.dtype, value.tolist()
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), places.__getitem__)
+        places[node] = f"%{len(places)}"
+        lines.append(f"{node.op} {target} {args} {kwargs}")
+    return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""Branches on values don't stop a trace where nothing depends on them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from prunec.compiler import compile
+from prunec.compiler.errors import ModelError
+from prunec.compiler.tracing.either_way import MOST_WAYS
+from prunec.compiler.tracing.trace import trace
+
+PLAN = {"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}
+LOG = logging.getLogger("acme")
+
+
+class Net(nn.Module):
+    """Words through two layers; `case` looks at the words."""
+
+    def __init__(self, case):
+        super().__init__()
+        torch.manual_seed(0)
+        self.word, self.a, self.b, self.case = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 4), case
+        self.pad, self.seen, self.warned = 0, 0, False
+
+    def forward(self, ids):
+        found = self.case(self, ids)
+        y = self.b(torch.relu(self.a(self.word(ids))))
+        return y if found is None else found(y)
+
+
+def padding(s, ids):
+    if s.pad in ids[:, [-1, 0]]:
+        warnings.warn("padding, and no mask", stacklevel=2)
+
+
+def logged_once(s, ids):
+    if not s.warned and (ids == s.pad).any():
+        LOG.warning("padding")
+        s.warned = True
+
+
+def printed(s, ids):
+    if (ids == s.pad).any().item():
+        print("padding", ids.shape)  # noqa: T201
+
+
+def counted(s, ids):
+    s.seen += 1
+    if torch.equal(ids, torch.zeros_like(ids)):
+        s.seen += 1
+    if ids.sum() > 3 and not (ids > 5).all():
+        s.seen -= 1
+
+
+def nested(s, ids):
+    if (ids == 0).any():
+        if (ids == 1).any():
+            warnings.warn("two", stacklevel=2)
+        unused = s.word(ids) * 2
+        s.seen = len(unused)
+
+
+def alike(s, ids):
+    if (ids == 0).any():
+        return lambda y: y + 1
+    return lambda y: y + 1
+
+
+QUIET = (padding, logged_once, printed, counted, nested, alike)
+
+
+@pytest.mark.parametrize("case", QUIET)
+def test_nothing_depends_on_it(case, capsys, caplog):
+    torch.manual_seed(0)
+    model, ids = Net(case).eval(), torch.randint(1, 9, (2, 6))
+    with warnings.catch_warnings(action="error"):
+        result = compile(model, PLAN, (ids,))
+    assert "padding" not in capsys.readouterr().out + caplog.text
+    assert len(result.lock["removed"]["a.weight"]["0"]) == 4
+    assert (model.seen, model.warned) == (0, False)
+    program, other = trace(model, (ids,)), torch.randint(0, 9, (3, 6))
+    with warnings.catch_warnings(action="ignore"):
+        assert torch.equal(program.module(other), model(other))
+    assert logging.root.manager.disable == 0
+
+
+def scaled(s, ids):
+    return (lambda y: y * 2) if (ids == 0).any() else None
+
+
+def checked(s, ids):
+    if (ids > 8).any():
+        raise ValueError("no such word")
+
+
+def asserted(s, ids):
+    assert (ids < 9).all()
+
+
+def other_constant(s, ids):
+    row = torch.tensor([1.0, 2.0, 3.0, 4.0]) if (ids == 0).any() else torch.tensor([4.0, 3.0, 2.0, 1.0])
+    return lambda y: y * row
+
+
+def told(s, ids):
+    found = bool((ids == 0).any())
+    return lambda y: (y, found)
+
+
+def remembered(s, ids):
+    if (ids == 0).any():
+        s.seen += 1
+    if (ids == 1).any():
+        s.seen += 1
+    return (lambda y: y * 2) if s.seen == 2 else None
+
+
+def too_many(s, ids):
+    for i in range(MOST_WAYS):
+        if (ids == i).any():
+            s.seen += 1
+
+
+@pytest.mark.parametrize("case", [scaled, checked, asserted, other_constant, told, remembered, too_many])
+def test_where_something_depends_on_it_it_is_refused(case):
+    with pytest.raises(ModelError, match="a branch depends on the values of a tensor") as caught:
+        trace(Net(case).eval(), (torch.randint(1, 9, (2, 6)),))
+    assert caught.value.at.file == __file__
