@@ -5,9 +5,11 @@
     - axes: {grouped: equal}                         grouped layers: equally many channels, chosen freely in each group
     - axes: {grouped: {"layer1.*": whole, "*": same}}
 
-attention    heads        a head goes with its part of the query, key and value projections and of what reads them
+attention    heads        a head goes with its part of the query, key and value projections and of what reads them. What
+                          all heads share stays: a table of rotary positions, a norm, a layer that runs over each head
              head_width   query and key lose the same positions of every head; the values and their reader lose others.
-                          A scale that was taken from the width stays what it was
+                          With rotary positions, these are pairs, which leave the table, too. A scale that was taken
+                          from the width stays what it was
 grouped      same         the same positions of every group go
              equal        every group loses as many, each its own: units leave in packs, the least important of each
              free         what passes a channel shuffle loses what it likes; grouped layers are divided as by `equal`
@@ -20,6 +22,9 @@ this pass: whole heads, the same positions of groups, and of a view what leaves 
 With `equal` and `free` a channel shuffle, whether it is written with views or called by its name, becomes a gather
 (`index_select` with a constant index) wherever what is left of its rows isn't the same of each, for then no view can
 give the order that it must. A view that does anything else loses the same positions of every row.
+
+What is asked for and can't be had is a warning; where the pattern says which layers are meant (any but `*`), and none
+of them can be divided so or may lose anything, an error.
 
 The granularity stays with the program, so that later rounds of `score`, `select` and `shrink` use it. Heads and head
 widths can't be units at once, since a row and a column of a grid share an element; cut them in two rounds:
@@ -36,13 +41,16 @@ widths can't be units at once, since a row and a column of a grid share an eleme
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.analysis import Analysis, analyse
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.granularity import CHOICES, Block, Granularity, Patterns
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
@@ -93,17 +101,29 @@ class Axes(Pass):
         divided = self.foreseen(program)
         self._check(divided)
         blocks = analyse(divided).flow.divided.values()
-        return PassResult(divided, self._notes(divided), {"divided": {b.node: b.choice for b in blocks if b.choice}})
+        choices = {block.node: block.choice for block in blocks if block.choice}
+        told = tuple(f"axes: {note}" for note in self._notes(divided))
+        return PassResult(divided, details={"divided": choices}, warnings=told)
 
     def remarks(self, program: Program) -> tuple[Note, ...]:
         """Notes on options about what the model doesn't have, and on what is divided otherwise than was asked."""
         return self._notes(self.foreseen(program))
 
     def _notes(self, divided: Program) -> tuple[Note, ...]:
-        blocks = analyse(divided).flow.divided.values()
-        idle = [kind for kind in CHOICES if getattr(self, kind) and all(block.kind != kind for block in blocks)]
-        overruled = [_note(block, asked) for block in blocks if (asked := _overruled(divided, block))]
-        return (*(Note(kind, "the model has nothing to divide that way") for kind in idle), *overruled)
+        """What the plan asks for and can't have: nothing to divide, blocks that are divided in another way, and blocks
+        of which nothing may go."""
+        analysis = analyse(divided)
+        blocks = analysis.flow.divided.values()
+        asked = [kind for kind in CHOICES if getattr(self, kind)]
+        idle = [kind for kind in asked if all(block.kind != kind for block in blocks)]
+        found: dict[str, list[str]] = {}
+        for block in blocks:
+            if block.kind in asked and (reason := _unmet(analysis, block)):
+                found.setdefault(reason, []).append(block.node)
+        return (
+            *(Note(kind, "the model has nothing to divide that way") for kind in idle),
+            *(Note(_few(nodes), reason) for reason, nodes in found.items()),
+        )
 
     def foreseen(self, program: Program) -> Program:
         """The program with this granularity; what no option names keeps the one that it has."""
@@ -112,38 +132,74 @@ class Axes(Pass):
         return program.derive(granularity=Granularity(**{**known, **said}))
 
     def check(self, program: Program) -> None:
-        """Raise PassError for a pattern that names no block."""
+        """Raise PassError for a pattern that names no block, or none that can be divided so."""
         self._check(self.foreseen(program))
 
     def _check(self, divided: Program) -> None:
-        blocks = list(analyse(divided).flow.divided.values())
+        analysis = analyse(divided)
         for kind in CHOICES:
             given = getattr(self, kind)
-            mine = [block for block in blocks if block.kind == kind]
-            for pattern in given if isinstance(given, Mapping) else ():
-                if not any(block.answers(pattern) for block in mine):
+            mine = [block for block in analysis.flow.divided.values() if block.kind == kind]
+            for pattern, choice in given.items() if isinstance(given, Mapping) else ():
+                if pattern == "*":
+                    continue  # a wish in general: see `_notes`
+                named = [block for block in mine if block.answers(pattern)]
+                if not named:
                     raise _unknown(kind, pattern, mine)
+                decided = [block for block in named if _first(given, block) == pattern]
+                reasons = [_unmet(analysis, block) for block in decided]
+                if decided and all(reasons):
+                    raise _impossible(kind, pattern, choice, reasons[0], decided)
+
+
+def _first(given: Mapping[str, str], block: Block) -> str:
+    """The pattern that decides about a block: the first that fits."""
+    return next((pattern for pattern in given if block.answers(pattern)), "")
 
 
 def _patterns(given: str | Mapping[str, str]) -> Patterns:
     return tuple(given.items()) if isinstance(given, Mapping) else (("*", given),)
 
 
-def _overruled(divided: Program, block: Block) -> str:
-    """The granularity that the plan asked for, where the block is divided in another way; else ''."""
-    asked = divided.granularity.choice(block.kind, block.names)
-    return asked if asked != block.choice else ""
+def _unmet(analysis: Analysis, block: Block) -> str:
+    """Why a block isn't divided as the plan asks, or why nothing of it may go; '' where it is as it was asked for."""
+    asked = analysis.program.granularity.choice(block.kind, block.names)
+    if not asked:
+        return ""
+    if asked != block.choice:
+        return f"{block.choice} instead of {asked}, since {_WHY.get((block.kind, block.choice), _TIED)}"
+    reason = _pinned(analysis, block)
+    return f"no {_WHAT.get(asked, 'channel')} may go: {reason}" if reason else ""
 
 
-def _note(block: Block, asked: str) -> Note:
-    why = _WHY.get((block.kind, block.choice), "its heads meet positions that are fixed")
-    return Note(block.node, f"{block.choice} instead of {asked}, since {why}")
+def _pinned(analysis: Analysis, block: Block) -> str:
+    """Why no unit of a block may go, most often; '' where one may."""
+    labels = [labels.ravel() for labels in analysis.flow.grids[block.node]]
+    units = set(np.concatenate([analysis.units(part) for part in labels]).tolist() if labels else ()) - {NO_UNIT}
+    pinned = [reason for group in analysis.groups.values() for reason in group.pinned]
+    reasons = Counter(pinned[unit] for unit in sorted(units))
+    return "" if not reasons or "" in reasons else reasons.most_common(1)[0][0]
 
 
+_TIED = "its heads meet positions that are fixed"
 _WHY = {
+    ("attention", "heads"): "the widths of a head go together before",
     ("grouped", "same"): "what it gives must keep its order",
     ("grouped", "equal"): "a layer takes groups of one width",
 }
+_WHAT = {"heads": "head", "head_width": "width of the heads", "whole": "group"}
+
+
+def _few(nodes: Sequence[str]) -> str:
+    more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+    return f"{', '.join(nodes[:3])}{more}"
+
+
+def _impossible(kind: str, pattern: str, choice: str, reason: str, blocks: Sequence[Block]) -> PassError:
+    place = _few([block.node for block in blocks])
+    other = {block.choice for block in blocks} - {choice}
+    hint = f"{' or '.join(sorted(other))} is possible there" if other else "leave the pattern out"
+    return PassError(f"{kind}: '{pattern}' can't be {choice} at {place}: {reason}", keys=(kind, pattern), hint=hint)
 
 
 def _unknown(kind: str, pattern: str, blocks: list[Block]) -> PassError:

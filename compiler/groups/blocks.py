@@ -56,7 +56,7 @@ def _divide_blocks(flow: Flow, component: IntArray) -> IntArray:
         if len(wide) != 2 or _squared(component, labels) is None:
             continue
         shape = f"{labels.shape[wide[0]]} rows of {labels.shape[wide[1]]}"
-        choice = flow.divide("grouped", node, shape, flow.writers(labels), fallback="")
+        choice = flow.divide("grouped", node, shape, flow.writers(labels), "", (labels,))
         if choice in ("equal", "free"):  # what a view gives must keep its order
             flow.settle(node, "same")
         if choice:

@@ -21,6 +21,7 @@ from torch import fx
 
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.sizes import comes_again
 from prunec.compiler.labels.fields import compress, overlap
 from prunec.compiler.labels.flow import Fields, Flow, Pick
 
@@ -87,17 +88,14 @@ def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[Int
         here = [labels for labels in met if labels.ndim >= -back and labels.shape[back] > 1]
         if size == 1 or not here or any(labels.shape[dim] > 1 for labels in fields):
             continue
-        if all(labels.shape[back] == size and not flow.is_own(labels) and differs(labels, back) for labels in here):
+        if all(labels.shape[back] == size and not flow.is_own(labels) and _is_line_of(labels, back) for labels in here):
             yield dim
 
 
-def differs(labels: IntArray, dim: int) -> bool:
-    """Whether a grid holds no label at two positions of a dimension: so that a position is a channel's, and not a
-    sample's, of a batch that heads are folded into. What varies along one dimension alone is taken for such."""
-    if labels.size == labels.shape[dim]:
-        return True
-    rows = np.moveaxis(labels, dim, 0).reshape(labels.shape[dim], -1)
-    return sum(np.unique(row).size for row in rows) == np.unique(labels).size
+def _is_line_of(labels: IntArray, dim: int) -> bool:
+    """Whether a position of a dimension is a channel's, and not also a sample's, of a batch that heads are folded into.
+    What varies along one dimension alone is taken for such."""
+    return labels.size == labels.shape[dim] or not comes_again(labels, dim)
 
 
 def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:

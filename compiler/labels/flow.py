@@ -141,6 +141,8 @@ class Flow:
     """The node that reads them -> its picks."""
     divided: dict[str, Block] = field(default_factory=dict)
     """Node -> the block whose granularity is decided there."""
+    grids: dict[str, tuple[IntArray, ...]] = field(default_factory=dict)
+    """Node -> the labels of the block that is divided there."""
     covers: list[IntArray] = field(default_factory=list)
     """Labels of which one must stay: each piece of a split keeps a channel."""
     counted: list[Pin] = field(default_factory=list)
@@ -265,8 +267,11 @@ class Flow:
         else:
             self.balanced.append((rows, node.name))
 
-    def divide(self, kind: str, node: str, shape: str, names: Iterable[str], fallback: str) -> str:
-        """Decide the granularity of the block at a node, and note it in `divided`; returns the choice.
+    def divide(
+        self, kind: str, node: str, shape: str, names: Iterable[str], fallback: str, labels: Sequence[IntArray] = ()
+    ) -> str:
+        """Decide the granularity of the block at a node, and note it in `divided`, and its `labels` in `grids`; returns
+        the choice.
 
         The plan's choice for this kind of block (`CHOICES`) counts if one of its patterns fits `names` or the node,
         else `fallback`. `shape` describes the block in words.
@@ -274,6 +279,7 @@ class Flow:
         known = (*dict.fromkeys(names), node)
         choice = self.program.granularity.choice(kind, known) or fallback
         self.divided[node] = Block(kind, node, shape, known, choice)
+        self.grids[node] = tuple(labels)
         return choice
 
     def settle(self, node: str, choice: str) -> None:

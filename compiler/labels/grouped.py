@@ -8,10 +8,10 @@ from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.flow import Flow
 
 
-def granularity_of(flow: Flow, node: fx.Node, shape: str) -> str:
+def granularity_of(flow: Flow, node: fx.Node, shape: str, *labels: IntArray) -> str:
     """The granularity of a grouped layer's channels: the plan's choice for the layer, else `same`."""
     names = [str(node.target)] if node.op == "call_module" else []
-    return flow.divide("grouped", node.name, shape, names, fallback="same")
+    return flow.divide("grouped", node.name, shape, names, "same", labels)
 
 
 def keep_even(flow: Flow, node: fx.Node, rows: IntArray) -> None:

@@ -19,7 +19,8 @@ from torch import fx
 
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.broadcast import differs, whole
+from prunec.compiler.ir.sizes import comes_again
+from prunec.compiler.labels.broadcast import whole
 from prunec.compiler.labels.flow import Fields, Flow
 
 Operand = tuple[Fields, tuple[int, ...]]
@@ -63,7 +64,7 @@ def shared(flow: Flow, node: fx.Node, value: object, dim: int, fallback: str = "
         names = [*([str(node.target)] if node.op == "call_module" else []), *flow.writers(labels)]
         said = flow.program.granularity.choice("attention", [*names, node.name])
         if _is_shared(labels, inner) and said:
-            flow.divide("attention", node.name, _shape(labels, inner), names, fallback)
+            flow.divide("attention", node.name, _shape(labels, inner), names, fallback, (labels,))
         heads = _is_shared(labels, inner) and (said or fallback) == "heads"
         out.append(_whole(flow, node, labels, _inside(labels, inner)) if heads else labels)
     return flow.moved(out, node) if any(a is not b for a, b in zip(out, fields, strict=True)) else fields
@@ -75,7 +76,7 @@ def _is_shared(labels: IntArray, inner: Sequence[int]) -> bool:
     if labels.shape[inner[0]] == 1 or any(labels.shape[d] > 1 for d in inner[1:]):
         return False
     outer = _outer(labels, inner)
-    return bool(outer) and all(d == -labels.ndim or differs(labels, d) for d in outer)
+    return bool(outer) and all(d == -labels.ndim or not comes_again(labels, d) for d in outer)
 
 
 def _inside(labels: IntArray, inner: Sequence[int]) -> list[int]:
@@ -100,7 +101,7 @@ def by_width(flow: Flow, node: fx.Node, operands: Sequence[Operand], inner: Sequ
     if not grids:
         return list(operands)
     names = [name for labels in grids for name in flow.writers(labels)]
-    choice = flow.divide("attention", node.name, _shape(grids[0], inner), names, fallback="heads")
+    choice = flow.divide("attention", node.name, _shape(grids[0], inner), names, "heads", grids)
     known = {found for labels in grids if flow.writers(labels) and (found := _known(flow, labels, inner))}
     if len(known) == 1 and choice not in known:
         [choice] = known

@@ -184,9 +184,12 @@ class Slim(Protocol):
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the `count` items of a node of the slim graph that gives a size."""
 
-    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
-        """A slim node that gives `wanted` for the example and follows the batch as the old `number` does (`new` is its
-        node in the slim graph); None where the number counts channels alone."""
+    def follows(self, number: object, wanted: int) -> bool:
+        """Whether an argument is `wanted` in the slim program by itself, whatever the batch."""
+
+    def scaled(self, number: fx.Node, wanted: int) -> fx.Node | None:
+        """A slim node that gives `wanted` for the example and follows the batch as the old `number` does; None where
+        the number counts channels alone."""
 
 
 Rewrite = Callable[[fx.Node, fx.Node, Slim], None]

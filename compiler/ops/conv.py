@@ -73,7 +73,8 @@ def _grouped(
     group is the unit. Else groups stay equally wide, or go as a whole, as the granularity says.
     """
     groups, inner, outer = module.groups, module.in_channels // module.groups, module.out_channels // module.groups
-    whole = inner == 1 or outer == 1 or granularity_of(flow, node, f"{groups} groups of {inner} and {outer}") == "whole"
+    shape = f"{groups} groups of {inner} and {outer}"
+    whole = inner == 1 or outer == 1 or granularity_of(flow, node, shape, arriving) == "whole"
     if whole:
         flow.by_group.add(axes[0])
     if inner == outer == 1:

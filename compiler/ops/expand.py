@@ -58,8 +58,8 @@ def _is_width(flow: Flow, node: fx.Node, given: Any, dim: int) -> bool:
     if not isinstance(given, Sequence):
         given = (given,)
     place = dim - rank_of(node) + len(given)
-    if place < 0:
-        return False
+    if place < 0 or (dim == 0 and op_name(node) in ("expand", "broadcast_to")):
+        return False  # samples of a batch
     if isinstance(given[place], fx.Node):
         return reads_labels(flow, given[place], None)
     return dim > 0 or op_name(node) == "repeat_interleave"
@@ -127,8 +127,8 @@ def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     if op_name(old) == "repeat_interleave":
         dim = known(argument(old, 2, "dim"))
         if dim is not None and not is_tensor(argument(old, 1, "repeats")):
-            fits = slim.value(argument(old, 1, "repeats")) == wanted[dim]
-            put(new, 1, "repeats", argument(new, 1, "repeats") if fits else wanted[dim])
+            count = _copies_left(argument(old, 1, "repeats"), argument(new, 1, "repeats"), wanted[dim], slim)
+            put(new, 1, "repeats", count)
         return
     spread = len(old.args) > 2 or isinstance(slim.value(argument(old, 1, "repeats", argument(old, 1, "dims"))), int)
     key = next((key for key in ("repeats", "dims") if key in old.kwargs), None)
@@ -137,8 +137,16 @@ def repeats(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     given, current = (x.args[1:] if spread else x.kwargs[key] if key else x.args[1] for x in (old, new))
     if isinstance(given, fx.Node) or len(given) != len(wanted):
         return
-    counts = tuple(g if slim.value(o) == n else n for o, g, n in zip(given, current, wanted, strict=True))
+    counts = tuple(_copies_left(o, g, n, slim) for o, g, n in zip(given, current, wanted, strict=True))
     if key:
         new.kwargs = {**new.kwargs, key: counts}
     else:
         new.args = (new.args[0], *counts) if spread else (new.args[0], counts)
+
+
+def _copies_left(old: Any, new: Any, wanted: int, slim: Slim) -> Any:
+    """How many copies are made: as the old count says, where that follows; else a node that does, or the number."""
+    if slim.follows(old, wanted):
+        return new
+    open_ = slim.scaled(old, wanted) if isinstance(old, fx.Node) else None
+    return wanted if open_ is None else open_

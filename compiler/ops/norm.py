@@ -118,7 +118,7 @@ def _group_statistics(flow: Flow, node: fx.Node, value: object, groups: int) -> 
     flow.pin_all((f for f in rest if any(size > 1 for size in f.shape[2:])), f"is normalised over at {node.name}")
     if groups < labels.size:
         rows = labels.reshape(groups, -1)
-        if granularity_of(flow, node, f"{groups} groups of {rows.shape[1]}") == "whole":
+        if granularity_of(flow, node, f"{groups} groups of {rows.shape[1]}", labels) == "whole":
             flow.unify(rows, rows[:, :1], node)
         else:
             keep_even(flow, node, rows)

@@ -136,7 +136,10 @@ def fitting_sizes(
     """
     whole = isinstance(current, fx.Node)
     values = [slim.value(g)[i] if whole else slim.value(g) for i, g in enumerate(given)]
-    settled = [value in (-1, wanted) for value, wanted in zip(values, target, strict=True)]
+    settled = [
+        value == -1 or (value == wanted if whole else slim.follows(g, wanted))
+        for g, value, wanted in zip(given, values, target, strict=True)
+    ]
     if all(settled):
         return None
     places = slim.items(current, len(given)) if whole else list(current)
@@ -146,14 +149,14 @@ def fitting_sizes(
         if free and isinstance(places[place], fx.Node):
             places[place] = -1
         else:
-            open_ = None if whole else _open(given[place], places[place], target[place], slim)
+            open_ = None if whole else _open(given[place], target[place], slim)
             places[place] = target[place] if open_ is None else open_
     return tuple(places)
 
 
-def _open(old: Any, new: Any, wanted: int, slim: Slim) -> fx.Node | None:
+def _open(old: Any, wanted: int, slim: Slim) -> fx.Node | None:
     """A node for a size that follows the batch (batch times heads), where the given number does; else None."""
-    return slim.scaled(old, new, wanted) if isinstance(old, fx.Node) and isinstance(new, fx.Node) else None
+    return slim.scaled(old, wanted) if isinstance(old, fx.Node) else None
 
 
 @rewriter("squeeze")

@@ -70,7 +70,8 @@ def gathered(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
     if chain is None:
         return False
     _settle(flow, chain, source, dim)
-    if flow.divide("grouped", node.name, f"{len(rows)} rows of {rows.shape[1]}", names, fallback="") == "equal":
+    shape = f"{len(rows)} rows of {rows.shape[1]}"
+    if flow.divide("grouped", node.name, shape, names, "", (labels,)) == "equal":
         flow.balance(labels[rows], node)
     return True
 
@@ -220,7 +221,7 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Labelled:
     labels, rest = flow.along(value, 1, node)
     rows = labels.reshape(groups, -1)
     names = [str(node.target)] if module is not None else []
-    choice = flow.divide("grouped", node.name, f"{groups} groups of {rows.shape[1]}", names, fallback="same")
+    choice = flow.divide("grouped", node.name, f"{groups} groups of {rows.shape[1]}", names, "same", (rows,))
     if choice == "equal":
         flow.balance(rows, node)
     elif choice != "free":

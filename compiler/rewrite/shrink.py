@@ -11,10 +11,7 @@ is kept of the moved value. So the labels that arrive at a reader are the old on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +22,6 @@ from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.ops import argument, shape_of_argument
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program, State
-from prunec.compiler.ir.sizes import counts_batch, item, reads, scaled, valued
 from prunec.compiler.labels.registry import decides_sizes, rewrite_for, value_sizes
 from prunec.compiler.rewrite.gather import drop_idle_picks, gather_at, pick_all, torn_apart
 from prunec.compiler.rewrite.layers import Gathering, slim_module
@@ -124,6 +120,7 @@ def _with_sizes(program: Program, state: dict[str, State], view: View) -> dict[s
 def _slim_graph(program: Program, view: View) -> fx.Graph:
     """The graph with slim shapes on its nodes, and with the literals and gathers that these shapes need."""
     graph, mapping = program.copy_graph_with_map()
+    view.mapping.update(mapping)
     changed: set[fx.Node] = set()
     torn = torn_apart(view)
     inside = {node for found in torn.values() for node in found.inner}
@@ -135,13 +132,13 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
         if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
             slim = view.meta(view.analysis.flow.values.get(old), known)
             if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
-                _settle(old, new, view, mapping)
+                _settle(old, new, view)
                 pick_all(old, new, view, mapping)
-        elif follows and (slim := _number(old, mapping)) != known:
-            view.values[old] = slim
+        elif follows and view.numbers.differs(old):
+            view.values[old] = slim = view.numbers.slim(old)
         else:
             continue
-        if slim is not known:
+        if slim is not known or old in view.values:
             changed.add(old)
             new.meta["val"] = slim
     for old, found in torn.items():
@@ -154,7 +151,7 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
     return graph
 
 
-def _settle(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
+def _settle(old: fx.Node, new: fx.Node, view: View) -> None:
     """Adapt a node's arguments to what is left: by its operation's rewriter, and numbers that were read off sizes.
 
     A number that is no size to the operation (a divisor, a scale) keeps its old value.
@@ -162,7 +159,7 @@ def _settle(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx
     called = old.op in ("call_function", "call_method")
     numbers = [n for n in old.all_input_nodes if n in view.values]
     if numbers and not (called and decides_sizes(old)):
-        frozen = {mapping[n]: _frozen(n, view, mapping) for n in numbers}
+        frozen = {view.mapping[n]: view.numbers.frozen(n) for n in numbers}
         new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))
         new.kwargs = fx.node.map_arg(new.kwargs, lambda n: frozen.get(n, n))
     if called and (rewrite := rewrite_for(old)) is not None:
@@ -184,29 +181,6 @@ def _settle_module(old: fx.Node, new: fx.Node, view: View) -> None:
     new.args, new.kwargs = (argument(new, 0, "input"), dim, sizes), {}
 
 
-def _frozen(old: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """The old value of a number that has changed, as an argument that holds for every batch size.
-
-    Arithmetic is done again on the operands' old values; what is read off a tensor becomes a literal, or, where it
-    counts the batch too, is scaled.
-    """
-    new = mapping[old]
-    if old not in view.values:
-        return new
-    before, now = old.meta["val"], view.values[old]
-    if isinstance(before, tuple):
-        return tuple(
-            was if was != here else item(new, i, here) for i, (was, here) in enumerate(zip(before, now, strict=True))
-        )
-    if callable(old.target) and not reads(old):
-        args = fx.node.map_arg(old.args, lambda n: _frozen(n, view, mapping))
-        with new.graph.inserting_after(new):
-            return valued(new.graph.call_function(old.target, args), before)
-    if not counts_batch(old):
-        return before
-    return scaled(new, before, now, before)
-
-
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
     """Erase nodes that gave sizes or indices which are literals now."""
     for old, new in reversed(list(mapping.items())):
@@ -214,25 +188,6 @@ def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
         sized = old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val"))
         if idle and (sized or old.op == "get_attr"):
             new.graph.erase_node(new)
-
-
-def _number(old: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> Any:
-    """The value of a node that gives no tensor, on the slim values of its operands. NaN where it can't be divided: a
-    factor such as `(width // heads) ** -0.5` keeps its old value anyway."""
-
-    def slim(node: fx.Node) -> Any:
-        return mapping[node].meta.get("val")
-
-    args, kwargs = fx.node.map_arg(old.args, slim), fx.node.map_arg(old.kwargs, slim)
-    function = old.target if callable(old.target) else partial(_method, str(old.target))
-    try:
-        return function(*args, **kwargs)
-    except ZeroDivisionError:
-        return math.nan
-
-
-def _method(name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-    return getattr(value, name)(*args, **kwargs)
 
 
 def _has_tensor(value: object) -> bool:

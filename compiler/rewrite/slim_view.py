@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from torch import fx
 from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import BoolArray, IntArray, State
-from prunec.compiler.ir.sizes import is_open, item, scaled
+from prunec.compiler.ir.sizes import item
 from prunec.compiler.ops.reduction import compares_zeros
+from prunec.compiler.rewrite.numbers import Numbers
 
 
 @dataclass
@@ -30,12 +30,19 @@ class View:
     keep: BoolArray
     values: dict[fx.Node, Any] = field(default_factory=dict)
     """Slim values of nodes that give numbers, where these differ from the old ones."""
+    mapping: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """Node of the old graph -> its node in the slim one."""
     indices: dict[str, State] = field(default_factory=dict)
     """Name -> positions: the buffers that the gathers of the slim graph read, which the old state hasn't."""
     picked: dict[tuple[fx.Node, int, bytes], fx.Node] = field(default_factory=dict)
     """(slim node without labels, dimension, positions) -> the node that picks these of it, for all its readers."""
     _masks: dict[int, tuple[IntArray, BoolArray | None]] = field(default_factory=dict)
     _blanks: dict[tuple[tuple[int, ...], torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """The numbers of the slim graph."""
+        return Numbers(self.values, self.mapping, self.analysis.flow.fields)
 
     def mask(self, labels: IntArray) -> BoolArray | None:
         """Which elements of a field stay, in its shape; None where all do."""
@@ -116,11 +123,11 @@ class View:
         """New nodes for the first `count` items of a node that gives a size."""
         return [item(size, index, size.meta["val"][index]) for index in range(count)]
 
-    def scaled(self, number: fx.Node, new: fx.Node, wanted: int) -> fx.Node | None:
-        """A node for the number `wanted` that follows the batch as the old node `number` does, made of its slim node
-        `new`. None where the number counts channels alone."""
-        now = self.value(number)
-        if not isinstance(now, int) or not wanted or not is_open(number, self.analysis.flow.fields):
-            return None
-        shared = math.gcd(now, wanted)
-        return scaled(new, wanted // shared, now // shared, wanted)
+    def follows(self, number: object, wanted: int) -> bool:
+        """Whether an argument is `wanted` in the slim program by itself, whatever the batch."""
+        return self.numbers.follows(number, wanted)
+
+    def scaled(self, number: fx.Node, wanted: int) -> fx.Node | None:
+        """A node that gives `wanted` for the example and follows the batch as the old `number` does; None where that
+        counts channels alone."""
+        return self.numbers.scaled(number, wanted)

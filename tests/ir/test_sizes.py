@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from program_texts import wrap
 
-from prunec.compiler.ir.sizes import counts_batch, is_open, item, reads, scaled
+from prunec.compiler.ir.sizes import comes_again, dims_read, is_open, item, reads, scaled
 from prunec.compiler.text.parser import from_text
 
 NUMBERS = from_text(
@@ -29,24 +29,37 @@ NODES = {node.name: node for node in NUMBERS.graph.nodes}
 
 
 @pytest.mark.parametrize(
-    ("name", "read", "batch", "open_"),
+    ("name", "dims", "open_"),
     [
-        ("n", True, True, True),
-        ("last", True, True, True),
-        ("first", True, True, True),
-        ("c", True, False, False),
-        ("second", True, False, False),
-        ("count", True, True, False),
-        ("both", False, None, True),
-        ("heads", False, None, False),
+        ("n", 0, True),
+        ("last", 0, True),
+        ("first", 0, True),
+        ("c", 1, False),
+        ("second", 1, False),
+        ("shape", (0, 1, 2), True),
+        ("count", None, True),
+        ("both", "computed", True),
+        ("heads", "computed", False),
     ],
 )
-def test_where_a_number_comes_from(name, read, batch, open_):
+def test_where_a_number_comes_from(name, dims, open_):
     node = NODES[name]
     channels = (np.arange(12).reshape(1, 12, 1),)
-    assert reads(node) is read
-    assert batch is None or counts_batch(node) is batch
+    assert reads(node) is (dims != "computed")
+    assert dims == "computed" or dims_read(node) == (NODES["x"], dims)
     assert is_open(node, lambda value: channels) is open_
+
+
+def test_a_dimension_that_samples_and_channels_are_folded_into_is_open():
+    assert not is_open(NODES["c"], lambda value: (np.arange(12).reshape(1, 12, 1),))
+    assert is_open(NODES["c"], lambda value: (np.arange(12).reshape(1, 12, 1) % 4,))
+
+
+def test_a_label_comes_again():
+    grid = np.arange(8).reshape(4, 2)
+    assert not any(comes_again(labels, dim) for labels in (grid, grid.T, np.zeros((1, 5), int)) for dim in (0,))
+    assert comes_again(np.concatenate([grid, grid]), 0)
+    assert not comes_again(np.concatenate([grid, grid]), 1)
 
 
 def test_without_channels_every_size_is_open():

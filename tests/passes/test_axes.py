@@ -444,10 +444,13 @@ def test_patterns_must_mean_something(name, options, message):
     [("chain", {"grouped": "equal"}, "grouped"), ("attention_of_one_head", {"attention": "head_width"}, "attention")],
     ids=["no groups", "one head"],
 )
-def test_nothing_to_divide_is_noted(name, options, kind):
+def test_nothing_to_divide_is_a_warning(name, options, kind):
     """No fault: a round of heads may have left a single one, whose width is what goes anyway."""
-    result = Axes(**options).run(built(name)[0], Context())
-    assert [str(note) for note in result.notes] == [f"{kind}: the model has nothing to divide that way"]
+    program = built(name)[0]
+    for asked in (options, {key: {"*": value} for key, value in options.items()}):
+        result = Axes(**asked).run(program, Context())
+        assert result.warnings == (f"axes: {kind}: the model has nothing to divide that way",)
+        assert [f"axes: {note}" for note in Axes(**asked).remarks(program)] == list(result.warnings)
 
 
 def test_it_goes_before_score():
@@ -485,14 +488,12 @@ def test_a_view_keeps_the_same_positions_and_says_so():
     between = lambda m, x: F.relu(m.a(x).unflatten(1, (2, 4)).transpose(1, 2)).flatten(1, 2)  # noqa: E731
     model = Made(parts, lambda m, x: m.fc(pooled(between(m, x))))
     result = Axes(grouped="equal").run(trace(model.eval(), (torch.randn(2, 3, 6, 6),)), Context())
-    assert [str(note) for note in result.notes] == [
-        "unflatten: same instead of equal, since what it gives must keep its order"
-    ]
+    assert result.warnings == ("axes: unflatten: same instead of equal, since what it gives must keep its order",)
 
 
 def test_a_layer_has_groups_of_one_width_and_says_so():
     result = Axes(grouped="free").run(built("residual of grouped")[0], Context())
-    assert [str(note) for note in result.notes] == ["g: equal instead of free, since a layer takes groups of one width"]
+    assert result.warnings == ("axes: g: equal instead of free, since a layer takes groups of one width",)
 
 
 def _with_bias(m, x, bias):
@@ -501,13 +502,52 @@ def _with_bias(m, x, bias):
     return m.o(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
 
 
-def test_heads_that_cannot_go_are_noted():
+def test_heads_that_cannot_go_are_told():
     torch.manual_seed(0)
     parts = {"qkv": nn.Linear(6, 36), "o": nn.Linear(12, 6), "fc": nn.Linear(6, 4)}
     model = Made(parts, lambda m, x, bias: m.fc(_with_bias(m, x, bias).mean(1)))
     program = trace(model.eval(), (torch.randn(2, 5, 6), torch.randn(2, 4, 5, 5)))
     result = Axes(attention="heads").run(program, Context())
-    assert "head_width instead of heads, since its heads meet positions that are fixed" in str(result.notes[0])
+    [warning] = result.warnings
+    assert warning.endswith("head_width instead of heads, since its heads meet positions that are fixed")
+    with pytest.raises(PassError, match=r"'qkv' can't be heads at scaled_dot.*its heads meet positions") as caught:
+        Axes(attention={"qkv": "heads"}).check(program)
+    assert (caught.value.keys, caught.value.hint) == (("attention", "qkv"), "head_width is possible there")
+
+
+def _of_three(m, x):
+    q, k, v = (f(x).unflatten(-1, (4, 3)).transpose(1, 2) for f in (m.q, m.k, m.v))
+    return m.fc(m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("choice", ["heads", "head_width"])
+def test_a_block_of_which_nothing_may_go_is_told(choice):
+    torch.manual_seed(0)
+    parts = {**{name: nn.Linear(6, 12) for name in "qkv"}, "o": nn.Linear(12, 6), "fc": nn.Linear(6, 4)}
+    model = Made(parts, lambda m, x: (_of_three(m, x), m.q(x), m.k(x), m.v(x)))
+    program = trace(model.eval(), (torch.randn(2, 5, 6),))
+    what = "head" if choice == "heads" else "width of the heads"
+    node = "scaled_dot_product_attention"
+    reason = f"no {what} may go: reaches the model's output"
+    assert Axes(attention=choice).run(program, Context()).warnings == (f"axes: {node}: {reason}",)
+    with pytest.raises(PassError, match=f"'\\[qkv\\]' can't be {choice} at {node}: {reason}") as caught:
+        Axes(attention={"[qkv]": choice}).check(program)
+    assert caught.value.hint == "leave the pattern out"
+
+
+def test_a_pattern_that_some_of_its_blocks_answer_is_no_fault():
+    torch.manual_seed(0)
+    parts = {"a": nn.Linear(6, 36), "b": nn.Linear(6, 36), "o": nn.Linear(12, 4), "p": nn.Linear(12, 4)}
+
+    def forward(m, x, bias):
+        one, other = ((f(x).unflatten(-1, (3, 4, 3)).permute(2, 0, 3, 1, 4)) for f in (m.a, m.b))
+        left = F.scaled_dot_product_attention(*one, attn_mask=bias).transpose(1, 2).flatten(2)
+        return m.o(left) + m.p(F.scaled_dot_product_attention(*other).transpose(1, 2).flatten(2))
+
+    program = trace(Made(parts, forward).eval(), (torch.randn(2, 5, 6), torch.randn(2, 4, 5, 5)))
+    result = Axes(attention={"?": "heads"}).run(program, Context())
+    [warning] = result.warnings
+    assert "scaled_dot_product_attention: head_width instead of heads" in warning
 
 
 def test_the_division_is_part_of_the_text():

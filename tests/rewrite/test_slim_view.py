@@ -86,12 +86,13 @@ def test_numbers_that_follow_the_batch_are_scaled():
     )
     batch, channels = nodes["size"], nodes["size_1"]
     graph, mapping = view.analysis.program.copy_graph_with_map()
-    made = view.scaled(batch, mapping[batch], 3)
+    view.mapping.update(mapping)
+    made = view.scaled(batch, 3)
     assert made is not None
     assert made.meta["val"] == 3
     assert len(list(graph.nodes)) == len(nodes) + 2, "times 3 over 2"
-    assert view.scaled(channels, mapping[channels], 3) is None, "it counts channels alone"
-    assert view.scaled(batch, mapping[batch], 0) is None
+    assert view.scaled(channels, 3) is None, "it counts channels alone"
+    assert view.scaled(batch, 0) is None
     assert view.value(7) == 7
     assert view.value(channels) == 4
     view.values[channels] = 2

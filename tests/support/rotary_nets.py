@@ -28,6 +28,8 @@ class Rotary:
     heads: int = HEADS
     widths: int = HEAD // 2
     group: str = "q"
+    more: Callable[[int], tuple[Tensor, ...]] = lambda batch: ()
+    """Further inputs of a batch."""
 
     def build(self) -> Made:
         """The net in float64 and evaluation mode."""
@@ -37,7 +39,7 @@ class Rotary:
     def inputs(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Random tokens."""
         made = torch.Generator().manual_seed(seed)
-        return (torch.randn(batch, TOKENS, WIDTH, dtype=torch.float64, generator=made),)
+        return torch.randn(batch, TOKENS, WIDTH, dtype=torch.float64, generator=made), *self.more(batch)
 
 
 ROTARY: dict[str, Rotary] = {}
@@ -57,10 +59,11 @@ def rotary(
     heads: int = HEADS,
     widths: int = HEAD // 2,
     group: str = "q",
+    more: Callable[[int], tuple[Tensor, ...]] = lambda batch: (),
     **parts: Callable[[], Any],
 ) -> None:
     """Enter a net; `parts` are made anew each time, by calling them."""
-    ROTARY[name] = Rotary(lambda: {key: make() for key, make in parts.items()}, run, heads, widths, group)
+    ROTARY[name] = Rotary(lambda: {key: make() for key, make in parts.items()}, run, heads, widths, group, more)
 
 
 def split(x: Tensor, heads: int = HEADS) -> Tensor:
@@ -95,6 +98,16 @@ def by_tokens(m: Any, x: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
 def frequencies(width: int = HEAD) -> Tensor:
     """One a pair of positions: [width / 2]."""
     return 100.0 ** (-torch.arange(0, width, 2).double() / width)
+
+
+def places(batch: int) -> Tensor:
+    """Positions of tokens, other ones for each sample."""
+    return (torch.arange(TOKENS)[None] + torch.arange(batch)[:, None]) % 9
+
+
+def angles_at(ids: Tensor) -> Tensor:
+    """Angles [n, tokens, width / 2] at positions [n, tokens]."""
+    return ids[..., None].double() * frequencies()
 
 
 def turns(tokens: int = TOKENS, width: int = HEAD) -> Tensor:
@@ -164,6 +177,55 @@ rotary("norm before", lambda m, x: attention(m, x, lambda y: m.n(y) * m.t[:TOKEN
        n=lambda: nn.LayerNorm(HEAD))  # fmt: skip
 rotary("unit length", lambda m, x: attention(m, x, lambda y: F.normalize(y, dim=-1) * m.t[:TOKENS]), widths=HEAD,
        t=table)  # fmt: skip
+
+rotary(
+    "folded heads",
+    lambda m, x: attention(m, x, lambda y: (y.flatten(0, 1) * m.t[:TOKENS]).view(y.shape)),
+    widths=HEAD,
+    t=table,
+)
+rotary(
+    "looked up by an input",
+    lambda m, x, ids: attention(m, x, lambda y: turned(y, m.t[ids].cos().unsqueeze(1), m.t[ids].sin().unsqueeze(1))),
+    t=lambda: doubled(turns(9)),
+    more=lambda n: (places(n),),
+)
+rotary(
+    "function of an input",
+    lambda m, x, ids: attention(
+        m, x, lambda y: turned(y, F.embedding(ids, m.t).unsqueeze(1), F.embedding(ids, m.t + 1).unsqueeze(1))
+    ),
+    t=table,
+    more=lambda n: (places(n),),
+)
+rotary(
+    "given from outside",
+    lambda m, x, cos, sin: attention(m, x, lambda y: turned(y, cos, sin)),
+    widths=0,
+    more=lambda n: (doubled(turns()).cos(), doubled(turns()).sin()),
+)
+rotary(
+    "computed of places given",
+    lambda m, x, ids: attention(
+        m, x, lambda y: turned(y, doubled(angles_at(ids)).cos()[:, None], doubled(angles_at(ids)).sin()[:, None])
+    ),
+    more=lambda n: (places(n),),
+)
+rotary(
+    "einsum of frequencies",
+    lambda m, x: attention(
+        m, x, lambda y: turned(y, doubled(torch.einsum("i,j->ij", torch.arange(y.shape[2]).to(m.f), m.f)).cos(), m.s)
+    ),
+    f=frequencies,
+    s=lambda: doubled(turns()),
+)
+rotary(
+    "complex numbers of a stack",
+    lambda m, x: attention(
+        m, x, lambda y: as_complex(y, torch.view_as_complex(torch.stack([m.a.cos(), m.a.sin()], -1)))
+    ),
+    a=turns,
+)
 
 # -- language models -------------------------------------------------------------------------------------------------
 
@@ -274,6 +336,47 @@ rotary("written in place", lambda m, x: attention(m, x, lambda y: written(y, m.a
 rotary("two tables for two layers", lambda m, x: attention(
     m, attention(m, x, lambda y: turned(y, m.c[0], m.c[1])) @ m.w, lambda y: turned(y, m.d[0], m.d[1])),
     c=lambda: torch.rand(2, TOKENS, HEAD), d=lambda: torch.rand(2, TOKENS, HEAD), w=lambda: free(3, WIDTH))  # fmt: skip
+
+
+def in_five_dims(x: Tensor, cache: Tensor) -> Tensor:
+    """Pairs as a dimension of their own: [n, t, h, d / 2, 2] with a cache [t, d / 2, 2]."""
+    y = x.reshape(*x.shape[:-1], -1, 2)
+    cache = cache.view(1, y.size(1), 1, y.size(3), 2)
+    cos, sin = cache[..., 0], cache[..., 1]
+    return torch.stack([y[..., 0] * cos - y[..., 1] * sin, y[..., 1] * cos + y[..., 0] * sin], -1).flatten(3)
+
+
+def in_sections(table: Tensor) -> Tensor:
+    """A width whose sections turn by height and by width: [2, t, d] to [t, d]."""
+    return torch.cat([part[place % 2] for place, part in enumerate(table.split([2, 2, 2, 2], -1))], -1)
+
+
+def one_key(m: Any, x: Tensor) -> Tensor:
+    """All queries share one head of keys, which is turned, too."""
+    x = m.i(x)
+    q, k, v = split(m.q(x)), split(m.k1(x), 1), split(m.v(x))
+    q, k = (turned(y, m.c, m.s) for y in (q, k))
+    return closed(m, (q @ k.transpose(-2, -1)).softmax(-1) @ v)
+
+
+rotary(
+    "pairs in a dimension",
+    lambda m, x: by_tokens(m, x, lambda y: in_five_dims(y, m.c)),
+    c=lambda: torch.stack([turns().cos(), turns().sin()], -1),
+)
+rotary(
+    "sections",
+    lambda m, x: attention(m, x, lambda y: turned(y, in_sections(m.c), in_sections(m.s))),
+    c=lambda: torch.rand(2, TOKENS, HEAD),
+    s=lambda: torch.rand(2, TOKENS, HEAD),
+)
+rotary(
+    "one head of keys",
+    one_key,
+    k1=lambda: nn.Linear(WIDTH, HEAD),
+    c=lambda: doubled(turns()).cos(),
+    s=lambda: doubled(turns()).sin(),
+)
 
 # -- vision models ---------------------------------------------------------------------------------------------------
 

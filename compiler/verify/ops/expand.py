@@ -26,7 +26,8 @@ def _copied(call: Call) -> Any:
     before, after = plain(call.args[0]).shape, plain(copies).shape
     aligned = (1,) * (len(after) - len(before)) + tuple(before)
     longer = [d for d in range(len(after)) if after[d] > aligned[d]]
-    if not longer or (longer == [0] and aligned[0] == 1 and len(after) > 1):
+    samples = call.name in ("expand", "broadcast_to") and longer == [0] and aligned[0] == 1 and len(after) > 1
+    if not longer or samples:
         return copies
     marks = marks_of(copies)
     return mark(plain(copies), torch.where(marks == KEPT, FREE, marks).to(torch.uint8))
