@@ -31,12 +31,16 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn, TypeVar
 
 from prunec.compiler.errors import OutputError
 from prunec.compiler.version import __version__
+
+if sys.platform != "win32":
+    import fcntl
 
 LOCK: Final = "plan.lock.json"
 MANIFEST: Final = ".prunec-manifest.json"
@@ -64,10 +68,11 @@ def check_writable(directory: Path, writer: str = COMPILE) -> None:
     target = _resolved(directory)
     try:
         _check_place(target)
-        _recover(target)
-        if target.exists():
-            _owned(target, writer)
-            _check_replaceable(target)
+        with _alone(target.parent):
+            _recover(target)
+            if target.exists():
+                _owned(target, writer)
+                _check_replaceable(target)
         probe = _sibling(target)
         probe.mkdir()
         probe.rmdir()
@@ -88,7 +93,8 @@ def write_atomically(directory: Path, write: Callable[[Path], Given], writer: st
         fresh.mkdir()
         given = write(fresh)
         _write_manifest(fresh, writer)
-        _put_in_place(fresh, target, writer)
+        with _alone(target.parent):
+            _put_in_place(fresh, target, writer)
     except OSError as error:
         raise OutputError(f"can't write to '{directory}': {error}") from error
     finally:
@@ -229,6 +235,24 @@ def _sha256(path: Path) -> str:
 
 
 # -- one for the other -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Wait until no other run looks at a folder here or puts one in place; where the system has no such locks, don't.
+
+    So two runs into one folder take turns: neither sees half of the other's, and the later one's output stays.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    directory = os.open(parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems can't lock a folder
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def _put_in_place(fresh: Path, directory: Path, writer: str) -> None:

@@ -440,6 +440,31 @@ def test_kill_9_leaves_the_old_folder_or_the_new_one(tmp_path, stage, old, left)
     assert not old or contents(out) == whole(left or old)
 
 
+RACE = """
+    import pathlib, sys
+    from prunec.compiler.emit import output_folder as artifacts
+
+    if sys.argv[2] == "two renames":
+        artifacts._swap = lambda one, other: False
+    for number in range(15):
+        def write(folder):
+            (folder / "plan.lock.json").write_text(f"{sys.argv[3]}{number}")
+            (folder / "model.py").write_text(f"{sys.argv[3]}{number}")
+        artifacts.write_atomically(pathlib.Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.parametrize("way", ["swap", "two renames"])
+def test_runs_into_one_folder_at_once_take_turns(tmp_path, way):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", textwrap.dedent(RACE), str(out), way]
+    runs = [subprocess.Popen([*command, name]) for name in ("one", "two", "three")]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert os.listdir(tmp_path) == ["out"]
+    assert contents(out) in [whole(f"{name}14") for name in ("one", "two", "three")]
+    check_writable(out)
+
+
 def test_leaves_the_folders_of_running_compiles_alone(tmp_path):
     def write(folder: Path) -> None:
         check_writable(tmp_path / "out")

@@ -330,6 +330,15 @@ def test_the_original_takes_the_weights_back(tmp_path):
         assert torch.equal(original.eval()(*program.inputs), net_of("resnet18")(*program.inputs))
 
 
+def test_weights_that_are_cut_short_say_so(tmp_path):
+    module, path = emitted(program_of("residual"), tmp_path), tmp_path / WEIGHTS
+    data = path.read_bytes()
+    for length in range(0, len(data), 97):
+        path.write_bytes(data[:length])
+        with pytest.raises(ValueError, match="is cut short"):
+            module.load()
+
+
 def test_a_tied_parameter_stays_one(tmp_path):
     model = emitted(program_of("shared"), tmp_path).load()
     assert model.nest.other.weight is model.first.weight
