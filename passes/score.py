@@ -98,8 +98,9 @@ class Score(Pass):
         return self.criterion.required()
 
     def check(self, program: Program) -> None:
-        """Raise `PassError` where `memory` doesn't hold one sample."""
+        """Raise `PassError` where `memory` doesn't hold one sample, or the criterion names what there isn't."""
         self._calibration.check(program)
+        self.criterion.check(program)
 
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` where the criterion needs what there isn't, `DataError` where the data don't fit."""

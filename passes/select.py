@@ -27,7 +27,7 @@ says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -35,7 +35,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from prunec.compiler.cost.resources import RESOURCES
-from prunec.compiler.errors import nearest
+from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import matching
 from prunec.compiler.ir.program import Program
@@ -50,6 +50,7 @@ from prunec.passes.selection.per_group import Way, by_counts, by_ratio, by_thres
 from prunec.passes.selection.ranking import Ranking
 from prunec.passes.selection.selectors import SELECTORS, Wishes
 from prunec.passes.selection.traced import whole_sizes
+from prunec.passes.shrink import kept_units
 
 WAYS: Final = {
     "ratio": "ratio",
@@ -184,7 +185,8 @@ class Select(Pass):
         return frozenset() if self.units is not None else frozenset({"scores"})
 
     def check(self, program: Program) -> None:
-        """Raise PassError for patterns that name no group, and for groups of `equal_widths` whose widths differ."""
+        """Raise PassError for what no scores could give: unknown patterns and units, widths that a group can't have,
+        budgets out of reach."""
         groups = analyse(program).groups
         for option in (*_PATTERNED, *LIMITS):
             patterns = getattr(self, option)
@@ -193,15 +195,20 @@ class Select(Pass):
         tied_groups(analyse(program), self.equal_widths)
         if self.from_ is not None:
             kept_within(self.from_, self.floor, groups, groups)
-        if self.budget is not None:
-            self._check_budgets(program, self.budget)
+        if self.units is not None:
+            self._check_units(program, self.units)
+            return
+        scored = program.with_facts(scores={group.name: np.zeros(group.size) for group in groups.values()})
+        if self.budget is None:
+            self._way(scored, Context())
+        elif known := {name: amount for name, amount in self.budget.items() if name != "latency"}:  # that is measured
+            check_reach(problem_of(self.ranking(scored), known, Wishes(), Context()), self._lifted(scored))
 
-    def _check_budgets(self, program: Program, wanted: Mapping[str, Budget]) -> None:
-        """Raise PassError for a budget that no scores can meet. Latency isn't looked at: it has to be measured."""
-        known = {name: amount for name, amount in wanted.items() if name != "latency"}
-        scores = {group.name: np.zeros(group.size) for group in analyse(program).groups.values()}
-        scored = program.with_facts(scores=scores)
-        check_reach(problem_of(self.ranking(scored), known, Wishes(), Context()), self._lifted(scored))
+    def _check_units(self, program: Program, units: Mapping[str, Sequence[int]]) -> None:
+        try:
+            kept_units(analyse(program), units)
+        except PassError as error:
+            raise PassError(error.message, keys=("units",), hint=error.hint) from error
 
     def _lifted(self, program: Program, traced: Program | None = None) -> Lifted:
         """The queues without each of the limits."""

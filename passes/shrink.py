@@ -11,7 +11,7 @@ selection conv1 = [2, 5]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -46,7 +46,7 @@ class Shrink(Pass):
         return Masked(before, removed_positions(analysis, keep))
 
 
-def kept_units(analysis: Analysis, selection: Mapping[str, IntArray]) -> BoolArray:
+def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[int]]) -> BoolArray:
     """[units of all groups]: which stay. Raises `PassError` where the selection names what can't go."""
     keep = np.ones(analysis.size, dtype=bool)
     for name, units in selection.items():

@@ -110,6 +110,10 @@ class Criterion(BaseModel, ABC):
         """The facts that it needs, given its options."""
         return frozenset()
 
+    def check(self, program: Program) -> None:
+        """Raise `PassError` for options that name what the program doesn't have."""
+        return
+
     def ready(self, setting: Setting) -> None:
         """Raise what `weigh` would raise for want of data, labels or a package; it is asked before any pass runs.
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.groups.analysis import Group, Member
+from prunec.compiler.groups.analysis import Group, Member, analyse
 from prunec.compiler.groups.axis_rows import axis_rows
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.patterns import matching
-from prunec.compiler.ir.program import Axis, BoolArray, FloatArray
+from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, Program
 from prunec.compiler.plan.options import Fraction01
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, is_weight, numbers
@@ -40,6 +40,11 @@ class GreedyL1(Criterion):
     def required(self) -> frozenset[str]:
         """A selection, where no ratio says what goes."""
         return frozenset({"selection"}) if self.ratio is None else frozenset()
+
+    def check(self, program: Program) -> None:
+        """Raise `PassError` for a pattern that names no group."""
+        if isinstance(self.ratio, dict):
+            matching(self.ratio, analyse(program).groups, option="criterion")
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence of each writer. Raises `PassError` where neither a ratio nor a selection says what goes."""

@@ -14,6 +14,7 @@ from prunec.compiler.cli import main as cli
 from prunec.compiler.driver.compile import compile
 from prunec.compiler.errors import DataError, PassError, PrunecError
 from prunec.compiler.plan.plan import Plan
+from prunec.passes.score import Score
 from prunec.passes.shrink import Shrink
 
 NETS = """\
@@ -134,6 +135,7 @@ def test_no_data_for_a_criterion_that_needs_some(capsys):
 NEEDS = {
     "memory": ("{criterion: taylor, memory: 1B}", "one sample needs"),
     "a class that isn't there": ("{class_maps: {classes: [1, 9]}}", "there is no class 9: the model knows 4"),
+    "an unknown group": ("{greedy_l1: {ratio: {nosuch: 50%}}}", "no group is called 'nosuch'"),
     "what goes": ("greedy_l1", "pass 'score' needs selection"),
     "a split": ("{criterion: taylor, split: val}", "the data have no split 'val'"),
 }
@@ -150,6 +152,38 @@ def test_check_says_what_a_criterion_needs(capsys, score, message):
     assert message in told[0]
     assert told[0].startswith("plan.yaml:")
     assert told[0] == told[1]
+
+
+ASKED = {
+    "a unit": ("{units: {'0': [99]}}", "the selection names unit 99 of '0', which has units 0 to 7"),
+    "a group": ("{units: {nosuch: [0]}}", "the selection names group 'nosuch', which isn't there"),
+    "a pinned unit": ("{units: {'4': [0]}}", "unit 0 of '4' may not be removed"),
+    "every unit": ("{units: {'0': [0, 1, 2, 3, 4, 5, 6, 7]}}", "removes all 8 units of '0'"),
+    "a huge unit": ("{units: {'0': [10000000000000000000000000000000]}}", "which has units 0 to 7"),
+    "a pinned group": ("{ratio: {'4': 50%}}", "group '4' can't be cut: reaches the model's output"),
+    "too wide": ("{widths: {'0': 99}}", "'0' asks for 99 channels of '0', which can have at most 8"),
+    "a budget": ("{budget: {macs: 1%}}", "the budget can't be met"),
+    "two budgets": ("{budget: {latency: 50%, params: 1%}}", "the budget can't be met: params"),
+}
+
+
+@pytest.mark.parametrize(("select", "message"), ASKED.values(), ids=ASKED)
+def test_what_no_scores_can_give_is_refused_before_any_pass_runs(monkeypatch, capsys, select, message):
+    monkeypatch.setattr(Score, "run", lambda *_: pytest.fail("a pass ran"))
+    Path("plan.yaml").write_text(PLAN.replace("25%", select))
+    told = []
+    for command in ("check", "compile"):
+        assert cli.run([command, "plan.yaml"]) == 1
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert told[0].startswith("plan.yaml:7:")
+    assert message in told[0]
+
+
+def test_a_budget_of_latency_alone_is_left_to_the_measurement(capsys):
+    Path("plan.yaml").write_text(PLAN.replace("25%", "{budget: {latency: 90%}}"))
+    assert cli.run(["check", "plan.yaml"]) == 0
+    assert "not checked: the budget of latency, which has to be measured\n" in capsys.readouterr().out
 
 
 def test_check_says_what_an_export_needs(capsys):
