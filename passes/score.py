@@ -5,14 +5,22 @@
 - score: {criterion: {class_maps: {classes: [0, 3, 7]}}, samples: 512, memory: 2GB}
 
 criterion   evidence: numbers for the positions of axes, or for units where their values are read
-axes        where weights are looked at: those that write a unit, those that read it, or all that go with it
+axes        where weights are looked at: those that write a unit, those that read it (that write it, where units of the
+            group are read by no weight), or all that go with it
 aggregate   joins all numbers that belong to one unit
 normalize   makes groups comparable
 
-Of axes and normalisation every criterion knows which suit it, and that is the default, `auto`. The norms of all weights
-that leave with a unit count, since behind a batch norm a filter's own norm means nothing; and they are divided by their
-group's mean: a sum over more weights, or over larger ones, makes no layer more important. `l2` instead would let the
-layers with the most units, whose shares are small, go first. Figures in units of the loss are comparable as they are.
+Of axes, aggregation and normalisation every criterion knows which suit it, and that is the default, `auto`. Of norms,
+those of the weights that *read* a unit count: behind a batch norm a filter's own norm means nothing. They are divided
+by their group's mean: a sum over more weights, or over larger ones, makes no layer more important. `normalize: l2`
+would let the layers with the most units, whose shares are small, go first. Losses (`fisher_gate`, `gate`, `obd`,
+`taylor_weight`, `obd_fisher`, `oracle`) are comparable as they are and add up, so that they can be held against costs:
+
+- score: fisher_gate
+- select: {budget: {macs: 50%}, method: knapsack}
+
+By `ranking`, which knows no cost, losses let go what is cheap, and save little. What each keeps of small networks is in
+`benchmarks/README.md`; where there are no data, `l1` is the best of the norms.
 
 A criterion that looks at data takes them from the plan's, in evaluation mode and in the data's own order: `batches` or
 `samples` say how much, `memory` bounds what one run may hold. In how many pieces they come makes no difference.

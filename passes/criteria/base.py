@@ -62,8 +62,12 @@ class Setting:
         return analyse(self.program)
 
     def members(self, group: Group, roles: Sequence[str] | None = None) -> Iterator[Member]:
-        """The group's axes of these roles (by default of `axes`), each once; for `first`, the pacesetter's first."""
-        wanted = ROLES[self.axes] if roles is None else roles
+        """The group's axes of these roles (by default of `axes`), each once; for `first`, the pacesetter's first.
+
+        Of a group with units that no weight reads (queries and keys, which read each other), `readers` means writers.
+        """
+        axes = self.axes if self.axes != "readers" or self._is_read(group) else "writers"
+        wanted = ROLES[axes] if roles is None else roles
         found = group.writers if tuple(wanted) == ("writer",) else group.members
         asked: dict[Axis, list[Member]] = {}
         for member in (member for member in found if member.role in wanted):
@@ -73,6 +77,14 @@ class Setting:
             first = pacesetter(self.analysis, group.writers).axis
             ordered.sort(key=lambda member: member.axis != first)
         yield from ordered
+
+    def _is_read(self, group: Group) -> bool:
+        """Whether weights read every unit that may go."""
+        read = np.zeros(group.size, dtype=bool)
+        for member in group.readers:
+            if is_weight(self.program, member):
+                read[member.units] = True
+        return bool(read[group.free].all())
 
     def split(self, source: str, figures: FloatArray) -> Iterator[Found]:
         """Figures about all units of the program, [units], as evidence about each group; NaN is left out."""

@@ -1,6 +1,6 @@
 """Criteria that look at the weights of one axis: norms, batch norm's scale, distances, and the control.
 
-l1          sum of |w| over what goes with the position (Li et al. 2017)
+l1          sum of |w| over what goes with the position (Li et al. 2017, of filters: `axes: writers`)
 l2          square root of the sum of w^2; `squared`: without the root
 bn_scale    |gamma| of batch norm (Liu et al. 2017)
 fpgm        distances to all other filters of the layer: what is near the geometric median can be replaced by the
@@ -10,6 +10,8 @@ random      uniform in [0, 1): the control
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,17 +19,37 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from prunec.compiler.groups.analysis import Member
+from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.groups.axis_rows import axis_rows, axis_sums
-from prunec.compiler.ir.program import FloatArray
-from prunec.passes.criteria.base import AxisCriterion, Setting, is_weight, numbers
+from prunec.compiler.ir.program import BoolArray, FloatArray
+from prunec.passes.criteria.base import AxisCriterion, Found, Setting, is_weight, numbers
 
 
-class L1(AxisCriterion):
+class Norm(AxisCriterion):
+    """A norm of the weights that read a unit. Where nothing writes it, since these weights are all zero, it is zero."""
+
+    axes: ClassVar[str] = "readers"
+
+    def weigh(self, setting: Setting) -> Iterator[Found]:
+        """Evidence from each axis."""
+        dead = {g.name: self._unwritten(setting, g) for g in setting.groups} if setting.axes == "readers" else {}
+        for name, found in super().weigh(setting):
+            gone = dead[name][found.units] if name in dead else np.zeros(found.units.size, dtype=bool)
+            yield name, replace(found, figures=np.where(gone, 0.0, found.figures)) if gone.any() else found
+
+    def _unwritten(self, setting: Setting, group: Group) -> BoolArray:
+        """[units]: whether all weights that write it are zero."""
+        written = np.zeros(group.size, dtype=bool)
+        for member in group.writers:
+            figures = self.figures(setting, member)
+            written[member.units[... if figures is None else figures[member.positions] > 0]] = True
+        return ~written
+
+
+class L1(Norm):
     """The sum of absolute weights, `s_j = sum |W[j]|`."""
 
     name: ClassVar[str] = "l1"
-    axes: ClassVar[str] = "all"
 
     def figures(self, setting: Setting, member: Member) -> FloatArray | None:
         """[positions]: the sum of |w|; None for a vector."""
@@ -36,11 +58,10 @@ class L1(AxisCriterion):
         return numbers(axis_sums(setting.program, member.axis, torch.abs, setting.memo))
 
 
-class L2(AxisCriterion):
+class L2(Norm):
     """The Euclidean norm of the weights, or its square."""
 
     name: ClassVar[str] = "l2"
-    axes: ClassVar[str] = "all"
 
     squared: bool = Field(default=False, description="the sum of squares, without the root")
 

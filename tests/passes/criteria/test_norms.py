@@ -22,6 +22,54 @@ def test_norms_are_those_of_a_loop(program, criterion, figure):
         np.testing.assert_allclose(found[name], by_loop(program.tensors[f"{name}.weight"], figure))
 
 
+def test_squares_are_the_norms_without_the_root(program):
+    plain, squared = scores(program, "l2"), scores(program, {"l2": {"squared": True}})
+    for name, found in plain.items():
+        np.testing.assert_allclose(squared[name], found**2)
+
+
+def test_norms_are_of_readers_by_default(program):
+    for criterion in ("l1", "l2"):
+        found, readers = (scores(program, criterion, axes=axes) for axes in ("auto", "readers"))
+        np.testing.assert_array_equal(found["conv1"], readers["conv1"])
+    np.testing.assert_allclose(
+        readers["conv1"], program.tensors["conv2.weight"].detach().square().sum((0, 2, 3)).sqrt()
+    )
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", {"l2": {"squared": True}}])
+def test_what_nothing_writes_is_worth_nothing(criterion):
+    """Filters that a mask of torch's pruning has closed, whatever reads them."""
+    model = lively(Chain())
+    model.conv1.weight.data[[1, 3]] = 0
+    model.conv2.weight.data[:, [1, 3]] *= 100
+    found = scores(program_of(model, images()), criterion, axes="auto")["conv1"]
+    assert found[[1, 3]].tolist() == [0, 0]
+    assert (found[[0, 2, 4]] > 0).all()
+
+
+class Attention(nn.Module):
+    """Queries and keys meet each other, and no weight reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        return self.o((self.q(x) @ self.k(x).transpose(1, 2)).softmax(2) @ self.v(x)).mean(1)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "obd", "obd_fisher", "obs"])
+def test_writers_stand_in_where_no_weight_reads(criterion):
+    program = program_of(lively(Attention()), images(4, (5, 6)))
+    found = scores(program, criterion, images(4, (5, 6)) if "ob" in criterion else None, axes="auto")
+    assert set(found) == {"q", "v"}
+    if criterion == "l1":
+        both = [program.tensors[f"{name}.weight"].detach().abs().sum(1) for name in ("q", "k")]
+        np.testing.assert_allclose(found["q"], torch.stack(both).mean(0))
+        np.testing.assert_allclose(found["v"], program.tensors["o.weight"].detach().abs().sum(0))
+
+
 def test_geometric_median_sums_distances(program):
     weight = program.tensors["conv1.weight"].detach().flatten(1)
     expected = [sum(float((weight[i] - weight[j]).norm()) for j in range(5)) for i in range(5)]

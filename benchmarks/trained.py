@@ -1,0 +1,128 @@
+"""The networks that `criteria.py` cuts: small ones that train on a CPU in seconds, anew for every seed.
+
+    mlp, cnn, resnet     digits, 8x8: `prunec.models.digits`, the CNN with half its widths, the ResNet with projections
+    fashion_resnet       Fashion-MNIST at 14x14: a ResNet-14, 12 to 48 channels wide
+    fashion_mobile       the same images: inverted residuals, with a depthwise convolution in each
+    fashion_deep         8,000 of them: a ResNet-44, 8 to 32 channels wide
+
+A seed decides the training images, the initial weights and the order of the batches. Trained weights are kept in a
+folder, where there is one, so that a second run needn't train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from prunec.models import digits, idx, resnet, train
+from prunec.models.data import TensorData
+
+FASHION: Final = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package `dataset-fashion-mnist` has the images."""
+IMAGES: Final = 12_000
+"""Of the 60,000 training images of Fashion-MNIST, how many a network is trained on; of 10,000, 2,000 are tested on."""
+
+
+class Inverted(nn.Module):
+    """1x1 to four times the width, 3x3 depthwise, 1x1 back; added to its input where the shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        inner = 4 * inputs
+        self.expand, self.bn1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.depth = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.project, self.bn3 = nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, inputs, H, W]` -> `[N, outputs, H / stride, W / stride]`."""
+        y = F.relu6(self.bn2(self.depth(F.relu6(self.bn1(self.expand(x))))))
+        y = self.bn3(self.project(y))
+        return x + y if self.adds else y
+
+
+def mobile() -> nn.Module:
+    """A MobileNet-V2 in small."""
+    blocks = [Inverted(*shape) for shape in ((16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 40, 2), (40, 40, 1))]
+    stem = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
+    last = [nn.Conv2d(40, 96, 1, bias=False), nn.BatchNorm2d(96), nn.ReLU6()]
+    return nn.Sequential(*stem, *blocks, *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a network is trained, and on which images."""
+
+    recipe: train.Recipe
+    data: Callable[[int], TensorData]
+
+
+def split_digits(seed: int) -> TensorData:
+    """The digits, 719 of them to test on, the same share of every class in both parts."""
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images / 16.0).float().unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
+    chosen = train_test_split(range(len(labels)), test_size=0.4, stratify=bunch.target, random_state=seed)
+    parts = {name: (images[rows], labels[rows]) for name, rows in zip(("train", "test"), chosen, strict=True)}
+    return TensorData(parts, batch_size=64, seed=seed)
+
+
+def fashion(seed: int, count: int = IMAGES) -> TensorData:
+    """Fashion-MNIST at half its size, [N, 1, 14, 14]: images that the seed draws to train on, and always the same to
+    test on."""
+    parts = {name: _part(prefix) for name, prefix in (("train", "train"), ("test", "t10k"))}
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(parts["train"][1]), generator=generator)[:count]
+    images, labels = parts["test"]
+    return TensorData(
+        {"train": (parts["train"][0][drawn], parts["train"][1][drawn]), "test": (images[:2000], labels[:2000])},
+        batch_size=64,
+        seed=seed,
+    )
+
+
+def _part(prefix: str) -> tuple[Tensor, Tensor]:
+    images, labels = (idx.read(FASHION / f"{prefix}-{what}-ubyte.gz") for what in ("images-idx3", "labels-idx1"))
+    return F.avg_pool2d((images.float() / 255 - 0.286).unsqueeze(1) / 0.353, 2), labels.long()
+
+
+NETWORKS: Final = {
+    "mlp": Network(replace(train.RECIPES["digits_mlp"], epochs=30), split_digits),
+    "cnn": Network(train.Recipe(lambda: digits.cnn((16, 32)), epochs=12), split_digits),
+    "resnet": Network(train.Recipe(lambda: digits.resnet("projection"), epochs=12), split_digits),
+    "fashion_resnet": Network(
+        train.Recipe(lambda: resnet.resnet(14, "projection", (12, 24, 48), in_channels=1), epochs=5), fashion
+    ),
+    "fashion_mobile": Network(train.Recipe(mobile, epochs=5), fashion),
+    "fashion_deep": Network(
+        train.Recipe(lambda: resnet.resnet(44, "projection", (8, 16, 32), in_channels=1), epochs=4),
+        partial(fashion, count=8_000),
+    ),
+}
+
+
+def trained(name: str, seed: int, keep: Path | None = None) -> tuple[nn.Module, TensorData]:
+    """A network and its data; the weights are read from the folder `keep`, or trained and left there."""
+    network = NETWORKS[name]
+    data, recipe = network.data(seed), network.recipe
+    file = keep / f"{name}_{seed}.safetensors" if keep else None
+    if file is not None and file.exists():
+        model = recipe.model()
+        model.load_state_dict(load_file(file))
+        return model.eval(), data
+    model = train.train(recipe, data, recipe.epochs, seed)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), file)
+    return model, data
