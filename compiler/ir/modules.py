@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,12 +14,19 @@ from torch import nn
 
 def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters and buffers of a leaf module, with the module's name before their own."""
-    nested = bool(module._modules)  # most have no children; for these, torch's own search takes ten times as long
+    nested = bool(module._modules) or is_scripted(
+        module
+    )  # most have no children; for these, torch's own search takes ten times as long
     parameters = dict(module.named_parameters()) if nested else module._parameters
     buffers = dict(module.named_buffers()) if nested else module._buffers
     for key, tensor in (*parameters.items(), *buffers.items()):
         if tensor is not None:
             yield (f"{name}.{key}" if name else key), tensor
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether a module is TorchScript, which nothing can look into or take apart: it is a leaf as it is."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None, **attributes: Any) -> nn.Module:
@@ -70,8 +78,12 @@ def unhooked(module: nn.Module) -> nn.Module:
 
 def eval_copy(module: nn.Module) -> nn.Module:
     """The module itself where all of it is in eval mode; else a copy in eval mode, which shares the tensors."""
-    if not (module.training or module._modules) or not any(part.training for part in module.modules()):
+    if not (module.training or module._modules or is_scripted(module)) or not any(
+        part.training for part in module.modules()
+    ):
         return module
+    if is_scripted(module):
+        return deepcopy(module).eval()
     copy = clone_module(module, training=False)
     copy.__dict__["_modules"] = {name: child and eval_copy(child) for name, child in module._modules.items()}
     return copy
@@ -79,6 +91,8 @@ def eval_copy(module: nn.Module) -> nn.Module:
 
 def own_copy(module: nn.Module) -> nn.Module:
     """A copy whose parts may be in modes of their own; it shares the tensors."""
+    if is_scripted(module):
+        return deepcopy(module)
     copy = clone_module(module)
     copy.__dict__["_modules"] = {name: child and own_copy(child) for name, child in module._modules.items()}
     return copy

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from prunec.compiler.errors import ModelError, nearest
-from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.modules import is_scripted, module_tensors
 from prunec.compiler.ir.operations import module_classes as registered
 from prunec.compiler.text.lexer import Fragment
 from prunec.compiler.text.literals import Reader, literal
@@ -99,7 +99,9 @@ def constructor(module: nn.Module) -> Constructor:
     """The call that makes a module like this one; `ModelError` where it isn't of `torch.nn` or holds no literals."""
     cls = type(module)
     if not _is_torchs(cls) and cls not in registered().values():
-        raise ModelError(f"expected a module of torch.nn, got '{cls.__module__}.{cls.__qualname__}'")
+        hint = "it is TorchScript: give the module that was scripted, or use `result.module` as it is"
+        message = f"expected a module of torch.nn, got '{cls.__module__}.{cls.__qualname__}'"
+        raise ModelError(message, hint=hint if is_scripted(module) else None)
     wanted = {name: p.default for name, p in signature(cls).items() if name not in _PLACE}
     found = {name: _plain(module, name, value) for name, value in _arguments(module, wanted)}
     probe = _defaults(cls, {name: found[name] for name in found if wanted[name] is inspect.Parameter.empty})

@@ -20,10 +20,11 @@ from torch import fx, nn
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.graph import call
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors_in
-from prunec.compiler.ir.modules import to_meta
+from prunec.compiler.ir.modules import is_scripted, to_meta
 from prunec.compiler.ir.program import Program
 from prunec.compiler.tracing.locations import line_span
 from prunec.compiler.tracing.meta_model import meta_copy
+from prunec.compiler.tracing.shape_inference import on_zeros
 
 _VIEWS = frozenset({"view", "reshape", torch.reshape})
 
@@ -148,7 +149,7 @@ def _step(program: Program, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any
             return to_meta(state.detach()) if isinstance(state, torch.Tensor) else program.training
         if node.op == "call_module":
             assert isinstance(state, nn.Module), f"{node.target} is a leaf module"
-            return meta_copy(state).root(*args, **kwargs)
+            return on_zeros(state, args, kwargs) if is_scripted(state) else meta_copy(state).root(*args, **kwargs)
         return call(node, args, kwargs)
 
 

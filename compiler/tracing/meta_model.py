@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunec.compiler.ir.modules import HOOKS, to_meta
+from prunec.compiler.ir.modules import HOOKS, is_scripted, to_meta
 from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.wrappers import wrapped
 from prunec.compiler.tracing import lowering
@@ -67,7 +67,7 @@ class MetaCopy:
 
 def meta_copy(model: nn.Module) -> MetaCopy:
     """Copy a model onto the meta device, in eval mode. Raises `Refused` for modules that can't be copied so."""
-    originals = dict(model.named_modules())
+    originals = _named_modules(model)
     copies = {id(module): _blank(name, module) for name, module in originals.items()}
     tensors = {name: (tensor, _meta_like(name, tensor)) for name, tensor in _named_tensors(originals)}
     meta = {id(tensor): copy for tensor, copy in tensors.values()}
@@ -75,6 +75,9 @@ def meta_copy(model: nn.Module) -> MetaCopy:
     modules: dict[int, StandIn] = {}
     for name, module in originals.items():
         copy = copies[id(module)]
+        if copy is module:
+            modules[id(module)] = StandIn(name, module, module, leaf=True)
+            continue
         _fill(module, copy, swap)
         leaf = bool(name) and is_leaf(module)
         hooks = {key: copy.__dict__[key] for key in HOOKS if leaf and copy.__dict__.get(key)}
@@ -84,11 +87,20 @@ def meta_copy(model: nn.Module) -> MetaCopy:
     return MetaCopy(copies[id(model)], modules, tensors)
 
 
+def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by name, without what is in scripted ones."""
+    found = dict(model.named_modules())
+    scripted = tuple(f"{name}." for name, module in found.items() if name and is_scripted(module))
+    return {name: module for name, module in found.items() if not name.startswith(scripted)} if scripted else found
+
+
 def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter, then every buffer, by its first name: as `named_parameters`, in one walk over the modules."""
     seen: set[int] = set()
     for table in ("_parameters", "_buffers"):
         for prefix, module in modules.items():
+            if is_scripted(module):
+                continue
             for key, tensor in module.__dict__[table].items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
@@ -105,9 +117,12 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def _blank(name: str, module: nn.Module) -> nn.Module:
-    """An instance of the module's class without attributes. Raises `Refused` for a scripted module."""
-    if isinstance(module, torch.jit.ScriptModule):
-        raise Refused(f"{name or 'the model'} is a scripted module", "give the module that was scripted instead")
+    """An instance of the module's class without attributes; a scripted part itself. Raises `Refused` where the whole
+    model is scripted."""
+    if is_scripted(module):
+        if name:
+            return module
+        raise Refused("the model is a scripted module", "give the module that was scripted instead")
     return object.__new__(module.__class__)
 
 

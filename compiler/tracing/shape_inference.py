@@ -15,6 +15,7 @@ marks it as written to.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.modules import eval_copy, to_meta, unhooked
+from prunec.compiler.ir.modules import eval_copy, is_scripted, to_meta, unhooked
 from prunec.compiler.tracing.calls import Call
 from prunec.compiler.tracing.containers import leaves
 from prunec.compiler.tracing.meta_model import StandIn
@@ -55,6 +56,8 @@ class MetaRunner:
         """The value of a leaf module."""
         if len(args) == 1 and not kwargs and (shape := module_shape(standin.copy, args[0])) is not None:
             return args[0].zero_() if getattr(standin.copy, "inplace", False) else dense(shape, args[0].dtype)
+        if is_scripted(standin.original):
+            return on_zeros(standin.original, args, kwargs)
         if standin.config is None:
             return _run(standin, args, kwargs)
         return self._remembered(standin.config, args, kwargs, lambda: _run(standin, args, kwargs))
@@ -82,9 +85,16 @@ def _run(standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         tensors = (*standin.original.parameters(), *standin.original.buffers())
         if any(tensor.is_meta for tensor in tensors):
             raise
-        device = tensors[0].device if tensors else torch.device("cpu")
-        real = _map_tensors((args, kwargs), lambda t: torch.zeros(t.size(), dtype=t.dtype, device=device))
-        return _map_tensors(unhooked(eval_copy(standin.original))(*real[0], **real[1]), to_meta)
+        return on_zeros(standin.original, args, kwargs)
+
+
+def on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a layer gives for tensors of these shapes, on the meta device: it is run on zeros, in eval mode."""
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
+    device = torch.device("cpu") if tensor is None else tensor.device
+    real = _map_tensors((args, kwargs), lambda t: torch.zeros(t.size(), dtype=t.dtype, device=device))
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        return _map_tensors(unhooked(eval_copy(module))(*real[0], **real[1]), to_meta)
 
 
 def shapes_on_data(function: Callable[..., Any], args: Any, kwargs: Any) -> set[str]:

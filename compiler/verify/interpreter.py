@@ -9,6 +9,7 @@ of the weights.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.inputs import map_tensors
-from prunec.compiler.ir.modules import clone_module
+from prunec.compiler.ir.modules import clone_module, is_scripted
 from prunec.compiler.ir.program import Program
 
 Step = tuple[fx.Node, Any]
@@ -149,12 +150,22 @@ class Interpreter:
 
     def _prepared(self, name: str, module: nn.Module) -> nn.Module:
         """The module in evaluation mode with cast tensors; a shallow copy."""
+        if is_scripted(module):
+            return self._scripted(name, module)
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         tensors = {key: self.cast(self.replaced.get(f"{name}.{key}", tensor)) for key, tensor in own}
-        copy = clone_module(module, tensors, training=False)
+        prepared = clone_module(module, tensors, training=False)
         for key, child in module.named_children():
-            copy._modules[key] = self._prepared(f"{name}.{key}", child)
-        return copy
+            prepared._modules[key] = self._prepared(f"{name}.{key}", child)
+        return prepared
+
+    def _scripted(self, name: str, module: nn.Module) -> nn.Module:
+        """A TorchScript module, which can't be taken apart: a full copy in the interpreter's precision."""
+        copied = copy.deepcopy(module).eval().to(self.dtype)
+        for key, tensor in (*copied.named_parameters(), *copied.named_buffers()):
+            if f"{name}.{key}" in self.replaced:
+                tensor.copy_(self.replaced[f"{name}.{key}"])
+        return copied
 
 
 def _first(value: Any, *_: Any, **__: Any) -> Any:

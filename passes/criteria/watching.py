@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from prunec.compiler.data import Batch
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir.modules import clone_module, module_tensors
+from prunec.compiler.ir.modules import clone_module, eval_copy, is_scripted, module_tensors
 from prunec.compiler.ir.program import Program
 from prunec.passes.criteria.reads import Read
 
@@ -78,6 +78,8 @@ def evaluated(program: Program, leaves: Mapping[str, nn.Parameter] | None = None
 
 
 def _own_module(module: nn.Module, own: Callable[[Tensor], Tensor]) -> nn.Module:
+    if is_scripted(module):
+        return eval_copy(module)
     tensors = {key: own(t) for key, t in module_tensors("", module) if "." not in key}
     copy = clone_module(module, tensors, training=False)
     for key, child in module._modules.items():

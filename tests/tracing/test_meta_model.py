@@ -1,5 +1,5 @@
 """What a model keeps beside its parameters: features that hooks catch, containers that modules share, functions that
-see the model. An earlier run must leave no trace in the program."""
+see the model. An earlier run must leave no trace in the program. And what nothing can look into: TorchScript."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunec.compiler import compile
 from prunec.compiler.errors import ModelError
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.text.printer import to_text
@@ -139,3 +140,72 @@ def test_types_by_name_are_types():
     program = trace(Typed(), (x,))
     assert torch.equal(program.module(x), ((x > 0).float() + (x < 1).float() + (x < 2).float()) @ x.mT)
     assert to_text(from_text(to_text(program))) == to_text(program)
+
+
+# -- TorchScript in a model is a leaf that nothing looks into: it pins what it reads and gives
+
+PLAN = {"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}
+
+
+class Branches(nn.Module):
+    """A branch on values, which only TorchScript can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8), nn.Dropout(0.5)
+
+    def forward(self, x):
+        if bool(x.sum() > 0):
+            return self.drop(self.bn(self.conv(x)))
+        return self.conv(x)
+
+
+class Holder(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.inner, self.b, self.c = nn.Conv1d(3, 8, 1), inner, nn.Conv1d(8, 8, 1), nn.Conv1d(8, 4, 1)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(self.inner(torch.relu(self.a(x)))))))
+
+
+SCRIPTED = {
+    "script": lambda: torch.jit.script(Branches()),
+    "trace": lambda: torch.jit.trace(nn.Sequential(nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8)).eval(), torch.rand(2, 8, 7)),
+    "in a Sequential": lambda: nn.Sequential(torch.jit.script(nn.Conv1d(8, 8, 1)), nn.ReLU()),
+    "of ModuleList": lambda: nn.Sequential(*(torch.jit.script(Branches()) for _ in range(2))),
+    "without weights": lambda: torch.jit.script(nn.ReLU()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_it_is_a_leaf_that_pins(name, train):
+    model, x = Holder(SCRIPTED[name]()).train(train), torch.rand(2, 3, 7)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = compile(model, PLAN, (x,))
+    removed = {key: dims.get("0", []) for key, dims in result.lock["removed"].items()}
+    assert len(removed["b.weight"]) == 4
+    assert not removed.get("a.weight")
+    assert all(part.training == train for part in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    program, other = trace(model, (x,)), torch.rand(3, 3, 9)
+    assert torch.equal(program.module(other), model.eval()(other))
+    assert result.module.eval()(other).shape == (3, 4, 9)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_its_source_cannot_be_written(tmp_path):
+    result = compile(Holder(SCRIPTED["script"]()).eval(), PLAN, (torch.rand(2, 3, 7),))
+    with pytest.raises(ModelError, match="'inner' can't be written as source") as caught:
+        result.save(tmp_path / "out")
+    assert "give the module that was scripted" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_model_that_is_scripted_as_a_whole_is_refused():
+    with pytest.raises(ModelError, match="the model is a scripted module"):
+        trace(torch.jit.script(Branches()), (torch.rand(2, 8, 7),))
