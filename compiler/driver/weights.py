@@ -86,7 +86,12 @@ def load_weights(model: nn.Module, file: WeightsFile, tell: Tell = untold) -> No
     """
     target = _Target(model)
     fit = _chosen(file, target)
-    model.load_state_dict({name: _dense(value) for name, value in fit.state.items()}, strict=False)
+    state = {name: _dense(value) for name, value in fit.state.items()}
+    if any(tensor.is_meta for tensor in target.own.values()):  # it was made without values, to be given these
+        state = {name: value.to(target.own[name].dtype) for name, value in state.items() if name in target.own}
+        model.load_state_dict(state, strict=False, assign=True)
+    else:
+        model.load_state_dict(state, strict=False)
     for note in _notes(file, fit, target):
         tell(note)
 
@@ -99,6 +104,8 @@ class _Target:
 
     def __init__(self, model: nn.Module) -> None:
         saved = model.state_dict(keep_vars=True)
+        if not isinstance(saved, Mapping):
+            raise ModelError(f"the model's state_dict() gave an object of type '{type(saved).__name__}'")
         self.model = model
         self.own: State = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
         self.extra = saved.keys() - self.own.keys()

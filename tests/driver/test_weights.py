@@ -447,3 +447,47 @@ def test_a_state_that_holds_itself(parts):
     state["again"] = state
     with pytest.raises(ModelError, match="don't fit the model"):
         put(state)
+
+
+def test_a_model_that_was_made_without_values_gets_the_files():
+    Path("bare.py").write_text(
+        "import torch\nfrom torch import nn\ndef net():\n    with torch.device('meta'):\n"
+        "        return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))\n"
+    )
+    torch.manual_seed(1)
+    original = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    torch.save({key: value.double() if value.ndim else value for key, value in original.state_dict().items()}, "w.pt")
+    model = load_model(load("model: {factory: bare.py:net, weights: w.pt}\n"))
+    assert same(model, original)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(isinstance(parameter, nn.Parameter) and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def state_dict(self, *a, **k): return 5", "the model's state_dict() gave an object of type 'int'"),
+        (
+            "def load_state_dict(self, *a, **k): raise SystemExit('no')",
+            "the weights in w.pt can't be put into the model: SystemExit: no (FOLDER/own.py:3, in load_state_dict)",
+        ),
+    ],
+)
+def test_a_model_that_reads_and_saves_in_its_own_way(folder, body, message):
+    Path("own.py").write_text(f"from torch import nn\nclass Own(nn.Linear):\n    {body}\ndef net(): return Own(2, 3)\n")
+    torch.save(nn.Linear(2, 3).state_dict(), "w.pt")
+    with pytest.raises(ModelError) as caught:
+        load_model(load("model: {factory: own.py:net, weights: w.pt}\n"))
+    assert caught.value.message.replace(str(folder), "FOLDER") == message
+
+
+def test_what_a_module_saves_beside_tensors_is_given_to_it():
+    Path("own.py").write_text(
+        "from torch import nn\nclass Own(nn.Linear):\n    def get_extra_state(self): return {'scale': 2}\n"
+        "    def set_extra_state(self, state): self.scale = state['scale']\ndef net(): return Own(2, 3)\n"
+    )
+    state = nn.Linear(2, 3).state_dict()
+    torch.save({**state, "_extra_state": {"scale": 3}}, "w.pt")
+    assert load_model(load("model: {factory: own.py:net, weights: w.pt}\n")).scale == 3
+    torch.save(state, "w.pt")
+    assert not hasattr(load_model(load("model: {factory: own.py:net, weights: w.pt}\n")), "scale")
