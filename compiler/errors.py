@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,14 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+LONGEST_NAME: Final = 200
+"""A longer name resembles none, and comparing it takes long."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """A hint that names the valid spelling nearest to `name`, or lists the valid ones where there are few."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) if len(name) <= LONGEST_NAME else []
     if close:
         return f"did you mean '{close[0]}'?"
     if names and len(names) <= 12:

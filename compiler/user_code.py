@@ -178,6 +178,19 @@ def text_of(error: BaseException) -> str:
     return printable(text.strip())
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, says that memory ran out."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in text_of(error) for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False
+
+
+_NO_MEMORY: Final = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+"""What torch says, which has no class of its own for it on the CPU."""
+
+
 def printable(text: str) -> str:
     """A foreign text as it may be shown: control characters as escapes, and the middle of a long one left out."""
     if len(text) > LONGEST:

@@ -56,7 +56,8 @@ def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[i
                 f"the selection names group '{name}', which isn't there", hint=nearest(name, analysis.groups)
             )
         if len(units) and (min(units) < 0 or max(units) >= group.size):
-            raise PassError(f"the selection names unit {max(units)} of '{name}', which has units 0 to {group.size - 1}")
+            odd = min(units) if min(units) < 0 else max(units)
+            raise PassError(f"the selection names unit {odd} of '{name}', which has units 0 to {group.size - 1}")
         bound = next((u for u in units if group.pinned[u]), None)
         if bound is not None:
             raise PassError(f"unit {bound} of '{name}' may not be removed: it {group.pinned[bound]}")

@@ -28,6 +28,7 @@ import typer
 
 from prunec.compiler.cli.plugins import CommandGroup
 from prunec.compiler.errors import PrunecError
+from prunec.compiler.user_code import is_out_of_memory, told
 from prunec.compiler.version import __version__
 
 app = typer.Typer(
@@ -79,14 +80,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = done.code if isinstance(done.code, int) else int(done.code is not None)
         return 1 if code == _USAGE else code
     except PrunecError as error:
+        if error.exit_code != 1 and is_out_of_memory(error):
+            return _out_of_memory(error)
         console.show_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BaseException as error:  # the last frontier: whatever comes here is our fault, and has its traceback told
+        if is_out_of_memory(error):
+            return _out_of_memory(error)
         console.show_bug(error, settings.debug)
         return 2
     return 0
+
+
+def _out_of_memory(error: BaseException) -> int:
+    """Say that the machine is too small, which is nobody's bug."""
+    from prunec.compiler.report import console  # noqa: PLC0415  (rich takes time that --version doesn't need)
+
+    text = told(error).splitlines()[0]
+    console.show_error(PrunecError(f"the memory isn't enough: {text}", hint="smaller inputs, or batches of data, help"))
+    return 1
 
 
 _USAGE: Final = 2

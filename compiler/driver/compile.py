@@ -37,6 +37,7 @@ from prunec.compiler.driver.pass_manager import (
     seconds_since,
 )
 from prunec.compiler.driver.regions import Region, Regions, find_regions
+from prunec.compiler.driver.usable import check_usable
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights
 from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
@@ -189,6 +190,7 @@ def _compile(
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
     traced = seconds_since(start)
+    check_usable(before)
     check_model(plan.hashes, before, plan.at("hashes"))
     check_finite(before, plan)
     context = Context(seed=plan.seed, data=found, progress=progress, traced=before)

@@ -12,8 +12,10 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +31,7 @@ from prunec.compiler.ir.inputs import Inputs
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.plan.plan import Plan
-from prunec.compiler.plan.schema import InputItems, InputValue, PlanInput, Ref, WeightsSpec
+from prunec.compiler.plan.schema import InputItems, InputSpec, InputValue, PlanInput, Ref, WeightsSpec
 from prunec.compiler.user_code import running
 
 
@@ -93,7 +95,34 @@ def example_inputs(plan: Plan) -> Inputs:
     if not plan.inputs:
         raise PlanError("the plan has no inputs", at=plan.at(), hint="for example: inputs: [[1, 3, 32, 32]]")
     generator = torch.Generator().manual_seed(plan.seed)
-    return _drawn(plan.inputs, generator)
+    needed = sum(math.prod(spec.shape) * _dtype(spec).itemsize for spec in _tensors_of(plan.inputs))
+    try:
+        if needed > _memory():
+            raise MemoryError
+        return _drawn(plan.inputs, generator)
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a lack of the CPU's memory
+        message = f"the inputs take {needed / 1e9:,.1f} GB, which this machine's memory doesn't hold"
+        raise PlanError(message, at=plan.at("inputs", on_key=True)) from error
+
+
+def _tensors_of(specs: Sequence[PlanInput] | Mapping[str, PlanInput]) -> Iterator[InputSpec]:
+    """The tensors among the inputs."""
+    for spec in specs.values() if isinstance(specs, Mapping) else specs:
+        if isinstance(spec, InputItems):
+            yield from _tensors_of(spec.items)
+        elif isinstance(spec, InputSpec):
+            yield spec
+
+
+def _memory() -> float:
+    """The bytes of this machine's memory, where the system tells: it may promise more than it has."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _dtype(spec: InputSpec) -> torch.dtype:
+    return cast(torch.dtype, getattr(torch, spec.dtype))
 
 
 def _drawn(specs: Sequence[PlanInput] | Mapping[str, PlanInput], generator: torch.Generator) -> Inputs:
@@ -109,7 +138,7 @@ def _draw(spec: PlanInput, generator: torch.Generator) -> Any:
     if isinstance(spec, InputItems):
         items = _drawn(spec.items, generator)
         return list(items) if isinstance(items, tuple) else items
-    dtype = cast(torch.dtype, getattr(torch, spec.dtype))
+    dtype = _dtype(spec)
     if spec.high is not None:
         return torch.randint(spec.low or 0, spec.high, spec.shape, generator=generator, dtype=dtype)
     if dtype == torch.bool:

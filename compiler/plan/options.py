@@ -24,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from prunec.compiler.errors import nearest
-from prunec.compiler.plan.source import Fault, Keys, holds, shown
+from prunec.compiler.plan.source import MAX_FAULTS, MAX_TOLD, Fault, Keys, holds, shown
 
 _CUSTOM: Final = "plan"
 _NESTED: Final = "nested"
@@ -126,18 +126,18 @@ def faults(error: ValidationError, data: Any, keys: Keys = (), model: type[BaseM
     `model` is what `data` were checked against: from it come the valid names near an unknown key.
     """
     found: dict[tuple[Keys, bool], list[ErrorDetails]] = {}
-    items = error.errors(include_url=False)
+    items = error.errors(include_url=False)[:MAX_FAULTS]
     inside = [fault for item in items if item["type"] == _NESTED for fault in _nested_faults(item, data, keys)]
     for item in (item for item in items if item["type"] != _NESTED):
         found.setdefault((_real(item, data), item["type"] == "extra_forbidden"), []).append(item)
     # Of a union, each member complains: those that got further down know better what was meant.
-    inner = {place for place, _ in found}
-    best = {
-        place: items
-        for place, items in found.items()
-        if not any(len(other) > len(place[0]) and other[: len(place[0])] == place[0] for other in inner)
-    }
-    return [*inside, *(_fault(place, items, keys, model) for (place, _), items in best.items())]
+    outer = {place[:depth] for place, _ in found for depth in range(len(place))}
+    best = [(place, items) for (place, _), items in found.items() if place not in outer]
+    # Looking for the valid name near a wrong one takes long; of very many faults only the first are told.
+    return [
+        *inside,
+        *(_fault(place, items, keys, model if i < MAX_TOLD else None) for i, (place, items) in enumerate(best)),
+    ]
 
 
 def _nested_faults(item: ErrorDetails, data: Any, keys: Keys) -> list[Fault]:
@@ -149,7 +149,7 @@ def _fault(place: Keys, items: list[ErrorDetails], keys: Keys, model: type[BaseM
     item, where = items[0], (*keys, *place)
     if item["type"] == "extra_forbidden":
         valid = _valid_keys(model, item["loc"][:-1])
-        return Fault(where, f"unknown key '{place[-1]}'", nearest(str(place[-1]), valid), on_key=True)
+        return Fault(where, f"unknown key {shown(str(place[-1]))}", nearest(str(place[-1]), valid), on_key=True)
     if item["type"] == "missing":
         return Fault(where, f"missing key '{place[-1]}'", _example(model, item["loc"]), on_key=True)
     message = _message(label(where), items)

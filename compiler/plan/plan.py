@@ -15,6 +15,7 @@ folder of the plan). Everything that is wrong is reported at once, each fault wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.pass_base import PASSES, Pass
 from prunec.compiler.plan.options import faults, label, wrong
 from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport, PlanInput
-from prunec.compiler.plan.source import Fault, Keys, Source, plain, read, shown
+from prunec.compiler.plan.source import MAX_FAULTS, MAX_TOLD, Fault, Keys, Source, plain, read, shown
 
 VERSIONS: Final = (1,)
 """The versions of the plan language that this compiler reads."""
@@ -127,7 +128,7 @@ class Plan(BaseModel):
         source = read(Path(path))
         for override in overrides:
             source = source.with_override(override)
-        return _build(source, Path(path).resolve().parent)
+        return _build(source, Path(os.path.realpath(path)).parent)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], folder: str | Path = ".", overrides: Sequence[str] = ()) -> Plan:
@@ -230,11 +231,13 @@ def _entries(source: Source, key: str, kind: _Kind[_Made], found: list[Fault]) -
         return []
     made = []
     for i, entry in enumerate(entries):
+        if len(found) >= MAX_FAULTS:
+            break
         try:
             name, value = _named(entry, (key, i))
             if name not in kind.names:
-                hint = nearest(name, kind.names)
-                raise _Refused([Fault((key, i, name), f"unknown {_KINDS[key]} '{name}'", hint, True)])
+                hint = nearest(name, kind.names) if len(found) < MAX_TOLD else None
+                raise _Refused([Fault((key, i, name), f"unknown {_KINDS[key]} {shown(name)}", hint, True)])
             made.append(_make(kind.find(name), value, (key, i, name), kind.context))
         except _Refused as refused:
             found += refused.faults
@@ -262,7 +265,8 @@ def _named(entry: Any, keys: Keys) -> tuple[str, Any]:
         message = f"{label(keys)} must be a name, or a name with its options; got {shown(entry)}"
         raise _Refused([Fault(keys, message)])
     first, second = list(entry)[:2]
-    message = f"one entry names one {_KINDS[str(keys[0])]}, this one has the keys " + ", ".join(map(repr, entry))
+    listed = [shown(key) for key in list(entry)[:MAX_TOLD]] + ["..."] * (len(entry) > MAX_TOLD)
+    message = f"one entry names one {_KINDS[str(keys[0])]}, this one has the keys {', '.join(listed)}"
     indent = f"indent the options of '{first}' deeper than its name" if entry[first] is None else None
     raise _Refused([Fault((*keys, second), message, indent or nearest(second, [first]), on_key=True)])
 

@@ -39,6 +39,7 @@ from pydantic_core import CoreSchema
 
 from prunec.compiler.errors import nearest
 from prunec.compiler.plan.options import wrong
+from prunec.compiler.plan.source import shown
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def _parse_ref(value: object, info: ValidationInfo) -> Ref:
             return Ref(module, name)
         raise wrong(usage)
     path = _path(module, info)
-    if not path.is_file():
-        raise wrong(f"no file {path}", hint=_neighbours(path))
+    if not os.path.isfile(path):
+        raise wrong(f"no file {_shown(path)}", hint=_neighbours(path))
     return Ref(path, name)
 
 
@@ -83,16 +84,22 @@ def _parse_path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str) or not value:
         raise wrong("must be a path")
     path = _path(value, info)
-    if not path.exists():
-        raise wrong(f"no file {path}", hint=_neighbours(path))
+    if not os.path.exists(path):  # unlike `Path.exists`, it takes a name that no file can have
+        raise wrong(f"no file {_shown(path)}", hint=_neighbours(path))
     return path
+
+
+def _shown(path: Path) -> str:
+    return shown(str(path), 200)[1:-1]
 
 
 def _neighbours(path: Path) -> str | None:
     """A hint at a file of nearly that name in the same folder; None where there is none."""
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    hint = nearest(path.name, [other.name for other in path.parent.iterdir()])
+    if not os.path.isdir(path.parent):
+        return f"there is no folder {_shown(path.parent)}"
+    if not os.access(path.parent, os.R_OK):
+        return f"the folder {_shown(path.parent)} can't be read"
+    hint = nearest(path.name, os.listdir(path.parent))
     return hint if hint and hint.startswith("did") else None
 
 

@@ -12,6 +12,7 @@ what it sets stands in the file called `--set`, so that a complaint about it sho
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import yaml
 from yaml.reader import Reader
 
 from prunec.compiler.errors import PlanError, Span
+from prunec.compiler.ir.gc_pause import gc_paused
 
 Keys = tuple[str | int, ...]
 """Where a value stands in a plan: `("passes", 1, "select", "ratio")`."""
@@ -30,7 +32,13 @@ MAX_DEPTH: Final = 100
 MAX_LINE: Final = 400
 """A longer line (JSON without line breaks) isn't shown in an error."""
 MAX_VALUES: Final = 2_000_000
-"""A few nested aliases can stand for more values than there is memory."""
+MAX_ALIASED: Final = 100_000
+"""How many values aliases and merges may stand for: a few nested ones can stand for more than there is memory."""
+MAX_BYTES: Final = 64_000_000
+MAX_TOLD: Final = 10
+"""How many of a plan's faults are told in full."""
+MAX_FAULTS: Final = 1000
+"""With so many, no more are looked for."""
 
 _TAG: Final = "tag:yaml.org,2002:"
 _SCALARS: Final[Mapping[str, Callable[[str], Any]]] = {
@@ -45,6 +53,9 @@ _MERGE: Final = _TAG + "merge"
 _LINE_BREAK: Final = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _SET: Final = "--set"
 _Mark = Any  # yaml.Mark, or its like in C
+_Entry = tuple[yaml.Node, yaml.Node]
+_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
+_INT64: Final = range(-(2**63), 2**63)
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -73,7 +84,12 @@ class PlanErrors(PlanError):
         self.errors = tuple(errors)
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.errors), f"{len(self.errors)} errors"])
+        rest = len(self.errors) - MAX_TOLD
+        more = [f"and {rest:,} more"] if rest > 0 else []
+        count = f"{len(self.errors):,} errors"
+        return "\n".join(
+            [*map(str, self.errors[:MAX_TOLD]), *more, count if rest < MAX_FAULTS / 2 else f"{count}, or more"]
+        )
 
 
 @dataclass(frozen=True)
@@ -86,20 +102,28 @@ class Fault:
     on_key: bool = False
 
 
+_Place = tuple["_Reader", yaml.Node] | Span
+"""Where something stands: a node of a text, whose span is made when it is asked for, or a span."""
+
+
+def _span_at(place: _Place | None) -> Span | None:
+    return place[0].span(place[1]) if isinstance(place, tuple) else place
+
+
 @dataclass(frozen=True)
 class Source:
     """Plain values, and the places of keys and values where they came from a text."""
 
     file: str
     data: Any
-    keys: Mapping[Keys, Span] = field(default_factory=dict, repr=False)
-    values: Mapping[Keys, Span] = field(default_factory=dict, repr=False)
+    keys: Mapping[Keys, _Place] = field(default_factory=dict, repr=False)
+    values: Mapping[Keys, _Place] = field(default_factory=dict, repr=False)
 
     def locate(self, keys: Keys, *, on_key: bool = False) -> Span | None:
         """The place of the value (or key) that `keys` lead to; where the text is shorter, that of what is around it."""
         found = self._follow(keys)
-        span = self.keys.get(found) if on_key or not isinstance(self._value(found), str | int | float) else None
-        return span or self.values.get(found)
+        place = self.keys.get(found) if on_key or not isinstance(self._value(found), str | int | float) else None
+        return _span_at(place or self.values.get(found))
 
     def error(self, fault: Fault) -> PlanError:
         """The fault with its place; where there is no text, its keys stand before the message."""
@@ -145,16 +169,32 @@ class Source:
 
 def read(path: Path) -> Source:
     """Read and parse a file; every error is a `PlanError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise PlanError(f"can't read the plan {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise PlanError(f"can't read the plan {path}: it isn't UTF-8 text (byte {error.start})") from error
+    text = read_text(path, "the plan")
     # JSON may be indented with tabs, YAML may not; inside JSON's strings there are none.
     return parse(text.replace("\t", " ") if path.suffix == ".json" else text, str(path))
 
 
+def read_text(path: Path, what: str) -> str:
+    """A file's text. Raises `PlanError` where it can't be read, is too large or isn't UTF-8; `what` is its name."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
+        raise PlanError(f"can't read {what} {path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > MAX_BYTES:
+        raise PlanError(f"can't read {what} {path}: it is larger than {MAX_BYTES // 10**6} MB")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
+        line = data[: error.start].count(b"\n") + 1
+        at = Span(str(path), line, len(before) - before.rfind("\n"))
+        raise PlanError(
+            f"can't read {what}: it isn't UTF-8 text (byte 0x{data[error.start]:02x})", at=at, hint="save it as UTF-8"
+        ) from error
+
+
+@gc_paused()
 def parse(text: str, file: str, *, prefix: str = "") -> Source:
     """Parse a text; `prefix` stands before it on its first line where it is shown."""
     return _Reader(file, _LINE_BREAK.split(prefix + text)).read(" " * len(prefix) + text)
@@ -238,15 +278,21 @@ class _Override:
         return Span(_SET, 1, column, len(parts[i]), self.text)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Reader:
     """Walks the node graph of one text."""
 
     file: str
     lines: list[str]
-    keys: dict[Keys, Span] = field(default_factory=dict)
-    values: dict[Keys, Span] = field(default_factory=dict)
+    keys: dict[Keys, _Place] = field(default_factory=dict)
+    values: dict[Keys, _Place] = field(default_factory=dict)
     open: list[yaml.Node] = field(default_factory=list)
+    merged: dict[yaml.MappingNode, list[_Entry] | None] = field(default_factory=dict)
+    """What `_entries` gave; None while it is being found out."""
+    written: int = 0
+    """How many values stand in the text."""
+    aliased: int = 0
+    """How many entries of mappings have been merged into others."""
 
     def read(self, text: str) -> Source:
         self._check_characters(text)
@@ -280,18 +326,27 @@ class _Reader:
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            self.written += isinstance(event, yaml.CollectionStartEvent | yaml.ScalarEvent)
             if depth > MAX_DEPTH:
-                raise self._error(f"nested deeper than {MAX_DEPTH} levels", event.start_mark, event.end_mark)
+                raise self._error(_DEEP, event.start_mark, event.end_mark)
+            if self.written > MAX_VALUES:
+                raise self._error(f"holds more than {MAX_VALUES:,} values", event.start_mark, event.end_mark)
+
+    def _count(self, node: yaml.Node) -> None:
+        """Refuse aliases and merges that stand for too much, at the node where that shows."""
+        if len(self.values) - self.written + self.aliased > MAX_ALIASED:
+            raise self._node_error(f"aliases stand for more than {MAX_ALIASED:,} values", node)
 
     def _value(self, node: yaml.Node, keys: Keys) -> Any:
-        self.values[keys] = self._span(node.start_mark, node.end_mark)
+        self.values[keys] = self, node
         if node.tag not in _SCALARS and node.tag not in _COLLECTIONS:
             hint = "a plan is data: write plain values"
-            raise self._node_error(f"the tag '{node.tag}' isn't allowed", node, hint)
+            raise self._node_error(f"the tag {shown(node.tag)} isn't allowed", node, hint)
         if node in self.open:
             raise self._node_error("a value can't contain itself", node)
-        if len(self.values) > MAX_VALUES:
-            raise self._node_error(f"the plan holds more than {MAX_VALUES:,} values", node)
+        if len(keys) > MAX_DEPTH:
+            raise self._node_error(_DEEP, node)
+        self._count(node)
         self.open.append(node)
         value = self._plain(node, keys)
         self.open.pop()
@@ -303,10 +358,13 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*keys, i)) for i, item in enumerate(node.value)]
         try:
-            return _SCALARS[node.tag](node.value)
+            value = _SCALARS[node.tag](node.value)
         except (KeyError, ValueError) as error:
             kind = node.tag.removeprefix(_TAG)
             raise self._node_error(f"the tag '!!{kind}' doesn't fit {shown(node.value)}", node) from error
+        if fault := _out_of_range(value):
+            raise self._node_error(f"{shown(node.value)} {fault}", node)
+        return value
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -314,26 +372,38 @@ class _Reader:
             key = self._key(key_node)
             inner = (*keys, key)
             if key in result:
-                hint = f"first on line {self.keys[inner].line}"
-                raise self._node_error(f"the key '{key}' stands here twice", key_node, hint)
-            self.keys[inner] = self._span(key_node.start_mark, key_node.end_mark)
+                first = _span_at(self.keys[inner])
+                hint = f"first on line {first.line}" if first else None
+                raise self._node_error(f"the key {shown(key)} stands here twice", key_node, hint)
+            self.keys[inner] = self, key_node
             result[key] = self._value(value_node, inner)
         return result
 
-    def _entries(self, node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    def _entries(self, node: yaml.MappingNode, depth: int = 0) -> list[_Entry]:
         """A mapping's own entries, then what it merges from others (`<<: *base`) and doesn't have itself."""
-        own = [entry for entry in node.value if entry[0].tag != _MERGE]
-        yield from own
-        seen = {self._key(key) for key, _ in own}
+        known = self.merged.get(node)
+        if known is not None:
+            return known
+        if depth > MAX_DEPTH:
+            raise self._node_error(_DEEP, node)
+        self.merged[node] = None
+        found = [entry for entry in node.value if entry[0].tag != _MERGE]
+        seen = {self._key(key) for key, _ in found}
         for base in self._bases(node):
-            new = [entry for entry in self._entries(base) if self._key(entry[0]) not in seen]
-            seen |= {self._key(key) for key, _ in new}
-            yield from new
+            for entry in self._entries(base, depth + 1):
+                self.aliased += 1
+                if self._key(entry[0]) not in seen:
+                    seen.add(self._key(entry[0]))
+                    found.append(entry)
+            self._count(base)
+        self.merged[node] = found
+        return found
 
     def _bases(self, node: yaml.MappingNode) -> Iterator[yaml.MappingNode]:
         for value in (value for key, value in node.value if key.tag == _MERGE):
-            for base in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                if not isinstance(base, yaml.MappingNode) or base in self.open:
+            bases = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for base in dict.fromkeys(bases):
+                if not isinstance(base, yaml.MappingNode) or base in self.open or self.merged.get(base, ()) is None:
                     raise self._node_error("'<<' takes another mapping, or a list of them", value)
                 yield base
 
@@ -341,7 +411,8 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             raise self._node_error("a key must be text", node)
         if node.tag != _TAG + "str":
-            raise self._node_error(f"a key must be text, got {node.value}", node, f"write it as '{node.value}'")
+            text = shown(node.value)
+            raise self._node_error(f"a key must be text, got {text[1:-1]}", node, f"write it as {text}")
         return str(node.value)
 
     def _node_error(self, message: str, node: yaml.Node, hint: str | None = None) -> PlanError:
@@ -350,6 +421,10 @@ class _Reader:
     def _error(self, message: str, start: _Mark | None, end: _Mark | None, hint: str | None = None) -> PlanError:
         at = self._span(start, end) if start and end else Span(self.file, 1, 1)
         return PlanError(message, at=at, hint=hint)
+
+    def span(self, node: yaml.Node) -> Span:
+        """The first line of a node."""
+        return self._span(node.start_mark, node.end_mark)
 
     def _span(self, start: _Mark, end: _Mark) -> Span:
         line = self._line(start.line)
@@ -373,7 +448,18 @@ def _order(error: PlanError) -> tuple[bool, int, int]:
     return (error.at.file == _SET, error.at.line, error.at.column) if error.at else (False, 0, 0)
 
 
+def _out_of_range(value: Any) -> str | None:
+    """What is wrong with a number that no pass could use; None where nothing is."""
+    if type(value) is int and value not in _INT64:
+        return "is beyond the whole numbers of 64 bits"
+    return "is beyond the floating-point numbers of 64 bits" if value in (math.inf, -math.inf) else None
+
+
 def _plain(value: Any, keys: Keys) -> Any:
+    if len(keys) > MAX_DEPTH:
+        raise PlanError(f"{shown(dotted(keys))}: {_DEEP}")
+    if type(value) is int and (fault := _out_of_range(value)):
+        raise PlanError(f"{dotted(keys) or 'the plan'}: {shown(str(value)[:60])} {fault}")
     if isinstance(value, Mapping):
         wrong = next((key for key in value if not isinstance(key, str)), None)
         if wrong is not None:

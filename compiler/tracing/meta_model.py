@@ -11,10 +11,10 @@ their attributes are filled in, so shared modules and back references come out a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -126,10 +126,20 @@ def _blank(name: str, module: nn.Module) -> nn.Module:
     return object.__new__(module.__class__)
 
 
+_NOT_PLAIN: Final[Mapping[str, Callable[[torch.Tensor], bool]]] = {
+    "quantised": lambda tensor: tensor.is_quantized,
+    "nested": lambda tensor: tensor.is_nested,
+    "sparse": lambda tensor: tensor.layout != torch.strided,
+}
+
+
 def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if is_lazy(tensor):
         raise Refused(f"{name} has no size yet", "run the model once, so that its lazy layers know their inputs")
-    meta = to_meta(tensor if tensor.layout == torch.strided else tensor.detach())
+    kind = next((word for word, is_so in _NOT_PLAIN.items() if is_so(tensor)), None)
+    if kind is not None:
+        raise Refused(f"'{name}' is {kind}, and channels are taken out of plain tensors", "make it a dense tensor")
+    meta = to_meta(tensor)
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.gc_pause import gc_paused
-from prunec.compiler.ir.graph import is_impure
+from prunec.compiler.ir.graph import is_impure, output_of
 from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, map_tensors, tensors_in
 from prunec.compiler.ir.modules import eval_copy, evaluating, unhooked
 from prunec.compiler.ir.program import Program, State
@@ -29,6 +30,7 @@ from prunec.compiler.ir.wrappers import uncompiled
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
 from prunec.compiler.tracing.either_way import either_way
+from prunec.compiler.tracing.locations import line_span
 from prunec.compiler.tracing.lowering import plain_linear
 from prunec.compiler.tracing.parametrizations import without_parametrizations
 from prunec.compiler.tracing.symbolic_numbers import Refused
@@ -91,6 +93,7 @@ def recorded(
     tracer.constants.fold(tracer.graph)
     tracer.graph.eliminate_dead_code(is_impure)  # lints it first
     _check_inputs_matter(tracer.graph, type(model).__name__)
+    _check_not_empty(tracer, type(model).__name__)
     return Program(
         graph=tracer.graph,
         state=_state(tracer),
@@ -151,6 +154,22 @@ def _check_inputs_matter(graph: fx.Graph, name: str) -> None:
         f"{name}: nothing that the model gives depends on its inputs",
         hint="does it read a tensor that an earlier run has left in an attribute, or that a hook has put elsewhere?",
     )
+
+
+def _check_not_empty(tracer: Tracer, name: str) -> None:
+    """Raise ModelError where an output, or what a layer gives, has no elements: no run could tell
+    whether its channels matter."""
+    for node in (*tracer.graph.find_nodes(op="call_module"), *output_of(tracer.graph).all_input_nodes):
+        tensors = [leaf for leaf in pytree.tree_leaves(node.meta["val"]) if isinstance(leaf, torch.Tensor)]
+        empty = next((tensor for tensor in tensors if not tensor.numel()), None)
+        if empty is None:
+            continue
+        what = str(node.target) if node.op == "call_module" else "the model"
+        raise ModelError(
+            f"{name}: {what} gives an empty tensor, {list(empty.shape)}, on the example inputs",
+            at=line_span(node.meta.get("at")),
+            hint="would larger example inputs, or more of them in a batch, give more?",
+        )
 
 
 def _state(tracer: Tracer) -> dict[str, State]:

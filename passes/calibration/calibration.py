@@ -37,7 +37,7 @@ _UNITS: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2*
 
 
 def _bytes(value: object) -> int:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(value))
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(value))
     if isinstance(value, bool) or match is None or match[2] not in _UNITS or not float(match[1]):
         raise wrong("must be a number of bytes", hint="for example: 512MB, 2GiB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -25,9 +25,10 @@ from typing import Annotated, Any, Final
 import numpy as np
 from pydantic import BeforeValidator
 
-from prunec.compiler.errors import PassError, Span, nearest
+from prunec.compiler.errors import PassError, PlanError, Span, nearest
 from prunec.compiler.groups.analysis import Group
 from prunec.compiler.plan.options import wrong
+from prunec.compiler.plan.source import read_text
 
 COLUMNS: Final = ("group", "units", "ratio", "removed", "accuracy", "loss")
 """The columns that are read."""
@@ -164,7 +165,7 @@ def _curve(name: str, row: _Row, points: Mapping[float, Point], groups: Mapping[
 
 def _rows(path: Path) -> Iterator[_Row]:
     lines = _lines(path)
-    cut = [next(csv.reader([line]), []) for line in lines]
+    cut = [_cells(path, number, line) for number, line in enumerate(lines, 1)]
     names = cut[0] if cut else []
     missing = [name for name in COLUMNS if name not in names]
     if missing:
@@ -180,15 +181,19 @@ def _rows(path: Path) -> Iterator[_Row]:
         yield _Row(str(path), number, line, dict(zip(names, cells, strict=True)))
 
 
-def _lines(path: Path) -> list[str]:
-    hint = "`prunec sensitivity PLAN` writes it"
+def _cells(path: Path, number: int, line: str) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise PassError(f"from: can't read {path}: {error.strerror or error}", keys=("from",), hint=hint) from error
-    except UnicodeDecodeError as error:
-        message = f"from: can't read {path}: it isn't UTF-8 text (byte {error.start})"
-        raise PassError(message, keys=("from",), hint=hint) from error
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise PassError(f"not valid CSV: {error}", at=Span(str(path), number, 1, 1, line[:80])) from error
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_text(path, "the file").splitlines()
+    except PlanError as error:
+        hint = "`prunec sensitivity PLAN` writes it"
+        raise PassError(f"from: {error.message}", keys=("from",), at=error.at, hint=hint) from error
 
 
 _FLOOR: Final = re.compile(r"\s*-\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(pt|%)\s*")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from typing import Any
 
 import pytest
 
 from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.plan.source import parse, plain
 
 
 def test_json_is_read_like_yaml(load):
@@ -48,23 +50,122 @@ def test_tabs_are_named(load):
     assert caught.value.hint == "YAML is indented with spaces, not tabs"
 
 
-def test_aliases_cannot_exhaust_memory(load, monkeypatch):
-    monkeypatch.setattr("prunec.compiler.plan.source.MAX_VALUES", 1000)
-    rows = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-    with pytest.raises(PlanError, match="more than 1,000 values"):
-        load("\n".join(rows))
+def rows(first, row, count):
+    """Lines of YAML: `row` is given its own number and that of the line before."""
+    return "\n".join([first, *(row.format(i, i - 1) for i in range(1, count))])
+
+
+BOMBS = {
+    "lists": rows("a0: &a0 [1, 1, 1]", "a{0}: &a{0} [*a{1}, *a{1}, *a{1}]", 40),
+    "mappings": rows("a0: &a0 {a: 1, b: 2}", "a{0}: &a{0} {{a: *a{1}, b: *a{1}}}", 60),
+    "merges, all different": "a0: &a0 {k: 1}\n"
+    + "\n".join(f"a{i}: &a{i} {{x{i}: 1, <<: [{', '.join(f'*a{j}' for j in range(i))}]}}" for i in range(1, 200)),
+    "a merge in many places": f"a: &a {{{', '.join(f'k{i}: 1' for i in range(2000))}}}\n"
+    f"b: [{', '.join(['{<<: *a}'] * 2000)}]",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_aliases_cannot_exhaust_memory_or_time(load, bomb):
+    start = time.process_time()
+    with pytest.raises(PlanError, match="aliases stand for more than 100,000 values"):
+        load(f"plan: 1\n{BOMBS[bomb]}\n")
+    assert time.process_time() - start < 5
+
+
+def test_merges_of_merges_are_found_out_once(load):
+    chain = rows("  a0: &a0 {x: 1}", "  a{0}: &a{0} {{<<: [*a{1}, *a{1}, *a{1}]}}", 90)
+    with pytest.raises(PlanError, match="unknown key 'all'"):
+        load(f"plan: 1\nall:\n{chain}\n")
+    assert parse(f"all:\n{chain}\n", "p").data["all"]["a89"] == {"x": 1}
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [(None, "No such file"), (b"\xff\xfe", "isn't UTF-8")], ids=["missing", "binary"]
+    "text",
+    ["a: &a {<<: *a}", "b: {k: &a {<<: *a}, <<: *a}", "b: {k: &a {<<: &c {<<: *a}}, <<: *a}"],
+    ids=["itself", "before it is seen", "through another"],
+)
+def test_a_mapping_cannot_merge_itself(text):
+    with pytest.raises(PlanError, match="'<<' takes another mapping"):
+        parse(text, "p")
+
+
+DEEP = {
+    "aliases": rows("a0: &a0 " + "[" * 60 + "]" * 60, "a{0}: &a{0} " + "[" * 60 + "*a{1}" + "]" * 60, 40),
+    "merges": "q:\n" + rows("  a0: &a0 {k: 1}", "  a{0}: &a{0} {{<<: *a{1}}}", 2000) + "\n  <<: *a1999\n",
+}
+
+
+@pytest.mark.parametrize("text", DEEP)
+def test_aliases_cannot_nest_deeper_than_brackets(text):
+    with pytest.raises(PlanError, match="nested deeper than 100 levels"):
+        parse(DEEP[text], "p")
+
+
+def test_values_from_python_cannot_nest_forever():
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(PlanError, match="nested deeper than 100 levels"):
+        plain({"a": value})
+
+
+def test_of_very_many_faults_the_first_are_told(load):
+    start = time.process_time()
+    with pytest.raises(PlanError) as caught:
+        load("plan: 1\n" + "".join(f"key{i}: 1\n" for i in range(20_000)))
+    assert time.process_time() - start < 5
+    lines = str(caught.value).splitlines()
+    assert [line for line in lines if line.startswith("plan.yaml:")] == [
+        f"plan.yaml:{i + 2}:1: unknown key 'key{i}'" for i in range(10)
+    ]
+    assert lines[-2:] == ["and 990 more", "1,000 errors, or more"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1" + "0" * 40, "'10000000000000000000000000000000000000000' is beyond the whole numbers of 64 bits"),
+        ("seed: -9223372036854775809", "'-9223372036854775809' is beyond the whole numbers of 64 bits"),
+        ("seed: 1e999", "'1e999' is beyond the floating-point numbers of 64 bits"),
+    ],
+    ids=["40 digits", "below", "float"],
+)
+def test_numbers_have_64_bits(load, text, message):
+    with pytest.raises(PlanError) as caught:
+        load(f"plan: 1\n{text}\n")
+    assert caught.value.message == message
+    assert str(caught.value.at) == "plan.yaml:2:7"
+
+
+def test_numbers_from_python_have_64_bits():
+    with pytest.raises(PlanError, match=r"^a\.0: '1000000000.*' is beyond the whole numbers of 64 bits$"):
+        plain({"a": [10**40]})
+
+
+def test_long_names_are_cut(load):
+    for text in ("? {}\n: 1", "x: !<{}> 1", "? 1{}\n: 1", "passes: [{}]", "model: {{saved: {}}}", "model: {}.py:f"):
+        with pytest.raises(PlanError) as caught:
+            load("plan: 1\n" + text.format("1" * 5000 if "1{" in text else "a" * 5000) + "\n")
+        assert len(str(caught.value)) < 500, text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "No such file"),
+        (b"\xff\xfe", "plan.yaml:1:1: can't read the plan: it isn't UTF-8 text (byte 0xff)"),
+        (b"plan: 1\nseed: 1  # caf\xe9\n", "plan.yaml:2:15: can't read the plan: it isn't UTF-8 text (byte 0xe9)"),
+        (b"plan: 1\r\n\r\nx: \xc3\xa9\xc3", "plan.yaml:3:5: can't read the plan: it isn't UTF-8 text (byte 0xc3)"),
+    ],
+    ids=["missing", "binary", "latin 1", "cut off"],
 )
 def test_an_unreadable_file(tmp_path, content, expected):
     path = tmp_path / "plan.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(PlanError, match=expected):
+    with pytest.raises(PlanError) as caught:
         Plan.load(path)
+    assert expected in str(caught.value)
 
 
 BASE = "plan: 1\nseed: 1\npasses:\n  - pick: {ratio: 0.5}\n  - trim: 0.5\n  - tidy\n  - pick\n"

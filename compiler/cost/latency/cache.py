@@ -45,7 +45,7 @@ class Cache:
         """What was stored under the key; None where nothing was, or where its file is broken."""
         try:
             entry = json.loads(self._path(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or half of one: it is measured again
+        except (OSError, ValueError, RecursionError):  # none yet, or half of one: it is measured again
             return None
         return entry.get("value") if isinstance(entry, dict) and entry.get("key") == _plain(key) else None
 
