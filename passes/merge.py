@@ -15,13 +15,13 @@ kernels belong to the channel like a batch norm's scale, and nothing is added.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from prunec.compiler.errors import PassError
+from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, Member, analyse, hand_on
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds, unmergeable
@@ -75,8 +75,14 @@ def _mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]
     kind = kinds(analysis)
     clusters: dict[str, Clusters] = {}
     notes = []
-    for name, found in program.facts["clusters"].items():
-        group = analysis.groups[name]
+    clustered = program.facts["clusters"]
+    if not isinstance(clustered, Mapping):
+        raise PassError("the clusters must be lists of units by group")
+    for name, found in clustered.items():
+        group = analysis.groups.get(name)
+        if group is None:
+            raise PassError(f"the clusters name group '{name}', which isn't there", hint=nearest(name, analysis.groups))
+        found = _checked(name, found, group.size)
         alike = tuple(cluster for cluster in found if _same_kind(kind[group.where], cluster))
         for cluster in (c for c in found if c not in alike):
             reason = unmergeable(analysis, group, cluster)
@@ -84,6 +90,26 @@ def _mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]
         if alike:
             clusters[name] = alike
     return clusters, tuple(notes)
+
+
+def _checked(name: str, found: object, size: int) -> Clusters:
+    """The clusters of a group. Raises PassError where they aren't lists of its units, each unit in one at most."""
+    rows = (list, tuple, np.ndarray)
+    clusters: list[Any] = list(found) if isinstance(found, rows) else [None]
+    if not all(isinstance(cluster, rows) and len(cluster) and _are_whole(cluster) for cluster in clusters):
+        raise PassError(f"the clusters of '{name}' must be lists of units")
+    checked = tuple(tuple(int(unit) for unit in cluster) for cluster in clusters)
+    units = [unit for cluster in checked for unit in cluster]
+    odd = next((unit for unit in units if not 0 <= unit < size), None)
+    if odd is not None:
+        raise PassError(f"the clusters name unit {odd} of '{name}', which has units 0 to {size - 1}")
+    if len(set(units)) < len(units):
+        raise PassError(f"the clusters of '{name}' name a unit twice")
+    return checked
+
+
+def _are_whole(cluster: Iterable[Any]) -> bool:
+    return all(isinstance(unit, int | np.integer) and not isinstance(unit, bool) for unit in cluster)
 
 
 def _same_kind(kind: IntArray, cluster: tuple[int, ...]) -> bool:

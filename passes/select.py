@@ -36,7 +36,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from prunec.compiler.cost.resources import RESOURCES
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.groups.patterns import matching
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
@@ -275,7 +275,9 @@ class Select(Pass):
 
     def ranking(self, program: Program, traced: Program | None = None) -> Ranking:
         """The queues of the units that may go; shares are of the `traced` model, or of the program itself."""
-        return Ranking.of(analyse(program), program.facts["scores"], self.limits(program, traced))
+        scores = program.facts["scores"]
+        _check_scores(analyse(program), scores)
+        return Ranking.of(analyse(program), scores, self.limits(program, traced))
 
     def _way(self, program: Program, context: Context) -> Way:
         ranking = self.ranking(program, context.traced)
@@ -290,3 +292,13 @@ class Select(Pass):
             return by_counts(ranking, kept_within(self.from_, self.floor, ranking.analysis.groups, ranking.groups))
         assert self.ratio is not None, "exactly one way is given"
         return by_ratio(ranking, self.ratio)
+
+
+def _check_scores(analysis: Analysis, scores: object) -> None:
+    """Raise PassError where the scores that a pass, or a program's text, gives aren't a number for each unit."""
+    if not isinstance(scores, Mapping):
+        raise PassError("the scores must be lists of numbers by group")
+    for name, found in scores.items():
+        group, numbers = analysis.groups.get(name), np.asarray(found)
+        if group is not None and (numbers.shape != (group.size,) or numbers.dtype.kind not in "iuf"):
+            raise PassError(f"the scores of '{name}' must be {group.size} numbers, one a unit")

@@ -49,8 +49,12 @@ class Shrink(Pass):
 def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[int]]) -> BoolArray:
     """[units of all groups]: which stay. Raises `PassError` where the selection names what can't go."""
     keep = np.ones(analysis.size, dtype=bool)
-    for name, units in selection.items():
-        group = analysis.groups.get(name)
+    if not isinstance(selection, Mapping):
+        raise PassError("the selection must be lists of units by group")
+    for name, found in selection.items():
+        group, units = analysis.groups.get(name), np.asarray(found)
+        if units.ndim != 1 or (units.size and units.dtype.kind not in "iu"):
+            raise PassError(f"the selection of '{name}' must be a list of units")
         if group is None:
             raise PassError(
                 f"the selection names group '{name}', which isn't there", hint=nearest(name, analysis.groups)

@@ -177,7 +177,7 @@ def run_case(case: Case, file: str) -> Outcome:
         return Outcome(given, error=error.message)
     try:
         given = _round_trip(to_text(program))
-        program, notes = _run_passes(program, _plan_entries(case.passes))
+        program, notes = _run_passes(program, _plan_entries(case, file))
         result = _round_trip(to_text(program))
     except VerifyError:  # a bug in a pass is never what a case expects
         raise
@@ -186,11 +186,15 @@ def run_case(case: Case, file: str) -> Outcome:
     return Outcome(given, result, tuple(map(str, notes)))
 
 
-def _plan_entries(passes: str) -> list[Any]:
-    """The header's tail as the list that a plan has."""
-    import yaml  # noqa: PLC0415  (the plugin must stay light)
+def _plan_entries(case: Case, file: str) -> list[Any]:
+    """The header's tail as the list that a plan has. Raises `CaseError` where it isn't YAML."""
+    from prunec.compiler.errors import PlanError  # noqa: PLC0415  (the plugin must stay light)
+    from prunec.compiler.plan.source import parse  # noqa: PLC0415
 
-    entries = yaml.safe_load(passes)
+    try:
+        entries = parse(case.passes, file).data
+    except PlanError as error:  # a slip of the case's author, which no update may bless
+        raise CaseError(f"{file}:{case.lines[0] + 1}: the case's header: {error.message}") from error
     if entries is None:
         return []
     return entries if isinstance(entries, list) else [entries]
@@ -198,13 +202,19 @@ def _plan_entries(passes: str) -> list[Any]:
 
 def _run_passes(program: Program, entries: list[Any]) -> tuple[Program, tuple[Note, ...]]:
     """Run the passes in order, and verify those that rewrite; with the notes of all."""
-    from prunec.compiler.pass_base import Context  # noqa: PLC0415  (the plugin must stay light)
+    from prunec.compiler.errors import PassError  # noqa: PLC0415  (the plugin must stay light)
+    from prunec.compiler.pass_base import Context  # noqa: PLC0415
     from prunec.compiler.plan.plan import Plan  # noqa: PLC0415
     from prunec.compiler.verify.verify import verify  # noqa: PLC0415
 
     notes: tuple[Note, ...] = ()
     for entry in Plan.from_dict({"plan": 1, "passes": entries}).passes:
         before, made = program, entry.pass_
+        missing = sorted(made.required() - program.facts.keys())
+        if missing:
+            raise PassError(
+                f"pass '{made.name}' needs {missing[0]}, which neither the program nor a pass before it gives"
+            )
         result = made.run(before, Context())
         program, notes = result.program, (*notes, *result.notes)
         if made.rewrites:

@@ -30,6 +30,9 @@ from prunec.compiler.text.literals import Reader, literal
 POSITIONAL = 2
 """So many required arguments are written without their names: `Conv2d(3, 8, ...)`, `GroupNorm(4, 16)`."""
 
+MOST = 1000
+"""So many layers a module of a text may have (`num_layers`): each is made."""
+
 _PLACE = frozenset({"device", "dtype"})
 _PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
@@ -152,6 +155,11 @@ def read_constructor(fragment: Fragment) -> Constructor:
     given = {name: reader.value(item) for name, item in zip(positional, call.args, strict=False)}
     for word in call.keywords:
         given[_keyword(fragment.at(word), word.arg, cls, given)] = reader.value(word.value)
+    long = next(
+        (name for name, value in given.items() if "layers" in name and type(value) is int and value > MOST), None
+    )
+    if long is not None:
+        raise fragment.error(f"expected at most {MOST:,} layers in one module, got {given[long]:,}")
     missing = [name for name, p in parameters.items() if _is_required(p.default) and name not in given]
     if missing:
         raise fragment.error(f"expected an argument '{missing[0]}' of {cls.__name__}, got none")

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from prunec.compiler.errors import Span, TextError
+
+LONGEST: Final = 400
+"""A longer line, or message, isn't shown in full."""
+TOO_DEEP: Final = "this is nested too deeply, or too long a chain"
 
 _TOKEN = re.compile(r"""(?P<string>"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?)|(?P<node>%[A-Za-z_]\w*)""")
 
@@ -48,21 +55,29 @@ class Fragment:
         return replace(self, start=self.start + lead, stop=self.start + lead + kept)
 
     def span(self) -> Span:
-        """Its place in the file."""
-        return Span(self.file, self.line, self.start + 1, max(self.stop - self.start, 1), self.text)
+        """Its place in the file; a very long line isn't shown."""
+        text = self.text if len(self.text) <= LONGEST else ""
+        return Span(self.file, self.line, self.start + 1, max(self.stop - self.start, 1), text)
 
     def error(self, message: str, hint: str | None = None) -> TextError:
         """An error that points here."""
-        return TextError(message, at=self.span(), hint=hint)
+        return TextError(message if len(message) <= LONGEST else f"{message[:LONGEST]}...", at=self.span(), hint=hint)
 
     def find(self, char: str) -> int:
         """Where a character first stands outside strings and brackets, or -1."""
+        return next(self._places(char), -1)
+
+    def split(self, char: str) -> list[Fragment]:
+        """The stretches between the places where a character stands outside strings and brackets."""
+        ends = [*self._places(char), self.stop - self.start]
+        return [self.part(start, end) for start, end in zip([0, *(end + 1 for end in ends[:-1])], ends, strict=True)]
+
+    def _places(self, char: str) -> Iterator[int]:
         depth = 0
         for index, found in enumerate(blank_strings(self.code)):
             if found == char and depth == 0:
-                return index
+                yield index
             depth += (found in "([{") - (found in ")]}")
-        return -1
 
     def expression(self, callee: int = 0) -> ast.expr:
         """The stretch as a Python expression; `%name` and the first `callee` characters stand there as plain names.
@@ -73,7 +88,10 @@ class Fragment:
             lambda m: m[0].replace("%", "_", 1) if m["node"] else m[0], self.code[callee:]
         )
         try:
-            return ast.parse(masked, mode="eval").body
+            with warnings.catch_warnings(action="ignore"):  # of escapes and of `1is 2`: what they give is checked
+                return ast.parse(masked, mode="eval").body
+        except (RecursionError, MemoryError) as fault:  # a chain of operators makes a tree as deep as it is long
+            raise self.error(TOO_DEEP) from fault
         except SyntaxError as fault:
             column = min((fault.offset or len(masked) or 1), len(masked) or 1) - 1  # 0 is the end
             place = replace(self, start=self.start + column, stop=self.start + column + 1)

@@ -107,7 +107,15 @@ class Reader:
     def _dict(self, expr: ast.Dict) -> Any:
         if None in expr.keys:
             raise self._unexpected(expr)
-        return {self.value(key): self.value(item) for key, item in zip(expr.keys, expr.values, strict=True) if key}
+        pairs = ((key, self.value(key), item) for key, item in zip(expr.keys, expr.values, strict=True) if key)
+        return {self._hashable(key, value): self.value(item) for key, value, item in pairs}
+
+    def _hashable(self, expr: ast.expr, value: Any) -> Any:
+        try:
+            hash(value)
+        except TypeError as fault:
+            raise self._unexpected(expr) from fault
+        return value
 
     def _slice(self, expr: ast.Slice) -> Any:
         return slice(*(None if part is None else self.value(part) for part in (expr.lower, expr.upper, expr.step)))
@@ -138,7 +146,7 @@ class Reader:
             raise self._unexpected(expr)
         try:
             return make(*(self.value(item) for item in expr.args))
-        except (TypeError, ValueError, RuntimeError) as fault:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
             place = self.fragment.at(expr)
             raise place.error(f"expected a literal, got {place.code!r}: {fault}") from fault
 

@@ -7,6 +7,7 @@ Every error is a `TextError` that points at its place.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import nearest
 from prunec.compiler.ir.aliasing import mutates
@@ -27,9 +29,10 @@ from prunec.compiler.ir.symbols import INFIX, PREFIX, function_names, resolve_fu
 from prunec.compiler.ir.train_eval import MODES, ByMode
 from prunec.compiler.text.constructors import read_constructor
 from prunec.compiler.text.initialize import example_inputs, materialised
-from prunec.compiler.text.lexer import Fragment, blank_strings
+from prunec.compiler.text.lexer import TOO_DEEP, Fragment, blank_strings
 from prunec.compiler.text.literals import Reader
-from prunec.compiler.text.types import read_tensor_type, read_type, same_type, type_text
+from prunec.compiler.text.types import LARGEST, read_tensor_type, read_type, same_type, type_text
+from prunec.compiler.user_code import name_of, text_of
 
 _HEADER: Final = re.compile(r"program\s+(?P<name>[A-Za-z_]\w*)(?P<training>\s+training)?\s*\{")
 _NAME: Final = r"""[^\s()\[\]{}=:,#%"']+"""
@@ -90,11 +93,22 @@ class _Parser:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
+    elements: int = 0
+    """Of all declared tensors."""
     facts: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, Patterns] = field(default_factory=dict)
 
     def read(self, line: Fragment) -> None:
         """Take in one line that isn't empty."""
+        odd = next((i for i, char in enumerate(line.code) if not char.isprintable() and char != "\t"), None)
+        if odd is not None:
+            raise line.part(odd, odd + 1).error(f"the character U+{ord(line.code[odd]):04X} may not stand in a program")
+        try:
+            self._read(line)
+        except RecursionError as fault:
+            raise line.error(TOO_DEEP) from fault
+
+    def _read(self, line: Fragment) -> None:
         if self.closed:
             raise line.error(f"expected the end of the text, got '{line.code}'")
         if self.name is None:
@@ -171,8 +185,10 @@ class _Parser:
         constructor = read_constructor(call)
         try:
             module = constructor.build("meta").eval()
-        except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError) as fault:
-            raise call.error(f"{constructor.cls.__name__} refuses its arguments: {fault}") from fault
+        except Exception as fault:  # whatever a class raises of impossible arguments
+            raise call.error(
+                f"{constructor.cls.__name__} refuses its arguments: {text_of(fault) or name_of(fault)}"
+            ) from fault
         self._declare(name, module)
 
     def _parameter(self, rest: Fragment) -> None:
@@ -190,7 +206,7 @@ class _Parser:
         shape = list(tensor.shape)
         try:
             value = torch.tensor(self._literal(spelled), dtype=tensor.dtype)
-        except (TypeError, ValueError, RuntimeError) as fault:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
             raise spelled.error(f"expected numbers of shape {shape}, got {fault}") from fault
         if list(value.shape) != shape and value.numel() + tensor.numel() > 0:
             raise spelled.error(f"expected numbers of shape {shape}, got {list(value.shape)}")
@@ -261,7 +277,11 @@ class _Parser:
         if name.code in self.state:
             raise name.error(f"expected a new name, got '{name.code}' a second time")
         self.state[name.code] = value
-        self.tensors.update(module_tensors(name.code, value) if isinstance(value, nn.Module) else {name.code: value})
+        own = dict(module_tensors(name.code, value)) if isinstance(value, nn.Module) else {name.code: value}
+        self.elements += sum(tensor.numel() for tensor in own.values())
+        if self.elements > LARGEST:
+            raise name.error(f"expected at most {LARGEST:,} elements in all tensors, got {self.elements:,}")
+        self.tensors.update(own)
 
     def _known(self, name: Fragment) -> torch.Tensor:
         if name.code not in self.tensors:
@@ -343,12 +363,40 @@ class _Parser:
             call, args = operator.methodcaller(str(node.target), *args[1:], **kwargs), args[:1]
             kwargs = {}
         assert callable(call), f"%{node.name} calls {node.target!r}"
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+            _check_numbers(call, args, spelled)
         try:
             with torch.no_grad(), torch.device("meta"):
                 return call(*args, **kwargs)
         except Exception as fault:  # whatever torch raises of impossible arguments
             reason = str(fault).strip().split("\n")[0]
             raise spelled.error(f"the operation fails: {reason or type(fault).__name__}") from fault
+
+
+_EXPLOSIVE: Final = frozenset(
+    {
+        pow,
+        operator.pow,
+        operator.ipow,
+        operator.lshift,
+        operator.ilshift,
+        operator.mul,
+        operator.imul,
+        math.factorial,
+        math.comb,
+        math.perm,
+    }
+)
+"""Functions of whole numbers whose results may have any number of digits, or items."""
+
+
+def _check_numbers(call: Callable[..., Any], args: tuple[Any, ...], spelled: Fragment) -> None:
+    """Refuse calls on plain values that would never end, or fill the memory."""
+    large = any(isinstance(value, int) and abs(value) > 10**6 for value in args)
+    if call in _EXPLOSIVE and large and not any(isinstance(value, float) for value in args):
+        if call in (operator.mul, operator.imul) and all(isinstance(value, int) for value in args):
+            return
+        raise spelled.error("this gives too large a value")
 
 
 def _result_of(rest: Fragment) -> tuple[str, Fragment]:

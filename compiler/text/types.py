@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -26,9 +27,11 @@ SHORT: Final[Mapping[str, torch.dtype]] = {
     "c64": torch.complex64,
     "c128": torch.complex128,
 }
+LARGEST: Final = 10**9
+"""How many elements a tensor may have that a text declares: all of them are made up."""
 _SPELLING: Final = {dtype: name for name, dtype in SHORT.items()}
 
-_TENSOR: Final = re.compile(r"(?P<dtype>\w+)\s*\[\s*(?P<shape>(?:\d+(?:\s*,\s*\d+)*)?)\s*\]")
+_TENSOR: Final = re.compile(r"(?P<dtype>\w+) *\[ *(?P<shape>(?:[0-9]{1,18}(?: *, *[0-9]{1,18})*)?) *\]")
 
 
 def type_text(value: Any) -> str:
@@ -57,14 +60,17 @@ def read_tensor_type(fragment: Fragment) -> torch.Tensor:
     dtype = SHORT.get(name, getattr(torch, name, None))
     if not isinstance(dtype, torch.dtype):
         raise fragment.part(0, len(name)).error(f"expected a type such as f32, got '{name}'", nearest(name, SHORT))
-    return torch.empty([int(size) for size in match["shape"].split(",") if size], dtype=dtype, device="meta")
+    shape = [int(size) for size in match["shape"].split(",") if size]
+    if math.prod(shape) > LARGEST:
+        raise fragment.error(f"expected at most {LARGEST:,} elements, got {math.prod(shape):,}")
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def read_type(fragment: Fragment) -> Any:
     """The value of an input: a meta tensor, or a nest of these and of literals."""
     code = fragment.code
     if code[:1] in _BRACKETS and code[-1:] == _BRACKETS[code[0]]:
-        items = list(_items(fragment.part(1, len(code) - 1)))
+        items = _items(fragment.part(1, len(code) - 1))
         if code[0] != "{":
             return (list if code[0] == "[" else tuple)(map(_read_item, items))
         return dict(map(_entry, items))
@@ -80,12 +86,10 @@ def _read_item(fragment: Fragment) -> Any:
 _BRACKETS: Final[Mapping[str, str]] = {"[": "]", "(": ")", "{": "}"}
 
 
-def _items(rest: Fragment) -> Iterator[Fragment]:
+def _items(rest: Fragment) -> list[Fragment]:
     """The stretches between the commas; nothing need follow the last one."""
-    while rest.code:
-        comma = rest.find(",")
-        yield rest.part(0, comma if comma >= 0 else None)
-        rest = rest.part(comma + 1 if comma >= 0 else len(rest.code))
+    items = rest.split(",")
+    return items if items[-1].code else items[:-1]
 
 
 def _entry(item: Fragment) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan import plan as plan_module
-from prunec.compiler.testing.case_files import parse_cases, run_case
+from prunec.compiler.testing.case_files import CaseError, parse_cases, run_case
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.verify.reference import Same
 from prunec.compiler.verify.verify import verify
@@ -228,3 +228,59 @@ def test_the_plugin_is_light():
         assert not heavy, heavy
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+TWO = """\
+program Model {
+  input %x : f32[1, 4]
+  module conv = Linear(4, 6)
+  module out = Linear(6, 2)
+  %conv = conv(%x) : f32[1, 6]
+  %out = out(%conv) : f32[1, 2]
+  return %out
+  FACT
+}
+"""
+
+FACTS = [
+    ("shrink", "selection conv = 0", "the selection of 'conv' must be a list of units"),
+    ("shrink", "selection conv = [0.5]", "the selection of 'conv' must be a list of units"),
+    ("shrink", "selection conv = [[1]]", "the selection of 'conv' must be a list of units"),
+    ("shrink", "selection = 3", "the selection must be lists of units by group"),
+    ("shrink", "selection conv = [-1]", "the selection names unit -1 of 'conv', which has units 0 to 5"),
+    ("shrink", "", "pass 'shrink' needs selection, which neither the program nor a pass before it gives"),
+    ("merge", "", "pass 'merge' needs clusters, which neither the program nor a pass before it gives"),
+    ("merge", "clusters conv = 0", "the clusters of 'conv' must be lists of units"),
+    ("merge", "clusters conv = [[]]", "the clusters of 'conv' must be lists of units"),
+    ("merge", "clusters conv = ['ab']", "the clusters of 'conv' must be lists of units"),
+    ("merge", "clusters = [1]", "the clusters must be lists of units by group"),
+    ("merge", "clusters conv = [[0, 99]]", "the clusters name unit 99 of 'conv', which has units 0 to 5"),
+    ("merge", "clusters conv = ((0, 1), (1, 2))", "the clusters of 'conv' name a unit twice"),
+    ("merge", "clusters none = [[0, 1]]", "the clusters name group 'none', which isn't there"),
+    ("select: 50%", "scores conv = [1]", "the scores of 'conv' must be 6 numbers, one a unit"),
+    ("select: 50%", "scores conv = 1", "the scores of 'conv' must be 6 numbers, one a unit"),
+    ("select: 50%", "scores = 1", "the scores must be lists of numbers by group"),
+]
+
+
+@pytest.mark.parametrize(("header", "fact", "message"), FACTS, ids=[f"{h} {f}" for h, f, _ in FACTS])
+def test_a_fact_that_a_pass_cannot_use_is_its_error(header, fact, message):
+    (made,) = parse_cases(case(header, "unchanged\n", TWO.replace("FACT", fact)))
+    assert run_case(made, "f.case").error == message
+
+
+def test_clusters_are_merged_however_they_are_written():
+    same = "value conv.weight = [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]]"
+    text = TWO.replace("  %conv =", f"  {same}\n  value conv.bias = [0, 0, 0, 0, 0, 0]\n  %conv =")
+    for fact in ("[[0, 1]]", "((0, 1),)", "[(0, 1)]"):
+        (made,) = parse_cases(case("merge", "unchanged\n", text.replace("FACT", f"clusters conv = {fact}")))
+        assert "Linear(4, 5)" in run_case(made, "f.case").result
+
+
+@pytest.mark.parametrize(
+    "header", ["{a: b: c}", "[shrink", "shrink: *a", "!!python/object:os.system x", "'", "&a [*a]"]
+)
+def test_a_header_that_is_no_yaml_is_the_authors_slip(header):
+    (made,) = parse_cases(case(header, "error: anything\n"))
+    with pytest.raises(CaseError, match=r"^f\.case:1: the case's header: "):
+        run_case(made, "f.case")

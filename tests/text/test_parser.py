@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import time
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -300,3 +304,91 @@ def test_a_written_program_reads_as_itself_and_computes_the_same(text):
     x = program.inputs[0]
     for got, want in zip(again.module(x), program.module(x), strict=True):
         assert torch.equal(got.nan_to_num(), want.nan_to_num())
+
+
+# --- hostile texts ----------------------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "nested inputs": wrap("input %x : " + "(" * 300 + "f32[1]" + ")" * 300),
+    "nested lists": wrap("%a = torch.tensor(" + "[" * 180 + "]" * 180 + ")"),
+    "nested brackets": wrap("%a = torch.tensor(" + "(" * 5000 + ")" * 5000 + ")"),
+    "long chain": wrap("%a = " + " + ".join("1" * 5000)),
+    "long chain of attributes": wrap("%a = %x" + ".mT" * 5000),
+    "many signs": wrap("%a = " + "-" * 5000 + "1"),
+    "a separator in a shape": wrap("param p : f32[1,\x1e1, 2]"),
+    "digits of another script": wrap("param p : f32[\u0661]"),
+    "a size of 5000 digits": wrap("param p : f32[" + "9" * 5000 + "]"),
+    "a size beyond 64 bits": wrap("param p : f32[99999999999999999999]"),
+    "a tensor beyond memory": wrap("param p : f32[1000000, 1000000]"),
+    "tensors beyond memory": wrap(*(f"buffer b{i} : f32[600000000]" for i in range(2))),
+    "a module beyond memory": wrap("module m = Linear(1000000, 1000000)"),
+    "a module of many layers": wrap("module m = LSTM(4, 4, num_layers=1000000000)"),
+    "a value beyond memory": wrap("%a = pow(10, 10000000000)"),
+    "a string beyond memory": wrap('%a = "a" * 100000000000'),
+    "a number of 5000 digits": wrap("%a = F.relu(" + "9" * 5000 + ")"),
+    "a null byte": wrap("%a = F.relu(%x\0)"),
+    "a line separator": wrap("%a = F.relu(%x\u2028)"),
+    "a carriage return": wrap("%a = F.relu(\r%x)"),
+    "half a character": wrap("%a = F.relu('\ud800')"),
+    "a list as a key": wrap("%a = dict({[1]: 2})"),
+    "a tuple of lists as a key": wrap("%a = dict({([1],): 2})"),
+    "too large a float": wrap("param p : i64[1]", "value p = [1e400]"),
+    "too large a number": wrap("param p : i64[1]", "value p = [99999999999999999999]"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_text_is_refused_with_its_place(name):
+    with pytest.raises(TextError) as caught:
+        from_text(HOSTILE[name], "m.txt")
+    assert caught.value.at is not None
+    assert caught.value.at.file == "m.txt"
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_long_list_of_inputs_is_read_in_one_go():
+    start = time.process_time()
+    shapes = ", ".join(["f32[1]"] * 5000)
+    (inputs,) = from_text(f"program M {{\n  input %x : [{shapes}]\n  return %x\n}}\n").inputs
+    assert len(inputs) == 5000
+    assert time.process_time() - start < 5
+
+
+JUNK = [
+    "(",
+    "[",
+    "{",
+    ")",
+    "]",
+    "}",
+    ",",
+    ":",
+    "%",
+    "=",
+    "-1",
+    "9" * 20,
+    "\0",
+    "\x1e",
+    "é",
+    "'",
+    '"',
+    "#",
+    "None",
+    "...",
+    "%x",
+]
+
+
+def test_changed_at_random_a_text_is_read_or_refused():
+    rng = random.Random(0)
+    texts = [one_operation(operation) for operation in OPERATIONS]
+    read = 0
+    for _ in range(400):
+        text = rng.choice(texts)
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            start = rng.randrange(len(text))
+            text = text[:start] + rng.choice(JUNK) + text[start + rng.choice((0, 1, 5)) :]
+        with suppress(TextError):
+            from_text(text)
+            read += 1
+    assert 50 < read < 200
