@@ -21,14 +21,12 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from types import FrameType, TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from prunec.compiler.errors import PlanError, PrunecError, Span
-
-Item = TypeVar("Item")
 
 LONGEST: Final = 2000
 """Characters of a foreign exception's text that are shown."""
@@ -79,27 +77,6 @@ class running:
         if self.mixed and not is_users_fault(trace):
             return
         raise self.explain(error) from error
-
-
-def iterated(
-    make: Callable[[], Iterable[Item]],
-    what: str,
-    kind: type[PrunecError] = PlanError,
-    *,
-    at: Span | None = None,
-    item: str = "batch",
-) -> Iterator[Item]:
-    """The items of an iterable that user code makes, each drawn in `running`; `item` is what an item is called."""
-    with running(f"{what} failed", kind, at=at):
-        items, number = iter(make()), 0
-    while True:
-        with running(f"{what} failed at {item} {number}", kind, at=at):
-            try:
-                found = next(items)
-            except StopIteration:
-                return
-        yield found
-        number += 1
 
 
 def fault(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError, Span
-from prunec.compiler.user_code import LONGEST, fault, is_library, is_ours, iterated, printable, running, told, user_span
+from prunec.compiler.user_code import LONGEST, fault, is_library, is_ours, printable, running, told, user_span
 
 HERE = Path(__file__)
 
@@ -157,31 +157,6 @@ def test_a_long_text_keeps_its_ends():
     assert len(text) < LONGEST + 10
     assert text.startswith("aaa")
     assert text.endswith("aab")
-
-
-# -- iterables ---------------------------------------------------------------------------------------------------------
-
-
-def test_every_item_is_drawn_in_user_code():
-    def batches():
-        yield "a"
-        raise SystemExit("no more")
-
-    drawn = iterated(batches, "the data's train()", DataError)
-    assert next(drawn) == "a"
-    with pytest.raises(DataError) as caught:
-        next(drawn)
-    assert caught.value.message == "the data's train() failed at batch 1: SystemExit: no more"
-    assert caught.value.at is not None
-    assert caught.value.at.text.strip() == 'raise SystemExit("no more")'
-
-
-def test_an_iterable_ends_as_it_does():
-    assert list(iterated(lambda: [1, 2], "it")) == [1, 2]
-    with pytest.raises(PlanError, match="it failed: TypeError: 'int' object is not iterable"):
-        list(iterated(lambda: 3, "it"))  # type: ignore[arg-type, return-value]
-    with pytest.raises(PlanError, match="it failed: StopIteration"):
-        list(iterated(lambda: next(iter(())), "it"))
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
