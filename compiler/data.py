@@ -103,13 +103,15 @@ class Batch:
     def refused(self, error: BaseException) -> PrunecError:
         """The error of a model that can't take the batch."""
         what = f"batch {self.place.number}: the model can't take the data's batches, of shape {self.shapes}"
-        return fault(what, DataError, error, at=self.place.at, hint=self._hint())
+        return fault(what, DataError, error, at=self.place.at, hint=self._hint(error))
 
-    def _hint(self) -> str | None:
+    def _hint(self, error: BaseException) -> str | None:
         """What may be meant by a batch that a model can't take; None where nothing is likely."""
         if isinstance(self.inputs, Mapping):
             return f"a mapping gives forward its arguments by name: {', '.join(map(str, self.inputs))}; {_BATCH}"
-        return None if self.labels is not None else _BATCH
+        if self.labels is None:
+            return _BATCH
+        return f"a pair is inputs and labels; {_SEVERAL}" if isinstance(error, TypeError) else None
 
     @property
     def classes(self) -> Tensor | None:
@@ -264,7 +266,8 @@ class Data:
         """Raise `DataError` where the data have no such split."""
         if split not in self.splits:
             has = " and ".join(f"{name}()" for name in self.splits)
-            raise DataError(f"the data have no split '{split}'", at=self.at, hint=f"they have {has}")
+            hint = f"they have {has}; the option 'split' says which is read"
+            raise DataError(f"the data have no split '{split}'", at=self.at, hint=hint)
 
     def read(self, split: str) -> Reading:
         """The batches of a split, from the first one on. Whatever the data raise becomes a `DataError`.

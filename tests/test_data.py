@@ -83,7 +83,7 @@ def test_batches_alone_are_every_split_and_an_object_has_its_own():
     assert data.first("train", "test", "val") == "test"
     with pytest.raises(DataError, match="the data have no split 'train'") as caught:
         data.read("train")
-    assert caught.value.hint == "they have val() and test()"
+    assert caught.value.hint == "they have val() and test(); the option 'split' says which is read"
     assert Data.of(data) is data
 
 
@@ -328,6 +328,9 @@ def test_a_batch_that_the_model_cannot_take():
     ) as caught:
         batch.through(nn.Linear(3, 1))
     assert caught.value.at == AT
+    with pytest.raises(DataError, match="missing 1 required positional argument") as caught:
+        checked((X, X), Place()).through(nn.Bilinear(2, 2, 1))
+    assert "a pair is inputs and labels; several inputs are written ((x, y), labels)" in str(caught.value.hint)
     with pytest.raises(DataError) as caught:
         checked({"pixels": X, "label": Y}, Place()).through(nn.Linear(2, 1))
     assert "a mapping gives forward its arguments by name: pixels, label" in (caught.value.hint or "")
