@@ -21,8 +21,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TextIO
 
 import typer
 
@@ -74,6 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     from prunec.compiler.report import console  # noqa: PLC0415  (rich takes time that --version doesn't need)
 
     settings = Settings()
+    _tolerate(sys.stdout, sys.stderr)
     try:
         app(list(sys.argv[1:] if arguments is None else arguments), prog_name="prunec", obj=settings)
     except SystemExit as done:
@@ -101,6 +103,13 @@ def _out_of_memory(error: BaseException) -> int:
     text = told(error).splitlines()[0]
     console.show_error(PrunecError(f"the memory isn't enough: {text}", hint="smaller inputs, or batches of data, help"))
     return 1
+
+
+def _tolerate(*streams: TextIO) -> None:
+    """Write what a stream's encoding can't hold as escapes: a micro sign is no reason to lose a result."""
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 _USAGE: Final = 2

@@ -108,6 +108,13 @@ def made_table(title: str, columns: Sequence[str], rows: Rows, right: Sequence[s
     return made
 
 
+def few(names: Sequence[str], limit: int) -> str:
+    """The first names, and how many there are besides; all of them where nobody watches, so that each can be found."""
+    shown = names[:limit] if console().is_terminal else names
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"{', '.join(shown)}{more}"
+
+
 # -- the report of a compile ---------------------------------------------------------------------------------------
 
 
@@ -162,11 +169,8 @@ def _did(record: Record) -> str:
 
 def _show_reasons(report: Report, limit: int | None) -> None:
     whole = [("left alone", left_alone(report)), *((record.name, gathered(record.notes)) for record in report.passes)]
-    named = None if limit is None else 3
     for source, reasons in whole:
         for reason, subjects in reasons[:limit]:
-            shown = subjects[:named]
-            more = f" and {len(subjects) - len(shown)} more" if len(subjects) > len(shown) else ""
-            say(Text(f"{source}: {', '.join(shown)}{more}: {reason}", "dim"))
+            say(Text(f"{source}: {few(subjects, 3 if limit else len(subjects))}: {reason}", "dim"))
         if limit is not None and len(reasons) > limit:
             say(Text(f"{source}: {len(reasons) - limit} more reasons stand in report.html", "dim"))

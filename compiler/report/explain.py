@@ -25,7 +25,7 @@ from prunec.compiler.groups.dependency_graph import Vertex, dependency_graph
 from prunec.compiler.groups.lookup import Part, find, near
 from prunec.compiler.ir.granularity import Block
 from prunec.compiler.ir.program import Program
-from prunec.compiler.report.console import console, made_table
+from prunec.compiler.report.console import console, few, made_table
 
 Names = Mapping[str, str]
 """A name -> what it is, in words."""
@@ -167,8 +167,8 @@ def _all(groups: list[dict[str, Any]], blocks: list[dict[str, Any]], totals: dic
                 str(group["units"]),
                 str(group["free"]),
                 _reasons(group),
-                _few(group["writers"]),
-                _few(group["readers"]),
+                few(group["writers"], 2),
+                few(group["readers"], 2),
             )
         ]
         for group in groups
@@ -319,12 +319,6 @@ def _and(names: Sequence[str]) -> str:
 def _reasons(group: dict[str, Any]) -> str:
     """The reasons, the most frequent first; a number where only some units have it."""
     pins = group["pinned"]
-    some = [pin["reason"] if pin["units"] == group["units"] else f"{pin['units']}: {pin['reason']}" for pin in pins[:2]]
-    return "; ".join([*some, *([f"{len(pins) - 2} more reasons"] if len(pins) > 2 else [])])
-
-
-def _few(names: list[str]) -> str:
-    """The first names, and how many there are besides; all of them where the table isn't for a terminal."""
-    limit = 2 if console().is_terminal else len(names)
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+    limit = 2 if console().is_terminal else len(pins)
+    some = [pin["reason"] if pin["units"] == group["units"] else f"{pin['units']}: {pin['reason']}" for pin in pins]
+    return "; ".join([*some[:limit], *([f"{len(pins) - limit} more reasons"] if len(pins) > limit else [])])

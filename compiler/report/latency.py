@@ -9,7 +9,7 @@ from rich.text import Text
 
 from prunec.compiler.cost.latency.layers import Layer
 from prunec.compiler.cost.latency.model import Charge, LatencyModel
-from prunec.compiler.report.console import say, table
+from prunec.compiler.report.console import few, say, table
 from prunec.compiler.report.figures import duration, percent
 
 Row = list[str | Text]
@@ -35,9 +35,8 @@ def _layers(model: LatencyModel, total: float) -> Iterator[Row]:
             found.setdefault((charge.layer, charge.fresh), []).append(charge)
     for (layer, fresh), charges in sorted(found.items(), key=lambda item: -_sum(item[1])):
         alone = charges[0].surface.at(layer.inner, layer.outer)
-        more = f" and {len(charges) - 1} more" if len(charges) > 1 else ""
         yield [
-            f"{charges[0].node}{more}",
+            few([charge.node for charge in charges], 1),
             layer.describe(),
             f"{layer.inner} to {layer.outer}",
             duration(alone * len(charges)),

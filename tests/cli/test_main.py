@@ -431,6 +431,16 @@ def test_explain(folder, capsys):
     assert capsys.readouterr().err.endswith("hint: did you mean 'conv1'?\n")
 
 
+def test_a_stream_that_cannot_hold_a_sign_gets_an_escape(folder):
+    arguments = ["explain", "plan.yaml", "--group", "conv\u03bc"]
+    code = f"import sys; from prunec.compiler.cli.main import run; sys.exit(run({arguments!a}))"
+    Path("nets.py").write_text(NETS.replace("self.conv1", "self.conv\u00b5").replace("conv1 =", "conv\u00b5 ="))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "conv\\u03bc.weight[0]" in done.stdout
+
+
 def test_schema_is_the_schema_of_plans(folder, capsys):
     assert cli.run(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "a prunec plan"

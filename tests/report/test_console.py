@@ -10,7 +10,7 @@ from example_reports import FULL
 from rich.text import Text
 
 from prunec.compiler.errors import PlanError, Span, VerifyError
-from prunec.compiler.report.console import made_table, say, show_bug, show_error, show_report, table
+from prunec.compiler.report.console import few, made_table, say, show_bug, show_error, show_report, table
 from prunec.compiler.report.report import Evaluation
 
 
@@ -91,3 +91,11 @@ def test_alarms_come_last_and_loud(capsys, tmp_path):
     assert lines[-1] == "WARNING: accuracy fell"
     assert "warning: weights differ" in lines
     assert "accuracy: not measured: no labels" in lines
+
+
+def test_lists_of_names_are_whole_where_nobody_watches(monkeypatch):
+    names = ["a", "b", "c"]
+    assert few(names, 2) == "a, b, c"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert few(names, 2) == "a, b and 1 more"
+    assert few(names, 3) == "a, b, c"
