@@ -79,4 +79,11 @@ def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[i
     for units in analysis.covers:
         if not keep[units].any():
             raise PassError("the selection empties one piece of a split", hint="keep a channel in every piece")
+    for part in analysis.least:
+        left = int(keep[part.units].sum())
+        if left < part.count:
+            name = next(g.name for g in analysis.groups.values() if g.start <= part.units[0] < g.start + g.size)
+            raise PassError(
+                f"the selection leaves {left} units of '{name}', where {part.count} have to stay: each {part.reason}"
+            )
     return keep

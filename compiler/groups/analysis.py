@@ -95,6 +95,15 @@ class Memberships:
 
 
 @dataclass(frozen=True)
+class AtLeast:
+    """Units of which at least `count` must stay."""
+
+    units: IntArray
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What may be removed from a program, and what goes with it. Arrays [units] stand in the order of the groups."""
 
@@ -105,6 +114,8 @@ class Analysis:
     groups: Mapping[str, Group]
     covers: tuple[IntArray, ...]
     """Sets of units of which one must stay, such as those of a piece of a split."""
+    least: tuple[AtLeast, ...] = ()
+    """Sets of units of which several must stay."""
     counted: Mapping[int, str] = field(default_factory=dict)
     """unit -> why it can't be merged with another."""
     balanced: tuple[Balanced, ...] = ()
@@ -184,6 +195,12 @@ def solve(flow: Flow) -> Analysis:
         pinned.setdefault(unit, "is the only one of its group")
     for unit in (int(piece[0]) for piece in pieces if piece.size == 1):
         pinned.setdefault(unit, "is all that one piece of a split has")
+    least = tuple(
+        AtLeast(distinct(_units(unit_of, part.labels), unit_of.size), part.count, part.reason) for part in flow.least
+    )
+    for part in least:
+        if part.units.size <= part.count:
+            pinned.update({int(unit): pinned.get(int(unit), part.reason) for unit in part.units})
     balanced = tuple(Balanced(_units(unit_of, labels), node) for labels, node in flow.balanced)
     tied = balances(balanced)
     _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
@@ -191,7 +208,7 @@ def solve(flow: Flow) -> Analysis:
     counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != NO_UNIT}
     counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
-    return Analysis(flow.program, flow, unit_of, groups, covers, counted, balanced, tied)
+    return Analysis(flow.program, flow, unit_of, groups, covers, least, counted, balanced, tied)
 
 
 def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:

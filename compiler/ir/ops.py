@@ -97,11 +97,14 @@ def index_dims(entries: Sequence[Any], rank: int) -> list[tuple[int, int]]:
 
 
 def known_places(index: object) -> list[int] | None:
-    """A list or vector of whole numbers as a list; None for anything else, and for a tensor without data."""
+    """A list or vector of whole numbers as a list; of truth values, where these are true. None for anything else, and
+    for a tensor without data."""
     if isinstance(index, torch.Tensor):
-        whole = not index.is_floating_point() and index.dtype not in (torch.bool, torch.uint8)
-        known = index.ndim == 1 and whole and not index.is_meta
-        return [int(place) for place in index.tolist()] if known else None
+        if index.ndim != 1 or index.is_meta or index.is_floating_point() or index.dtype == torch.uint8:
+            return None
+        return [int(place) for place in (index.nonzero().flatten() if index.dtype == torch.bool else index).tolist()]
+    if isinstance(index, list | tuple) and index and all(type(place) is bool for place in index):
+        return [place for place, chosen in enumerate(index) if chosen]
     if not isinstance(index, list | tuple) or not index or any(type(place) is not int for place in index):
         return None
     return list(index)

@@ -31,6 +31,7 @@ from prunec.compiler.ir.granularity import Block
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.labels.fields import compress, overlap
+from prunec.compiler.labels.known import Known
 from prunec.compiler.labels.parameter_free import ParameterFree
 
 FIXED = -1
@@ -83,6 +84,15 @@ class Binding:
     labels: IntArray
     role: str
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """Labels of which at least `count` must stay, and why a unit stays where all of them must."""
+
+    labels: IntArray
+    count: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +155,8 @@ class Flow:
     """Node -> the labels of the block that is divided there."""
     covers: list[IntArray] = field(default_factory=list)
     """Labels of which one must stay: each piece of a split keeps a channel."""
+    least: list[Least] = field(default_factory=list)
+    """Labels of which several must stay."""
     counted: list[Pin] = field(default_factory=list)
     """Labels whose *number* matters (statistics, sums of products): they may be removed, but not merged."""
     by_group: set[Axis] = field(default_factory=set)
@@ -419,19 +431,25 @@ class Flow:
         return [name for axis in axes for name in (axis.owner, axis.tensor) if name]
 
     def constant(self, value: object) -> Any:
-        """The real value of an argument that doesn't depend on the input: a literal, a number, a buffer; else None."""
+        """The real value of an argument that doesn't depend on the input: a literal, a number, a buffer of whole
+        numbers or truth values, or what is computed of buffers; else None."""
         if not isinstance(value, fx.Node):
             return value
         if value.op == "get_attr":
             found = self.program.state.get(str(value.target))
             return found if isinstance(found, torch.Tensor) and not found.is_floating_point() else None
         known = value.meta.get("val")
-        return None if isinstance(known, torch.Tensor) else known
+        return self.known.value(value) if isinstance(known, torch.Tensor) else known
 
     def is_own(self, labels: IntArray) -> bool:
         """Whether a field's labels are of one run of `own` ones."""
         start, axis = self._run_of(int(labels.max()))
         return axis is None and int(labels.min()) >= start > FIXED
+
+    @cached_property
+    def known(self) -> Known:
+        """The program's values that don't depend on its inputs."""
+        return Known(self.program)
 
     @cached_property
     def parameter_free(self) -> ParameterFree:

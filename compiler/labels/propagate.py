@@ -8,6 +8,7 @@
     contraction  matmul, einsum, attention       unifies what it contracts                           matmul
     local        pooling, interpolation          mixes trailing dimensions, passes the rest          pooling, image
     reduction    mean, softmax, sort, fft        adds up or pins the labels along what it mixes      reduction, fft
+    distance     cdist, pairwise_distance        unifies its operands' channels, which it adds up    distance
     movement     reshape, cat, expand, roll      the operation itself is executed on the labels      reshape, concat,
                                                                                                      expand, shuffle
     index        slices, gather, x[i] = y        the same; what a tensor of positions picks from     indexing, setitem,

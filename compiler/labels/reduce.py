@@ -42,13 +42,19 @@ def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: s
 
 
 def added_up(flow: Flow, node: fx.Node, value: object, dims: Iterable[int]) -> Fields:
-    """The fields of `value` after a sum along `dims`, which keep size 1: zeros add nothing.
+    """The fields of `value` after a sum along `dims`, which keep size 1: see `summed`."""
+    return summed(flow, node, flow.fields(value), dims)
+
+
+def summed(flow: Flow, node: fx.Node, fields: Fields, dims: Iterable[int]) -> Fields:
+    """Fields after a sum along `dims`, which keep size 1: zeros add nothing.
 
     A field that varies there alone is gone, and its labels may be removed, but not merged. One that varies elsewhere
     too can lose what all positions of `dims` share.
     """
     rest: list[IntArray] = []
-    for labels in flow.fields(value):
+    dims = tuple(dims)
+    for labels in fields:
         here = [d for d in dims if labels.shape[d] > 1]
         if here:
             flow.count_matters(labels.reshape(-1), f"is added up at {node.name}")

@@ -181,6 +181,12 @@ class Slim(Protocol):
     def compares_zeros(self, node: fx.Node) -> bool:
         """Whether zeros among what a node compares (`amax`) may change its result."""
 
+    def index(self, places: np.ndarray[Any, Any], new: fx.Node) -> fx.Node:
+        """A node of the slim graph, before its node `new`, that gives these positions."""
+
+    def line(self, argument: fx.Node, dim: int) -> torch.Tensor | None:
+        """The positions along `dim` that an index repeats along all other dimensions, where these are known."""
+
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the `count` items of a node of the slim graph that gives a size."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from prunec.compiler.ops import (  # noqa: F401
     concat,
     conv,
+    distance,
     elementwise,
     expand,
     fft,

@@ -19,7 +19,7 @@ from torch import fx
 
 from prunec.compiler.ir.ops import argument, is_tensor, known, op_name, put, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.broadcast import combine, operand
+from prunec.compiler.labels.broadcast import combine, with_picks
 from prunec.compiler.labels.execute import constants, executed
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import subject, unknown
@@ -96,8 +96,9 @@ def expansion(flow: Flow, node: fx.Node) -> Labelled:
 
 @on_op("expand_as", moves=True)
 def expansion_as(flow: Flow, node: fx.Node) -> Labelled:
-    """Copies, as many as the second operand has positions; labels of the two unify as in a broadcast."""
-    return combine(flow, node, (operand(flow, argument(node, 0, "input")), operand(flow, argument(node, 1, "other"))))
+    """Copies, as many as the second operand has positions; labels of the two unify as in a broadcast. Of a value that
+    no parameter writes, the positions that are left are picked."""
+    return combine(flow, node, with_picks(flow, node))
 
 
 @on_op("repeat", "tile", "repeat_interleave", moves=True)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.ops import argument, rank_of, shape_of_argument
+from prunec.compiler.ir.ops import argument, known, put, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
 from prunec.compiler.labels.broadcast import combine, operand
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
-from prunec.compiler.labels.propagate import dims_of, subject, unknown
+from prunec.compiler.labels.propagate import dims_of, subject
 from prunec.compiler.labels.reduce import mixed
-from prunec.compiler.labels.registry import Rule, on_module, on_op
+from prunec.compiler.labels.registry import Rule, Slim, on_module, on_op, rewriter
 
 
 def _apart(flow: Flow, node: fx.Node, value: object, verb: str) -> tuple[IntArray, Fields]:
@@ -55,16 +55,50 @@ def pixel_unshuffle(flow: Flow, node: fx.Node) -> Labelled:
 @on_op("unfold")
 def unfold(flow: Flow, node: fx.Node) -> Labelled:
     """`F.unfold`: every channel becomes a column for each element of the kernel. `x.unfold(dim, ...)`: windows along a
-    dimension, which can't lose positions."""
+    dimension. Where these tile channels, whole windows or the same positions of each may go; else channels stay."""
     value = subject(flow, node)
-    if node.op == "call_method" or node.target is torch.Tensor.unfold:
-        [dim] = dims_of(flow, argument(node, 1, "dimension"), len(shape_of_argument(value)))
-        if any(f.shape[dim] > 1 for f in flow.fields(value)):
-            return unknown(flow, node)
-        return flow.moved((f[..., None] for f in flow.fields(value)), node)
+    if _along_a_dimension(node):
+        dim, size, step = _windows(flow, node)
+        tiled = size == step and shape_of_argument(value)[dim] % size == 0
+        here = [f for f in flow.fields(value) if f.shape[dim] > 1 and not tiled]
+        flow.pin_all(here, f"lies in windows that overlap or leave channels out at {node.name}")
+        kept = (f for f in flow.fields(value) if f.shape[dim] == 1 or tiled)
+        return flow.moved((_unfolded(f, dim, size) for f in kept), node)
     labels, rest = flow.along(value, -3, node)
     flow.pin_all(rest, f"is unfolded at {node.name}")
     return flow.result(np.repeat(labels, shape_of_argument(node)[-2] // labels.size), rank_of(node), -2)
+
+
+def _along_a_dimension(node: fx.Node) -> bool:
+    """Whether a call is `torch.Tensor.unfold`, rather than `F.unfold`."""
+    return node.op == "call_method" or node.target is torch.Tensor.unfold
+
+
+def _windows(flow: Flow, node: fx.Node) -> tuple[int, int, int]:
+    """The dimension, size and step of `torch.Tensor.unfold`."""
+    [dim] = dims_of(flow, argument(node, 1, "dimension"), len(shape_of_argument(argument(node, 0, "input"))))
+    size, step = (int(known(argument(node, i, name))) for i, name in ((2, "size"), (3, "step")))
+    return dim, size, step
+
+
+def _unfolded(labels: IntArray, dim: int, size: int) -> IntArray:
+    """A field of windows that tile a dimension, [.., windows, .., size]; of size 1 in both where it doesn't vary."""
+    if labels.shape[dim] == 1:
+        return labels[..., None]
+    return np.moveaxis(labels.reshape(*labels.shape[:dim], -1, size, *labels.shape[dim + 1 :]), dim + 1, -1)
+
+
+@rewriter("unfold", sized=True)
+def window_size(old: fx.Node, new: fx.Node, slim: Slim) -> None:
+    """Windows that tile channels hold what is left of each."""
+    if not _along_a_dimension(old):
+        return
+    dim = int(known(argument(old, 1, "dimension"))) % len(shape_of_argument(argument(old, 0, "input")))
+    if slim.kept(argument(old, 0, "input"), dim).all():
+        return
+    size = int(slim.kept(old, rank_of(old) - 1).sum())
+    put(new, 2, "size", size)
+    put(new, 3, "step", size)
 
 
 @on_module(nn.Fold)

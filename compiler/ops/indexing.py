@@ -2,6 +2,7 @@
 
     x[..., 0::2, :]        the slice is taken of the labels, too
     x[:, [2, 0, 1]]        so are positions that are known
+    x[:, self.mask]        and those that a known mask chooses; the mask loses what x loses
     table[index]           [P, heads] by unknown positions [T, T]: the P rows are pinned, heads pass
 
 Once positions are removed, a slice takes those that are left of its own (`slices`).
@@ -89,12 +90,17 @@ def _indexed_by_tensors(flow: Flow, value: object, entries: Sequence[Any], node:
     and others pass (a table of biases by distance: its heads): there a field is of size 1, so that position 0 stands
     for all.
     """
-    for entry in entries:
-        if isinstance(entry, fx.Node) and entry.meta["val"].dtype in (torch.bool, torch.uint8):
-            return None
-        flow.pin_all(flow.fields(entry), f"is an index at {node.name}")
+    masks = [known_places(flow.constant(entry)) for entry in entries if _is_mask(entry)]
+    if any(places is None for places in masks):
+        return None
     places = index_dims(entries, len(shape_of_argument(value)))
     picked = [dim for place, dim in places if _is_picking(entries[place])]
+    for place, dim in places:
+        for labels in flow.fields(entries[place]):
+            if _is_mask(entries[place]):
+                flow.unify(flow.flat(labels), flow.along(value, dim, node)[0], node)
+            else:
+                flow.pin(labels, f"is an index at {node.name}")
     rest = [entry for entry in entries if not _is_picking(entry)]
     if len(picked) == 1 and all(entry is Ellipsis or entry == slice(None) for entry in rest):
         known = _at_places(flow, value, picked[0], next(filter(_is_picking, entries)), node)
@@ -118,6 +124,11 @@ def _is_picking(entry: object) -> bool:
     return is_tensor(entry) or isinstance(entry, list)
 
 
+def _is_mask(entry: object) -> bool:
+    """Whether an index's entry is a tensor of truth values."""
+    return isinstance(entry, fx.Node) and is_tensor(entry) and entry.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
 def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node) -> Fields | None:
     """The fields of a value at known positions of one labelled dimension, given by a list or a constant vector.
 
@@ -126,6 +137,9 @@ def _at_places(flow: Flow, value: object, dim: int, index: object, node: fx.Node
     places = known_places(flow.constant(index))
     if places is None or all(labels.shape[dim] == 1 for labels in flow.fields(value)):
         return None
+    given = shape_of_argument(node)
+    if given and given[dim] != len(places):
+        return None  # a mask of a program that was read from text, which holds no values
     if isinstance(value, fx.Node) and value.op == "get_attr" and len(set(places)) < len(places):
         return None
     fields: list[IntArray] = []
@@ -178,12 +192,14 @@ def slices(old: fx.Node, new: fx.Node, slim: Slim) -> None:
     for place, dim in index_dims(entries, len(shape_of_argument(value))):
         kept = slim.kept(value, dim)
         if not kept.all():
-            changed[place] = _slim_index(entries[place], kept, slim)
+            changed[place] = _slim_index(entries[place], changed[place], kept, slim)
     new.args = (new.args[0], tuple(changed) if isinstance(index, tuple) else changed[0], *new.args[2:])
 
 
-def _slim_index(entry: Any, kept: np.ndarray[Any, Any], slim: Slim) -> Any:
-    """An index's entry for a dimension of which the positions `kept` are left."""
+def _slim_index(entry: Any, new: Any, kept: np.ndarray[Any, Any], slim: Slim) -> Any:
+    """An index's entry for a dimension of which the positions `kept` are left; `new` is its node in the slim graph."""
+    if _is_mask(entry) and np.array_equal(slim.kept(entry, 0), kept):
+        return new  # a mask that has lost the same positions
     number = np.cumsum(kept) - 1
     places = known_places(slim.constant(entry)) if is_tensor(entry) or isinstance(entry, list) else None
     if places is None and not isinstance(entry, slice):

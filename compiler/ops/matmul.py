@@ -65,7 +65,7 @@ def outer(flow: Flow, node: fx.Node) -> Labelled:
 def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int) -> Fields:
     """The fields of a matrix product [..., m, k] by [..., k, n], whose value has that rank."""
     left, right = _by_columns(flow, node, *divided(flow, node, (left, right), inner=(-2, -1)))
-    flat, a_rest, b_rest = _contracted(flow, node, (left, -1), (right, -2))
+    flat, a_rest, b_rest = contracted(flow, node, (left, -1), (right, -2))
     a_shape = (1,) * (rank - len(left[1])) + (*left[1][:-1], 1)
     b_shape = (1,) * (rank - len(right[1])) + (*right[1][:-2], 1, right[1][-1])
     fields = combine(flow, node, ((a_rest, a_shape), (b_rest, b_shape)))
@@ -87,7 +87,7 @@ def _by_columns(flow: Flow, node: fx.Node, left: Operand, right: Operand) -> tup
     return narrow[0], narrow[1]
 
 
-def _contracted(
+def contracted(
     flow: Flow, node: fx.Node, left: tuple[Operand, int], right: tuple[Operand, int]
 ) -> tuple[IntArray, Fields, Fields]:
     """The labels along the dimension that two operands share, flat, and each operand's other fields, at size 1 there.
@@ -231,7 +231,7 @@ def attention(flow: Flow, node: fx.Node) -> Labelled:
     given = [query, key, value, *([operand(flow, mask)] if isinstance(mask, fx.Node) else [])]
     factors = divided(flow, node, given, inner=(-2, -1))
     (_, q_shape), (_, k_shape), (v_fields, v_shape) = factors[:3]
-    flat, rest_q, rest_k = _contracted(flow, node, (factors[0], -1), (factors[1], -1))
+    flat, rest_q, rest_k = contracted(flow, node, (factors[0], -1), (factors[1], -1))
     parts = [_heads(flow, node, rest_q, q_shape), _heads(flow, node, rest_k, k_shape)]
     parts += [_heads(flow, node, *factor) for factor in factors[3:]]
     scores = combine(flow, node, parts)

@@ -10,12 +10,13 @@ stays where it meets nothing.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from prunec.compiler.ir.ops import op_name, shape_of_argument
+from prunec.compiler.ir.ops import known_places, op_name, shape_of_argument
 from prunec.compiler.labels.broadcast import combine, operand
 from prunec.compiler.labels.flow import Fields, Flow, Labelled
 from prunec.compiler.labels.propagate import bare, unknown
@@ -60,9 +61,18 @@ def assigned(flow: Flow, node: fx.Node) -> Labelled:
     piece = taken(flow, target, entries, node)
     if piece is None:
         return unknown(flow, node)
-    written = target.meta["val"][fx.node.map_arg(index, lambda n: n.meta["val"])]  # type: ignore[union-attr]
+    written = target.meta["val"][fx.node.map_arg(index, partial(_as_index, flow))]  # type: ignore[union-attr]
     combine(flow, node, ((piece, tuple(written.shape)), operand(flow, value)))
     return None
+
+
+def _as_index(flow: Flow, entry: fx.Node) -> Any:
+    """A node's value as a tensor without data can be indexed by it; of a known mask, the places that it chooses."""
+    known = entry.meta["val"]
+    if not isinstance(known, torch.Tensor) or known.dtype != torch.bool:
+        return known
+    places = known_places(flow.constant(entry)) or ()
+    return known.new_empty(len(places), dtype=torch.int64)
 
 
 def _chooses_elements(target: object, index: object) -> bool:

@@ -8,18 +8,15 @@ The positions are buffers of the slim program (`View.indices`). A later round of
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from itertools import chain, count
 
 import numpy as np
 import torch
 from torch import fx
 
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.ir.sizes import valued
 from prunec.compiler.labels.flow import Gather, Pick
-from prunec.compiler.rewrite.slim_view import View
+from prunec.compiler.rewrite.slim_view import View, own_tensors
 
 
 def torn_apart(view: View) -> dict[fx.Node, Gather]:
@@ -36,17 +33,9 @@ def gather_at(new: fx.Node, source: fx.Node, found: Gather, view: View) -> None:
     """Make the new node an `index_select` of the new `source`, at the positions that are left of `found.order`."""
     kept = view.kept(found.source, found.dim)
     places = (np.cumsum(kept) - 1)[found.order[kept[found.order]]]
-    index = _index(places, new, _free_name(f"{new.name}_order", view, _own(new)), view)
+    index = view.positions(places, new, "order", own_tensors(new))
     new.op, new.target = "call_function", torch.index_select
     new.args, new.kwargs = (source, found.dim, index), {}
-
-
-def _index(places: IntArray, before: fx.Node, name: str, view: View) -> fx.Node:
-    """A new buffer of positions, and the node before `before` that reads it; returns the node."""
-    device = next((tensor.device for tensor in view.analysis.program.tensors.values()), None)
-    view.indices[name] = torch.as_tensor(places, device=device)
-    with before.graph.inserting_before(before):
-        return valued(before.graph.get_attr(name), torch.empty(places.shape, dtype=torch.int64, device="meta"))
 
 
 def pick_all(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
@@ -69,7 +58,7 @@ def _picked(source: fx.Node, pick: Pick, places: IntArray, new: fx.Node, view: V
         return view.picked[key]
     base, order, free = _former(source, pick, view)
     left = places if order is None else order[places]
-    index = _index(left, new, _free_name(f"{base.name}_order", view, free), view)
+    index = view.positions(left, new, "order", free, base.name)
     with new.graph.inserting_before(new):
         picked = new.graph.call_function(torch.index_select, (base, pick.dim, index))
     shape = list(source.meta["val"].shape)
@@ -85,26 +74,20 @@ def _former(source: fx.Node, pick: Pick, view: View) -> tuple[fx.Node, IntArray 
         base, _, index = source.args
         order = view.constant(index)
         if isinstance(base, fx.Node) and isinstance(order, torch.Tensor):
-            return base, order.numpy(force=True), _own(source) if len(source.users) == 1 else set()
+            return base, order.numpy(force=True), own_tensors(source) if len(source.users) == 1 else set()
     return source, None, set()
 
 
 def drop_idle_picks(mapping: Mapping[fx.Node, fx.Node], view: View) -> None:
-    """Erase the gathers of former rounds that nobody reads any more."""
+    """Erase the gathers that nobody reads: those of former rounds, and those for an index that has become a buffer."""
+    for picked in view.picked.values():
+        if not picked.users:
+            index = picked.all_input_nodes[-1]
+            picked.graph.erase_node(picked)
+            if not index.users:
+                del view.indices[str(index.target)]
+                index.graph.erase_node(index)
     for source in {pick.source for picks in view.analysis.flow.picks.values() for pick in picks}:
         new = mapping[source]
-        if not new.users and new.target is torch.index_select:
+        if not new.users and not new._erased and new.target is torch.index_select:
             new.graph.erase_node(new)
-
-
-def _own(node: fx.Node) -> set[str]:
-    """The names of the tensors that a node reads alone: the index that a former round made for it."""
-    readers = Counter(str(read.target) for read in node.graph.find_nodes(op="get_attr") for _ in read.users)
-    mine = (str(read.target) for read in node.all_input_nodes if read.op == "get_attr")
-    return {name for name in mine if readers[name] == 1}
-
-
-def _free_name(wanted: str, view: View, free: set[str]) -> str:
-    """A name that no tensor or module of the program has, apart from the names in `free`, which may be used again."""
-    taken = {name.partition(".")[0] for name in view.analysis.program.state if name not in free} | view.indices.keys()
-    return next(name for name in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if name not in taken)

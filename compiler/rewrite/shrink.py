@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.gc_pause import gc_paused
+from prunec.compiler.ir.graph import is_impure
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.ops import argument, shape_of_argument
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program, State
@@ -146,6 +147,7 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
     for old in reversed(mapping):
         if old in inside:
             graph.erase_node(mapping[old])
+    _drop_idle_numbers(mapping)
     drop_idle_picks(mapping, view)
     _drop_idle_numbers(mapping)
     return graph
@@ -182,12 +184,20 @@ def _settle_module(old: fx.Node, new: fx.Node, view: View) -> None:
 
 
 def _drop_idle_numbers(mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """Erase nodes that gave sizes or indices which are literals now."""
+    """Erase nodes that gave sizes or indices which are literals or buffers now."""
     for old, new in reversed(list(mapping.items())):
         idle = not new.users and old.users
-        sized = old.op in ("call_function", "call_method") and not _has_tensor(old.meta.get("val"))
-        if idle and (sized or old.op == "get_attr"):
+        sized = old.op in ("call_function", "call_method") and _gives_no_numbers(old)
+        if idle and not new._erased and (sized or old.op == "get_attr"):
             new.graph.erase_node(new)
+
+
+def _gives_no_numbers(node: fx.Node) -> bool:
+    """Whether a node gives sizes, or a tensor of whole numbers or truth values, and does nothing else."""
+    known = node.meta.get("val")
+    if isinstance(known, torch.Tensor):
+        return not (known.is_floating_point() or known.is_complex() or is_impure(node))
+    return not _has_tensor(known)
 
 
 def _has_tensor(value: object) -> bool:

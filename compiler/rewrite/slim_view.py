@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from torch import fx
 from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import BoolArray, IntArray, State
-from prunec.compiler.ir.sizes import item
+from prunec.compiler.ir.sizes import item, valued
 from prunec.compiler.ops.reduction import compares_zeros
 from prunec.compiler.rewrite.numbers import Numbers
 
@@ -119,6 +122,33 @@ class View:
         """Whether zeros among what a node compares may change its result."""
         return compares_zeros(self.analysis.flow, node)
 
+    def positions(
+        self, places: IntArray, before: fx.Node, kind: str, free: Set[str] = frozenset(), name: str = ""
+    ) -> fx.Node:
+        """A new buffer of positions, and the node before the slim node `before` that reads it; returns the node.
+
+        It is called after `name`, or that node, and `kind`. The names in `free` may be used again.
+        """
+        device = next((tensor.device for tensor in self.analysis.program.tensors.values()), None)
+        name = self._free_name(f"{name or before.name}_{kind}", free)
+        self.indices[name] = torch.as_tensor(places, device=device)
+        with before.graph.inserting_before(before):
+            return valued(before.graph.get_attr(name), torch.empty(places.shape, dtype=torch.int64, device="meta"))
+
+    def _free_name(self, wanted: str, free: Set[str]) -> str:
+        """A name that no tensor or module of the program has, apart from the names in `free`."""
+        state = self.analysis.program.state
+        taken = {name.partition(".")[0] for name in state if name not in free} | self.indices.keys()
+        return next(name for name in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if name not in taken)
+
+    def index(self, places: IntArray, new: fx.Node) -> fx.Node:
+        """A node of the slim graph, before `new`, that gives these positions."""
+        return self.positions(places, new, "index", own_tensors(new))
+
+    def line(self, argument: fx.Node, dim: int) -> torch.Tensor | None:
+        """The positions along `dim` that an index repeats along all other dimensions, where these are known."""
+        return self.analysis.flow.known.line(argument, dim)
+
     def items(self, size: fx.Node, count: int) -> list[Any]:
         """New nodes for the first `count` items of a node that gives a size."""
         return [item(size, index, size.meta["val"][index]) for index in range(count)]
@@ -131,3 +161,10 @@ class View:
         """A node that gives `wanted` for the example and follows the batch as the old `number` does; None where that
         counts channels alone."""
         return self.numbers.scaled(number, wanted)
+
+
+def own_tensors(node: fx.Node) -> set[str]:
+    """The names of the tensors that a node reads alone: the index that a former round made for it."""
+    readers = Counter(str(read.target) for read in node.graph.find_nodes(op="get_attr") for _ in read.users)
+    mine = (str(read.target) for read in node.all_input_nodes if read.op == "get_attr")
+    return {name for name in mine if readers[name] == 1}

@@ -256,7 +256,7 @@ class _Parser:
         colon = rest.find(":")
         spelled = rest if colon < 0 else rest.part(0, colon)
         node = self._create(line.part(0, 1 + len(match["name"])), *self._operation(spelled))
-        node.meta["val"] = computed = self._run(node, spelled)
+        node.meta["val"] = computed = self._run(node, spelled, None if colon < 0 else rest.part(colon + 1))
         if colon >= 0:
             stated, known = rest.part(colon + 1), type_text(computed)
             if not same_type(stated.code, known):
@@ -350,8 +350,9 @@ class _Parser:
                 raise spelled.at(word).error(f"expected 'name=value', got '{spelled.at(word).code}'")
         return tuple(map(read.value, call.args)), {str(word.arg): read.value(word.value) for word in call.keywords}
 
-    def _run(self, node: fx.Node, spelled: Fragment) -> Any:
-        """What the node computes, on the meta device."""
+    def _run(self, node: fx.Node, spelled: Fragment, stated: Fragment | None) -> Any:
+        """What the node computes, on the meta device; the type that the text states where that depends on values, as
+        what a mask chooses does."""
         args, kwargs = _values_of(node.args), _values_of(node.kwargs)
         if node.op == "get_attr":
             return self.tensors.get(str(node.target), self.training)
@@ -369,6 +370,8 @@ class _Parser:
             with torch.no_grad(), torch.device("meta"):
                 return call(*args, **kwargs)
         except Exception as fault:  # whatever torch raises of impossible arguments
+            if isinstance(fault, NotImplementedError) and stated is not None:
+                return read_type(stated)
             reason = str(fault).strip().split("\n")[0]
             raise spelled.error(f"the operation fails: {reason or type(fault).__name__}") from fault
 

@@ -130,8 +130,12 @@ def lowers(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return function is F.multi_head_attention_forward and not static
 
 
-MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: multihead_attention}
-"""Layer -> what is run in place of its forward."""
+MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
+    nn.MultiheadAttention: multihead_attention,
+    nn.PairwiseDistance: nn.PairwiseDistance.forward,
+}
+"""Layer -> what is run in place of its forward; of a distance, its own: the layer has no place for the `eps` of removed
+channels, which the function's slim form adds."""
 
 
 def plain_linear(module: nn.Module) -> nn.Module:

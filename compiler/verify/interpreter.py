@@ -146,6 +146,8 @@ class Interpreter:
             name = str(node.target)
             return self.cast_any if name in _TO_FLOAT and self.dtype == torch.float64 else _method(name)
         assert callable(node.target), f"'{node.target}' can't be called"
+        if node.target is torch.cdist:
+            return _cdist
         return _first if node.target in _DROPOUT else node.target
 
     def _prepared(self, name: str, module: nn.Module) -> nn.Module:
@@ -171,6 +173,11 @@ class Interpreter:
 def _first(value: Any, *_: Any, **__: Any) -> Any:
     """Dropout in evaluation mode."""
     return value
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """`torch.cdist` by differences: by products, distances near zero are rounding errors, others in each program."""
+    return torch.cdist(x1, x2, p, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _method(name: str) -> Callable[..., Any]:

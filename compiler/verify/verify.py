@@ -169,9 +169,10 @@ def _same_nodes(before: Program, after: Program) -> bool:
 
 
 def _computes(node: fx.Node) -> bool:
-    """Whether a node computes a tensor, rather than reading one, viewing one or asking for a size."""
+    """Whether a node computes numbers, rather than reading a tensor, viewing one, or asking for positions or sizes."""
     value = node.meta.get("val")
-    return node.op != "get_attr" and not _views(node) and (value is None or isinstance(value, Tensor))
+    numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return node.op != "get_attr" and not _views(node) and (value is None or numbers)
 
 
 def _views(node: fx.Node) -> bool:

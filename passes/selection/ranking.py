@@ -149,13 +149,19 @@ class Steps:
 
 
 def _may_go(analysis: Analysis, chosen: Sequence[Group], score: FloatArray) -> BoolArray:
-    """Units that are free, have a finite score, and aren't the best of a piece of a split that would lose all."""
+    """Units that are free, have a finite score, and aren't the best of a piece of a split that would lose all, nor
+    among the best of units of which several must stay."""
     may_go = analysis.free & np.isfinite(score)
     for piece in analysis.covers:
         groups = analysis.group_of[piece]
         for number in np.unique(groups) if may_go[piece].all() else ():
             mine = piece[groups == number]
             may_go[mine[np.argmax(score[mine])]] = False
+    for part in analysis.least:
+        going = part.units[may_go[part.units]]
+        missing = part.count - (part.units.size - going.size)
+        if missing > 0:
+            may_go[going[np.argsort(score[going], kind="stable")[-missing:]]] = False
     return may_go
 
 

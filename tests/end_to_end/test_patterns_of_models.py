@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import types
 
+import channel_patterns  # noqa: F401  (enters its patterns)
 import image_patterns  # noqa: F401  (enters its patterns)
 import numpy as np
 import pytest

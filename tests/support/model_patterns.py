@@ -680,11 +680,53 @@ RECURRENT: Mapping[str, tuple[Callable[[], Parts], Run]] = {
 for _name, (_parts, _run) in RECURRENT.items():
     _weight = "r.weight_ih" if "cell" in _name else "r.weight_ih_l0"
     pattern(f"recurrent: {_name}", _parts, _run, {"a": (8, 8), _weight: (5, 5)}, shapes=(TOKENS,))
+
+
+def _projected(**options: Any) -> Callable[[], Parts]:
+    sides = 2 if options.get("bidirectional") else 1
+    return lambda: {
+        "a": nn.Linear(6, 8),
+        "r": nn.LSTM(8, 6, proj_size=3, batch_first=True, **options),
+        "h": nn.Linear(6, 3),
+        "c": nn.Linear(6, 6),
+        "s": nn.Linear(6, 4),
+        "fc": nn.Linear(3 * sides, 4),
+    }
+
+
+def _begun(m: Any, x: Tensor) -> Tensor:
+    out, _ = m.r(m.a(x), (m.h(x[:, 0])[None], m.c(x[:, 0])[None]))
+    return m.fc(out.mean(1))
+
+
+def _ended(m: Any, x: Tensor) -> Tensor:
+    _, (last, inner) = m.r(m.a(x))
+    return m.fc(last[-1]) + m.s(inner[-1])
+
+
+_INNER = {"r.weight_ih_l0": (6, 6), "r.weight_hr_l0": (3, 3)}
+PROJECTED: Mapping[str, tuple[Callable[[], Parts], Run, Mapping[str, tuple[int, int]]]] = {
+    "projected": (_projected(), lambda m, x: m.fc(m.r(m.a(x))[0].mean(1)), _INNER),
+    "projected, deep": (
+        _projected(num_layers=2, bias=False),
+        lambda m, x: m.fc(m.r(m.a(x))[0][:, -1]),
+        _INNER,
+    ),
+    "projected, both ways": (
+        _projected(num_layers=2, bidirectional=True),
+        lambda m, x: m.fc(m.r(m.a(x))[0].mean(1)),
+        _INNER,
+    ),
+    "projected, last states": (_projected(), _ended, _INNER),
+    "projected, begun": (_projected(), _begun, {"h": (3, 3), "c": (6, 6)}),
+}
+for _name, (_parts, _run, _groups) in PROJECTED.items():
+    pattern(f"recurrent: {_name}", _parts, _run, {"a": (8, 8), **_groups}, shapes=(TOKENS,))
 pattern(
-    "recurrent: projected",
-    _units_of(nn.LSTM, proj_size=3),
-    lambda m, x: m.fc(F.pad(m.r(m.a(x))[0], (0, 2)).mean(1)),
-    {"a": (8, 0)},
-    {"a": "unknown op"},
+    "recurrent: projected to one less",
+    lambda: {"a": nn.Linear(6, 8), "r": nn.LSTM(8, 4, proj_size=3), "fc": nn.Linear(3, 4)},
+    lambda m, x: m.fc(m.r(m.a(x))[0].mean(1)),
+    {"a": (8, 8), "r.weight_ih_l0": (4, 0), "r.weight_hr_l0": (3, 3)},
+    {"r.weight_ih_l0": "is needed beside a projection"},
     shapes=(TOKENS,),
 )

@@ -18,9 +18,10 @@ from prunec.compiler.verify.reference import Masked
 
 
 def legal(analysis: Analysis, keep: BoolArray) -> bool:
-    """Whether only free units go, and no group and no piece of a split is emptied."""
+    """Whether only free units go, no group and no piece of a split is emptied, and as many stay as have to."""
     groups = all(keep[group.where].any() for group in analysis.groups.values())
-    return groups and bool((keep | analysis.free).all()) and all(keep[units].any() for units in analysis.covers)
+    least = all(int(keep[part.units].sum()) >= part.count for part in analysis.least)
+    return groups and least and bool((keep | analysis.free).all()) and all(keep[u].any() for u in analysis.covers)
 
 
 def selection(analysis: Analysis, seed: int, share: float) -> BoolArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from prunec.compiler.verify.ops import (  # noqa: F401
     concat,
     conv,
+    distance,
     elementwise,
     expand,
     fft,

@@ -35,7 +35,7 @@ from prunec.compiler.verify.ops.elementwise import elementwise
 from prunec.compiler.verify.table import row
 
 
-def _added(marks: Tensor, dims: Iterable[int]) -> Tensor:
+def added_marks(marks: Tensor, dims: Iterable[int]) -> Tensor:
     """The marks of sums over `dims`, which stay with size 1: kept where any term is, removed where all terms are."""
     for dim in dims:
         kept, free = ((marks == bit).any(dim, keepdim=True) for bit in (KEPT, FREE))
@@ -57,7 +57,7 @@ def reduced_dims(call: Call, position: int = 1, default: int | None = None) -> l
 def _add_up(call: Call, position: int = 1) -> Any:
     """Sums, means, norms, variances: of data with zeros for what is removed."""
     dims = reduced_dims(call, position)
-    marks, data = _added(marks_of(call.args[0]), dims), run_zeroed(call)
+    marks, data = added_marks(marks_of(call.args[0]), dims), run_zeroed(call)
     return mark(data, marks if data.ndim == marks.ndim else marks.squeeze(dims))
 
 
@@ -74,7 +74,7 @@ def _extreme(call: Call) -> Any:
     if isinstance(second, Tensor | Marked) or not any(removed.shape[dim] > 1 for dim in reduced_dims(call)):
         return _reduce(call)
     dims, largest = reduced_dims(call), run_zeroed(call)
-    marks = _added(marks_of(call.args[0]), dims)
+    marks = added_marks(marks_of(call.args[0]), dims)
     values = mark(largest.values, marks if largest.values.ndim == marks.ndim else marks.squeeze(dims))
     return values, mark(largest.indices, torch.full([1] * largest.indices.ndim, REMOVED, dtype=torch.uint8))
 
@@ -93,7 +93,7 @@ def _similarity(call: Call) -> Any:
     given = getattr(call.module, "dim", None) if call.module is not None else (*call.args[2:], *call.kwargs.values())
     dim = (given if isinstance(given, int) else given[0] if given else 1) % rank
     shape = torch.broadcast_tensors(plain(left), plain(right))[0].shape  # type: ignore[no-untyped-call]
-    return mark(run_zeroed(call), _added(meet(call, [left, right], shape), [dim]).squeeze(dim))
+    return mark(run_zeroed(call), added_marks(meet(call, [left, right], shape), [dim]).squeeze(dim))
 
 
 @row(

@@ -4,6 +4,8 @@ weight_hh_l0 [gates * H, H]    rows: the state's removed units, in each gate    
 weight_ih_l0 [gates * H, I]    rows: likewise                                   columns: what x has lost
 weight_ih_l1                   rows: likewise                                   columns: the units, both directions'
 output, h_n, c_n [.., H]       the units, along the last dimension
+weight_hr_l0 [P, H]            rows: what the projection loses, as do weight_hh's columns, output and h_n
+                               columns: the units
 """
 
 from __future__ import annotations
@@ -67,19 +69,25 @@ def _recurrent(call: Call, gates: int) -> Any:
     module = call.module
     assert module is not None, "the row is for modules"
     cell = isinstance(module, nn.RNNCellBase)
-    state = _gone(call.params["weight_hh" if cell else "weight_hh_l0"], 1)
+    projected = not cell and bool(module.proj_size)
+    state = _gone(call.params["weight_hr_l0" if projected else "weight_hh" if cell else "weight_hh_l0"], 1)
+    given = _gone(call.params["weight_hr_l0"], 0) if projected else state
     sides = 1 if cell else 1 + int(module.bidirectional)  # type: ignore[arg-type]
     for name, value in call.params.items():
         first = cell or "_l0" in name
-        columns = state if "_hh" in name else state.repeat(sides)
+        columns = given if "_hh" in name else given.repeat(sides)
         if first and name.startswith("weight_ih"):
             columns = _columns(call, call.args[0], _gone(value, 1))
-        expected = [state.repeat(gates), columns]
+        expected = [given, state] if "_hr" in name else [state.repeat(gates), columns]
         if any(not torch.equal(_gone(value, dim), expected[dim]) for dim in range(plain(value).ndim)):
             raise call.error(f"the removed positions of {name} are not those of the state or of what arrives")
     clean = clone_module(module, {name: zeroed(value) for name, value in call.params.items()})
-    given = pytree.tree_map(lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, call.args)
-    return pytree.tree_map(partial(_as_state, state=state), replace(call, run=clean, args=given).plain())
+    inputs = pytree.tree_map(lambda x: zeroed(x) if isinstance(x, Tensor | Marked) else x, call.args)
+    result = replace(call, run=clean, args=inputs).plain()
+    if not projected:
+        return pytree.tree_map(partial(_as_state, state=state), result)
+    output, (last, inner) = result
+    return _as_state(output, state=given), (_as_state(last, state=given), _as_state(inner, state=state))
 
 
 def _as_state(data: Tensor, *, state: Tensor) -> Value:

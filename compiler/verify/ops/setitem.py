@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.ir.ops import words
 from prunec.compiler.verify.masks import Call, Marked, compressed, freely, full_marks, plain
+from prunec.compiler.verify.ops.indexing import settled_index
 from prunec.compiler.verify.table import row
 
 
@@ -34,6 +35,7 @@ def _assign(call: Call) -> None:
     """`x[index] = value`: the value's marks are written as its data are. Into a tensor that is kept everywhere, and so
     has no marks, nothing removed may be written."""
     target, index, value = call.args
+    index = settled_index(call, target, index)
     if not isinstance(target, Marked):
         if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves((index, value))):
             raise call.error("removed channels are written into a tensor that is kept")
