@@ -5,13 +5,13 @@
                            Way: the levels, and for the report limit, amount reached, share, score kept
 
 Where a budget is out of reach, each constraint is lifted in turn, to say which of them stops it and what would be
-reachable without.
+reachable without; and the pins that stand in the way are named, those that hold most of the resource first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from prunec.passes.selection.per_group import Way
 from prunec.passes.selection.problems import Budget, Problem, budgets_of, filled
 from prunec.passes.selection.ranking import Ranking
 from prunec.passes.selection.selectors import Selector, Wishes
+
+_PINS: Final = 5
+"""So many pins are named."""
 
 Lifted = Mapping[str, Callable[[], Ranking]]
 """Constraint -> what makes the queues without it."""
@@ -88,13 +91,36 @@ def _out_of_reach(problem: Problem, number: int, least: float, lifted: Mapping[s
     hints += [f"without {name} {_share(r, budget)} can be reached" for name, r in sorted(helpful.items())]
     if enough:
         hints[1:] = [f"lift {name}, without which {_share(helpful[name], budget)} can be reached" for name in enough]
+    held = _held_by_pins(problem, number, least)
+    more = f" and {len(held) - _PINS} more" if len(held) > _PINS else ""
+    pins = f"; pins that stand in the way: {', '.join(held[:_PINS])}{more}" if held else ""
     asked = f"{budget.name} {budget.limit / budget.whole:.1%} is {_amount(budget.limit, budget)}"
     return PassError(
         f"the budget can't be met: {asked}, but "
         f"with every unit gone that may go {_amount(least, budget)} are left ({least / budget.whole:.1%})",
         keys=("budget", budget.name),
-        hint="; or ".join(hints),
+        hint="; or ".join(hints) + pins,
     )
+
+
+def _held_by_pins(problem: Problem, number: int, least: float) -> list[str]:
+    """What each group's pins hold of a budget's resource, the largest first: what would be saved if their units could
+    go as well, all but one of the group, once all that may go is gone."""
+    budget, ranking = problem.budgets[number], problem.ranking
+    left = ranking.keep(problem.last)
+    found = []
+    for group in ranking.analysis.groups.values():
+        for reason in sorted(set(group.pinned) - {""}):
+            keep = left.copy()
+            keep[group.where] &= np.array([why != reason for why in group.pinned])
+            if not keep[group.where].any():
+                keep[group.start] = True
+            saved = least - budget.resource.of(keep)
+            if saved > 1e-6 * budget.whole:
+                count = group.pinned.count(reason)
+                units = f"{count} units of '{group.name}' hold" if count < group.size else f"'{group.name}' holds"
+                found.append((saved, f"{units} {_amount(saved, budget)} ({_share(saved, budget)}: {reason})"))
+    return [text for _, text in sorted(found, key=lambda pin: -pin[0])]
 
 
 def _least(problem: Problem, number: int) -> float:

@@ -144,7 +144,7 @@ hint: did you mean 'conv1'?
 plan.yaml:6:23: the budget can't be met: macs 1.0% is 97, but with every unit gone that may go 1,216 are left (12.5%)
     - select: {budget: {macs: 1%}}
                         ^^^^
-hint: ask for at least 12.5%
+hint: ask for at least 12.5%; pins that stand in the way: 'fc' holds 576 (5.9%: reaches the model's output)
 """,
     ),
     Wrong(

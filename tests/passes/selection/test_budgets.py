@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from selecting import METHODS, ZOO, bare, context, kept_of, selected
+from torch import nn
 
 from prunec.compiler.cost.model import cost
 from prunec.compiler.cost.resources import resource
@@ -12,6 +14,7 @@ from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.tracing.trace import trace
 from prunec.passes.select import Select
 
 BUDGETS = ({"macs": 0.5}, {"params": 0.6}, {"macs": 0.7, "params": 0.6, "memory": 0.9, "file_size": 0.8})
@@ -83,3 +86,38 @@ def test_the_constraint_that_stops_it_is_named(options, hint):
     with pytest.raises(PassError, match=r"the budget can't be met: macs 20\.0%") as raised:
         selected("chain", budget={"macs": 0.2}, **options)
     assert hint in str(raised.value)
+
+
+class _Stuck(nn.Module):
+    """Two pinned layers of different size, a third of which one half is pinned, and the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 8), nn.Linear(8, 8)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.c(self.b(self.a(x).sort(-1).values).softmax(-1))
+        return self.fc(y[:, :4].softmax(-1) + y[:, 4:].tanh().mean(-1, keepdim=True))
+
+
+def test_the_pins_that_stand_in_the_way_are_named_the_largest_first():
+    program = trace(_Stuck().eval(), (torch.randn(2, 16),))
+    scored = program.with_facts(
+        scores={g.name: np.ones(g.size) for g in analyse(program).groups.values() if g.free.any()}
+    )
+    with pytest.raises(PassError) as raised:
+        Select(budget={"macs": 0.1}).run(scored, Context(traced=program))
+    pins = str(raised.value).partition("pins that stand in the way: ")[2]
+    assert pins == (
+        "'a' holds 496 (56.9%: is sorted over at sort), 'b' holds 224 (25.7%: is normalised over at softmax), "
+        "'fc' holds 36 (4.1%: reaches the model's output), "
+        "4 units of 'c' hold 32 (3.7%: is normalised over at softmax_1)"
+    )
+
+
+def test_where_nothing_is_pinned_no_pins_are_named():
+    with pytest.raises(PassError) as raised:
+        selected("chain", budget={"macs": 0.2}, keep_at_least=7)
+    held = str(raised.value).partition("pins that stand in the way: ")[2]
+    assert all(f"'{group.name}'" not in held for group in analyse(bare("chain")).groups.values() if group.free.all())
