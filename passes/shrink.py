@@ -22,6 +22,7 @@ from prunec.compiler.ir.program import BoolArray, IntArray, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.verify.reference import Masked, Reference
+from prunec.passes.calibration.constant_units import constant_units
 
 
 class Shrink(Pass):
@@ -36,14 +37,30 @@ class Shrink(Pass):
         analysis = analyse(program)
         keep = kept_units(analysis, program.facts["selection"])
         removed = {g.name: int((~keep[g.where]).sum()) for g in analysis.groups.values()}
-        slim = remove_units(program, keep)
-        return PassResult(slim, details={"removed_units": {name: n for name, n in removed.items() if n}})
+        details = {"removed_units": {name: n for name, n in removed.items() if n}}
+        constant = constant_units(analysis, keep)
+        if constant:
+            details["constant_units"] = constant
+        return PassResult(remove_units(program, keep), details=details, warnings=_told(constant))
 
     def reference(self, before: Program, after: Program) -> Reference:
         """The old program with the removed channels masked where they are read."""
         analysis = analyse(before)
         keep = kept_units(analysis, before.facts["selection"])
         return Masked(before, removed_positions(analysis, keep))
+
+
+def _told(constant: Mapping[str, int]) -> tuple[str, ...]:
+    """The warning about removed units that give a constant."""
+    if not constant:
+        return ()
+    total = sum(constant.values())
+    units = "1 unit that is" if total == 1 else f"{total} units that are"
+    where = ", ".join(f"{count} of '{name}'" for name, count in constant.items())
+    return (
+        f"shrink removes {units} constant but not zero ({where}): their readers lose these constants, so the slim "
+        "model gives other values than the model with these units in it",
+    )
 
 
 def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[int]]) -> BoolArray:
@@ -84,6 +101,6 @@ def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[i
         if left < part.count:
             name = next(g.name for g in analysis.groups.values() if g.start <= part.units[0] < g.start + g.size)
             raise PassError(
-                f"the selection leaves {left} units of '{name}', where {part.count} have to stay: each {part.reason}"
+                f"the selection leaves {left} units of '{name}', where {part.count} have to stay: each of these {part.reason}"
             )
     return keep

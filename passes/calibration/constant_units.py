@@ -1,0 +1,123 @@
+"""Units that give a constant whatever the input, such as a zeroed filter behind a batch norm: relu(shift).
+
+    conv1.weight[3] = 0   ->   bn1: shift[3] = 0.5   ->   relu: 0.5 at every pixel   ->   conv2 reads 0.5
+
+Removing such a unit drops its constant from what the readers add up, unless it is zero. A unit can only be one if
+something sets it apart from the input: a weight that writes or carries it is zero. Those that might be are followed by
+running the program twice, on its example and on fresh inputs: what their readers see must be the same both times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.compiler.groups.analysis import Analysis, Group, Member
+from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.groups.balance import NO_UNIT
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program
+from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
+from prunec.compiler.verify.interpreter import Interpreter, StepError
+
+
+def constant_units(analysis: Analysis, keep: BoolArray) -> dict[str, int]:
+    """Group -> how many of the units that go (where `keep` [units] is False) give a constant that isn't zero."""
+    candidates = _without_input(analysis, ~keep)
+    if not candidates.any():
+        return {}
+    found = candidates & _constant(analysis, candidates)
+    counts = {group.name: int(found[group.where].sum()) for group in analysis.groups.values()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _without_input(analysis: Analysis, gone: BoolArray) -> BoolArray:
+    """[units]: which of the units that go nothing of the input may reach: some weight of theirs is all zeros."""
+    found = np.zeros(analysis.size, dtype=bool)
+    for group in analysis.groups.values():
+        if gone[group.where].any():
+            weights = [m for m in group.members if m.role in ("writer", "carrier") and _multiplies(analysis.program, m)]
+            zero = [_zero(analysis.program, group, member) for member in weights]
+            found[group.where] = np.any([np.zeros(group.size, dtype=bool), *zero], axis=0) & gone[group.where]
+    return found
+
+
+def _multiplies(program: Program, member: Member) -> bool:
+    """Whether a tensor is a factor: a layer's weight, or a parameter that is itself a value. A bias is none."""
+    held = program.state.get(member.axis.owner)
+    return not isinstance(held, nn.Module) or member.axis.tensor.rpartition(".")[2].startswith("weight")
+
+
+def _zero(program: Program, group: Group, member: Member) -> BoolArray:
+    """[units of the group]: which of them have zeros alone in the member's tensor; False for those that it hasn't."""
+    tensor = program.tensors[member.axis.tensor].detach()
+    rows = axis_rows(program, member.axis, tensor).abs().flatten(1).amax(1) if tensor.numel() else tensor.new_zeros(0)
+    held, zero = np.zeros(group.size, dtype=bool), np.ones(group.size, dtype=bool)
+    held[member.units] = True
+    np.logical_and.at(zero, member.units, (rows == 0).cpu().numpy()[member.positions])
+    return zero & held
+
+
+def _constant(analysis: Analysis, candidates: BoolArray) -> BoolArray:
+    """[units]: whether what the readers see of a candidate doesn't depend on the input, and isn't zero everywhere."""
+    program = analysis.program
+    read = {node: fields for node in program.graph.nodes if (fields := _read_fields(analysis, node, candidates))}
+    runs = [_seen(program, read, inputs) for inputs in (program.inputs, fresh_inputs(program, None, 1))]
+    if not all(runs):
+        return np.zeros(analysis.size, dtype=bool)  # the model takes no other values than its example's
+    spread, size = np.zeros(analysis.size), np.zeros(analysis.size)
+    for node, fields in read.items():
+        first, second = (run[node] for run in runs)
+        for labels in fields:
+            units = analysis.units(labels)
+            here = units != NO_UNIT
+            np.maximum.at(spread, units[here], _largest(first - second, labels)[here])
+            np.maximum.at(size, units[here], _largest(first, labels)[here])
+    return np.asarray((size > 0) & (spread <= 1e-6 * size))
+
+
+def _seen(program: Program, nodes: Mapping[fx.Node, object], inputs: tuple[object, ...]) -> dict[fx.Node, torch.Tensor]:
+    """The values of some nodes; none where the program fails on these inputs."""
+    try:
+        with seeded(0):
+            return {node: value for node, value in Interpreter(program, torch.float32).steps(inputs) if node in nodes}
+    except StepError:
+        return {}
+
+
+def _read_fields(analysis: Analysis, node: fx.Node, candidates: BoolArray) -> tuple[IntArray, ...]:
+    """The fields of a node with candidates that some reader of it doesn't pass on: there the channel is read."""
+    if not isinstance(node.meta.get("val"), torch.Tensor) or node.op == "get_attr":
+        return ()
+    found = []
+    for labels in analysis.flow.fields(node):
+        mine = set(_units_in(analysis, labels, candidates))
+        if mine and any(not mine <= set(_passed_on(analysis, user, candidates)) for user in node.users):
+            found.append(labels)
+    return tuple(found)
+
+
+def _units_in(analysis: Analysis, labels: IntArray, candidates: BoolArray) -> Iterator[int]:
+    units = np.unique(analysis.units(labels))
+    yield from (int(unit) for unit in units if unit != NO_UNIT and candidates[unit])
+
+
+def _passed_on(analysis: Analysis, node: fx.Node, candidates: BoolArray) -> Iterator[int]:
+    labelled = analysis.flow.values.get(node)
+    stack = [labelled]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack.extend(value)
+        elif isinstance(value, tuple):
+            for labels in value:
+                yield from _units_in(analysis, labels, candidates)
+
+
+def _largest(value: torch.Tensor, labels: IntArray) -> FloatArray:
+    """The largest magnitude among a value's elements for each element of a field, in the field's shape."""
+    dims = [dim for dim, size in enumerate(labels.shape) if size == 1]
+    wide = value.detach().abs().double()
+    return np.asarray((wide.amax(dims, keepdim=True) if dims else wide).cpu().numpy())
