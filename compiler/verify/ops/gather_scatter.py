@@ -7,10 +7,12 @@ gather                             the same elements are picked from the marks (
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from prunec.compiler.verify.masks import (
     FREE,
@@ -73,7 +75,15 @@ def _into_places(call: Call, value: Any, dim: int, index: Tensor, source: Any) -
     marks = torch.where((base == FREE) & (kept | gone | free), put, base)
     if not adds and bool(((base == KEPT) & gone & ~kept).any()):
         raise call.error("what is removed is put in a place that is kept")
-    return mark(run_zeroed(call), marks.to(torch.uint8))
+    return mark(_with_places(call, index), marks.to(torch.uint8))
+
+
+def _with_places(call: Call, index: Tensor) -> Tensor:
+    """The result of zeros for what is removed; the index stays as it is, also where what it places is removed."""
+    given = pytree.tree_map(lambda x: index if plain(x) is index else x, (call.args, dict(call.kwargs)))
+    result = run_zeroed(replace(call, args=given[0], kwargs=given[1]))
+    assert isinstance(result, Tensor), f"{call.name} gives a tensor"
+    return result
 
 
 row("gather", "take_along_dim")(moved)
