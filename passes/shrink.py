@@ -101,6 +101,7 @@ def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[i
         if left < part.count:
             name = next(g.name for g in analysis.groups.values() if g.start <= part.units[0] < g.start + g.size)
             raise PassError(
-                f"the selection leaves {left} units of '{name}', where {part.count} have to stay: each of these {part.reason}"
+                f"the selection leaves {left} units of '{name}', where {part.count} have to stay: "
+                f"each of these {part.reason}"
             )
     return keep
