@@ -12,6 +12,7 @@ name of the module whose forward made the node), `at` (file and line) and `mutat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def _attempt(
     with running("the forward failed", ModelError, explain=explain), gc_paused(), undisturbed(model), uncompiled():
         # Next to nothing that a trace makes is garbage.
         tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged, answers=answers)
-        tracer.run_forward(inputs, exporting=exporting)
+        copy_context().run(tracer.run_forward, inputs, exporting=exporting)  # what it sets in a ContextVar ends with it
     return tracer
 
 

@@ -55,7 +55,7 @@ _HOLDERS = (
 """Classes of known packages whose instances may hold anything."""
 
 _LITERALS = (int, float, bool, str, bytes, complex, type(None), type(...), range, slice)
-_TENSORS = (torch.Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size)
+_TENSORS = (torch.dtype, torch.device, torch.Size)
 _BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _ATOMS = frozenset((*_LITERALS, *_TENSORS, *_BUILTIN, types.GetSetDescriptorType))
 """Types of values that hold nothing that a trace may change."""
@@ -173,7 +173,11 @@ class _Reach:
         elif kind is types.ModuleType or issubclass(kind, types.ModuleType):
             if is_users_module(value.__name__):
                 self._imported.append(vars(value))
-        elif not issubclass(kind, torch.Tensor):
+        elif issubclass(kind, torch.Tensor):
+            self._namespace(value.__dict__)
+        elif kind is types.MappingProxyType:
+            self._each(value.values())
+        else:
             self._container(value, kind)
             if is_users_module(kind.__module__) or issubclass(kind, _HOLDERS):
                 self._instance(value, kind)
@@ -215,7 +219,9 @@ class _Reach:
         self._restore.append(partial(_restore_cell, cell, before))
 
     def _class(self, cls: type) -> None:
-        """A class's attributes. Of its functions, those are followed whose names are mentioned."""
+        """A class's attributes, and its own class. Of its functions, those are followed whose names are mentioned."""
+        if type(cls) is not type:
+            self.enter(type(cls))
         for base in cls.__mro__:
             if base in self._classes or not is_users_module(base.__module__):
                 continue

@@ -11,6 +11,7 @@ import threading
 import time
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
+from contextvars import ContextVar
 from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
@@ -273,7 +274,48 @@ def under_no_grad():
     return ask
 
 
+class Singletons(type):
+    """A class of classes that keep their instances."""
+
+    kept: dict = {}
+
+    def __call__(cls, *key):
+        if (cls, *key) not in Singletons.kept:
+            Singletons.kept[(cls, *key)] = super().__call__(*key)
+        return Singletons.kept[(cls, *key)]
+
+
+class Table(metaclass=Singletons):
+    def __init__(self, n):
+        self.n, self.rows = n, None
+
+    def get(self, device):
+        if self.rows is None:
+            self.rows = arange(self.n, device)
+        return self.rows
+
+
+def on_a_tensor(s, n, device):
+    if not hasattr(LOOSE, "rows"):
+        LOOSE.rows = arange(n, device)
+    return LOOSE.rows
+
+
+def in_context(s, n, device):
+    if CONTEXT.get() is None:
+        CONTEXT.set(arange(n, device))
+    return CONTEXT.get()
+
+
+LOOSE, PROXY = torch.zeros(1), types.MappingProxyType({"found": {}})
+CONTEXT: ContextVar = ContextVar("rows", default=None)
+
+
 ASKS = {
+    "singleton": lambda s, n, device: Table(8).get(device),
+    "dict behind a proxy": lambda s, n, device: PROXY["found"].setdefault(int(n), arange(n, device)),
+    "attribute of a tensor": on_a_tensor,
+    "context": in_context,
     "lru_cache in a closure": lambda s, n, device: hidden(n, device),
     "lru_cache of plain arguments": lambda s, n, device: hidden(8, torch.device("cpu")),
     "lru_cache by name": lambda s, n, device: plainly(8, device=device),
@@ -310,6 +352,9 @@ def reset():
     vars(STATE).pop("rows", None)
     if "rows" in vars(Net):
         del Net.rows
+    for found in (Singletons.kept, PROXY["found"], LOOSE.__dict__):
+        found.clear()
+    CONTEXT.set(None)
     globals()["LAST"], Net.shared, Registry.found = None, None, {}
 
 
@@ -322,6 +367,7 @@ def remembered(model):
     ]
     own = {key: value for key, value in vars(model).items() if key not in ("numbers", "draw") and key[0] != "_"}
     process = (sizes, TABLE, ROWS, LAST, dicted.info(), memoised.found, memoised.calls, recounted.info(), deep, found)
+    process = (*process, Singletons.kept, dict(PROXY), LOOSE.__dict__, CONTEXT.get())
     drawn = model.numbers.tolist(), model.draw.getstate(), repr(model.ids)
     of_classes = vars(Net).get("rows"), Net.shared, Registry.found
     return plain((own, vars(model.holder), vars(in_function), of_classes, process, vars(STATE).get("rows"), drawn))
