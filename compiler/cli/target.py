@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Final
 from prunec.compiler.cli.python_file import definitions
 from prunec.compiler.errors import PlanError, nearest
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.plan.source import shown
 from prunec.compiler.report.console import say, table
 
 PLAN_SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -27,6 +29,8 @@ LOCK: Final = "plan.lock.json"
 REPORT: Final = "report.json"
 
 _INPUT: Final = re.compile(r"(\w+) (\[[\d, ]*\]) (\w+)")
+_LONGEST: Final = 255
+"""Bytes in the name of a file, at most."""
 _SHOWN: Final = 6
 """How many files of a folder are named."""
 
@@ -34,6 +38,8 @@ _SHOWN: Final = 6
 def plan_of(target: str, inputs: Sequence[str] | None = None, overrides: Sequence[str] | None = None) -> Plan:
     """The plan that a target names. Raises `PlanError` where it names none, and what loading the plan raises."""
     path = Path(target)
+    if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+        raise PlanError(f"no file has so long a name: {shown(target)}")
     if path.suffix.lower() in PLAN_SUFFIXES and not path.is_dir():
         return _of_file(path, inputs, overrides)
     if path.is_dir():
@@ -45,7 +51,7 @@ def plan_of(target: str, inputs: Sequence[str] | None = None, overrides: Sequenc
 
 def is_python(target: str) -> bool:
     """Whether a target is a file of Python without a name in it."""
-    return target.lower().endswith(".py") and Path(target).is_file()
+    return target.lower().endswith(".py") and os.path.isfile(target)
 
 
 def show_definitions(path: Path) -> None:

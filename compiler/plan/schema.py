@@ -95,6 +95,8 @@ def _shown(path: Path) -> str:
 
 def _neighbours(path: Path) -> str | None:
     """A hint at a file of nearly that name in the same folder; None where there is none."""
+    if os.path.islink(path):
+        return "it is a link that leads nowhere"
     if not os.path.isdir(path.parent):
         return f"there is no folder {_shown(path.parent)}"
     if not os.access(path.parent, os.R_OK):

@@ -145,8 +145,8 @@ class Source:
         """
         key, equals, value = text.partition("=")
         parts = key.strip().split(".")
-        if not equals or not all(parts):
-            at = Span(_SET, 1, 1, max(len(text), 1), text)
+        if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+            at = Span(_SET, 1, 1, max(len(text), 1), text[:MAX_LINE])
             raise PlanError("expected KEY=VALUE, such as seed=1 or passes.0.score.criterion=l2", at=at)
         new = parse(value, _SET, prefix=f"{key}=")
         return _Override(self, text, new).apply(parts)
@@ -264,7 +264,7 @@ class _Override:
 
     def _index(self, old: list[Any], parts: list[str], keys: list[str | int]) -> int:
         part, where, at = parts[len(keys)], dotted(tuple(keys)), self._span(parts, len(keys))
-        if not part.isdecimal():
+        if not (part.isascii() and part.isdecimal() and len(part) < 19):
             names = [name for entry in old for name in (entry if isinstance(entry, dict) else [entry])]
             hint = f"'{part}' is entry {names.index(part)}: {where}.{names.index(part)}" if part in names else None
             raise PlanError(f"'{where}' is a list: expected the number of an entry, got '{part}'", at=at, hint=hint)

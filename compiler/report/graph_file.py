@@ -18,6 +18,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +55,8 @@ def write_graph(program: Program, path: Path, groups: Collection[str] | None = N
     except OSError as error:
         raise OutputError(f"can't write '{path}': {error.strerror}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # where it couldn't be written it can't be removed
+            beside.unlink(missing_ok=True)
 
 
 _NO_HASH: Final = b"sha256:" + b"0" * 64

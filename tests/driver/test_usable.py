@@ -158,3 +158,13 @@ def test_a_link_to_itself_is_the_plans_fault(tmp_path):
     for key, ending in (("saved", ""), ("factory", ".py:f")):
         with pytest.raises(PlanError, match="no file"):
             compile(None, {"plan": 1, "model": {key: f"{tmp_path}/me{ending}"}})
+
+
+@pytest.mark.parametrize("ending", ["", ".yaml", ".py:net", ".pth", "/x"])
+def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys, ending):
+    monkeypatch.chdir(tmp_path)
+    name = "a" * 300 + ending
+    Path("plan.yaml").write_text("plan: 1\nmodel: prunec.models.digits:mlp\ninputs: [[1, 1, 8, 8]]\n")
+    for command in (["explain", name], ["compile", name], ["compile", "plan.yaml", "-o", name]):
+        assert cli.run(command) == 1, command
+        assert capsys.readouterr().err

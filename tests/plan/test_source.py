@@ -286,3 +286,23 @@ def test_a_bad_override_is_shown_as_typed(load, override, expected):
     with pytest.raises(PlanError) as caught:
         load(BASE, override)
     assert str(caught.value) == textwrap.dedent(expected)
+
+
+def test_overrides_are_bounded_like_plans(load):
+    source = parse("plan: 1\npasses: [shrink]\n", "p")
+    for text, message in (
+        ("a." * 5000 + "b=1", "expected KEY=VALUE"),
+        ("a" * 100_000, "expected KEY=VALUE"),
+        ("passes." + "9" * 5000 + "=1", "expected the number of an entry"),
+        ("passes.\u0661=1", "expected the number of an entry"),
+        ("seed=" + "[" * 5000, "nested deeper than 100 levels"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            source.with_override(text)
+
+
+def test_a_link_that_leads_to_itself_is_told_so(load, tmp_path):
+    (tmp_path / "me.py").symlink_to("me.py")
+    with pytest.raises(PlanError) as caught:
+        Plan.from_dict({"plan": 1, "model": "me.py:f"}, folder=tmp_path)
+    assert caught.value.hint == "it is a link that leads nowhere"
