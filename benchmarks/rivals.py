@@ -165,7 +165,7 @@ class Contest(NamedTuple):
 
 
 CONTESTS: Final[Mapping[str, Contest]] = {
-    "l1": Contest({"criterion": "l1"}, "GroupMagnitudeImportance", {"p": 1}),
+    "l1": Contest({"criterion": "l1", "axes": "all"}, "GroupMagnitudeImportance", {"p": 1}),
     "taylor": Contest({"criterion": "taylor", "samples": CALIBRATION}, "GroupTaylorImportance", gradients=True),
     "fpgm": Contest({"criterion": "fpgm"}, "FPGMImportance"),
     "bn_scale": Contest({"criterion": "bn_scale"}, "BNScaleImportance"),

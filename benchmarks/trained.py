@@ -1,5 +1,6 @@
 """The networks that `criteria.py` cuts: small ones that train on a CPU in seconds, anew for every seed.
 
+    embedded_*           digits: the networks whose weights come with the package; a seed draws calibration images
     mlp, cnn, resnet     digits, 8x8: `prunec.models.digits`, the CNN with half its widths, the ResNet with projections
     fashion_resnet       Fashion-MNIST at 14x14: a ResNet-14, 12 to 48 channels wide
     fashion_mobile       the same images: inverted residuals, with a depthwise convolution in each
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from prunec.models import digits, idx, resnet, train
 from prunec.models.data import TensorData
+from prunec.models.data import digits as digits_data
 
 FASHION: Final = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` has the images."""
@@ -62,10 +64,11 @@ def mobile() -> nn.Module:
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is trained, and on which images."""
+    """How a network is trained, and on which images; or the name of its weights in the package."""
 
     recipe: train.Recipe
     data: Callable[[int], TensorData]
+    weights: str | None = None
 
 
 def split_digits(seed: int) -> TensorData:
@@ -97,7 +100,15 @@ def _part(prefix: str) -> tuple[Tensor, Tensor]:
     return F.avg_pool2d((images.float() / 255 - 0.286).unsqueeze(1) / 0.353, 2), labels.long()
 
 
+def embedded(weights: str) -> Network:
+    """A network of the package."""
+    return Network(train.RECIPES[weights], lambda seed: digits_data(seed=seed), weights)
+
+
 NETWORKS: Final = {
+    "embedded_cnn": embedded("digits"),
+    "embedded_mlp": embedded("digits_mlp"),
+    "embedded_resnet": embedded("digits_resnet"),
     "mlp": Network(replace(train.RECIPES["digits_mlp"], epochs=30), split_digits),
     "cnn": Network(train.Recipe(lambda: digits.cnn((16, 32)), epochs=12), split_digits),
     "resnet": Network(train.Recipe(lambda: digits.resnet("projection"), epochs=12), split_digits),
@@ -117,6 +128,8 @@ def trained(name: str, seed: int, keep: Path | None = None) -> tuple[nn.Module, 
     network = NETWORKS[name]
     data, recipe = network.data(seed), network.recipe
     file = keep / f"{name}_{seed}.safetensors" if keep else None
+    if network.weights is not None:
+        file = digits.WEIGHTS / f"{network.weights}.safetensors"
     if file is not None and file.exists():
         model = recipe.model()
         model.load_state_dict(load_file(file))

@@ -150,8 +150,8 @@ class Damage(LossCriterion):
 class Obd(Damage):
     """Optimal brain damage: half the loss's curvature along the unit's weights, from products with the Hessian.
 
-    Of units of all groups, near a minimum of the loss. It needs `probes` runs backwards, and its noise falls with them;
-    `fisher_gate` is cheaper and steadier.
+    Of units of all groups, near a minimum of the loss. It needs `probes` runs backwards, and few leave so much noise that
+    a norm orders units better: `fisher_gate` is cheaper and steadier.
     """
 
     name: ClassVar[str] = "obd"
@@ -173,7 +173,7 @@ class Obd(Damage):
 class ObdFisher(Damage):
     """Optimal brain damage with the empirical Fisher information for the Hessian: one run a sample.
 
-    Of units of all groups. With weights that read alone it is what `fisher_gate` finds in one run a batch.
+    For the knapsack, over units of all groups. Of readers it is what `fisher_gate` finds in one run a batch.
     """
 
     name: ClassVar[str] = "obd_fisher"

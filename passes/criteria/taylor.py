@@ -53,7 +53,11 @@ class Gated(LossCriterion):
 
 
 class Taylor(Gated):
-    """The loss's first-order change when the unit goes: absolute value of each sample, then the mean."""
+    """The loss's first-order change when the unit goes: absolute value of each sample, then the mean.
+
+    For ranking. Its means over a unit's elements and over groups make it no loss that adds up: the knapsack is for
+    `gate` and `fisher_gate`.
+    """
 
     name: ClassVar[str] = "taylor"
 
@@ -77,7 +81,10 @@ class TaylorSigned(Gated):
 
 
 class Gate(Gated):
-    """The magnitude of the mean loss's gradient by a gate on the unit."""
+    """The magnitude of the mean loss's gradient by a gate on the unit.
+
+    It adds up, but near a minimum of the loss samples cancel, and little but noise is left.
+    """
 
     name: ClassVar[str] = "gate"
     normalize: ClassVar[str] = "none"
@@ -94,7 +101,10 @@ class Gate(Gated):
 
 
 class FisherGate(Gated):
-    """Half the empirical Fisher information of a gate on the unit."""
+    """Half the empirical Fisher information of a gate on the unit: the loss's second-order change when it goes.
+
+    It adds up over units of all groups: for the knapsack. By ranking, which knows no cost, `normalize: mean` serves it.
+    """
 
     name: ClassVar[str] = "fisher_gate"
     normalize: ClassVar[str] = "none"
