@@ -27,6 +27,7 @@ from torch import nn
 from prunec.compiler.data import Data
 from prunec.compiler.driver.weights import WeightsFile, load_weights
 from prunec.compiler.errors import ModelError, PlanError, Span, nearest
+from prunec.compiler.groups.lookup import article
 from prunec.compiler.ir.inputs import Inputs
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
@@ -76,7 +77,7 @@ def _in_eval_mode(model: nn.Module, at: Span | None) -> nn.Module:
 def module_names(plan: Plan) -> dict[str, str]:
     """The names of the plan's model: modules, parameters and buffers, and what each is, in words."""
     model = load_model(plan)
-    modules = {name: f"a {type(module).__name__}" for name, module in model.named_modules() if name}
+    modules = {name: article(type(module).__name__) for name, module in model.named_modules() if name}
     tensors = {name: f"a tensor of {list(tensor.shape)}" for name, tensor in model.state_dict(keep_vars=True).items()}
     return {**modules, **tensors}
 

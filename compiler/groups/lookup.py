@@ -125,7 +125,7 @@ class _Book:
 
     def _module(self, name: str) -> Part:
         module = self.program.state.get(name)
-        what = f"a {type(module).__name__}" if isinstance(module, nn.Module) else "a module"
+        what = article(type(module).__name__) if isinstance(module, nn.Module) else "a module"
         tensors = [tensor for tensor in self.program.tensors if tensor.startswith(f"{name}.")]
         groups = self._groups(Axis(t, dim) for t in tensors for dim in range(self.program.tensors[t].ndim))
         if groups:
@@ -183,6 +183,12 @@ class _Book:
         if all(bool((binding.labels == FIXED).all()) for binding in bound):
             return "what it meets is the model's input, or constants, which keep their sizes"
         return "no parameter writes what it meets"
+
+
+def article(name: str) -> str:
+    """`a Linear`, `an Embedding`; letters that are spelled out count as they sound: `an LSTM`."""
+    spelled_out = name[:2].isupper()
+    return f"{'an' if name[:1].lower() in ('aefhilmnorsx' if spelled_out else 'aeio') else 'a'} {name}"
 
 
 def _prefixes(name: str) -> Iterator[str]:

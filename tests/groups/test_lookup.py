@@ -7,7 +7,7 @@ import torch
 from nets import program_of
 from torch import nn
 
-from prunec.compiler.groups.lookup import find, near
+from prunec.compiler.groups.lookup import article, find, near
 from prunec.compiler.tracing.trace import trace
 
 
@@ -99,6 +99,11 @@ def test_roles_of_a_layer():
 def test_the_nearest_names(program, name, first):
     assert near(program, name)[0] == first
     assert near(program, "qqqqqqqq") == []
+
+
+@pytest.mark.parametrize("name", ["a Linear", "an Embedding", "an LSTM", "a ReLU", "a GRU", "an RMSNorm", "a Unit"])
+def test_articles(name):
+    assert article(name.split()[1]) == name
 
 
 def test_names_beside_the_programs_are_near_too(program):
