@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import threading
@@ -11,8 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunec.compiler import user_code
 from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError, Span
-from prunec.compiler.user_code import LONGEST, fault, is_library, is_ours, printable, running, told, user_span
+from prunec.compiler.user_code import (
+    LONGEST,
+    fault,
+    is_library,
+    is_ours,
+    note_plugin,
+    printable,
+    running,
+    told,
+    user_span,
+)
 
 HERE = Path(__file__)
 
@@ -228,3 +240,21 @@ def test_where_no_line_of_the_users_raised_it_the_causes_counts():
     span = user_span(caught.value)
     assert span is not None
     assert span.text.strip() == "raise StopIteration"
+
+
+def test_a_plugin_is_its_authors_own_code_wherever_it_is_installed(tmp_path, monkeypatch):
+    file = tmp_path / "site-packages" / "acme_plug.py"
+    file.parent.mkdir()
+    file.write_text("def fail():\n    raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(file.parent)
+    monkeypatch.setattr(user_code, "_PLUGINS", set())
+    module = importlib.import_module("acme_plug")
+    ours = compile("fail()", user_code.__file__, "exec")  # as if our code called it
+    try:
+        with pytest.raises(SystemExit), running("the pass failed", mixed=True):
+            exec(ours, vars(module))
+        note_plugin("acme_plug")
+        with pytest.raises(PlanError, match="the pass failed: SystemExit: 0"), running("the pass failed", mixed=True):
+            exec(ours, vars(module))
+    finally:
+        is_library.cache_clear()

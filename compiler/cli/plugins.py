@@ -42,7 +42,7 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command. What code of the user's raises, and nobody nearer to it has told, is told as its fault."""
-        with running("this is no code of prunec's and failed", PrunecError, mixed=True, passing=_MEANT):
+        with running("code that isn't prunec's failed", PrunecError, mixed=True, passing=_MEANT):
             return super().invoke(ctx)
 
     def _complete(self) -> None:
