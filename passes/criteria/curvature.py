@@ -150,8 +150,8 @@ class Damage(LossCriterion):
 class Obd(Damage):
     """Optimal brain damage: half the loss's curvature along the unit's weights, from products with the Hessian.
 
-    Of units of all groups, near a minimum of the loss. It needs `probes` runs backwards, and few leave so much noise that
-    a norm orders units better: `fisher_gate` is cheaper and steadier.
+    Of units of all groups, near a minimum of the loss. It needs `probes` runs backwards, and few leave so much noise
+    that a norm orders units better: `fisher_gate` is cheaper and steadier.
     """
 
     name: ClassVar[str] = "obd"

@@ -83,7 +83,7 @@ class TaylorSigned(Gated):
 class Gate(Gated):
     """The magnitude of the mean loss's gradient by a gate on the unit.
 
-    It adds up, but near a minimum of the loss samples cancel, and little but noise is left.
+    It adds up over units of all groups; near a minimum of the loss, samples cancel.
     """
 
     name: ClassVar[str] = "gate"
