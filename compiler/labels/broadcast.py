@@ -94,8 +94,8 @@ def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[Int
 
 def _is_line_of(labels: IntArray, dim: int) -> bool:
     """Whether a position of a dimension is a channel's, and not also a sample's, of a batch that heads are folded into.
-    What varies along one dimension alone is taken for such."""
-    return labels.size == labels.shape[dim] or not comes_again(labels, dim)
+    What varies along one dimension alone, and not the first, is taken for such."""
+    return (labels.size == labels.shape[dim] and dim > -labels.ndim) or not comes_again(labels, dim)
 
 
 def _lift(flow: Flow, labels: IntArray, rank: int) -> IntArray:

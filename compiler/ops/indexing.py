@@ -19,6 +19,8 @@ from torch import fx
 
 from prunec.compiler.ir.ops import argument, index_dims, is_tensor, known, known_places, op_name, shape_of_argument
 from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.sizes import comes_again
+from prunec.compiler.labels.broadcast import whole
 from prunec.compiler.labels.execute import executed, writable
 from prunec.compiler.labels.fields import compress
 from prunec.compiler.labels.flow import Fields, Flow, Gather, Labelled
@@ -54,6 +56,7 @@ def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -
     stepped = [dim for place, dim in places if _strides(known[place], dim, flow.fields(value))]
     if len(stepped) == 1 and all(isinstance(known[place], slice) for place, _ in places):
         stepped = []  # what is kept can be said in one index
+    _keep_samples(flow, value, [known[place] for place, dim in places if dim == 0], node)
     held = [f for f in flow.fields(value) if any(f.shape[dim] > 1 for dim in stepped)]
     flow.pin_all(held, f"is taken in steps at {node.name}, beside other indices")
     fields: list[IntArray] = []
@@ -66,6 +69,19 @@ def taken(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -
         _keep_the_rest(flow, entries, labels, piece, node)
         fields += flow.moved((piece,), node)
     return flow.separate(fields, node)
+
+
+def _keep_samples(flow: Flow, value: object, entries: Sequence[object], node: fx.Node) -> None:
+    """Pin channels that are folded into the batch where a slice takes other places of them in a larger batch: in steps,
+    or counted from the end or up to it."""
+    for entry in (entry for entry in entries if isinstance(entry, slice) and entry != slice(None)):
+        counted = [place for place in (entry.start or 0, entry.stop) if not isinstance(place, int) or place < 0]
+        if counted or entry.step not in (None, 1):
+            for labels in (f for f in flow.fields(value) if f.shape[0] > 1 and comes_again(f, 0)):
+                if labels.size == labels.shape[0]:
+                    flow.pin(labels, f"lies beside samples, of which {node.name} takes some")
+                else:
+                    whole(flow, labels, 0, node)
 
 
 def _keep_the_rest(flow: Flow, entries: Sequence[Any], labels: IntArray, piece: IntArray, node: fx.Node) -> None:

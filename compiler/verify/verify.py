@@ -138,11 +138,13 @@ def _trial(
 ) -> Trial | None:
     """Compare outputs on one batch; None where the old program itself fails on it."""
     try:
-        return _compared(after, reference, dtype, seed, inputs)
+        found = _compared(after, reference, dtype, seed, inputs)
     except StepError:
         if _accepts(reference.before, inputs, dtype):
             raise
         return None
+    # Where nodes are compared one by one, the new program may be the first that fails.
+    return found if math.isfinite(found.difference) or _accepts(reference.before, inputs, dtype) else None
 
 
 def _compared(after: Program, reference: Reference, dtype: torch.dtype, seed: int, inputs: tuple[Any, ...]) -> Trial:

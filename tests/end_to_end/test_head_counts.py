@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from head_counts import COUNTS
+import torch
+from head_counts import COUNTS, biased
 from oracle import difference, masked, run, selection
 from rotary_nets import Rotary
 
+from prunec.compiler import compile
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.program import Program
@@ -44,3 +46,12 @@ def test_slim_is_masked_for_every_batch(traced, choice):
             inputs = net.inputs(batch, seed)
             assert difference(run(program, keep, inputs), masked(program, keep, inputs)) < 1e-9
     verify(remove_units(program, keep), Masked(program, removed_positions(analyse(program), keep)), pass_name="shrink")
+
+
+def test_a_model_of_one_batch_size_is_checked_on_that():
+    """A list of samples is as long as the example's batch in every trace, so other sizes are left out."""
+    net = Rotary(dict, lambda m, x: biased(m, x, lambda q: torch.cat(q.split(4)).mean((1, 2), keepdim=True)))
+    plan = {"plan": 1, "passes": [{"axes": "heads"}, {"score": "l1"}, {"select": "50%"}, "shrink"]}
+    result = compile(net.build(), plan, example_inputs=net.inputs(2))
+    assert result.module.q.weight.shape == (16, 6)
+    assert result.report["passes"][-1]["verification"]["batches"] == [2]

@@ -121,6 +121,44 @@ counts(
     heads=2,
 )
 
+counts(
+    "ceiling of math", lambda m, x: biased(m, x, lambda q: m.t.repeat(math.ceil(q.size(0) / 4), 1, 1)), t=heads_table
+)
+counts("shift", lambda m, x: biased(m, x, lambda q: m.t.repeat(q.size(0) >> 2, 1, 1)), t=heads_table)
+counts("at least one", lambda m, x: biased(m, x, lambda q: m.t.repeat(max(1, q.size(0) // 4), 1, 1)), t=heads_table)
+counts(
+    "sum of sizes",
+    lambda m, x: biased(m, x, lambda q: m.t.repeat(q.size(0) // 4, 1, 1).view(q.shape[:1] + (T, T))),  # noqa: RUF005
+    t=heads_table,
+)
+counts(
+    "number of elements",
+    lambda m, x: biased(m, x, lambda q: m.t.repeat(q.numel() // (T * HEAD * 4), 1, 1)),
+    t=heads_table,
+)
+counts(
+    "by another width",
+    lambda m, x: biased(m, x, lambda q: m.t.repeat(q.shape[0] // (m.i(x).shape[-1] // 3), 1, 1)),
+    t=heads_table,
+)
+counts("by lengths", lambda m, x: biased(m, x, lambda q: m.t.repeat(len(q) // len(m.t), 1, 1)), t=heads_table)
+counts(
+    "slopes",
+    lambda m, x: biased(m, x, lambda q: (2.0 ** -torch.arange(1, 5).to(q)).repeat(q.size(0) // 4)[:, None, None]),
+)
+counts("mean over heads", lambda m, x: _summed(m, x, lambda s: s.sum(1) / 4))
+counts("mean over what is left", lambda m, x: _summed(m, x, lambda s: s.sum(1) / s.size(1)))
+counts("every fourth", lambda m, x: biased(m, x, lambda q: q[::4].mean()), heads=0)
+counts("all but the first sample", lambda m, x: biased(m, x, lambda q: q[4:].sum()), heads=0)
+counts("the last sample", lambda m, x: biased(m, x, lambda q: q[-4:].mean()), heads=0)
+counts("the first sample", lambda m, x: biased(m, x, lambda q: q[:4].sum()))
+counts("ones for all heads", lambda m, x: biased(m, x, lambda q: q.new_ones(q.size(0), 1, 1)), heads=0)
+counts(
+    "numbers for all heads",
+    lambda m, x: biased(m, x, lambda q: torch.linspace(0, 1, q.size(0)).to(q)[:, None, None]),
+    heads=0,
+)
+
 # -- modulo, ranges --------------------------------------------------------------------------------------------------
 
 counts(
@@ -177,6 +215,14 @@ def _scores_by_heads(m: Any, x: Tensor) -> Tensor:
     scores = torch.bmm(q, k.transpose(1, 2))
     scores = scores.view(scores.size(0) // 4, 4, T, T) + m.t
     return closed(m, unfolded(torch.bmm(scores.view(-1, T, T).softmax(-1), v), x.shape[0]))
+
+
+def _summed(m: Any, x: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """A block beside a number that all heads' scores give."""
+    q, k, v = folded(m, x)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    y = unfolded(torch.bmm(scores.softmax(-1), v), x.shape[0])
+    return closed(m, y) + total(scores.view(q.size(0) // 4, 4, T, T)).sum((1, 2))[:, None, None]
 
 
 def _mask(x: Tensor) -> Tensor:
