@@ -51,6 +51,7 @@ from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
 from prunec.compiler.tracing.both_modes import one_result, trace_modes, train_warnings
+from prunec.compiler.tracing.user_state import undisturbed
 from prunec.compiler.user_code import running
 from prunec.compiler.version import __version__
 
@@ -204,7 +205,8 @@ def _compile(
         predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
         report = replace(report, latency=Latency(predicted))
     if regions is not None:
-        report = replace(report, region=_region_findings(regions, outcome.program, alike=not one_result(before)))
+        with undisturbed(regions.model):
+            report = replace(report, region=_region_findings(regions, outcome.program, alike=not one_result(before)))
     compared = None
     if found is not None and original is not None:
         compared = compare(original, _slim_model(outcome.program, regions), found, inputs, progress)

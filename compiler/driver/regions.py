@@ -36,6 +36,7 @@ from prunec.compiler.ir.program import Axis, Program, State
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, joint_output
 from prunec.compiler.tracing.both_modes import left_out, trace_modes
+from prunec.compiler.tracing.user_state import undisturbed
 from prunec.compiler.user_code import running
 from prunec.compiler.verify.compare import TOLERANCE, difference
 from prunec.compiler.verify.interpreter import Interpreter, StepError
@@ -192,7 +193,8 @@ def find_regions(
             message = f"region '{name}' lies in region '{outer}'" if outer else f"region '{name}' is a single layer"
             raise PlanError(message, at=places[name], hint="name parts of the model that don't overlap")
         _check_fixed(name, modules[name], fixed[name], at)
-    calls, given = _calls(model, {name: modules[name] for name in fixed}, fixed, example_inputs)
+    with undisturbed(model):
+        calls, given = _calls(model, {name: modules[name] for name in fixed}, fixed, example_inputs)
     found = []
     for name in fixed:
         if name not in calls:

@@ -516,3 +516,29 @@ def test_called_takes_every_kind_of_batch():
     assert called(given, 1) == ((1,), {})
     assert called(given, (1, 2)) == ((1, 2), {})
     assert called(given, {"a": 1}) == ((), {"a": 1})
+
+
+TABLE: dict[int, torch.Tensor] = {}
+
+
+class Remembering(nn.Module):
+    """A model that counts its calls and keeps a table; its head looks at values."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x):
+        type(self).calls += 1
+        y = self.body(x)
+        scale = TABLE.setdefault(y.shape[1], torch.arange(4.0))
+        return y * scale[:, None, None] * y.max().item()
+
+
+def test_the_runs_of_the_whole_model_leave_what_it_remembers():
+    plan = {"plan": 1, "region": ["body"], "passes": ["score", {"select": "50%"}, "shrink"]}
+    model = Remembering().eval()
+    compile(model, plan, (torch.rand(2, 3, 8, 8),))
+    assert (Remembering.calls, TABLE) == (0, {})
