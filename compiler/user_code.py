@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import linecache
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -152,7 +153,23 @@ def text_of(error: BaseException) -> str:
         text = str(error)
     except BaseException as second:  # the text of an exception is its author's code
         return f"(its text can't be had: {name_of(second)})"
-    return printable(text.strip())
+    return printable(_relayed(text.strip()))
+
+
+_WORKERS: Final = "\nOriginal Traceback (most recent call last):\n"
+"""What torch puts into the text of an exception that it brings from another process, before that one's traceback."""
+
+
+def _relayed(text: str) -> str:
+    """The text of an exception from a worker of a `DataLoader`: its last words and their place, for its traceback."""
+    head, found, trace = text.partition(_WORKERS)
+    if not found:
+        return text
+    lines = trace.splitlines()
+    begin = max((i + 1 for i, line in enumerate(lines) if line.startswith("  ")), default=0)
+    frames = re.findall(r'^  File "(.+)", line (\d+), in (.+)$', trace, re.MULTILINE)
+    own = next((f" ({file}:{line}, in {name})" for file, line, name in reversed(frames) if not is_library(file)), "")
+    return f"{head.rstrip('.')}: {chr(10).join(lines[begin:])}{own}"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -258,3 +258,22 @@ def test_a_plugin_is_its_authors_own_code_wherever_it_is_installed(tmp_path, mon
             exec(ours, vars(module))
     finally:
         is_library.cache_clear()
+
+
+class Torn(torch.utils.data.Dataset):
+    """A data set with a sample that can't be read."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise ValueError("torn\npage")
+
+
+def test_what_a_worker_raised_is_told_without_its_traceback():
+    loader = torch.utils.data.DataLoader(Torn(), num_workers=1)
+    with pytest.raises(DataError) as caught, running("the data failed", DataError):
+        next(iter(loader))
+    line = Torn.__getitem__.__code__.co_firstlineno + 1
+    words = "Caught ValueError in DataLoader worker process 0: ValueError: torn\npage"
+    assert caught.value.message == f"the data failed: ValueError: {words} ({__file__}:{line}, in __getitem__)"
