@@ -262,7 +262,7 @@ def test_wrong_arguments_are_told(plans, capsys, arguments, expected):
 @pytest.mark.parametrize(
     ("select", "expected"),
     [
-        ("{from: none.csv}", "plan.yaml:7:20: from: can't read FOLDER/none.csv: No such file or directory\n"),
+        ("{from: none.csv}", "plan.yaml:7:20: from: can't read the file FOLDER/none.csv: No such file or directory\n"),
         ("{from: other.csv}", "FOLDER/other.csv:2:1: the model has no group 'nothing'\n"),
         ("{from: none.csv, floor: 1pt}", "plan.yaml:7:37: floor must be a loss such as -1pt or -2%, got '1pt'\n"),
         ("{from: none.csv, floor: -0.01}", "plan.yaml:7:37: floor must be a loss such as -1pt or -2%, got -0.01\n"),
