@@ -78,8 +78,20 @@ def module_names(plan: Plan) -> dict[str, str]:
     """The names of the plan's model: modules, parameters and buffers, and what each is, in words."""
     model = load_model(plan)
     modules = {name: article(type(module).__name__) for name, module in model.named_modules() if name}
-    tensors = {name: f"a tensor of {list(tensor.shape)}" for name, tensor in model.state_dict(keep_vars=True).items()}
+    state = model.state_dict(keep_vars=True)
+    names: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
+    tensors = {
+        name: _tensor_text(tensor, [n for n in names[id(tensor)] if n != name]) for name, tensor in state.items()
+    }
     return {**modules, **tensors}
+
+
+def _tensor_text(tensor: torch.Tensor, twins: Sequence[str]) -> str:
+    """What a tensor is, and by which other names: one of them may be the one that the forward reads."""
+    tied = f" (which is {' and '.join(twins)}, too: ask for that)" if twins else ""
+    return f"a tensor of {list(tensor.shape)}{tied}"
 
 
 def load_data(plan: Plan) -> Data | None:

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 from user_code import NETS, load, same
 
-from prunec.compiler.driver.load import example_inputs, load_data, load_model
+from prunec.compiler.driver.load import example_inputs, load_data, load_model, module_names
 from prunec.compiler.errors import DataError, PlanError, PrunecError
+from prunec.compiler.plan.plan import Plan
 
 
 @pytest.fixture(autouse=True)
@@ -258,3 +259,18 @@ def test_loading_a_plan_imports_no_factory(folder):
     with pytest.raises(PlanError, match=r"spy\.py has no 'net'"):
         load_model(plan)
     assert (folder / "imported").exists()
+
+
+def test_names_of_a_model_and_what_they_are(tmp_path):
+    (tmp_path / "tied.py").write_text(
+        "from torch import nn\n\n\nclass Tied(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.e, self.h = nn.Embedding(5, 4), nn.Linear(4, 5)\n        self.h.weight = self.e.weight\n"
+    )
+    plan = Plan.from_dict({"plan": 1, "model": "tied.py:Tied"}, tmp_path)
+    assert module_names(plan) == {
+        "e": "an Embedding",
+        "h": "a Linear",
+        "e.weight": "a tensor of [5, 4] (which is h.weight, too: ask for that)",
+        "h.weight": "a tensor of [5, 4] (which is e.weight, too: ask for that)",
+        "h.bias": "a tensor of [5]",
+    }
