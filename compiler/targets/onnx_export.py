@@ -20,7 +20,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, PlanError, VerifyError, first_line
@@ -168,6 +168,10 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
 
 
 def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
+    for name, module in program.state.items():
+        if isinstance(module, nn.LSTM) and module.proj_size:  # the exporter leaves the projection out
+            message = f"ONNX has no form of an LSTM that projects its state, as {name} does"
+            raise ModelError(message, hint="take 'onnx' out of the exports")
     # A batch of 1 would let the exporter take the 1 for a constant.
     inputs = with_batch(program, max(_batch(program), 2)) if "batch" in dynamic else program.inputs
     dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}

@@ -174,6 +174,21 @@ def test_names_the_operation_without_an_onnx_form(tmp_path):
         export_onnx(program_of(Refused, torch.randn(3, 6, 6)), tmp_path / "model.onnx")
 
 
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.steps, self.head = nn.LSTM(6, 5, proj_size=3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.steps(x)[0].mean(1))
+
+
+def test_names_the_lstm_without_an_onnx_form(tmp_path):
+    with pytest.raises(ModelError, match="ONNX has no form of an LSTM that projects its state, as steps does"):
+        export_onnx(program_of(Projected, torch.randn(3, 4, 6)), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
 @pytest.mark.parametrize("opset", [7, 17, 99])
 def test_refuses_opsets_that_would_silently_become_another(tmp_path, opset):
     with pytest.raises(PlanError, match=f"opset {opset} can't be exported\nhint: valid: 18 to "):
