@@ -117,5 +117,6 @@ _OTHERS: Mapping[str, Callable[..., Any]] = {
     "_softmax": lambda x, dim, _: F.softmax(x, dim),
     "_log_softmax": lambda x, dim, _: F.log_softmax(x, dim),
     "alias": torch.Tensor.detach,
+    "index": lambda x, places: x[tuple(slice(None) if place is None else place for place in places)],
 }
 """Operations of the inner set whose public names are others."""

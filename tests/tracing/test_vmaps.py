@@ -35,6 +35,8 @@ CASES = {
     "two results": lambda s, y: sum(torch.vmap(lambda t: (t.relu(), t.tanh()))(y)),
     "one in another": lambda s, y: torch.vmap(torch.vmap(lambda row: row - row.mean()))(y),
     "a function of torch.nn": lambda s, y: torch.vmap(lambda t: F.conv1d(t, s.b.weight.new_ones(8, 1, 1), groups=8))(y),
+    "an index": lambda s, y: torch.vmap(lambda t: t[torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])])(y),
+    "many weights": lambda s, y: torch.vmap(lambda w: y * w)(torch.stack([s.scale, s.scale * 2])).sum(0),
     "in chunks": lambda s, y: torch.vmap(torch.exp, chunk_size=1)(y),
 }
 
