@@ -221,8 +221,12 @@ def test_an_operator_with_a_name_of_torchs_is_not_taken_for_it(image):
 
 def test_an_unregistered_operator_cannot_be_written(image, tmp_path):
     class Only(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 1)
+
         def forward(self, x):
-            return torch.ops.acme_unregistered.relu(x)
+            return torch.ops.acme_unregistered.relu(self.a(x))
 
     result = compile(Only().eval(), {"plan": 1, "passes": []}, (image,))
     with pytest.raises(ModelError, match=r"calls 'torch\.ops\.acme_unregistered\.relu', which isn't torch's own"):
