@@ -318,6 +318,8 @@ def test_eval_mode_has_none_and_can_still_be_trained():
     model, x = aux(), image()
     slim = compile(model.train(), {"plan": 1, "passes": PASSES}, example_inputs=(x,)).module
     assert model.training
+    assert slim.training, "it is in the mode of the model that was handed over"
+    slim.eval()
     assert torch.equal(slim(x), slim(x))
     assert not hasattr(slim, "aux")
     slim.train()
