@@ -142,13 +142,13 @@ def compile_(
     verbose: Verbose = False,
 ) -> None:
     """Compile a plan: write the slim model, its ONNX file, the lock and the report, or nothing at all."""
-    from prunec.compiler.driver.compile import compile, ready_to_write  # noqa: PLC0415  (imports torch)
-    from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.cli.target import plan_file  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.driver.compile import compile, ready_to_write  # noqa: PLC0415
     from prunec.compiler.report.console import REASONS, show_report  # noqa: PLC0415
     from prunec.compiler.report.progress import Detail, watched  # noqa: PLC0415
 
     detail = Detail.of(quiet, verbose)
-    loaded = Plan.load(plan, overrides or ())
+    loaded = plan_file(plan, overrides)
     ready_to_write(output, loaded)
     with watched(detail) as progress:
         report = compile(None, loaded, progress=progress).write(output)
@@ -158,12 +158,12 @@ def compile_(
 @app.command()
 def check(plan: PlanFile, overrides: Sets = None) -> None:
     """Check a plan against its model, without running the passes."""
-    from prunec.compiler.driver.check import check_plan  # noqa: PLC0415  (imports torch)
-    from prunec.compiler.plan.plan import Plan  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.cli.target import plan_file  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.driver.check import check_plan  # noqa: PLC0415
     from prunec.compiler.report.console import say  # noqa: PLC0415
     from prunec.compiler.report.progress import apart  # noqa: PLC0415
 
-    lines = check_plan(Plan.load(plan, overrides or ()))
+    lines = check_plan(plan_file(plan, overrides))
     while True:
         with apart():
             line = next(lines, None)

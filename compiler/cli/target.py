@@ -49,6 +49,17 @@ def plan_of(target: str, inputs: Sequence[str] | None = None, overrides: Sequenc
     raise _told(path)
 
 
+def plan_file(path: Path, overrides: Sequence[str] | None = None) -> Plan:
+    """The plan of a command that takes no model. Raises `PlanError` where the path is no plan's, and as `Plan.load`."""
+    if path.is_dir():
+        lock = path / LOCK
+        hint = f"name the plan in it: {lock}" if lock.is_file() else _inside(path)
+        raise PlanError(f"{path} is a folder, not a plan", hint=hint)
+    if not path.exists() or path.suffix.lower() in (".py", ".onnx", *WEIGHTS_SUFFIXES):
+        raise _told(path)
+    return Plan.load(path, overrides or ())
+
+
 def is_python(target: str) -> bool:
     """Whether a target is a file of Python without a name in it."""
     return target.lower().endswith(".py") and os.path.isfile(target)

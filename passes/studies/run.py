@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from prunec.compiler.cli.target import plan_file
 from prunec.compiler.emit.output_folder import check_writable, write_atomically
 from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
@@ -51,7 +52,7 @@ class Asked:
         plan: Path, overrides: Sequence[str] | None, folder: Path, command: str, detail: Detail = Detail.STAGES
     ) -> Asked:
         """Load the plan; a folder that can't be written is refused before any work is done. Raises `PrunecError`."""
-        loaded = Plan.load(plan, overrides or ())
+        loaded = plan_file(plan, overrides)
         check_writable(folder, command)
         return Asked(loaded, folder, command, detail)
 

@@ -113,6 +113,26 @@ def test_all_else_is_told_what_to_name(here, target, message, hint):
     assert hint in (caught.value.hint or "")
 
 
+NO_PLANS = [
+    ("out", "out is a folder, not a plan", "name the plan in it: out/plan.lock.json"),
+    (".", ". is a folder, not a plan", "name what is in it: plan.yaml"),
+    ("nets.py", "nets.py is a file of Python", "nets.py:Net"),
+    ("x.onnx", "x.onnx is an ONNX file", "the PyTorch model"),
+    ("x.pth", "x.pth holds weights", "a plan names the code"),
+    ("plans.yaml", "there is no 'plans.yaml'", "did you mean 'plan.yaml'?"),
+]
+
+
+@pytest.mark.parametrize(("target", "message", "hint"), NO_PLANS, ids=[case[0] for case in NO_PLANS])
+@pytest.mark.parametrize("command", ["compile", "check", "sensitivity", "rank"])
+def test_commands_that_take_a_plan_say_what_else_was_named(here, capsys, command, target, message, hint):
+    options = {"compile": ["-o", "new"], "rank": ["--criteria", "l1"]}.get(command, [])
+    assert cli.run([command, target, *options]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert hint in error
+
+
 def test_parts_in_their_places_lead_to_the_lock(here, tmp_path):
     shutil.copy("out/plan.lock.json", tmp_path)
     (tmp_path / "model_backbone.py").write_text("")
