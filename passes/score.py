@@ -19,8 +19,9 @@ would let the layers with the most units, whose shares are small, go first. Loss
 - score: fisher_gate
 - select: {budget: {macs: 50%}, method: knapsack}
 
-By `ranking`, which knows no cost, losses let go what is cheap, and save little. What each keeps of small networks is in
-`benchmarks/README.md`; where there are no data, `l1` is the best of the norms.
+By `ranking`, which knows no cost, losses let go what is cheap, and save little. `taylor` is for ranking, and gives a
+method that adds up the losses that it comes of. What each keeps of small networks is in `benchmarks/README.md`; where
+there are no data, `l1` is the best of the norms.
 
 A criterion that looks at data takes them from the plan's, in evaluation mode and in the data's own order: `batches` or
 `samples` say how much, `memory` bounds what one run may hold. In how many pieces they come makes no difference.
@@ -43,17 +44,18 @@ random                          the control
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.ir.program import IntArray, Note, Program
+from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
 from prunec.passes.calibration.calibration import Bytes, Calibration
-from prunec.passes.criteria.aggregates import Evidence, Scores, normalised
+from prunec.passes.criteria.aggregates import AGGREGATES, Evidence, Scores, normalised
 from prunec.passes.criteria.base import Criterion, Setting
 from prunec.passes.criteria.spelling import Named
 
@@ -131,8 +133,19 @@ class Score(Pass):
                 notes.append(Note(group.name, f"criterion {self.criterion.name} says nothing about it"))
             else:
                 scores[group.name] = normalised(joined, how)
-        scores.doubt = self._doubt(setting.aggregate, how, evidence)
+        scores.losses = self._losses(setting, {name: evidence[name] for name in scores})
+        scores.doubt = "" if scores.losses else self._doubt(setting.aggregate, how, evidence)
         return PassResult(program.with_facts(scores=scores), tuple(notes))
+
+    def _losses(self, setting: Setting, evidence: Mapping[str, Sequence[Evidence]]) -> dict[str, FloatArray] | None:
+        """The losses that the scores come of; None where there are none, or a plan wants them normalised."""
+        sizes, found = {group.name: group.size for group in setting.groups}, dict[str, FloatArray]()
+        for name, parts in evidence.items():
+            told = [replace(part, figures=part.losses) for part in parts if part.losses is not None]
+            if self.normalize not in ("auto", "none") or len(told) < len(parts):
+                return None
+            found[name] = normalised(AGGREGATES["sum"](sizes[name], told), "none")
+        return found
 
     def _doubt(self, aggregate: str, how: str, evidence: Mapping[str, Sequence[Evidence]]) -> str:
         """Why the scores don't add up to a loss; empty where they do."""

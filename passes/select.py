@@ -20,9 +20,9 @@ original units, and 15, 30, 45, 60, 75% are five rounds to a quarter. What `rati
 up: no step that was taken back would still fit. `multiple_of`, `keep_at_least` and `equal_widths` count channels; a
 group that loses nothing keeps its width, whatever that is.
 
-`knapsack`, and `greedy` with `per_cost`, add scores up or divide them by costs. That is for losses (`fisher_gate`,
-`gate`, `oracle`, ... with `normalize: none`); with norms they empty the layers whose units cost most, and a warning
-says so.
+`knapsack`, and `greedy` with `per_cost`, add scores up or divide them by costs. That is for losses: `fisher_gate`,
+`gate`, `oracle`, and those that `taylor` comes of. With norms, and with what a plan normalises, they empty the layers
+whose units cost most, and a warning says so.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Select(Pass):
         if self.units is not None:
             selection = {name: np.unique(np.array(units, dtype=np.int64)) for name, units in self.units.items()}
             return PassResult(program.with_facts(selection=selection))
-        way = self._way(program, context)
+        way = self._way(self._weighed(program, context), context)
         analysis, keep = way.ranking.analysis, way.ranking.keep(way.levels)
         gone = np.bincount(analysis.group_of[~keep], minlength=len(analysis.groups)).tolist()
         cut = [group for group, count in zip(analysis.groups.values(), gone, strict=True) if count]
@@ -229,18 +229,26 @@ class Select(Pass):
         details = {"widths": widths, **way.details}
         return PassResult(program.with_facts(selection=selection), way.notes, details, self._warnings(program, context))
 
+    def _adds(self, context: Context) -> bool:
+        return self.budget is not None and SELECTORS.named(self.method)().adds(self._wishes(context))
+
+    def _weighed(self, program: Program, context: Context) -> Program:
+        """The program with what the method works on: scores, or the losses that they come of if it adds up."""
+        losses = getattr(program.facts["scores"], "losses", None)
+        return program.with_facts(scores=losses) if losses and self._adds(context) else program
+
     def _wishes(self, context: Context) -> Wishes:
         return Wishes(self.scope, self.cost_weight, self.per_cost, context.progress)
 
     def _warnings(self, program: Program, context: Context) -> tuple[str, ...]:
         """What is wrong with scores that a method adds up; scores of unknown kind are taken for losses."""
         doubt = getattr(program.facts["scores"], "doubt", "")
-        if self.budget is None or not doubt or not SELECTORS.named(self.method)().adds(self._wishes(context)):
+        if not doubt or not self._adds(context):
             return ()
         does = "'per_cost' divides scores by costs" if self.per_cost else f"'method: {self.method}' adds scores up"
         return (
             f"select: {does}, and these don't add up to a loss ({doubt}): it empties the layers whose units cost most; "
-            "score by fisher_gate, gate or another loss, with 'normalize: none', or take 'method: ranking'",
+            "score by fisher_gate, taylor or another loss, without 'normalize', or take 'method: ranking'",
         )
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:

@@ -28,6 +28,8 @@ class Evidence:
     source: str
     units: IntArray
     figures: FloatArray
+    losses: FloatArray | None = None
+    """What the loss changes by, where the figures themselves are no losses but come of some."""
 
 
 class Scores(dict[str, FloatArray]):
@@ -35,6 +37,8 @@ class Scores(dict[str, FloatArray]):
 
     doubt: str = ""
     """Why scores of several units don't add up to a loss; empty where they do."""
+    losses: Mapping[str, FloatArray] | None = None
+    """The losses that the scores come of, for who adds up; None where there are none, or the scores are losses."""
 
 
 def _flat(parts: Sequence[Evidence]) -> tuple[IntArray, FloatArray]:

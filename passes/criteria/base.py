@@ -86,13 +86,14 @@ class Setting:
                 read[member.units] = True
         return bool(read[group.free].all())
 
-    def split(self, source: str, figures: FloatArray) -> Iterator[Found]:
+    def split(self, source: str, figures: FloatArray, losses: FloatArray | None = None) -> Iterator[Found]:
         """Figures about all units of the program, [units], as evidence about each group; NaN is left out."""
         for group in self.groups:
             mine = figures[group.where]
             known = np.flatnonzero(~np.isnan(mine))
             if known.size:
-                yield group.name, Evidence(source, known, mine[known])
+                beside = None if losses is None else losses[group.where][known]
+                yield group.name, Evidence(source, known, mine[known], beside)
 
     def join(self, size: int, evidence: Sequence[Evidence]) -> FloatArray:
         """A group's evidence as one score a unit."""

@@ -44,11 +44,16 @@ class Source:
     """[units]: how many elements of a sample a unit has there. Where several reads are one source, it is the most that
     any unit of the group has: a stream's channels that also live in larger maps must not count for less."""
 
-    def evidence(self, setting: Setting, figures: Tensor) -> Iterator[Found]:
-        """Figures, [units] of the source, as evidence about groups."""
+    def evidence(self, setting: Setting, figures: Tensor, losses: Tensor | None = None) -> Iterator[Found]:
+        """Figures, [units] of the source, and the losses that they come of, as evidence about groups."""
+        beside = None if losses is None else self._everywhere(setting, losses)
+        yield from setting.split(self.name, self._everywhere(setting, figures), beside)
+
+    def _everywhere(self, setting: Setting, figures: Tensor) -> FloatArray:
+        """[units of the program]: NaN for those that aren't the source's."""
         everything = np.full(setting.analysis.size, np.nan)
         everything[self.units] = numbers(figures)
-        yield from setting.split(self.name, everything)
+        return everything
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@
     gate             | mean_n t |            the gradient of the gate itself
     fisher_gate      1/2 mean_n t^2          the gate's empirical Fisher information (Theis et al. 2018)
 
+Where figures are added up or held against costs, M is 1: these are the changes of the loss.
+
 C_n is the loss of sample n alone: a mean over the batch would make figures depend on its size.
 """
 
@@ -43,20 +45,21 @@ class Gated(LossCriterion):
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence about the units of every read, from one pass over the data."""
         gates, count = Gates.of(setting, self.joint), 0
-        totals = [torch.zeros(source.units.size, dtype=torch.float64) for source in gates.sources]
+        sizes = [(source.elements, torch.ones(source.units.size)) for source in gates.sources]
+        totals = [torch.zeros(2, source.units.size, dtype=torch.float64) for source in gates.sources]
         for seen in gates.run(product, gates.loss):
             count += seen.piece.count
-            for total, terms, source in zip(totals, seen.terms, gates.sources, strict=True):
-                total += self.each(terms, source.elements).sum(0)
+            for total, terms, elements in zip(totals, seen.terms, sizes, strict=True):
+                total += torch.stack([self.each(terms, each).sum(0) for each in elements])
         for source, total in zip(gates.sources, totals, strict=True):
-            yield from source.evidence(setting, self.whole(total / count))
+            yield from source.evidence(setting, *(self.whole(each / count) for each in total))
 
 
 class Taylor(Gated):
     """The loss's first-order change when the unit goes: absolute value of each sample, then the mean.
 
-    For ranking. Its means over a unit's elements and over groups make it no loss that adds up: the knapsack is for
-    `gate` and `fisher_gate`.
+    For ranking. Its means over a unit's elements and over groups make it no loss; what is added up (by the knapsack)
+    are the changes themselves, mean_n |t|.
     """
 
     name: ClassVar[str] = "taylor"

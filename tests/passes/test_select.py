@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +17,11 @@ from prunec.compiler import compile
 from prunec.compiler.cost.model import cost
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.targets.base import TARGETS
 from prunec.models.data import random
+from prunec.passes.criteria.aggregates import Scores
 from prunec.passes.select import Select
 from prunec.passes.selection.limits import channels_of_a_unit
 
@@ -127,6 +130,32 @@ def test_a_sum_of_what_is_no_loss_is_told(score, why, select):
 @pytest.mark.parametrize("score", ["fisher_gate", "gate", "oracle", "obd_fisher", "taylor_weight", "obd"])
 def test_losses_add_up(score):
     assert warnings_of(score, KNAPSACK) == warnings_of(score, PER_COST) == []
+
+
+@pytest.mark.parametrize("score", ["taylor", "taylor_signed", {"criterion": "taylor", "normalize": "none"}])
+def test_the_losses_behind_scores_are_added_up(score):
+    assert warnings_of(score, KNAPSACK) == warnings_of(score, PER_COST) == []
+    (warning,) = warnings_of({"criterion": "taylor", "normalize": "l2"}, KNAPSACK)
+    assert "taylor is no loss" in warning
+
+
+def test_who_adds_up_works_on_the_losses_that_scores_come_of():
+    program = bare("chain")
+    groups = [group for group in analyse(program).groups.values() if group.free.any()]
+    rng = np.random.default_rng(0)
+    losses = {group.name: rng.random(group.size) for group in groups}
+    scores = Scores({name: found[::-1] for name, found in losses.items()})
+    scores.losses, known = losses, Context(traced=program)
+    for options in (KNAPSACK, PER_COST):
+        found = Select(**options).run(program.with_facts(scores=scores), known).program
+        plain = Select(**options).run(program.with_facts(scores=losses), known).program
+        assert found.facts["scores"] is scores
+        assert {k: v.tolist() for k, v in found.facts["selection"].items()} == {
+            k: v.tolist() for k, v in plain.facts["selection"].items()
+        }
+    ranked = Select(budget={"macs": 0.6}).run(program.with_facts(scores=scores), known).program
+    plain = Select(budget={"macs": 0.6}).run(program.with_facts(scores=dict(scores)), known).program
+    assert str(ranked.facts["selection"]) == str(plain.facts["selection"])
 
 
 @pytest.mark.parametrize("select", [{"budget": {"macs": 0.6}}, {"budget": {"macs": 0.6}, "method": "greedy"}, "50%"])
