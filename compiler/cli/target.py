@@ -38,8 +38,7 @@ _SHOWN: Final = 6
 def plan_of(target: str, inputs: Sequence[str] | None = None, overrides: Sequence[str] | None = None) -> Plan:
     """The plan that a target names. Raises `PlanError` where it names none, and what loading the plan raises."""
     path = Path(target)
-    if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
-        raise PlanError(f"no file has so long a name: {shown(target)}")
+    _check_length(path)
     if path.suffix.lower() in PLAN_SUFFIXES and not path.is_dir():
         return _of_file(path, inputs, overrides)
     if path.is_dir():
@@ -51,6 +50,7 @@ def plan_of(target: str, inputs: Sequence[str] | None = None, overrides: Sequenc
 
 def plan_file(path: Path, overrides: Sequence[str] | None = None) -> Plan:
     """The plan of a command that takes no model. Raises `PlanError` where the path is no plan's, and as `Plan.load`."""
+    _check_length(path)
     if path.is_dir():
         lock = path / LOCK
         hint = f"name the plan in it: {lock}" if lock.is_file() else _inside(path)
@@ -58,6 +58,11 @@ def plan_file(path: Path, overrides: Sequence[str] | None = None) -> Plan:
     if not path.exists() or path.suffix.lower() in (".py", ".onnx", *WEIGHTS_SUFFIXES):
         raise _told(path)
     return Plan.load(path, overrides or ())
+
+
+def _check_length(path: Path) -> None:
+    if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+        raise PlanError(f"no file has so long a name: {shown(str(path))}")
 
 
 def is_python(target: str) -> bool:
@@ -182,6 +187,8 @@ _WANTED: Final = "name a plan (plan.yaml), a model (package.module:name, file.py
 def _told(path: Path) -> PlanError:
     """What a target is that names neither model nor plan, and what to name instead."""
     suffix, beside = path.suffix.lower(), path.parent
+    if path.is_symlink() and not path.exists():
+        return PlanError(f"{path} is a link that leads nowhere", hint=_WANTED)
     if not path.exists():
         return _missing(path)
     if not path.is_file():

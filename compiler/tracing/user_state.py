@@ -86,9 +86,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(numbers[2])
 
 
-def is_users_module(name: str | None) -> bool:
-    """Whether a module (of Python) is the user's, or of a library that models come from."""
-    return name is not None and name.partition(".")[0] not in KNOWN
+def is_users_module(name: object) -> bool:
+    """Whether a module (of Python) is the user's, or of a library that models come from.
+
+    Some classes of C have a descriptor in the place of the name.
+    """
+    return isinstance(name, str) and name.partition(".")[0] not in KNOWN
 
 
 class _Reach:

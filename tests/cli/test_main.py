@@ -271,7 +271,7 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(folder,
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["compile", "nope.yaml"], "can't read the plan nope.yaml: No such file or directory\n"),
+        (["compile", "nope.yaml"], "there is no 'nope.yaml'\nhint: did you mean 'plan.yaml'?\n"),
         (["passes", "selct"], "unknown pass 'selct'\nhint: did you mean 'select'?\n"),
         (
             ["ir", "nets.py:Net"],

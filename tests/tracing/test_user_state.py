@@ -23,7 +23,7 @@ from torch import nn
 from prunec.compiler import compile
 from prunec.compiler.errors import ModelError
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.tracing.user_state import undisturbed
+from prunec.compiler.tracing.user_state import is_users_module, undisturbed
 
 PLAN = {"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}
 
@@ -494,3 +494,9 @@ def test_it_is_cheap():
     with undisturbed(model):
         pass
     assert time.process_time() - start < 0.1, "5 ms on the machine that this was written on"
+
+
+def test_a_class_of_c_may_have_no_module():
+    assert not is_users_module(type.__dict__["__module__"])
+    assert is_users_module("nets")
+    assert not is_users_module("torch.nn")

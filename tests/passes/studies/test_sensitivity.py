@@ -247,7 +247,7 @@ def plans(folder, tmp_path, monkeypatch):
             ["plan.yaml", "-o", "mine"],
             "won't replace 'FOLDER/mine': it holds 'diary.txt', which no sensitivity wrote\n",
         ),
-        (["nope.yaml"], "can't read the plan nope.yaml: No such file or directory\n"),
+        (["nope.yaml"], "there is no 'nope.yaml'\nhint: did you mean 'plan.yaml'?\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
