@@ -33,6 +33,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.modules import module_tensors
+from prunec.compiler.ir.pickled import SlimModule
 from prunec.compiler.ir.train_eval import MODES, Mode, has_both, keep_mode, switching
 
 IntArray = npt.NDArray[np.int64]
@@ -128,8 +129,8 @@ class Program:
 
     def _make_module(self) -> nn.Module:
         if not has_both(self.graph):
-            return self._graph_module_of(fx.GraphModule)
-        halves = {mode: self.half(mode)._graph_module_of(fx.GraphModule) for mode in MODES}
+            return self._graph_module_of(SlimModule)
+        halves = {mode: self.half(mode)._graph_module_of(SlimModule) for mode in MODES}
         return switching(self.name, self.graph_module, halves)
 
     @cached_property

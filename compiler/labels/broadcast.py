@@ -61,6 +61,8 @@ def with_picks(flow: Flow, node: fx.Node) -> list[tuple[Fields, tuple[int, ...]]
     have channels. It is noted as a `Pick`: once channels go, the node reads the columns that are left of it.
     """
     values = node.all_input_nodes
+    for value in values:
+        follow_folded(flow, node, value, tuple(f for other in values if other is not value for f in flow.fields(other)))
     operands = [(flow.fields(value), shape_of_argument(value)) for value in values]
     met = [labels for fields, _ in operands for labels in fields]
     for place, value in enumerate(values if met else ()):
@@ -79,6 +81,35 @@ def with_picks(flow: Flow, node: fx.Node) -> list[tuple[Fields, tuple[int, ...]]
 def operand(flow: Flow, value: object) -> tuple[Fields, tuple[int, ...]]:
     """An argument as `combine` takes it: its fields and its shape."""
     return flow.fields(value), shape_of_argument(value)
+
+
+def follow_folded(flow: Flow, node: fx.Node, blank: object, met: Fields) -> None:
+    """Give zeros that are made for all samples and heads at once, `torch.zeros(n * heads, t, t)`, a label for each head
+    that they meet at `node`: their first dimension lies as that of the field that they meet.
+
+    `blank` is the operand that may be such (`Flow.blanks`), `met` are the other's fields. Only their first reader can
+    say so: what has read them before took them for fixed.
+    """
+    chain = _made_for(flow, node, blank)
+    shape = shape_of_argument(blank)
+    folded = [f for f in met if f.ndim == len(shape) and f.size == f.shape[0] == shape[0] > 1 and comes_again(f, 0)]
+    if chain and len(folded) == 1 and all(labels.shape[0] == 1 for labels in flow.fields(blank)):
+        heads, lies = np.unique(folded[0], return_inverse=True)
+        if len(heads) > 1:
+            own = flow.own(len(heads))[lies].reshape(folded[0].shape)
+            flow.values.update({value: (*flow.fields(value), own) for value in chain})
+
+
+def _made_for(flow: Flow, node: fx.Node, blank: object) -> list[fx.Node]:
+    """The node that makes an operand of zeros, and those that convert it; none where anything else has read them."""
+    chain = [node]
+    while blank in flow.blanks:
+        assert isinstance(blank, fx.Node)
+        if any(user is not chain[-1] and user in flow.values for user in blank.users):
+            return []
+        chain.append(blank)
+        blank = flow.blanks[blank]
+    return chain[1:]
 
 
 def _open_dims(flow: Flow, fields: Fields, shape: tuple[int, ...], met: list[IntArray]) -> Iterator[int]:

@@ -169,6 +169,8 @@ class Flow:
     """(first label, axis) of each run of fresh labels, in rising order."""
     loose: list[range] = field(default_factory=list)
     """Runs of labels of copies that aren't zeros (see `loosen`): no sum may lose one while other terms of it stay."""
+    blanks: dict[fx.Node, fx.Node | None] = field(default_factory=dict)
+    """Zeros that the graph makes, of which nobody misses one that goes -> the zeros that a node converts to these."""
     count: int = 0
     """How many labels there are: the next fresh one."""
     trial: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from prunec.compiler.ir.ops import argument, rank_of, words
+from prunec.compiler.ir.ops import argument, op_name, rank_of, words
 from prunec.compiler.labels.broadcast import combine, with_picks
 from prunec.compiler.labels.flow import Flow, Labelled
 from prunec.compiler.labels.propagate import subject, without_labels
@@ -53,8 +53,12 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
 )
 def converted(flow: Flow, node: fx.Node) -> Labelled:
     """The first operand in another form; of a second one only the type is read."""
-    known = isinstance(node.meta.get("val"), torch.Tensor)
-    return flow.fields(argument(node, 0, "input")) if known else without_labels(flow, node)
+    first = argument(node, 0, "input")
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return without_labels(flow, node)
+    if first in flow.blanks and op_name(node) in ("to", "type_as", "type", "float", "double", "half", "bfloat16"):
+        flow.blanks[node] = first
+    return flow.fields(first)
 
 
 @on_module(

@@ -17,7 +17,7 @@ from torch import fx
 
 from prunec.compiler.ir.ops import argument, elements, op_name, rank_of, shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.broadcast import combine, operand, pin_loose, whole
+from prunec.compiler.labels.broadcast import combine, follow_folded, operand, pin_loose, whole
 from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
 from prunec.compiler.labels.heads import divided
 from prunec.compiler.labels.propagate import count_macs, unknown
@@ -51,7 +51,9 @@ def added_product(flow: Flow, node: fx.Node) -> Labelled:
     left, right = (operand(flow, argument(node, i, name)) for i, name in enumerate(names, start=1))
     shape = shape_of_argument(node)
     fields = _product(flow, node, left, right, len(shape))
-    return combine(flow, node, (operand(flow, argument(node, 0, "input")), (fields, shape)))
+    added = argument(node, 0, "input")
+    follow_folded(flow, node, added, fields)
+    return combine(flow, node, (operand(flow, added), (fields, shape)))
 
 
 @on_op("outer", "ger", carries_copies=True)

@@ -27,7 +27,8 @@ from prunec.compiler.ops.reshape import fitting_sizes
 
 @on_op("zeros", "empty", "new_zeros", "new_empty", "new", carries_copies=True)
 def created(flow: Flow, node: fx.Node) -> Labelled:
-    """New labels along the dimensions that may be channels: the second (the first of a vector) and the last.
+    """New labels along the dimensions that may be channels: the second (the first of a vector) and the last. The first
+    gets them where it meets heads that are folded into it (`broadcast.follow_folded`).
 
     Nobody misses a zero that goes. Other constants (ones) have no labels, and so stay.
     """
@@ -37,6 +38,7 @@ def created(flow: Flow, node: fx.Node) -> Labelled:
         return bare(known)
     if node in flow.parameter_free.filled:  # a table: what meets it picks its columns
         return bare(known)
+    flow.blanks[node] = None
     fields: Fields = ()
     for dim in sorted({min(1, known.ndim - 1), known.ndim - 1}) if known.ndim else ():
         if known.shape[dim] > 1:

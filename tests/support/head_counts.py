@@ -191,6 +191,11 @@ counts(
     lambda m, x: biased(m, x, lambda q: (torch.zeros(q.size(0) // 4, 4, T, T, dtype=q.dtype) + m.t).view(-1, T, T)),
     t=heads_table,
 )
+counts("added to zeros by a product", lambda m, x: _onto(m, x, lambda q: q.new_zeros(x.size(0) * 4, T, T)))
+counts("added to zeros by a size", lambda m, x: _onto(m, x, lambda q: torch.zeros(q.size(0), T, T, dtype=q.dtype)))
+counts("written over what is empty", lambda m, x: _onto(m, x, lambda q: q.new_empty(q.shape[0], T, T), beta=0))
+counts("zeros plus scores", lambda m, x: biased(m, x, lambda q: torch.zeros(q.shape[0], T, T).to(q) + _mean(q)))
+counts("zeros read twice", lambda m, x: _onto(m, x, lambda q: _read(q.new_zeros(q.shape[0], T, T))), heads=0)
 counts("written into zeros", lambda m, x: biased(m, x, lambda q: _written(q, m.t)), t=heads_table, heads=0)
 
 # -- numbers that are no counts --------------------------------------------------------------------------------------
@@ -255,6 +260,22 @@ def _written(q: Tensor, t: Tensor) -> Tensor:
     bias = q.new_zeros(q.size(0), T, T)
     bias[:] = t.repeat(q.size(0) // 4, 1, 1)
     return bias
+
+
+def _onto(m: Any, x: Tensor, made: Callable[[Tensor], Tensor], beta: int = 1) -> Tensor:
+    """Scores that `baddbmm` adds to a tensor made for all heads."""
+    q, k, v = folded(m, x)
+    scores = torch.baddbmm(made(q), q, k.transpose(1, 2), beta=beta, alpha=0.5)
+    return closed(m, unfolded(torch.bmm(scores.softmax(-1), v), x.shape[0]))
+
+
+def _mean(q: Tensor) -> Tensor:
+    return q.mean(-1, keepdim=True)
+
+
+def _read(zeros: Tensor) -> Tensor:
+    """The zeros, after something has read them beside fixed numbers."""
+    return zeros * zeros.exp().mean()
 
 
 def _scaled(m: Any, x: Tensor, scale: Callable[[Tensor], Any]) -> Tensor:

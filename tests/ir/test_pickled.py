@@ -1,0 +1,128 @@
+"""Pickles of slim modules: their graph comes through as it is, with torch alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunec.compiler import compile
+from prunec.compiler.tracing.trace import trace
+
+PLAN = {"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}
+
+
+class Sliced(nn.Module):
+    """Adds as many rows of a table as there are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.register_buffer("table", torch.rand(32, 8))
+
+    def forward(self, x):
+        return self.b(self.a(x) * self.table[: x.shape[1]])
+
+
+class Made(Sliced):
+    """Writes what a layer gives into zeros that are made by sizes."""
+
+    def forward(self, x):
+        y = torch.zeros(x.shape[0], x.shape[1], 8, dtype=x.dtype)
+        y[:, : x.shape[1]] = self.a(x)
+        return {"out": F.max_pool1d(self.b(y), kernel_size=2), "width": [x.size(1) // 2]}
+
+
+class Dropping(Sliced):
+    """Drops elements in train mode."""
+
+    def forward(self, x):
+        return self.b(F.dropout(self.a(x), 0.5, self.training))
+
+
+class Shared(Sliced):
+    """Reads a layer, and the weight of another, that lies in numbered parts, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(nn.Sequential(self.a), nn.ReLU())
+
+    def forward(self, x):
+        return F.linear(self.parts(x) + self.parts[0](x), self.b.weight.abs(), self.b.bias)
+
+
+def made(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+def both(model: nn.Module) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """The slim module, the module that its pickle gives, and an input."""
+    x = torch.rand(2, 5, 6)
+    slim = compile(model, PLAN, example_inputs=(x,)).module
+    return slim, pickle.loads(pickle.dumps(slim)), x
+
+
+@pytest.mark.parametrize("kind", [Sliced, Made, Dropping, Shared])
+@pytest.mark.parametrize("tokens", [5, 7])
+def test_a_pickle_gives_the_same_module(kind, tokens):
+    slim, loaded, _ = both(made(kind))
+    x = torch.rand(3, tokens, 6)
+    torch.testing.assert_close(loaded(x), slim(x), rtol=0, atol=0)
+    assert [node.name for node in loaded.graph.nodes] == [node.name for node in slim.graph.nodes]
+    assert list(loaded.state_dict()) == list(slim.state_dict())
+    assert type(loaded).__name__ == type(slim).__name__ == kind.__name__
+
+
+def test_the_training_flag_is_read_after_loading():
+    slim, loaded, x = both(made(Dropping))
+    assert not torch.equal(loaded.train()(x), slim(x))
+    assert torch.equal(loaded.eval()(x), slim(x))
+
+
+def test_modes_hooks_and_attributes_come_along():
+    slim, _, x = both(made(Shared))
+    slim.parts.train()
+    slim.note = "trained on"
+    slim.a_weight = slim.b.weight
+    loaded = pickle.loads(pickle.dumps(slim))
+    assert (loaded.training, loaded.parts.training, loaded.note) == (False, True, "trained on")
+    assert loaded.a_weight is loaded.b.weight
+    assert torch.equal(loaded(x), slim(x))
+
+
+def test_what_is_loaded_is_traced_scripted_copied_and_saved():
+    slim, loaded, x = both(made(Sliced))
+    with warnings.catch_warnings(action="ignore"):  # torch warns of attributes of its own
+        scripted = torch.jit.script(loaded)
+    for other in (copy.deepcopy(loaded), scripted, trace(loaded, (x,)).module, copy.deepcopy(slim)):
+        assert torch.equal(other(x), slim(x))
+    file = io.BytesIO()
+    torch.save(slim, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), slim(x))
+
+
+def test_a_pickle_needs_torch_alone(tmp_path):
+    slim, _, x = both(made(Sliced))
+    (tmp_path / "slim.pickle").write_bytes(pickle.dumps((slim, x, slim(x))))
+    code = (
+        "import pickle, sys\n"
+        "slim, x, y = pickle.load(open('slim.pickle', 'rb'))\n"
+        "assert slim(x).equal(y)\n"
+        "assert not any(name.partition('.')[0] == 'prunec' for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_long_graph_is_pickled_without_recursion():
+    slim, loaded, _ = both(nn.Sequential(*(nn.Linear(6, 6) if i % 2 else nn.ReLU() for i in range(2000))).eval())
+    assert len(loaded.graph.nodes) == len(slim.graph.nodes)
