@@ -50,7 +50,7 @@ class _Made:
 def _graph(graph: fx.Graph) -> _Made:
     """The calls that make a copy of a graph. They stand in a list, so that no node is pickled inside another."""
     made = _Made(fx.Graph)
-    nodes: dict[fx.Node, _Made] = {}
+    nodes: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         args = fx.node.map_arg((node.args, dict(node.kwargs)), nodes.__getitem__)
         target = node.target if isinstance(node.target, str) else _function(node.target)
