@@ -15,6 +15,8 @@ from typing import Any
 from torch import fx
 from torch.fx.node import _get_qualified_name
 
+from prunec.compiler.ir.keyword_names import reserved, with_readable_code
+
 
 class SlimModule(fx.GraphModule):
     """An `fx.GraphModule` that is pickled with its graph; what is loaded is a plain `fx.GraphModule`."""
@@ -50,6 +52,8 @@ class _Made:
 def _graph(graph: fx.Graph) -> _Made:
     """The calls that make a copy of a graph. They stand in a list, so that no node is pickled inside another."""
     made = _Made(fx.Graph)
+    if names := reserved(graph):  # only such a pickle needs this package
+        made = _Made(with_readable_code, made, names)
     nodes: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         args = fx.node.map_arg((node.args, dict(node.kwargs)), nodes.__getitem__)

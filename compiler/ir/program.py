@@ -32,6 +32,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.granularity import Granularity
+from prunec.compiler.ir.keyword_names import reserved, with_readable_code
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.pickled import SlimModule
 from prunec.compiler.ir.train_eval import MODES, Mode, has_both, keep_mode, switching
@@ -171,7 +172,8 @@ class Program:
 
     def _graph_module_of(self, kind: type[fx.GraphModule]) -> fx.GraphModule:
         with _quiet_getattr(), gc_paused():
-            module = kind({**self.state, "training": self.training}, self.copy_graph(), class_name=self.name)
+            graph = with_readable_code(self.copy_graph(), reserved(self.graph))
+            module = kind({**self.state, "training": self.training}, graph, class_name=self.name)
         module.training = self.training
         for part in module.modules():
             if type(part) is nn.Module:  # fx makes these to hold the parts of a dotted name

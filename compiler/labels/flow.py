@@ -213,6 +213,18 @@ class Flow:
         """
         self.loose.append(range(int(labels.min()), int(labels.max()) + 1))
 
+    def is_settled(self, labels: IntArray) -> bool:
+        """Whether each of a field's `own` labels has been unified with one that isn't, as those of zeros are that
+        channels are written into."""
+        waiting, low, high = np.unique(labels), int(labels.min()), int(labels.max())
+        for pair in self.pairs:
+            for mine, other in ((pair.left, pair.right), (pair.right, pair.left)):
+                if low <= int(mine.max()) and int(mine.min()) <= high and not self.is_own(other):
+                    there = np.broadcast_to(mine, np.broadcast_shapes(mine.shape, other.shape))
+                    channels = np.broadcast_to(other, there.shape) != FIXED
+                    waiting = np.setdiff1d(waiting, there[channels])
+        return not waiting.size
+
     def write(self, axis: Axis, size: int, node: fx.Node, role: str = "writer") -> IntArray:
         """The labels of an axis that produces channels, flat: fresh ones at its first use, the same ones at every
         other."""

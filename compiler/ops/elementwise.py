@@ -24,7 +24,8 @@ from prunec.compiler.labels.registry import on_module, on_op
         iadd isub imul itruediv ifloordiv and or xor invert logical_and logical_or logical_not logical_xor eq ne lt le
         gt ge maximum minimum fmax fmin where masked_fill clamp clip clamp_min clamp_max hardtanh relu relu6 leaky_relu
         elu selu celu gelu silu mish sigmoid hardsigmoid hardswish tanh hardshrink softshrink tanhshrink softplus
-        softsign logsigmoid threshold rrelu exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
+        softsign logsigmoid threshold _threshold rrelu exp exp2 expm1
+        log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
         sinh cosh asin acos atan erf erfc sign floor ceil round trunc frac lerp addcmul addcdiv nan_to_num isnan isinf
         isfinite bitwise_and bitwise_or bitwise_not dropout alpha_dropout feature_dropout feature_alpha_dropout
         dropout1d dropout2d dropout3d positive atan2 hypot subtract multiply divide negative xlogy heaviside copysign
@@ -40,7 +41,8 @@ def elementwise(flow: Flow, node: fx.Node) -> Labelled:
     met = [labels for value in node.all_input_nodes for labels in flow.fields(value)]
     if len(node.all_input_nodes) > 1 and all(map(flow.is_own, met)):
         for labels in fields:  # zeros that something without channels was added to
-            flow.loosen(labels)
+            if not flow.is_settled(labels):
+                flow.loosen(labels)
     return fields
 
 

@@ -4,6 +4,8 @@ copy.deepcopy(x), torch.tensor(x), x.new_tensor(y)      x.detach().clone(), in t
 torch.tensor([x.mean(), x.std()])                       torch.stack([x.mean().detach(), x.std().detach()])
 x.repeat_interleave(counts, 2)                          x.index_select(2, places), where `counts` is known
 x.tensor_split(cuts, 2)                                 x.tensor_split([3, 5], 2), where `cuts` is known
+x.norm(dim=1)                                           torch.norm(x, "fro", 1), which TorchScript takes
+x.bool(), x.bfloat16()                                  x.to(torch.bool), which TorchScript knows, too
 """
 
 from __future__ import annotations
@@ -85,6 +87,17 @@ def _tensor_split(known: Known, x: Tensor, *args: Any, dim: int = 0, **named: An
     return lambda: torch.tensor_split(x, cuts.tolist(), args[1] if len(args) > 1 else dim)
 
 
+def _norm(
+    _: Known, x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Callable[[], Any] | None:
+    return None if dim is None or dtype else lambda: torch.norm(x, p, dim, keepdim)
+
+
+def _cast(dtype: torch.dtype) -> Callable[..., Callable[[], Any] | None]:
+    """The rule of a method that is named after the dtype that it gives."""
+    return lambda _, x, **kwargs: lambda: x.to(dtype, **kwargs)
+
+
 _RULES: Mapping[Any, Callable[..., Callable[[], Any] | None]] = {
     Tensor.__deepcopy__: _deepcopy,
     torch.tensor: _tensor,
@@ -95,4 +108,7 @@ _RULES: Mapping[Any, Callable[..., Callable[[], Any] | None]] = {
     Tensor.repeat_interleave: _repeat_interleave,
     torch.tensor_split: _tensor_split,
     Tensor.tensor_split: _tensor_split,
+    Tensor.norm: _norm,
+    Tensor.bool: _cast(torch.bool),
+    Tensor.bfloat16: _cast(torch.bfloat16),
 }

@@ -31,6 +31,7 @@ from prunec.compiler.ir.wrappers import uncompiled
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
 from prunec.compiler.tracing.either_way import either_way
+from prunec.compiler.tracing.float_arguments import write_floats
 from prunec.compiler.tracing.locations import line_span
 from prunec.compiler.tracing.lowering import plain_linear
 from prunec.compiler.tracing.parametrizations import without_parametrizations
@@ -92,6 +93,7 @@ def recorded(
     if tracer.froze:
         follow_batch(tracer.graph, inputs, lambda others: _run(model, others, mode).graph)
     tracer.constants.fold(tracer.graph)
+    write_floats(tracer.graph)
     tracer.graph.eliminate_dead_code(is_impure)  # lints it first
     _check_inputs_matter(tracer.graph, type(model).__name__)
     _check_not_empty(tracer, type(model).__name__)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from flowing import along, carried, empty_flow, joined, reasons
+from torch import nn
 
+from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.labels.broadcast import combine, is_loose, pin_loose, whole, with_picks
+from prunec.compiler.tracing.trace import trace
 
 GRID = np.arange(8).reshape(1, 2, 1, 4)  # [n, heads, tokens, width]
 SHAPE = (3, 2, 5, 4)
@@ -103,3 +107,42 @@ def test_what_no_parameter_writes_is_picked(shape, free, picks):
     combine(flow, node, operands)
     if picks:
         assert joined(flow) == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+class Degrees(nn.Module):
+    """Sums over neighbours, divided by how many there are; both are added up onto zeros."""
+
+    def __init__(self, made):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.made = nn.Linear(5, 8), nn.Linear(8, 4), made
+
+    def forward(self, x, edges):
+        y = self.a(x)
+        sums = self.made(y).index_add_(0, edges[1], y[edges[0]])
+        degrees = torch.zeros(len(x)).index_add_(0, edges[1], torch.ones(edges.shape[1])).clamp(min=1)
+        return self.b(sums / degrees[:, None])
+
+
+@pytest.mark.parametrize("made", [torch.zeros_like, lambda y: y.new_zeros(y.shape), lambda y: torch.zeros(len(y), 8)])
+def test_zeros_that_channels_are_written_into_go_with_these(made):
+    inputs = (torch.randn(6, 5), torch.randint(0, 6, (2, 9)))
+    assert analyse(trace(Degrees(made).eval(), inputs)).groups["a"].free.sum() == 8
+
+
+def test_zeros_that_are_half_written_into_stay_where_constants_meet_them():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 4), nn.Linear(8, 3)
+
+        def forward(self, x):
+            zeros, ones = torch.zeros(len(x), 8), torch.zeros(len(x), 8) + 1
+            zeros[:, :4] = self.a(x)
+            return self.b(zeros * 2 + ones)
+
+    x = torch.randn(6, 5)
+    program = trace(Half().eval(), (x,))
+    found = analyse(program).groups["a"]
+    assert not found.free.any()
+    assert any("copies" in reason for reason in found.pinned)

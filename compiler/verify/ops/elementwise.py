@@ -26,7 +26,8 @@ from prunec.compiler.verify.table import row
         round floor ceil trunc sign where masked_fill clamp clip clamp_min clamp_max minimum maximum eq ne lt le
         gt ge and_ or_ xor invert not_ logical_and logical_or logical_not isnan isinf nan_to_num lerp addcmul
         addcdiv atan2 fmod remainder mod pos relu relu6 leaky_relu elu selu celu gelu silu mish softplus
-        softsign hardtanh hardsigmoid hardswish hardshrink softshrink tanhshrink threshold logsigmoid rrelu type
+        softsign hardtanh hardsigmoid hardswish hardshrink softshrink tanhshrink threshold _threshold
+        logsigmoid rrelu type
         float half bfloat16 double int long bool contiguous clone detach dropout dropout1d dropout2d dropout3d
         alpha_dropout feature_dropout identity copy requires_grad expand_as absolute acos asin atan cosh sinh
         erfc exp2 bitwise_and bitwise_or bitwise_not copysign fmax fmin frac heaviside hypot isfinite log10
