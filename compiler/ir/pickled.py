@@ -7,6 +7,7 @@ constant. Here a pickle says how the graph is made, node by node, by torch's own
 
 from __future__ import annotations
 
+import copy
 import pkgutil
 from collections.abc import Callable
 from operator import attrgetter, getitem
@@ -16,10 +17,11 @@ from torch import fx
 from torch.fx.node import _get_qualified_name
 
 from prunec.compiler.ir.keyword_names import reserved, with_readable_code
+from prunec.compiler.ir.modules import HOOKS
 
 
 class SlimModule(fx.GraphModule):
-    """An `fx.GraphModule` that is pickled with its graph; what is loaded is a plain `fx.GraphModule`."""
+    """An `fx.GraphModule` that is pickled with its graph, as a plain `fx.GraphModule`, and copied with its hooks."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How a pickle makes the module: its graph, what the graph reads, and then all its attributes."""
@@ -30,6 +32,14 @@ class SlimModule(fx.GraphModule):
             ({name: attrgetter(name)(self) for name in read}, _graph(self.graph), self._name()),
             state,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        """fx's copy, with the hooks and plain attributes that fx leaves out: a region's part is called through one."""
+        made = super().__deepcopy__(memo)
+        for key, value in self.__dict__.items():
+            if key in HOOKS or key not in made.__dict__:
+                made.__dict__[key] = copy.deepcopy(value, memo)
+        return made
 
     def _name(self) -> str:
         return str(self.__class__.__name__)

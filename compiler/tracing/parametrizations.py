@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -97,8 +97,16 @@ def _unparametrize(module: nn.Module) -> None:
     trainable = {name: _trainable(module, f"parametrizations.{name}.") for name in names}
     module.__class__ = type(module).__bases__[0]
     del module._modules["parametrizations"]
+    loading = module._load_state_dict_pre_hooks  # one of weight norm's own puts weights where they no longer are
+    for key in [key for key, found in loading.items() if _module_of(found) == parametrizations.__name__]:
+        del loading[key]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value, requires_grad=trainable[name]))
+
+
+def _module_of(hook: Any) -> str:
+    """The module that has the function of a hook, which torch may have wrapped."""
+    return str(getattr(getattr(hook, "hook", hook), "__module__", ""))
 
 
 def _trainable(module: nn.Module, prefix: str) -> bool:

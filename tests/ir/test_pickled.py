@@ -126,3 +126,26 @@ def test_a_pickle_needs_torch_alone(tmp_path):
 def test_a_long_graph_is_pickled_without_recursion():
     slim, loaded, _ = both(nn.Sequential(*(nn.Linear(6, 6) if i % 2 else nn.ReLU() for i in range(2000))).eval())
     assert len(loaded.graph.nodes) == len(slim.graph.nodes)
+
+
+def test_a_weight_normalised_layer_is_pickled_as_a_plain_one():
+    x = torch.rand(2, 5, 6)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 4)).eval()
+    slim, loaded, _ = both(model)
+    assert torch.equal(loaded(x), slim(x))
+    assert len(model[0]._load_state_dict_pre_hooks) == 1
+
+
+def test_copies_keep_hooks_and_attributes():
+    slim, _, x = both(made(Sliced))
+    y = slim(x)
+    slim.register_forward_pre_hook(lambda _, args, kwargs: ((args[0] * 2,), kwargs), with_kwargs=True)
+    slim.register_forward_hook(lambda _, args, y: y + 1)
+    slim.note = ["kept"]
+    twin = copy.deepcopy(slim)
+    assert torch.equal(twin(x), slim(x))
+    assert not torch.equal(twin(x), y)
+    assert twin.note == ["kept"]
+    assert twin.note is not slim.note
+    twin.a.weight.data.zero_()
+    assert not torch.equal(twin(x), slim(x))
