@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from prunec.compiler.errors import DataError, PrunecError, Span
+from prunec.compiler.errors import DataError, PrunecError, Span, nearest
 from prunec.compiler.ir.inputs import LITERALS, batch_of, called, is_batched, map_tensors, tensors_in
-from prunec.compiler.user_code import fault, running
+from prunec.compiler.user_code import fault, printable, running
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -253,7 +253,9 @@ class Data:
             return given
         with running("the data's splits can't be read", DataError, at=at):
             splits = tuple(split for split in SPLITS if _is_split(_member(given, split)))
-            wrong = None if splits and not isinstance(given, type | nn.Module) else _no_batches(given)
+            wrong = (
+                None if splits and not isinstance(given, type | nn.Module) else _no_splits(given) or _no_batches(given)
+            )
         if wrong is not None:
             raise DataError(f"{subject} {wrong[0]}", at=at, hint=wrong[1])
         return Data(given, splits or SPLITS, not splits, at, seed)
@@ -333,6 +335,27 @@ def _member(given: Any, split: str) -> Any:
 def _is_split(value: Any) -> bool:
     """Whether an attribute is a split: a method, or batches. (A data set of torchvision has a flag `train`.)"""
     return value is not None and (callable(value) or _no_batches(value, False) is None)
+
+
+def _no_splits(given: Any) -> tuple[str, str] | None:
+    """What is wrong with the splits that a value has, or with a dict that has none; None where it may be batches."""
+    if isinstance(given, type | nn.Module):
+        return None
+    for split in SPLITS:
+        value = _member(given, split)
+        wrong = None if value is None else _no_batches(value)
+        if wrong is not None and not isinstance(value, bool | int | str):
+            return f"data whose '{split}' is {wrong[0]}", wrong[1]
+    if not isinstance(given, Mapping):
+        return None
+    none = next((split for split in SPLITS if split in given), None)
+    if none is not None:
+        return f"data whose '{none}' is None", PROTOCOL
+    if not given:
+        return "an empty dict", PROTOCOL
+    names = [printable(str(key)) for key in given]
+    close = next((hint for hint in (nearest(name, SPLITS) for name in names) if hint), PROTOCOL)
+    return f"a dict of {', '.join(map(repr, names[:4]))}, none of which is a split", close
 
 
 def _no_batches(value: Any, kept: bool = True) -> tuple[str, str] | None:

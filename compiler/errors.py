@@ -17,6 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+LONGEST_LINE: Final = 1000
+"""A longer line isn't shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -30,7 +33,7 @@ class Span:
 
     def caret(self) -> str:
         """The line with carets under the stretch, indented by four; an empty string where the text isn't known."""
-        if not self.text.strip():
+        if not self.text.strip() or len(self.text) > LONGEST_LINE:
             return ""
         stripped = self.text.lstrip()
         offset = self.column - 1 - (len(self.text) - len(stripped))

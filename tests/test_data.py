@@ -218,7 +218,7 @@ NO_DATA = {
     "none": (None, "None, which has no batches"),
     "tensor": (X, "an object of type 'Tensor'"),
     "one batch": ((X, Y), "one batch"),
-    "other keys": ({"training": LOADER}, "an object of type 'dict', which has no batches"),
+    "other keys": ({"training": LOADER}, "a dict of 'training', none of which is a split"),
     "class": (Anew, "the class 'Anew'"),
     "function": (endless, "the function 'endless'"),
     "generator": (endless(), "a 'generator', which can be read once"),
@@ -334,3 +334,21 @@ def test_a_batch_that_the_model_cannot_take():
     with pytest.raises(DataError) as caught:
         checked({"pixels": X, "label": Y}, Place()).through(nn.Linear(2, 1))
     assert "a mapping gives forward its arguments by name: pixels, label" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "an empty dict"),
+        ({"tets": []}, "a dict of 'tets', none of which is a split"),
+        ({"test": None}, "data whose 'test' is None"),
+        (
+            {"test": TensorDataset(torch.rand(2, 3), torch.zeros(2))},
+            "data whose 'test' is a data set of single samples",
+        ),
+    ],
+)
+def test_what_is_wrong_with_splits_is_said(given, message) -> None:
+    """A mapping whose splits can't be read isn't told to be no data at all."""
+    with pytest.raises(DataError, match=re.escape(message)):
+        Data.of(given)

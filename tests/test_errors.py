@@ -87,3 +87,7 @@ MANY = [f"name{i}" for i in range(13)]
 )
 def test_a_hint_at_what_is_valid(name, valid, hint):
     assert nearest(name, iter(valid)) == hint
+
+
+def test_a_line_beyond_reading_is_not_shown():
+    assert Span("plan.yaml", 1, 1, 1, "x" * 5000).caret() == ""

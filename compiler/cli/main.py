@@ -150,9 +150,10 @@ def compile_(
     detail = Detail.of(quiet, verbose)
     loaded = plan_file(plan, overrides)
     ready_to_write(output, loaded)
+    folder = output.absolute()  # a factory may change the working directory
     with watched(detail) as progress:
-        report = compile(None, loaded, progress=progress).write(output)
-    show_report(report, output, None if verbose else REASONS)
+        report = compile(None, loaded, progress=progress).write(folder)
+    show_report(report, folder, None if verbose else REASONS, output)
 
 
 @app.command()
@@ -199,6 +200,7 @@ def explain(
         show_definitions(Path(target))
         return
     plan = plan_of(target, inputs, overrides)
+    graph = graph and graph.absolute()  # a factory may change the working directory
     with apart():
         program = load_divided(plan)
         answer = explained(program, group, partial(module_names, plan))

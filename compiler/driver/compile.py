@@ -37,7 +37,7 @@ from prunec.compiler.driver.pass_manager import (
     seconds_since,
 )
 from prunec.compiler.driver.regions import Region, Regions, find_regions
-from prunec.compiler.driver.usable import check_usable
+from prunec.compiler.driver.usable import check_module, check_usable
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights
 from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
@@ -253,6 +253,8 @@ def _subject(
     plan: Plan, model: nn.Module | None, example_inputs: Inputs | None, tell: Tell
 ) -> tuple[nn.Module, Inputs]:
     """The model and its inputs, where they aren't given as the plan names them."""
+    if model is not None:
+        check_module(model)
     found = load_model(plan, tell) if model is None else unwrapped(model, tell)
     return found, inputs_of(plan) if example_inputs is None else example_inputs
 

@@ -8,7 +8,19 @@ from torch._subclasses import FakeTensor
 
 from prunec.compiler.errors import ModelError
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.ir.program import Program
+
+
+def check_module(model: object) -> None:
+    """Raise `ModelError` for what a caller of Python gives as a model and is none."""
+    if not isinstance(model, nn.Module):
+        of = (
+            f"the class '{model.__name__}'"
+            if isinstance(model, type)
+            else f"an object of type '{type(model).__name__}'"
+        )
+        raise ModelError(f"the model must be an nn.Module, got {of}", hint="give a model that is made, such as Net()")
 
 
 def check_usable(program: Program) -> None:
@@ -25,6 +37,8 @@ def check_usable(program: Program) -> None:
             f"{who} no data, only a shape, as on the meta device",
             hint="make the model on the CPU, or give it its weights, before it is compiled",
         )
+    if any(map(_has_no_data, tensors_in(program.inputs))):
+        raise ModelError("the example inputs have no data, only shapes", hint="give tensors with values")
 
 
 def _has_no_data(tensor: torch.Tensor) -> bool:

@@ -384,7 +384,12 @@ def _notes(file: WeightsFile, fit: _Fit, target: _Target) -> Iterator[str]:
 
 
 def _is_rounded(value: torch.Tensor, own: torch.Tensor) -> bool:
-    return value.is_floating_point() and torch.promote_types(value.dtype, own.dtype) != own.dtype
+    if not value.is_floating_point():
+        return False
+    try:
+        return torch.promote_types(value.dtype, own.dtype) != own.dtype
+    except RuntimeError:  # types of eight bits and less, which torch promotes to none
+        return value.element_size() >= own.element_size() and value.dtype != own.dtype
 
 
 def _some(names: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, nearest
+from prunec.compiler.ir.modules import is_scripted
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 """A model's arguments: in order, or by name."""
@@ -90,6 +91,9 @@ def names_in_order(function: Callable[..., Any], count: int) -> tuple[str, ...]:
 
 
 def _named(model: nn.Module, inputs: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+    if is_scripted(model):
+        message = f"{type(model).__name__}: the model is a scripted module"
+        raise ModelError(message, hint="give the module that was scripted instead")
     named = isinstance(inputs, Mapping)
     if not named and not isinstance(inputs, tuple | list):
         message = f"the example inputs must be a tuple of tensors, or a mapping by name, not {type(inputs).__name__}"

@@ -37,7 +37,7 @@ from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_sc
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import is_instance_schema
 
-from prunec.compiler.errors import Span, nearest
+from prunec.compiler.errors import PlanError, Span, nearest
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.pass_base import PASSES, Pass
 from prunec.compiler.plan.options import faults, label, wrong
@@ -143,7 +143,15 @@ class Plan(BaseModel):
         """A plan from whatever names one: itself, a mapping, or a file's path."""
         if isinstance(plan, Plan):
             return plan
-        return cls.from_dict(plan) if isinstance(plan, Mapping) else cls.load(plan)
+        given: Any = plan
+        if isinstance(given, Mapping):
+            return cls.from_dict(given)
+        if isinstance(given, str | os.PathLike):
+            return cls.load(Path(given))
+        message = f"a plan must be a mapping or the path of a file, got an object of type '{type(given).__name__}'"
+        raise PlanError(
+            message, hint="for example: {'plan': 1, 'passes': [{'score': 'l1'}, {'select': '50%'}, 'shrink']}"
+        )
 
     @property
     def file(self) -> str | None:

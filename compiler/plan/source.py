@@ -177,6 +177,8 @@ def read(path: Path) -> Source:
 def read_text(path: Path, what: str) -> str:
     """A file's text. Raises `PlanError` where it can't be read, is too large or isn't UTF-8; `what` is its name."""
     try:
+        if path.is_fifo() and not path.resolve().is_relative_to("/proc"):  # a shell's own pipe has somebody who writes
+            raise PlanError(f"can't read {what} {path}: it is a pipe, which may wait for ever")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # a ValueError is a name that no file can have

@@ -118,10 +118,10 @@ def few(names: Sequence[str], limit: int) -> str:
 # -- the report of a compile ---------------------------------------------------------------------------------------
 
 
-def show_report(report: Report, folder: Path, reasons: int | None = REASONS) -> None:
+def show_report(report: Report, folder: Path, reasons: int | None = REASONS, called: Path | None = None) -> None:
     """The summary, a line for each pass, what was left alone, warnings, and where the artifacts are.
 
-    Of each pass so many reasons are shown, all of them where that is None.
+    Of each pass so many reasons are shown, all of them where that is None. `called` is how the folder was asked for.
     """
     sides = ("before", "after", "change")
     rows: list[list[str | Text]] = [
@@ -138,7 +138,7 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS) -> 
     for warning in report.warnings:
         say(Text(f"warning: {warning}", "yellow"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    say(f"\n{folder}{'' if str(folder).endswith('/') else '/'}: {', '.join(names)}")
+    say(f"\n{str(called or folder).rstrip('/')}/: {', '.join(names)}")
     for alarm in report.alarms:
         say(Text(f"\nWARNING: {alarm}", "bold red"))
 

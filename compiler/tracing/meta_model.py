@@ -117,13 +117,8 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def _blank(name: str, module: nn.Module) -> nn.Module:
-    """An instance of the module's class without attributes; a scripted part itself. Raises `Refused` where the whole
-    model is scripted."""
-    if is_scripted(module):
-        if name:
-            return module
-        raise Refused("the model is a scripted module", "give the module that was scripted instead")
-    return object.__new__(module.__class__)
+    """An instance of the module's class without attributes; a scripted part itself."""
+    return module if is_scripted(module) else object.__new__(module.__class__)
 
 
 _NOT_PLAIN: Final[Mapping[str, Callable[[torch.Tensor], bool]]] = {

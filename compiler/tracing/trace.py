@@ -47,6 +47,9 @@ _ON_SHAPES = (
 )
 
 
+_RENAME = "give it another name in the model, and in its weights"
+
+
 class _Foreign(ModelError):
     """What the user's code or torch's raised, neither of which says what it means for a trace."""
 
@@ -95,6 +98,7 @@ def recorded(
     tracer.constants.fold(tracer.graph)
     write_floats(tracer.graph)
     tracer.graph.eliminate_dead_code(is_impure)  # lints it first
+    _check_names(tracer.graph)
     _check_inputs_matter(tracer.graph, type(model).__name__)
     _check_not_empty(tracer, type(model).__name__)
     return Program(
@@ -147,6 +151,15 @@ def _attempt(
         tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged, answers=answers)
         copy_context().run(tracer.run_forward, inputs, exporting=exporting)  # what it sets in a ContextVar ends with it
     return tracer
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Raise ModelError for a part whose name no code that torch writes for a graph can spell."""
+    for node in graph.nodes:
+        parts = node.target.split(".") if node.op in ("call_module", "get_attr") else ()
+        for part in parts:
+            if not part.isprintable() or '"' in part or "\\" in part:
+                raise ModelError(f"the part {node.target!r} has a name that can't be written in code", hint=_RENAME)
 
 
 def _check_inputs_matter(graph: fx.Graph, name: str) -> None:

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.data import Batch, Data, told
 from prunec.compiler.errors import DataError, PassError
-from prunec.compiler.ir.inputs import batch_of
+from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import ByMode, in_eval
 from prunec.compiler.pass_base import Context
@@ -63,7 +63,7 @@ def _classes(y: Tensor, t: Tensor) -> Tensor:
     """Classes as torch wants them: in int64, and [samples] where they are [samples, 1]. Shares of classes stay."""
     if t.is_floating_point():
         return t
-    return t.long().squeeze(1) if t.shape == (len(y), 1) and y.ndim == 2 else t.long()
+    return t.long().squeeze(1) if y.ndim == 2 and t.shape == (len(y), 1) else t.long()
 
 
 LOSSES: Final[Mapping[str, Loss]] = {
@@ -75,6 +75,9 @@ LOSSES: Final[Mapping[str, Loss]] = {
     ),
 }
 """By the name that a plan uses; `binary_cross_entropy` is of logits."""
+
+_OF_CLASSES: Final = ("cross_entropy", "nll")
+"""Losses that compare classes: of a single one they are zero, whatever the model gives."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Calibration:
             if index == self.batches or done >= wanted:
                 break
             piece = batch.like(program.inputs, device)[: max(0, wanted - done)]
+            if any(x.isnan().any() for x in tensors_in(piece.inputs)):
+                raise piece.place.fault("its inputs hold NaN, of which nothing can be measured")
             step = size or max(piece.count, 1)
             for start in range(0, piece.count, step):
                 yield piece[start : start + step]
@@ -132,11 +137,18 @@ class Calibration:
         return reduce(torch.add, [self._loss(output, labels, piece) for output, labels in pairs])
 
     def _loss(self, output: Tensor, labels: Tensor, piece: Batch) -> Tensor:
+        if self.loss in _OF_CLASSES and (output.ndim < 2 or output.shape[1] < 2):
+            message = f"the loss {self.loss} is of outputs [samples, classes]; the model gives {list(output.shape)}"
+            others = ", ".join(name for name in LOSSES if name not in _OF_CLASSES)
+            raise piece.place.fault(message, f"losses of other outputs: {others}")
         try:
-            return LOSSES[self.loss](output, labels)
+            found = LOSSES[self.loss](output, labels)
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = f"outputs {list(output.shape)} and labels {list(labels.shape)}"
             raise piece.place.fault(f"the loss {self.loss} can't take {shapes}: {error}", _other(self.loss)) from error
+        if found.isnan().any():
+            raise piece.place.fault(f"the loss {self.loss} is NaN{_where_nan(output, labels)}")
+        return found
 
     def _wanted(self) -> int:
         if self.samples is not None:
@@ -159,6 +171,12 @@ def _data(context: Context) -> Data:
         hint = "name a data factory, for example data: prunec.models.data:digits"
         raise PassError("calibration needs data, and the plan has none", keys=("criterion",), hint=hint)
     return Data.of(context.data)
+
+
+def _where_nan(output: Tensor, labels: Tensor) -> str:
+    """Where the NaN of a loss comes from: from the outputs, or from the labels."""
+    values = {"the model's outputs": output, "its labels": labels}
+    return next((f": {what} hold NaN" for what, tensor in values.items() if tensor.isnan().any()), "")
 
 
 def _other(loss: str) -> str:

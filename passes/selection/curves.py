@@ -98,6 +98,10 @@ def read_curves(path: Path, groups: Mapping[str, Group] | None = None) -> list[C
     Raises `PassError` with its place in the file for what can't be read, and for curves of other groups.
     """
     rows = list(_rows(path))
+    if not rows:
+        raise PassError(
+            f"{path} holds the names of columns, and no curve", hint="`prunec sensitivity PLAN` measures them"
+        )
     found: dict[str, tuple[_Row, dict[float, Point]]] = {}
     for row in rows:
         first, points = found.setdefault(row.text("group"), (row, {}))

@@ -44,8 +44,11 @@ class Asked:
 
     plan: Plan
     folder: Path
+    """An absolute path: a factory may change the working directory."""
     command: str
     detail: Detail = Detail.STAGES
+    shown: str = ""
+    """The folder as it was asked for."""
 
     @staticmethod
     def load(
@@ -54,7 +57,7 @@ class Asked:
         """Load the plan; a folder that can't be written is refused before any work is done. Raises `PrunecError`."""
         loaded = plan_file(plan, overrides)
         check_writable(folder, command)
-        return Asked(loaded, folder, command, detail)
+        return Asked(loaded, folder.absolute(), command, detail, f"{str(folder).rstrip('/')}/")
 
     def write(self, files: Mapping[str, Any]) -> None:
         """Write the folder: `files` are names, each with what writes the file to a path."""
@@ -64,7 +67,7 @@ class Asked:
                 write(folder / name)
 
         write_atomically(self.folder, fill, self.command)
-        say(f"\n{str(self.folder).rstrip('/')}/: {', '.join(sorted(files))}")
+        say(f"\n{self.shown or self.folder}: {', '.join(sorted(files))}")
 
 
 # -- sensitivity ---------------------------------------------------------------------------------------------------

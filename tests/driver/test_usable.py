@@ -168,3 +168,48 @@ def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys, ending):
     for command in (["explain", name], ["compile", name], ["compile", "plan.yaml", "-o", name]):
         assert cli.run(command) == 1, command
         assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", [nn.Linear, mlp, "net.py:net"])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(ModelError, match=r"the model must be an nn\.Module, got "):
+        compile(model, HALF, (torch.randn(1, 4),))
+
+
+def test_what_is_no_plan_is_refused():
+    for plan in (None, 5, ["shrink"]):
+        with pytest.raises(PlanError, match="a plan must be a mapping or the path of a file"):
+            compile(mlp(), plan, (torch.randn(1, 4),))
+
+
+def test_example_inputs_without_values_are_refused():
+    with pytest.raises(ModelError, match="the example inputs have no data"):
+        compile(mlp(), HALF, (torch.randn(1, 4, device="meta"),))
+
+
+def test_a_traced_script_is_refused_as_a_scripted_module_is():
+    traced = torch.jit.trace(mlp().eval(), torch.randn(1, 4))
+    with pytest.raises(ModelError, match="the model is a scripted module"):
+        compile(traced, HALF, (torch.randn(1, 4),))
+
+
+def test_a_part_whose_name_no_code_can_hold_is_refused():
+    model = mlp()
+    model.add_module("a\nb", nn.Linear(model[-1].out_features, 2))
+    with pytest.raises(ModelError, match="has a name that can't be written in code"):
+        compile(model, HALF, (torch.randn(1, 4),))
+
+
+def test_a_factory_may_change_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    Path("net.py").write_text(
+        "import os\nfrom torch import nn\n\n\ndef net():\n    os.chdir('elsewhere')\n"
+        "    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+    )
+    Path("plan.yaml").write_text(
+        "plan: 1\nmodel: net.py:net\ninputs: [[1, 4]]\npasses: [score, {select: 50%}, shrink]\n"
+    )
+    assert cli.run(["compile", "plan.yaml", "-q"]) == 0
+    assert (tmp_path / "out" / "model.py").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -491,3 +491,13 @@ def test_what_a_module_saves_beside_tensors_is_given_to_it():
     assert load_model(load("model: {factory: own.py:net, weights: w.pt}\n")).scale == 3
     torch.save(state, "w.pt")
     assert not hasattr(load_model(load("model: {factory: own.py:net, weights: w.pt}\n")), "scale")
+
+
+def test_weights_of_eight_bits_widen_in_silence(parts):
+    state = {
+        key: value.to(torch.float8_e5m2) if value.is_floating_point() else value
+        for key, value in parts.state_dict().items()
+    }
+    model, notes = put(state)
+    assert all(torch.equal(value, state[key].to(value.dtype)) for key, value in model.state_dict().items())
+    assert notes == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 import time
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
-from prunec.compiler.plan.source import parse, plain
+from prunec.compiler.plan.source import parse, plain, read_text
 
 
 def test_json_is_read_like_yaml(load):
@@ -306,3 +307,9 @@ def test_a_link_that_leads_to_itself_is_told_so(load, tmp_path):
     with pytest.raises(PlanError) as caught:
         Plan.from_dict({"plan": 1, "model": "me.py:f"}, folder=tmp_path)
     assert caught.value.hint == "it is a link that leads nowhere"
+
+
+def test_a_pipe_that_nobody_writes_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "plan.yaml")
+    with pytest.raises(PlanError, match="it is a pipe, which may wait for ever"):
+        read_text(tmp_path / "plan.yaml", "the plan")

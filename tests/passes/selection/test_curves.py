@@ -9,7 +9,7 @@ import pytest
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import Group
-from prunec.passes.selection.curves import Curve, Point, held, kept_within
+from prunec.passes.selection.curves import COLUMNS, Curve, Point, held, kept_within, read_curves
 
 
 def curve(*values: float, loss: bool = False) -> Curve:
@@ -67,3 +67,10 @@ def test_a_file_that_is_wrong_is_told_by_line_and_column(tmp_path, monkeypatch, 
     with pytest.raises(PassError) as caught:
         kept_within(Path("s.csv"), "-1pt", {"conv1": Group("conv1", 0, 32, ("",) * 32, (), None)}, ["conv1"])
     assert str(caught.value).startswith(expected)
+
+
+def test_a_file_without_curves_is_refused(tmp_path):
+    file = tmp_path / "curves.csv"
+    file.write_text(",".join(COLUMNS) + "\n")
+    with pytest.raises(PassError, match="holds the names of columns, and no curve"):
+        read_curves(file)
