@@ -80,7 +80,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/labels/grouped.py": "passes/test_axes.py",
     "compiler/labels/known.py": "end_to_end/test_patterns_of_models.py",
     "compiler/labels/propagate.py": "labels/test_flow.py",
-    "compiler/ops/concat.py": "rewrite/test_shrink.py",
     "compiler/ops/conv.py": "rewrite/test_shrink.py",
     "compiler/ops/distance.py": "end_to_end/test_patterns_of_models.py",
     "compiler/ops/elementwise.py": "rewrite/test_shrink.py",

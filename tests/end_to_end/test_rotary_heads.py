@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from oracle import difference, masked, run, selection
 from rotary_nets import ROTARY, Rotary
+from torch import nn
 
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.granularity import Granularity
@@ -64,3 +66,25 @@ def test_heads_that_are_nothing_take_nothing_away(traced):
     inputs = net.inputs(3)
     want = program.module(*inputs).detach()
     assert difference(run(analysis.program, keep, inputs), want) < TOLERANCE
+
+
+class Within(nn.Module):
+    """A network as a part of another: its layers have a dotted name, its nodes none."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.net(*inputs)
+
+
+@pytest.mark.parametrize("name", ["convolution over heads", "batch norm over heads"])
+def test_a_layer_that_heads_share_is_named_by_itself(name):
+    net = ROTARY[name]
+    program = trace(Within(net.build()), net.inputs(2)).derive(granularity=Granularity(attention=(("net.c", "heads"),)))
+    analysis = analyse(program)
+    assert int(analysis.groups[f"net.{net.group}"].free.sum()) == net.heads
+    keep = selection(analysis, 0, 0.5)
+    inputs = net.inputs(3)
+    assert difference(run(program, keep, inputs), masked(program, keep, inputs)) < TOLERANCE
