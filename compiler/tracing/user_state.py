@@ -9,7 +9,8 @@
 
 A tensor of the trace has no data, so that a forward that finds one in its cache fails. What to put back is found before
 the trace: all that the code of the forward can reach through attributes, closures, globals that it names, and the
-methods that it may call (by name, as the types aren't known).
+methods that it may call (by name, as the types aren't known). What objects of other packages hold is put back only
+where a value of the trace stands in it: other threads may be at work there, whose changes aren't ours to undo.
 """
 
 from __future__ import annotations
@@ -101,7 +102,11 @@ class _Reach:
         self._seen: set[int] = set()
         self._kept: list[Any] = []
         """What is in `_seen`, so that no id is used twice."""
-        self._waiting: list[Any] = []
+        self._waiting: list[tuple[Any, bool]] = []
+        self._packages: set[str] = set()
+        """The packages that the model's own classes come from."""
+        self._own = True
+        """Whether what is looked at now is held by the model's own code, and not by another package's objects."""
         self._copied: set[int] = set()
         """The model's own modules: a trace runs copies of these, with tables of their own."""
         self._restore: list[_Restore] = []
@@ -122,20 +127,35 @@ class _Reach:
             return
         self._seen.add(id(value))
         self._kept.append(value)
-        self._waiting.append(value)
+        self._waiting.append((value, self._own))
 
     def search(self, modules: Iterable[nn.Module]) -> None:
         """Follow the modules of a model, and all that these lead to."""
         for module in modules:
             self._copied.add(id(module))
+            self._packages.update(_package(base) for base in type(module).__mro__)
             self.enter(module)
         self._names |= {"forward", "__call__"}
         while self._waiting and len(self._kept) < MOST_OBJECTS:
-            self._visit(self._waiting.pop())
+            value, own = self._waiting.pop()
+            self._own = self._is_own(type(value), own)
+            self._visit(value)
             if not self._waiting:
+                self._own = True
                 self._look_up()
         for namespace, names in self._modules.values():
             self._keep_names(namespace, names)
+
+    def _is_own(self, kind: type, held: bool) -> bool:
+        """Whether an object's changes are the model's: of another package's objects, and what they hold, they aren't
+        sure to be."""
+        if issubclass(kind, nn.Module) or kind in (types.FunctionType, types.MethodType, types.ModuleType):
+            return held
+        return _package(kind) in self._packages if is_users_module(kind.__module__) else held
+
+    def _put_back(self, restore: _Restore, now: Callable[[], Any]) -> None:
+        """Note how something is put back. `now` gives what it holds: of what isn't the model's own that decides."""
+        self._restore.append(restore if self._own else partial(_if_traced, restore, now))
 
     def _look_up(self) -> None:
         """Enter what the names that are known by now mean in the classes and modules that were reached."""
@@ -219,7 +239,7 @@ class _Reach:
         if before is not _MISSING:
             self._hold(partial(setattr, cell, "cell_contents"), before)
             self.enter(before)
-        self._restore.append(partial(_restore_cell, cell, before))
+        self._put_back(partial(_restore_cell, cell, before), lambda: [_content(cell)])
 
     def _class(self, cls: type) -> None:
         """A class's attributes, and its own class. Of its functions, those are followed whose names are mentioned."""
@@ -270,7 +290,7 @@ class _Reach:
         else:
             self._hold(partial(member.__set__, value), before)
             self.enter(before)
-        self._restore.append(partial(_restore_slot, member, value, before))
+        self._put_back(partial(_restore_slot, member, value, before), lambda: [getattr(value, member.__name__, None)])
 
     def _namespace(self, own: dict[str, Any]) -> None:
         if own or id(own) not in self._seen:
@@ -281,32 +301,32 @@ class _Reach:
             self._entries(value)
         elif issubclass(kind, list):
             before = list.copy(value)
-            self._restore.append(partial(_restore_list, value, before))
+            self._put_back(partial(_restore_list, value, before), lambda: list.copy(value))
             for i, item in enumerate(before if len(before) <= MOST_ENTRIES else ()):
                 if type(item) not in _ATOMS:
                     self._hold(partial(list.__setitem__, value, i), item)
                     self.enter(item)
         elif issubclass(kind, set):
-            self._restore.append(partial(_restore_set, value, set.copy(value)))
+            self._put_back(partial(_restore_set, value, set.copy(value)), lambda: list(value))
             self._each(tuple(value) if len(value) <= MOST_ENTRIES else ())
         elif issubclass(kind, deque):
-            self._restore.append(partial(_restore_deque, value, tuple(value)))
+            self._put_back(partial(_restore_deque, value, tuple(value)), lambda: list(value))
             self._each(tuple(value) if len(value) <= MOST_ENTRIES else ())
         elif issubclass(kind, bytearray):
-            self._restore.append(partial(bytearray.__setitem__, value, slice(None), bytes(value)))
+            self._put_back(partial(bytearray.__setitem__, value, slice(None), bytes(value)), list)
         elif issubclass(kind, tuple | frozenset):
             self._each(value)
         elif issubclass(kind, random.Random):
-            self._restore.append(partial(value.setstate, value.getstate()))
+            self._put_back(partial(value.setstate, value.getstate()), list)
         elif issubclass(kind, np.random.Generator):
-            self._restore.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+            self._put_back(partial(setattr, value.bit_generator, "state", value.bit_generator.state), list)
         elif issubclass(kind, torch.Generator):
-            self._restore.append(partial(value.set_state, value.get_state()))
+            self._put_back(partial(value.set_state, value.get_state()), list)
 
     def _entries(self, value: dict[Any, Any]) -> None:
         """A dict's values, or the attributes of an object."""
         before = dict(value)
-        self._restore.append(partial(_restore_dict, value, before))
+        self._put_back(partial(_restore_dict, value, before), lambda: list(dict.values(value)))
         for key, item in before.items() if len(before) <= MOST_ENTRIES else ():
             kind = type(item)
             if kind in _ATOMS or (key in _TABLES and (not item or kind is not OrderedDict)):
@@ -319,7 +339,7 @@ class _Reach:
 
     def _array(self, value: np.ndarray[Any, Any]) -> None:
         if value.size <= MOST_ENTRIES and value.flags.writeable and not value.dtype.hasobject:
-            self._restore.append(partial(np.copyto, value, value.copy()))
+            self._put_back(partial(np.copyto, value, value.copy()), list)
 
     def _keep_names(self, namespace: dict[str, Any], names: Iterable[str]) -> None:
         before = {name: namespace.get(name, _MISSING) for name in names}
@@ -443,6 +463,16 @@ def _wrapped_as(member: Any, function: _Function) -> Any:
     if type(member) is property:
         return property(function, member.fset, member.fdel)
     return type(member)(function) if type(member) in (staticmethod, classmethod) else function
+
+
+def _package(kind: type) -> str:
+    return str(kind.__module__).partition(".")[0]
+
+
+def _if_traced(restore: _Restore, now: Callable[[], Any]) -> None:
+    """Put something back if a value of a trace stands in it."""
+    if any(isinstance(x, Number) or (isinstance(x, torch.Tensor) and x.is_meta) for x in leaves(now())):
+        restore()
 
 
 def _same(now: Iterable[Any], before: Iterable[Any]) -> bool:

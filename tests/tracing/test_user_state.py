@@ -500,3 +500,36 @@ def test_a_class_of_c_may_have_no_module():
     assert not is_users_module(type.__dict__["__module__"])
     assert is_users_module("nets")
     assert not is_users_module("torch.nn")
+
+
+class Queue:
+    """A queue of another package, that its threads write into while a model is traced."""
+
+    def __init__(self) -> None:
+        self.items, self.seen, self.count = deque([1, 2]), {}, 0
+
+
+Queue.__module__ = "acme.queues"
+
+
+class Reaches(nn.Module):
+    """A forward that could reach the queue, and leaves a tensor there."""
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__()
+        self.fc, self.queue, self.calls = nn.Linear(3, 2), queue, []
+
+    def forward(self, x):
+        self.queue.items.append("from a thread")
+        self.queue.seen["last"] = x
+        self.calls.append(1)
+        return self.fc(x)
+
+
+def test_what_other_packages_do_meanwhile_isn_t_undone():
+    queue = Queue()
+    model = Reaches(queue).eval()
+    trace(model, (torch.rand(2, 3),))
+    assert list(queue.items)[:3] == [1, 2, "from a thread"]
+    assert queue.seen == {}  # a tensor without values, which the next forward would read
+    assert model.calls == []
