@@ -217,7 +217,7 @@ def test_data():
 
 def test_data_need_their_splits():
     plan = load("data: nets.py:nothing\n")
-    with pytest.raises(DataError, match="nothing gave an object of type 'dict', which has no batches") as caught:
+    with pytest.raises(DataError, match="nothing gave a dict of 'a', none of which is a split") as caught:
         load_data(plan)
     assert str(caught.value.at) == "plan.yaml:2:7"
 
