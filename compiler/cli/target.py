@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prunec.compiler.cli.python_file import definitions
+from prunec.compiler.emit.output_folder import LOCK
 from prunec.compiler.errors import PlanError, nearest
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.plan.source import shown
@@ -25,7 +26,6 @@ from prunec.compiler.report.console import say, table
 
 PLAN_SUFFIXES: Final = (".yaml", ".yml", ".json")
 WEIGHTS_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".pkl", ".pickle", ".h5", ".npz")
-LOCK: Final = "plan.lock.json"
 REPORT: Final = "report.json"
 
 _INPUT: Final = re.compile(r"(\w+) (\[[\d, ]*\]) (\w+)")

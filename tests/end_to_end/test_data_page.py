@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pages import block_of
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,11 +31,7 @@ def net():
 PASSES = [{"score": "taylor"}, {"select": "25%"}, "shrink"]
 
 
-def block(name: str) -> str:
-    """The fenced block between `<!-- name -->` and `<!-- end -->`."""
-    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- end -->", PAGE, re.DOTALL)
-    assert found, f"docs/data.md has no block '{name}'"
-    return found[1]
+block = partial(block_of, "docs/data.md")
 
 
 @pytest.fixture(autouse=True)

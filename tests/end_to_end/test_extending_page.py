@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from pages import block_of
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,14 +21,9 @@ from prunec.compiler.driver.load import load_model
 from prunec.compiler.plan.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/extending.md").read_text()
 
 
-def block(name: str) -> str:
-    """The fenced block between `<!-- name -->` and `<!-- end -->`."""
-    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- end -->", PAGE, re.DOTALL)
-    assert found, f"docs/extending.md has no block '{name}'"
-    return found[1]
+block = partial(block_of, "docs/extending.md")
 
 
 @pytest.fixture

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
+from pages import block_of
 
 from prunec.compiler.driver.compile import compile, load_program
 from prunec.compiler.groups.analysis import analyse
@@ -18,11 +20,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def block(name: str) -> str:
-    """The fenced block between `<!-- name -->` and `<!-- end -->`."""
-    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- end -->", README, re.DOTALL)
-    assert found, f"README.md has no block '{name}'"
-    return found[1]
+block = partial(block_of, "README.md")
 
 
 def test_the_plan_is_the_file():
