@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial, reduce
 from typing import Any, Final
 
 import torch
@@ -60,6 +60,60 @@ class Marked:
     @property
     def has_removed(self) -> bool:
         return bool((self.marks == REMOVED).any())
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it is a constant everywhere."""
+        return bool((self.marks == FREE).all())
+
+
+class Lines:
+    """Marks of a parameter: one line for each of its axes that lost positions, of which the largest one counts.
+
+    conv.weight [4, 8, 3, 3]    lines [4, 1, 1, 1] and [1, 8, 1, 1]    marks [4, 8, 1, 1]
+    """
+
+    def __init__(self, lines: Sequence[Tensor]) -> None:
+        self.lines = tuple(lines)
+
+    @cached_property
+    def marks(self) -> Tensor:
+        """All marks; made only where a rule asks for them, since a large layer has as many as weights."""
+        return compressed(reduce(torch.maximum, self.lines))
+
+    def lie_along(self, *dims: int) -> bool:
+        """Whether each line lies along one of these dimensions."""
+        return all(any(line.shape[dim] == line.numel() for dim in dims) for line in self.lines)
+
+    def along(self, dim: int) -> Tensor | None:
+        """[size or 1]: the marks along a dimension; None where they differ from place to place along others."""
+        found = torch.full((1,), KEPT, dtype=torch.uint8)
+        for line in self.lines:
+            if line.shape[dim] == line.numel():
+                found = torch.maximum(found, line.flatten())
+            elif line.shape[dim] > 1:
+                return None
+        return found
+
+
+class Lined(Marked):
+    """A parameter with its `Lines`."""
+
+    def __init__(self, data: Tensor, lines: Lines) -> None:
+        self.data, self.lines = data, lines
+
+    @cached_property
+    def marks(self) -> Tensor:  # type: ignore[override]
+        """The marks, compressed."""
+        return self.lines.marks
+
+    @property
+    def has_removed(self) -> bool:
+        return any(bool((line == REMOVED).any()) for line in self.lines.lines)
+
+    @property
+    def is_free(self) -> bool:
+        return False
 
 
 Value = Tensor | Marked
@@ -258,6 +312,26 @@ def contract(call: Call, product: Callable[..., Tensor], *operands: Value, marks
     return call.memo[key]
 
 
+def contract_lined(
+    call: Call, product: Callable[..., Tensor], x: Value, weight: Lined, *, marks: Tensor, across: int
+) -> Tensor | None:
+    """`contract` for a layer whose input has the `marks` [channels] and whose weight has lines: the result's marks,
+    [channels]. The weight's dimension `across` meets the input. None where the lines don't tell all.
+
+    Channels with the same marks stand for each other: a count is asked only whether it is zero. So one of each kind is
+    counted, however large the weight is.
+    """
+    columns, rows = weight.lines.along(across), weight.lines.along(1 - across)
+    if columns is None or rows is None or not weight.lines.lie_along(0, 1):
+        return None
+    kinds = torch.unique(_settled(x, marks).to(torch.int64) * 4 + columns)
+    own, place = torch.unique(rows.expand(weight.data.shape[1 - across]), return_inverse=True)
+    arriving, met = kinds.to(torch.uint8) // 4, kinds.to(torch.uint8) % 4
+    small = torch.maximum(own[:, None], met[None]) if across else torch.maximum(met[:, None], own[None])
+    found = contract(call, product, arriving[None], small, marks=(arriving[None], small))
+    return found.flatten()[place]
+
+
 def _digest(where: str, marks: Sequence[Tensor]) -> bytes:
     """A key for the marks that meet at a node; dimensions of size 1, and expanded ones, count as such."""
     found = hashlib.blake2b(where.encode(), digest_size=16)
@@ -334,7 +408,7 @@ def along_channels(value: Value, rank: int, channel: int = 1) -> Value:
 
 def freely(value: Any) -> Any:
     """The value with every element FREE: for what is computed from constants alone."""
-    if isinstance(value, Marked) and bool((value.marks == FREE).all()):
+    if isinstance(value, Marked) and value.is_free:
         return value
     data = plain(value)
     return constant(data) if isinstance(data, Tensor) else value

@@ -30,7 +30,7 @@ from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.verify import ops  # noqa: F401  (with it come the rows of all operations)
 from prunec.compiler.verify.interpreter import Interpreter, Step, describe
-from prunec.compiler.verify.masks import KEPT, REMOVED, Call, Marked, Value, constant, mark, plain
+from prunec.compiler.verify.masks import KEPT, REMOVED, Call, Lined, Lines, Marked, Value, constant, plain
 from prunec.compiler.verify.names import function_name, method_name, module_name
 from prunec.compiler.verify.table import apply
 
@@ -43,7 +43,7 @@ class MaskedInterpreter(Interpreter):
     """An interpreter whose values carry marks (see `verify.masks`); `marks` are those of parameters, by name."""
 
     def __init__(
-        self, program: Program, dtype: torch.dtype, marks: Mapping[str, Tensor], memo: dict[bytes, Tensor]
+        self, program: Program, dtype: torch.dtype, marks: Mapping[str, Lines], memo: dict[bytes, Tensor]
     ) -> None:
         super().__init__(program, dtype)
         self.marks = marks
@@ -56,7 +56,7 @@ class MaskedInterpreter(Interpreter):
     def load(self, name: str) -> Any:
         value = super().load(name)
         if not isinstance(value, Tensor) or name in self.marks:
-            return value if name not in self.marks else mark(value, self.marks[name])
+            return value if name not in self.marks else Lined(value, self.marks[name])
         return value if isinstance(self.program.tensors[name], nn.Parameter) else constant(value)
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -78,10 +78,10 @@ class MaskedInterpreter(Interpreter):
         return Call(where, function_name(node.target), run, args, kwargs, in_place=in_place, memo=self.memo)
 
     def _own(self, name: str, tensor: Tensor) -> Value:
-        return mark(tensor, self.marks[name]) if name in self.marks else tensor
+        return Lined(tensor, self.marks[name]) if name in self.marks else tensor
 
 
-def parameter_marks(program: Program, removed: Mapping[Axis, IntArray]) -> dict[str, Tensor]:
+def parameter_marks(program: Program, removed: Mapping[Axis, IntArray]) -> dict[str, Lines]:
     """The marks of every tensor that loses positions, by name; a tied tensor has them under each of its names.
 
     An element is removed if its position along any axis is. Along dimension 1 of a grouped convolution's weight,
@@ -90,14 +90,14 @@ def parameter_marks(program: Program, removed: Mapping[Axis, IntArray]) -> dict[
     names: dict[int, list[str]] = {}
     for name, tensor in program.tensors.items():
         names.setdefault(id(tensor), []).append(name)
-    marks: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}
     for axis, positions in removed.items():
         if axis.tensor not in program.tensors:
             raise VerifyError(f"positions of {axis} are removed, but the program has no such tensor")
         lost = _axis_marks(program, axis, positions)
         for name in names[id(program.tensors[axis.tensor])]:
-            marks[name] = torch.maximum(marks[name], lost) if name in marks else lost
-    return marks
+            found.setdefault(name, []).append(lost)
+    return {name: Lines(lines) for name, lines in found.items()}
 
 
 def _axis_marks(program: Program, axis: Axis, positions: IntArray) -> Tensor:
@@ -177,7 +177,7 @@ class Masked(Reference):
         self.memo: dict[bytes, Tensor] = {}
 
     @cached_property
-    def marks(self) -> Mapping[str, Tensor]:
+    def marks(self) -> Mapping[str, Lines]:
         """The marks of the tensors that lose positions, by name."""
         return parameter_marks(self.before, self.removed)
 

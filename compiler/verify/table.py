@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.ir.operations import OPERATIONS
 from prunec.compiler.ir.table import Table
-from prunec.compiler.verify.masks import FREE, Call, Marked, freely, marks_of, plain
+from prunec.compiler.verify.masks import Call, Marked, freely, marks_of, plain
 
 Rule = Callable[[Call], Any]
 
@@ -81,7 +81,7 @@ def apply(call: Call) -> Any:
         return pytree.tree_map(freely, call.plain())
     if not marked and not marks_by_itself(call.name):
         return call.plain()
-    free = len(marked) == len(operands) and all(bool((x.marks == FREE).all()) for x in marked)
+    free = len(marked) == len(operands) and all(x.is_free for x in marked)
     rule = rule_of(call.name)
     if rule is not None:
         value = _written_in_place(call, rule(call))

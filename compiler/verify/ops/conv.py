@@ -22,9 +22,11 @@ from prunec.compiler.verify.masks import (
     FREE,
     REMOVED,
     Call,
+    Lined,
     Marked,
     collapse,
     contract,
+    contract_lined,
     marks_of,
     plain,
     run_zeroed,
@@ -50,13 +52,24 @@ def _convolution(call: Call) -> Any:
     gone, rows = _lost_rows(collapse(call, marks_of(x), mixed, problem), channel)
     arriving = collapse(call, rows, [dim for dim in range(rank) if dim != channel], problem).reshape(1, -1, 1)
     arriving = arriving.expand(1, plain(x).shape[channel], 1)
-    own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), problem).flatten(2)[:, :, :1]
-    own = own.expand(*plain(weight).shape[:2], 1)
-    count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=bound["groups"] or 1)
-    marks = contract(call, count, x, weight, marks=(arriving, own))
+    marks = _counted(call, bound, arriving, transposed)
     channels = Marked(plain(x), arriving.reshape(shape))  # with the free rim of a removed channel
     data = run_zeroed(replace(call, args=(channels, *call.args[1:])))
     return with_bias(call, data, torch.maximum(marks.reshape(shape), gone), bound["bias"], channel=channel)
+
+
+def _counted(call: Call, bound: Mapping[str, Any], arriving: Tensor, transposed: bool) -> Tensor:
+    """[channels]: the marks of the result, where the channels `arriving` [1, channels, 1] meet the weight's."""
+    x, weight, groups = bound["input"], bound["weight"], bound["groups"] or 1
+    if groups == 1 and isinstance(weight, Lined):
+        product = torch.matmul if transposed else F.linear
+        found = contract_lined(call, product, x, weight, marks=arriving.flatten(), across=1 - transposed)
+        if found is not None:
+            return found
+    own = collapse(call, marks_of(weight), range(2, plain(weight).ndim), "the removed elements are no whole channels")
+    own = own.flatten(2)[:, :, :1].expand(*plain(weight).shape[:2], 1)
+    count = partial(F.conv_transpose1d if transposed else F.conv1d, groups=groups)
+    return contract(call, count, x, weight, marks=(arriving, own))
 
 
 def _is_still(bound: Mapping[str, Any], place: int) -> bool:

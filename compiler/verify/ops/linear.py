@@ -14,7 +14,9 @@ import torch.nn.functional as F
 
 from prunec.compiler.verify.masks import (
     Call,
+    Lined,
     contract,
+    contract_lined,
     expanded,
     full_marks,
     mark,
@@ -33,7 +35,13 @@ def _linear(call: Call) -> Any:
     """`F.linear`: counted by the operation itself (`verify.masks.contract`)."""
     bound = call.bind("input", "weight", "bias")
     x, weight = bound["input"], bound["weight"]
-    marks = contract(call, F.linear, x, weight, marks=(expanded(x, *range(plain(x).ndim - 1)), expanded(weight, 0)))
+    arriving, marks = expanded(x, *range(plain(x).ndim - 1)), None
+    if isinstance(weight, Lined) and arriving.numel() == arriving.shape[-1] and plain(weight).ndim == 2:
+        marks = contract_lined(call, F.linear, x, weight, marks=arriving.flatten(), across=1)
+    if marks is None:
+        marks = contract(call, F.linear, x, weight, marks=(arriving, expanded(weight, 0)))
+    else:
+        marks = marks.reshape(*arriving.shape[:-1], -1)
     return with_bias(call, run_zeroed(call), marks, bound["bias"], channel=-1)
 
 
