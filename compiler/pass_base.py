@@ -16,7 +16,7 @@ A pass that changes what is computed sets `rewrites = True`; then the pass manag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
@@ -75,6 +75,8 @@ class Pass(BaseModel, ABC):
     name: ClassVar[str]
     rewrites: ClassVar[bool] = False
     """Whether the pass changes the graph or the parameters, so that its result is verified."""
+    removes: ClassVar[bool] = False
+    """Whether a pass that rewrites takes units out, and does nothing else: the groups before it are those behind it."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Facts that an earlier pass must have given."""
     gives: ClassVar[frozenset[str]] = frozenset()
@@ -97,6 +99,13 @@ class Pass(BaseModel, ABC):
         """
         return
 
+    def check_later(self, program: Program) -> None:
+        """As `check`, for a pass behind others that only take units out: `program` is the one before all of them.
+
+        Raise only what no removal can mend. How much may be gone by then is the program's fact `expected_left`.
+        """
+        return
+
     def remarks(self, program: Program) -> Iterable[Note]:
         """Notes for `prunec check`, without running anything: options that are legal but probably not meant.
 
@@ -107,6 +116,13 @@ class Pass(BaseModel, ABC):
     def foreseen(self, program: Program) -> Program:
         """The program on which `prunec check` checks the options of later passes, without running this one."""
         return program
+
+    def expected(self, program: Program) -> Mapping[str, Any]:
+        """What the checks of later passes may know of this one's result: facts called `expected_...`.
+
+        By default, nothing is known of the facts that it gives.
+        """
+        return {f"expected_{fact}": None for fact in self.gives}
 
     def resources(self) -> frozenset[str]:
         """The resources (`latency`, ...) that this pass looks at, given its options: the report tells how they fare."""

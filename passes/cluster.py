@@ -16,8 +16,8 @@ pinned, counted by a norm over channels, or not in the same places everywhere, n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -30,7 +30,7 @@ from prunec.compiler.groups.patterns import chosen, matching
 from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
-from prunec.compiler.rewrite.merge import Clusters, chi, identical, tidy, unit_rows
+from prunec.compiler.rewrite.merge import Clusters, Counted, chi, identical, tidy, unit_rows
 from prunec.passes.selection.per_group import gone_now
 from prunec.passes.selection.traced import whole_sizes
 
@@ -112,6 +112,22 @@ class Cluster(Pass):
             "chi": chi(program, groups, found),
         }
         return PassResult(program.with_facts(clusters=found), tuple(notes), details)
+
+    def expected(self, program: Program) -> Mapping[str, Any]:
+        """`expected_clusters`: those that the weights decide at once; of k-means, how many are left of how many."""
+        analysis = analyse(program)
+        if self.method == "kmeans":
+            return {"expected_clusters": Counted(self._counts(analysis))}
+        found = _given(analysis, self.clusters) if self.clusters is not None else self._found(analysis, Context())[0]
+        return {"expected_clusters": found}
+
+    def _counts(self, analysis: Analysis) -> Iterator[tuple[str, IntArray, int]]:
+        kind = kinds(analysis)
+        for name, (group, width) in self._targets(analysis).items():
+            parts = _parts(kind[group.where])
+            movable = sum(part.size for part in parts)
+            widths = _shares([part.size for part in parts], width - (group.size - movable)) if parts else []
+            yield from ((name, part, left) for part, left in zip(parts, widths, strict=True))
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """The pass with its clusters spelled out."""

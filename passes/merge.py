@@ -15,7 +15,7 @@ kernels belong to the channel like a batch norm's scale, and nothing is added.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -27,9 +27,21 @@ from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds, unmergeable
 from prunec.compiler.ir.program import Axis, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
-from prunec.compiler.rewrite.merge import Clusters, Gap, Tensors, chi, gaps, producers, representatives
+from prunec.compiler.rewrite.merge import (
+    Clusters,
+    Counted,
+    Gap,
+    Tensors,
+    chi,
+    crowded,
+    gaps,
+    producers,
+    representatives,
+)
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.verify.reference import Reference, Replaced, Same
+
+_WAY_OUT: Final = "train until they agree, or merge their means: {inexact: mean}"
 
 
 class Merge(Pass):
@@ -46,14 +58,35 @@ class Merge(Pass):
     )
     tolerance: float = Field(1e-6, ge=0, description="what counts as different, relative to the tensor's largest value")
 
+    def check(self, program: Program) -> None:
+        """Raise PassError where the weights say that channels of expected clusters differ, and they may not."""
+        expected = program.facts.get("expected_clusters")
+        if self.inexact != "refuse" or expected is None:
+            return
+        groups = analyse(program).groups
+        if not isinstance(expected, Counted):
+            clusters, _ = _mergeable(program.with_facts(clusters=expected))
+            self._refuse_wide(_widest(gap for n, part in clusters.items() for gap in gaps(program, groups[n], part)))
+            return
+        for name, units, count in expected:
+            if different := crowded(program, groups[name], units, count, self.tolerance):
+                raise PassError(
+                    f"group '{name}': {units.size} channels are to become {count}, but {different} of them differ by "
+                    f"more than the tolerance {self.tolerance:.2g}",
+                    hint=_WAY_OUT,
+                )
+
+    def _refuse_wide(self, worst: Gap | None) -> None:
+        if self.inexact == "refuse" and worst is not None and worst.size > self.tolerance:
+            raise _refusal(worst, self.tolerance)
+
     def run(self, program: Program, context: Context) -> PassResult:
         """Merge. Raises PassError where channels differ and may not."""
         analysis = analyse(program)
         clusters, notes = _mergeable(program)
         apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
         worst = _widest(gap for gap in apart.values() if gap)
-        if self.inexact == "refuse" and worst is not None and worst.size > self.tolerance:
-            raise _refusal(worst, self.tolerance)
+        self._refuse_wide(worst)
         details = {
             "removed": {name: sum(len(cluster) - 1 for cluster in part) for name, part in clusters.items()},
             "largest_difference": 0.0 if worst is None else worst.size,
@@ -140,7 +173,7 @@ def _refusal(gap: Gap, tolerance: float) -> PassError:
     return PassError(
         f"group '{gap.group}': the channels of cluster {_spelled(gap.cluster)} aren't identical: they differ by "
         f"{gap.size:.2g} of the largest value of {gap.axis}, more than the tolerance {tolerance:.2g}",
-        hint="train until they agree, or merge their means: {inexact: mean}",
+        hint=_WAY_OUT,
     )
 
 

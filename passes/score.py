@@ -50,6 +50,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
@@ -108,9 +109,15 @@ class Score(Pass):
         return self.criterion.required()
 
     def check(self, program: Program) -> None:
-        """Raise `PassError` where `memory` doesn't hold one sample, or the criterion names what there isn't."""
+        """Raise `PassError` where `memory` doesn't hold one sample, the criterion names what there isn't, or, where it
+        looks at weights alone, finds nothing in this model to go by."""
         self._calibration.check(program)
         self.criterion.check(program)
+        if not (self.criterion.data or self.required()):  # the facts that others need aren't there yet
+            setting = self._setting(program, Context())
+            if setting.groups and next(iter(self.criterion.weigh(setting)), None) is None:
+                message = f"the criterion {self.criterion.name} says nothing about any group of this model"
+                raise PassError(message, keys=("criterion",), hint="l1 scores every group that has weights")
 
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` where the criterion needs what there isn't, `DataError` where the data don't fit."""

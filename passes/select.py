@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -42,7 +42,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.plan.schema import AnyPath
-from prunec.passes.selection.amounts import Budget, Channels, Multiple, each_value, fits, multiple
+from prunec.passes.selection.amounts import Budget, Channels, Multiple, amount, each_value, fits, multiple
 from prunec.passes.selection.budgets import Lifted, check_reach, meet, problem_of
 from prunec.passes.selection.curves import Floor, kept_within
 from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups
@@ -198,11 +198,42 @@ class Select(Pass):
         if self.units is not None:
             self._check_units(program, self.units)
             return
-        scored = program.with_facts(scores={group.name: np.zeros(group.size) for group in groups.values()})
+        scored = _unscored(program)
         if self.budget is None:
             self._way(scored, Context())
-        elif known := {name: amount for name, amount in self.budget.items() if name != "latency"}:  # that is measured
-            check_reach(problem_of(self.ranking(scored), known, Wishes(), Context()), self._lifted(scored))
+            return
+        ranking = self.ranking(scored)
+        if known := self._known_budget():
+            check_reach(problem_of(ranking, known, Wishes(), Context()), self._lifted(scored))
+        latency = self.budget.get("latency")
+        if (
+            latency is not None
+            and not ranking.unit.size
+            and amount(latency).unit == "share"
+            and amount(latency).value < 1
+        ):
+            message = f"the budget can't be met: latency {amount(latency).value:.1%}, but no unit may go"
+            raise PassError(message, keys=("budget", "latency"), hint="`prunec explain` says why each is pinned")
+
+    def expected(self, program: Program) -> Mapping[str, Any]:
+        """`expected_selection`, [units]: which stay even where all go that may."""
+        if self.units is not None:  # in a later round their numbers are those of a program that isn't known
+            return {"expected_selection": None}
+        ranking = self.ranking(_unscored(program))
+        return {"expected_selection": ranking.keep(ranking.steps.levels)}
+
+    def check_later(self, program: Program) -> None:
+        """Raise PassError for a budget that isn't met even where this and all earlier selections take what they may."""
+        known = self._known_budget()
+        left = program.facts.get("expected_left")
+        if known and left is not None:
+            scored = _unscored(program)
+            problem = problem_of(self.ranking(scored), known, Wishes(), Context())
+            check_reach(problem, self._lifted(scored), gone=~left)
+
+    def _known_budget(self) -> dict[str, float | str]:
+        """The budgets but latency's, which has to be measured."""
+        return {name: amount for name, amount in (self.budget or {}).items() if name != "latency"}
 
     def _check_units(self, program: Program, units: Mapping[str, Sequence[int]]) -> None:
         try:
@@ -300,6 +331,12 @@ class Select(Pass):
             return by_counts(ranking, kept_within(self.from_, self.floor, ranking.analysis.groups, ranking.groups))
         assert self.ratio is not None, "exactly one way is given"
         return by_ratio(ranking, self.ratio)
+
+
+def _unscored(program: Program) -> Program:
+    """The program with scores that say nothing, for what holds whatever the scores are."""
+    groups = analyse(program).groups.values()
+    return program.with_facts(scores={group.name: np.zeros(group.size) for group in groups})
 
 
 def _check_scores(analysis: Analysis, scores: object) -> None:

@@ -12,7 +12,7 @@ selection conv1 = [2, 5]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Shrink(Pass):
 
     name: ClassVar[str] = "shrink"
     rewrites: ClassVar[bool] = True
+    removes: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"selection"})
 
     def run(self, program: Program, context: Context) -> PassResult:
@@ -42,6 +43,13 @@ class Shrink(Pass):
         if constant:
             details["constant_units"] = constant
         return PassResult(remove_units(program, keep), details=details, warnings=_told(constant))
+
+    def expected(self, program: Program) -> Mapping[str, Any]:
+        """`expected_left`, [units]: which stay at least, after this and earlier removals."""
+        found = program.facts.get("expected_selection")
+        left = ~analyse(program).free if found is None else found
+        before = program.facts.get("expected_left")
+        return {"expected_left": left if before is None else left & before, "expected_selection": None}
 
     def reference(self, before: Program, after: Program) -> Reference:
         """The old program with the removed channels masked where they are read."""

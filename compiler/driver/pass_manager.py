@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from prunec.compiler.cost.model import cost
 from prunec.compiler.driver.finite import check_stays_finite
 from prunec.compiler.errors import DataError, PassError, PlanError, Span
+from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import names_by_axis
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
@@ -87,19 +89,33 @@ def run_passes(program: Program, steps: Sequence[Step], context: Context, *, unt
 def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:
     """Hold the options against the traced program, as far as the first rewrite; give the steps that were checked.
 
-    Raises `PassError` with its place in the plan.
+    Those behind it, as far as all rewrites only remove units, are asked what no removal can mend. Raises `PassError`
+    with its place in the plan.
     """
     first = next((index for index, step in enumerate(steps) if step.pass_.rewrites), len(steps))
     checked = steps[: first + 1]
     for step in checked:
-        try:
-            with running(f"the pass '{step.pass_.name}' failed", PassError, at=step.at, mixed=True):
-                step.pass_.check(program)
-                program = step.pass_.foreseen(program)
-        except PassError as error:
-            _locate(error, step, Context())
-            raise
+        program = _check_options(step, program)
+    for before, step in pairwise(steps[first:]):
+        known = analyse(program)
+        if before.pass_.rewrites and not before.pass_.removes:
+            break
+        program = _check_options(step, program, later=True)
+        if analyse(program) is not known:  # units are numbered anew
+            break
     return checked
+
+
+def _check_options(step: Step, program: Program, *, later: bool = False) -> Program:
+    """Check a step on a program; give the one that it leaves, so far as that is foreseen."""
+    pass_ = step.pass_
+    try:
+        with running(f"the pass '{pass_.name}' failed", PassError, at=step.at, mixed=True):
+            (pass_.check_later if later else pass_.check)(program)
+            return pass_.foreseen(program).with_facts(**pass_.expected(program))
+    except PassError as error:
+        _locate(error, step, Context())
+        raise
 
 
 def check_ready(program: Program, steps: Sequence[Step], context: Context) -> None:

@@ -24,6 +24,11 @@ from prunec.compiler.ir.program import Axis, IntArray, Program, State
 Clusters = tuple[tuple[int, ...], ...]
 """Units within a group that become one, two or more in each; each cluster sorted, clusters by their smallest unit."""
 
+
+class Counted(tuple[tuple[str, IntArray, int], ...]):
+    """Clusters that aren't known yet: (group, units of one kind, how many clusters they are to become)."""
+
+
 PRODUCERS = frozenset({"writer", "carrier", "buffer"})
 """The roles of axes that decide which values a channel has."""
 
@@ -170,6 +175,15 @@ def gaps(program: Program, group: Group, clusters: Clusters) -> Iterator[Gap]:
         worst = int(apart.argmax())
         scale = float(program.tensors[member.axis.tensor].detach().abs().max()) or 1.0
         yield Gap(float(apart[worst]) / scale, group.name, of_unit[int(member.units[moved[worst]])], member.axis)
+
+
+def crowded(program: Program, group: Group, units: IntArray, count: int, tolerance: float) -> int:
+    """How many of these units differ by more than twice the tolerance from each other, where that is more than `count`:
+    then some cluster of theirs holds a unit that differs from its first by more than the tolerance. 0 where it isn't.
+    """
+    joined = identical(program, group, units, 2 * tolerance)
+    different = len(units) - sum(len(cluster) - 1 for cluster in joined)
+    return different if different > count else 0
 
 
 def identical(program: Program, group: Group, units: IntArray, tolerance: float) -> Clusters:

@@ -17,7 +17,7 @@ import numpy as np
 
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.errors import PassError, PrunecError
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import BoolArray, IntArray
 from prunec.compiler.pass_base import Context
 from prunec.passes.selection.amounts import amount
 from prunec.passes.selection.per_group import Way
@@ -50,10 +50,13 @@ def meet(
     return Way(ranking, levels, (), {"method": method.name, **_reached(problem, levels)})
 
 
-def check_reach(problem: Problem, lifted: Lifted) -> None:
-    """Raise `PassError` where a budget isn't met even with every unit gone that may go."""
+def check_reach(problem: Problem, lifted: Lifted, gone: BoolArray | None = None) -> None:
+    """Raise `PassError` where a budget isn't met even with every unit gone that may go, and those in `gone` as well."""
     least = problem.used(problem.last)
+    keep = None if gone is None else problem.ranking.keep(problem.last) & ~gone
     for number, budget in enumerate(problem.budgets):
+        if keep is not None and budget.resource.of(keep) <= budget.bound + budget.resource.fixed:
+            continue
         if least[number] > budget.bound + budget.resource.fixed:
             raise _out_of_reach(problem, number, least[number], {k: make() for k, make in lifted.items()})
 
