@@ -20,6 +20,7 @@ from prunec.compiler.ir.inputs import Inputs
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.train_eval import MODES, Mode
 from prunec.compiler.tracing.batch_dim import check_batch
+from prunec.compiler.tracing.either_way import unchecked
 from prunec.compiler.tracing.joint_graph import joint_program
 from prunec.compiler.tracing.other_sizes import size_warnings
 from prunec.compiler.tracing.trace import recorded, trace
@@ -73,10 +74,13 @@ def one_result(program: Program) -> bool:
 
 
 def _goes_without(program: Program) -> tuple[str, ...]:
-    if not left_out(program):
-        return ()
-    names = " and ".join(left_out(program))
-    return (f"of what the model gives back, {names} is left out: a graph gives tensors alone",)
+    warnings = []
+    if left_out(program):
+        names = " and ".join(left_out(program))
+        warnings.append(f"of what the model gives back, {names} is left out: a graph gives tensors alone")
+    if places := unchecked(program.graph):
+        warnings.append(f"the slim model goes without the checks of values that raise at {' and '.join(places)}")
+    return tuple(warnings)
 
 
 def _one_result(error: ModelError) -> str:

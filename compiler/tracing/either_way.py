@@ -5,6 +5,12 @@
 
 Values aren't known while a model is traced. So such a forward is traced once for each way that it may take: where all
 give the same graph, it is the model's, whatever the values are. Where they differ, or one fails, it stays refused.
+
+    if (ids >= n).any():
+        raise ValueError("no such word")
+
+A way that ends in a `raise` of the code that asked gives no result that another could differ from: the graph is that of
+the other ways, and goes without this check of values, which is told.
 """
 
 from __future__ import annotations
@@ -20,35 +26,57 @@ from typing import Any
 from torch import fx
 
 from prunec.compiler.errors import ModelError
-from prunec.compiler.ir.graph import is_impure
+from prunec.compiler.ir.graph import is_impure, output_of
+from prunec.compiler.tracing.answers import Answers
 from prunec.compiler.tracing.tracer import Tracer
+from prunec.compiler.user_code import user_span
 
 MOST_WAYS = 16
 """More ways than this aren't tried."""
 
 
-def either_way(attempt: Callable[[Sequence[bool]], Tracer]) -> Tracer | None:
+def either_way(attempt: Callable[[Answers], Tracer]) -> Tracer | None:
     """The trace of a forward that asks for values and gives the same graph whatever they are; None of any other.
 
-    `attempt` traces it with these answers, and False for all further questions; see `Tracer.answered`.
+    `attempt` traces it with such answers. The places of checks that the graph goes without are in `unchecked`.
     """
     waiting: list[tuple[bool, ...]] = [()]
     found: list[tuple[Tracer, str]] = []
+    stopped: dict[str, None] = {}
+    tried = 0
     while waiting:
-        answers = waiting.pop()
-        if len(found) == MOST_WAYS:
+        answers = Answers(waiting.pop())
+        tried += 1
+        if tried > MOST_WAYS:
             return None
         try:
-            with _silent() if found else contextlib.nullcontext():
+            with _silent() if tried > 1 else contextlib.nullcontext():
                 tracer = attempt(answers)
-        except ModelError:
-            return None
-        tracer.graph.eliminate_dead_code(is_impure)
-        found.append((tracer, _form(tracer)))
-        if found[-1][1] != found[0][1]:
-            return None
-        waiting += [(*tracer.answered[:i], True) for i in range(len(answers), len(tracer.answered))]
+        except ModelError as error:
+            if not answers.stops(error.__cause__):
+                return None
+            stopped[_place(error)] = None
+        else:
+            tracer.graph.eliminate_dead_code(is_impure)
+            found.append((tracer, _form(tracer)))
+            if found[-1][1] != found[0][1]:
+                return None
+        waiting += [(*answers.given[:i], True) for i in range(len(answers.planned), len(answers.given))]
+    if not found:
+        return None
+    output_of(found[0][0].graph).meta["unchecked"] = tuple(stopped)
     return found[0][0]
+
+
+def unchecked(graph: fx.Graph) -> Sequence[str]:
+    """The places of checks of values that a graph which was just traced goes without."""
+    places: Sequence[str] = output_of(graph).meta.get("unchecked", ())
+    return places
+
+
+def _place(error: ModelError) -> str:
+    span = user_span(error.__cause__) if error.__cause__ else None
+    return f"{span.file}:{span.line}" if span else ""
 
 
 @contextmanager

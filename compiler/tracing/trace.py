@@ -11,7 +11,6 @@ name of the module whose forward made the node), `at` (file and line) and `mutat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -28,6 +27,7 @@ from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.ir.wrappers import uncompiled
+from prunec.compiler.tracing.answers import Answers
 from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
 from prunec.compiler.tracing.either_way import either_way
@@ -126,7 +126,7 @@ def _run(model: nn.Module, inputs: Arguments, mode: Mode) -> Tracer:
         try:
             return _attempt(model, inputs, mode, exporting=refused, flagged=not unflagged)
         except ModelError:
-            found = either_way(lambda answers: _attempt(model, inputs, mode, exporting=refused, answers=answers))
+            found = either_way(lambda known: _attempt(model, inputs, mode, exporting=refused, answers=known))
             if found is None:
                 raise error from error.__cause__
             return found
@@ -139,7 +139,7 @@ def _attempt(
     *,
     exporting: bool = False,
     flagged: bool = True,
-    answers: Sequence[bool] | None = None,
+    answers: Answers | None = None,
 ) -> Tracer:
     tracer: Tracer | None = None
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunec.compiler.ir.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.ir.modules import to_meta
+from prunec.compiler.tracing.answers import Answers
 from prunec.compiler.tracing.calls import Call, describe, shown_type, with_dtype
 from prunec.compiler.tracing.constant_folding import Constants
 from prunec.compiler.tracing.containers import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
@@ -46,14 +47,13 @@ class Tracer(TorchFunctionMode):
     `training` is the mode whose branches are traced; with `flagged`, reads of `self.training` become nodes. After the
     run, `froze` says whether a size became a plain number, `decided` whether one was compared; `failed` is the first
     exception, and the module that it came from. Where code asks whether values that aren't known are true, it is
-    refused; or it gets `answers`, and False when these are used up. What it got is in `answered`.
+    refused; or it gets `answers`, and False when these are used up. What it got is in `answers.given`.
     """
 
     def __init__(
-        self, model: nn.Module, *, training: bool = False, flagged: bool = True, answers: Sequence[bool] | None = None
+        self, model: nn.Module, *, training: bool = False, flagged: bool = True, answers: Answers | None = None
     ) -> None:
         super().__init__()
-        self.answered: list[bool] = []
         self._answers = answers
         self.graph = fx.Graph()
         self.active = True
@@ -284,18 +284,12 @@ class Tracer(TorchFunctionMode):
             if (single := at_zero(call.name, plain_args)) is not None:
                 return self._runner.call(call, single, plain_kwargs)
             if self._answers is not None and call.decides(args):
-                return self._answer(self._answers)
+                return self._answers.next()
             in_arguments = "Tensor.item() cannot be called" in str(error) and not call.reads_values
             given = () if call.reads_values or in_arguments else shapes_on_data(call.function, plain_args, plain_kwargs)
             if call.reads_values or in_arguments or given or isinstance(error, NotImplementedError):
                 raise Refused(*call.complaint(in_arguments=in_arguments, sized=len(given) > 1)) from error
             raise
-
-    def _answer(self, answers: Sequence[bool]) -> bool:
-        """The next answer to a question for values that aren't known."""
-        done = len(self.answered)
-        self.answered.append(answers[done] if done < len(answers) else False)
-        return self.answered[-1]
 
     def _number(self, tensor: torch.Tensor) -> Any:
         """The number in a constant tensor of one element; any other tensor unchanged."""

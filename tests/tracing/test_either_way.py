@@ -89,22 +89,75 @@ def test_nothing_depends_on_it(case, capsys, caplog):
     assert logging.root.manager.disable == 0
 
 
-def scaled(s, ids):
-    return (lambda y: y * 2) if (ids == 0).any() else None
-
-
 def checked(s, ids):
     if (ids > 8).any():
         raise ValueError("no such word")
 
 
 def asserted(s, ids):
-    assert (ids < 9).all()
+    assert ids.max() < 9
+
+
+def finite(s, ids):
+    if not torch.isfinite(s.word(ids)).all():
+        raise FloatingPointError
+
+
+def two_of_them(s, ids):
+    checked(s, ids)
+    asserted(s, ids)
+    padding(s, ids)
+
+
+def by_a_helper(s, ids):
+    if is_any(ids > 8):
+        raise ValueError("no such word")
+
+
+def is_any(mask):
+    return bool(mask.any())
+
+
+CHECKS = {checked: 1, asserted: 1, finite: 1, two_of_them: 2, by_a_helper: 1}
+
+
+@pytest.mark.parametrize("case", CHECKS)
+def test_checks_that_only_raise_are_left_out_and_told(case):
+    model, ids = Net(case).eval(), torch.randint(1, 9, (2, 6))
+    result = compile(model, PLAN, (ids,))
+    (warning,) = result.findings.warnings
+    assert warning.startswith("the slim model goes without the checks of values that raise at ")
+    assert warning.count(__file__) == CHECKS[case]
+    program, other = trace(model, (ids,)), torch.randint(1, 9, (3, 6))
+    assert torch.equal(program.module(other), model(other))
+
+
+def scaled(s, ids):
+    return (lambda y: y * 2) if (ids == 0).any() else None
 
 
 def other_constant(s, ids):
     row = torch.tensor([1.0, 2.0, 3.0, 4.0]) if (ids == 0).any() else torch.tensor([4.0, 3.0, 2.0, 1.0])
     return lambda y: y * row
+
+
+def fails_in_torch(s, ids):
+    return (lambda y: y.view(7, -1, 99)) if (ids == 0).any() else None
+
+
+def fails_elsewhere(s, ids):
+    if (ids == 0).any():
+        refuse()
+
+
+def refuse():
+    raise ValueError("far from the question")
+
+
+def always(s, ids):
+    if (ids == 0).any():
+        raise ValueError("some")
+    raise ValueError("none")
 
 
 def told(s, ids):
@@ -126,7 +179,9 @@ def too_many(s, ids):
             s.seen += 1
 
 
-@pytest.mark.parametrize("case", [scaled, checked, asserted, other_constant, told, remembered, too_many])
+@pytest.mark.parametrize(
+    "case", [scaled, fails_in_torch, fails_elsewhere, always, other_constant, told, remembered, too_many]
+)
 def test_where_something_depends_on_it_it_is_refused(case):
     with pytest.raises(ModelError, match="a branch depends on the values of a tensor") as caught:
         trace(Net(case).eval(), (torch.randint(1, 9, (2, 6)),))
