@@ -3,25 +3,90 @@
 fx pickles a graph module as its code, and traces that anew to load it. Such a trace knows no sizes, so that code which
 computes with them fails (`self.table[:n]`, `torch.zeros(n, 8)`, `x[i] = y`), and it takes `self.training` for a
 constant. Here a pickle says how the graph is made, node by node, by torch's own functions.
+
+fx also writes and compiles the module's code when it is made. Here that, and the copy of the graph that is the user's
+own, wait until something asks for them: a compile makes more modules than it runs.
 """
 
 from __future__ import annotations
 
 import copy
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter, getitem
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
+from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _assign_attr
 from torch.fx.node import _get_qualified_name
 
 from prunec.compiler.ir.keyword_names import reserved, with_readable_code
 from prunec.compiler.ir.modules import HOOKS
 
 
+class _Deferred:
+    """An attribute of a `SlimModule` that is made when it is first read, and from then on is a plain one."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __get__(self, module: Any, kind: type) -> Any:
+        return self if module is None else self._make(module)
+
+
+class _Unwritten:
+    """Stands for the `forward` of a module whose code isn't written yet, in the class that fx makes for the module.
+
+    Whoever reads it, of the module or of its class (torch's script compiler, a signature), gets the written one.
+    """
+
+    def __init__(self, module: SlimModule) -> None:
+        self._module = module
+
+    def __get__(self, module: Any, kind: type) -> Any:
+        self._module.recompile()
+        return self._module.forward if module is not None else kind.forward  # type: ignore[attr-defined]
+
+
 class SlimModule(fx.GraphModule):
-    """An `fx.GraphModule` that is pickled with its graph, as a plain `fx.GraphModule`, and copied with its hooks."""
+    """An `fx.GraphModule` that is pickled with its graph, as a plain `fx.GraphModule`, and copied with its hooks.
+
+    `graph` makes the module's own graph. `state` holds the leaf modules and tensors that it reads, by dotted names.
+    """
+
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "code"]
+
+    def __init__(
+        self, state: Mapping[str, Any], graph: Callable[[], fx.Graph], class_name: str, training: bool
+    ) -> None:
+        super().__init__({}, fx.Graph(), class_name)
+        self.__dict__["_make_graph"] = graph
+        del self.__dict__["_graph"]
+        self.training = training
+        for name in sorted(state, key=lambda name: name.count(".")):  # a part of a leaf comes after it
+            _attach(self, name, state[name])
+
+    def _own_graph(self) -> fx.Graph:
+        graph: fx.Graph = self.__dict__.pop("_make_graph")()
+        graph.owning_module = self
+        self.__dict__["_graph"] = graph
+        return graph
+
+    _graph = _Deferred(_own_graph)
+
+    def recompile(self) -> PythonCode | None:  # type: ignore[override]
+        """Write the code anew, from the graph; while fx makes the module, nothing is written yet."""
+        if "_tracer_cls" in self.__dict__:
+            return super().recompile()
+        type(self).forward = _Unwritten(self)  # type: ignore[assignment]
+        return None
+
+    @property
+    def code(self) -> str:
+        """The Python code that fx has written for the graph."""
+        _ = self.forward
+        return super().code
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How a pickle makes the module: its graph, what the graph reads, and then all its attributes."""
@@ -35,6 +100,7 @@ class SlimModule(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         """fx's copy, with the hooks and plain attributes that fx leaves out: a region's part is called through one."""
+        _ = self.graph, self.forward
         made = super().__deepcopy__(memo)
         for key, value in self.__dict__.items():
             if key in HOOKS or key not in made.__dict__:
@@ -45,7 +111,23 @@ class SlimModule(fx.GraphModule):
         return str(self.__class__.__name__)
 
 
-_MADE_ANEW = frozenset(["_graph", "_code", "_lineno_map", "_prologue_start"])
+def _attach(root: nn.Module, name: str, value: Any) -> None:
+    """Put a leaf module or a tensor in its place; parts of the name become plain modules in the root's mode."""
+    *parents, last = name.split(".")
+    home = root
+    for part in parents:
+        child = home._modules.get(part)
+        if child is None:
+            home._modules[part] = child = nn.Module()
+            child.training = root.training
+        home = child
+    if isinstance(value, nn.Module):
+        home._modules[last] = value
+    else:
+        _assign_attr(value, home, last)
+
+
+_MADE_ANEW = frozenset(["_graph", "_make_graph", "_code", "_lineno_map", "_prologue_start"])
 """Attributes that fx makes of a graph."""
 
 

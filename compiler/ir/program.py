@@ -130,9 +130,18 @@ class Program:
 
     def _make_module(self) -> nn.Module:
         if not has_both(self.graph):
-            return self._graph_module_of(SlimModule)
-        halves = {mode: self.half(mode)._graph_module_of(SlimModule) for mode in MODES}
+            return self._slim_module()
+        halves = {mode: self.half(mode)._slim_module() for mode in MODES}
         return switching(self.name, self.graph_module, halves)
+
+    def _slim_module(self) -> SlimModule:
+        with gc_paused():
+            read = {str(node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
+            state = {name: value for name, value in self.state.items() if name in read}
+            return SlimModule(state, self._readable_graph, self.name, self.training)
+
+    def _readable_graph(self) -> fx.Graph:
+        return with_readable_code(self.copy_graph(), reserved(self.graph))
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
@@ -140,7 +149,7 @@ class Program:
 
         fx generates its Python code when it is first called, or its `code` is read.
         """
-        return self.cached("graph_module", lambda: self._graph_module_of(_LazyGraphModule))
+        return self.cached("graph_module", self._make_graph_module)
 
     def half(self, mode: Mode) -> Program:
         """For a program of both modes, the program of this mode's result alone; any other program is its own half."""
@@ -170,10 +179,10 @@ class Program:
         keep_mode(graph, mode)
         return self.with_graph(graph, self.state)
 
-    def _graph_module_of(self, kind: type[fx.GraphModule]) -> fx.GraphModule:
+    def _make_graph_module(self) -> fx.GraphModule:
         with _quiet_getattr(), gc_paused():
-            graph = with_readable_code(self.copy_graph(), reserved(self.graph))
-            module = kind({**self.state, "training": self.training}, graph, class_name=self.name)
+            state = {**self.state, "training": self.training}
+            module = _LazyGraphModule(state, self._readable_graph(), class_name=self.name)
         module.training = self.training
         for part in module.modules():
             if type(part) is nn.Module:  # fx makes these to hold the parts of a dotted name

@@ -18,7 +18,7 @@ from torch import fx, nn
 from prunec.compiler.groups.analysis import Analysis, Group, Member
 from prunec.compiler.groups.axis_rows import axis_rows
 from prunec.compiler.groups.balance import NO_UNIT
-from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program
+from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
 from prunec.compiler.verify.interpreter import Interpreter, StepError
 
@@ -53,11 +53,21 @@ def _multiplies(program: Program, member: Member) -> bool:
 def _zero(program: Program, group: Group, member: Member) -> BoolArray:
     """[units of the group]: which of them have zeros alone in the member's tensor; False for those that it hasn't."""
     tensor = program.tensors[member.axis.tensor].detach()
-    rows = axis_rows(program, member.axis, tensor).abs().flatten(1).amax(1) if tensor.numel() else tensor.new_zeros(0)
-    held, zero = np.zeros(group.size, dtype=bool), np.ones(group.size, dtype=bool)
-    held[member.units] = True
-    np.logical_and.at(zero, member.units, (rows == 0).cpu().numpy()[member.positions])
-    return zero & held
+    found = np.zeros(group.size, dtype=bool)
+    if not tensor.numel() or not (empty := _zero_rows(program, member.axis, tensor)[member.positions]).any():
+        return found
+    found[member.units] = True
+    np.logical_and.at(found, member.units, empty)
+    return found
+
+
+def _zero_rows(program: Program, axis: Axis, tensor: torch.Tensor) -> BoolArray:
+    """[positions of the axis]: which hold zeros alone. A tensor none of whose rows begins with a zero isn't read
+    further."""
+    firsts = tensor[tuple(slice(None) if dim == axis.dim else 0 for dim in range(tensor.ndim))]
+    if program.groups_along(axis) == 1 and not (firsts == 0).any():
+        return np.zeros(len(firsts), dtype=bool)
+    return (axis_rows(program, axis, tensor).abs().flatten(1).amax(1) == 0).cpu().numpy()
 
 
 def _constant(analysis: Analysis, candidates: BoolArray) -> BoolArray:
