@@ -165,6 +165,4 @@ def _without_heads(flow: Flow, node: fx.Node, labels: IntArray, inner: Sequence[
     outer = _outer(labels, inner)
     first = labels[tuple(slice(0, 1) if d in outer else slice(None) for d in range(-labels.ndim, 0))]
     flow.squash(labels, first, node)
-    first = np.ascontiguousarray(first)
-    wide = [d for d, size in enumerate(first.shape) if size > 1]
-    return flow.result(first.reshape(-1), first.ndim, wide[0]) if len(wide) == 1 else flow.moved((first,), node)
+    return flow.moved((first,), node)

@@ -63,6 +63,15 @@ def test_how_many_packs_may_leave(pinned, packs):
     assert balance.packs(free) == packs
 
 
+@pytest.mark.parametrize(("pinned", "packs"), [([], 1), ([0], 1), ([4], 1), ([0, 1, 2], 0), ([4, 5], 0)], ids=str)
+def test_a_pack_of_several_of_each_cell_stays(pinned, packs):
+    """Two groups and three groups of twelve: two packs, of which one has to stay."""
+    (balance,) = balances([rows(12, 2), rows(12, 3)])
+    free = np.ones(12, dtype=bool)
+    free[pinned] = False
+    assert balance.packs(free) == packs
+
+
 def test_positions_outside_never_go():
     block = Balanced(np.array([[0, NO_UNIT], [1, 2]]), "a")
     assert block.lost(np.array([False, True, False])).tolist() == [1, 1]

@@ -56,6 +56,11 @@ def test_a_rectangular_block_is_left_alone():
     assert squared(flow_of(same, choice="whole")) == [0, 1]
 
 
+def test_a_block_behind_a_rectangular_one_is_divided_as_the_plan_says():
+    same = np.array([[8, 9], [8, 9]])
+    assert squared(flow_of(same, GRID, choice="whole"))[:8] == ROWS
+
+
 def test_what_shares_a_block_with_fixed_positions_is_pinned():
     block = np.array([[0, FIXED, 1], [2, 3, 4]])
     component, pins = square_blocks(flow_of(block), np.arange(5))

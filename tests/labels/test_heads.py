@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flowing import along, empty_flow, joined, reasons
+from flowing import along, carried, empty_flow, joined, reasons
 
 from prunec.compiler.ir.granularity import Granularity
-from prunec.compiler.labels.heads import by_width
+from prunec.compiler.labels.heads import by_width, divided, shared
 
 QUERY, SHAPE = np.arange(6).reshape(1, 2, 1, 3), (4, 2, 5, 3)  # [n, heads, tokens, width]
 KEY = (QUERY + 6).swapaxes(2, 3)
@@ -64,3 +64,37 @@ def test_a_product_without_heads_is_not_divided():
     flow, operands = product("", ((along(1, 2, 0, 1, 2),), (5, 3)), ((), (3, 5)))
     assert len(operands) == 2
     assert flow.divided == {}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["grid first", "line first"])
+def test_heads_that_a_gate_of_heads_meets_go_as_a_whole(turned):
+    """The gate is a parameter with one label a head: what it meets has no widths to choose from any more."""
+    gate = along(1, 4, 6, 7)
+    flow, node = empty_flow(12)
+    operands = [((QUERY,), SHAPE), ((gate,), (4, 2, 5, 5))]
+    found = divided(flow, node, operands[::-1] if turned else operands, INNER)
+    assert joined(flow)[:6] == [0, 0, 0, 3, 3, 3]
+    assert [fields[0].shape for fields, _ in found][turned] == (1, 2, 1, 1)
+    assert [fields[0] is gate for fields, _ in found] == [turned, not turned]
+
+
+def test_a_product_of_heads_that_meets_no_other_head_keeps_its_widths():
+    flow, node = empty_flow(12)
+    found = divided(flow, node, [((QUERY,), SHAPE), ((), (3, 5))], INNER)
+    assert found[0][0][0] is QUERY
+    assert flow.pairs == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "dim", "heads"),
+    [(QUERY, 3, "2 heads of 3"), (along(1, 4, 6, 7), 3, ""), (QUERY.swapaxes(2, 3), 2, "2 heads of 3"), (QUERY, 2, "")],
+    ids=["heads and widths", "heads alone", "over tokens of each head", "pixels made of channels"],
+)
+def test_a_layer_that_heads_share(labels, dim, heads):
+    """Only what varies over heads and over the dimension that the layer reads is divided by heads there."""
+    flow, node = empty_flow(12)
+    flow.program = flow.program.derive(granularity=Granularity(attention=(("here", "heads"),)))
+    fields = shared(flow, node, carried(flow, SHAPE, labels), dim)
+    assert [block.shape for block in flow.divided.values()] == ([heads] if heads else [])
+    assert joined(flow)[:6] == ([0, 0, 0, 3, 3, 3] if heads else [0, 1, 2, 3, 4, 5])
+    assert heads or fields[0] is labels

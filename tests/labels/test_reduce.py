@@ -54,3 +54,16 @@ def test_copies_are_not_added_up():
     flow.loosen(CHANNELS)
     added_up(flow, node, carried(flow, (2, 4, 5), CHANNELS), [1])
     assert reasons(flow) == ["is one of several copies that here adds up"]
+
+
+def test_what_lies_beside_the_dimension_stays_behind_what_goes():
+    """Of two kinds of channels, along two dimensions, the one that isn't taken together keeps its labels."""
+    rows, columns = along(1, 3, 0, 1), along(2, 3, 2, 3)
+    flow, node = empty_flow(4)
+    (left,) = mixed(flow, node, carried(flow, (2, 2, 2), rows, columns), [1], "is sorted")
+    assert left is columns
+    assert joined(flow) == [FIXED, FIXED, 2, 3]
+    flow, node = empty_flow(4)
+    (left,) = added_up(flow, node, carried(flow, (2, 2, 2), rows, columns), [1])
+    assert left is columns
+    assert joined(flow) == [0, 1, 2, 3]

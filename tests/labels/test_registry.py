@@ -34,6 +34,11 @@ CARRIED = {
     "the same, repeated": lambda m, x: m.b(m.a(x) * m.g(x).sigmoid().repeat(1, 8, 1, 1)),
     "the same, element by element": lambda m, x: m.b(m.a(x) * (-m.g(x).expand(-1, 8, -1, -1)).sigmoid()),
     "picked from": lambda m, x: m.b(m.a(x) * m.g(x).expand(-1, 8, -1, -1)[:, :8]),
+    "padded": lambda m, x: m.b(F.pad(m.a(x), (1, 1)) * F.pad(m.g(x).expand(-1, 8, -1, -1), (1, 1))),
+    "stacked": lambda m, x: m.b(m.a(x) * torch.stack([m.g(x).expand(-1, 8, -1, -1)] * 2, 1).sum(1)),
+    "as complex numbers": lambda m, x: m.b(
+        m.a(x) * torch.view_as_complex(m.g(x)[..., None].expand(-1, 8, -1, -1, 2).contiguous()).real
+    ),
     "pooled": lambda m, x: m.b(m.a(x) * F.avg_pool2d(m.g(x).expand(-1, 8, -1, -1), 1)),
     "put together": lambda m, x: m.b(
         m.a(x) * torch.cat([m.g(x).expand(-1, 4, -1, -1), m.g(x).expand(-1, 4, -1, -1)], 1)

@@ -194,6 +194,14 @@ def test_an_override(load, override, keys, value):
     assert found == value
 
 
+@pytest.mark.parametrize("keys", [("alpha",), ("model",), ("seed",), ("zeta", "inner")], ids=str)
+def test_an_override_leaves_the_places_of_other_keys(keys):
+    source = parse("alpha: {deep: 1}\nmodel: {args: {n: 1}}\nseed: 2\nzeta: {inner: {k: 3}}\n", "plan.yaml")
+    before = source.locate(keys, on_key=True)
+    assert before is not None
+    assert source.with_override("model.args.n=4").locate(keys, on_key=True) == before
+
+
 def test_later_overrides_win(load):
     assert load(BASE, "seed=7", "passes.0.pick.keep=2", "seed=8").seed == 8
 

@@ -111,6 +111,13 @@ def test_units_that_agree_are_found():
     assert identical(program, group, np.array([1, 2]), 0.0) == ()
 
 
+def test_units_whose_biases_are_all_zero_are_compared_by_their_weights():
+    program, group = flattened()
+    alike(program)
+    program.tensors["a.bias"].data.zero_()
+    assert identical(program, group, np.arange(4), 0.0) == ((0, 2),)
+
+
 def test_how_far_a_cluster_is_from_its_first_unit():
     program, group = flattened()
     alike(program)

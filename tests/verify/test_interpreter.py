@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from slimmed_by_hand import Chain, Net, program_of, seeded
 from torch import Tensor, nn
 
-from prunec.compiler.verify.interpreter import Interpreter
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.interpreter import Interpreter, describe
 from prunec.compiler.verify.reference import Same
 from prunec.compiler.verify.verify import verify
 
@@ -39,3 +40,26 @@ def test_values_are_freed_after_their_last_use():
         del value
         assert sum(ref() is not None for ref in alive) <= 2
     assert len(alive) == 7
+
+
+def test_a_node_is_told_with_what_it_calls():
+    class Calling(Net):
+        def forward(self, x):
+            return F.relu(self.fc(x)).neg()
+
+    program = program_of(Calling(fc=nn.Linear(4, 3)), torch.ones(2, 4))
+    told = [describe(node) for node in program.graph.nodes if node.op.startswith("call")]
+    assert told == ["node 'fc' (fc)", "node 'relu' (relu)", "node 'neg' (neg)"]
+
+
+def test_a_scripted_part_runs_on_other_values_and_keeps_its_own():
+    model = Chain(scripted=torch.jit.script(nn.Linear(4, 3)), last=nn.Linear(3, 2)).eval()
+    program = trace(model, (torch.ones(2, 4),))
+    other = torch.full((3, 4), 0.25)
+    kept = model.scripted.weight.detach().clone()
+    x = torch.rand(2, 4)
+    got = Interpreter(program, torch.float64, {"scripted.weight": other}).run((x,))
+    hidden = F.linear(x.double(), other.double(), model.scripted.bias.double())
+    want = F.linear(hidden, *map(Tensor.double, model.last.parameters()))
+    torch.testing.assert_close(got, want.detach())
+    assert torch.equal(model.scripted.weight, kept)
