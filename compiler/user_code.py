@@ -27,7 +27,7 @@ from functools import cache, partial
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-from prunec.compiler.errors import PlanError, PrunecError, Span
+from prunec.compiler.errors import DataError, PassError, PlanError, PrunecError, Span
 
 LONGEST: Final = 2000
 """Characters of a foreign exception's text that are shown."""
@@ -69,6 +69,8 @@ class running:
 
     def __exit__(self, _: Any, error: BaseException | None, trace: TracebackType | None) -> None:
         stopped = _stopped(error, self._watches)
+        if isinstance(error, PrunecError) and not isinstance(error, PassError | DataError) and _raised_by_user(trace):
+            error.at = error.at or user_span(error)  # those of passes and data get their place in the plan
         if error is None or isinstance(error, self.passing):
             return
         if stopped:
@@ -138,8 +140,15 @@ def _in_main_thread() -> bool:
 def told(error: BaseException) -> str:
     """Type and text of any exception; of a group, those of the first ones in it, too. Never raises."""
     name, text = name_of(error), text_of(error)
+    notes = [printable(note) for note in _notes(error)]
     listed = [told(each) for each in error.exceptions[:LISTED]] if isinstance(error, BaseExceptionGroup) else []
-    return ": ".join(part for part in (name, text, "; ".join(listed)) if part)
+    return ": ".join(part for part in (name, "\n".join([text, *notes]).strip(), "; ".join(listed)) if part)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What `add_note` has put beside an exception's text."""
+    notes = getattr(error, "__notes__", None)
+    return [note for note in notes if isinstance(note, str)][:LISTED] if isinstance(notes, list) else []
 
 
 def name_of(error: BaseException) -> str:
@@ -256,6 +265,14 @@ def is_users_fault(trace: TracebackType | None) -> bool:
     """Whether the innermost frame that is ours or the user's own is the user's."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
     return next((not is_ours(f) for f in reversed(files) if is_ours(f) or (is_users(f) and not is_library(f))), False)
+
+
+def _raised_by_user(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame is the user's own: an error of ours that our code raises has its place already."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = trace.tb_frame.f_code.co_filename if trace else ""
+    return bool(file) and is_users(file) and not is_library(file)
 
 
 def user_span(error: BaseException) -> Span | None:

@@ -277,3 +277,16 @@ def test_what_a_worker_raised_is_told_without_its_traceback():
     line = Torn.__getitem__.__code__.co_firstlineno + 1
     words = "Caught ValueError in DataLoader worker process 0: ValueError: torn\npage"
     assert caught.value.message == f"the data failed: ValueError: {words} ({__file__}:{line}, in __getitem__)"
+
+
+def test_notes_beside_an_exception_are_told():
+    error = ValueError("no such word")
+    error.add_note("look into words.txt")
+    assert told(error) == "ValueError: no such word\nlook into words.txt"
+
+
+def test_an_error_of_ours_that_a_user_raises_has_its_place():
+    with pytest.raises(PrunecError) as found, running("it failed"):
+        raise PrunecError("mine")
+    assert found.value.at is not None
+    assert found.value.at.file == __file__

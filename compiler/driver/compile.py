@@ -24,7 +24,7 @@ from prunec.compiler.driver.accuracy import Compared, compare, evaluate_first
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_model
-from prunec.compiler.driver.lock import check_data, check_model, check_result, make_lock
+from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
 from prunec.compiler.driver.measure import measure_latency, weights_size, write_onnx
 from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
@@ -96,6 +96,8 @@ class Result:
 
     def write(self, directory: str | Path) -> Report:
         """Do what `save` does, and give the report as the typed value."""
+        if not isinstance(directory, str | os.PathLike):
+            raise OutputError(f"save takes the path of a folder, not {type(directory).__name__}")
         target = Path(directory)
         _check_no_source(self.plan, target)
         return write_atomically(target, partial(self._write, target=target))
@@ -296,7 +298,7 @@ def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float, w
     `seconds` is what tracing took.
     """
     after = outcome.program
-    doubt = check_result(plan.hashes, after)
+    doubts = [check_result(plan.hashes, after), check_removed(plan, removed(before, after))]
     of_mode = train_warnings(before, after) if plan.mode == "train" else ()
     of_passes = dict.fromkeys(warning for record in outcome.records for warning in record.warnings)
     return Report(
@@ -309,7 +311,7 @@ def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float, w
         trace_seconds=seconds,
         origin=origin_of(plan, after),
         passes=outcome.records,
-        warnings=(*([doubt] if doubt else ()), *warnings, *of_mode, *of_passes),
+        warnings=(*filter(None, doubts), *warnings, *of_mode, *of_passes),
     )
 
 

@@ -97,6 +97,20 @@ def check_result(hashes: Mapping[str, str] | None, program: Program) -> str | No
     return "the result's weights differ from the lock's: other versions of the libraries may round differently"
 
 
+def check_removed(plan: Plan, gone: Mapping[str, Mapping[str, Sequence[int]]]) -> str | None:
+    """A warning where what a lock says of removed positions isn't what its passes remove; None where it is."""
+    said = plan.removed
+    if said is None or said == gone:
+        return None
+    name = next(name for name in sorted({*said, *gone}) if said.get(name) != gone.get(name))
+    at = plan.at("removed", name) or plan.at("removed")
+    where = f"{at.file}:{at.line}: " if at else ""
+    return (
+        f"{where}'removed' says other positions of {name} than the lock's passes remove: the passes count; to remove "
+        "others, change their units"
+    )
+
+
 def check_data(hashes: Mapping[str, str] | None, data: str | None) -> str | None:
     """A warning where the data aren't those that the lock was made with; None where they are, or it had none."""
     if not hashes or data is None or hashes.get("data", data) == data:

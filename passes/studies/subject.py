@@ -103,7 +103,7 @@ def groups_named(program: Program, patterns: Sequence[str]) -> list[str]:
 class _Said(BaseModel):
     """Types of the command line's options that are written as in a plan."""
 
-    ratios: list[Fraction01] = Field(default=[], min_length=1)
+    ratios: list[Fraction01] = Field(default=[], min_length=1, max_length=1000)
     criterion: Annotated[Criterion | None, Named()] = None
     criteria: list[Annotated[Criterion, Named()]] = Field(default=[], min_length=1)
     split: Literal["train", "val", "test"] | None = None

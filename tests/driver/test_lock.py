@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from nets import program_of
 
+from prunec.compiler import compile
 from prunec.compiler.driver.lock import check_data, check_model, check_result, entry, removed, sha256_of, versions
 from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.program import Axis
@@ -79,3 +82,17 @@ def test_versions_are_of_all_that_computes():
     found = versions()
     assert found["torch"] == torch.__version__.partition("+")[0]
     assert {"prunec", "python", "numpy"} <= found.keys()
+
+
+def test_removed_positions_that_contradict_the_passes_are_told(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    plan = {"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}
+    lock = compile(net, plan, (torch.rand(2, 4),)).lock
+    assert compile(net, lock, (torch.rand(2, 4),)).findings.warnings == ()
+    lock["removed"]["0.weight"]["0"] = [0]
+    file = tmp_path / "plan.lock.json"
+    file.write_text(json.dumps(lock, indent=1))
+    (warning,) = compile(net, file, (torch.rand(2, 4),)).findings.warnings
+    line = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if '"0.weight"' in text)
+    assert warning.startswith(f"{file}:{line}: 'removed' says other positions of 0.weight than the lock's passes")

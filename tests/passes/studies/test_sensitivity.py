@@ -16,6 +16,7 @@ from prunec.compiler.cli import main as cli
 from prunec.compiler.data import Data
 from prunec.compiler.driver.accuracy import evaluate
 from prunec.compiler.driver.compile import compile, load_program
+from prunec.compiler.errors import PlanError
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
 from prunec.models import digits
@@ -26,6 +27,7 @@ from prunec.passes.select import Select
 from prunec.passes.selection.curves import Curve, Point, read_curves, write_curves
 from prunec.passes.shrink import Shrink
 from prunec.passes.studies.sensitivity import measured
+from prunec.passes.studies.subject import said
 
 WEIGHTS = digits.WEIGHTS / "digits_resnet.safetensors"
 HEAD = f"""\
@@ -297,3 +299,8 @@ def test_a_plan_elsewhere_names_the_same_file(plans):
     assert there["passes"] == [{"select": {"from": "../a/s.csv"}}]
     assert Plan.from_dict(there, folder=plans / "b") == plan
     assert json.loads(json.dumps(there)) == there
+
+
+def test_there_is_a_limit_to_the_ratios():
+    with pytest.raises(PlanError, match="1000"):
+        said("ratios", ",".join(["10%"] * 1001))
