@@ -73,7 +73,6 @@ def test_an_arrow_too_many_is_found(copy, name):
 TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/cli/passes.py": "cli/test_main.py",
     "compiler/cli/plugins.py": "cli/test_main.py",
-    "compiler/driver/measure.py": "driver/test_compile.py",
     "compiler/driver/pass_manager.py": "driver/test_compile.py",
     "compiler/ir/operations.py": "thirdparty/test_acme_ops.py",
     "compiler/labels/grouped.py": "passes/test_axes.py",

@@ -1,6 +1,6 @@
 """The command line. Exit code 0 is success, 1 means that the plan or the model is at fault, 2 a bug in the compiler.
 
-    prunec compile PLAN [-o DIR] [--set KEY=VALUE ...]     130 when it was interrupted
+    prunec compile PLAN [-o DIR] [--set KEY=VALUE ...] [--quick]     130 when it was interrupted
     prunec check PLAN
     prunec explain MODEL|PLAN [--group NAME] [--graph FILE]
     prunec ir MODEL|PLAN [--after PASS]
@@ -62,6 +62,9 @@ Inputs = Annotated[
 ]
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="no progress: the result and errors alone")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="for loops of experiments: measure no latency, and don't convert the original")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="each step of the work, and every reason")]
 
 
@@ -138,6 +141,7 @@ def compile_(
     plan: PlanFile,
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the artifacts")] = Path("out"),
     overrides: Sets = None,
+    quick: Quick = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -152,7 +156,7 @@ def compile_(
     ready_to_write(output, loaded)
     folder = output.absolute()  # a factory may change the working directory
     with watched(detail) as progress:
-        report = compile(None, loaded, progress=progress).write(folder)
+        report = compile(None, loaded, progress=progress, quick=quick).write(folder)
     show_report(report, folder, None if verbose else REASONS, output)
 
 

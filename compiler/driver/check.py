@@ -27,7 +27,6 @@ from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
-from prunec.compiler.targets.onnx_export import export_onnx, onnx_bytes
 
 
 def check_plan(plan: Plan) -> Iterator[str]:
@@ -91,10 +90,15 @@ def _data_lines(model: nn.Module, data: Data, inputs: Inputs) -> Iterator[str]:
 
 def _export_lines(plan: Plan, program: Program, steps: Sequence[Step]) -> Iterator[str]:
     """Export the original as the slim model will be. Raises what a compile would raise at its end."""
+    timed = any("latency" in step.pass_.resources() for step in steps)
+    if not plan.export and not timed:
+        return
+    from prunec.compiler.targets.onnx_export import export_onnx, onnx_bytes  # noqa: PLC0415  (imports onnxruntime)
+
     with TemporaryDirectory() as folder:
         for export in plan.export:
             export_onnx(program, Path(folder) / "model.onnx", opset=export.opset, dynamic=export.dynamic)
             yield f"export: {export.name}: the original can be exported"
-    if any("latency" in step.pass_.resources() for step in steps):
+    if timed:
         onnx_bytes(program)
         yield "not checked: the budget of latency, which has to be measured"

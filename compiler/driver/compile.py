@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from torch import nn
 
-from prunec.compiler.cost.latency.model import predicted_latency
 from prunec.compiler.cost.model import cost, cost_model
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.data import Data
@@ -25,7 +24,6 @@ from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
-from prunec.compiler.driver.measure import measure_latency, weights_size, write_onnx
 from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
     Outcome,
@@ -39,7 +37,7 @@ from prunec.compiler.driver.pass_manager import (
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.driver.usable import check_module, check_usable
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
-from prunec.compiler.emit.python import Splice, emit_source, save_weights
+from prunec.compiler.emit.python import Splice, emit_source, save_weights, weights_size
 from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
@@ -69,6 +67,8 @@ class Result:
     regions: Regions | None = field(default=None, repr=False)
     modes: Mapping[str, bool] = field(default_factory=dict, repr=False)
     """The parts of the model that was handed over -> whether they were in train mode."""
+    quick: bool = False
+    """Whether `save` measures no latency and doesn't convert the original to ONNX."""
 
     @cached_property
     def module(self) -> nn.Module:
@@ -117,9 +117,17 @@ class Result:
         written = [self._write_source(folder, *entry) for entry in self._sources()]
         sizes = Change(weights_size(self.before), sum(path.stat().st_size for path in written))
         report = replace(self.findings, weights=sizes)
+        if not self.plan.export and (report.latency is None or self.quick):
+            return replace(report, unmeasured=() if report.latency is None else (_LATENCY,))
+        from prunec.compiler.driver.measure import measure_latency, write_onnx  # noqa: PLC0415  (imports onnxruntime)
+
         for export in self.plan.export:
-            found = write_onnx(self.before, self.program, folder / "model.onnx", export, self.progress)
-            report = replace(report, onnx=found)
+            path = folder / "model.onnx"
+            report = replace(
+                report, onnx=write_onnx(self.before, self.program, path, export, self.progress, quick=self.quick)
+            )
+        if self.quick:
+            return replace(report, unmeasured=(_LATENCY, "the original's ONNX file"))
         if report.latency is None:
             return report
         measured = report.onnx.latency if report.onnx else measure_latency(self.before, self.program)
@@ -141,6 +149,9 @@ class Result:
         (folder / f"{name}.py").write_text(source, encoding="utf-8")
         save_weights(program, weights)
         return weights
+
+
+_LATENCY: Final = "the latency"
 
 
 def _slim_model(program: Program, regions: Regions | None) -> nn.Module:
@@ -166,16 +177,18 @@ def compile(
     data: Any = None,
     *,
     progress: Progress = silent,
+    quick: bool = False,
 ) -> Result:
     """Compile a model by a plan.
 
     `model`, `example_inputs` and `data` take the place of the plan's; where they are None the plan names them. `data`
-    are an object with `train()`, `val()` and `test()`, or some of them; or batches, such as a DataLoader.
+    are an object with `train()`, `val()` and `test()`, or some of them; or batches, such as a DataLoader. With `quick`,
+    `Result.save` measures no latency and doesn't convert the original to ONNX, which takes longer than the passes.
 
     Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
     """
     with running("the compile failed", PrunecError, mixed=True):
-        return _compile(model, Plan.of(plan), example_inputs, data, progress)
+        return replace(_compile(model, Plan.of(plan), example_inputs, data, progress), quick=quick)
 
 
 def _compile(
@@ -204,6 +217,8 @@ def _compile(
     outcome = run_passes(before, steps, context)
     report = replace(make_report(plan, before, outcome, traced, warnings), notes=tuple(notes))
     if "latency" in outcome.resources:
+        from prunec.compiler.cost.latency.model import predicted_latency  # noqa: PLC0415  (imports onnxruntime)
+
         predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
         report = replace(report, latency=Latency(predicted))
     if regions is not None:

@@ -16,6 +16,7 @@ at its end, as the blocks' own functions did: a variable per node must not cost 
 from __future__ import annotations
 
 import ast
+import json
 import keyword
 import re
 import textwrap
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, starmap
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Final, Union
 
 import jinja2
 import safetensors.torch
@@ -131,6 +132,24 @@ def save_weights(program: Program, path: Path) -> None:
         tensors[name] = plain.clone() if storage in seen else plain  # safetensors takes no shared memory
         seen.add(storage)
     path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))  # `save_file` bars others from reading
+
+
+_WEIGHT_ORDER: Final = "I64 F64 C64 F32 I32 BF16 F16 I16 I8 U8 BOOL".split()
+"""The types in the order in which the format has the tensors: large elements first, which keeps all of them aligned."""
+
+
+def weights_size(program: Program) -> int:
+    """The bytes of the file that `save_weights` would write: a size, a header in JSON, padded to 8, and the tensors."""
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    tensors = [(_WEIGHT_ORDER.index(codes[t.dtype]), name, t) for name, t in saved_tensors(program).items()]
+    start = 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for place, name, tensor in sorted(tensors, key=lambda entry: (entry[0], entry[1].encode())):
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _WEIGHT_ORDER[place], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    return 8 + -(-len(text.encode()) // 8) * 8 + start
 
 
 def saved_tensors(program: Program) -> dict[str, torch.Tensor]:

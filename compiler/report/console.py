@@ -24,6 +24,7 @@ from prunec.compiler.report.figures import (
     gathered,
     left_alone,
     removed,
+    unmeasured,
 )
 from prunec.compiler.report.report import Record, Report
 from prunec.compiler.user_code import told
@@ -128,7 +129,7 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
         [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
     ]
     table(report.model, ("", *sides), rows, right=sides)
-    for sentence in filter(None, (foretold(report), evaluated(report))):
+    for sentence in filter(None, (foretold(report), evaluated(report), unmeasured(report))):
         say(f"\n{sentence}")
     say("")
     _show_passes(report)

@@ -117,6 +117,11 @@ def evaluated(report: Report) -> str:
     return f"accuracy: of {found.samples:,} samples of the split {found.split}" if found.split != "test" else ""
 
 
+def unmeasured(report: Report) -> str:
+    """What a quick compile left out, in a sentence; empty where nothing was."""
+    return f"not measured: --quick: {' and '.join(report.unmeasured)}" if report.unmeasured else ""
+
+
 def figures(report: Report) -> list[Figure]:
     """The summary of a report; what wasn't measured has no line."""
     found = ((name, row[0](report), row) for name, row in _ROWS.items())

@@ -167,25 +167,27 @@ class RegionFindings:
 
 @dataclass(frozen=True, slots=True)
 class OnnxFindings:
-    """The ONNX file, beside one of the original that was exported in the same way."""
+    """The ONNX file, beside the original as ONNX."""
 
-    exports: Change[OnnxReport]
-    latency: Change[float]
-    """Seconds of one run in onnxruntime."""
+    export: OnnxReport
+    original: int | None = None
+    """The bytes of the original's; None where it wasn't converted."""
+    latency: Change[float] | None = None
+    """Seconds of one run in onnxruntime; None where it wasn't measured."""
 
     @property
-    def bytes(self) -> Change[int]:
-        """The sizes of both files."""
-        return self.exports.each(lambda export: export.bytes)
+    def bytes(self) -> Change[int] | None:
+        """The sizes of both files; None where the original wasn't converted."""
+        return None if self.original is None else Change(self.original, self.export.bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: how the slim model was exported, and the sizes and latencies of both."""
-        slim = self.exports.after
+        """Plain JSON values: how the slim model was exported, and the sizes and latencies of both; of a quick compile
+        the slim model's size alone."""
         return {
-            **asdict(slim),
-            "bytes": self.bytes.to_dict(),
-            "differences": {str(batch): difference for batch, difference in slim.differences.items()},
-            "latency": self.latency.to_dict(),
+            **asdict(self.export),
+            "bytes": self.bytes.to_dict() if self.bytes else {"after": self.export.bytes},
+            "differences": {str(batch): difference for batch, difference in self.export.differences.items()},
+            **({"latency": self.latency.to_dict()} if self.latency else {}),
         }
 
 
@@ -229,6 +231,8 @@ class Report:
     weights: Change[int] | None = None
     """Bytes of the safetensors files; there as soon as the artifacts are written."""
     onnx: OnnxFindings | None = None
+    unmeasured: tuple[str, ...] = ()
+    """What a quick compile left out; there as soon as the artifacts are written."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what wasn't measured has no key."""
@@ -253,5 +257,6 @@ class Report:
             "warnings": [*self.alarms, *self.warnings],
             "alarms": list(self.alarms),
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"unmeasured": list(self.unmeasured)} if self.unmeasured else {}),
             **{name: section.to_dict() for name, section in sections.items() if section is not None},
         }

@@ -111,7 +111,9 @@ def onnx_bytes(program: Program, opset: int = 20) -> bytes:
     """The program in eval mode as an ONNX model of fixed sizes, unchecked. Raises `ModelError` where there is none."""
     program = program.deployed
     with evaluating(program.module), torch.no_grad():
-        return bytes(_convert(program, opset, frozenset()).SerializeToString())
+        model = _convert(program, opset, frozenset())
+    _strip_all(model)
+    return bytes(model.SerializeToString())
 
 
 def onnx_feed(model: bytes, program: Program) -> Feed:
@@ -146,9 +148,7 @@ def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[on
 def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks]:
     """Export with these sizes open, and compare with the module at several sizes."""
     model = _convert(program, opset, dynamic)
-    _strip(model.graph)
-    for function in model.functions:
-        _strip(function)
+    _strip_all(model)
     written = {entry.domain: entry.version for entry in model.opset_import}[""]
     if written != opset:
         raise PlanError(f"opset {opset} can't be exported", hint=f"for this model the exporter gives opset {written}")
@@ -233,6 +233,11 @@ def _why_static(program: Program) -> str:
         except Exception as error:  # whatever the model's own code raises
             return f"the model doesn't run on a batch of {size}: {first_line(error)}"
     return ""
+
+
+def _strip_all(model: onnx.ModelProto) -> None:
+    for part in (model.graph, *model.functions):
+        _strip(part)
 
 
 def _strip(part: Any) -> None:

@@ -1,6 +1,6 @@
 """How long onnxruntime takes on this machine, for whole files and for single nodes; one thread, CPU.
 
-    ort_latency([a, b], inputs)    seconds of one run of each file
+    ort_latency([a, b], inputs)    seconds of one run of each model: a file, or its bytes
     profile([a, b], feeds)         seconds of every node of each model, as onnxruntime's own profiler counts them
 
 What other programs do to a run only ever makes it slower, and a machine's speed changes from minute to minute. So files
@@ -28,14 +28,17 @@ from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.targets.base import Feed, NodeTime, Profile
 
 WARM_UP = 5
+"""Runs before any counts; of a slow model, as many as fit into a block, but one."""
 BLOCK = 0.02
 """Seconds that one file is run for before it is another's turn."""
+FEWEST, MOST = 3, 50
+"""Rounds, however long they take, and however short they are."""
 THREADS = 1
 
 
-def session(model: Path | bytes, profile: Path | None = None) -> Any:
+def session(model: Path | bytes, profile: Path | None = None, sizes: Mapping[str, int] | None = None) -> Any:
     """An onnxruntime session for a file, or for a model's bytes; with `profile`, it logs its nodes to a file of that
-    prefix.
+    prefix. `sizes` fix those that the model leaves open, by their names.
 
     Raises `ModelError` where onnxruntime refuses the model.
     """
@@ -43,6 +46,8 @@ def session(model: Path | bytes, profile: Path | None = None) -> Any:
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = THREADS
     options.log_severity_level = 3
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -59,30 +64,43 @@ def feed(opened: Any, inputs: Sequence[Any]) -> Feed:
     return {entry.name: value.detach().numpy() for entry, value in feeds}
 
 
-def ort_latency(paths: Sequence[Path], inputs: Sequence[Any], seconds: float = 1.0) -> tuple[float, ...]:
-    """The time of one run of each file in seconds.
+def ort_latency(
+    models: Sequence[Path | bytes],
+    inputs: Sequence[Any],
+    seconds: float = 1.0,
+    sizes: Mapping[str, int] | None = None,
+) -> tuple[float, ...]:
+    """The time of one run of each model, a file or its bytes, in seconds. `sizes` are those of `session`.
 
-    The files take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each. Of each block the median
+    The models take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each. Of each block the median
     counts, and of the blocks the lower quartile.
     """
-    sessions = [session(path) for path in paths]
+    sessions = [session(model, sizes=sizes) for model in models]
     return latency(sessions, [feed(opened, inputs) for opened in sessions], seconds)
 
 
 def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0) -> tuple[float, ...]:
     """`ort_latency` for sessions, each with its feed."""
-    lengths = [_block(opened, fed) for opened, fed in zip(sessions, feeds, strict=True)]
-    rounds = max(5, round(seconds / BLOCK))
+    known = [_warm(opened, fed) for opened, fed in zip(sessions, feeds, strict=True)]
+    lengths = [max(1, round(BLOCK / one)) for one in known]
+    whole = sum(one * runs for one, runs in zip(known, lengths, strict=True))
     blocks = [
         [_median_run(opened, fed, runs) for opened, fed, runs in zip(sessions, feeds, lengths, strict=True)]
-        for _ in range(rounds)
+        for _ in range(rounds_of(whole, seconds * len(sessions)))
     ]
     return tuple(quantiles(times, n=4)[0] for times in zip(*blocks, strict=True))
 
 
-def _block(opened: Any, fed: Feed) -> int:
-    """How many runs fill a block; measuring it warms the session up, too."""
-    return max(1, round(BLOCK / _median_run(opened, fed, WARM_UP)))
+def rounds_of(one: float, seconds: float) -> int:
+    """How many rounds fill so many seconds, where one round takes `one`; but a few at least, and not all too many."""
+    return min(MOST, max(FEWEST, round(seconds / one)))
+
+
+def _warm(opened: Any, fed: Feed) -> float:
+    """Warm a session up, and give the seconds of a run. The first run, which allocates, doesn't count."""
+    first = _median_run(opened, fed, 1)
+    runs = min(WARM_UP - 1, max(1, round(BLOCK / first)))
+    return _median_run(opened, fed, runs)
 
 
 def _median_run(opened: Any, fed: Feed, runs: int) -> float:

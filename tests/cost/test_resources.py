@@ -11,7 +11,7 @@ from torch import nn
 
 from prunec.compiler.cost.model import cost_model
 from prunec.compiler.cost.resources import TAKES, baseline, resource
-from prunec.compiler.driver.measure import weights_size
+from prunec.compiler.emit.python import weights_size
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import Context

@@ -20,7 +20,7 @@ import torchvision
 from hand_made import X, by_hand
 from torch import nn
 
-from prunec.compiler.emit.python import WEIGHTS, class_name, emit_source, save_weights, saved_tensors
+from prunec.compiler.emit.python import WEIGHTS, class_name, emit_source, save_weights, saved_tensors, weights_size
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.tracing.trace import trace
@@ -352,6 +352,24 @@ def test_a_parameter_of_three_names_is_written_three_times(tmp_path):
     save_weights(program, tmp_path / WEIGHTS)
     found = safetensors.torch.load_file(tmp_path / WEIGHTS)
     assert all(torch.equal(found[f"{place}.weight"], model[0].weight) for place in range(3))
+
+
+@pytest.mark.parametrize("name", ["shared", "numbers", "double", "residual"])
+def test_the_size_of_the_weights_is_known_before_they_are_written(name, tmp_path):
+    program = program_of(name)
+    save_weights(program, tmp_path / WEIGHTS)
+    assert weights_size(program) == (tmp_path / WEIGHTS).stat().st_size
+
+
+def test_the_size_of_weights_of_every_type_and_of_names_of_every_kind(tmp_path):
+    types = [getattr(torch, name) for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32".split()]
+    types += [torch.float64, torch.complex64]
+    for size in (1, 7, 96, 1001):
+        named = {f"{'abc'[i % 3]}é.{i}": torch.zeros(size, i + 1).to(dtype) for i, dtype in enumerate(types)}
+        state = {"none": torch.zeros(0, 3), "number": torch.zeros(()), **named}
+        program = by_hand(("call_function", torch.relu, (X,))).derive(state=state)
+        save_weights(program, tmp_path / WEIGHTS)
+        assert weights_size(program) == (tmp_path / WEIGHTS).stat().st_size
 
 
 def test_dropout_follows_the_mode(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 import torch
 from timing import CONV
 
 from prunec.compiler.cost.latency.layers import Layer, model_of
 from prunec.compiler.errors import ModelError
-from prunec.compiler.targets.ort_session import feed, profile, session
+from prunec.compiler.targets.ort_session import FEWEST, MOST, feed, latency, ort_latency, profile, rounds_of, session
 
 
 def test_a_profile_has_the_nodes_of_every_file():
@@ -29,3 +30,56 @@ def test_a_feed_has_the_inputs_names():
     assert {name: value.shape for name, value in feed(opened, (torch.zeros(1, 8, 6, 6),)).items()} == {
         "x": (1, 8, 6, 6)
     }
+
+
+class Session:
+    """Stands in for onnxruntime's: it counts its runs, and each takes so long on a clock of the test's."""
+
+    def __init__(self, seconds, clock) -> None:
+        self.seconds, self.clock, self.runs = seconds, clock, 0
+
+    def run(self, names, fed):
+        self.runs += 1
+        self.clock[0] += self.seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "total"),
+    [
+        ((0.0001, 0.00005), 2.0),
+        ((0.004, 0.002), 2.0),
+        ((0.1, 0.06), 2.0),
+        ((0.15, 0.15), 2.0),
+        ((2.0, 1.0), (FEWEST + 2) * 3.0),  # a few rounds, whatever they take
+    ],
+)
+def test_the_rounds_follow_what_a_run_takes(seconds, total, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("prunec.compiler.targets.ort_session._clock", lambda: clock[0])
+    sessions = [Session(each, clock) for each in seconds]
+    assert latency(sessions, [{}, {}]) == pytest.approx(seconds)
+    assert clock[0] == pytest.approx(total, rel=0.35)
+
+
+def test_rounds_are_a_few_at_least_and_not_all_too_many():
+    assert rounds_of(0.04, 2.0) == 50
+    assert rounds_of(0.2, 2.0) == 10
+    assert rounds_of(30.0, 2.0) == FEWEST
+    assert rounds_of(1e-6, 2.0) == MOST
+
+
+def test_latency_of_bytes_and_of_a_file(tmp_path):
+    model, _ = model_of(CONV, 8, 4)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model)
+    found = ort_latency([model, path], (torch.zeros(1, 8, 6, 6),), seconds=0.01)
+    assert len(found) == 2
+    assert min(found) > 0
+
+
+def test_open_sizes_are_fixed_by_name():
+    model = onnx.load_from_string(model_of(CONV, 8, 4)[0])
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    data = model.SerializeToString()
+    assert session(data).get_inputs()[0].shape == ["batch", 8, 6, 6]
+    assert session(data, sizes={"batch": 3, "height": 5}).get_inputs()[0].shape == [3, 8, 6, 6]

@@ -1,0 +1,99 @@
+"""What is measured of both models when the artifacts are written, and what a quick compile leaves out."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from prunec.compiler import compile
+from prunec.compiler.driver import measure
+from prunec.compiler.driver.measure import measure_latency, write_onnx
+from prunec.compiler.plan.schema import OnnxExport
+from prunec.compiler.report.figures import figures, unmeasured
+
+PASSES = [{"score": "l1"}, {"select": "50%"}, "shrink"]
+
+
+def small() -> nn.Module:
+    """Two convolutions, with random weights."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+
+
+def compiled(*, quick=False, **plan):
+    """The small model with half of its channels."""
+    return compile(small(), {"plan": 1, "passes": PASSES, **plan}, (torch.zeros(1, 3, 8, 8),), quick=quick)
+
+
+def test_both_files_are_weighed_and_timed(tmp_path):
+    result = compiled()
+    found = write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxExport())
+    assert found.export.bytes == (tmp_path / "slim.onnx").stat().st_size
+    weights = sum(p.numel() for p in small().parameters()) * 4
+    assert weights < found.original < weights + 2000
+    assert found.bytes.before > found.bytes.after
+    assert min(found.latency.before, found.latency.after) > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["slim.onnx"]
+
+
+@pytest.mark.parametrize("dynamic", [(), ("batch",), ("batch", "height", "width"), ("width",)])
+def test_open_sizes_are_fixed_while_both_are_timed(dynamic, tmp_path, monkeypatch):
+    result, given = compiled(), []
+
+    def timed(models, inputs, sizes):
+        given.append(sizes)
+        return tuple(1.0 for _ in models)
+
+    monkeypatch.setattr(measure, "ort_latency", timed)
+    write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxExport(dynamic=dynamic))
+    open_sizes = {d.dim_param for d in onnx.load(tmp_path / "slim.onnx").graph.input[0].type.tensor_type.shape.dim} - {
+        ""
+    }
+    assert open_sizes == set(dynamic)
+    assert given == [{"batch": 1, "height": 8, "width": 8}]
+
+
+def test_latency_without_a_file():
+    result = compiled()
+    found = measure_latency(result.before, result.program)
+    assert min(found.before, found.after) > 0
+
+
+# -- a quick compile -----------------------------------------------------------------------------------------------
+
+
+def test_a_quick_compile_writes_the_same_files_and_says_what_it_left_out(tmp_path):
+    whole, quick = compiled(export=["onnx"]), compiled(export=["onnx"], quick=True)
+    whole.save(tmp_path / "whole")
+    report = quick.write(tmp_path / "quick")
+    for name in ("model.py", "model.onnx", "model.safetensors"):
+        assert (tmp_path / "quick" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert quick.lock == whole.lock
+    assert report.unmeasured == ("the latency", "the original's ONNX file")
+    assert unmeasured(report) == "not measured: --quick: the latency and the original's ONNX file"
+    said = report.to_dict()
+    assert said["unmeasured"] == ["the latency", "the original's ONNX file"]
+    assert said["onnx"]["bytes"] == {"after": (tmp_path / "quick" / "model.onnx").stat().st_size}
+    assert "latency" not in said["onnx"]
+    assert said["onnx"]["differences"].keys() == {"1", "3"}
+    assert not {"ONNX file", "latency in onnxruntime"} & {figure.name for figure in figures(report)}
+    assert "not measured: --quick" in (tmp_path / "quick" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_quick_compile_converts_and_times_no_original(tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("a quick compile has no use for it")
+
+    for name in ("onnx_bytes", "ort_latency"):
+        monkeypatch.setattr(measure, name, never)
+    compiled(export=["onnx"], quick=True).save(tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_where_nothing_would_be_measured_quick_leaves_nothing_out(tmp_path):
+    report = compiled(quick=True).write(tmp_path / "out")
+    assert report.unmeasured == ()
+    assert "unmeasured" not in report.to_dict()
+    assert unmeasured(report) == ""
