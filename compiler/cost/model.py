@@ -252,4 +252,6 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
 
 def _reads_data(user: fx.Node) -> bool:
     """Whether a node reads more than a size, which may be asked for before the value is freed."""
+    if type(user.meta.get("val")) is torch.Tensor:
+        return True
     return any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(user.meta.get("val"))) or user.op == "output"

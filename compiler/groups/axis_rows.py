@@ -52,6 +52,9 @@ def axis_sums(
 
 def _row_sums(rows: Tensor, function: Callable[..., Tensor], columns: int = 1) -> tuple[Tensor, Tensor]:
     """The sums of rows, and of runs of `columns` columns. Some rows at a time, always in the same memory."""
+    if rows.numel() <= SCRATCH:
+        block, dtype = function(rows), torch.promote_types(rows.dtype, torch.float32)
+        return block.sum(1, dtype=dtype), block.sum(0, dtype=dtype).view(columns, -1).sum(1)
     count = max(1, SCRATCH // max(rows.shape[1], 1))
     scratch = rows.new_empty(min(count, len(rows)), rows.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)

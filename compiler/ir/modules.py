@@ -24,6 +24,24 @@ def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Te
             yield (f"{name}.{key}" if name else key), tensor
 
 
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """A model's modules by their first dotted names, as `nn.Module.named_modules` has them: that one hands each module
+    through all of its parents, which takes longer the deeper it lies."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found[name] = module
+        prefix = f"{name}." if name else ""
+        children = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
+        waiting += reversed(children)
+    return found
+
+
 def is_scripted(module: nn.Module) -> bool:
     """Whether a module is TorchScript, which nothing can look into or take apart: it is a leaf as it is."""
     return isinstance(module, torch.jit.ScriptModule)

@@ -31,24 +31,31 @@ class Gathering:
 
     def __init__(self) -> None:
         self._made: dict[int, torch.Tensor] = {}
+        self._indices: dict[int, tuple[IntArray, torch.Tensor]] = {}
 
     def once(self, tensor: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """The slim form of a tensor: what `make` gives when it is first asked for, the same object later."""
         if id(tensor) not in self._made:
             slim = make(tensor.detach())
-            parameter = isinstance(tensor, nn.Parameter)
+            parameter = type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter)
             self._made[id(tensor)] = nn.Parameter(slim, requires_grad=tensor.requires_grad) if parameter else slim
         return self._made[id(tensor)]
 
     def gather(self, tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
         """The tensor at these positions (dimension -> positions), with memory of its own."""
-        return self.once(tensor, lambda whole: _gathered(whole, positions))
+        places = [(dim, self.index(positions[dim])) for dim in sorted(positions)]
+        return self.once(tensor, lambda whole: _gathered(whole, places))
+
+    def index(self, positions: IntArray) -> torch.Tensor:
+        """Positions as a tensor; most arrays of them are those of several tensors."""
+        if id(positions) not in self._indices:
+            self._indices[id(positions)] = positions, torch.from_numpy(positions)
+        return self._indices[id(positions)][1]
 
 
-def _gathered(slim: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
-    places = [(dim, torch.from_numpy(found)) for dim, found in sorted(positions.items())]
+def _gathered(slim: torch.Tensor, places: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
     assert places, "what loses nothing is shared, not gathered"
-    if [dim for dim, _ in places] == [0, 1] and slim.numel() and slim.layout == torch.strided:
+    if slim.numel() > SCRATCH and [dim for dim, _ in places] == [0, 1] and slim.layout == torch.strided:
         return _block(slim, places[0][1], places[1][1])
     for dim, index in places:
         slim = slim.index_select(dim, index)
@@ -101,19 +108,20 @@ def _slim_grouped(
 ) -> nn.Module:
     """A grouped convolution: groups that lost all inputs vanish; the others have lost equally many channels each."""
     inner, outer = module.in_channels // module.groups, module.out_channels // module.groups
-    read, written = (1, 0) if not module.transposed else (0, 1)
+    inputs, outputs = (1, 0) if not module.transposed else (0, 1)
     places = positions.get("weight", {})
-    ins = places.get(read, np.arange(module.in_channels))
-    outs = places.get(written, np.arange(module.out_channels))
-    groups = np.unique(ins // inner)
-    assert np.array_equal(groups, np.unique(outs // outer)), "a group lost its inputs or its outputs alone"
-    ins, outs = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
-    group, inside, outside = (torch.from_numpy(a) for a in (groups, ins, outs))
-    rows, columns = (outside, inside) if not module.transposed else (inside, outside)
+    ins = places.get(inputs, np.arange(module.in_channels))
+    outs = places.get(outputs, np.arange(module.out_channels))
+    groups = ins if inner == 1 else np.unique(ins // inner)
+    written = outs if outer == 1 else np.unique(outs // outer)
+    assert np.array_equal(groups, written), "a group lost its inputs or its outputs alone"
 
     def blocks_left(weight: torch.Tensor) -> torch.Tensor:
         if inner == outer == 1:  # depthwise
-            return weight.index_select(0, group)
+            return weight.index_select(0, gathering.index(groups))
+        inside, outside = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
+        sides = (outside, inside) if not module.transposed else (inside, outside)
+        group, rows, columns = map(torch.from_numpy, (groups, *sides))
         blocks = weight.reshape(module.groups, -1, *weight.shape[1:])  # [groups, rows, columns, kernel]
         return blocks[group[:, None, None], rows[:, :, None], columns[:, None, :]].flatten(0, 1)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunec.compiler.ir.modules import HOOKS, is_scripted, to_meta
+from prunec.compiler.ir.modules import HOOKS, is_scripted, named_modules, to_meta
 from prunec.compiler.ir.operations import operation_of
 from prunec.compiler.ir.wrappers import wrapped
 from prunec.compiler.tracing import lowering
@@ -35,6 +35,7 @@ _TRACED_THROUGH = frozenset(
 to change with the widths."""
 _DICTS = frozenset((dict, OrderedDict))
 _CONTAINERS = _DICTS | {list, set}
+_EMPTY = _DICTS | {set}
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
 
 
@@ -89,7 +90,7 @@ def meta_copy(model: nn.Module) -> MetaCopy:
 
 def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by name, without what is in scripted ones."""
-    found = dict(model.named_modules())
+    found = named_modules(model)
     scripted = tuple(f"{name}." for name, module in found.items() if name and is_scripted(module))
     return {name: module for name, module in found.items() if not name.startswith(scripted)} if scripted else found
 
@@ -129,6 +130,9 @@ _NOT_PLAIN: Final[Mapping[str, Callable[[torch.Tensor], bool]]] = {
 
 
 def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if type(tensor) in _USUAL and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested):
+        meta = to_meta(tensor)
+        return meta if type(tensor) is torch.Tensor else nn.Parameter(meta, tensor.requires_grad)
     if is_lazy(tensor):
         raise Refused(f"{name} has no size yet", "run the model once, so that its lazy layers know their inputs")
     kind = next((word for word, is_so in _NOT_PLAIN.items() if is_so(tensor)), None)
@@ -138,6 +142,9 @@ def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
+_USUAL: Final = frozenset((torch.Tensor, nn.Parameter))
+
+
 def _fill(module: nn.Module, copy: nn.Module, swap: Swap) -> None:
     """Give a blank copy its tensors, its children and its other attributes."""
     attributes = module.__dict__.copy()
@@ -145,9 +152,9 @@ def _fill(module: nn.Module, copy: nn.Module, swap: Swap) -> None:
         kind = type(value)
         if kind in _ATOMS:
             continue
-        if kind in _DICTS and not value and key.startswith("_"):
+        if kind in _EMPTY and not value and key.startswith("_"):
             attributes[key] = kind()
-        elif kind is tuple and _is_plain(value):
+        elif kind is tuple and _ATOMS.issuperset(map(type, value)):
             continue
         elif key in _TABLES:
             attributes[key] = {k: swap.one(v) for k, v in value.items()}
@@ -172,7 +179,7 @@ def _call_wrapped(wrapper: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _is_plain(value: Any) -> bool:
     """Whether an attribute is an immutable value that holds no module and no tensor."""
     kind = type(value)
-    return kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value))
+    return kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value)))
 
 
 def _config(module: nn.Module) -> Hashable | None:

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from prunec.compiler.ir.modules import named_modules
 from prunec.compiler.tracing.rebinding import Swap
 
 Remover = Callable[[Any, str], Any]
@@ -35,7 +36,7 @@ _REMOVERS: Final[Mapping[type, tuple[str, Remover]]] = {
 
 def without_parametrizations(model: nn.Module) -> nn.Module:
     """A copy of the model in which every computed weight is a plain parameter; the model itself where it has none."""
-    computed = [module for module in model.modules() if _is_computed(module)]
+    computed = [module for module in named_modules(model).values() if _is_computed(module)]
     if not computed:
         return model
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

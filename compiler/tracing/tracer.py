@@ -351,6 +351,8 @@ class Tracer(TorchFunctionMode):
     def _call_hooked(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a leaf between its hooks. What these compute is traced: a leaf in the graph has none."""
         module, hooked, hooks = standin.copy, standin.original, standin.hooks
+        if not hooks and not hooked._forward_pre_hooks:
+            return self._call_leaf(standin, args, kwargs)
         if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
             raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
         for key, before in hooks.get("_forward_pre_hooks", {}).items():
@@ -369,7 +371,9 @@ class Tracer(TorchFunctionMode):
         """One node for a leaf module."""
         with torch._C.DisableTorchFunction():
             plain_args, plain_kwargs = self.to_value(args), kwargs and self.to_value(kwargs)
-            tensors = [a for a in leaves((plain_args, plain_kwargs)) if isinstance(a, torch.Tensor)]
+            alone = not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor)
+            given = plain_args if alone else leaves((plain_args, plain_kwargs))
+            tensors = [a for a in given if isinstance(a, torch.Tensor)]
             versions = [_version(tensor) for tensor in tensors]
             value = self._runner.module(standin, plain_args, plain_kwargs)
             written = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
@@ -389,6 +393,8 @@ def _has_tensor(value: Any) -> bool:
 def _distinct(value: Any, operands: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Any:
     """A result in which every operand that was given back unchanged (dropout does) is a new tensor object, so that
     readers of the operand and of the result can be told apart. Operands that were `written` stay themselves."""
+    if type(value) is torch.Tensor and all(value is not operand for operand in operands):
+        return value
     kept = {id(tensor) for tensor in written}
     given = {id(tensor) for tensor in operands} - kept
 

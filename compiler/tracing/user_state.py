@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunec.compiler.ir.modules import named_modules
 from prunec.compiler.tracing.containers import leaves
 from prunec.compiler.tracing.symbolic_numbers import Number
 
@@ -75,7 +76,7 @@ _MISSING = object()
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """A context that leaves everything that the model's forward can reach as it found it, memoised results included."""
     reach = _Reach()
-    reach.search(model.modules())
+    reach.search(named_modules(model).values())
     numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         reach.substitute()
@@ -110,6 +111,8 @@ class _Reach:
         self._copied: set[int] = set()
         """The model's own modules: a trace runs copies of these, with tables of their own."""
         self._restore: list[_Restore] = []
+        self._usual: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        """The attributes of the model's modules that are of torch's own classes, and what they were."""
         self._names: set[str] = set()
         """All names that the reached code mentions."""
         self._classes: dict[type, set[str]] = {}
@@ -131,10 +134,17 @@ class _Reach:
 
     def search(self, modules: Iterable[nn.Module]) -> None:
         """Follow the modules of a model, and all that these lead to."""
+        kinds: dict[type, bool] = {}
         for module in modules:
+            kind = type(module)
             self._copied.add(id(module))
-            self._packages.update(_package(base) for base in type(module).__mro__)
-            self.enter(module)
+            if kind not in kinds:
+                self._packages.update(_package(base) for base in kind.__mro__)
+                kinds[kind] = not any(is_users_module(base.__module__) for base in kind.__mro__)
+            if kinds[kind]:
+                self._torchs(module)
+            else:
+                self.enter(module)
         self._names |= {"forward", "__call__"}
         while self._waiting and len(self._kept) < MOST_OBJECTS:
             value, own = self._waiting.pop()
@@ -327,11 +337,22 @@ class _Reach:
         """A dict's values, or the attributes of an object."""
         before = dict(value)
         self._put_back(partial(_restore_dict, value, before), lambda: list(dict.values(value)))
+        self._held_in(value, before)
+
+    def _torchs(self, module: nn.Module) -> None:
+        """A module of the model that is of a class of torch's, which keeps nothing: its attributes alone. Most are."""
+        self._seen.add(id(module))
+        self._kept.append(module)
+        own = module.__dict__
+        self._usual.append((own, before := own.copy()))
+        self._held_in(own, before)
+
+    def _held_in(self, value: dict[Any, Any], before: dict[Any, Any]) -> None:
         for key, item in before.items() if len(before) <= MOST_ENTRIES else ():
             kind = type(item)
             if kind in _ATOMS or (key in _TABLES and (not item or kind is not OrderedDict)):
                 continue
-            if kind is tuple and all(type(part) in _ATOMS for part in item):
+            if kind is tuple and _ATOMS.issuperset(map(type, item)):
                 continue
             if kind in _SUBSTITUTED:
                 self._hold(partial(dict.__setitem__, value, key), item)
@@ -366,6 +387,8 @@ class _Reach:
         """Put everything back. A cache that stood where it couldn't be replaced forgets what it has learnt."""
         for restore in reversed(self._restore):
             restore()
+        for own, before in self._usual:
+            _restore_dict(own, before)
         for cache, misses in self._caches.values():
             if cache.cache_info().misses != misses:
                 cache.cache_clear()
