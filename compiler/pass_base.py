@@ -49,6 +49,8 @@ class Context:
     progress: Progress = silent
     traced: Program | None = None
     """The model as it was traced: a share such as `50%` of a budget is one of what this uses."""
+    runtime: str | None = None
+    """The target that the slim model is meant for; None where nobody has said: then no width is better than another."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""

@@ -20,6 +20,10 @@ original units, and 15, 30, 45, 60, 75% are five rounds to a quarter. What `rati
 up: no step that was taken back would still fit. `multiple_of`, `keep_at_least` and `equal_widths` count channels; a
 group that loses nothing keeps its width, whatever that is.
 
+With a budget, a cut group keeps a multiple of the channels that the runtime of the plan's export prefers (PyTorch,
+where there is none), so that what comes out is as much faster as it is smaller (`selection/paying.py`).
+`multiple_of: 1` turns that off. Ratios, widths, thresholds and units are taken at their word.
+
 `knapsack`, and `greedy` with `per_cost`, add scores up or divide them by costs. That is for losses: `fisher_gate`,
 `gate`, `oracle`, and those that `taylor` comes of. With norms, and with what a plan normalises, they empty the layers
 whose units cost most, and a warning says so.
@@ -45,7 +49,8 @@ from prunec.compiler.plan.schema import AnyPath
 from prunec.passes.selection.amounts import Budget, Channels, Multiple, amount, each_value, fits, multiple
 from prunec.passes.selection.budgets import Lifted, check_reach, meet, problem_of
 from prunec.passes.selection.curves import Floor, kept_within
-from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups
+from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups, units_of_a_row
+from prunec.passes.selection.paying import Multiples, met_by_paying_widths
 from prunec.passes.selection.per_group import Way, by_counts, by_ratio, by_threshold, by_widths
 from prunec.passes.selection.ranking import Ranking
 from prunec.passes.selection.selectors import SELECTORS, Wishes
@@ -143,8 +148,10 @@ class Select(Pass):
         description="the share of the traced model's units that may be gone: of every group, or by pattern; "
         "rounded down",
     )
-    multiple_of: Multiple | dict[str, Multiple] = Field(
-        default=1, description="a cut group keeps a multiple of so many channels, or of what a target runtime prefers"
+    multiple_of: Multiple | dict[str, Multiple] | None = Field(
+        default=None,
+        description="a cut group keeps a multiple of so many channels, or of what a target runtime prefers; with a "
+        "budget, by default of what the plan's export prefers, where that pays; 1 turns it off",
     )
     equal_widths: list[str] = Field(
         default=[], description="glob patterns: the groups that one of them means keep equally many channels"
@@ -287,24 +294,27 @@ class Select(Pass):
         units = {name: [int(u) for u in found] for name, found in result.program.facts["selection"].items()}
         return (Select(units=units),)
 
-    def limits(self, program: Program, traced: Program | None = None) -> Limits:
+    def limits(self, program: Program, traced: Program | None = None, paying: Multiples | None = None) -> Limits:
         """The constraints, worked out for every group; shares are of the `traced` model, or of the program itself.
 
-        Raises `PassError` for patterns that name no group.
+        `paying` are multiples by group that hold where the plan says none. Raises `PassError` for patterns that name no
+        group.
         """
         analysis = analyse(program)
         groups = analysis.groups
         named = {n for names in matching(self.only, groups, option="only").values() for n in names}
         only = named if self.only else set(groups)
         protected = {n for names in matching(self.protect, groups, option="protect").values() for n in names}
-        multiples = each_value(self.multiple_of, multiple)
+        said = each_value(self.multiple_of, multiple)
+        wanted = paying if said is None else by_group(said, groups, "multiple_of")
         return Limits(
             frozenset(groups) - (only - protected),
             by_group(self.keep_at_least, groups, "keep_at_least"),
             by_group(self.remove_at_most, groups, "remove_at_most"),
-            by_group(multiples, groups, "multiple_of"),
+            wanted or {},
             least_heads(analysis, self.heads_at_least),
             tied_groups(analysis, self.equal_widths),
+            units_of_a_row(analysis) if wanted else {},
             whole_sizes(analysis, traced),
         )
 
@@ -312,17 +322,29 @@ class Select(Pass):
         """The pass without one of its LIMITS."""
         return self.model_copy(update={limit: type(self).model_fields[limit].default})
 
-    def ranking(self, program: Program, traced: Program | None = None) -> Ranking:
-        """The queues of the units that may go; shares are of the `traced` model, or of the program itself."""
+    def ranking(self, program: Program, traced: Program | None = None, paying: Multiples | None = None) -> Ranking:
+        """The queues of the units that may go; shares are of the `traced` model, or of the program itself. `paying` as
+        for `limits`."""
         scores = program.facts["scores"]
         _check_scores(analyse(program), scores)
-        return Ranking.of(analyse(program), scores, self.limits(program, traced))
+        return Ranking.of(analyse(program), scores, self.limits(program, traced, paying))
+
+    def _met(self, program: Program, context: Context, budget: Mapping[str, float | str]) -> Way:
+        """The budget is met, by widths that pay where the plan says nothing of them."""
+        method, others = SELECTORS.named(self.method)(), self._lifted(program, context.traced)
+
+        def met(paying: Multiples | None) -> Way:
+            ranking = self.ranking(program, context.traced, paying)
+            return meet(ranking, budget, method, self._wishes(context), context, others)
+
+        if self.multiple_of is not None or context.runtime is None:
+            return met(None)
+        return met_by_paying_widths(analyse(program), context.runtime, met)
 
     def _way(self, program: Program, context: Context) -> Way:
-        ranking = self.ranking(program, context.traced)
         if self.budget is not None:
-            method, others = SELECTORS.named(self.method)(), self._lifted(program, context.traced)
-            return meet(ranking, self.budget, method, self._wishes(context), context, others)
+            return self._met(program, context, self.budget)
+        ranking = self.ranking(program, context.traced)
         if self.widths is not None:
             return by_widths(ranking, self.widths)
         if self.threshold is not None:

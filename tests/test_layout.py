@@ -102,6 +102,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/targets/mnn.py": "targets/test_base.py",
     "compiler/targets/ncnn.py": "targets/test_base.py",
     "compiler/targets/openvino.py": "targets/test_base.py",
+    "compiler/targets/torch.py": "targets/test_base.py",
     "compiler/tracing/answers.py": "tracing/test_either_way.py",
     "compiler/tracing/calls.py": "tracing/test_trace.py",
     "compiler/tracing/constant_folding.py": "tracing/test_trace.py",

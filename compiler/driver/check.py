@@ -44,7 +44,7 @@ def check_plan(plan: Plan) -> Iterator[str]:
     yield _group_line(program)
     data = load_data(plan)
     checked = check_options(program, steps)
-    check_ready(program, steps, Context(seed=plan.seed, data=data, traced=program))
+    check_ready(program, steps, Context(seed=plan.seed, data=data, traced=program, runtime=plan.runtime))
     yield from ["data: none"] if data is None else _data_lines(whole, data, inputs)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
     yield from _remarks(program, checked)

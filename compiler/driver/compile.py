@@ -209,7 +209,7 @@ def _compile(
     check_usable(before)
     check_model(plan.hashes, before, plan.at("hashes"))
     check_finite(before, plan)
-    context = Context(seed=plan.seed, data=found, progress=progress, traced=before)
+    context = Context(plan.seed, found, progress, before, plan.runtime)
     check_options(before, steps)
     check_ready(before, steps, context)
     old = before.module if regions is None else regions.model
@@ -303,7 +303,7 @@ def program_after(plan: Plan, name: str | None) -> Program:
     program = load_program(plan)
     if name is None:
         return program
-    context = Context(seed=plan.seed, data=load_data(plan))
+    context = Context(seed=plan.seed, data=load_data(plan), runtime=plan.runtime)
     return run_passes(program, steps, context, until=name).program
 
 

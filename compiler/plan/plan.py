@@ -158,6 +158,11 @@ class Plan(BaseModel):
         """The file that the plan was read from; None where it came from Python."""
         return self._source.file or None
 
+    @property
+    def runtime(self) -> str:
+        """The target that the slim model is meant for: that of the first export, or torch where there is none."""
+        return self.export[0].target if self.export else "torch"
+
     def at(self, *keys: str | int, on_key: bool = False) -> Span | None:
         """Where a value (or its key) stands in the plan's file, for messages; `None` where it came from no file."""
         return self._source.locate(keys, on_key=on_key)

@@ -311,6 +311,8 @@ class OnnxExport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "onnx"
+    target: ClassVar[str] = "onnxruntime"
+    """The runtime that the file is meant for."""
     shorthand: ClassVar[str | None] = None
 
     opset: Annotated[StrictInt, Field(ge=18)] = 20

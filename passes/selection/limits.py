@@ -3,7 +3,7 @@
     barred            the group stays whole (`protect`, or not among `only`)
     keep_at_least     channels that stay
     remove_at_most    the share of units that may go
-    multiple_of       a cut group keeps a multiple of so many channels
+    multiple_of       a cut group keeps a multiple of so many channels; a grouped layer, in every group of its own
     heads_at_least    heads that stay, where units are heads
     equal_widths      groups that lose equally many channels
 
@@ -16,13 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
+from torch import fx, nn
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import Analysis, Group, distinct
+from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.patterns import matching
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.ops import argument, op_name, shape_of_argument
+from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.passes.selection.traced import Whole
 
 
@@ -36,6 +40,8 @@ class Limits:
     multiple_of: Mapping[str, float] = field(default_factory=dict)
     heads_at_least: Mapping[str, float] = field(default_factory=dict)
     tied: tuple[tuple[str, ...], ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Group -> how many of its units lie in one row of a grouped layer (`units_of_a_row`)."""
     whole: Whole = field(default_factory=dict)
 
     def most(self, group: Group) -> int:
@@ -49,7 +55,12 @@ class Limits:
     def step(self, group: Group) -> int:
         """The number of units that stay must be a multiple of this, if any go."""
         multiple = int(self.multiple_of.get(group.name, 1))
-        return multiple // int(np.gcd(multiple, channels_of_a_unit(group))) if multiple > 1 else 1
+        if multiple <= 1:
+            return 1
+        row = self.rows.get(group.name, 0)
+        if row >= multiple:
+            return multiple * (group.size // row)
+        return multiple // int(np.gcd(multiple, channels_of_a_unit(group)))
 
 
 def channels_of_a_unit(group: Group) -> int:
@@ -58,6 +69,43 @@ def channels_of_a_unit(group: Group) -> int:
     if first.positions.size == group.size:
         return 1
     return max(1, first.positions.size // max(distinct(first.units, group.size).size, 1))
+
+
+def units_of_a_row(analysis: Analysis) -> dict[str, int]:
+    """Group -> how many of its units lie in one row of a grouped convolution, the narrowest counts.
+
+    A row is what one of the layer's groups reads or writes: its kernels work on rows, so a multiple must hold for them.
+    Depthwise layers, and those that lose whole rows, aren't among them: their rows keep their width.
+    """
+    groups = list(analysis.groups.values())
+    found: dict[str, int] = {}
+    for node in analysis.program.graph.nodes:
+        weight, rows = _grouped_weight(analysis.program, node)
+        binding = analysis.flow.bindings.get(Axis(weight, 0)) if weight else None
+        if binding is None:
+            continue
+        units = analysis.units(binding.labels).ravel()
+        first = distinct(units[: units.size // rows], analysis.size) if (units != NO_UNIT).all() else units[:0]
+        group = groups[analysis.group_of[first[0]]] if first.size > 1 else None
+        if group is not None and group.size % first.size == 0:
+            found[group.name] = min(first.size, found.get(group.name, first.size))
+    return found
+
+
+def _grouped_weight(program: Program, node: fx.Node) -> tuple[str, int]:
+    """The weight of a convolution of several groups that isn't depthwise, and their number; ('', 1) for other nodes."""
+    module = program.state.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        grouped = module.groups > 1 and not module.transposed and module.weight.shape[1] > 1
+        return (f"{node.target}.weight", module.groups) if grouped else ("", 1)
+    if node.op != "call_function" or op_name(node) not in _CONVOLUTIONS:
+        return "", 1
+    weight, rows = argument(node, 1, "weight"), argument(node, 6, "groups", 1)
+    stored = isinstance(weight, fx.Node) and weight.op == "get_attr" and isinstance(rows, int) and rows > 1
+    return (str(weight.target), rows) if stored and shape_of_argument(weight)[1] > 1 else ("", 1)
+
+
+_CONVOLUTIONS: Final = ("conv1d", "conv2d", "conv3d")
 
 
 def by_group(wanted: float | Mapping[str, float] | None, groups: Mapping[str, Group], option: str) -> dict[str, float]:

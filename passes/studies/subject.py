@@ -66,7 +66,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
-    context = Context(plan.seed, data, progress, program)
+    context = Context(plan.seed, data, progress, program, plan.runtime)
     if not scores:
         return Subject(program, context, Score())
     score = steps[len(before)].pass_

@@ -1,0 +1,91 @@
+"""Widths that pay: the multiple that a selection under a budget keeps to where the plan names none.
+
+A runtime computes channels in blocks and pads the last: a layer of 36 takes as long as one of 48. So a cut group keeps
+a multiple of what the runtime of the plan's export prefers.
+
+    runtime prefers 16     group of 96     80, 64, 48, 32 or 16 stay
+                           of 24           16: one block
+                           of 12           8: too narrow for a block, so half of one, at least 4
+                           of 16, 8 or 4   are left alone; narrower groups lose channels one by one
+
+Blocked kernels want at least multiples of 4, depthwise ones too (measured in onnxruntime): nothing that is rounded so
+leaves them.
+
+What that costs is held against the same selection without a multiple. A network of a few dozen channels has so few
+such widths that it would lose much more than was asked for, and it gains no time. So the multiple is halved, and at
+last given up, until it costs at most `multiple / COST` of the whole score and uses nearly all of the budget. It also
+gives way where the budget would be out of reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from prunec.compiler.errors import PassError
+from prunec.compiler.groups.analysis import Analysis, Group
+from prunec.compiler.ir.program import Note
+from prunec.compiler.targets.base import TARGETS
+from prunec.passes.selection.limits import channels_of_a_unit
+from prunec.passes.selection.per_group import Way
+
+LEAST: Final = 4
+"""Blocked kernels want at least multiples of this."""
+COST: Final = 128
+"""A multiple may cost its share of this of the whole score: 16 an eighth, 8 a sixteenth, 4 a thirty-second."""
+USED: Final = 0.95
+"""The least share that is used of what the selection without a multiple uses of its budgets."""
+
+Multiples = Mapping[str, float]
+"""Group -> what the channels that it keeps are a multiple of."""
+
+
+def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multiples | None], Way]) -> Way:
+    """The selection with the largest multiple that pays; `met` makes it for multiples by group, or for none.
+
+    Raises `PassError` where the budget is out of reach without any.
+    """
+    plain = met(None)
+    preferred = TARGETS.named(runtime).multiple
+    for number in _halved(preferred):
+        try:
+            found = met(multiples(analysis, number))
+        except PassError:  # out of reach with this multiple, not without
+            continue
+        if _pays(found, plain, number):
+            return _told(found, number, runtime, "" if number == preferred else f", {preferred} would cost too much")
+    return _told(plain, 1, runtime, f": multiples of {preferred} would cost a network of these widths too much")
+
+
+def multiples(analysis: Analysis, number: int) -> dict[str, float]:
+    """The multiple of every group's channels; smaller for groups that are narrower than that."""
+    return {name: _multiple(group, number) for name, group in analysis.groups.items()}
+
+
+def _multiple(group: Group, number: int) -> int:
+    channels = group.size * channels_of_a_unit(group)
+    return next((each for each in _halved(number) if each <= channels), 1)
+
+
+def _halved(number: int) -> Iterator[int]:
+    while number >= LEAST:
+        yield number
+        number //= 2
+
+
+def _pays(found: Way, plain: Way, number: int) -> bool:
+    """Whether the multiple costs little of the score, and leaves little of the budgets unused."""
+    lost = plain.details["kept_score"] - found.details["kept_score"]
+    return _used(found) >= USED * _used(plain) and lost <= number / COST * plain.details["whole_score"]
+
+
+def _used(way: Way) -> float:
+    """How much is used of the budget that is used up most."""
+    return max(float(each["reached"] / each["limit"]) for each in way.details["budget"].values())
+
+
+def _told(way: Way, number: int, runtime: str, why: str) -> Way:
+    reason = f"{number}, of the widths that {runtime} prefers" if number > 1 else "1"
+    said: dict[str, Any] = {"multiple_of": {"channels": number, "runtime": runtime, "why": f"{reason}{why}"}}
+    return replace(way, notes=(*way.notes, Note("multiple_of", f"{reason}{why}")), details={**way.details, **said})
