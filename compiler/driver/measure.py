@@ -13,7 +13,8 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.plan.schema import OnnxExport
 from prunec.compiler.report.report import Change, OnnxFindings
-from prunec.compiler.targets.onnx_export import export_onnx, onnx_bytes
+from prunec.compiler.targets.onnx.call import Declined
+from prunec.compiler.targets.onnx_export import OnnxReport, comparable_bytes, direct_bytes, export_onnx
 from prunec.compiler.targets.ort_session import ort_latency
 
 
@@ -33,17 +34,30 @@ def write_onnx(
     progress("onnx", 1, steps)
     if quick:
         return OnnxFindings(slim)
-    original = onnx_bytes(before, export.opset)
+    original, beside = _alike(before, after, path, slim)
     progress("onnx", 2, steps)
     inputs = before.deployed.inputs
-    latency = Change(*ort_latency((original, path), inputs, sizes=_sizes(inputs)))
+    latency = Change(*ort_latency((original, beside), inputs, sizes=_sizes(inputs)))
     progress("onnx", 3, steps)
     return OnnxFindings(slim, len(original), latency)
 
 
+def _alike(before: Program, after: Program, path: Path, slim: OnnxReport) -> tuple[bytes, bytes | Path]:
+    """Models of the original and of the slim program by one writer, so that their times compare: beside the slim file
+    one like it, and where the original can't be written so, both by torch's exporter."""
+    if slim.writer == "torch":
+        (original,) = comparable_bytes([before], slim.opset, writer="torch")
+        return original, path
+    try:
+        return direct_bytes(before, slim.opset), path
+    except Declined:
+        original, beside = comparable_bytes([before, after], slim.opset, writer="torch")
+        return original, beside
+
+
 def measure_latency(before: Program, after: Program) -> Change[float]:
     """Both programs' latency in onnxruntime, in seconds, where no ONNX file is asked for."""
-    return Change(*ort_latency([onnx_bytes(program) for program in (before, after)], before.deployed.inputs))
+    return Change(*ort_latency(comparable_bytes([before, after]), before.deployed.inputs))
 
 
 def _sizes(inputs: tuple[object, ...]) -> dict[str, int]:

@@ -167,7 +167,7 @@ class RegionFindings:
 
 @dataclass(frozen=True, slots=True)
 class OnnxFindings:
-    """The ONNX file, beside the original as ONNX."""
+    """The ONNX file, beside the original as ONNX by the same writer."""
 
     export: OnnxReport
     original: int | None = None

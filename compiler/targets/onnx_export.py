@@ -1,5 +1,8 @@
 """ONNX: export a program, check the file, run it with onnxruntime and compare it with the module.
 
+The direct writer (`targets/onnx`) writes the file where it knows every operation of the program; else, and where its
+file isn't what the module computes, torch's exporter does, and the report says why.
+
 The batch dimension stays dynamic where the model allows it; where it doesn't, the file is static and the report says
 why. A difference is relative, `max|onnx - torch| / max|torch|`, because a network's outputs may be of any size. Two
 float32 runtimes differ by 1e-7 to 1e-6 (they add in another order). Where they differ by more than 1e-5, a float64
@@ -13,10 +16,10 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -29,6 +32,8 @@ from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import with_batch
 from prunec.compiler.targets.base import Array, Feed
+from prunec.compiler.targets.onnx.call import Declined
+from prunec.compiler.targets.onnx.writer import write
 from prunec.compiler.targets.ort_session import feed, session
 from prunec.compiler.verify.compare import relative_difference
 from prunec.compiler.verify.interpreter import Interpreter
@@ -49,6 +54,10 @@ IMAGE: Open = frozenset({"height", "width"})
 """Open sizes of images."""
 
 
+Writer = Literal["direct", "torch"]
+"""What wrote a file: the direct writer, or torch's exporter."""
+
+
 @dataclass(frozen=True)
 class OnnxReport:
     """What was exported, and how near it is to the module."""
@@ -64,6 +73,9 @@ class OnnxReport:
     max_difference: float
     float64_note: str
     """Where the difference is over the tolerance: how far both are from a float64 run. Else empty."""
+    writer: Writer
+    fallback: str
+    """Why the direct writer didn't write it, with the operation that stood in its way; empty where it did."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,16 @@ class Check:
 
 
 Checks = dict[int, Check]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A file that was written and compared with the module."""
+
+    model: onnx.ModelProto
+    checks: Checks
+    writer: Writer
+    fallback: str = ""
 
 
 def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Collection[str] = ("batch",)) -> OnnxReport:
@@ -93,23 +115,45 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
     if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
     with evaluating(program.module), torch.no_grad():
-        model, checks, reason = _export(program, path, opset, frozenset(dynamic))
-    worst = max(checks.values(), key=lambda check: check.difference)
+        written, reason = _export(program, path, opset, frozenset(dynamic))
+    worst = max(written.checks.values(), key=lambda check: check.difference)
     return OnnxReport(
         opset=opset,
-        ir_version=model.ir_version,
+        ir_version=written.model.ir_version,
         bytes=path.stat().st_size,
         dynamic_batch=not reason,
         static_reason=reason,
-        differences={size: check.difference for size, check in checks.items()},
+        differences={size: check.difference for size, check in written.checks.items()},
         max_difference=worst.difference,
         float64_note=worst.note,
+        writer=written.writer,
+        fallback=written.fallback,
     )
 
 
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:
     """The program in eval mode as an ONNX model of fixed sizes, unchecked. Raises `ModelError` where there is none."""
-    program = program.deployed
+    (found,) = comparable_bytes([program], opset)
+    return found
+
+
+def comparable_bytes(programs: Sequence[Program], opset: int = 20, *, writer: Writer = "direct") -> list[bytes]:
+    """ONNX models of fixed sizes of several programs, unchecked and all by one writer, so that their times compare: by
+    torch's exporter where the direct writer declines one of them. Raises `ModelError` where there is none."""
+    if writer == "direct":
+        try:
+            return [direct_bytes(program, opset) for program in programs]
+        except Declined:
+            pass
+    return [_bytes_by_torch(program.deployed, opset) for program in programs]
+
+
+def direct_bytes(program: Program, opset: int, *, open_batch: bool = False) -> bytes:
+    """The program in eval mode as the direct writer writes it, unchecked. Raises `Declined` where it can't."""
+    return bytes(_write_directly(program.deployed, opset, open_batch).SerializeToString())
+
+
+def _bytes_by_torch(program: Program, opset: int) -> bytes:
     with evaluating(program.module), torch.no_grad():
         model = _convert(program, opset, frozenset())
     _strip_all(model)
@@ -130,28 +174,48 @@ def _batch(program: Program) -> int:
     return batch_of(program.inputs) or 1
 
 
-def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks, str]:
-    """(model, checks, why its batch size is fixed); the last is empty where it is open."""
+def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[_Written, str]:
+    """The file, and why its batch size is fixed; empty where it is open."""
     reason = _why_static(program) if "batch" in dynamic else "the plan leaves it out of 'dynamic'"
     if not reason:
         try:
-            return *_write_and_check(program, path, opset, dynamic), ""
+            return _write_and_check(program, path, opset, dynamic), ""
         except VerifyError as error:  # such as `x.squeeze()`, which gives a batch of 1 another shape
             reason = error.message
         except ModelError as error:
             if _operator_in(error.__cause__):
                 raise
             reason = error.message
-    return *_write_and_check(program, path, opset, dynamic - {"batch"}), reason
+    return _write_and_check(program, path, opset, dynamic - {"batch"}), reason
 
 
-def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[onnx.ModelProto, Checks]:
-    """Export with these sizes open, and compare with the module at several sizes."""
+def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> _Written:
+    """Write the file with these sizes open, and compare it with the module at several sizes; by torch's exporter where
+    the direct writer can't."""
+    try:
+        if IMAGE & dynamic:
+            raise Declined("the size of images is left open")
+        model = _write_directly(program, opset, "batch" in dynamic)
+        return _Written(model, _check(program, path, model, dynamic), "direct")
+    except Declined as error:
+        fallback = str(error)
+    except (ModelError, VerifyError) as error:
+        fallback = f"its file fails the check: {error.message}"
     model = _convert(program, opset, dynamic)
     _strip_all(model)
     written = {entry.domain: entry.version for entry in model.opset_import}[""]
     if written != opset:
         raise PlanError(f"opset {opset} can't be exported", hint=f"for this model the exporter gives opset {written}")
+    return _Written(model, _check(program, path, model, dynamic), "torch", fallback)
+
+
+def _write_directly(program: Program, opset: int, open_batch: bool) -> onnx.ModelProto:
+    names = _input_names(program), _output_names(program.graph)
+    return write(program, opset=opset, open_batch=open_batch, inputs=names[0], outputs=names[1])
+
+
+def _check(program: Program, path: Path, model: onnx.ModelProto, dynamic: Open) -> Checks:
+    """Write the model's file, and compare it with the module at several sizes."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -164,7 +228,7 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
         larger = map_tensors(lambda value: _larger(value, dynamic), with_batch(program, sizes[0]))
         other = _compare(opened, program, larger)
         checks[sizes[0]] = max(checks[sizes[0]], other, key=lambda check: check.difference)
-    return model, checks
+    return checks
 
 
 def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:

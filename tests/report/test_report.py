@@ -118,6 +118,8 @@ def test_a_full_report_has_its_sections_behind_the_rest():
             "differences": {"1": 2.5e-07, "3": 3.1e-07},
             "max_difference": 3.1e-07,
             "float64_note": "",
+            "writer": "direct",
+            "fallback": "",
             "latency": {"before": 0.00013, "after": 0.000065},
         },
     }
