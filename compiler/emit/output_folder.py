@@ -265,7 +265,7 @@ def _put_in_place(fresh: Path, directory: Path, writer: str) -> None:
     if _renamed(fresh, directory):
         return
     _owned(directory, writer)
-    old = fresh.with_name(f"{fresh.name}-old")
+    old = _old(fresh)
     _exchange(fresh, directory, old)
     try:
         files = _owned(old, writer)
@@ -329,9 +329,14 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def _sibling(directory: Path) -> Path:
-    """A free name next to the folder that tells which process made it."""
+    """A free name next to the folder that tells which process made it; so is the name for what it replaces."""
     names = (directory.with_name(f"{_stem(directory)}{os.getpid()}-{number}") for number in count())
-    return next(path for path in names if not path.exists())
+    return next(path for path in names if not path.exists() and not _old(path).exists())
+
+
+def _old(fresh: Path) -> Path:
+    """Where what a fresh folder replaces waits to be removed."""
+    return fresh.with_name(f"{fresh.name}-old")
 
 
 def _stem(directory: Path) -> str:
@@ -343,8 +348,11 @@ def _stem(directory: Path) -> str:
 
 
 def _recover(directory: Path) -> None:
-    """Remove what killed compiles of this host have left, or put back the folder that they were replacing."""
-    for path in list(_left_behind(directory)):
+    """Remove what killed compiles of this host have left, or put back the folder that they were replacing.
+
+    That is a whole one: an earlier output with a file of the user's in it stays where it is, unless there is no other.
+    """
+    for path in sorted(_left_behind(directory), key=_is_owned, reverse=True):
         if path.name.endswith("-old") and not directory.exists():
             path.rename(directory)
         elif _is_file(path / MANIFEST):
@@ -353,18 +361,30 @@ def _recover(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_owned(folder: Path) -> bool:
+    return _own_files(folder) is not None
+
+
 def _remove_if_owned(folder: Path) -> None:
     """Remove a whole output, which may have stood in its place; one that holds anything else stays."""
+    files = _own_files(folder)
+    if files is not None:
+        with suppress(OSError):
+            _remove(folder, files)
+
+
+def _own_files(folder: Path) -> list[str] | None:
+    """The files of an output of any command; None where anything else is there."""
     try:
         writer = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["writer"]
-        _remove(folder, _owned(folder, writer))
+        return _owned(folder, writer)
     except (OSError, OutputError, ValueError, KeyError, TypeError):
-        return
+        return None
 
 
 def _left_behind(directory: Path) -> Iterator[Path]:
     pattern = re.compile(re.escape(_stem(directory)) + r"(\d{1,9})-\d+(-old)?")
-    for path in sorted(directory.parent.iterdir(), reverse=True):
+    for path in directory.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not path.is_symlink() and not _is_alive(int(match[1])):
             yield path

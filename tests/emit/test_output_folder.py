@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import signal
@@ -33,11 +35,26 @@ def whole(version: str) -> dict[str, str]:
     return {"plan.lock.json": version, "model.py": version}
 
 
-@pytest.fixture(params=["swap", "two renames"])
+class Failing:
+    """A C library whose call that swaps two names fails with this error."""
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+
+    def renameat2(self, *args: object) -> int:
+        ctypes.set_errno(self.error)
+        return -1
+
+
+SYSTEMS = {"swap": None, "no such call": object(), "no such call on this disk": Failing(errno.EINVAL)}
+
+
+@pytest.fixture(params=SYSTEMS)
 def system(request, monkeypatch):
     """Systems that can and can't swap two names in one step."""
-    if request.param == "two renames":
-        monkeypatch.setattr(artifacts, "_swap", lambda one, other: False)
+    library = SYSTEMS[request.param]
+    if library is not None:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: library)
 
 
 @pytest.mark.usefixtures("system")
@@ -49,6 +66,17 @@ def test_writes_a_new_folder_and_replaces_an_earlier_output(tmp_path):
     (out / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"\xa7\r\r\n" + bytes(12))
     write_atomically(out, writer("two"))
     assert contents(out) == whole("two")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_swap_that_fails_is_told_and_leaves_the_earlier_output(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_atomically(out, writer("one"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: Failing(errno.EIO))
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(OutputError, match=r"can't write to '.*out': .*Input/output error"):
+        write_atomically(out, writer("two"))
+    assert contents(out) == whole("one")
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -252,6 +280,26 @@ def test_what_comes_while_the_old_folder_is_removed_is_kept(tmp_path, monkeypatc
     assert contents(out) == whole("two")
     monkeypatch.setattr(artifacts, "_is_alive", lambda pid: False)
     check_writable(out)
+    (left,) = (path for path in tmp_path.iterdir() if path != out)
+    assert contents(left) == {"mine.txt": "mine"}
+
+
+@pytest.mark.usefixtures("system")
+def test_what_is_left_of_an_earlier_output_is_not_in_the_way_of_the_next(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_atomically(out, writer("one"))
+    remove = artifacts._remove
+
+    def late(folder: Path, files: list[str]) -> None:
+        monkeypatch.setattr(artifacts, "_remove", remove)
+        (folder / "mine.txt").write_text("mine")
+        remove(folder, files)
+
+    monkeypatch.setattr(artifacts, "_remove", late)
+    with pytest.raises(OutputError, match="of the earlier one this is left"):
+        write_atomically(out, writer("two"))
+    write_atomically(out, writer("three"))
+    assert contents(out) == whole("three")
     (left,) = (path for path in tmp_path.iterdir() if path != out)
     assert contents(left) == {"mine.txt": "mine"}
 
@@ -472,3 +520,28 @@ def test_leaves_the_folders_of_running_compiles_alone(tmp_path):
 
     write_atomically(tmp_path / "out", write)
     assert contents(tmp_path / "out") == whole("one")
+
+
+def test_leaves_the_folders_of_another_users_compile_alone(tmp_path, monkeypatch):
+    theirs = _folder(artifacts._sibling(tmp_path / "out"), "model.py")
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    check_writable(tmp_path / "out")
+    assert contents(theirs) == {"model.py": "mine"}
+
+
+@pytest.mark.parametrize("first", [999_999_998, 999_999_999])
+def test_of_several_folders_that_dead_compiles_left_the_whole_one_is_put_back(tmp_path, first):
+    """One of them holds a file of the user's, so it stays; the other was to be replaced when its compile was killed."""
+    stem = artifacts._stem(tmp_path / "out")
+    left = {pid: tmp_path / f"{stem}{pid}-0-old" for pid in (999_999_998, 999_999_999)}  # no system counts so far
+    for pid, folder in left.items():
+        write_atomically(tmp_path / "made", writer("one" if pid == first else "two"))
+        (tmp_path / "made").rename(folder)
+    _file(left[first] / "mine.txt")
+    check_writable(tmp_path / "out")
+    assert contents(tmp_path / "out") == whole("two")
+    assert contents(left[first]) == {**whole("one"), "mine.txt": "mine"}

@@ -174,6 +174,17 @@ class Frozen(nn.Module):
         return self.b(self.a(x))
 
 
+class Borrowed(nn.Module):
+    """A layer's weight is read beside the layer: as a matrix, and on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Linear(6, 6), nn.Sequential(nn.BatchNorm1d(6))
+
+    def forward(self, x):
+        return F.linear(self.n(self.a(x)), self.a.weight.T) + self.n[0].running_mean
+
+
 def images(*shape: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(shape or (2, 3, 8, 8)),)
 
@@ -194,6 +205,7 @@ NETS = {
     "sizes": (Sizes, images()),
     "awkward names": (Awkward, rows(3)),
     "frozen": (Frozen, rows()),
+    "borrowed": (Borrowed, rows()),
     "numbered root": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), rows()),
     "double": (lambda: Dropout().double(), (torch.randn(2, 6, dtype=torch.float64),)),
     "half buffers": (lambda: nn.Sequential(nn.Linear(6, 2)).to(torch.bfloat16), (torch.randn(2, 6).bfloat16(),)),

@@ -20,7 +20,8 @@ def sizes(m, x):
     q = m.q(x).view(x.size(0), 5, HEADS, 2).transpose(1, 2).reshape(x.size(0) * HEADS, 5, 2)
     whole, tokens = q.size(0), q.size(1)
     samples, half, ceiling = whole // 4, whole // 2, -(-whole // 4)
-    return q.view(samples, HEADS, tokens, 2), q.view(half, 2, 5, 2), q.view(ceiling, -1, 5, 2), q.view(q.shape[0], 10)
+    views = q.view(samples, HEADS, tokens, 2), q.view(half, 2, 5, 2), q.view(ceiling, -1, 5, 2), q.view(q.shape[0], 10)
+    return *views, q.new_zeros(5 - 10 // whole), q.new_zeros(q.shape)
 
 
 @pytest.fixture
@@ -70,6 +71,27 @@ def test_a_number_that_is_right_for_the_example_alone_does_not_follow(made):
     assert numbers.slim(node) == node.meta["val"] == 3
     assert numbers.differs(node)
     assert not numbers.follows(node, 3)
+
+
+def test_a_number_that_is_other_for_the_example_alone_differs(made):
+    """Ten holds nine heads once, and twelve not at all; of those of more samples it holds none, gone or not."""
+    program, _, numbers = made
+    node = program.graph.find_nodes(op="call_method", target="new_zeros")[0].args[1]
+    assert node.meta["val"] == 5
+    assert numbers.differs(node)
+    assert numbers.values[node] == 4
+    assert not numbers.follows(node, 5)
+
+
+def test_the_old_size_is_made_of_what_is_left_and_what_follows(made):
+    """Of [12, 5, 2], the heads are scaled back, the tokens are read off, and channels that have all stayed are a
+    literal or are read off."""
+    program, nodes, numbers = made
+    fields = numbers.fields
+    numbers.fields = lambda node: (*fields(node), *((np.arange(2).reshape(1, 1, 2),) if fields(node) else ()))
+    [made_of] = program.graph.find_nodes(op="call_method", target="new_zeros")[1].args[1:]
+    frozen = numbers.frozen(made_of)
+    assert [computed(each, 6) if isinstance(each, fx.Node) else each for each in frozen] == [24, 5, 2]
 
 
 def test_a_size_follows_by_itself(made):

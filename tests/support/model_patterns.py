@@ -91,10 +91,13 @@ ADDED: Mapping[str, Callable[[Any, Tensor], Tensor]] = {
     "smallest values": lambda m, y: torch.min(y, dim=1).values[:, None],
     "smallest of what isn't negative": lambda m, y: y.relu().amin(-3, keepdim=True) + y.min(),
     "cosine similarity": lambda m, y: F.cosine_similarity(y, y.flip(2), dim=1)[:, None],
+    "cosine similarity over space": lambda m, y: _likeness(y, m.g(y)).sum(1)[:, None, None, None],
+    "commonest pixels": lambda m, y: y.flatten(2).mode()[0].sum(1)[:, None, None, None],
     "cosine similarity module": lambda m, y: m.c(y, y.flip(3))[:, None],
 }
 for _name, _gate in ADDED.items():
-    pattern(f"added up: {_name}", between(8, c=lambda: nn.CosineSimilarity(1)), gating(_gate), {"a": (8, 8), **FIVE})
+    _more = {"c": lambda: nn.CosineSimilarity(1), "g": lambda: conv(8, 1)}
+    pattern(f"added up: {_name}", between(8, **_more), gating(_gate), {"a": (8, 8), **FIVE})
 
 COUNTED: Mapping[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "variance with its mean": (lambda m, y: sum(torch.var_mean(y, 1, keepdim=True)), "is reduced over"),
@@ -102,6 +105,9 @@ COUNTED: Mapping[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "product": (lambda m, y: y.prod(1, keepdim=True), "is reduced over"),
     "variance over space, corrected": (lambda m, y: y.var((1, 2), keepdim=True), "is reduced over"),
     "smallest magnitude": (lambda m, y: y.norm(float("-inf"), 1, True), "is reduced over"),
+    "smallest magnitude of linalg": (lambda m, y: torch.linalg.norm(y, -float("inf"), 1, True), "is reduced over"),
+    "norm of linalg by a negative order": (lambda m, y: torch.linalg.norm(y, -1, dim=1, keepdim=True), "is reduced"),
+    "commonest": (lambda m, y: y.mode(1, keepdim=True).values, "is sorted over"),
     "logsumexp": (lambda m, y: y.logsumexp(1, keepdim=True), "is reduced over"),
     "median": (lambda m, y: y.median(1, keepdim=True).values, "is reduced over"),
     "softmax": (lambda m, y: y.softmax(1).sum(1, keepdim=True), "is normalised over"),
@@ -115,6 +121,11 @@ COUNTED: Mapping[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 for _name, (_gate, _why) in COUNTED.items():
     _more = {"s": lambda: nn.Softmax2d(), "n": lambda: nn.LocalResponseNorm(3)}
     pattern(f"counted: {_name}", between(8, **_more), gating(_gate), {"a": (8, 0), **FIVE}, {"a": _why})
+
+
+def _likeness(y: Tensor, g: Tensor) -> Tensor:
+    """How like the map g each channel is."""
+    return F.cosine_similarity(y.flatten(2), g.expand_as(y).flatten(2), dim=2)
 
 
 def _lowered(y: Tensor) -> Tensor:

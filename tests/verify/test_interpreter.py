@@ -7,8 +7,9 @@ import weakref
 import torch
 import torch.nn.functional as F
 from slimmed_by_hand import Chain, Net, program_of, seeded
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from prunec.compiler.ir.program import Program
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.interpreter import Interpreter, describe
 from prunec.compiler.verify.reference import Same
@@ -50,6 +51,22 @@ def test_a_node_is_told_with_what_it_calls():
     program = program_of(Calling(fc=nn.Linear(4, 3)), torch.ones(2, 4))
     told = [describe(node) for node in program.graph.nodes if node.op.startswith("call")]
     assert told == ["node 'fc' (fc)", "node 'relu' (relu)", "node 'neg' (neg)"]
+
+
+def test_a_layer_runs_with_the_layers_in_it_on_other_values_and_keeps_its_own():
+    """A layer that is called as a whole, of which the inner ones have tensors of all types."""
+    inner = seeded(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.BatchNorm1d(3)))).train()
+    graph = fx.Graph()
+    graph.output(graph.call_module("whole", (graph.placeholder("x"),)))
+    other, kept = torch.full((3,), 0.25), {key: tensor.clone() for key, tensor in inner.state_dict().items()}
+    x = torch.rand(2, 4)
+    program = Program(graph, {"whole": inner}, (x,))
+    got = Interpreter(program, torch.float64, {"whole.1.0.running_mean": other}).run((x,))
+    norm = inner[1][0]
+    want = (F.linear(x, inner[0].weight, inner[0].bias) - other) / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(got.float(), (want * norm.weight + norm.bias).detach())
+    assert all(torch.equal(kept[key], tensor) for key, tensor in inner.state_dict().items())
+    assert all(part.training for part in inner.modules())
 
 
 def test_a_scripted_part_runs_on_other_values_and_keeps_its_own():
