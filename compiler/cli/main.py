@@ -197,7 +197,6 @@ def explain(
     from prunec.compiler.driver.load import module_names  # noqa: PLC0415  (imports torch)
     from prunec.compiler.report.console import show  # noqa: PLC0415
     from prunec.compiler.report.explain import explain as explained  # noqa: PLC0415  (imports torch)
-    from prunec.compiler.report.graph_file import write_graph  # noqa: PLC0415  (imports torch)
     from prunec.compiler.report.progress import apart  # noqa: PLC0415
 
     if is_python(target) and group is None and graph is None:
@@ -209,6 +208,8 @@ def explain(
         program = load_divided(plan)
         answer = explained(program, group, partial(module_names, plan))
     if graph is not None:
+        from prunec.compiler.report.graph_file import write_graph  # noqa: PLC0415  (imports networkx)
+
         write_graph(program, graph, answer.groups)
     show(answer.shown)
 

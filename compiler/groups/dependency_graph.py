@@ -12,9 +12,8 @@ reader of a concatenation is tied to every axis that it reads, and so belongs to
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import networkx as nx
 import numpy as np
 
 from prunec.compiler.groups.analysis import Analysis, analyse
@@ -22,12 +21,17 @@ from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.labels.flow import FIXED, Flow
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 Vertex: TypeAlias = Axis | str
 Link: TypeAlias = tuple[Vertex, Vertex, str]
 
 
 def dependency_graph(program: Program) -> nx.MultiGraph[Vertex]:
     """The axes of a program and their couplings, each once."""
+    import networkx as nx  # noqa: PLC0415  (slow to import, and few commands ask for the graph)
+
     analysis = analyse(program)
     owners = _Owners(analysis.flow)
     graph: nx.MultiGraph[Vertex] = nx.MultiGraph()

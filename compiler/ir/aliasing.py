@@ -14,8 +14,10 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 
-import networkx as nx
+import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import fx, nn
 
 from prunec.compiler.ir.graph import arguments, operand
@@ -82,27 +84,31 @@ def is_fresh(node: fx.Node, state: Mapping[str, State]) -> bool:
 
 def aliases(node: fx.Node, state: Mapping[str, State]) -> set[fx.Node]:
     """Every value that may share memory with the node's, the node itself included."""
-    found = nx.node_connected_component(_sharing(node.graph, state), node)
-    return {value for value in found if isinstance(value, fx.Node)}
+    return next(found for found in memories(node.graph, state) if node in found)
 
 
 def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Node]]:
     """The graph's nodes, in sets of those that may share memory."""
-    for found in nx.connected_components(_sharing(graph, state)):
-        yield {value for value in found if isinstance(value, fx.Node)}
+    nodes = list(graph.nodes)
+    places = {node: place for place, node in enumerate(nodes)}
+    edges = [(places[user], places[source]) for user, source in _sharing(graph, state)]
+    left, right = np.array(edges, dtype=np.intp).reshape(-1, 2).T
+    joined = coo_matrix((np.ones(len(edges), bool), (left, right)), shape=(len(nodes), len(nodes)))
+    count, labels = connected_components(joined, directed=False)
+    found: list[set[fx.Node]] = [set() for _ in range(count)]
+    for node, label in zip(nodes, labels, strict=True):
+        found[label].add(node)
+    yield from found
 
 
-def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> nx.Graph[fx.Node | str]:
-    """Edges between values that may share memory; a tensor of the state is a vertex too, joined to each node that reads
-    it."""
-    edges: nx.Graph[fx.Node | str] = nx.Graph()
-    edges.add_nodes_from(graph.nodes)
+def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Pairs of values that may share memory; of the nodes that read one tensor of the state, each with the first."""
+    readers: dict[str, fx.Node] = {}
     for user in graph.nodes:
         if user.op == "get_attr":
-            edges.add_edge(user, user.target)
+            yield user, readers.setdefault(str(user.target), user)
         elif user.op != "output" and _has_memory(user) and not is_fresh(user, state):
-            edges.add_edges_from((user, source) for source in _sources(user, state) if _has_memory(source))
-    return edges
+            yield from ((user, source) for source in _sources(user, state) if _has_memory(source))
 
 
 def _sources(node: fx.Node, state: Mapping[str, State]) -> list[fx.Node]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import fx, nn
 
@@ -72,6 +71,8 @@ class _Joint:
 
     def _order(self) -> list[Number]:
         """All numbers, each after those that it reads; what touches one memory keeps its order in each trace."""
+        import networkx as nx  # noqa: PLC0415  (slow to import, and few models are traced in both modes)
+
         before: nx.DiGraph[Number] = nx.DiGraph()
         rank: dict[Number, int] = {}
         train = [self.train_numbers[node] for node in self.trained.nodes]

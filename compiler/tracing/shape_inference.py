@@ -28,6 +28,7 @@ from torch import fx, nn
 
 from prunec.compiler.ir.modules import eval_copy, is_scripted, to_meta, unhooked
 from prunec.compiler.tracing.calls import Call
+from prunec.compiler.tracing.closed_forms import form_of
 from prunec.compiler.tracing.containers import leaves
 from prunec.compiler.tracing.meta_model import StandIn
 
@@ -183,7 +184,7 @@ def module_shape(module: nn.Module, x: Any) -> Sizes | None:
 def function_shape(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Known:
     """The shape and dtype that a function gives; None where there is no closed form."""
     rule = _FUNCTIONS.get(target) if isinstance(target, Hashable) else None
-    return rule(args, kwargs) if rule is not None else None
+    return rule(args, kwargs) if rule is not None else form_of(target, args, kwargs)
 
 
 def _combined(args: Sequence[Any], kwargs: Mapping[str, Any], *, in_place: bool = False) -> _Known:
