@@ -25,6 +25,9 @@ from prunec.compiler.ir.modules import clone_module, is_scripted
 from prunec.compiler.ir.program import Program
 
 Step = tuple[fx.Node, Any]
+Run = Callable[..., Any]
+StandIn = Callable[[fx.Node, Any, Any, Run], Run]
+"""(node, args, kwargs, what it calls) -> what is called in its place."""
 
 _DROPOUT: Final = frozenset(
     [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout]
@@ -50,13 +53,14 @@ class Interpreter:
     """Runs a program node by node; nothing of the program is changed.
 
     `replaced` holds other values for some parameters and buffers, by name. `MaskedInterpreter` overrides `feed`, `load`
-    and `call`, to let marks travel with the values.
+    and `call`, to let marks travel with the values. `stand_in` may put other functions in the place of those called.
     """
 
     def __init__(self, program: Program, dtype: torch.dtype, replaced: Mapping[str, Tensor] | None = None) -> None:
         self.program = program
         self.dtype = dtype
         self.replaced = replaced or {}
+        self.stand_in: StandIn = _the_same
 
     def steps(self, inputs: tuple[Any, ...]) -> Iterator[Step]:
         """Every node with its value, in order; the last is the output. Raises `StepError` where a node fails."""
@@ -134,7 +138,7 @@ class Interpreter:
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a call."""
-        return self.target(node)(*args, **kwargs)
+        return self.stand_in(node, args, kwargs, self.target(node))(*args, **kwargs)
 
     def target(self, node: fx.Node) -> Callable[..., Any]:
         """What a node calls, as a function of plain values."""
@@ -168,6 +172,11 @@ class Interpreter:
             if f"{name}.{key}" in self.replaced:
                 tensor.copy_(self.replaced[f"{name}.{key}"])
         return copied
+
+
+def _the_same(_node: fx.Node, _args: Any, _kwargs: Any, run: Run) -> Run:
+    """No stand-in."""
+    return run
 
 
 def _first(value: Any, *_: Any, **__: Any) -> Any:

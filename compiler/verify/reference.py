@@ -18,6 +18,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -63,7 +64,9 @@ class MaskedInterpreter(Interpreter):
         if not args:
             named = next((name for name in _SOURCE_NAMES if name in kwargs), None)
             args = () if named is None else (kwargs.pop(named),)
-        return apply(self._described(node, args, kwargs, self.target(node)))
+        run = self.target(node)
+        call = self._described(node, args, kwargs, run)
+        return apply(replace(call, run=self.stand_in(node, args, kwargs, run)))
 
     def _described(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], run: Any) -> Call:
         where = describe(node)

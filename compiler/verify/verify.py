@@ -27,6 +27,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, is_large, seeded
 from prunec.compiler.verify.blame import first_difference
 from prunec.compiler.verify.compare import TOLERANCE, Trial, compare_values, difference, magnitude
+from prunec.compiler.verify.given_products import Products
 from prunec.compiler.verify.interpreter import Interpreter, StepError
 from prunec.compiler.verify.masks import plain
 from prunec.compiler.verify.reference import Reference
@@ -38,6 +39,9 @@ VIEWS: Final = frozenset(
 
 BLANK: Final = frozenset("empty empty_like empty_strided new new_empty new_empty_strided".split())
 """Operations that give uninitialised memory, which has no value to compare."""
+
+COSTLY: Final = 5 * 10**6
+"""From so many elements a sample on, over all nodes, only the first batch is computed in full."""
 
 ROUNDED: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The tolerance where a pass computed weights anew and rounded them to this dtype."""
@@ -70,8 +74,10 @@ def verify(
     Outputs are compared; where the reference is `nodewise`, every node's value is, each relative to its own size: so a
     fault shows even in a network whose output hardly depends on its input.
     `exact` compares in float64 alone, which also tells faults in branches that hardly count yet, such as blocks behind
-    a tiny layer scale. The batches hold two and three samples, or one and two where samples are large; then all but the
-    first hold smaller images, if the old program takes them: a difference there counts only if full ones show it, too.
+    a tiny layer scale. The batches hold two and three samples, or one and three (`_batches`) where a sample costs much.
+    Then only the first is computed in full. The others show whether what follows the batch size does so, for which
+    smaller images do, or runs in which products are given (`verify.given_products`): a difference there counts only if
+    a full run shows it, too.
     A batch size that the old program itself refuses is left out; if it refuses all, the example's own is taken.
     Raises `VerifyError` where they differ in float64 too, and where the reference finds the rewrite inconsistent.
     """
@@ -90,8 +96,15 @@ def verify(
 
 
 def _batches(program: Program) -> tuple[int, ...]:
-    """The batch sizes to run: two, and smaller ones for clips and volumes, since a run's cost grows with them."""
-    return (1, 2) if is_large(program) else (2, 3)
+    """The batch sizes to run: two, and smaller ones where samples cost much, since a run's cost grows with them."""
+    return (1, 2) if is_large(program) else (1, 3) if _is_costly(program) else (2, 3)
+
+
+def _is_costly(program: Program) -> bool:
+    """Whether a sample costs much: its input is large, or its values are, all together."""
+    tensors = (node.meta.get("val") for node in program.graph.nodes)
+    elements = sum(value.numel() for value in tensors if isinstance(value, Tensor))
+    return is_large(program) or elements // (batch_of(program.inputs) or 1) > COSTLY
 
 
 def _tolerance(reference: Reference, dtype: torch.dtype, exact: bool) -> float:
@@ -110,27 +123,43 @@ def _trials(after: Program, reference: Reference, dtype: torch.dtype, seed: int,
     """One trial for each batch size that the old program takes; or one of the example's size; or one on the example
     itself, where the model is made for certain values."""
     before = reference.before
-    small = is_large(before)
+    costly = _is_costly(before)
     for sizes in (batches if batch_of(before.inputs) else (), [None]):
-        tried = [_sized(after, reference, dtype, seed, size, small and i > 0) for i, size in enumerate(sizes)]
+        tried = [_sized(after, reference, dtype, seed, size, costly and i > 0) for i, size in enumerate(sizes)]
         if found := [trial for trial in tried if trial is not None]:
             return found
     return [_compared(after, reference, dtype, seed, before.inputs)]
 
 
 def _sized(
-    after: Program, reference: Reference, dtype: torch.dtype, seed: int, batch: int | None, small: bool
+    after: Program, reference: Reference, dtype: torch.dtype, seed: int, batch: int | None, cheap: bool
 ) -> Trial | None:
-    """A trial on a fresh batch of this size; on smaller images where `small`, unless these are refused or differ.
+    """A trial on a fresh batch of this size. A `cheap` one is on smaller images, or else with products given, unless
+    that is refused or differs.
 
     Numbers in the graph may mean the example's size, so that both programs may read a small image wrongly, each in its
-    own way. A difference there proves nothing, and full-size images decide.
+    own way; and a rewrite may leave elements in another order, which a given product hasn't. So a difference there
+    proves nothing, and a full run decides.
     """
     before = reference.before
-    quick = _trial(after, reference, dtype, seed, fresh_inputs(before, batch, seed, SMALLER)) if small else None
-    if quick is not None and quick.difference <= TOLERANCE[dtype]:
-        return quick
-    return _trial(after, reference, dtype, seed, fresh_inputs(before, batch, seed))
+    full = fresh_inputs(before, batch, seed)
+    if cheap:
+        small = fresh_inputs(before, batch, seed, SMALLER)
+        smaller = _shapes(small) != _shapes(full)
+        if reference.nodewise and _same_nodes(before, after):
+            for inputs in (small, full) if smaller else (full,):
+                found = _difference_given_products(after, reference, inputs, dtype, seed)
+                if found <= TOLERANCE[dtype]:
+                    return Trial(batch_of(inputs) or 1, inputs, found)
+        elif smaller:
+            quick = _trial(after, reference, dtype, seed, small)
+            if quick is not None and quick.difference <= TOLERANCE[dtype]:
+                return quick
+    return _trial(after, reference, dtype, seed, full)
+
+
+def _shapes(inputs: tuple[Any, ...]) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors_in(inputs)]
 
 
 def _trial(
@@ -188,22 +217,44 @@ def _is_blank(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and name in BLANK
 
 
-def _nodewise_difference(
+def _difference_given_products(
     after: Program, reference: Reference, inputs: tuple[Any, ...], dtype: torch.dtype, seed: int
+) -> float:
+    """`_nodewise_difference` with products given; infinite also where a program fails, since a full run decides."""
+    products = Products(reference.before, after, dtype, seed, TOLERANCE[dtype])
+    try:
+        return _nodewise_difference(after, reference, inputs, dtype, seed, products)
+    except (StepError, VerifyError):
+        return float("inf")
+
+
+def _nodewise_difference(
+    after: Program,
+    reference: Reference,
+    inputs: tuple[Any, ...],
+    dtype: torch.dtype,
+    seed: int,
+    products: Products | None = None,
 ) -> float:
     """The largest relative difference of any node's value; both programs run side by side, and values are freed.
 
     What `_excused` excuses isn't counted. Views and blank memory aren't compared: what is wrong shows in what reads it.
+    With `products`, these are given to both programs rather than computed; their operands must agree.
     """
     sizes: dict[fx.Node, float] = {}
     worst = 0.0
     present = {node.name for node in after.graph.nodes}
+    old, new = reference.interpreter(dtype), Interpreter(after, dtype)
+    if products is not None:
+        old.stand_in, new.stand_in = products.of_reference, products.of_rewritten
     with seeded(seed):
-        ours = Interpreter(after, dtype).steps(inputs)
-        for node, want in reference.values(inputs, dtype):
-            viewed = _views(node) or _is_blank(node)
-            sizes[node] = max((sizes[n] for n in node.all_input_nodes), default=0.0) if viewed else _largest(want)
-            if viewed or node.name not in present:
+        ours = new.steps(inputs)
+        for node, want in old.steps(inputs):
+            if products is not None:
+                products.result = want
+            if node.name not in present or _views(node) or _is_blank(node):
+                viewed = _views(node) or _is_blank(node)
+                sizes[node] = max((sizes[n] for n in node.all_input_nodes), default=0.0) if viewed else _largest(want)
                 continue
             torch.default_generator.manual_seed(seed)
             try:
@@ -211,8 +262,15 @@ def _nodewise_difference(
             except StepError:
                 return float("inf")
             torch.default_generator.manual_seed(seed)
+            if products is not None and (products.given == node.name or node.op == "get_attr"):
+                sizes[node] = 0.0  # weights have been compared in the first batch
+                products.note(node, want, got)
+                continue
             found = compare_values(want, got)
+            sizes[node] = _largest(want) if found is None else found.size
             relative = 0.0 if found is None else found.difference
+            if products is not None and found is not None and relative <= TOLERANCE[dtype]:
+                products.note(node, want, got)
             if relative > TOLERANCE[dtype]:
                 relative = _excused(node, want, got, sizes, relative)
             worst = max(worst, relative)
