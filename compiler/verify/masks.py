@@ -323,15 +323,18 @@ def _freed(met: Tensor, aligned: Sequence[Tensor], spans: Sequence[Sequence[int]
     return met
 
 
-def contract(call: Call, product: Callable[..., Tensor], *operands: Value, marks: Sequence[Tensor]) -> Tensor:
+def contract(
+    call: Call, product: Callable[..., Tensor], *operands: Value, marks: Sequence[Tensor], alike: str = ""
+) -> Tensor:
     """The marks of a multilinear operation (convolution, matrix product, einsum), found by counting.
 
     `product` is the operation itself, run on 0/1 tensors made of `marks`, one for each operand: so every element of the
     result counts the terms that it sums. It is kept if it sums a term whose factors are all kept. Then it may not sum a
     term of a kept and a removed factor; and every kept factor must be in some kept term. Raises `VerifyError` else.
+    What is found is kept for the same marks at the same node, or at all nodes that name their products `alike`.
     """
     settled = [_settled(x, m) for x, m in zip(operands, marks, strict=True)]
-    key = _digest(call.where, settled)
+    key = _digest(alike or call.where, settled)
     if key not in call.memo:
         call.memo[key] = _counted(call, product, settled)
     return call.memo[key]
@@ -353,7 +356,8 @@ def contract_lined(
     own, place = torch.unique(rows.expand(weight.data.shape[1 - across]), return_inverse=True)
     arriving, met = kinds.to(torch.uint8) // 4, kinds.to(torch.uint8) % 4
     small = torch.maximum(own[:, None], met[None]) if across else torch.maximum(met[:, None], own[None])
-    found = contract(call, product, arriving[None], small, marks=(arriving[None], small))
+    alike = f"lines across {across}"
+    found = contract(call, product, arriving[None], small, marks=(arriving[None], small), alike=alike)
     return found.flatten()[place]
 
 
