@@ -123,9 +123,8 @@ class Result:
 
         for export in self.plan.export:
             path = folder / "model.onnx"
-            report = replace(
-                report, onnx=write_onnx(self.before, self.program, path, export, self.progress, quick=self.quick)
-            )
+            found = write_onnx(self.before, self.program, path, export, self.progress, quick=self.quick)
+            report = replace(report, onnx=found, warnings=(*report.warnings, *([found.slow] if found.slow else [])))
         if self.quick:
             return replace(report, unmeasured=(_LATENCY, "the original's ONNX file"))
         if report.latency is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prunec.compiler.driver.slow_layers import slow_layers
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
@@ -37,9 +38,12 @@ def write_onnx(
     original, beside = _alike(before, after, path, slim)
     progress("onnx", 2, steps)
     inputs = before.deployed.inputs
-    latency = Change(*ort_latency((original, beside), inputs, sizes=_sizes(inputs)))
+    sizes = _sizes(inputs)
+    latency = Change(*ort_latency((original, beside), inputs, sizes=sizes))
+    files = Change(original, beside if isinstance(beside, bytes) else beside.read_bytes())
+    slow = slow_layers(Change(before, after), files, latency, sizes)
     progress("onnx", 3, steps)
-    return OnnxFindings(slim, len(original), latency)
+    return OnnxFindings(slim, len(original), latency, slow)
 
 
 def _alike(before: Program, after: Program, path: Path, slim: OnnxReport) -> tuple[bytes, bytes | Path]:

@@ -34,6 +34,8 @@ class NodeTime:
     elements: int
     """How many elements its outputs have."""
     seconds: float
+    name: str = ""
+    """What the runtime calls the node."""
 
 
 Profile = tuple[NodeTime, ...]

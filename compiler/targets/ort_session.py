@@ -123,10 +123,18 @@ _FINE: Final = time.get_clock_info("thread_time").resolution < 1e-5
 # -- single nodes --------------------------------------------------------------------------------------------------
 
 
-def profile(models: Sequence[bytes], feeds: Sequence[Feed], *, rounds: int = 5, block: float = 0.004) -> list[Profile]:
-    """Every model's nodes with their times. The models take turns: each runs for `block` seconds in each round."""
+def profile(
+    models: Sequence[bytes],
+    feeds: Sequence[Feed],
+    *,
+    rounds: int = 5,
+    block: float = 0.004,
+    sizes: Mapping[str, int] | None = None,
+) -> list[Profile]:
+    """Every model's nodes with their times. The models take turns: each runs for `block` seconds in each round. `sizes`
+    are those of `session`."""
     with TemporaryDirectory() as folder:
-        sessions = [session(model, Path(folder) / str(number)) for number, model in enumerate(models)]
+        sessions = [session(model, Path(folder) / str(number), sizes) for number, model in enumerate(models)]
         for opened, fed in zip(sessions, feeds, strict=True):
             opened.run(None, fed)
         for _ in range(rounds):
@@ -151,7 +159,10 @@ def _read(path: Path) -> Profile:
             key = event["name"], event["args"].get("node_index", "")
             times[key].append(event["dur"] / 1e6)
             known[key] = event["args"]
-    return tuple(NodeTime(known[k]["op_name"], _elements(known[k]), _low(found[1:])) for k, found in times.items())
+    return tuple(
+        NodeTime(known[k]["op_name"], _elements(known[k]), _low(found[1:]), k[0].removesuffix("_kernel_time"))
+        for k, found in times.items()
+    )
 
 
 def _low(times: Sequence[float]) -> float:
