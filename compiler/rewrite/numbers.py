@@ -68,14 +68,14 @@ class Numbers:
     def frozen(self, old: fx.Node) -> Any:
         """The old value of a number, as an argument that holds for every batch size.
 
-        Arithmetic is done again on the operands' old values; what is read off a tensor becomes a literal, or, where it
-        counts the batch too, is scaled.
+        Arithmetic, on whole sizes too, is done again on the operands' old values; what is read off a tensor becomes a
+        literal, or, where it counts the batch too, is scaled.
         """
         new = self.mapping[old]
         if old not in self.values:
             return new
         before, now = old.meta["val"], self.values[old]
-        if not reads(old):
+        if not reads(old) or (isinstance(before, tuple) and not isinstance(dims_read(old)[1], tuple)):
             args, kwargs = fx.node.map_arg((old.args, old.kwargs), self.frozen)
             with new.graph.inserting_after(_last(new, args, kwargs)):
                 return valued(new.graph.create_node(old.op, old.target, args, kwargs), before)
@@ -95,17 +95,13 @@ class Numbers:
 
     def _open_items(self, size: fx.Node) -> Iterable[bool]:
         tensor, dims = dims_read(size)
-        if tensor is None or not isinstance(dims, tuple):
-            return [False] * len(size.meta["val"])
+        assert tensor is not None and isinstance(dims, tuple), "a size of no tensor is computed again"
         return [is_open_dim(self.fields(tensor), dim) for dim in dims]
 
     def _tried(self, number: fx.Node, times: int, slim: bool) -> Any:
         """What a number is for `times` the example's batch: the slim one, or the old one."""
         if reads(number) or not number.all_input_nodes:
             value = self.values.get(number, number.meta["val"]) if slim else number.meta["val"]
-            if isinstance(value, tuple):
-                free = self._open_items(number)
-                return tuple(size * times if is_free else size for size, is_free in zip(value, free, strict=True))
             return value * times if reads(number) and is_open(number, self.fields) else value
         return self._on(number, lambda node: self._tried(node, times, slim))
 

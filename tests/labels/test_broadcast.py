@@ -109,6 +109,18 @@ def test_what_no_parameter_writes_is_picked(shape, free, picks):
         assert joined(flow) == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
+def test_a_column_of_waves_goes_with_each_copy_of_a_channel():
+    """Channels that are repeated along their dimension meet waves: a channel's copies go together, and so do theirs."""
+    flow, _ = empty_flow(2)
+    channels, waves = carried(flow, (3, 4), along(1, 2, 0, 1, 0, 1)), carried(flow, (3, 4))
+    vars(flow)["parameter_free"] = {waves}
+    node = flow.program.graph.call_method("add", (channels, waves))
+    combine(flow, node, with_picks(flow, node))
+    assert [pick.dim for pick in flow.picks[node]] == [1]
+    assert joined(flow) == [0, 1, 0, 1, 0, 1]
+    assert reasons(flow) == []
+
+
 class Degrees(nn.Module):
     """Sums over neighbours, divided by how many there are; both are added up onto zeros."""
 

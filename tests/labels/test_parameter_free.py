@@ -64,7 +64,12 @@ def in_every_layer(m, y, places):
     return (m.linear(y + table) + y) * table
 
 
-@pytest.mark.parametrize("step", [by_index, in_every_layer])
+def beside_a_copy(m, y, places):
+    table = (places[..., None].to(y) * torch.arange(2 * WIDTH).to(y)).sin()
+    return (y.repeat(1, 1, 2) + table).unflatten(-1, (2, -1)).sum(-2)
+
+
+@pytest.mark.parametrize("step", [by_index, in_every_layer, beside_a_copy])
 def test_what_is_left_of_the_table_is_picked(step):
     program = traced(step)
     analysis = analyse(program)

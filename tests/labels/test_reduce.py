@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flowing import along, carried, empty_flow, joined, reasons
 
+from prunec.compiler.labels.broadcast import combine
 from prunec.compiler.labels.flow import FIXED
 from prunec.compiler.labels.reduce import added_up, mixed
 
@@ -67,3 +68,16 @@ def test_what_lies_beside_the_dimension_stays_behind_what_goes():
     (left,) = added_up(flow, node, carried(flow, (2, 2, 2), rows, columns), [1])
     assert left is columns
     assert joined(flow) == [0, 1, 2, 3]
+
+
+def test_what_a_whole_grid_has_become_stays():
+    """Where rows of a grid go together, and columns do, a sum beside both is left with a single channel."""
+    flow, node = empty_flow(4)
+    (line,) = added_up(flow, node, carried(flow, (2, 2, 5), GRID), [0])
+    (one,) = mixed(flow, node, carried(flow, (2, 2, 5), GRID), [1], "is sorted")
+    assert (line.shape, one.shape) == ((1, 2, 1), (2, 1, 1))
+    (left,) = combine(flow, node, [((GRID,), (2, 2, 5)), ((), (2, 2, 5))])
+    assert left.size == 1
+    assert added_up(flow, node, carried(flow, (2, 2, 5), left), [2]) == ()
+    assert joined(flow) == [FIXED] * 4
+    assert reasons(flow) == ["here picks a single channel"]

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from nets import Made
+from program_texts import wrap
 from torch import fx, nn
 
 from prunec.compiler.ir.program import Program
 from prunec.compiler.rewrite.numbers import Numbers
+from prunec.compiler.text.parser import from_text
 from prunec.compiler.tracing.trace import trace
 
 HEADS, LEFT = 4, 3
@@ -28,7 +30,11 @@ def sizes(m, x):
 def made() -> tuple[Program, dict[str, fx.Node], Numbers]:
     """The program, its numbers by their value for three samples and their operation, and `Numbers` of a slim graph in
     which one head is gone of what they are read off."""
-    program = trace(Made({"q": nn.Linear(6, 8)}, sizes).eval(), (torch.zeros(3, 5, 6),))
+    return with_one_gone(trace(Made({"q": nn.Linear(6, 8)}, sizes).eval(), (torch.zeros(3, 5, 6),)))
+
+
+def with_one_gone(program: Program) -> tuple[Program, dict[str, fx.Node], Numbers]:
+    """What `made` gives, of a program in which a node `reshape` gives the folded heads of three samples."""
     _, mapping = program.copy_graph_with_map()
     nodes = {node.name: node for node in program.graph.nodes}
     folded = (np.tile(np.arange(HEADS), 3).reshape(12, 1, 1),)
@@ -86,12 +92,37 @@ def test_a_number_that_is_other_for_the_example_alone_differs(made):
 def test_the_old_size_is_made_of_what_is_left_and_what_follows(made):
     """Of [12, 5, 2], the heads are scaled back, the tokens are read off, and channels that have all stayed are a
     literal or are read off."""
-    program, nodes, numbers = made
+    program, _, numbers = made
     fields = numbers.fields
     numbers.fields = lambda node: (*fields(node), *((np.arange(2).reshape(1, 1, 2),) if fields(node) else ()))
     [made_of] = program.graph.find_nodes(op="call_method", target="new_zeros")[1].args[1:]
     frozen = numbers.frozen(made_of)
     assert [computed(each, 6) if isinstance(each, fx.Node) else each for each in frozen] == [24, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "sizes"),
+    [("%s + (7,)", (1, 5, 2, 7)), ("%s * 2", (1, 5, 2) * 2), ("%s + %s", (1, 5, 2) * 2)],
+    ids=["more behind it", "twice", "to itself"],
+)
+def test_arithmetic_on_a_whole_size_is_what_it_was_for_every_batch(arithmetic, sizes):
+    text = wrap(
+        "input %x : f32[3, 5, 8]",
+        "%n = %x.size(0)",
+        "%view = %x.view(%n, 5, 4, 2)",
+        "%transpose = %view.transpose(1, 2)",
+        "%folded = %n * 4",
+        "%reshape = %transpose.reshape(%folded, 5, 2)",
+        "%s = %reshape.shape",
+        f"%joined = {arithmetic}",
+        "%zeros = %reshape.new_zeros(%joined)",
+        "return %zeros",
+    )
+    _, nodes, numbers = with_one_gone(from_text(text))
+    joined = nodes["joined"]
+    assert numbers.values[joined] == tuple(9 if size == 1 else size for size in sizes)
+    for batch in (1, 3, 6):
+        assert computed(numbers.frozen(joined), batch) == tuple(4 * batch if size == 1 else size for size in sizes)
 
 
 def test_a_size_follows_by_itself(made):

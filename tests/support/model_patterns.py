@@ -125,7 +125,7 @@ for _name, (_gate, _why) in COUNTED.items():
 
 def _likeness(y: Tensor, g: Tensor) -> Tensor:
     """How like the map g each channel is."""
-    return F.cosine_similarity(y.flatten(2), g.expand_as(y).flatten(2), dim=2)
+    return F.cosine_similarity(y.flatten(2), g.expand(-1, 8, -1, -1).flatten(2), dim=2)
 
 
 def _lowered(y: Tensor) -> Tensor:
