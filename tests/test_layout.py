@@ -124,6 +124,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/tracing/lowering.py": "tracing/test_trace.py",
     "compiler/tracing/parametrizations.py": "end_to_end/test_as_they_are.py",
     "compiler/tracing/patches.py": "tracing/test_tracer.py",
+    "compiler/tracing/shape_inference.py": "tracing/test_trace.py",
     "compiler/tracing/rebinding.py": "tracing/test_meta_model.py",
     "compiler/verify/names.py": "verify/test_verify.py",
     "compiler/verify/ops/concat.py": "verify/test_verify.py",

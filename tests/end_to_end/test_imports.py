@@ -19,6 +19,13 @@ model: prunec.models.resnet:resnet20
 inputs: [[1, 3, 32, 32]]
 passes: [score, {select: {budget: {macs: 50%}}}, shrink, fold_bn]
 """
+EXPORTED = """\
+plan: 1
+model: prunec.models.digits:cnn
+inputs: [[1, 1, 8, 8]]
+passes: [score, {select: {budget: {macs: 50%}}}, shrink, fold_bn]
+export: [onnx]
+"""
 EXPLAIN = ("explain", "prunec.models.resnet:resnet20", "--inputs", "1,3,32,32")
 USED = {
     ("--help",): {"torch", "numpy", "scipy"},
@@ -29,6 +36,8 @@ USED = {
     ("ir", *EXPLAIN[1:]): set(),
     ("check", "plan.yaml"): set(),
     ("compile", "plan.yaml"): set(),
+    ("compile", "exported.yaml"): {"onnx", "onnxruntime"},
+    ("compile", "exported.yaml", "--quick"): {"onnx", "onnxruntime"},
 }
 """Command -> what of the slow packages it uses, after all; for the help, what it mustn't import besides them."""
 
@@ -36,6 +45,7 @@ USED = {
 @pytest.mark.parametrize("command", USED, ids=" ".join)
 def test_a_command_imports_nothing_slow_that_it_does_not_use(command, tmp_path):
     (tmp_path / "plan.yaml").write_text(PLAN, encoding="utf-8")
+    (tmp_path / "exported.yaml").write_text(EXPORTED, encoding="utf-8")
     code = (
         "import sys; from pathlib import Path; from prunec.compiler.cli.main import run; code = run(sys.argv[1:]); "
         "Path('imported').write_text(' '.join(sys.modules), encoding='utf-8'); sys.exit(code)"

@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.ir.closed_forms import dense, function_shape, module_shape
 from prunec.compiler.ir.graph import call
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors
 from prunec.compiler.ir.modules import clone_module, to_meta
@@ -98,14 +99,21 @@ def _run(program: Program, state: Mapping[str, Any], old: int, batch: int) -> di
                 case "get_attr":
                     env[node] = False if node.target == "training" else state[str(node.target)]
                 case "call_module":
-                    env[node] = state[str(node.target)](*args, **kwargs)
+                    env[node] = _through(state[str(node.target)], args, kwargs)
                 case "output":
                     env[node] = args[0]
                 case "call_method" if node.target in {"cpu", "cuda"}:
                     env[node] = args[0]
                 case _:
-                    env[node] = call(node, args, kwargs)
+                    known = function_shape(node.target, args, kwargs)
+                    env[node] = call(node, args, kwargs) if known is None else dense(*known)
     return env
+
+
+def _through(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a leaf module gives; a closed form spares the import of torch's compiler, which meta kernels bring along."""
+    shape = module_shape(module, args[0]) if len(args) == 1 and not kwargs else None
+    return module(*args, **kwargs) if shape is None else dense(shape, args[0].dtype)
 
 
 def _on_no_device(arguments: Any) -> Any:

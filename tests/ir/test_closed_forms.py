@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunec.compiler.tracing.shape_inference import function_shape, module_shape
+from prunec.compiler.ir.closed_forms import function_shape, module_shape
 from prunec.compiler.tracing.trace import trace
 
 LAYERS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prunec.compiler.tracing.closed_forms import form_of
+from prunec.compiler.ir.function_forms import form_of
 
 
 def meta(shape, dtype=torch.float32):

@@ -1,11 +1,11 @@
-"""What functions and methods give beside those of `shape_inference.py`, worked out from their arguments.
+"""What functions and methods give beside those of `closed_forms.py`, worked out from their arguments.
 
     F.relu(x) of [1, 8, 4, 4]                        [1, 8, 4, 4]
     F.avg_pool2d(x, 2) of [1, 8, 5, 4]               [1, 8, 2, 2]
     q @ k of [1, 2, 5, 4] and [1, 2, 4, 5]           [1, 2, 5, 5]
 
 The first of torch's meta kernels in Python that runs imports torch's compiler and sympy, which takes as long as
-importing torch. The forms here are for dense (contiguous) floating-point tensors that fit; for all others they give None.
+importing torch. The forms here are for dense (contiguous) floating-point tensors that fit; for all else they give None.
 """
 
 from __future__ import annotations
