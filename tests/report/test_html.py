@@ -76,6 +76,16 @@ def test_everything_that_was_measured_has_a_card(full):
         assert text in page.texts
 
 
+def test_what_wrote_the_onnx_file_is_told(full):
+    assert (
+        "Opset 20, IR version 10; takes any batch size. Written directly from the graph."
+        in Page(report_html(full)).texts
+    )
+    export = replace(full.onnx.export, writer="torch", fallback="GRU at 'steps': the direct writer doesn't know it")
+    page = Page(report_html(replace(full, onnx=replace(full.onnx, export=export))))
+    assert any("Written by torch's exporter: GRU at 'steps'" in text for text in page.texts)
+
+
 def test_what_was_not_measured_has_none(report):
     page = Page(report_html(replace(report, accuracy=None)))
     assert len(page.named("div", "card")) == 3
