@@ -95,7 +95,8 @@ class Numbers:
 
     def _open_items(self, size: fx.Node) -> Iterable[bool]:
         tensor, dims = dims_read(size)
-        assert tensor is not None and isinstance(dims, tuple), "a size of no tensor is computed again"
+        assert tensor is not None
+        assert isinstance(dims, tuple), "a size that is read off no tensor is computed again"
         return [is_open_dim(self.fields(tensor), dim) for dim in dims]
 
     def _tried(self, number: fx.Node, times: int, slim: bool) -> Any:

@@ -65,7 +65,7 @@ def in_every_layer(m, y, places):
 
 
 def beside_a_copy(m, y, places):
-    table = (places[..., None].to(y) * torch.arange(2 * WIDTH).to(y)).sin()
+    table = (places[..., None].to(y) * torch.arange(2 * WIDTH, device=y.device).to(y)).sin()
     return (y.repeat(1, 1, 2) + table).unflatten(-1, (2, -1)).sum(-2)
 
 
