@@ -113,10 +113,7 @@ def _cure(programs: Change[Program], named: Sequence[str]) -> str:
             f"{narrow[0]} has groups of {rows} channels, for which there is no fast kernel: "
             "'axes: {grouped: whole}' before 'score' lets whole groups go"
         )
-    odd = [name for name, layer in convs if layer.out_channels % multiple or layer.in_channels % multiple]
-    was = {name: programs.before.state.get(name) for name in odd}
-    cut = [n for n in odd if isinstance(was[n], nn.modules.conv._ConvNd) and _widths(was[n]) != _widths(dict(convs)[n])]
-    if cut:
+    if any(_is_odd(layer, programs.before.state.get(name), multiple) for name, layer in convs):
         return f"'multiple_of: {multiple}' gives them widths that have a fast kernel"
     return "they take time by what they read and write: 'budget: {latency: ...}' counts that"
 
@@ -125,6 +122,9 @@ def _row(layer: nn.modules.conv._ConvNd) -> int:
     return layer.in_channels // layer.groups
 
 
-def _widths(layer: object) -> tuple[int, int]:
-    assert isinstance(layer, nn.modules.conv._ConvNd)
-    return layer.in_channels, layer.out_channels
+def _is_odd(layer: nn.modules.conv._ConvNd, was: object, multiple: int) -> bool:
+    """Whether a width was cut to what is no multiple."""
+    if not isinstance(was, nn.modules.conv._ConvNd):
+        return False
+    pairs = ((layer.in_channels, was.in_channels), (layer.out_channels, was.out_channels))
+    return any(now != before and now % multiple for now, before in pairs)

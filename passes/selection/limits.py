@@ -14,7 +14,7 @@ Each is a number, or numbers by pattern; the first pattern that names a group co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,15 +81,19 @@ def units_of_a_row(analysis: Analysis) -> dict[str, int]:
     found: dict[str, int] = {}
     for node in analysis.program.graph.nodes:
         weight, rows = _grouped_weight(analysis.program, node)
-        binding = analysis.flow.bindings.get(Axis(weight, 0)) if weight else None
-        if binding is None:
-            continue
-        units = analysis.units(binding.labels).ravel()
-        first = distinct(units[: units.size // rows], analysis.size) if (units != NO_UNIT).all() else units[:0]
-        group = groups[analysis.group_of[first[0]]] if first.size > 1 else None
-        if group is not None and group.size % first.size == 0:
-            found[group.name] = min(first.size, found.get(group.name, first.size))
+        for binding in (analysis.flow.bindings.get(Axis(weight, dim)) for dim in (0, 1) if weight):
+            if binding is not None:
+                _note_row(analysis, groups, binding.labels, rows, found)
     return found
+
+
+def _note_row(analysis: Analysis, groups: Sequence[Group], labels: IntArray, rows: int, found: dict[str, int]) -> None:
+    """Note how many units of the group that is meant lie in the first of so many rows of labels."""
+    units = analysis.units(labels).ravel()
+    first = distinct(units[: units.size // rows], analysis.size) if (units != NO_UNIT).all() else units[:0]
+    group = groups[analysis.group_of[first[0]]] if first.size > 1 else None
+    if group is not None and group.size % first.size == 0:
+        found[group.name] = min(first.size, found.get(group.name, first.size))
 
 
 def _grouped_weight(program: Program, node: fx.Node) -> tuple[str, int]:

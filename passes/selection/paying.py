@@ -27,7 +27,7 @@ from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import Analysis, Group
 from prunec.compiler.ir.program import Note
 from prunec.compiler.targets.base import TARGETS
-from prunec.passes.selection.limits import channels_of_a_unit
+from prunec.passes.selection.limits import channels_of_a_unit, units_of_a_row
 from prunec.passes.selection.per_group import Way
 
 LEAST: Final = 4
@@ -50,7 +50,7 @@ def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multip
     preferred = TARGETS.named(runtime).multiple
     for number in _halved(preferred):
         try:
-            found = met(multiples(analysis, number))
+            found = met(multiples(analysis, number, preferred))
         except PassError:  # out of reach with this multiple, not without
             continue
         if _pays(found, plain, number):
@@ -58,9 +58,14 @@ def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multip
     return _told(plain, 1, runtime, f": multiples of {preferred} would cost a network of these widths too much")
 
 
-def multiples(analysis: Analysis, number: int) -> dict[str, float]:
-    """The multiple of every group's channels; smaller for groups that are narrower than that."""
-    return {name: _multiple(group, number) for name, group in analysis.groups.items()}
+def multiples(analysis: Analysis, number: int, preferred: int) -> dict[str, float]:
+    """The multiple of every group's channels; smaller for groups that are narrower than that. Where a grouped layer has
+    whole blocks in each of its groups it has no fast kernel for less, so there it is what the runtime prefers."""
+    rows = units_of_a_row(analysis)
+    return {
+        name: preferred if rows.get(name, 0) >= preferred else _multiple(group, number)
+        for name, group in analysis.groups.items()
+    }
 
 
 def _multiple(group: Group, number: int) -> int:
@@ -76,8 +81,13 @@ def _halved(number: int) -> Iterator[int]:
 
 def _pays(found: Way, plain: Way, number: int) -> bool:
     """Whether the multiple costs little of the score, and leaves little of the budgets unused."""
-    lost = plain.details["kept_score"] - found.details["kept_score"]
-    return _used(found) >= USED * _used(plain) and lost <= number / COST * plain.details["whole_score"]
+    cost = _lost(found) - _lost(plain)
+    return _used(found) >= USED * _used(plain) and cost <= number / COST * plain.details["whole_score"]
+
+
+def _lost(way: Way) -> float:
+    """The score that goes. What is kept doesn't compare: units that may not go under a multiple aren't counted."""
+    return float(way.details["whole_score"] - way.details["kept_score"])
 
 
 def _used(way: Way) -> float:
