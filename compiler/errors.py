@@ -13,6 +13,7 @@ and exits with the error's `exit_code`: 1 where the plan or the model is at faul
 from __future__ import annotations
 
 import difflib
+import linecache
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -30,6 +31,14 @@ class Span:
     column: int
     length: int = 1
     text: str = ""
+
+    @classmethod
+    def of_line(cls, at: tuple[str, int] | None) -> Span | None:
+        """A whole line, of a file and a number."""
+        if at is None:
+            return None
+        text = linecache.getline(*at).rstrip("\n")
+        return cls(*at, len(text) - len(text.lstrip()) + 1, max(len(text.strip()), 1), text)
 
     def caret(self) -> str:
         """The line with carets under the stretch, indented by four; an empty string where the text isn't known."""

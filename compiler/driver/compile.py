@@ -40,7 +40,8 @@ from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomi
 from prunec.compiler.emit.python import Splice, emit_source, save_weights, weights_size
 from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.ir.inputs import Inputs, tensors_in
+from prunec.compiler.ir.aliasing import unwritten
+from prunec.compiler.ir.inputs import Inputs, arguments, tensors_in
 from prunec.compiler.ir.modules import modes_of, own_copy, set_modes
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
@@ -49,7 +50,8 @@ from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
 from prunec.compiler.tracing.both_modes import one_result, trace_modes, train_warnings
-from prunec.compiler.tracing.user_state import undisturbed
+from prunec.compiler.tracing.real_run import check_runs
+from prunec.compiler.tracing.user_state import undisturbed, untouched
 from prunec.compiler.user_code import running
 from prunec.compiler.version import __version__
 
@@ -104,7 +106,8 @@ class Result:
 
     def _write(self, folder: Path, target: Path) -> Report:
         self.progress("write", 0, 1)
-        report = self._write_models(folder)
+        with unwritten(self.before), unwritten(self.program):
+            report = self._write_models(folder)
         lock = {**self.lock, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -205,14 +208,15 @@ def _compile(
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
     traced = seconds_since(start)
-    check_usable(before)
-    check_model(plan.hashes, before, plan.at("hashes"))
-    check_finite(before, plan)
+    _check_subject(plan, model, inputs, before, regions)
     context = Context(plan.seed, found, progress, before, plan.runtime)
     check_options(before, steps)
     check_ready(before, steps, context)
     old = before.module if regions is None else regions.model
-    original = None if found is None else evaluate_first(old, found, inputs, progress)
+    original = None
+    if found is not None:
+        with unwritten(before) if regions is None else untouched(old):
+            original = evaluate_first(old, found, inputs, progress)
     outcome = run_passes(before, steps, context)
     report = replace(make_report(plan, before, outcome, traced, warnings), notes=tuple(notes))
     if "latency" in outcome.resources:
@@ -221,11 +225,12 @@ def _compile(
         predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
         report = replace(report, latency=Latency(predicted))
     if regions is not None:
-        with undisturbed(regions.model):
+        with undisturbed(regions.model), unwritten(outcome.program):
             report = replace(report, region=_region_findings(regions, outcome.program, alike=not one_result(before)))
     compared = None
     if found is not None and original is not None:
-        compared = compare(original, _slim_model(outcome.program, regions), found, inputs, progress)
+        with unwritten(outcome.program):
+            compared = compare(original, _slim_model(outcome.program, regions), found, inputs, progress)
         report = _with_accuracy(report, plan, compared)
     lock = make_lock(plan, outcome.resolved, before, outcome.program, compared.fingerprint if compared else None)
     return Result(plan, before, outcome.program, lock, report, progress, regions, modes)
@@ -259,9 +264,13 @@ def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inp
 
 
 def load_original(plan: Plan, tell: Tell = untold) -> tuple[Program, nn.Module, Inputs]:
-    """The plan's program, the whole model that the data are for, and its example inputs; what was unwrapped is told."""
+    """The plan's program, the whole model that the data are for, and its example inputs; what was unwrapped is told.
+
+    Raises `ModelError` for a model that can't be compiled for what it holds, or can't be run on these inputs.
+    """
     model, inputs = _subject(plan, None, None, tell)
     program, regions, _ = _traced(plan, model, inputs)
+    _check_subject(plan, model, inputs, program, regions)
     return program, program.module if regions is None else regions.model, inputs
 
 
@@ -285,6 +294,15 @@ def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regi
     return program, regions, warnings
 
 
+def _check_subject(plan: Plan, model: nn.Module, inputs: Inputs, program: Program, regions: Regions | None) -> None:
+    """Raise `ModelError` where the model can't be compiled for what it holds, or can't be run."""
+    check_usable(program)
+    check_model(plan.hashes, program, plan.at("hashes"))
+    check_finite(program, plan)
+    if regions is None:  # to find these, the whole model was run
+        check_runs(model, arguments(model, inputs))
+
+
 def load_divided(plan: Plan) -> Program:
     """The plan's model, traced, with its channels divided into units as the passes before the first rewrite ask."""
     program = load_program(plan)
@@ -299,9 +317,9 @@ def program_after(plan: Plan, name: str | None) -> Program:
     names = [step.pass_.name for step in steps]
     if name is not None and name not in names:
         raise PlanError(f"the plan has no pass '{name}'", hint=nearest(name, names))
-    program = load_program(plan)
     if name is None:
-        return program
+        return load_program(plan)
+    program = load_original(plan)[0]
     context = Context(seed=plan.seed, data=load_data(plan), runtime=plan.runtime)
     return run_passes(program, steps, context, until=name).program
 

@@ -12,6 +12,7 @@ from prunec.compiler.driver.finite import check_stays_finite
 from prunec.compiler.errors import DataError, PassError, PlanError, Span
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import names_by_axis
+from prunec.compiler.ir.aliasing import unwritten
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.report.report import Record
@@ -129,7 +130,7 @@ def check_ready(program: Program, steps: Sequence[Step], context: Context) -> No
             continue
         asked.append(step.pass_)
         try:
-            with running(f"the pass '{step.pass_.name}' failed", PassError, at=step.at, mixed=True):
+            with running(f"the pass '{step.pass_.name}' failed", PassError, at=step.at, mixed=True), unwritten(program):
                 step.pass_.ready(program, context)
         except (PassError, DataError) as error:
             _locate(error, step, context)
@@ -156,7 +157,8 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     pass_ = step.pass_
     before, start = cost(program), time.perf_counter()
     try:
-        result = pass_.run(program, context)
+        with unwritten(program):
+            result = pass_.run(program, context)
     except (PassError, DataError) as error:
         _locate(error, step, context)
         raise

@@ -36,7 +36,7 @@ from prunec.compiler.ir.program import Axis, Program, State
 from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import ByMode, Mode, has_both, in_eval, joint_output
 from prunec.compiler.tracing.both_modes import left_out, trace_modes
-from prunec.compiler.tracing.user_state import undisturbed
+from prunec.compiler.tracing.real_run import really_run
 from prunec.compiler.user_code import running
 from prunec.compiler.verify.compare import TOLERANCE, difference
 from prunec.compiler.verify.interpreter import Interpreter, StepError
@@ -193,7 +193,7 @@ def find_regions(
             message = f"region '{name}' lies in region '{outer}'" if outer else f"region '{name}' is a single layer"
             raise PlanError(message, at=places[name], hint="name parts of the model that don't overlap")
         _check_fixed(name, modules[name], fixed[name], at)
-    with undisturbed(model):
+    with really_run(model):
         calls, given = _calls(model, {name: modules[name] for name in fixed}, fixed, example_inputs)
     found = []
     for name in fixed:
@@ -378,8 +378,7 @@ def _calls(
 
     handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in regions.items()]
     try:
-        with running("the model doesn't run on the example inputs", ModelError), seeded(0), evaluating(model):
-            return found, outline(_result(model, example))
+        return found, outline(_result(model, example))
     finally:
         for handle in handles:
             handle.remove()

@@ -13,6 +13,7 @@ import inspect
 import operator
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import fx, nn
 
 from prunec.compiler.ir.graph import arguments, operand
+from prunec.compiler.ir.modules import lent_copies
 from prunec.compiler.ir.ops import op_name
-from prunec.compiler.ir.program import State
+from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.symbols import IN_PLACE
 
 _WRITERS = frozenset({*IN_PLACE, operator.setitem, operator.imatmul, operator.ilshift, operator.irshift})
@@ -99,6 +101,24 @@ def memories(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[set[fx.Nod
     for node, label in zip(nodes, labels, strict=True):
         found[label].add(node)
     yield from found
+
+
+def written(program: Program) -> frozenset[str]:
+    """The tensors of a program's state that a run of it may write into: counters, caches."""
+    return program.cached("written", lambda: _written(program.graph, program.state))
+
+
+def _written(graph: fx.Graph, state: Mapping[str, State]) -> frozenset[str]:
+    writers = {node for node in graph.nodes if mutates(node, state)}
+    touched = (found for found in memories(graph, state) if found & writers) if writers else ()
+    return frozenset(str(node.target) for found in touched for node in found if node.op == "get_attr")
+
+
+@contextmanager
+def unwritten(program: Program) -> Iterator[None]:
+    """A context in which the program may be run: its state is afterwards as it was before."""
+    with lent_copies([program.tensors[name] for name in written(program) if name in program.tensors]):
+        yield
 
 
 def _sharing(graph: fx.Graph, state: Mapping[str, State]) -> Iterator[tuple[fx.Node, fx.Node]]:

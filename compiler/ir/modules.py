@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -141,3 +141,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, flag in flags.items():
             part.training = flag
+
+
+@contextmanager
+def lent_copies(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """A context in which the tensors have copies of their memory: whatever is written into them is gone afterwards."""
+    held = [(tensor, tensor.data) for tensor in tensors]
+    try:
+        for tensor, memory in held:
+            tensor.data = memory.clone()
+        yield
+    finally:
+        for tensor, memory in held:
+            tensor.data = memory

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from prunec.compiler.errors import ModelError
+from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.graph import call
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir.modules import is_scripted, to_meta
 from prunec.compiler.ir.program import Program
-from prunec.compiler.tracing.locations import line_span
 from prunec.compiler.tracing.meta_model import meta_copy
 from prunec.compiler.tracing.shape_inference import on_zeros
 
@@ -163,7 +162,7 @@ def _fault(program: Program, view: fx.Node, factor: int) -> ModelError:
     return ModelError(
         f"{scope}: {view.name} turns N rows into {factor}N: {list(given)} has {right} values an image, and the view "
         f"asks for {literal}, so -1 becomes {made[0]} (the input is {inputs})",
-        at=line_span(view.meta.get("at")),
+        at=Span.of_line(view.meta.get("at")),
         hint=f"flatten whole images, `x.flatten(1)` or view(x.size(0), -1), for a layer that takes {right} features; "
         f"or give inputs of the size that the model was made for",
     )

@@ -16,11 +16,7 @@ the other ways, and goes without this check of values, which is told.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
@@ -28,6 +24,7 @@ from torch import fx
 from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.graph import is_impure, output_of
 from prunec.compiler.tracing.answers import Answers
+from prunec.compiler.tracing.real_run import quiet
 from prunec.compiler.tracing.tracer import Tracer
 from prunec.compiler.user_code import user_span
 
@@ -50,7 +47,7 @@ def either_way(attempt: Callable[[Answers], Tracer]) -> Tracer | None:
         if tried > MOST_WAYS:
             return None
         try:
-            with _silent() if tried > 1 else contextlib.nullcontext():
+            with quiet() if tried > 1 else contextlib.nullcontext():
                 tracer = attempt(answers)
         except ModelError as error:
             if not answers.stops(error.__cause__):
@@ -77,18 +74,6 @@ def unchecked(graph: fx.Graph) -> Sequence[str]:
 def _place(error: ModelError) -> str:
     span = user_span(error.__cause__) if error.__cause__ else None
     return f"{span.file}:{span.line}" if span else ""
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """A way that is only tried says nothing to the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _form(tracer: Tracer) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import linecache
 import os
 from functools import cache
 from types import FrameType
 
 import torch
 
-from prunec.compiler.errors import Span
 from prunec.compiler.user_code import is_users
 
 _KERNELS = tuple(
@@ -47,11 +45,3 @@ def user_line(frame: FrameType | None) -> tuple[str, int] | None:
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None
-
-
-def line_span(at: tuple[str, int] | None) -> Span | None:
-    """A whole line as a span."""
-    if at is None:
-        return None
-    text = linecache.getline(*at).rstrip("\n")
-    return Span(*at, len(text) - len(text.lstrip()) + 1, max(len(text.strip()), 1), text)

@@ -18,13 +18,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.errors import ModelError
+from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.graph import is_impure, output_of
-from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, map_tensors, tensors_in
-from prunec.compiler.ir.modules import eval_copy, evaluating, unhooked
+from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, tensors_in
+from prunec.compiler.ir.modules import eval_copy, unhooked
 from prunec.compiler.ir.program import Program, State
-from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.ir.wrappers import uncompiled
 from prunec.compiler.tracing.answers import Answers
@@ -32,14 +31,14 @@ from prunec.compiler.tracing.batch_dim import check_batch
 from prunec.compiler.tracing.dynamic_batch import follow_batch
 from prunec.compiler.tracing.either_way import either_way
 from prunec.compiler.tracing.float_arguments import write_floats
-from prunec.compiler.tracing.locations import line_span
 from prunec.compiler.tracing.lowering import plain_linear
 from prunec.compiler.tracing.parametrizations import without_parametrizations
+from prunec.compiler.tracing.real_run import check_runs, words
 from prunec.compiler.tracing.symbolic_numbers import Refused
 from prunec.compiler.tracing.tracer import Tracer
 from prunec.compiler.tracing.user_state import undisturbed
 from prunec.compiler.tracing.weight_folding import with_plain_weights
-from prunec.compiler.user_code import name_of, running, text_of, told, user_span
+from prunec.compiler.user_code import running, text_of, user_span
 
 _ON_SHAPES = (
     "the model itself runs on the example inputs; this line doesn't on tensors that have shapes and no data: write it "
@@ -183,7 +182,7 @@ def _check_not_empty(tracer: Tracer, name: str) -> None:
         what = str(node.target) if node.op == "call_module" else "the model"
         raise ModelError(
             f"{name}: {what} gives an empty tensor, {list(empty.shape)}, on the example inputs",
-            at=line_span(node.meta.get("at")),
+            at=Span.of_line(node.meta.get("at")),
             hint="would larger example inputs, or more of them in a batch, give more?",
         )
 
@@ -211,11 +210,9 @@ def _explained(error: BaseException, model: nn.Module, tracer: Tracer | None, in
     if tracer and tracer.failed and tracer.failed[0] is error and tracer.failed[1].name:
         standin = tracer.failed[1]
         where = f"{standin.name} ({type(standin.original).__name__})"
-    text = (text_of(error) or name_of(error)).splitlines()[0]
     if isinstance(error, Refused):
-        return ModelError(f"{where}: {text}", at=user_span(error), hint=error.hint)
-    if type(error) not in (RuntimeError, ValueError):  # torch's own, whose text says enough
-        text = told(error).splitlines()[0]
+        return ModelError(f"{where}: {text_of(error).splitlines()[0]}", at=user_span(error), hint=error.hint)
+    text = words(error)
     if NOT_BOOL in text:
         hint = "give `self.training` to the function's namesake in torch.nn.functional, which the tracer sees"
         return ModelError(f"{where}: {text}", at=user_span(error), hint=hint)
@@ -229,15 +226,7 @@ def _explained(error: BaseException, model: nn.Module, tracer: Tracer | None, in
 def _runs(model: nn.Module, inputs: Arguments) -> bool:
     """Whether the model itself runs on the example inputs."""
     try:
-        with (
-            running("the forward failed", ModelError),
-            undisturbed(model),
-            evaluating(model),
-            seeded(0),
-            torch.no_grad(),
-        ):
-            args, kwargs = inputs.call({name: map_tensors(torch.clone, value) for name, value in inputs.inputs.items()})
-            model(*args, **kwargs)
+        check_runs(model, inputs)
     except ModelError:
         return False
     return True

@@ -11,6 +11,9 @@ A tensor of the trace has no data, so that a forward that finds one in its cache
 the trace: all that the code of the forward can reach through attributes, closures, globals that it names, and the
 methods that it may call (by name, as the types aren't known). What objects of other packages hold is put back only
 where a value of the trace stands in it: other threads may be at work there, whose changes aren't ours to undo.
+
+A run on real values (`untouched`) may write into tensors as well. It works on copies of them: what it counts up in a
+buffer, or replaces by `.data =`, isn't in the model afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunec.compiler.ir.modules import named_modules
+from prunec.compiler.ir.modules import lent_copies, named_modules
 from prunec.compiler.tracing.containers import leaves
 from prunec.compiler.tracing.symbolic_numbers import Number
 
@@ -69,13 +72,28 @@ MOST_ENTRIES = 10_000
 """Larger containers are put back, but what their entries hold isn't looked at."""
 MOST_OBJECTS = 100_000
 """The search ends here: a forward that reaches more holds data sets rather than caches."""
+MOST_ELEMENTS = 10_000_000
+"""Larger tensors, but for parameters and buffers, hold data rather than counters: a run may write into them."""
 _MISSING = object()
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """A context that leaves everything that the model's forward can reach as it found it, memoised results included."""
+    with _restoring(model, _Reach()):
+        yield
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """`undisturbed` for a run of the model itself: its parameters, buffers and other tensors stay as they are."""
     reach = _Reach()
+    with _restoring(model, reach), lent_copies(reach.tensors_of(model)):
+        yield
+
+
+@contextmanager
+def _restoring(model: nn.Module, reach: _Reach) -> Iterator[None]:
     reach.search(named_modules(model).values())
     numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -121,6 +139,8 @@ class _Reach:
         self._imported: list[dict[str, Any]] = []
         self._swaps: list[tuple[Callable[[Any], None], Any]] = []
         self._caches: dict[int, tuple[Any, int]] = {}
+        self._tensors: dict[int, torch.Tensor] = {}
+        """Tensors of the model's own code beside its parameters and buffers."""
 
     # ---- the search ---------------------------------------------------------------------------------------------
 
@@ -208,6 +228,8 @@ class _Reach:
                 self._imported.append(vars(value))
         elif issubclass(kind, torch.Tensor):
             self._namespace(value.__dict__)
+            if self._own and value.numel() <= MOST_ELEMENTS:
+                self._tensors[id(value)] = value
         elif kind is types.MappingProxyType:
             self._each(value.values())
         else:
@@ -383,6 +405,13 @@ class _Reach:
                 made[id(value)] = not_learning(value) if type(value) is Cache else copy.copy(value)
             put(made[id(value)])
 
+    def tensors_of(self, model: nn.Module) -> Iterable[torch.Tensor]:
+        """The tensors that a run of the model itself may write into; the tables that it may put others in are kept."""
+        tables = [part.__dict__[key] for part in named_modules(model).values() for key in _OWN if key in part.__dict__]
+        self._restore += [partial(_restore_dict, table, dict(table)) for table in tables if isinstance(table, dict)]
+        named = (*model.parameters(), *model.buffers())
+        return {**self._tensors, **{id(tensor): tensor for tensor in named}}.values()
+
     def restore(self) -> None:
         """Put everything back. A cache that stood where it couldn't be replaced forgets what it has learnt."""
         for restore in reversed(self._restore):
@@ -397,6 +426,7 @@ class _Reach:
 _TABLES = frozenset(vars(nn.Module()))
 """What every module has: its tensors and children, which are copied for a trace, and tables of hooks, most of them
 empty."""
+_OWN = ("_parameters", "_buffers", "_modules")
 _PARTS: dict[type, tuple[str, ...]] = {
     staticmethod: ("__func__",),
     classmethod: ("__func__",),

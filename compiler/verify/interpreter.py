@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
+from prunec.compiler.ir.aliasing import written
 from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.modules import clone_module, is_scripted
 from prunec.compiler.ir.program import Program
@@ -61,9 +62,12 @@ class Interpreter:
         self.dtype = dtype
         self.replaced = replaced or {}
         self.stand_in: StandIn = _the_same
+        self._written: dict[str, Tensor] = {}
+        """Copies of the tensors that the run writes into."""
 
     def steps(self, inputs: tuple[Any, ...]) -> Iterator[Step]:
         """Every node with its value, in order; the last is the output. Raises `StepError` where a node fails."""
+        self._written = {}
         feeds = (map_tensors(lambda x: self.cast(x.clone()), value) for value in inputs)
         return self.resume(list(self.program.graph.nodes), {}, feeds)
 
@@ -134,7 +138,13 @@ class Interpreter:
 
     def load(self, name: str) -> Any:
         """The value of a `get_attr`: a parameter, a buffer or a constant, or False for the flag `training`."""
-        return False if name == "training" else self.tensor(name)
+        if name == "training":
+            return False
+        if name not in written(self.program):
+            return self.tensor(name)
+        if name not in self._written:
+            self._written[name] = self.tensor(name).clone()
+        return self._written[name]
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a call."""

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.errors import VerifyError
+from prunec.compiler.errors import ModelError, Span, VerifyError
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, is_large, seeded
 from prunec.compiler.verify.blame import first_difference
 from prunec.compiler.verify.compare import TOLERANCE, Trial, compare_values, difference, magnitude
 from prunec.compiler.verify.given_products import Products
-from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.compiler.verify.interpreter import Interpreter, StepError, describe
 from prunec.compiler.verify.masks import plain
 from prunec.compiler.verify.reference import Reference
 
@@ -91,6 +91,7 @@ def verify(
                 return Verification(worst.difference, name, tuple(trial.batch for trial in trials))
         culprit = first_difference(after, reference, worst, dtype, _tolerance(reference, dtype, exact))
     except (VerifyError, StepError) as error:
+        _check_original(reference.before, error)
         raise VerifyError(f"pass '{pass_name}' can't be checked: {error}") from error
     raise VerifyError(f"pass '{pass_name}' changed what the program computes: {culprit}")
 
@@ -305,6 +306,20 @@ def _accepts(program: Program, inputs: tuple[Any, ...], dtype: torch.dtype) -> b
     except StepError:
         return False
     return True
+
+
+def _check_original(program: Program, error: Exception) -> None:
+    """Raise `ModelError` where a check failed, and so does the original on its example inputs: no rewrite does that."""
+    if not isinstance(error, StepError):
+        return
+    for dtype in _dtypes(program):
+        try:
+            Interpreter(program, dtype).run(program.inputs)
+        except StepError as found:
+            node, cause = found.node, found.__cause__
+            scope = node.meta.get("scope") or program.name
+            text = f"the model doesn't run on the example inputs: {scope}: {describe(node)}: {cause}"
+            raise ModelError(text, at=Span.of_line(node.meta.get("at"))) from cause
 
 
 def _dtypes(program: Program) -> tuple[torch.dtype, ...]:

@@ -11,8 +11,9 @@ import torchvision
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunec.compiler import errors
+from prunec.compiler.errors import Span
 from prunec.compiler.tracing import locations
-from prunec.compiler.tracing.locations import OUTERMOST, in_meta_kernel, line_span, user_line
+from prunec.compiler.tracing.locations import OUTERMOST, in_meta_kernel, user_line
 from prunec.compiler.user_code import is_users, user_span
 
 
@@ -73,10 +74,10 @@ def test_beyond_the_outermost_frame_nobody_looks():
 
 def test_a_whole_line_is_shown_without_its_indent():
     line = fail.__code__.co_firstlineno + 1
-    span = line_span((__file__, line))
+    span = Span.of_line((__file__, line))
     assert span is not None
     assert (span.line, span.column, span.length) == (line, 5, len("return torch.ones(2).view(x)  # here"))
-    assert line_span(None) is None
+    assert Span.of_line(None) is None
 
 
 def test_kernels_of_torch_are_told_from_the_users_code():
