@@ -6,7 +6,7 @@
     python benchmarks/speed.py --csv FILE --repeat N --timeout SECONDS
 
 Both tools remove half of every group's channels by the L1 norm of their weights. Each model has a process of its own,
-in which the two take turns, with one thread, on models built anew. Of N repeats the fastest counts.
+in which the two take turns, with one thread, on models built anew. CPU seconds; of N repeats the fastest counts.
 
     prunec   trace + labels + cost + score + select + shrink (with the `fx.GraphModule` made)
     peer     dependency graph + pruner + step
@@ -127,9 +127,9 @@ def prunec_seconds(name: str, check: bool) -> dict[str, float]:
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         result = work()
-        seconds[stage] = time.perf_counter() - start
+        seconds[stage] = time.process_time() - start
         return result
 
     def shrink() -> Program:
@@ -157,13 +157,13 @@ def peer_seconds(name: str) -> dict[str, float]:
     classes = int(model(example).shape[-1])
     last = [m for m in model.modules() if classes in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()
     importance = torch_pruning.importance.MagnitudeImportance(p=1)
     pruner = torch_pruning.pruner.BasePruner(
         model, example, importance=importance, pruning_ratio=RATIO, ignored_layers=last
     )
     pruner.step()
-    return {"peer": time.perf_counter() - start}
+    return {"peer": time.process_time() - start}
 
 
 def run_child(name: str, repeat: int) -> None:

@@ -12,8 +12,9 @@ The slim operation on slim operands then gives what is kept of the old result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -143,12 +144,27 @@ def tensor_sizes(module: nn.Module) -> TensorSizes | None:
     operation = operation_of(module)
     if operation is not None:
         return operation.attributes
-    return next((sizes for cls, sizes in TENSOR_SIZES.items() if isinstance(module, cls)), None)
+    kind: Any = type(module)
+    return _tensor_sizes(kind, len(TENSOR_SIZES))
+
+
+@cache
+def _tensor_sizes(kind: Hashable, known: int) -> TensorSizes | None:
+    """The first row for a class; `known` is how many rows there are."""
+    return next(
+        (sizes for cls, sizes in TENSOR_SIZES.items() if isinstance(kind, type) and issubclass(kind, cls)), None
+    )
 
 
 def value_sizes(module: nn.Module) -> ValueSizes | None:
     """Which attributes of a module repeat the shape of what it gives; None where none do."""
-    return next((sizes for cls, sizes in VALUE_SIZES.items() if isinstance(module, cls)), None)
+    kind: Any = type(module)
+    return _value_sizes(kind, len(VALUE_SIZES))
+
+
+@cache
+def _value_sizes(kind: Hashable, known: int) -> ValueSizes | None:
+    return next((sizes for cls, sizes in VALUE_SIZES.items() if isinstance(kind, type) and issubclass(kind, cls)), None)
 
 
 def rewrite_for(node: fx.Node) -> Rewrite | None:

@@ -47,7 +47,8 @@ def _convolution(flow: Flow, node: fx.Node, transposed: bool) -> Labelled:
     name, value = str(node.target), subject(flow, node)
     dim = rank_of(node) - 1 - len(module.kernel_size)
     arriving, rest = flow.along_of(shared(flow, node, value, dim), shape_of_argument(value), dim, node)
-    keep, mixed = _behind(rest, dim, _still(node, value, module.kernel_size, module.stride))
+    still = _still(node, value, module.kernel_size, module.stride) if rest else ()
+    keep, mixed = _behind(rest, dim, still)
     flow.pin_all(mixed, f"is convolved over at {node.name}")
     reads, writes = Axis(f"{name}.weight", 0 if transposed else 1), Axis(f"{name}.weight", 1 if transposed else 0)
     if module.groups > 1:

@@ -44,8 +44,7 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
     state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view) | view.indices
     origin = dict(program.origin)
     for axis, positions in kept.items():
-        before = origin.get(axis, np.arange(analysis.flow.bindings[axis].labels.size))
-        origin[axis] = before[positions]
+        origin[axis] = origin[axis][positions] if axis in origin else positions
     return program.derive(graph=graph, state=state, origin=origin)
 
 

@@ -105,7 +105,7 @@ class View:
         """A meta tensor of that shape and `like`'s type. Nodes share it: it is never written to."""
         key = (shape, like.dtype)
         if key not in self._blanks:
-            self._blanks[key] = like.new_empty(shape)
+            self._blanks[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
         return self._blanks[key]
 
     def value(self, argument: object) -> Any:

@@ -175,7 +175,9 @@ def _check_not_empty(tracer: Tracer, name: str) -> None:
     """Raise ModelError where an output, or what a layer gives, has no elements: no run could tell
     whether its channels matter."""
     for node in (*tracer.graph.find_nodes(op="call_module"), *output_of(tracer.graph).all_input_nodes):
-        tensors = [leaf for leaf in pytree.tree_leaves(node.meta["val"]) if isinstance(leaf, torch.Tensor)]
+        value = node.meta["val"]
+        leaves = (value,) if type(value) is torch.Tensor else pytree.tree_leaves(value)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         empty = next((tensor for tensor in tensors if not tensor.numel()), None)
         if empty is None:
             continue
