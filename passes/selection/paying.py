@@ -60,12 +60,10 @@ def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multip
 
 def multiples(analysis: Analysis, number: int, preferred: int) -> dict[str, float]:
     """The multiple of every group's channels; smaller for groups that are narrower than that. Where a grouped layer has
-    whole blocks in each of its groups it has no fast kernel for less, so there it is what the runtime prefers."""
-    rows = units_of_a_row(analysis)
-    return {
-        name: preferred if rows.get(name, 0) >= preferred else _multiple(group, number)
-        for name, group in analysis.groups.items()
-    }
+    whole blocks in each of its groups it has no fast kernel for less, so there it is what the runtime prefers; where it
+    hasn't, it has no fast kernel anyway, and every width pays."""
+    found = {name: _multiple(group, number) for name, group in analysis.groups.items()}
+    return {**found, **{n: preferred if row >= preferred else LEAST for n, row in units_of_a_row(analysis).items()}}
 
 
 def _multiple(group: Group, number: int) -> int:
