@@ -60,6 +60,7 @@ class running:
         explain: Callable[[BaseException], PrunecError] | None = None,
     ) -> None:
         self.explain = explain or partial(fault, what, kind, at=at, hint=hint)
+        self.at = at
         self.mixed = mixed
         self.passing: tuple[type[BaseException], ...] = (PrunecError, *passing)
         self._watches = False
@@ -69,8 +70,9 @@ class running:
 
     def __exit__(self, _: Any, error: BaseException | None, trace: TracebackType | None) -> None:
         stopped = _stopped(error, self._watches)
-        if isinstance(error, PrunecError) and not isinstance(error, PassError | DataError) and _raised_by_user(trace):
-            error.at = error.at or user_span(error)  # those of passes and data get their place in the plan
+        in_plan = self.at is not None and isinstance(error, PassError | DataError)  # these get their place there
+        if isinstance(error, PrunecError) and not in_plan and _raised_by_user(trace):
+            error.at = error.at or user_span(error)
         if error is None or isinstance(error, self.passing):
             return
         if stopped:

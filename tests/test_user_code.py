@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prunec.compiler import user_code
-from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError, Span
+from prunec.compiler.errors import DataError, ModelError, PassError, PlanError, PrunecError, Span
 from prunec.compiler.user_code import (
     LONGEST,
     fault,
@@ -285,8 +285,20 @@ def test_notes_beside_an_exception_are_told():
     assert told(error) == "ValueError: no such word\nlook into words.txt"
 
 
-def test_an_error_of_ours_that_a_user_raises_has_its_place():
-    with pytest.raises(PrunecError) as found, running("it failed"):
-        raise PrunecError("mine")
+@pytest.mark.parametrize("kind", [PrunecError, PlanError, PassError, DataError])
+def test_an_error_of_ours_that_a_user_raises_has_its_place(kind):
+    with pytest.raises(kind) as found, running("it failed"):
+        raise kind("mine")
     assert found.value.at is not None
     assert found.value.at.file == __file__
+
+
+@pytest.mark.parametrize("kind", [PassError, DataError])
+def test_the_place_in_the_plan_goes_before_the_users(kind):
+    with pytest.raises(kind) as found, running("it failed", at=Span("plan.yaml", 3, 1)):
+        raise kind("mine")
+    assert found.value.at is None, "whoever knows the option at fault says where it is"
+    known = Span("plan.yaml", 4, 5)
+    with pytest.raises(kind) as found, running("it failed"):
+        raise kind("mine", at=known)
+    assert found.value.at is known

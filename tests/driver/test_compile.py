@@ -286,3 +286,10 @@ def test_a_model_in_eval_mode_or_of_a_factory_gives_one_in_eval_mode():
     assert not any(part.training for part in given.modules())
     made = compile(None, {**HALVE, "model": "prunec.models.digits:cnn", "inputs": [[1, 1, 8, 8]]}).module
     assert not any(part.training for part in made.modules())
+
+
+@pytest.mark.parametrize(("folder", "kind"), [(None, "NoneType"), (3, "int"), (b"out", "bytes")])
+def test_a_folder_that_is_no_path_is_refused(folder, kind):
+    result = compile(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), {"plan": 1, "passes": []}, (torch.ones(1, 4),))
+    with pytest.raises(OutputError, match=f"^save takes the path of a folder, not {kind}$"):
+        result.save(folder)
