@@ -10,6 +10,7 @@ running the program twice, on its example and on fresh inputs: what their reader
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import fx, nn
 from prunec.compiler.groups.analysis import Analysis, Group, Member
 from prunec.compiler.groups.axis_rows import axis_rows
 from prunec.compiler.groups.balance import NO_UNIT
+from prunec.compiler.ir.ops import argument, op_name, words
 from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
 from prunec.compiler.verify.interpreter import Interpreter, StepError
@@ -45,9 +47,28 @@ def _without_input(analysis: Analysis, gone: BoolArray) -> BoolArray:
 
 
 def _multiplies(program: Program, member: Member) -> bool:
-    """Whether a tensor is a factor: a layer's weight, or a parameter that is itself a value. A bias is none."""
-    held = program.state.get(member.axis.owner)
-    return not isinstance(held, nn.Module) or member.axis.tensor.rpartition(".")[2].startswith("weight")
+    """Whether a tensor is a factor: a layer's weight, or a parameter that is itself a value. What is added is none."""
+    tensor = member.axis.tensor
+    if isinstance(program.state.get(member.axis.owner), nn.Module):
+        return tensor.rpartition(".")[2].startswith("weight")
+    return not all(_is_added(node) for node in program.graph.find_nodes(op="get_attr", target=tensor))
+
+
+def _is_added(node: fx.Node) -> bool:
+    """Whether all that becomes of a value is that it is added, or laid beside others: a zero in it cuts nothing off."""
+    return all(
+        op_name(user) in _SUMS
+        or (op_name(user) in _AFFINE and argument(user, 2, "bias") is node and node not in user.args[:2])
+        or (op_name(user) in _MOVES and _is_added(user))
+        for user in node.users
+    )
+
+
+_SUMS: Final = ("add", "sub", "cat", "concat", "stack")
+_AFFINE: Final = ("linear", "conv1d", "conv2d", "conv3d")
+_MOVES: Final = words(
+    "chunk contiguous expand expand_as getitem permute reshape split squeeze transpose unsqueeze view"
+)
 
 
 def _zero(program: Program, group: Group, member: Member) -> BoolArray:
@@ -103,15 +124,16 @@ def _read_fields(analysis: Analysis, node: fx.Node, candidates: BoolArray) -> tu
         return ()
     found = []
     for labels in analysis.flow.fields(node):
-        mine = set(_units_in(analysis, labels, candidates))
-        if mine and any(not mine <= set(_passed_on(analysis, user, candidates)) for user in node.users):
+        mine = _units_in(analysis, labels, candidates)
+        if mine and any(not mine.issubset(_passed_on(analysis, user, candidates)) for user in node.users):
             found.append(labels)
     return tuple(found)
 
 
-def _units_in(analysis: Analysis, labels: IntArray, candidates: BoolArray) -> Iterator[int]:
+def _units_in(analysis: Analysis, labels: IntArray, candidates: BoolArray) -> set[int]:
     units = np.unique(analysis.units(labels))
-    yield from (int(unit) for unit in units if unit != NO_UNIT and candidates[unit])
+    units = units[units != NO_UNIT]
+    return set(units[candidates[units]].tolist())
 
 
 def _passed_on(analysis: Analysis, node: fx.Node, candidates: BoolArray) -> Iterator[int]:

@@ -14,6 +14,7 @@ from prunec.compiler import compile
 from prunec.compiler.driver.compile import Result
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.tracing.trace import trace
+from prunec.passes.calibration import constant_units as constant_units_module
 from prunec.passes.calibration.constant_units import constant_units
 
 GONE = (1, 4, 6)
@@ -157,3 +158,31 @@ def test_units_that_give_a_constant_are_exact():
     net, result = _pruned(0.5)
     x = torch.randn(3, 3, 7, 7)
     assert torch.allclose(net(x), result.module(x), atol=1e-5)
+
+
+class _Tokens(nn.Module):
+    """A vector of zeros that is added and one that is laid beside the pixels, as vision transformers begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.token, self.place = nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.zeros(8))
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((torch.cat([self.token.expand(len(x), -1, -1), self.a(x)], 1) * self.scale + self.place).cos())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_zeros_that_are_added_cut_nothing_off(scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with no factor of zero isn't run for it; a scale of zero is such a factor."""
+    runs: list[object] = []
+    monkeypatch.setattr(constant_units_module, "_constant", lambda *found: runs.append(found) or ~keep)
+    net = _Tokens()
+    if scaled:
+        nn.init.zeros_(net.scale)
+    analysis = analyse(trace(net.eval(), (torch.randn(4, 5, 3),)))
+    keep = np.ones(analysis.size, dtype=bool)
+    keep[analysis.groups["token"].start + np.array(GONE)] = False
+    assert constant_units(analysis, keep) == ({"token": 3} if scaled else {})
+    assert bool(runs) is scaled
