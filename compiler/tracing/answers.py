@@ -6,8 +6,20 @@ import dis
 import sys
 from collections.abc import Iterator, Sequence
 from types import CodeType, FrameType
+from typing import Final
+
+import torch
 
 from prunec.compiler.user_code import is_users
+
+_CHECKS: Final = frozenset(
+    check.__code__
+    for check in (
+        *(torch._assert, torch._check, torch._check_with, torch._check_index, torch._check_value, torch._check_type),
+        torch._check_not_implemented,
+    )
+)
+"""The code of torch's functions that raise where a condition doesn't hold."""
 
 
 class Answers:
@@ -26,16 +38,19 @@ class Answers:
         return self.given[-1]
 
     def stops(self, error: BaseException | None) -> bool:
-        """Whether an exception comes of a `raise` or `assert` in the code that asked last, or that called it.
+        """Whether an exception comes of a `raise`, `assert` or check of torch in the code that asked last, or that
+        called it.
 
         Such code checks values, and the answer led to nothing else. What fails elsewhere, in torch or in a library, may
         fail since values are missing.
         """
         trace = error.__traceback__ if error else None
-        while trace is not None and trace.tb_next is not None:
+        while trace is not None and trace.tb_next is not None and trace.tb_next.tb_frame.f_code not in _CHECKS:
             trace = trace.tb_next
         if trace is None or trace.tb_frame.f_code not in self._asking:
             return False
+        if trace.tb_next is not None:
+            return True
         return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 

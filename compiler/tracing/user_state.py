@@ -45,8 +45,10 @@ from prunec.compiler.tracing.symbolic_numbers import Number
 _Function = Callable[..., Any]
 _Restore = Callable[[], None]
 
-KNOWN = frozenset({*sys.stdlib_module_names, "torch", "numpy", "sympy", "prunec"}) - {"__main__"}
-"""Packages whose code and classes keep nothing of a model."""
+KNOWN = frozenset({*sys.stdlib_module_names, *("torch", "numpy", "sympy", "prunec", "pytest", "_pytest")}) - {
+    "__main__"
+}
+"""Packages whose code and classes keep nothing of a model. (pytest writes itself into each `assert` of a test.)"""
 
 _HOLDERS = (
     types.SimpleNamespace,

@@ -71,7 +71,16 @@ def alike(s, ids):
     return lambda y: y + 1
 
 
-QUIET = (padding, logged_once, printed, counted, nested, alike)
+def warned(s, ids):
+    if torch.any(ids < 0):
+        warnings.warn("less than nothing", stacklevel=2)
+
+
+def of_sizes(s, ids):
+    torch._check(ids.shape[1] > 2, lambda: "too short")
+
+
+QUIET = (warned, of_sizes, padding, logged_once, printed, counted, nested, alike)
 
 
 @pytest.mark.parametrize("case", QUIET)
@@ -118,7 +127,22 @@ def is_any(mask):
     return bool(mask.any())
 
 
-CHECKS = {checked: 1, asserted: 1, finite: 1, two_of_them: 2, by_a_helper: 1}
+def asserted_by_torch(s, ids):
+    torch._assert(ids.min() > 0, "padding")
+
+
+def checked_by_torch(s, ids):
+    torch._check((ids >= 0).all().item(), lambda: "no such word")
+
+
+def an_index_checked_by_torch(s, ids):
+    torch._check_index(bool((ids < 9).all()))
+
+
+CHECKS = {
+    **{checked: 1, asserted: 1, finite: 1, two_of_them: 2, by_a_helper: 1},
+    **{asserted_by_torch: 1, checked_by_torch: 1, an_index_checked_by_torch: 1},
+}
 
 
 @pytest.mark.parametrize("case", CHECKS)
@@ -130,6 +154,24 @@ def test_checks_that_only_raise_are_left_out_and_told(case):
     assert warning.count(__file__) == CHECKS[case]
     program, other = trace(model, (ids,)), torch.randint(1, 9, (3, 6))
     assert torch.equal(program.module(other), model(other))
+
+
+@pytest.mark.parametrize("case", [checked, asserted_by_torch, checked_by_torch])
+def test_checks_are_left_out_in_train_mode_too(case):
+    model, ids = Net(case).train(), torch.randint(1, 9, (2, 6))
+    result = compile(model, {**PLAN, "mode": "train"}, (ids,))
+    (warning,) = result.findings.warnings
+    assert warning.startswith("the slim model goes without the checks of values that raise at ")
+    assert len(result.lock["removed"]["a.weight"]["0"]) == 4
+
+
+@pytest.mark.parametrize("case", [checked, asserted, asserted_by_torch, checked_by_torch])
+def test_a_check_that_the_example_fails_is_told(case):
+    model = Net(case).eval()
+    model.word = nn.Embedding(20, 8)
+    with pytest.raises(ModelError, match="the model doesn't run on the example inputs") as caught:
+        compile(model, PLAN, (torch.tensor([[9, 0, -1 if case is checked_by_torch else 3]]),))
+    assert caught.value.at.file == __file__
 
 
 def scaled(s, ids):
