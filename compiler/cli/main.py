@@ -16,6 +16,7 @@ import what they need when they run, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:  # the last frontier: whatever comes here is our fault, and has its traceback told
         if is_out_of_memory(error):
             return _out_of_memory(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            console.show_error(PrunecError(f"the output can't be written: {error.strerror}"))
+            return 1
         console.show_bug(error, settings.debug)
         return 2
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -587,3 +588,9 @@ def test_the_slim_model_can_be_named_by_its_folder(folder, capsys):
     capsys.readouterr()
     assert cli.run(["ir", "out", "--inputs", "2,1,8,8"]) == 0
     assert "%conv1 = conv1(%x) : f32[2, 4, 8, 8]" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_no_bug(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "write", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert cli.run(["schema"]) == 1
+    assert capsys.readouterr().err == "the output can't be written: No space left on device\n"
