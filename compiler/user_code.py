@@ -27,7 +27,7 @@ from functools import cache, partial
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-from prunec.compiler.errors import DataError, PassError, PlanError, PrunecError, Span
+from prunec.compiler.errors import DataError, PassError, PlanError, PrunecError, Span, VerifyError
 
 LONGEST: Final = 2000
 """Characters of a foreign exception's text that are shown."""
@@ -71,7 +71,8 @@ class running:
     def __exit__(self, _: Any, error: BaseException | None, trace: TracebackType | None) -> None:
         stopped = _stopped(error, self._watches)
         in_plan = self.at is not None and isinstance(error, PassError | DataError)  # these get their place there
-        if isinstance(error, PrunecError) and not in_plan and _raised_by_user(trace):
+        ours = isinstance(error, VerifyError)  # says which pass, whoever runs the check
+        if isinstance(error, PrunecError) and not ours and not in_plan and _raised_by_user(trace):
             error.at = error.at or user_span(error)
         if error is None or isinstance(error, self.passing):
             return

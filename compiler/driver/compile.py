@@ -42,7 +42,7 @@ from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.aliasing import unwritten
 from prunec.compiler.ir.inputs import Inputs, arguments, tensors_in
-from prunec.compiler.ir.modules import modes_of, own_copy, set_modes
+from prunec.compiler.ir.modules import modes_of, set_modes, with_own_tensors
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.pass_base import Context, Progress, silent
@@ -77,11 +77,9 @@ class Result:
         """The slim model, with the original's parameter names: an `fx.GraphModule`; where the plan names regions, a
         copy of the original with the slim parts in it. Its parts are in the modes of the model that was handed over; in
         eval mode where the plan's factory made it."""
-        if not any(self.modes.values()):
-            return _slim_model(self.program, self.regions)
-        parts = {name: own_copy(x) if isinstance(x, nn.Module) else x for name, x in self.program.state.items()}
-        model = _slim_model(self.program.derive(state=parts), self.regions)
-        set_modes(model, self.modes)
+        model = _slim_model(self.program.derive(state=with_own_tensors(self.program.state)), self.regions)
+        if any(self.modes.values()):
+            set_modes(model, self.modes)
         return model
 
     @cached_property

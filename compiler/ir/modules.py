@@ -65,9 +65,14 @@ def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None =
         copy.__dict__[table][key] = value
     for key, value in attributes.items():
         setattr(copy, key, value)
-    if isinstance(module, nn.RNNBase):  # it runs on this list, not on its attributes
-        copy.__dict__["_flat_weights"] = [getattr(copy, key) for key in module._flat_weights_names]
+    _refresh_flat_weights(copy)
     return copy
+
+
+def _refresh_flat_weights(module: nn.Module) -> None:
+    """A recurrent layer runs on a list of its weights, not on its attributes."""
+    if isinstance(module, nn.RNNBase):
+        module.__dict__["_flat_weights"] = [getattr(module, key) for key in module._flat_weights_names]
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -114,6 +119,31 @@ def own_copy(module: nn.Module) -> nn.Module:
     copy = clone_module(module)
     copy.__dict__["_modules"] = {name: child and own_copy(child) for name, child in module._modules.items()}
     return copy
+
+
+def with_own_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A program's state (leaf modules and tensors by dotted names) with copies of all its tensors; what is one tensor
+    there is one here. Modules are copied as `own_copy` does."""
+    memo: dict[int, torch.Tensor] = {}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in memo:
+            own = tensor.detach().clone()
+            own = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+            memo[id(tensor)] = own
+        return memo[id(tensor)]
+
+    found = {name: own_copy(x) if isinstance(x, nn.Module) else x for name, x in state.items()}
+    for name, value in found.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = copied(value)
+        elif isinstance(value, nn.Module) and not is_scripted(value):
+            for part in value.modules():
+                tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+                for table in tables:
+                    table.update({key: copied(x) for key, x in table.items() if x is not None})
+                _refresh_flat_weights(part)
+    return found
 
 
 def modes_of(module: nn.Module) -> Mapping[str, bool]:

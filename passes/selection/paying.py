@@ -13,8 +13,8 @@ leaves them.
 
 What that costs is held against the same selection without a multiple. A network of a few dozen channels has so few
 such widths that it would lose much more than was asked for, and it gains no time. So the multiple is halved, and at
-last given up, until it costs at most `multiple / COST` of the whole score and uses nearly all of the budget. It also
-gives way where the budget would be out of reach.
+last given up, until it costs at most `multiple / COST` of the score that goes anyway and uses nearly all of the budget.
+It also gives way where the budget would be out of reach.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from prunec.passes.selection.per_group import Way
 
 LEAST: Final = 4
 """Blocked kernels want at least multiples of this."""
-COST: Final = 128
-"""A multiple may cost its share of this of the whole score: 16 an eighth, 8 a sixteenth, 4 a thirty-second."""
+COST: Final = 64
+"""A multiple may cost its share of this of what goes without it: 16 a quarter, 8 an eighth, 4 a sixteenth. Of the whole
+score it would be much: where losses say that nearly all of a half-empty network's units are idle, 3% more wreck it."""
 USED: Final = 0.95
 """The least share that is used of what the selection without a multiple uses of its budgets."""
 
@@ -79,8 +80,7 @@ def _halved(number: int) -> Iterator[int]:
 
 def _pays(found: Way, plain: Way, number: int) -> bool:
     """Whether the multiple costs little of the score, and leaves little of the budgets unused."""
-    cost = _lost(found) - _lost(plain)
-    return _used(found) >= USED * _used(plain) and cost <= number / COST * plain.details["whole_score"]
+    return _used(found) >= USED * _used(plain) and _lost(found) <= (1 + number / COST) * _lost(plain)
 
 
 def _lost(way: Way) -> float:

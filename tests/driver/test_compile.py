@@ -293,3 +293,39 @@ def test_a_folder_that_is_no_path_is_refused(folder, kind):
     result = compile(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), {"plan": 1, "passes": []}, (torch.ones(1, 4),))
     with pytest.raises(OutputError, match=f"^save takes the path of a folder, not {kind}$"):
         result.save(folder)
+
+
+class _Tied(nn.Module):
+    """A recurrent layer, a head tied to the embedding, a leaf called twice, a buffer that nothing cuts."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.rnn = nn.Embedding(12, 8), nn.GRU(8, 8, batch_first=True)
+        self.twice, self.head = nn.Linear(8, 8), nn.Linear(8, 12)
+        self.head.weight = self.embedding.weight
+        self.head.bias.requires_grad_(False)
+        self.register_buffer("shift", torch.ones(12))
+
+    def forward(self, x):
+        return self.head(self.twice(self.twice(self.rnn(self.embedding(x))[0]).relu())) + self.shift
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_slim_module_has_tensors_of_its_own(train):
+    """Training it on leaves the model that was handed over as it is; what is tied there is tied here."""
+    model = _Tied().train(train)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plan = {"plan": 1, "passes": [{"score": "l1"}, {"select": {"ratio": 0.5}}, "shrink"]}
+    result = compile(model, plan, (torch.randint(12, (2, 3)),))
+    module = result.module
+    storages = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    assert not any(v.untyped_storage().data_ptr() in storages for v in module.state_dict().values())
+    assert module.state_dict().keys() == before.keys()
+    assert module.get_parameter("head.weight") is module.get_parameter("embedding.weight")
+    assert not module.get_parameter("head.bias").requires_grad
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            value.zero_()
+    assert not module(torch.randint(12, (2, 3))).any()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(v.any() for v in result.program.module.state_dict().values()), "nor what is written to files"
