@@ -7,6 +7,7 @@ import pytest
 from onnx_rows import CASES, DECLINED, FAMILIES, Calls, difference
 from torch import nn
 
+from prunec.compiler.errors import ModelError
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.targets.onnx.call import MODULE_ROWS, OP_ROWS, Declined, module_row, on_module, on_op
 from prunec.compiler.targets.onnx_export import comparable_bytes, direct_bytes, onnx_feed
@@ -62,10 +63,29 @@ def test_every_row_has_a_case():
     assert set(MODULE_ROWS) - modules - {nn.SyncBatchNorm} == set()  # that one runs on a GPU alone
 
 
+NOT_FOR_THE_EXPORTER = {
+    "matmul: attention, causal": "only 4D",
+    "matmul: attention with a mask": "only 4D",
+    "matmul: attention with a bias": "only 4D",
+    "matmul: attention with a computed bias": "only 4D",
+    "pooling: adaptive 3d": "_adaptive_avg_pool3d",
+    "elementwise: maximum and minimum": "fmax",
+    "reshape: cat of types": "different types",
+    "reshape: F.native_channel_shuffle": "native_channel_shuffle",
+}
+"""Forms that torch's exporter refuses, or writes so that onnxruntime does."""
+WRONG_IN_THE_EXPORTER = ("reduction: mean of integers", "reshape: data")
+"""It rounds the mean to a whole number, and crashes on `x.data`: these are compared with torch alone."""
+
+
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in WRONG_IN_THE_EXPORTER])
 def test_a_row_computes_what_torchs_exporter_writes(name):
     program = program_of(CASES[name])
+    if name in NOT_FOR_THE_EXPORTER:
+        with pytest.raises(ModelError, match=NOT_FOR_THE_EXPORTER[name]):
+            session(*comparable_bytes([program], writer="torch"))
+        return
     (ours,), (theirs,) = (comparable_bytes([program], writer=kind) for kind in ("direct", "torch"))
     runs = [session(model).run(None, onnx_feed(model, program)) for model in (ours, theirs)]
     assert relative_difference(*runs) < 2e-6
