@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 Key = TypeVar("Key")
@@ -19,3 +19,12 @@ class Table(dict[Key, Row]):
         assert not known, f"{known[0]} has a row already"
         assert len(set(keys)) == len(keys), f"one of {keys} is named twice"
         self.update(dict.fromkeys(keys, row))
+
+    def register(self, *keys: Key) -> Callable[[Row], Row]:
+        """A decorator that enters what it stands before as the row of these keys."""
+
+        def registered(row: Row) -> Row:
+            self.add(keys, row)
+            return row
+
+        return registered

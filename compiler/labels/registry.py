@@ -121,22 +121,12 @@ VALUE_SIZES: Final[Table[type[nn.Module], ValueSizes]] = Table()
 
 def repeats_tensors(*classes: type[nn.Module]) -> Callable[[TensorSizes], TensorSizes]:
     """Register which attributes of these classes repeat the shapes of their tensors."""
-
-    def register(sizes: TensorSizes) -> TensorSizes:
-        TENSOR_SIZES.add(classes, sizes)
-        return sizes
-
-    return register
+    return TENSOR_SIZES.register(*classes)
 
 
 def repeats_value(*classes: type[nn.Module]) -> Callable[[ValueSizes], ValueSizes]:
     """Register which attributes of these classes repeat the shape of what they give, where they have no tensors."""
-
-    def register(sizes: ValueSizes) -> ValueSizes:
-        VALUE_SIZES.add(classes, sizes)
-        return sizes
-
-    return register
+    return VALUE_SIZES.register(*classes)
 
 
 def tensor_sizes(module: nn.Module) -> TensorSizes | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -32,9 +33,13 @@ class Norm(AxisCriterion):
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence from each axis."""
-        dead = {g.name: self._unwritten(setting, g) for g in setting.groups} if setting.axes == "readers" else {}
+        if setting.axes != "readers":
+            yield from super().weigh(setting)
+            return
+        groups = {group.name: group for group in setting.groups}
+        dead = cache(lambda name: self._unwritten(setting, groups[name]))
         for name, found in super().weigh(setting):
-            gone = dead[name][found.units] if name in dead else np.zeros(found.units.size, dtype=bool)
+            gone = dead(name)[found.units]
             yield name, replace(found, figures=np.where(gone, 0.0, found.figures)) if gone.any() else found
 
     def _unwritten(self, setting: Setting, group: Group) -> BoolArray:

@@ -39,22 +39,12 @@ class Declined(Exception):
 
 def on_op(*names: str) -> Callable[[Row], Row]:
     """Register a row for functions and tensor methods of these names."""
-
-    def register(row: Row) -> Row:
-        OP_ROWS.add(names, row)
-        return row
-
-    return register
+    return OP_ROWS.register(*names)
 
 
 def on_module(*classes: type[nn.Module]) -> Callable[[Row], Row]:
     """Register a row for leaf modules of these classes."""
-
-    def register(row: Row) -> Row:
-        MODULE_ROWS.add(classes, row)
-        return row
-
-    return register
+    return MODULE_ROWS.register(*classes)
 
 
 def module_row(module: nn.Module) -> Row | None:

@@ -18,10 +18,7 @@ PAD_MODES = {"zeros": "constant", "constant": "constant", "reflect": "reflect", 
 @on_op("conv1d", "conv2d", "conv3d")
 def convolution(call: Call) -> str:
     """Conv: the same layout of weights as torch's."""
-    weight, bias = _tensor(call, 1, "weight"), _tensor(call, 2, "bias")
-    count = call.rank_of(weight) - 2
-    if call.rank_of(call.subject) != count + 2:
-        call.decline("the image has no batch dimension")
+    weight, bias, count = _parts(call)
     kernel = call.fixed_shape_of(weight, range(2, 2 + count))
     dilation = call.spread(call.option(5, "dilation", 1), count)
     mode = getattr(call.module, "padding_mode", "zeros") if call.is_module else "zeros"
@@ -48,10 +45,7 @@ def convolution(call: Call) -> str:
 @on_op("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(call: Call) -> str:
     """ConvTranspose: the same layout of weights as torch's."""
-    weight, bias = _tensor(call, 1, "weight"), _tensor(call, 2, "bias")
-    count = call.rank_of(weight) - 2
-    if call.rank_of(call.subject) != count + 2:
-        call.decline("the image has no batch dimension")
+    weight, bias, count = _parts(call)
     if call.is_module and len(call.node.args) + len(call.node.kwargs) > 1:
         call.decline("its size is given with the call")
     inputs = [call.first, call.name(weight)] + ([] if bias is None else [call.name(bias)])
@@ -67,8 +61,13 @@ def transposed_convolution(call: Call) -> str:
     )
 
 
-def _tensor(call: Call, position: int, name: str) -> Any:
-    return call.operand(position, name)
+def _parts(call: Call) -> tuple[Any, Any, int]:
+    """The weight, the bias, and over how many dimensions the kernel moves; declined without a batch dimension."""
+    weight, bias = call.operand(1, "weight"), call.operand(2, "bias")
+    count = call.rank_of(weight) - 2
+    if call.rank_of(call.subject) != count + 2:
+        call.decline("the image has no batch dimension")
+    return weight, bias, count
 
 
 def _pads(call: Call, padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
