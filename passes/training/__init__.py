@@ -1,0 +1,1 @@
+"""Training: what passes do between `backward()` and `step()`, and around it."""
