@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from prunec.compiler.data import Data
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.plugins import Registry
+from prunec.compiler.task.losses import DEFAULT, Loss
 from prunec.compiler.verify.reference import Reference, Same
 
 
@@ -51,6 +52,8 @@ class Context:
     """The model as it was traced: a share such as `50%` of a budget is one of what this uses."""
     runtime: str | None = None
     """The target that the slim model is meant for; None where nobody has said: then no width is better than another."""
+    loss: Loss = DEFAULT
+    """What the model was trained by: whose change counts, and what a training pass goes by."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""

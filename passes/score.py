@@ -55,6 +55,7 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
+from prunec.compiler.task.losses import LOSSES
 from prunec.passes.calibration.calibration import Bytes, Calibration
 from prunec.passes.criteria.aggregates import AGGREGATES, Evidence, Scores, normalised
 from prunec.passes.criteria.base import Criterion, Setting
@@ -91,8 +92,8 @@ class Score(Pass):
     batches: Count | None = Field(default=None, description="how many batches of the data are looked at")
     samples: Count | None = Field(default=None, description="how many samples; 1024 where neither is given")
     split: Literal["train", "val", "test"] = Field(default="train", description="the split they are taken from")
-    loss: Literal["cross_entropy", "nll", "mse", "binary_cross_entropy"] = Field(
-        default="cross_entropy", description="the loss whose change counts"
+    loss: Literal["cross_entropy", "nll", "mse", "binary_cross_entropy"] | None = Field(
+        default=None, description="the loss whose change counts; the plan's own where none is named"
     )
     memory: Bytes | None = Field(default=None, description="what the values of one run may take", examples=["2GB"])
 
@@ -111,7 +112,7 @@ class Score(Pass):
     def check(self, program: Program) -> None:
         """Raise `PassError` where `memory` doesn't hold one sample, the criterion names what there isn't, or, where it
         looks at weights alone, finds nothing in this model to go by."""
-        self._calibration.check(program)
+        self._calibration(Context()).check(program)
         self.criterion.check(program)
         if not (self.criterion.data or self.required()):  # the facts that others need aren't there yet
             setting = self._setting(program, Context())
@@ -167,11 +168,11 @@ class Score(Pass):
         groups = tuple(group for group in analyse(program).groups.values() if group.free.any())
         axes = self.criterion.axes if self.axes == "auto" else self.axes
         aggregate = self.criterion.aggregate if self.aggregate == "auto" else self.aggregate
-        return Setting(program, groups, context, self._calibration, axes, aggregate)
+        return Setting(program, groups, context, self._calibration(context), axes, aggregate)
 
-    @property
-    def _calibration(self) -> Calibration:
-        return Calibration(self.batches, self.samples, self.split, self.loss, self.memory)
+    def _calibration(self, context: Context) -> Calibration:
+        loss = context.loss if self.loss is None else LOSSES[self.loss]
+        return Calibration(self.batches, self.samples, self.split, loss, self.memory)
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """A lock needs no scores: the selection is spelled out."""

@@ -156,6 +156,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "models/resnet.py": "models/test_models.py",
     "models/train.py": "models/test_models.py",
     "models/vgg.py": "models/test_models.py",
+    "compiler/task/outputs.py": "task/test_losses.py",
     "passes/calibration/trials.py": "passes/studies/test_rank.py",
     "passes/criteria/base.py": "passes/test_score.py",
     "passes/criteria/torch_pruning.py": "passes/test_score.py",

@@ -17,7 +17,7 @@ from prunec.compiler.cost.model import cost
 from prunec.compiler.data import Data
 from prunec.compiler.driver.accuracy import evaluate
 from prunec.compiler.driver.compile import load_original, steps_of
-from prunec.compiler.driver.load import load_data
+from prunec.compiler.driver.load import load_data, load_loss
 from prunec.compiler.driver.pass_manager import Step, check_needs, check_options, check_ready
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
@@ -36,9 +36,9 @@ def check_plan(plan: Plan) -> Iterator[str]:
     yield from (f"note: {note}" for note in notes)
     yield _model_line(program)
     yield _group_line(program)
-    data = load_data(plan)
+    data, loss = load_data(plan), load_loss(plan)
     checked = check_options(program, steps)
-    check_ready(program, steps, Context(seed=plan.seed, data=data, traced=program, runtime=plan.runtime))
+    check_ready(program, steps, Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss))
     yield from ["data: none"] if data is None else _data_lines(whole, data, inputs)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
     yield from _remarks(program, checked)

@@ -22,7 +22,7 @@ from prunec.compiler.data import Data
 from prunec.compiler.driver.accuracy import Compared, compare, evaluate_first
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import example_inputs as inputs_of
-from prunec.compiler.driver.load import load_data, load_model
+from prunec.compiler.driver.load import load_data, load_loss, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
 from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
@@ -167,7 +167,7 @@ def source_name(regions: Regions, region: Region) -> str:
 def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
     """The plan's entries that hold paths, as they are written in that folder."""
     there = plan.to_dict(relative_to=folder)
-    return {key: there[key] for key in ("model", "data") if key in there}
+    return {key: there[key] for key in ("model", "data", "loss") if key in there}
 
 
 def compile(
@@ -205,9 +205,10 @@ def _compile(
     before, regions, warnings = _traced(plan, model, inputs)
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
+    loss = load_loss(plan)
     traced = seconds_since(start)
     _check_subject(plan, model, inputs, before, regions)
-    context = Context(plan.seed, found, progress, before, plan.runtime)
+    context = Context(plan.seed, found, progress, before, plan.runtime, loss)
     check_options(before, steps)
     check_ready(before, steps, context)
     old = before.module if regions is None else regions.model
@@ -318,7 +319,7 @@ def program_after(plan: Plan, name: str | None) -> Program:
     if name is None:
         return load_program(plan)
     program = load_original(plan)[0]
-    context = Context(seed=plan.seed, data=load_data(plan), runtime=plan.runtime)
+    context = Context(plan.seed, load_data(plan), runtime=plan.runtime, loss=load_loss(plan))
     return run_passes(program, steps, context, until=name).program
 
 

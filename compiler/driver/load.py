@@ -16,7 +16,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -33,6 +33,7 @@ from prunec.compiler.ir.random_inputs import seeded
 from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.plan.schema import InputItems, InputSpec, InputValue, PlanInput, Ref, WeightsSpec
+from prunec.compiler.task.losses import DEFAULT, GivenLoss, Loss, TorchLoss
 from prunec.compiler.user_code import running
 
 
@@ -103,6 +104,33 @@ def load_data(plan: Plan) -> Data | None:
     return Data.of(data, f"{plan.data.factory} gave", plan.at("data", "factory"), plan.seed)
 
 
+def load_loss(plan: Plan) -> Loss:
+    """The plan's loss; cross entropy where it names none. Raises `PlanError` where it can't be made."""
+    spec = plan.loss
+    if spec is None:
+        return DEFAULT
+    at = plan.at("loss", "name")
+    if isinstance(spec.name, Ref):
+        return GivenLoss(str(spec.name), spec.output, at, function=_callable(plan, "loss", spec.name, spec.args))
+    return TorchLoss(spec.name, spec.output, at, args=spec.args)
+
+
+def _callable(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Callable[..., Any]:
+    """What a plan names under `key` to be called with outputs and labels: a function, with further arguments; or an
+    object of a class, made with these."""
+    at = plan.at(key, "name")
+    found = _find(ref, at)
+    if not isinstance(found, type):
+        _check_args(plan, key, ref, found, args, given=2)
+        return partial(found, **args) if args else found
+    _check_args(plan, key, ref, found, args)
+    with running(f"{ref} failed", at=at), seeded(plan.seed):
+        made = found(**args)
+    if not callable(made):
+        raise PlanError(f"{ref} makes {_kind(made)}, which can't be called", at=at)
+    return cast(Callable[..., Any], made)
+
+
 def example_inputs(plan: Plan) -> Inputs:
     """The plan's example inputs, drawn with its seed: a tuple, or by name. Raises `PlanError` where it has none."""
     if not plan.inputs:
@@ -163,7 +191,7 @@ def _make(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Any:
     """Call the factory that stands under `key`, with the plan's seed; the caller's random state is left alone."""
     at = plan.at(key, "factory")
     factory = _find(ref, at)
-    _check_args(plan, key, factory, args)
+    _check_args(plan, key, ref, factory, args)
     with running(f"{ref} failed", at=at), seeded(plan.seed):
         return factory(**args)
 
@@ -218,15 +246,22 @@ def _kind(value: object) -> str:
     return f"an object of type '{type(value).__name__}'"
 
 
-def _check_args(plan: Plan, key: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> None:
-    """Refuse arguments that the factory doesn't take, and a lack of those that it needs, before it runs."""
-    ref = str(getattr(plan, key).factory)
-    with running(f"the signature of {ref} can't be read", at=plan.at(key, "factory")):
+def _check_args(
+    plan: Plan, key: str, ref: Ref, factory: Callable[..., Any], args: Mapping[str, Any], given: int = 0
+) -> None:
+    """Refuse arguments that the factory doesn't take, and a lack of those that it needs, before it runs.
+
+    The first `given` ones by position are no business of the plan's.
+    """
+    named_at = "name" if key == "loss" else "factory"
+    with running(f"the signature of {ref} can't be read", at=plan.at(key, named_at)):
         try:
             parameters = inspect.signature(factory).parameters.values()
         except (ValueError, TypeError):  # some builtin callables have no signature: the call itself will tell
             return
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    in_order = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:given]
+    mine = [p for p in parameters if p.name not in in_order]
+    named = {p.name: p for p in mine if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         unknown = next((name for name in args if name not in named), None)
         if unknown is not None:
@@ -234,8 +269,7 @@ def _check_args(plan: Plan, key: str, factory: Callable[..., Any], args: Mapping
             raise PlanError(f"{ref} has no argument '{unknown}'", at=at, hint=nearest(unknown, named))
     needed = [name for name, p in named.items() if p.default is p.empty and name not in args]
     if needed:
-        given = "args" if args else "factory"
-        at = plan.at(key, given, on_key=bool(args))
+        at = plan.at(key, "args" if args else named_at, on_key=bool(args))
         hint = f"write args: {{{', '.join(f'{name}: ...' for name in needed)}}}"
         raise PlanError(f"{ref} needs the argument '{needed[0]}'", at=at, hint=hint)
 

@@ -41,7 +41,7 @@ from prunec.compiler.errors import PlanError, Span, nearest
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.pass_base import PASSES, Pass
 from prunec.compiler.plan.options import faults, label, wrong
-from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, ModelSpec, OnnxExport, PlanInput
+from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, LossSpec, ModelSpec, OnnxExport, PlanInput
 from prunec.compiler.plan.source import MAX_FAULTS, MAX_TOLD, Fault, Keys, Source, plain, read, shown
 
 VERSIONS: Final = (1,)
@@ -107,6 +107,8 @@ class Plan(BaseModel):
     each mode what the original gives in that mode. Costs, exports and accuracy are those of eval mode. For deployment
     alone, compile in mode `eval`, where these branches aren't traced."""
     data: Factory | None = None
+    loss: LossSpec | None = None
+    """What the model was trained by; cross entropy where nobody says."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
     allow_nonfinite: Annotated[

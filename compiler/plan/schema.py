@@ -40,6 +40,7 @@ from pydantic_core import CoreSchema
 from prunec.compiler.errors import nearest
 from prunec.compiler.plan.options import wrong
 from prunec.compiler.plan.source import shown
+from prunec.compiler.task.losses import ARGUMENTS
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ def _relative(value: Path, info: SerializationInfo) -> str:
 
 def _ref_text(ref: Ref, info: SerializationInfo) -> str:
     return f"{_relative(ref.module, info)}:{ref.name}" if isinstance(ref.module, Path) else str(ref)
+
+
+def _name_text(name: str | Ref, info: SerializationInfo) -> str:
+    return _ref_text(name, info) if isinstance(name, Ref) else name
 
 
 PlanRef = Annotated[
@@ -219,6 +224,51 @@ class ModelSpec(_Part):
         if self.saved and (self.args or self.weights):
             raise wrong("must not have 'args' or 'weights' beside 'saved': a saved model holds its own")
         return self
+
+
+def _loss_name(value: object, info: ValidationInfo) -> str | Ref:
+    if isinstance(value, str) and ":" in value:
+        return _parse_ref(value, info)
+    if isinstance(value, str) and value in ARGUMENTS:
+        return value
+    hint = nearest(value, ARGUMENTS) if isinstance(value, str) else None
+    raise wrong("must be the name of a loss, or package.module:callable", hint=hint)
+
+
+_Output = Annotated[str, Field(min_length=1)] | Annotated[StrictInt, Field(ge=0)]
+
+
+class LossSpec(_Part):
+    """The loss that a model was trained by: one that is known by name, or a callable of outputs and labels."""
+
+    shorthand = "name"
+    usage = "the name of a loss, package.module:callable, or a mapping with the key 'name'"
+
+    name: Annotated[
+        str | Ref,
+        PlainValidator(_loss_name),
+        PlainSerializer(_name_text),
+        WithJsonSchema({"anyOf": [{"enum": list(ARGUMENTS)}, {"type": "string", "pattern": ":"}]}),
+    ] = Field(examples=["cross_entropy"])
+    args: dict[str, JsonValue] = {}
+    """Of a loss that is known by name, those of torch's function; of a class, those that it is made with."""
+    output: _Output | None = None
+    """Of several outputs the one that is meant: its name, or its position from 0."""
+
+    @model_validator(mode="after")
+    def _takes_the_arguments(self) -> Self:
+        known = ARGUMENTS.get(str(self.name))
+        unknown = next((key for key in self.args if known is not None and key not in known), None)
+        if unknown is not None:
+            takes = f"takes {', '.join(known)}" if known else "takes none"
+            raise wrong(f"must not have the argument '{unknown}': {self.name} {takes}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """The name alone, where no more is said."""
+        found = {key: value for key, value in handler(self).items() if value not in (None, {})}
+        return found["name"] if found.keys() == {"name"} else found
 
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]

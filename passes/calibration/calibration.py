@@ -1,34 +1,31 @@
-"""Which samples of the plan's data a pass looks at, in pieces that memory holds, and the loss of each sample.
+"""Which samples of the plan's data a pass looks at, in pieces that memory holds, and by which loss.
 
     data.train()     batch of 128                  batch of 128                 ...
     pieces           48 | 48 | 32                  48 | 48 | 32                 with a bound on memory
-    losses           [48] one a sample             ...
 
-A piece is as large as the bound on memory allows, so no figure may depend on where one ends: losses are those of single
+A piece is as large as the bound on memory allows, so no figure may depend on where one ends: losses are summed over
 samples, and the model runs in evaluation mode.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import Annotated, Any, Final
 
 import torch
-import torch.nn.functional as F
 from pydantic import BeforeValidator, WithJsonSchema
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.data import Batch, Data, told
+from prunec.compiler.data import Batch, Data
 from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
-from prunec.compiler.ir.train_eval import ByMode, in_eval
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.options import wrong
+from prunec.compiler.task.losses import DEFAULT, Loss
 
 SAMPLES: Final = 1024
 """How many samples are used where the plan doesn't say."""
@@ -50,35 +47,6 @@ Bytes = Annotated[
 ]
 """A number of bytes, which a plan may also write as `512MB` or `2GiB`."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""A function of outputs and labels of N samples to N losses, [N]."""
-
-
-def _each(losses: Tensor) -> Tensor:
-    """One number a sample: the mean over everything else (the pixels of a segmentation)."""
-    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
-
-
-def _classes(y: Tensor, t: Tensor) -> Tensor:
-    """Classes as torch wants them: in int64, and [samples] where they are [samples, 1]. Shares of classes stay."""
-    if t.is_floating_point():
-        return t
-    return t.long().squeeze(1) if y.ndim == 2 and t.shape == (len(y), 1) else t.long()
-
-
-LOSSES: Final[Mapping[str, Loss]] = {
-    "cross_entropy": lambda y, t: _each(F.cross_entropy(y, _classes(y, t), reduction="none")),
-    "nll": lambda y, t: _each(F.nll_loss(y, _classes(y, t), reduction="none")),
-    "mse": lambda y, t: _each(F.mse_loss(y, t.to(y.dtype).reshape(y.shape), reduction="none")),
-    "binary_cross_entropy": lambda y, t: _each(
-        F.binary_cross_entropy_with_logits(y, t.to(y.dtype).reshape(y.shape), reduction="none")
-    ),
-}
-"""By the name that a plan uses; `binary_cross_entropy` is of logits."""
-
-_OF_CLASSES: Final = ("cross_entropy", "nll")
-"""Losses that compare classes: of a single one they are zero, whatever the model gives."""
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -87,7 +55,7 @@ class Calibration:
     batches: int | None = None
     samples: int | None = None
     split: str = "train"
-    loss: str = "cross_entropy"
+    loss: Loss = DEFAULT
     memory: int | None = None
     """The most bytes that the values of one run may take."""
 
@@ -127,29 +95,6 @@ class Calibration:
         with torch.no_grad():
             return piece, piece.through(program.deployed.module)
 
-    def losses(self, outputs: Any, piece: Batch) -> Tensor:
-        """The loss of every sample, [N], summed over the outputs that have labels. Raises `DataError` where labels and
-        outputs don't fit the loss, or each other."""
-        pairs = _paired(outputs, piece)
-        if not pairs:
-            message = f"the loss {self.loss} needs labels: a tensor, or one for each output; {told(piece.labels)}"
-            raise piece.place.fault(message, f"a batch for {self.loss} is (inputs, labels)")
-        return reduce(torch.add, [self._loss(output, labels, piece) for output, labels in pairs])
-
-    def _loss(self, output: Tensor, labels: Tensor, piece: Batch) -> Tensor:
-        if self.loss in _OF_CLASSES and (output.ndim < 2 or output.shape[1] < 2):
-            message = f"the loss {self.loss} is of outputs [samples, classes]; the model gives {list(output.shape)}"
-            others = ", ".join(name for name in LOSSES if name not in _OF_CLASSES)
-            raise piece.place.fault(message, f"losses of other outputs: {others}")
-        try:
-            found = LOSSES[self.loss](output, labels)
-        except (RuntimeError, ValueError, IndexError) as error:
-            shapes = f"outputs {list(output.shape)} and labels {list(labels.shape)}"
-            raise piece.place.fault(f"the loss {self.loss} can't take {shapes}: {error}", _other(self.loss)) from error
-        if found.isnan().any():
-            raise piece.place.fault(f"the loss {self.loss} is NaN{_where_nan(output, labels)}")
-        return found
-
     def _wanted(self) -> int:
         if self.samples is not None:
             return self.samples
@@ -171,50 +116,6 @@ def _data(context: Context) -> Data:
         hint = "name a data factory, for example data: prunec.models.data:digits"
         raise PassError("calibration needs data, and the plan has none", keys=("criterion",), hint=hint)
     return Data.of(context.data)
-
-
-def _where_nan(output: Tensor, labels: Tensor) -> str:
-    """Where the NaN of a loss comes from: from the outputs, or from the labels."""
-    values = {"the model's outputs": output, "its labels": labels}
-    return next((f": {what} hold NaN" for what, tensor in values.items() if tensor.isnan().any()), "")
-
-
-def _other(loss: str) -> str:
-    return f"losses: {', '.join(name for name in LOSSES if name != loss)}"
-
-
-def first_output(outputs: Any, piece: Batch) -> Tensor:
-    """The first floating-point tensor among a model's outputs."""
-    for leaf in pytree.tree_leaves(outputs):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise piece.place.fault("the model gives no tensor of floats to take a loss of")
-
-
-def judged(outputs: Any, piece: Batch) -> list[Tensor]:
-    """The outputs that a loss is taken of: the first one. In both modes, all outputs of train mode with the shape of
-    eval mode's first: losses are made for those (eval mode may give shares instead of logits), and auxiliary heads
-    count."""
-    first = first_output(outputs, piece)
-    if not isinstance(outputs, ByMode):
-        return [first]
-    leaves = (leaf for leaf in pytree.tree_leaves(outputs.train) if isinstance(leaf, Tensor))
-    return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.shape == first.shape] or [first]
-
-
-def _paired(outputs: Any, piece: Batch) -> list[tuple[Tensor, Tensor]]:
-    """Outputs with their labels: those that are `judged` with the one tensor; or of several labels, each with the
-    output of its name or position."""
-    labels, given = piece.labels, in_eval(outputs)
-    if isinstance(labels, Tensor):
-        return [(output, labels) for output in judged(outputs, piece)]
-    if isinstance(labels, Mapping) and isinstance(given, Mapping):
-        pairs = [(given[name], each) for name, each in labels.items() if name in given]
-    elif isinstance(labels, tuple | list) and isinstance(given, tuple | list) and len(labels) == len(given):
-        pairs = list(zip(given, labels, strict=True))
-    else:
-        pairs = []
-    return [(output, each) for output, each in pairs if isinstance(output, Tensor) and isinstance(each, Tensor)]
 
 
 def bytes_of_a_sample(program: Program) -> int:

@@ -21,9 +21,10 @@ from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import Axis, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import removed_positions
+from prunec.compiler.task.outputs import first_output
 from prunec.compiler.verify.interpreter import StepError
 from prunec.compiler.verify.variants import WHOLE, Variants
-from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample, first_output
+from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 
 Trial = IntArray
 """Program-wide numbers of the units that are masked."""
@@ -56,7 +57,7 @@ def measure(
         samples += piece.count
         for done, (number, outputs) in enumerate(_outputs(program, variants, piece)):
             right = correct(outputs, piece)
-            sums[number, 0] += float(calibration.losses(outputs, piece).double().sum())
+            sums[number, 0] += float(calibration.loss.total(outputs, piece))
             sums[number, 1] += float("nan") if right is None else float(right.sum())
             context.progress(what, done + 1, len(trials) + 1)
     means = sums / samples

@@ -149,10 +149,20 @@ class LossCriterion(Criterion):
     """A criterion that looks at the loss of samples."""
 
     data: ClassVar[bool] = True
+    single: ClassVar[bool] = False
+    """Whether it needs the loss of each sample of a batch: then a loss that gives one number for all won't do."""
 
     def fits(self, setting: Setting, piece: Batch, outputs: Any) -> None:
         """Raise `DataError` where the loss can't be taken."""
-        setting.calibration.losses(outputs, piece)
+        self.loss(setting, outputs, piece)
+
+    def loss(self, setting: Setting, outputs: Any, piece: Batch) -> torch.Tensor:
+        """The summed loss of a piece. Of single samples, it is one whose gradient at a sample is that of its own loss.
+
+        Raises `DataError` where the loss can't be taken.
+        """
+        loss = setting.calibration.loss
+        return loss.each(outputs, piece).sum() if self.single else loss.total(outputs, piece)
 
 
 class AxisCriterion(Criterion):

@@ -23,7 +23,7 @@ from torch import Tensor
 from prunec.compiler.data import Batch
 from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.ir.program import FloatArray, IntArray
-from prunec.passes.calibration.calibration import first_output
+from prunec.compiler.task.outputs import first_output
 from prunec.passes.criteria.activations import class_labels
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting, numbers

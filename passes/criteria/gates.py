@@ -95,10 +95,6 @@ class Gates:
             outputs = look_once(module, piece, target)
             yield Seen(piece, outputs, tuple(table.terms))
 
-    def loss(self, outputs: Any, piece: Batch) -> Tensor:
-        """The summed loss of a piece, so that each sample's gradient is that of its own loss."""
-        return self.setting.calibration.losses(outputs, piece).sum()
-
 
 def _together(reads: Sequence[Read], analysis: Analysis) -> Source:
     most = np.zeros(analysis.size)

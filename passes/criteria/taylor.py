@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,8 @@ from prunec.passes.criteria.gates import Gates, product
 
 class Gated(LossCriterion):
     """A mean over samples of a function of the gates' gradients."""
+
+    single: ClassVar[bool] = True
 
     joint: bool = Field(
         default=True, description="one gate on all of a unit's reads; else each read is evidence of its own"
@@ -47,7 +50,7 @@ class Gated(LossCriterion):
         gates, count = Gates.of(setting, self.joint), 0
         sizes = [(source.elements, torch.ones(source.units.size)) for source in gates.sources]
         totals = [torch.zeros(2, source.units.size, dtype=torch.float64) for source in gates.sources]
-        for seen in gates.run(product, gates.loss):
+        for seen in gates.run(product, partial(self.loss, setting)):
             count += seen.piece.count
             for total, terms, elements in zip(totals, seen.terms, sizes, strict=True):
                 total += torch.stack([self.each(terms, each).sum(0) for each in elements])
@@ -73,6 +76,7 @@ class TaylorSigned(Gated):
     """The loss's first-order change when the unit goes: the mean over samples, then its absolute value."""
 
     name: ClassVar[str] = "taylor_signed"
+    single: ClassVar[bool] = False
 
     def each(self, terms: Tensor, elements: Tensor) -> Tensor:
         """t / M."""
@@ -90,6 +94,7 @@ class Gate(Gated):
     """
 
     name: ClassVar[str] = "gate"
+    single: ClassVar[bool] = False
     normalize: ClassVar[str] = "none"
     aggregate: ClassVar[str] = "sum"
     losses: ClassVar[bool] = True

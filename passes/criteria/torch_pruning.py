@@ -134,7 +134,7 @@ class TorchPruning(Criterion):
 
     def fits(self, setting: Setting, piece: Batch, outputs: Any) -> None:
         """Raise `DataError` where the loss can't be taken."""
-        setting.calibration.losses(outputs, piece)
+        setting.calibration.loss.total(outputs, piece)
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """What the importance says of each group, joined and normalised its own way.
@@ -188,9 +188,9 @@ def _import() -> ModuleType:
 def _gradients(made: Any, peer: _Peer) -> None:
     """The mean loss's gradients in the parameters' `grad`."""
     count = 0
-    for piece, losses in _losses(peer):
+    for piece, loss in _losses(peer):
         count += piece
-        torch.autograd.backward(losses.sum())
+        torch.autograd.backward(loss)
     for parameter in peer.module.parameters():
         if parameter.grad is not None:
             parameter.grad /= count
@@ -199,9 +199,9 @@ def _gradients(made: Any, peer: _Peer) -> None:
 def _each_sample(made: Any, peer: _Peer) -> None:
     """Every sample's gradients, shown to `accumulate_grad`."""
     made.zero_grad()
-    for _, losses in _losses(peer, at_once=1):
+    for _, loss in _losses(peer, at_once=1):
         peer.module.zero_grad()
-        torch.autograd.backward(losses.sum())
+        torch.autograd.backward(loss)
         made.accumulate_grad(peer.module)
 
 
@@ -214,8 +214,8 @@ def _kronecker(made: Any, peer: _Peer) -> None:
     )
     made._prepare_model(peer.module, pruner)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its hooks are of a kind torch warns of
-        for _, losses in _losses(peer):
-            torch.autograd.backward(losses.mean())
+        for count, loss in _losses(peer):
+            torch.autograd.backward(loss / count)
             made.step()
     made._rm_hooks(peer.module)
 
@@ -242,7 +242,8 @@ def _way(tp: ModuleType, made: Any) -> Callable[[Any, _Peer], None] | None:
 
 
 def _losses(peer: _Peer, at_once: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+    """The number of samples of each piece, and their summed loss."""
     setting = peer.setting
     program, calibration = setting.program, setting.calibration
     for piece in calibration.pieces(program, setting.context, bytes_of_a_sample(program), at_once):
-        yield piece.count, calibration.losses(piece.through(peer.module), piece)
+        yield piece.count, calibration.loss.total(piece.through(peer.module), piece)

@@ -89,7 +89,7 @@ class Weights:
 
     def loss(self, piece: Batch) -> Tensor:
         """The summed loss of a piece."""
-        return self.setting.calibration.losses(piece.through(self.module), piece).sum()
+        return self.setting.calibration.loss.total(piece.through(self.module), piece)
 
     def gradients(self, scalar: Tensor, keep: bool = False) -> dict[str, Tensor]:
         """Gradients of `scalar`, by tensor; with `keep`, differentiable ones. Raises `PassError` for lack of any."""

@@ -24,7 +24,6 @@ from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.console import say
 from prunec.compiler.report.progress import Detail, watched
-from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.criteria.base import Criterion
 from prunec.passes.score import Score
 from prunec.passes.select import Select
@@ -83,7 +82,7 @@ def show_sensitivity(
         about = subject(asked.plan, progress)
         score = about.score if made is None else scored_by(about.score, made, looking(about.score, {}))
         removed = _removed(about, score, shares, groups_named(about.program, groups))
-        calibration = Calibration(**{"loss": about.score.loss, **{k: v for k, v in seen.items() if v is not None}})
+        calibration = about.calibration({"loss": about.score.loss, **{k: v for k, v in seen.items() if v is not None}})
         curves, accuracy, loss, samples = measured(about.program, removed, calibration, about.context)
     by = {"criterion": score.criterion.name, "samples": samples, "split": calibration.split}
     whole = tables.Whole(about.program.name, accuracy, loss, by)
@@ -133,7 +132,7 @@ def show_rank(asked: Asked, criteria: str, units: int | None, groups: Sequence[s
             progress(f"criterion {number + 1} of {len(made)}: {name}", 0, 1)
             scores = scored_by(about.score, criterion, data).run(about.program, about.context).program.facts["scores"]
             found[name] = {group: scores[group][own] for group, own in tried.items() if group in scores}
-        truth, samples = rank.oracle(about.program, tried, Calibration(**data), about.context)
+        truth, samples = rank.oracle(about.program, tried, about.calibration(data), about.context)
     rows = [row for name, figures in found.items() for row in rank.correlations(name, figures, truth)]
     units_tried = sum(figures.size for figures in truth.values())
     title = f"{about.program.name}: rank correlation with the oracle over {units_tried:,} units, on {samples:,} samples"

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prunec.compiler.driver.compile import load_divided, load_program, steps_of
 from prunec.compiler.driver.finite import check_finite
-from prunec.compiler.driver.load import load_data
+from prunec.compiler.driver.load import load_data, load_loss
 from prunec.compiler.driver.lock import check_model
 from prunec.compiler.driver.pass_manager import run_passes
 from prunec.compiler.errors import PlanError
@@ -31,6 +31,8 @@ from prunec.compiler.pass_base import Context, Progress
 from prunec.compiler.plan.options import Fraction01, faults
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.plan.source import parse
+from prunec.compiler.task.losses import LOSSES
+from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.criteria.base import Criterion
 from prunec.passes.criteria.spelling import Named
 from prunec.passes.score import Score
@@ -47,6 +49,11 @@ class Subject:
     context: Context
     score: Score
 
+    def calibration(self, looks: Mapping[str, Any]) -> Calibration:
+        """The data to look at, of options by the names in `LOOKING`; by the plan's loss, where these name none."""
+        name = looks.get("loss")
+        return Calibration(**{**looks, "loss": self.context.loss if name is None else LOSSES[name]})
+
 
 def subject(plan: Plan, progress: Progress) -> Subject:
     """Load the plan's model and data, and run what stands before its first `score`. Raises `PrunecError`."""
@@ -59,14 +66,14 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     data = load_data(plan)
     if data is None:
         raise PlanError("the plan names no data to measure with", hint="for example: data: prunec.models.data:digits")
-    steps = steps_of(plan)
+    loss, steps = load_loss(plan), steps_of(plan)
     before = list(takewhile(lambda step: not isinstance(step.pass_, Score), steps))
     scores = len(before) < len(steps)
     program = load_program(plan) if scores else load_divided(plan)
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
-    context = Context(plan.seed, data, progress, program, plan.runtime)
+    context = Context(plan.seed, data, progress, program, plan.runtime, loss)
     if not scores:
         return Subject(program, context, Score())
     score = steps[len(before)].pass_

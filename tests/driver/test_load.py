@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from user_code import NETS, load, same
 
-from prunec.compiler.driver.load import example_inputs, load_data, load_model, module_names
+from prunec.compiler.data import Batch
+from prunec.compiler.driver.load import example_inputs, load_data, load_loss, load_model, module_names
 from prunec.compiler.errors import DataError, PlanError, PrunecError
 from prunec.compiler.plan.plan import Plan
 
@@ -274,3 +275,59 @@ def test_names_of_a_model_and_what_they_are(tmp_path):
         "h.weight": "a tensor of [5, 4] (which is e.weight, too: ask for that)",
         "h.bias": "a tensor of [5]",
     }
+
+
+# -- what the model is for ---------------------------------------------------------------------------------------------
+
+LOSSES = """\
+import torch
+
+def scaled(outputs, labels, by=1.0):
+    return by * (outputs - labels).abs().mean()
+
+class Scaled:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, outputs, labels):
+        return scaled(outputs, labels, self.by)
+
+class Dumb:
+    pass
+"""
+BATCH = Batch(torch.zeros(2, 1), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("losses.py:scaled", 2.0),
+        ("{name: losses.py:scaled, args: {by: 3}}", 6.0),
+        ("{name: losses.py:Scaled, args: {by: 3}}", 6.0),
+        ("{name: torch.nn:MSELoss}", 4.0),
+        ("mse", 4.0),
+    ],
+)
+def test_a_loss_is_found_or_made(folder, said, expected):
+    (folder / "losses.py").write_text(LOSSES)
+    assert float(load_loss(load(f"loss: {said}\n")).mean(torch.full((2, 1), 2.0), BATCH)) == expected
+
+
+def test_cross_entropy_is_the_loss_of_a_plan_that_names_none():
+    assert load_loss(load("passes: []\n")).name == "cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("losses.py:scald", "losses.py has no 'scald'\n(.|\n)*did you mean 'scaled'"),
+        ("losses.py:Scaled", "losses.py:Scaled needs the argument 'by'"),
+        ("losses.py:Dumb", "losses.py:Dumb makes an object of type 'Dumb', which can't be called"),
+        ("{name: losses.py:Scaled, args: {bi: 3}}", "losses.py:Scaled has no argument 'bi'"),
+        ("{name: losses.py:scaled, args: {bi: 3}}", "losses.py:scaled has no argument 'bi'"),
+    ],
+)
+def test_a_loss_that_is_not_there(folder, said, message):
+    (folder / "losses.py").write_text(LOSSES)
+    with pytest.raises(PlanError, match=f"plan.yaml:2:(.|\n)*{message}"):
+        load_loss(load(f"loss: {said}\n"))

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from prunec.compiler.plan.schema import Factory, InputItems, InputSpec, InputValue, ModelSpec, OnnxExport, PlanInput
+from prunec.compiler.plan.schema import (
+    Factory,
+    InputItems,
+    InputSpec,
+    InputValue,
+    LossSpec,
+    ModelSpec,
+    OnnxExport,
+    PlanInput,
+    Ref,
+)
 
 INPUT = TypeAdapter(PlanInput)
 
@@ -104,3 +114,34 @@ def test_parts_do_not_change_and_know_their_keys():
     for wrong in ({"opset": 17}, {"dynamic": ["depth"]}, {"name": "x"}):
         with pytest.raises(ValidationError):
             OnnxExport.model_validate(wrong)
+
+
+def loss_of(value: object) -> LossSpec:
+    return LossSpec.model_validate(value, context={"folder": Path()})
+
+
+def test_a_loss_by_name_or_by_callable():
+    assert loss_of("mse") == LossSpec(name="mse")
+    spelled = {"name": "torch.nn:HuberLoss", "args": {"delta": 0.5}, "output": 1}
+    found = loss_of(spelled)
+    assert (found.name, found.output) == (Ref("torch.nn", "HuberLoss"), 1)
+    assert found.model_dump(mode="json") == spelled
+    assert loss_of("mse").model_dump(mode="json") == "mse"
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("cross_entrpy", "must be the name of a loss, or package.module:callable"),
+        ("nets.py:loss", "no file"),
+        ({"args": {}}, "Field required"),
+        (3, "must be the name of a loss, package.module:callable, or a mapping with the key 'name'"),
+        ({"name": "mse", "args": {"weight": [1]}}, "must not have the argument 'weight': mse takes none"),
+        ({"name": "nll", "args": {"beta": 1}}, "must not have the argument 'beta': nll takes ignore_index, weight"),
+        ({"name": "mse", "output": -1}, "greater than or equal to 0"),
+    ],
+    ids=str,
+)
+def test_a_loss_that_no_plan_may_name(value, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        loss_of(value)

@@ -11,7 +11,6 @@ from calibrating import DATA, EXACT, ON_DATA, Samples, flat, scores
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from prunec.compiler.data import Batch
 from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
@@ -94,21 +93,6 @@ def test_without_data(program, name):
 def test_data_that_do_not_fit(program, data, options, message):
     with pytest.raises(DataError, match=message):
         scores(program, "taylor", data, **options)
-
-
-@pytest.mark.parametrize("shape", [(), (4,), (4, 1)])
-def test_a_loss_of_classes_needs_classes(shape):
-    piece = Batch(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(DataError, match=r"cross_entropy is of outputs \[samples, classes\]"):
-        Calibration().losses(torch.zeros(shape), piece)
-
-
-def test_a_loss_that_is_nan_is_refused():
-    piece = Batch(torch.zeros(4, 2), torch.full((4, 2), math.nan))
-    with pytest.raises(DataError, match="the loss mse is NaN: its labels hold NaN"):
-        Calibration(loss="mse").losses(torch.zeros(4, 2), piece)
-    with pytest.raises(DataError, match="the loss mse is NaN: the model's outputs hold NaN"):
-        Calibration(loss="mse").losses(torch.full((4, 2), math.nan), Batch(torch.zeros(4, 2), torch.zeros(4, 2)))
 
 
 def test_inputs_of_nan_are_refused(program):

@@ -19,6 +19,7 @@ from prunec.compiler.driver.compile import compile, load_program
 from prunec.compiler.errors import PlanError
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.task.losses import LOSSES
 from prunec.models import digits
 from prunec.models.data import digits as digit_images
 from prunec.passes.calibration.calibration import Calibration
@@ -204,7 +205,9 @@ def test_a_model_without_classes_has_losses(tmp_path):
     plan = Plan.from_dict({"plan": 1, "passes": ["score"]})
     program = load_program(plan, model, (torch.zeros(1, 4),))
     removed = {"a": {0.5: _units(3)}}
-    curves, whole, loss, _ = measured(program, removed, Calibration(split="val", loss="mse"), Context(data=Targets()))
+    curves, whole, loss, _ = measured(
+        program, removed, Calibration(split="val", loss=LOSSES["mse"]), Context(data=Targets())
+    )
     x = torch.cat([batch for batch, _ in Targets().val()])
     with torch.no_grad():
         assert loss == pytest.approx(float(((model(x) - x[:, :2]) ** 2).mean()), rel=1e-6)
