@@ -11,7 +11,7 @@ takes away everything behind the first such parameter.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from prunec.compiler.ir.program import IntArray
 from prunec.passes.criteria.aggregates import Scores
 from prunec.passes.training.unit_slices import UnitSlices
-from prunec.passes.training.updates import Update
+from prunec.passes.training.updates import WATCHES, Update
 
 
 def gradient_norms(units: UnitSlices) -> Tensor:
@@ -30,6 +30,8 @@ def gradient_norms(units: UnitSlices) -> Tensor:
 
 class Candidates(Update):
     """Adds up units' gradient norms; after every `steps` of them the sum is kept, and begun anew."""
+
+    rank: ClassVar[int] = WATCHES
 
     def __init__(self, units: UnitSlices, threshold: float, steps: int) -> None:
         self.units, self.threshold, self.steps = units, threshold, steps

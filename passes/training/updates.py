@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,21 @@ from torch.optim import Optimizer
 
 from prunec.passes.training.slices import over_slices, slice_sums
 
+WATCHES: Final = 0
+"""The rank of updates that only look at the loss's gradients."""
+EDITS: Final = 1
+"""The rank of those that add to gradients."""
+HOLDS: Final = 2
+"""The rank of those that keep entries from moving."""
+PROJECTS: Final = 3
+"""The rank of those that put parameters where they may be."""
+
 
 class Update:
     """What is done beside the optimizer's step. Bound to parameters when it is made."""
+
+    rank: ClassVar[int] = EDITS
+    """Where it stands among others, see `in_order`."""
 
     def attach(self, optimizer: Optimizer) -> None:
         """Told once, before the first step, which optimizer steps: torch's own, not an engine's wrapper of it."""
@@ -68,6 +80,11 @@ class Update:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         return
+
+
+def in_order(updates: Iterable[Update]) -> list[Update]:
+    """Updates in the order in which they are called; those of one rank as they are given."""
+    return sorted(updates, key=lambda update: update.rank)
 
 
 # -- gradients -----------------------------------------------------------------------------------------------------
@@ -150,6 +167,8 @@ class HoldBelow(Update):
     optimizer counts for the whole parameter, such as its steps, goes on. That holds for any optimizer whose step is
     elementwise; one that calls a closure several times (L-BFGS) can't be held.
     """
+
+    rank: ClassVar[int] = HOLDS
 
     def __init__(self, thresholds: Iterable[tuple[nn.Parameter, float]], optimizer: Optimizer | None = None) -> None:
         self.thresholds = [(p, t) for p, t in thresholds if p.requires_grad]
@@ -247,6 +266,8 @@ def limit_norms(filters: Iterable[Filters], limit: float) -> None:
 class Clamp(Update):
     """Puts entries into their bounds after every step."""
 
+    rank: ClassVar[int] = PROJECTS
+
     def __init__(self, parameters: Sequence[nn.Parameter], low: float, high: float) -> None:
         self.parameters, self.low, self.high = list(parameters), low, high
 
@@ -257,6 +278,8 @@ class Clamp(Update):
 
 class MaxNorm(Update):
     """Scales filters down to a norm after every step."""
+
+    rank: ClassVar[int] = PROJECTS
 
     def __init__(self, filters: Iterable[Filters], limit: float) -> None:
         self.filters, self.limit = list(filters), limit

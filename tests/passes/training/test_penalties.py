@@ -103,14 +103,11 @@ def without_loss(model, update, steps, rate=0.1):
 
 
 def test_units_shrink_as_a_whole_by_the_rate_times_the_strength():
-    """On a loss of zero the stream's norm falls by rate * strength a step, but for what the branch's penalty does to the
-    elements that both have."""
+    """On a loss of zero each element of a unit shrinks by the same factor: its norm falls by rate * strength a step."""
     model, program = made()
-    before = bn0 = stream_norms(model).detach(), model.bn0.weight.detach().clone()
-    update = GroupNorm(UnitSlices.of(program, model), 0.2)
-    without_loss(model, update, 1)
-    scaled = model.bn0.weight / bn0[1]
-    assert torch.allclose(scaled, 1 - 0.1 * 0.2 / before[0], atol=1e-6)  # each element of a unit by the same factor
+    norms, scales = stream_norms(model).detach(), model.bn0.weight.detach().clone()
+    without_loss(model, GroupNorm(UnitSlices.of(program, model), 0.2), 1)
+    assert torch.allclose(model.bn0.weight / scales, 1 - 0.1 * 0.2 / norms, atol=1e-6)
 
 
 def test_of_coupled_scales_only_batch_norm_is_penalised_and_units_go_to_zero_together():
