@@ -42,6 +42,29 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
+class Round:
+    """Which of its rounds a pass runs that holds other passes."""
+
+    index: int
+    """Counted from 0."""
+    total: int | None = None
+    """None where that isn't known beforehand."""
+
+    def __str__(self) -> str:
+        return f"round {self.index + 1}" + (f" of {self.total}" if self.total else "")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a round may leave, for the passes inside that choose how much goes."""
+
+    left: Mapping[str, float | str]
+    """Resource -> an amount, or a share of what the traced model uses; where it can't be met, all goes that may."""
+    at_most: int | None = None
+    """So many units go in one round, and no more."""
+
+
+@dataclass(frozen=True)
 class Context:
     """What a pass may use besides its program: data, seeded randomness, and progress."""
 
@@ -54,6 +77,8 @@ class Context:
     """The target that the slim model is meant for; None where nobody has said: then no width is better than another."""
     loss: Loss = DEFAULT
     """What the model was trained by: whose change counts, and what a training pass goes by."""
+    round: Round | None = None
+    """There for passes that another pass runs in rounds."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""
@@ -136,6 +161,10 @@ class Pass(BaseModel, ABC):
     def required(self) -> frozenset[str]:
         """The facts that this pass needs, given its options."""
         return self.needs
+
+    def in_round(self, allowance: Allowance) -> Pass:
+        """The pass as a round runs it that may leave so much: itself, unless it is one that leaves the amount open."""
+        return self
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """What the lock records for this pass: passes that give the same result without deciding anything."""

@@ -16,9 +16,10 @@ from torch import nn
 from prunec.compiler.cost.model import cost
 from prunec.compiler.data import Data
 from prunec.compiler.driver.accuracy import evaluate
-from prunec.compiler.driver.compile import load_original, steps_of
+from prunec.compiler.driver.compile import load_original
 from prunec.compiler.driver.load import load_data, load_loss
-from prunec.compiler.driver.pass_manager import Step, check_needs, check_options, check_ready
+from prunec.compiler.driver.pass_manager import check_needs, check_options, check_ready
+from prunec.compiler.driver.steps import Step, steps_of, unfolded
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
@@ -30,7 +31,8 @@ def check_plan(plan: Plan) -> Iterator[str]:
     """A line for everything that was checked and is right. Raises the `PrunecError` of the first thing that is not."""
     steps = steps_of(plan)
     check_needs(steps)
-    yield f"passes: {_listed(steps) or 'none'}: every option is valid, and each pass gets what it needs"
+    every = unfolded(steps)
+    yield f"passes: {_listed(every) or 'none'}: every option is valid, and each pass gets what it needs"
     notes: list[str] = []
     program, whole, inputs = load_original(plan, notes.append)
     yield from (f"note: {note}" for note in notes)
@@ -42,7 +44,7 @@ def check_plan(plan: Plan) -> Iterator[str]:
     yield from ["data: none"] if data is None else _data_lines(whole, data, inputs)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
     yield from _remarks(program, checked)
-    rest = steps[len(checked) :]
+    rest = every[len(checked) :]
     if rest:
         yield f"not checked: what {_listed(rest)} will find, since a pass before it changes the program"
     yield from _export_lines(plan, program, steps)

@@ -26,8 +26,6 @@ from prunec.compiler.driver.load import load_data, load_loss, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
 from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
-    Outcome,
-    Step,
     check_needs,
     check_options,
     check_ready,
@@ -35,6 +33,7 @@ from prunec.compiler.driver.pass_manager import (
     seconds_since,
 )
 from prunec.compiler.driver.regions import Region, Regions, find_regions
+from prunec.compiler.driver.steps import Outcome, steps_of, unfolded
 from prunec.compiler.driver.usable import check_module, check_usable
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights, weights_size
@@ -249,14 +248,6 @@ def _region_findings(regions: Regions, program: Program, *, alike: bool) -> Regi
     return RegionFindings(tuple(files), regions.check(program, alike=alike), splice)
 
 
-def steps_of(plan: Plan) -> list[Step]:
-    """The plan's passes with their places in its file."""
-    return [
-        Step(entry.pass_, entry.at, partial(plan.at, "passes", index, entry.name))
-        for index, entry in enumerate(plan.passes)
-    ]
-
-
 def load_program(plan: Plan, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> Program:
     """The plan's model, or its regions, traced."""
     return _traced(plan, *_subject(plan, model, example_inputs, untold))[0]
@@ -305,7 +296,7 @@ def _check_subject(plan: Plan, model: nn.Module, inputs: Inputs, program: Progra
 def load_divided(plan: Plan) -> Program:
     """The plan's model, traced, with its channels divided into units as the passes before the first rewrite ask."""
     program = load_program(plan)
-    for step in takewhile(lambda step: not step.pass_.rewrites, steps_of(plan)):
+    for step in takewhile(lambda step: not step.pass_.rewrites, unfolded(steps_of(plan))):
         program = step.pass_.foreseen(program)
     return program
 
@@ -313,7 +304,7 @@ def load_divided(plan: Plan) -> Program:
 def program_after(plan: Plan, name: str | None) -> Program:
     """The plan's program after the first pass of that name; as traced, where it is None. Raises `PlanError`."""
     steps = steps_of(plan)
-    names = [step.pass_.name for step in steps]
+    names = [step.pass_.name for step in unfolded(steps)]
     if name is not None and name not in names:
         raise PlanError(f"the plan has no pass '{name}'", hint=nearest(name, names))
     if name is None:

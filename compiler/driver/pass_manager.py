@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from weakref import ref
 
 from prunec.compiler.cost.model import cost
 from prunec.compiler.driver.finite import check_stays_finite
-from prunec.compiler.errors import DataError, PassError, PlanError, Span
+from prunec.compiler.driver.steps import Composite, CompositeResult, Outcome, Step, inner, unfolded
+from prunec.compiler.errors import DataError, PassError, PlanError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import names_by_axis
 from prunec.compiler.ir.aliasing import unwritten
@@ -20,42 +22,35 @@ from prunec.compiler.user_code import running
 from prunec.compiler.verify.verify import verify
 
 
-@dataclass(frozen=True)
-class Step:
-    """A pass, and where the plan's file names it; `locate` finds one of its options there."""
-
-    pass_: Pass
-    at: Span | None = None
-    locate: Callable[..., Span | None] = lambda *keys, on_key=False: None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The last program, a record for each pass, and the passes that give the same result without deciding anew."""
-
-    program: Program
-    records: tuple[Record, ...]
-    resolved: tuple[Pass, ...]
-    resources: frozenset[str] = frozenset()
-    """What the passes looked at: those that had a budget."""
-
-
 def check_needs(steps: Sequence[Step]) -> None:
-    """Every fact that a pass needs is given by an earlier one and not dropped by a rewrite in between."""
+    """Every fact that a pass needs is given by an earlier one and not dropped by a rewrite in between, in a second
+    round too."""
     known: set[str] = set()
-    for step in steps:
+    passed: list[Step] = []
+    for step, again in _twice(steps):
         missing = sorted(step.pass_.required() - known)
         if missing:
+            when = " in the same round" if again else ""
             raise PlanError(
-                f"pass '{step.pass_.name}' needs {missing[0]}, which no pass before it gives",
+                f"pass '{step.pass_.name}' needs {missing[0]}, which no pass before it gives{when}",
                 at=step.at,
-                hint=_giver(missing[0], step, steps),
+                hint=_giver(missing[0], passed),
             )
         known = (set() if step.pass_.rewrites else known) | step.pass_.gives
+        passed.append(step)
 
 
-def _giver(fact: str, step: Step, steps: Sequence[Step]) -> str:
-    before = steps[: steps.index(step)]
+def _twice(steps: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
+    """The steps as they follow each other, with a second round of what may have one; and whether they are of that."""
+    for step in steps:
+        yield step, False
+        held = inner(step)
+        yield from _twice(held)
+        if isinstance(step.pass_, Composite) and step.pass_.again:
+            yield from ((each, True) for each, _ in _twice(held))
+
+
+def _giver(fact: str, before: Sequence[Step]) -> str:
     dropped = [s.pass_.name for s in before if s.pass_.rewrites]
     if any(fact in s.pass_.gives for s in before):
         return f"'{dropped[-1]}' changes the program, so {fact} has to be found again after it"
@@ -63,26 +58,38 @@ def _giver(fact: str, step: Step, steps: Sequence[Step]) -> str:
 
 
 def run_passes(program: Program, steps: Sequence[Step], context: Context, *, until: str | None = None) -> Outcome:
-    """Run the passes in order; stop after the first one named `until`.
+    """Run the passes in order; stop after the first one named `until`, also within the first round of another.
 
     Raises `PlanError` where a fact is missing, `PassError` (with its place in the plan) where a pass can't do what it
     is asked, and `VerifyError` where a rewrite changed the function.
     """
     check_needs(steps)
+    return _run_passes(program, steps, context, until)
+
+
+def _run_passes(program: Program, steps: Sequence[Step], context: Context, until: str | None = None) -> Outcome:
     context = context if context.traced else replace(context, traced=program)
     records: list[Record] = []
     resolved: list[Pass] = []
     resources: frozenset[str] = frozenset()
     for index, step in enumerate(steps):
-        stage = f"pass {index + 1} of {len(steps)}: {step.pass_.name}"
-        context.progress(stage, 0, 1)
-        result, record = _run(program, step, context)
+        pass_ = step.pass_
+        if pass_.name != until and until in {held.pass_.name for held in inner(step)}:
+            assert isinstance(pass_, Composite), "it holds steps"
+            held = step.inside(pass_.first_round(program, context))
+            program = _run_passes(program, held, context, until).program
+            break
+        stage = str(context.round) if context.round else f"pass {index + 1} of {len(steps)}: {pass_.name}"
+        total = len(steps) if context.round else 1
+        done = index if context.round else 0
+        context.progress(stage, done, total)
+        result, found = _run(program, step, context)
         program = result.program
-        records.append(record)
-        resolved += step.pass_.resolved(result)
-        resources |= step.pass_.resources()
-        context.progress(stage, 1, 1)
-        if step.pass_.name == until:
+        records += found
+        resolved += pass_.resolved(result)
+        resources |= pass_.resources()
+        context.progress(stage, done + 1, total)
+        if pass_.name == until:
             break
     return Outcome(program, tuple(records), tuple(resolved), resources)
 
@@ -90,9 +97,10 @@ def run_passes(program: Program, steps: Sequence[Step], context: Context, *, unt
 def check_options(program: Program, steps: Sequence[Step]) -> Sequence[Step]:
     """Hold the options against the traced program, as far as the first rewrite; give the steps that were checked.
 
-    Those behind it, as far as all rewrites only remove units, are asked what no removal can mend. Raises `PassError`
-    with its place in the plan.
+    What a pass holds stands behind it. Those behind the first rewrite, as far as all rewrites only remove units, are
+    asked what no removal can mend. Raises `PassError` with its place in the plan.
     """
+    steps = unfolded(steps)
     first = next((index for index, step in enumerate(steps) if step.pass_.rewrites), len(steps))
     checked = steps[: first + 1]
     for step in checked:
@@ -125,7 +133,7 @@ def check_ready(program: Program, steps: Sequence[Step], context: Context) -> No
     Raises what their `ready` raises, with its place in the plan.
     """
     asked: list[Pass] = []
-    for step in steps:
+    for step in unfolded(steps):
         if step.pass_ in asked:
             continue
         asked.append(step.pass_)
@@ -148,17 +156,18 @@ def _locate(error: PassError | DataError, step: Step, context: Context) -> None:
     error.at = error.at or (step.locate(*keys, on_key=on_key) if keys else None) or step.at
 
 
-def _run(program: Program, step: Step, context: Context) -> tuple[PassResult, Record]:
+def _run(program: Program, step: Step, context: Context) -> tuple[PassResult, list[Record]]:
+    """The result of a step, its record, and behind it those of its rounds."""
     with running(f"the pass '{step.pass_.name}' failed", PassError, at=step.at, mixed=True):
         return _recorded(program, step, context)
 
 
-def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResult, Record]:
+def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResult, list[Record]]:
     pass_ = step.pass_
     before, start = cost(program), time.perf_counter()
     try:
         with unwritten(program):
-            result = pass_.run(program, context)
+            result = _result(program, step, context)
     except (PassError, DataError) as error:
         _locate(error, step, context)
         raise
@@ -173,7 +182,25 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     elapsed = seconds_since(start)
     after = cost(result.program)
     found = result.notes, result.details, verification, result.warnings
-    return result, Record(pass_.name, seconds, elapsed, before, after, *found)
+    number = context.round.index + 1 if context.round else None
+    record = Record(pass_.name, seconds, elapsed, before, after, *found, number)
+    return result, [record, *(result.records if isinstance(result, CompositeResult) else ())]
+
+
+def _result(program: Program, step: Step, context: Context) -> PassResult:
+    """What the pass gives; a composite one has its rounds run here, and can give nothing that wasn't verified."""
+    pass_, given = step.pass_, [ref(program)]
+    if not isinstance(pass_, Composite):
+        return pass_.run(program, context)
+
+    def run(start: Program, passes: Sequence[Pass], inside: Context) -> Outcome:
+        outcome = _run_passes(start, step.inside(passes), inside)
+        given.append(ref(outcome.program))
+        return outcome
+
+    result = pass_.run_inside(program, context, run)
+    assert any(each() is result.program for each in given), f"'{pass_.name}' gives a program of its own making"
+    return result
 
 
 def seconds_since(start: float) -> float:

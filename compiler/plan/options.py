@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, get_args
 
 from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
@@ -40,7 +41,12 @@ def nested(error: ValidationError, data: Any, place: Keys, model: type[BaseModel
 
     `data`, which the model refused, stands at `place` within the value.
     """
-    return PydanticCustomError(_NESTED, "must fit", {"error": error, "data": data, "place": place, "model": model})
+    return told(faults(error, data, place, model))
+
+
+def told(found: Sequence[Fault]) -> PydanticCustomError:
+    """The error of a validator that found faults within its value; their keys lead on from there."""
+    return PydanticCustomError(_NESTED, "must fit", {"faults": tuple(found)})
 
 
 def _fraction(value: object) -> float:
@@ -141,8 +147,8 @@ def faults(error: ValidationError, data: Any, keys: Keys = (), model: type[BaseM
 
 
 def _nested_faults(item: ErrorDetails, data: Any, keys: Keys) -> list[Fault]:
-    inner = item["ctx"]
-    return faults(inner["error"], inner["data"], (*keys, *_real(item, data), *inner["place"]), inner["model"])
+    place = (*keys, *_real(item, data))
+    return [replace(fault, keys=(*place, *fault.keys)) for fault in item["ctx"]["faults"]]
 
 
 def _fault(place: Keys, items: list[ErrorDetails], keys: Keys, model: type[BaseModel] | None) -> Fault:

@@ -16,59 +16,33 @@ folder of the plan). Everything that is wrong is reported at once, each fault wh
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     InstanceOf,
     PrivateAttr,
     StrictInt,
     ValidationError,
     WithJsonSchema,
 )
-from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
-from pydantic_core import CoreSchema
-from pydantic_core.core_schema import is_instance_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from prunec.compiler.errors import PlanError, Span, nearest
+from prunec.compiler.errors import PlanError, Span
 from prunec.compiler.ir.train_eval import Mode
-from prunec.compiler.pass_base import PASSES, Pass
-from prunec.compiler.plan.options import faults, label, wrong
+from prunec.compiler.pass_base import PASSES
+from prunec.compiler.plan.entries import PASS, Kind, PlanPass, forms, made_entries, passes_of
+from prunec.compiler.plan.options import faults, wrong
 from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, LossSpec, ModelSpec, OnnxExport, PlanInput
-from prunec.compiler.plan.source import MAX_FAULTS, MAX_TOLD, Fault, Keys, Source, plain, read, shown
+from prunec.compiler.plan.source import Fault, Source, plain, read, shown
 
 VERSIONS: Final = (1,)
 """The versions of the plan language that this compiler reads."""
-
-_Made = TypeVar("_Made", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class PlanPass:
-    """One entry of `passes`: the options as the plan has them, and the pass made from them."""
-
-    name: str
-    options: Mapping[str, Any]
-    pass_: Pass
-    at: Span | None = field(default=None, compare=False)
-
-    def spelled(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        """The options as plain JSON values, with paths as the context wants them."""
-        paths = {key for key in type(self.pass_).model_fields if isinstance(getattr(self.pass_, key), Path)}
-        written = self.pass_.model_dump(mode="json", include=paths, by_alias=True, context=dict(context))
-        return {**plain(self.options).data, **written}
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """An instance is taken unchanged: `_build` makes it before pydantic validates the plan."""
-        return is_instance_schema(cls)
 
 
 def _is_list_of_shapes(value: Any) -> Any:
@@ -176,12 +150,9 @@ class Plan(BaseModel):
         """
         context = {"relative_to": Path(relative_to).resolve() if relative_to else None}
         body = self.model_dump(mode="json", exclude={"passes", "export"}, exclude_none=True, context=context)
-        entries = [
-            {entry.name: options} if (options := entry.spelled(context)) else entry.name for entry in self.passes
-        ]
         return {
             **body,
-            "passes": entries,
+            "passes": [entry.written(context) for entry in self.passes],
             "export": [{export.name: export.model_dump(mode="json")} for export in self.export],
         }
 
@@ -194,8 +165,9 @@ def _build(source: Source, folder: Path) -> Plan:
     _check_version(source)
     found: list[Fault] = []
     context = {"folder": folder}
-    passes = _entries(source, "passes", _Kind(PASSES.names(), PASSES.named, context), found)
-    exports = _entries(source, "export", _Kind(EXPORTS, EXPORTS.__getitem__, context), found)
+    passes = made_entries(data.get("passes", []), "passes", passes_of(context), found)
+    exporting = Kind("export", EXPORTS, EXPORTS.__getitem__, context)
+    exports = made_entries(data.get("export", []), "export", exporting, found)
     made = {
         "passes": [
             PlanPass(name, options, pass_, source.locate(keys, on_key=True)) for name, options, pass_, keys in passes
@@ -226,82 +198,6 @@ def _check_version(source: Source) -> None:
         raise source.error(Fault(("plan",), f"unknown plan version {shown(version)}", f"known versions: {known}"))
 
 
-_Entry = tuple[str, Mapping[str, Any], _Made, Keys]
-
-
-@dataclass(frozen=True)
-class _Kind(Generic[_Made]):
-    """What a list of a plan may name: the names, the class for each, and the context that validates its options."""
-
-    names: Collection[str]
-    find: Callable[[str], type[_Made]]
-    context: Mapping[str, Any]
-
-
-def _entries(source: Source, key: str, kind: _Kind[_Made], found: list[Fault]) -> list[_Entry[_Made]]:
-    """Make what the list at `key` names. What can't be made is left out, and the reason is added to `found`."""
-    entries = source.data.get(key, [])
-    if not isinstance(entries, list):
-        found.append(Fault((key,), f"{key} must be a list, got {shown(entries)}"))
-        return []
-    made = []
-    for i, entry in enumerate(entries):
-        if len(found) >= MAX_FAULTS:
-            break
-        try:
-            name, value = _named(entry, (key, i))
-            if name not in kind.names:
-                hint = nearest(name, kind.names) if len(found) < MAX_TOLD else None
-                raise _Refused([Fault((key, i, name), f"unknown {_KINDS[key]} {shown(name)}", hint, True)])
-            made.append(_make(kind.find(name), value, (key, i, name), kind.context))
-        except _Refused as refused:
-            found += refused.faults
-    return made
-
-
-_KINDS: Final = {"passes": "pass", "export": "export"}
-
-
-class _Refused(Exception):
-    """Carries the faults of one entry out of its making; never leaves this module."""
-
-    def __init__(self, found: list[Fault]) -> None:
-        super().__init__(found)
-        self.faults = found
-
-
-def _named(entry: Any, keys: Keys) -> tuple[str, Any]:
-    """The name of a list's entry and the value beside it."""
-    if isinstance(entry, str):
-        return entry, None
-    if isinstance(entry, dict) and len(entry) == 1:
-        return next(iter(entry.items()))
-    if not isinstance(entry, dict) or not entry:
-        message = f"{label(keys)} must be a name, or a name with its options; got {shown(entry)}"
-        raise _Refused([Fault(keys, message)])
-    first, second = list(entry)[:2]
-    listed = [shown(key) for key in list(entry)[:MAX_TOLD]] + ["..."] * (len(entry) > MAX_TOLD)
-    message = f"one entry names one {_KINDS[str(keys[0])]}, this one has the keys {', '.join(listed)}"
-    indent = f"indent the options of '{first}' deeper than its name" if entry[first] is None else None
-    raise _Refused([Fault((*keys, second), message, indent or nearest(second, [first]), on_key=True)])
-
-
-def _make(made: type[_Made], value: Any, keys: Keys, context: Mapping[str, Any]) -> _Entry[_Made]:
-    name = str(keys[-1])
-    short: str | None = getattr(made, "shorthand", None)
-    options = {} if value is None else value
-    if not isinstance(options, dict):
-        if short is None:
-            valid = ", ".join(made.model_fields)
-            hint = f"options of {name}: {valid}" if valid else f"{name} has no options"
-            raise _Refused([Fault(keys, f"{name} must be followed by a mapping of options, got {shown(value)}", hint)])
-        options = {short: value}
-    try:
-        return name, options, made.model_validate(options, context=dict(context)), keys
-    except ValidationError as error:
-        raise _Refused(faults(error, options, keys, made)) from error
-
-
 def schema() -> dict[str, Any]:
     """The JSON schema of a plan, with the options of every pass that is installed."""
     passes = PASSES.all()
@@ -311,24 +207,7 @@ def schema() -> dict[str, Any]:
     definitions = table["$defs"]
     plan = definitions.pop(refs[Plan, mode]["$ref"].rpartition("/")[2])
     for key, classes in (("passes", passes), ("export", EXPORTS)):
-        forms = [form for name, made in classes.items() for form in _forms(name, made, refs[made, mode], definitions)]
-        plan["properties"][key] = {"type": "array", "items": {"anyOf": forms}, "default": []}
+        entry = [form for name, made in classes.items() for form in forms(name, made, refs[made, mode], definitions)]
+        plan["properties"][key] = {"type": "array", "items": {"anyOf": entry}, "default": []}
+    definitions[PASS] = plan["properties"]["passes"]["items"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **plan, "$defs": definitions}
-
-
-def _forms(name: str, made: type[BaseModel], ref: JsonSchemaValue, definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """JSON schemas of one entry: a name with options, a name with the value of its main option, or a bare name."""
-    short: str | None = getattr(made, "shorthand", None)
-    values = [ref]
-    if short:
-        values.append(definitions[ref["$ref"].rpartition("/")[2]]["properties"][short])
-    bare = not any(option.is_required() for option in made.model_fields.values())
-    if bare:
-        values.append({"type": "null"})
-    mapping = {
-        "type": "object",
-        "properties": {name: {"anyOf": values}},
-        "required": [name],
-        "additionalProperties": False,
-    }
-    return [mapping, {"const": name}] if bare else [mapping]

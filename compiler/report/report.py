@@ -79,11 +79,14 @@ class Record:
     """None where the pass rewrote nothing."""
     warnings: tuple[str, ...] = ()
     """They are among the report's warnings."""
+    round: int | None = None
+    """Counted from 1; there for what a pass did inside another one, whose record stands before those of its rounds."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "pass": self.name,
+            **({"round": self.round} if self.round is not None else {}),
             "seconds": self.seconds,
             "verify_seconds": self.verify_seconds,
             "before": self.before.to_dict(),

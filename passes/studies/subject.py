@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from prunec.compiler.driver.compile import load_divided, load_program, steps_of
+from prunec.compiler.driver.compile import load_divided, load_program
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import load_data, load_loss
 from prunec.compiler.driver.lock import check_model
 from prunec.compiler.driver.pass_manager import run_passes
+from prunec.compiler.driver.steps import before_first, steps_of, unfolded
 from prunec.compiler.errors import PlanError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import matching
@@ -67,17 +67,15 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     if data is None:
         raise PlanError("the plan names no data to measure with", hint="for example: data: prunec.models.data:digits")
     loss, steps = load_loss(plan), steps_of(plan)
-    before = list(takewhile(lambda step: not isinstance(step.pass_, Score), steps))
-    scores = len(before) < len(steps)
-    program = load_program(plan) if scores else load_divided(plan)
+    before = before_first(steps, lambda pass_: isinstance(pass_, Score))
+    score = next((step.pass_ for step in unfolded(steps) if isinstance(step.pass_, Score)), None)
+    program = load_program(plan) if score else load_divided(plan)
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
     context = Context(plan.seed, data, progress, program, plan.runtime, loss)
-    if not scores:
+    if score is None:
         return Subject(program, context, Score())
-    score = steps[len(before)].pass_
-    assert isinstance(score, Score), "the steps before it are those that aren't"
     return Subject(run_passes(program, before, context).program, context, score)
 
 

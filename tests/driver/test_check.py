@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from prunec.compiler import Plan, compile
-from prunec.compiler.driver.compile import steps_of
 from prunec.compiler.driver.pass_manager import check_options
+from prunec.compiler.driver.steps import steps_of
 from prunec.compiler.errors import PassError
 from prunec.compiler.tracing.trace import trace
 

@@ -14,7 +14,8 @@ from torch import nn
 from prunec.compiler import compile
 from prunec.compiler.cli import main as cli
 from prunec.compiler.driver.finite import check_stays_finite, nonfinite
-from prunec.compiler.driver.pass_manager import Step, run_passes
+from prunec.compiler.driver.pass_manager import run_passes
+from prunec.compiler.driver.steps import Step
 from prunec.compiler.errors import ModelError, PassError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from prunec.compiler import compile
 from prunec.compiler.cost.model import cost, cost_model
-from prunec.compiler.driver.pass_manager import Step, check_options, run_passes
+from prunec.compiler.driver.pass_manager import check_options, run_passes
+from prunec.compiler.driver.steps import Step
 from prunec.compiler.errors import PassError, PlanError
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.groups.balance import Balanced, balances

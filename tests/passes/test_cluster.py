@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from prunec.compiler.driver.pass_manager import Step, run_passes
+from prunec.compiler.driver.pass_manager import run_passes
+from prunec.compiler.driver.steps import Step
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.interchangeable import pacesetter
