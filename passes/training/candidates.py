@@ -35,13 +35,14 @@ class Candidates(Update):
 
     def __init__(self, units: UnitSlices, threshold: float, steps: int) -> None:
         self.units, self.threshold, self.steps = units, threshold, steps
-        self._sum = torch.zeros(units.analysis.size, device=units.unit.device)
+        self._sum = torch.zeros(units.analysis.size)
         self._count = 0
         self._last: Tensor | None = None
 
     def before_step(self) -> None:
         """Take up the gradients of this step."""
-        self._sum += gradient_norms(self.units)
+        norms = gradient_norms(self.units)
+        self._sum = self._sum.to(norms.device) + norms
         self._count += 1
         if self._count == self.steps:
             self._last, self._sum, self._count = self._sum, torch.zeros_like(self._sum), 0
@@ -83,6 +84,4 @@ class Candidates(Update):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on within the window."""
-        device, last = self._sum.device, state["last"]
-        self._sum, self._count = state["sum"].to(device), int(state["count"])
-        self._last = None if last is None else last.to(device)
+        self._sum, self._count, self._last = state["sum"], int(state["count"]), state["last"]

@@ -85,7 +85,7 @@ class Growing(Update):
     def __init__(
         self, units: UnitSlices, chosen: BoolArray, growth: float = 1e-4, every: int = 10, ceiling: float = 1.0
     ) -> None:
-        self.units, self.chosen = units, units.mask(chosen)
+        self.units, self.chosen = units, chosen
         self.growth, self.every, self.ceiling = growth, every, ceiling
         self.steps = 0
         self._start = self._size()
@@ -97,11 +97,11 @@ class Growing(Update):
 
     def before_step(self) -> None:
         """Add it to the gradients, and count the step."""
-        self.units.add_decay(self.strength * self.chosen)
+        self.units.add_decay(self.strength * self.units.mask(self.chosen))
         self.steps += 1
 
     def _size(self) -> float:
-        return float((self.units.squares() * self.chosen).sum().sqrt())
+        return float((self.units.squares() * self.units.mask(self.chosen)).sum().sqrt())
 
     def measures(self) -> Mapping[str, float]:
         """`strength`, and `left`: the norm of the chosen units, as a share of what it was at first."""

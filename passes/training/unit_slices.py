@@ -9,7 +9,7 @@ are summed together, and one indexed addition takes all of them to their units.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -40,8 +40,21 @@ class UnitSlices:
 
     analysis: Analysis
     parameters: Mapping[nn.Parameter, Sequence[_Along]]
-    unit: Tensor
+    _unit: Tensor
     """[slices]: the unit that each belongs to, [units] for none."""
+    _moved: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are now: a training may move them after this was made."""
+        return next(iter(self.parameters), self._unit).device
+
+    @property
+    def unit(self) -> Tensor:
+        """[slices]: the unit that each belongs to, [units] for none."""
+        if self.device not in self._moved:
+            self._moved[self.device] = self._unit.to(self.device)
+        return self._moved[self.device]
 
     @staticmethod
     def of(program: Program, module: nn.Module, *, wanted: Callable[[Axis], bool] = lambda axis: True) -> UnitSlices:
@@ -63,8 +76,7 @@ class UnitSlices:
                 along[axis.dim] = _Along(axis.dim, program.groups_along(axis), slice(count, count + unit.size))
                 units.append(np.where(unit == NO_UNIT, analysis.size, unit))
                 count += unit.size
-        device = next(iter(found), torch.zeros(0)).device
-        number = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *units])).to(device)
+        number = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *units]))
         return UnitSlices(analysis, {p: tuple(along.values()) for p, along in found.items() if along}, number)
 
     @torch.no_grad()
@@ -78,7 +90,7 @@ class UnitSlices:
             found = values(parameter)
             square = found.to(torch.promote_types(found.dtype, torch.float32)).square()
             sums += [slice_sums(square, along.dim, along.groups) for along in dims]
-        rows = torch.cat(sums) if sums else torch.zeros(0, device=self.unit.device)
+        rows = torch.cat(sums) if sums else torch.zeros(0, device=self.device)
         return rows.new_zeros(self.analysis.size + 1).index_add_(0, self.unit, rows)[:-1]
 
     @torch.no_grad()
@@ -93,7 +105,7 @@ class UnitSlices:
     @cached_property
     def present(self) -> BoolArray:
         """[units]: which units have a slice here."""
-        return np.bincount(self.unit.cpu().numpy(), minlength=self.analysis.size + 1)[:-1] > 0
+        return np.bincount(self._unit.numpy(), minlength=self.analysis.size + 1)[:-1] > 0
 
     def by_group(self, figures: Tensor) -> Iterator[tuple[str, FloatArray]]:
         """Figures of all units, [units], by group."""
@@ -102,7 +114,7 @@ class UnitSlices:
 
     def mask(self, units: BoolArray) -> Tensor:
         """[units]: 1 for these units, 0 for others."""
-        return torch.from_numpy(units).to(self.unit.device, torch.float32)
+        return torch.from_numpy(units).to(self.device, torch.float32)
 
 
 def _parameter(name: str, known: Mapping[str, nn.Parameter]) -> nn.Parameter:
