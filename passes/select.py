@@ -2,6 +2,7 @@
 
     - select: {ratio: 50%}                                    every group loses half of its units
     - select: {ratio: {"layer3.5.*": 0%, "layer[34].*": 30%}} by stage; groups without a pattern stay
+    - select: {ratio: 70%, scope: global}                     one threshold for all groups, at 70% of all scores
     - select: {widths: {"features.conv1": 32}}                explicit widths
     - select: {threshold: 0.005}                              units whose score is under it go
     - select: {budget: {macs: 50%}}                           the least important units of all groups, until it is met
@@ -14,11 +15,15 @@
 Patterns name groups by their own name, by the modules that write them, and by kinds (`kind:depthwise`, see
 `prunec.compiler.groups.patterns`); the first pattern that means a group counts, and `protect` wins over all of them.
 
+With `scope: global` a ratio is a percentile, as in network slimming: the score at position int(units * ratio) is the
+threshold, and what isn't above it goes, ties too. Scores should be comparable as they are (`normalize: none`).
+
 Every share is one of the traced model, also in a later round: `ratio: 50%` behind `ratio: 25%` leaves half of the
 original units, and 15, 30, 45, 60, 75% are five rounds to a quarter. What `ratio` leaves is rounded down: of 10 units,
-`25%` leaves 7. A share of a budget is a share of what the traced model uses. All budgets are met from below, and filled
-up: no step that was taken back would still fit. `multiple_of`, `keep_at_least` and `equal_widths` count channels; a
-group that loses nothing keeps its width, whatever that is.
+`25%` leaves 7. `take_at_most` alone is a share of what a group has now: what one round may take of it (the guard of
+network slimming in several passes is 50%). A share of a budget is a share of what the traced model uses. All budgets
+are met from below, and filled up: no step that was taken back would still fit. `multiple_of`, `keep_at_least` and
+`equal_widths` count channels; a group that loses nothing keeps its width, whatever that is.
 
 With a budget, a cut group keeps a multiple of the channels that the runtime of the plan's export prefers (PyTorch,
 where there is none), so that what comes out is as much faster as it is smaller (`selection/paying.py`).
@@ -52,8 +57,9 @@ from prunec.passes.selection.curves import Floor, kept_within
 from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups, units_of_a_row
 from prunec.passes.selection.paying import Multiples, met_by_paying_widths
 from prunec.passes.selection.per_group import Way, by_counts, by_ratio, by_threshold, by_widths
+from prunec.passes.selection.percentile import by_percentile
 from prunec.passes.selection.ranking import Ranking
-from prunec.passes.selection.selectors import SELECTORS, Wishes
+from prunec.passes.selection.selectors import SELECTORS, Wishes, structures
 from prunec.passes.selection.traced import whole_sizes
 from prunec.passes.shrink import kept_units
 
@@ -73,13 +79,18 @@ LIMITS: Final = (
     "only",
     "keep_at_least",
     "remove_at_most",
+    "take_at_most",
     "multiple_of",
     "equal_widths",
     "heads_at_least",
 )
 """Options that keep units from being removed."""
-_SERVES: Final = {**dict.fromkeys(("scope", "method", "cost_weight", "per_cost"), "budget"), "floor": "from"}
-"""Option -> the way that it belongs to; with another way it is refused."""
+_SERVES: Final = {
+    "scope": ("budget", "ratio"),
+    **dict.fromkeys(("method", "cost_weight", "per_cost"), ("budget",)),
+    "floor": ("from",),
+}
+"""Option -> the ways that it belongs to; with another way it is refused."""
 
 
 def _resource(value: object) -> object:
@@ -132,7 +143,8 @@ class Select(Pass):
     scope: Literal["global", "local", "isomorphic"] = Field(
         default="global",
         description="`ranking`: rank all units together; or take the same share of every group (local), "
-        "or of all groups of one structure, whose units compete with each other alone (isomorphic)",
+        "or of all groups of one structure, whose units compete with each other alone (isomorphic). "
+        "`ratio`: one threshold for all units, or for those of one structure; local where nothing is said",
     )
     cost_weight: dict[Resource, Annotated[float, Field(ge=0)]] = Field(
         default={},
@@ -146,6 +158,11 @@ class Select(Pass):
     remove_at_most: Fraction01 | dict[str, Fraction01] | None = Field(
         default=None,
         description="the share of the traced model's units that may be gone: of every group, or by pattern; "
+        "rounded down",
+    )
+    take_at_most: Fraction01 | dict[str, Fraction01] | None = Field(
+        default=None,
+        description="the share of the units that a group has now that may go: of every group, or by pattern; "
         "rounded down",
     )
     multiple_of: Multiple | dict[str, Multiple] | None = Field(
@@ -172,9 +189,11 @@ class Select(Pass):
         if len(given) != 1:
             said = "none of them" if not given else " and ".join(given)
             raise ValueError(f"must say exactly one of {', '.join(WAYS)}; got {said}")
-        idle = [k for k, way in _SERVES.items() if k in self.model_fields_set and getattr(self, WAYS[way]) is None]
-        if idle:
-            raise wrong(f"must not name '{idle[0]}' without '{_SERVES[idle[0]]}'")
+        for option, ways in _SERVES.items():
+            if option in self.model_fields_set and all(getattr(self, WAYS[way]) is None for way in ways):
+                raise wrong(f"must not name '{option}' without {' or '.join(repr(way) for way in ways)}")
+        if isinstance(self.ratio, Mapping) and "scope" in self.model_fields_set:
+            raise wrong("must not name 'scope' with ratios by pattern, which are shares of every group")
         for name, text in (self.budget or {}).items():
             fits(name, text)
         if (self.cost_weight or self.per_cost) and self.method != "greedy":
@@ -311,6 +330,7 @@ class Select(Pass):
             frozenset(groups) - (only - protected),
             by_group(self.keep_at_least, groups, "keep_at_least"),
             by_group(self.remove_at_most, groups, "remove_at_most"),
+            by_group(self.take_at_most, groups, "take_at_most"),
             wanted or {},
             least_heads(analysis, self.heads_at_least),
             tied_groups(analysis, self.equal_widths),
@@ -352,7 +372,10 @@ class Select(Pass):
         if self.from_ is not None:
             return by_counts(ranking, kept_within(self.from_, self.floor, ranking.analysis.groups, ranking.groups))
         assert self.ratio is not None, "exactly one way is given"
-        return by_ratio(ranking, self.ratio)
+        if isinstance(self.ratio, Mapping) or "scope" not in self.model_fields_set or self.scope == "local":
+            return by_ratio(ranking, self.ratio)
+        together = np.zeros(ranking.count, dtype=np.int64) if self.scope == "global" else structures(ranking)
+        return by_percentile(ranking, program.facts["scores"], self.ratio, together)
 
 
 def _unscored(program: Program) -> Program:

@@ -3,11 +3,12 @@
     barred            the group stays whole (`protect`, or not among `only`)
     keep_at_least     channels that stay
     remove_at_most    the share of units that may go
+    take_at_most      the same of one selection: of the units that are there now
     multiple_of       a cut group keeps a multiple of so many channels; a grouped layer, in every group of its own
     heads_at_least    heads that stay, where units are heads
     equal_widths      groups that lose equally many channels
 
-Shares are shares of the units that a group has in the traced model (`whole`).
+Other shares are shares of the units that a group has in the traced model (`whole`).
 
 Each is a number, or numbers by pattern; the first pattern that names a group counts.
 """
@@ -37,6 +38,7 @@ class Limits:
     barred: frozenset[str] = frozenset()
     keep_at_least: Mapping[str, float] = field(default_factory=dict)
     remove_at_most: Mapping[str, float] = field(default_factory=dict)
+    take_at_most: Mapping[str, float] = field(default_factory=dict)
     multiple_of: Mapping[str, float] = field(default_factory=dict)
     heads_at_least: Mapping[str, float] = field(default_factory=dict)
     tied: tuple[tuple[str, ...], ...] = ()
@@ -50,7 +52,8 @@ class Limits:
         stay = max(channels, int(self.heads_at_least.get(group.name, 0)), 1)
         whole = self.whole.get(group.name, group.size)
         share = int(whole * self.remove_at_most.get(group.name, 1.0) + 1e-9) - (whole - group.size)
-        return max(min(group.size - stay, share), 0)
+        now = int(group.size * self.take_at_most.get(group.name, 1.0) + 1e-9)
+        return max(min(group.size - stay, share, now), 0)
 
     def step(self, group: Group) -> int:
         """The number of units that stay must be a multiple of this, if any go."""

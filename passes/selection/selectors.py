@@ -79,7 +79,7 @@ def _importance(problem: Problem, scope: str) -> FloatArray:
     ranking = problem.ranking
     if scope == "global":
         return ranking.steps.score
-    queue = np.arange(ranking.count) if scope == "local" else _classes(ranking)
+    queue = np.arange(ranking.count) if scope == "local" else structures(ranking)
     return _shares(ranking, queue)
 
 
@@ -107,7 +107,7 @@ def _rising(steps: Steps) -> FloatArray:
     return found
 
 
-def _classes(ranking: Ranking) -> IntArray:
+def structures(ranking: Ranking) -> IntArray:
     """[queues]: which of them are of the same structure."""
     classes = isomorphic_classes(ranking.analysis)
     of: list[set[int]] = [set() for _ in range(ranking.count)]

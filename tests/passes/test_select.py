@@ -83,6 +83,8 @@ def test_random_budgets_and_constraints(name, seed, macs, params, multiple, leas
             "must not name 'scope: local' for the method",
         ),
         ({"budget": {"macs": 0.5}, "scope": "isomorph"}, "Input should be 'global', 'local' or 'isomorphic'"),
+        ({"threshold": 0.5, "scope": "global"}, "must not name 'scope' without 'budget' or 'ratio'"),
+        ({"ratio": {"*": 0.5}, "scope": "global"}, "must not name 'scope' with ratios by pattern"),
         ({"ratio": 0.5, "threshold": 1.0}, "got ratio and threshold"),
         ({}, "must say exactly one of ratio, widths, threshold, budget, from, units; got none of them"),
     ],
