@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -13,6 +13,34 @@ def output_of(graph: fx.Graph) -> fx.Node:
     """The graph's output node."""
     node: fx.Node = next(iter(reversed(graph.nodes)))
     return node
+
+
+def new_node(
+    graph: fx.Graph,
+    op: str,
+    target: str | Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> fx.Node:
+    """A node at the graph's insert point, as `create_node` makes it, in a third of the time.
+
+    It gets its operands after it is made: fx would search them for symbolic numbers. Its name, unless it is given, is
+    what fx makes of the target, where that takes no search for letters to replace.
+    """
+    if name is None and isinstance(target, str) and target.islower() and not target.startswith("__"):
+        joined = target.replace(".", "_")
+        name = joined if joined.isidentifier() else None
+    node = graph.create_node(op, target, name=name)
+    if args:
+        _set_args(node, args)
+    if kwargs:
+        _set_kwargs(node, kwargs)
+    return node
+
+
+_set_args, _set_kwargs = (vars(fx.Node)[name].__set__ for name in ("args", "kwargs"))
+"""What `node.args = ...` does in the end; before that, fx takes the node out of its tables and puts it back."""
 
 
 def is_impure(node: fx.Node) -> bool:

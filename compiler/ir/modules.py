@@ -6,10 +6,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
+
+META: Final = torch.device("meta")
 
 
 def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -48,13 +50,15 @@ def is_scripted(module: nn.Module) -> bool:
 
 
 def clone_module(module: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None, **attributes: Any) -> nn.Module:
-    """A shallow copy of a leaf module with some tensors and attributes replaced; all else is shared.
+    """A shallow copy of a leaf module with some tensors and attributes replaced; all else is shared, but for what
+    `compile()` has put in place of its forward, which goes on running the original.
 
     A replaced parameter stays a parameter (and keeps `requires_grad`), a replaced buffer stays a buffer. `None` takes
     the tensor out.
     """
     copy = module.__class__.__new__(module.__class__)
     copy.__dict__.update(module.__dict__)
+    copy.__dict__.pop("_compiled_call_impl", None)
     for table in ("_parameters", "_buffers", "_modules"):
         copy.__dict__[table] = dict(module.__dict__[table])
     for key, value in (tensors or {}).items():
@@ -79,7 +83,7 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same size, strides and type without data."""
     if tensor.layout != torch.strided:
         return tensor.to("meta")
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
 
 
 HOOKS = (
@@ -94,9 +98,9 @@ HOOKS = (
 def unhooked(module: nn.Module) -> nn.Module:
     """A leaf module without its forward hooks, which the tracer calls itself, and without what `compile()` has put in
     place of its forward, which goes on reading the original. The module itself where it has neither."""
-    if not (module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl):
+    if not (module._forward_hooks or module._forward_pre_hooks or "_compiled_call_impl" in module.__dict__):
         return module
-    return clone_module(module, None, _compiled_call_impl=None, **{key: OrderedDict[Any, Any]() for key in HOOKS})
+    return clone_module(module, None, **{key: OrderedDict[Any, Any]() for key in HOOKS})
 
 
 def eval_copy(module: nn.Module) -> nn.Module:

@@ -32,6 +32,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.granularity import Granularity
+from prunec.compiler.ir.graph import new_node
 from prunec.compiler.ir.keyword_names import reserved, with_readable_code
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.pickled import SlimModule
@@ -194,20 +195,14 @@ class Program:
         return self.copy_graph_with_map()[0]
 
     def copy_graph_with_map(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-        """`copy_graph`, and which new node stands for which old one.
-
-        A node gets its operands after it is made: that way fx doesn't search them for symbolic numbers, which takes
-        longer than all the rest.
-        """
+        """`copy_graph`, and which new node stands for which old one."""
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
         for old in self.graph.nodes:
-            new = graph.create_node(old.op, old.target, name=old.name, type_expr=old.type)
-            new.args = fx.node.map_arg(old.args, mapping.__getitem__)
-            if old.kwargs:
-                new.kwargs = fx.node.map_arg(old.kwargs, mapping.__getitem__)
+            args, kwargs = fx.node.map_arg((old.args, old.kwargs), mapping.__getitem__)
+            mapping[old] = new = new_node(graph, old.op, old.target, args, kwargs, old.name)
+            new.type = old.type
             new.meta.update(old.meta)
-            mapping[old] = new
         return graph, mapping
 
     @cached_property

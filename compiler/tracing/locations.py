@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from types import FrameType
 
@@ -22,6 +23,8 @@ _KERNELS = tuple(
 )
 OUTERMOST = "run_forward"
 """The function of ours that calls the model: frames beyond it belong to whoever asked for the trace."""
+ENTERS = "_call_through"
+"""The function of ours that runs the forward of a module that is traced through."""
 
 
 @cache
@@ -38,10 +41,32 @@ def in_meta_kernel(frame: FrameType | None) -> bool:
     return False
 
 
-def user_line(frame: FrameType | None) -> tuple[str, int] | None:
-    """File and line of the user's code that led to `frame`; `None` where torch's own containers did."""
-    while frame is not None and frame.f_code.co_name != OUTERMOST:
-        if is_users(frame.f_code.co_filename):
-            return frame.f_code.co_filename, frame.f_lineno
+class Scope:
+    """The forward of a module that is running: its module's name, and the user's line that called the module."""
+
+    __slots__ = ("_line", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._line: tuple[tuple[str, int] | None] | None = None
+        """The line, in a tuple once it is known: all that is called in the meantime was led to by it."""
+
+    def line(self, frame: FrameType | None, outer: Sequence[Scope]) -> tuple[str, int] | None:
+        """The user's line that led to the `frame` in which the scope was entered, in the scopes `outer`."""
+        if self._line is None:
+            self._line = (user_line(frame, outer),)
+        return self._line[0]
+
+
+def user_line(frame: FrameType | None, scopes: Sequence[Scope] = ()) -> tuple[str, int] | None:
+    """File and line of the user's code that led to `frame`; `None` where torch's own containers did.
+
+    `scopes` are those that the frame is in, the innermost last; each was entered by a function called `ENTERS`.
+    """
+    while frame is not None and (code := frame.f_code).co_name != OUTERMOST:
+        if is_users(code.co_filename):
+            return code.co_filename, frame.f_lineno
+        if scopes and code.co_name == ENTERS:
+            return scopes[-1].line(frame.f_back, scopes[:-1])
         frame = frame.f_back
     return None

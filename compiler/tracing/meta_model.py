@@ -14,16 +14,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunec.compiler.ir.modules import HOOKS, is_scripted, named_modules, to_meta
-from prunec.compiler.ir.operations import operation_of
+from prunec.compiler.ir.modules import HOOKS, META, is_scripted, named_modules, to_meta
+from prunec.compiler.ir.operations import OPERATIONS, operation_of
 from prunec.compiler.ir.wrappers import wrapped
 from prunec.compiler.tracing import lowering
+from prunec.compiler.tracing.layouts import attributes_that
 from prunec.compiler.tracing.rebinding import Swap
 from prunec.compiler.tracing.symbolic_numbers import Refused
 
@@ -37,6 +38,7 @@ _DICTS = frozenset((dict, OrderedDict))
 _CONTAINERS = _DICTS | {list, set}
 _EMPTY = _DICTS | {set}
 _ATOMS = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device))
+_not_plain = attributes_that(lambda key, kind: kind not in _ATOMS)
 
 
 @dataclass(frozen=True)
@@ -65,32 +67,66 @@ class MetaCopy:
     tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     """Dotted name -> (the original parameter or buffer, its stand-in)."""
 
+    @property
+    def originals(self) -> Iterator[nn.Module]:
+        """The model's modules."""
+        return (standin.original for standin in self.modules.values())
 
-def meta_copy(model: nn.Module) -> MetaCopy:
-    """Copy a model onto the meta device, in eval mode. Raises `Refused` for modules that can't be copied so."""
-    originals = _named_modules(model)
-    copies = {id(module): _blank(name, module) for name, module in originals.items()}
+
+def meta_copy(model: nn.Module, named: Mapping[str, nn.Module] | None = None) -> MetaCopy:
+    """Copy a model onto the meta device, in eval mode. Raises `Refused` for modules that can't be copied so.
+
+    `named` are its `named_modules`, where these are known.
+    """
+    originals = _looked_into(named_modules(model) if named is None else named)
+    copies = {id(module): _blank(module) for module in originals.values()}
     tensors = {name: (tensor, _meta_like(name, tensor)) for name, tensor in _named_tensors(originals)}
-    meta = {id(tensor): copy for tensor, copy in tensors.values()}
-    swap = Swap({**copies, **meta})
+    standins = {**copies, **{id(tensor): copy for tensor, copy in tensors.values()}}
+    swap, by_class = Swap(standins), not OPERATIONS.made()
+    kinds: dict[type, _Kind] = {}
     modules: dict[int, StandIn] = {}
     for name, module in originals.items():
         copy = copies[id(module)]
         if copy is module:
             modules[id(module)] = StandIn(name, module, module, leaf=True)
             continue
-        _fill(module, copy, swap)
-        leaf = bool(name) and is_leaf(module)
-        hooks = {key: copy.__dict__[key] for key in HOOKS if leaf and copy.__dict__.get(key)}
-        copy.__dict__.update({key: OrderedDict() for key in hooks})
-        standin = StandIn(name, module, copy, leaf, hooks)
-        modules[id(module)] = modules[id(copy)] = standin
+        if not by_class or type(module) not in kinds:
+            kinds[type(module)] = _kind_of(module)
+        kind = kinds[type(module)]
+        _fill(module, copy, standins, swap)
+        if kind.forward is not None:
+            copy.__dict__["forward"] = partial(kind.forward, copy)
+        leaf = kind.leaf and bool(name)
+        hooks = _take_hooks(copy) if leaf else _NONE
+        modules[id(module)] = modules[id(copy)] = StandIn(name, module, copy, leaf, hooks)
     return MetaCopy(copies[id(model)], modules, tensors)
 
 
-def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+_NONE: Final[Mapping[str, Mapping[int, Any]]] = {}
+
+
+def _take_hooks(leaf: nn.Module) -> Mapping[str, Mapping[int, Any]]:
+    """Take the hooks off a leaf's copy; returns them."""
+    own = leaf.__dict__
+    hooks = {key: own[key] for key in HOOKS if own.get(key)}
+    own.update({key: OrderedDict() for key in hooks})
+    return hooks
+
+
+class _Kind(NamedTuple):
+    """What a module's class says of it."""
+
+    leaf: bool
+    forward: Callable[..., Any] | None
+    """What stands for its forward, called with the module's copy first; None where that stays."""
+
+
+def _kind_of(module: nn.Module) -> _Kind:
+    return _Kind(is_leaf(module), _call_wrapped if wrapped(module) is not None else lowering.MODULES.get(type(module)))
+
+
+def _looked_into(found: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
     """The modules of a model by name, without what is in scripted ones."""
-    found = named_modules(model)
     scripted = tuple(f"{name}." for name, module in found.items() if name and is_scripted(module))
     return {name: module for name, module in found.items() if not name.startswith(scripted)} if scripted else found
 
@@ -117,7 +153,7 @@ def is_leaf(module: nn.Module) -> bool:
     return (torchs and not opened) or operation_of(module) is not None
 
 
-def _blank(name: str, module: nn.Module) -> nn.Module:
+def _blank(module: nn.Module) -> nn.Module:
     """An instance of the module's class without attributes; a scripted part itself."""
     return module if is_scripted(module) else object.__new__(module.__class__)
 
@@ -131,8 +167,9 @@ _NOT_PLAIN: Final[Mapping[str, Callable[[torch.Tensor], bool]]] = {
 
 def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if type(tensor) in _USUAL and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested):
-        meta = to_meta(tensor)
-        return meta if type(tensor) is torch.Tensor else nn.Parameter(meta, tensor.requires_grad)
+        meta = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+        plain = type(tensor) is torch.Tensor
+        return meta if plain else torch.Tensor._make_subclass(nn.Parameter, meta, tensor.requires_grad)
     if is_lazy(tensor):
         raise Refused(f"{name} has no size yet", "run the model once, so that its lazy layers know their inputs")
     kind = next((word for word, is_so in _NOT_PLAIN.items() if is_so(tensor)), None)
@@ -145,28 +182,21 @@ def _meta_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
 _USUAL: Final = frozenset((torch.Tensor, nn.Parameter))
 
 
-def _fill(module: nn.Module, copy: nn.Module, swap: Swap) -> None:
+def _fill(module: nn.Module, copy: nn.Module, standins: Mapping[int, Any], swap: Swap) -> None:
     """Give a blank copy its tensors, its children and its other attributes."""
-    attributes = module.__dict__.copy()
-    for key, value in module.__dict__.items():
-        kind = type(value)
-        if kind in _ATOMS:
-            continue
+    own = module.__dict__
+    attributes = own.copy()
+    for key, kind in _not_plain(own):
+        value = own[key]
         if kind in _EMPTY and not value and key.startswith("_"):
             attributes[key] = kind()
-        elif kind is tuple and _ATOMS.issuperset(map(type, value)):
-            continue
         elif key in _TABLES:
-            attributes[key] = {k: swap.one(v) for k, v in value.items()}
-        else:
+            attributes[key] = {k: standins.get(id(v), v) for k, v in value.items()}
+        elif kind is not tuple or not _ATOMS.issuperset(map(type, value)):
             attributes[key] = swap.nest(value)
     attributes["training"] = False
     attributes.pop("_compiled_call_impl", None)  # it would run the original
     copy.__dict__.update(attributes)
-    if wrapped(module) is not None:
-        copy.__dict__["forward"] = partial(_call_wrapped, copy)
-    if type(module) in lowering.MODULES:
-        copy.__dict__["forward"] = partial(lowering.MODULES[type(module)], copy)
 
 
 def _call_wrapped(wrapper: nn.Module, *args: Any, **kwargs: Any) -> Any:

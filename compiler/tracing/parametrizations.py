@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -34,9 +34,13 @@ _REMOVERS: Final[Mapping[type, tuple[str, Remover]]] = {
 """The class of a hook that sets a weight before each call -> its attribute with the weight's name, what removes it."""
 
 
-def without_parametrizations(model: nn.Module) -> nn.Module:
-    """A copy of the model in which every computed weight is a plain parameter; the model itself where it has none."""
-    computed = [module for module in named_modules(model).values() if _is_computed(module)]
+def without_parametrizations(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> nn.Module:
+    """A copy of the model in which every computed weight is a plain parameter; the model itself where it has none.
+
+    `modules` are all that it has, where these are known.
+    """
+    modules = named_modules(model).values() if modules is None else modules
+    computed = [module for module in modules if _is_computed(module)]
     if not computed:
         return model
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

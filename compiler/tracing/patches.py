@@ -13,7 +13,7 @@
       the fast path of eval mode       is off, so that the layers' operations are traced
       _detect_is_causal_mask           doesn't look at the mask's values
     module_calls_sent_to
-      nn.Module.__call__               the tracer is asked first: it makes a leaf one node
+      the call of a module             the tracer is asked first: it makes a leaf one node
 
 A program computes in the precision of its weights and inputs: what casts during one call of the model is no part of it.
 """
@@ -21,7 +21,7 @@ A program computes in the precision of its weights and inputs: what casts during
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,8 +34,8 @@ from prunec.compiler.tracing.symbolic_numbers import Refused
 
 _Function = Callable[..., Any]
 
-MODULE_CALL = nn.Module.__call__
-"""torch's own `nn.Module.__call__`, also while another function stands in its place."""
+_ASKED = "_compiled_call_impl"
+"""The attribute that `nn.Module.__call__` asks first for what to call in its place."""
 
 _FLAGS = ("_is_compiling_flag", "_is_exporting_flag")
 """What `torch.compiler.is_exporting()` reads."""
@@ -162,17 +162,32 @@ def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, si
 
 
 @contextmanager
-def module_calls_sent_to(receiver: Callable[..., Any]) -> Iterator[None]:
-    """Send this thread's module calls to `receiver(module, args, kwargs)`."""
+def module_calls_sent_to(receiver: Callable[..., Any], modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Send this thread's calls of modules of these modules' classes to `receiver(module, args, kwargs)`.
+
+    `nn.Module.__call__` itself stays: Python would forget what it knows of the thousands of classes below it.
+    """
     thread = threading.get_ident()
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
-            return MODULE_CALL(module, *args, **kwargs)
+            return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         return receiver(module, args, kwargs)
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
+    held = tuple(modules)
+    compiled = [(own, own.pop(_ASKED)) for own in (module.__dict__ for module in held) if _ASKED in own]
+    classes = dict.fromkeys(map(type, held))
+    classes.pop(nn.Module, None)  # the class of mere containers, which nobody calls
+    before = {cls: vars(cls)[_ASKED] for cls in classes if _ASKED in vars(cls)}
     try:
+        for cls in classes:
+            type.__setattr__(cls, _ASKED, call)
         yield
     finally:
-        nn.Module.__call__ = MODULE_CALL  # type: ignore[method-assign]
+        for cls in classes:
+            if cls in before:
+                type.__setattr__(cls, _ASKED, before[cls])
+            else:
+                type.__delattr__(cls, _ASKED)
+        for own, implementation in compiled:
+            own[_ASKED] = implementation

@@ -50,12 +50,19 @@ class MetaRunner:
             return args[0].zero_() if call.target in IN_PLACE else dense(*known)
         return self._remembered(call.function, args, kwargs, lambda: call.function(*args, **kwargs))
 
+    def closed_form(self, module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, bool] | None:
+        """The value of a leaf module that has a closed form, and whether that is its input, written into."""
+        shape = module_shape(module, x)
+        if shape is None:
+            return None
+        return (x.zero_(), True) if getattr(module, "inplace", False) else (dense(shape, x.dtype), False)
+
     def module(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a leaf module."""
         if type(standin.copy) in _IDENTITIES and len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
             return args[0]
-        if len(args) == 1 and not kwargs and (shape := module_shape(standin.copy, args[0])) is not None:
-            return args[0].zero_() if getattr(standin.copy, "inplace", False) else dense(shape, args[0].dtype)
+        if len(args) == 1 and not kwargs and (known := self.closed_form(standin.copy, args[0])) is not None:
+            return known[0]
         if is_scripted(standin.original):
             return on_zeros(standin.original, args, kwargs)
         if standin.config is None:

@@ -22,7 +22,7 @@ from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.graph import is_impure, output_of
 from prunec.compiler.ir.inputs import Arguments, Inputs, arguments, tensors_in
-from prunec.compiler.ir.modules import eval_copy, unhooked
+from prunec.compiler.ir.modules import eval_copy, named_modules, unhooked
 from prunec.compiler.ir.program import Program, State
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.ir.wrappers import uncompiled
@@ -145,9 +145,12 @@ def _attempt(
     def explain(error: BaseException) -> ModelError:
         return _explained(error, model, tracer, inputs)
 
-    with running("the forward failed", ModelError, explain=explain), gc_paused(), undisturbed(model), uncompiled():
+    watched, named = running("the forward failed", ModelError, explain=explain), named_modules(model)
+    with watched, gc_paused(), undisturbed(model, named.values()), uncompiled():
         # Next to nothing that a trace makes is garbage.
-        tracer = Tracer(without_parametrizations(model), training=mode == "train", flagged=flagged, answers=answers)
+        plain = without_parametrizations(model, named.values())
+        named = named if plain is model else named_modules(plain)
+        tracer = Tracer(plain, named, training=mode == "train", flagged=flagged, answers=answers)
         copy_context().run(tracer.run_forward, inputs, exporting=exporting)  # what it sets in a ContextVar ends with it
     return tracer
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from prunec.compiler.ir.graph import new_node
 from prunec.compiler.ir.inputs import Arguments, map_tensors, tensors_in
 from prunec.compiler.ir.modules import to_meta
 from prunec.compiler.tracing.answers import Answers
@@ -29,10 +31,10 @@ from prunec.compiler.tracing.constant_folding import Constants
 from prunec.compiler.tracing.containers import SIMPLE_TYPES, is_foreign, leaves, rebuilt, returned, twin_of
 from prunec.compiler.tracing.data_dependent import Places, at_zero, places_of, with_mask, with_numbers
 from prunec.compiler.tracing.equivalents import equivalent
-from prunec.compiler.tracing.locations import in_meta_kernel, user_line
+from prunec.compiler.tracing.locations import Scope, in_meta_kernel, user_line
 from prunec.compiler.tracing.lowering import lowers, multihead_attention_function
 from prunec.compiler.tracing.meta_model import MetaCopy, StandIn, meta_copy
-from prunec.compiler.tracing.patches import MODULE_CALL, module_calls_sent_to, patched, written_out
+from prunec.compiler.tracing.patches import module_calls_sent_to, patched, written_out
 from prunec.compiler.tracing.shape_inference import MetaRunner, shapes_on_data
 from prunec.compiler.tracing.symbolic_numbers import Flag, Handle, Number, Refused, Shape, wrap_number
 from prunec.compiler.tracing.training_flag import FOLLOWS, following
@@ -42,7 +44,8 @@ _META = torch.device("meta")
 
 
 class Tracer(TorchFunctionMode):
-    """Runs one model once. `graph` is what it wrote down, `constants` holds tensors that no module owns.
+    """Runs one model once; `named` are its modules. `graph` is what it wrote down, `constants` holds tensors that no
+    module owns.
 
     `training` is the mode whose branches are traced; with `flagged`, reads of `self.training` become nodes. After the
     run, `froze` says whether a size became a plain number, `decided` whether one was compared; `failed` is the first
@@ -51,7 +54,13 @@ class Tracer(TorchFunctionMode):
     """
 
     def __init__(
-        self, model: nn.Module, *, training: bool = False, flagged: bool = True, answers: Answers | None = None
+        self,
+        model: nn.Module,
+        named: Mapping[str, nn.Module],
+        *,
+        training: bool = False,
+        flagged: bool = True,
+        answers: Answers | None = None,
     ) -> None:
         super().__init__()
         self._answers = answers
@@ -59,9 +68,9 @@ class Tracer(TorchFunctionMode):
         self.active = True
         self.froze = self.decided = False
         self.failed: tuple[BaseException, StandIn] | None = None
-        self.copy: MetaCopy = meta_copy(model)
+        self.copy: MetaCopy = meta_copy(model, named)
         self.constants = Constants({name: original for name, (original, _) in self.copy.tensors.items()})
-        self._scopes: list[StandIn] = []
+        self._scopes: list[Scope] = []
         self._runner = MetaRunner()
         self._handles: dict[int, Handle] = {}
         self._kept: list[torch.Tensor] = []
@@ -76,7 +85,7 @@ class Tracer(TorchFunctionMode):
             values = {name: self._placeholder(name, example) for name, example in inputs.inputs.items()}
             args, kwargs = inputs.call(values)
             with (
-                module_calls_sent_to(self.call_module),
+                module_calls_sent_to(self.call_module, self.copy.originals),
                 patched(exporting=exporting),
                 written_out(),
                 vmaps_sent_to(self),
@@ -148,12 +157,17 @@ class Tracer(TorchFunctionMode):
 
     def _finish(self, node: fx.Node, value: Any) -> fx.Node:
         """Note in a new node's `meta` its value, the module whose forward made it, and the user's source line."""
-        node.meta["val"] = value
-        if self._scopes:
-            node.meta["scope"] = self._scopes[-1].name
-            node.meta["at"] = user_line(sys._getframe(1))
+        self._describe(node, value, sys._getframe(1))
         self.constants.note(node)
         return node
+
+    def _describe(self, node: fx.Node, value: Any, frame: FrameType) -> None:
+        """Note in a new node's `meta` its value, the module whose forward made it, and the line that led to `frame`."""
+        meta = node.meta
+        meta["val"] = value
+        if self._scopes:
+            meta["scope"] = self._scopes[-1].name
+            meta["at"] = user_line(frame, self._scopes)
 
     def to_graph(self, value: Any) -> Any:
         """An argument as the graph holds it: traced tensors, numbers and sizes become their nodes."""
@@ -311,13 +325,8 @@ class Tracer(TorchFunctionMode):
         return self.constants.evaluate(call.function, self.to_graph(args), self.to_graph(kwargs))
 
     def _node(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        """A node at the graph's end. Its operands are set afterwards: `create_node` would search them for symbolic
-        numbers, which takes longer than all the rest."""
-        node = self.graph.create_node(kind, target)
-        node.args = args
-        if kwargs:
-            node.kwargs = kwargs
-        return node
+        """A node at the graph's end."""
+        return new_node(self.graph, kind, target, args, kwargs)
 
     def _enter(self, node: fx.Node, value: Any, written: Sequence[torch.Tensor]) -> Any:
         """Finish the node of a call and give its value to user code; `written` are operands that it wrote into."""
@@ -332,7 +341,7 @@ class Tracer(TorchFunctionMode):
         """`module(*args, **kwargs)`: one node for a leaf, the forward's own operations for any other."""
         standin = self.copy.modules.get(id(module))
         if standin is None or not torch._C._is_torch_function_mode_enabled():
-            return MODULE_CALL(module, *args, **kwargs)
+            return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         try:
             return (self._call_hooked if standin.leaf else self._call_through)(standin, args, kwargs)
         except BaseException as error:
@@ -342,9 +351,9 @@ class Tracer(TorchFunctionMode):
 
     def _call_through(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace the forward of a module that is no leaf."""
-        self._scopes.append(standin)
+        self._scopes.append(Scope(standin.name))
         try:
-            return MODULE_CALL(standin.copy, *args, **kwargs)
+            return standin.copy._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         finally:
             self._scopes.pop()
 
@@ -352,6 +361,8 @@ class Tracer(TorchFunctionMode):
         """Call a leaf between its hooks. What these compute is traced: a leaf in the graph has none."""
         module, hooked, hooks = standin.copy, standin.original, standin.hooks
         if not hooks and not hooked._forward_pre_hooks:
+            if len(args) == 1 and not kwargs and type(args[0]) is torch.Tensor:
+                return self._call_simple(standin, args[0])
             return self._call_leaf(standin, args, kwargs)
         if hooked._forward_pre_hooks and any(isinstance(value, torch.Tensor) for value in vars(hooked).values()):
             raise Refused("a hook computes a layer's tensor", "make it a parameter, or use torch.nn.utils.parametrize")
@@ -366,6 +377,23 @@ class Tracer(TorchFunctionMode):
             changed = after(module, args, *more, value)
             value = value if changed is None else changed
         return value
+
+    def _call_simple(self, standin: StandIn, given: torch.Tensor) -> Any:
+        """`_call_leaf` of a tensor, in short where the layer's result has a closed form: most calls are such."""
+        handle = self._handles.get(id(given))
+        with torch._C.DisableTorchFunction():
+            known = self._runner.closed_form(standin.copy, given) if handle is not None and given.is_meta else None
+            if known is None or handle is None:
+                return self._call_leaf(standin, (given,), {})
+            value, writes = known
+            node = new_node(self.graph, "call_module", standin.name, (handle.node,))
+            self._describe(node, value, sys._getframe(2))
+            if writes:
+                node.meta["mutates"] = True
+                self.constants.spoil((value,))
+            self._handles[id(value)] = Handle(self, value, node)
+            self._kept.append(value)
+            return value
 
     def _call_leaf(self, standin: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One node for a leaf module."""

@@ -40,6 +40,7 @@ from torch import nn
 
 from prunec.compiler.ir.modules import lent_copies, named_modules
 from prunec.compiler.tracing.containers import leaves
+from prunec.compiler.tracing.layouts import attributes_that
 from prunec.compiler.tracing.symbolic_numbers import Number
 
 _Function = Callable[..., Any]
@@ -80,9 +81,12 @@ _MISSING = object()
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """A context that leaves everything that the model's forward can reach as it found it, memoised results included."""
-    with _restoring(model, _Reach()):
+def undisturbed(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
+    """A context that leaves everything that the model's forward can reach as it found it, memoised results included.
+
+    `modules` are all that the model has, where these are known.
+    """
+    with _restoring(named_modules(model).values() if modules is None else modules, _Reach()):
         yield
 
 
@@ -90,13 +94,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """`undisturbed` for a run of the model itself: its parameters, buffers and other tensors stay as they are."""
     reach = _Reach()
-    with _restoring(model, reach), lent_copies(reach.tensors_of(model)):
+    with _restoring(named_modules(model).values(), reach), lent_copies(reach.tensors_of(model)):
         yield
 
 
 @contextmanager
-def _restoring(model: nn.Module, reach: _Reach) -> Iterator[None]:
-    reach.search(named_modules(model).values())
+def _restoring(modules: Iterable[nn.Module], reach: _Reach) -> Iterator[None]:
+    reach.search(modules)
     numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         reach.substitute()
@@ -369,7 +373,12 @@ class _Reach:
         self._kept.append(module)
         own = module.__dict__
         self._usual.append((own, before := own.copy()))
-        self._held_in(own, before)
+        for key, kind in _leads_on(own):
+            item = before[key]
+            if kind is tuple and _ATOMS.issuperset(map(type, item)):
+                continue
+            if key not in _TABLES or item:
+                self._held_at(own, key, kind, item)
 
     def _held_in(self, value: dict[Any, Any], before: dict[Any, Any]) -> None:
         for key, item in before.items() if len(before) <= MOST_ENTRIES else ():
@@ -378,9 +387,12 @@ class _Reach:
                 continue
             if kind is tuple and _ATOMS.issuperset(map(type, item)):
                 continue
-            if kind in _SUBSTITUTED:
-                self._hold(partial(dict.__setitem__, value, key), item)
-            self.enter(item)
+            self._held_at(value, key, kind, item)
+
+    def _held_at(self, value: dict[Any, Any], key: Any, kind: type, item: Any) -> None:
+        if kind in _SUBSTITUTED:
+            self._hold(partial(dict.__setitem__, value, key), item)
+        self.enter(item)
 
     def _array(self, value: np.ndarray[Any, Any]) -> None:
         if value.size <= MOST_ENTRIES and value.flags.writeable and not value.dtype.hasobject:
@@ -419,7 +431,8 @@ class _Reach:
         for restore in reversed(self._restore):
             restore()
         for own, before in self._usual:
-            _restore_dict(own, before)
+            if not (_same(own.values(), before.values()) and list(own) == list(before)):
+                _restore_dict(own, before)
         for cache, misses in self._caches.values():
             if cache.cache_info().misses != misses:
                 cache.cache_clear()
@@ -428,6 +441,8 @@ class _Reach:
 _TABLES = frozenset(vars(nn.Module()))
 """What every module has: its tensors and children, which are copied for a trace, and tables of hooks, most of them
 empty."""
+_leads_on = attributes_that(lambda key, kind: kind not in _ATOMS and (key not in _TABLES or kind is OrderedDict))
+"""Attributes of a module that may hold anything: neither plain values nor tensors and children."""
 _OWN = ("_parameters", "_buffers", "_modules")
 _PARTS: dict[type, tuple[str, ...]] = {
     staticmethod: ("__func__",),

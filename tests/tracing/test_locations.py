@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunec.compiler import errors
 from prunec.compiler.errors import Span
 from prunec.compiler.tracing import locations
-from prunec.compiler.tracing.locations import OUTERMOST, in_meta_kernel, user_line
+from prunec.compiler.tracing.locations import ENTERS, OUTERMOST, Scope, in_meta_kernel, user_line
 from prunec.compiler.user_code import is_users, user_span
 
 
@@ -70,6 +71,31 @@ def test_the_line_that_led_to_a_frame():
 def test_beyond_the_outermost_frame_nobody_looks():
     assert run_forward(lambda: user_line(sys._getframe(1))) is None
     assert user_line(None) is None
+
+
+def _as_torchs(name, body):
+    """A function of that name in a file that isn't the user's, which calls what it is given."""
+    space = {}
+    exec(compile(f"def {name}(function):\n    return {body}\n", torch.nn.modules.conv.__file__, "exec"), space)
+    return space[name]
+
+
+def test_what_a_forward_calls_has_the_line_that_called_it():
+    enters, passes = _as_torchs(ENTERS, "function()"), _as_torchs("passes", "function(), function()")
+    scopes, lines = [], []
+
+    def deep():
+        return user_line(sys._getframe(1), scopes)
+
+    def inner():
+        scopes.append(Scope("a.b"))
+        return enters(passes_on)
+
+    passes_on = functools.partial(passes, deep)
+    for _ in range(2):
+        scopes[:] = [Scope("a")]
+        lines += run_forward(lambda: enters(functools.partial(passes, inner)))[0]
+    assert lines == [(__file__, inner.__code__.co_firstlineno + 2)] * 4
 
 
 def test_a_whole_line_is_shown_without_its_indent():

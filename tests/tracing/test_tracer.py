@@ -6,6 +6,7 @@ Each traces, and the program computes what the model does, on another batch, too
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 
 from prunec.compiler.errors import ModelError
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.inputs import arguments
+from prunec.compiler.ir.modules import named_modules
 from prunec.compiler.tracing.trace import trace
+from prunec.compiler.tracing.tracer import Tracer
 from prunec.compiler.verify.compare import difference
 
 
@@ -95,6 +99,58 @@ def test_what_is_put_in_place_for_a_trace_is_taken_back():
     trace(Traced(uncast), (torch.rand(2, 6),))
     after = torch.autocast.__init__, torch.jit.ScriptFunction.__call__, torch.distributions.Distribution._validate_args
     assert before == after
+
+
+HIDDEN: list[nn.Module] = []
+"""Where a forward finds a layer besides in its model."""
+
+
+class Watched(nn.Module):
+    """Tells what is called in place of the calls of its layer, while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 8)
+        self.seen: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Looks, and runs the layer in another thread, too."""
+        self.seen.append(nn.Linear._compiled_call_impl)
+        with ThreadPoolExecutor(1) as pool:
+            self.seen.append(pool.submit(lambda: HIDDEN[0](torch.ones(1, 6))).result())
+        return self.layer(x)
+
+
+def test_calls_of_modules_are_sent_to_the_tracer_in_its_own_thread_and_while_it_runs():
+    model, calls = Watched().eval(), nn.Module.__call__
+    HIDDEN[:] = [model.layer]
+    tracer = Tracer(model, named_modules(model))
+    tracer.run_forward(arguments(model, (torch.rand(2, 6),)))
+    asked, given = tracer.copy.root.seen  # type: ignore[misc]
+    assert asked is not None
+    assert given.device.type == "cpu", "what runs elsewhere runs as ever"
+    assert nn.Module.__call__ is calls
+    assert nn.Linear._compiled_call_impl is None
+    assert [node.op for node in tracer.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+def test_a_module_that_was_compiled_in_place_is_traced_where_it_is_called_itself():
+    layer = nn.Linear(6, 8)
+    layer.compile(backend="eager")
+    compiled = layer._compiled_call_impl
+
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return HIDDEN[0](x)
+
+    HIDDEN[:] = [layer]
+    program = trace(Hides().eval(), (torch.rand(2, 6),))
+    assert [node.op for node in program.graph.nodes] == ["placeholder", "call_module", "output"]
+    assert layer._compiled_call_impl is compiled
 
 
 REFUSED = {
