@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.verify.masks import FREE, REMOVED, Lined, Marked, plain
+from prunec.compiler.verify.masks import FREE, REMOVED, Lined, Marked, leaves_of, plain
 
 Array = npt.NDArray[Any]
 
@@ -118,8 +118,8 @@ def compare_values(want: Any, got: Any, *, diagnose: bool = False) -> Comparison
     Only kept elements are compared, in row-major order, which removal doesn't change; leaves that aren't tensors, such
     as sizes, may differ. None where the two can't be matched. `diagnose` fills in the details of a `Comparison`.
     """
-    olds = [leaf for leaf in pytree.tree_leaves(want) if isinstance(leaf, Tensor | Marked)]
-    news = [leaf for leaf in pytree.tree_leaves(got) if isinstance(leaf, Tensor)]
+    olds = [leaf for leaf in leaves_of(want) if isinstance(leaf, Tensor | Marked)]
+    news = [leaf for leaf in leaves_of(got) if isinstance(leaf, Tensor)]
     if not olds or len(olds) != len(news):
         return None
     found = [_compare_tensors(old, new, diagnose=diagnose) for old, new in zip(olds, news, strict=True)]

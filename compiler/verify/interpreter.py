@@ -26,9 +26,8 @@ from prunec.compiler.ir.modules import clone_module, is_scripted
 from prunec.compiler.ir.program import Program
 
 Step = tuple[fx.Node, Any]
-Run = Callable[..., Any]
-StandIn = Callable[[fx.Node, Any, Any, Run], Run]
-"""(node, args, kwargs, what it calls) -> what is called in its place."""
+Give = Callable[[fx.Node, Any, Any], Any]
+"""(node, args, kwargs) -> the value that the node is given, or None where it is to be computed."""
 
 _DROPOUT: Final = frozenset(
     [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout]
@@ -54,14 +53,14 @@ class Interpreter:
     """Runs a program node by node; nothing of the program is changed.
 
     `replaced` holds other values for some parameters and buffers, by name. `MaskedInterpreter` overrides `feed`, `load`
-    and `call`, to let marks travel with the values. `stand_in` may put other functions in the place of those called.
+    and `call`, to let marks travel with the values. `give` may give values to nodes, which aren't called then.
     """
 
     def __init__(self, program: Program, dtype: torch.dtype, replaced: Mapping[str, Tensor] | None = None) -> None:
         self.program = program
         self.dtype = dtype
         self.replaced = replaced or {}
-        self.stand_in: StandIn = _the_same
+        self.give: Give = _nothing
         self._written: dict[str, Tensor] = {}
         """Copies of the tensors that the run writes into."""
 
@@ -148,7 +147,8 @@ class Interpreter:
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a call."""
-        return self.stand_in(node, args, kwargs, self.target(node))(*args, **kwargs)
+        given = self.give(node, args, kwargs)
+        return self.target(node)(*args, **kwargs) if given is None else given
 
     def target(self, node: fx.Node) -> Callable[..., Any]:
         """What a node calls, as a function of plain values."""
@@ -165,11 +165,17 @@ class Interpreter:
         return _first if node.target in _DROPOUT else node.target
 
     def _prepared(self, name: str, module: nn.Module) -> nn.Module:
-        """The module in evaluation mode with cast tensors; a shallow copy."""
+        """The module in evaluation mode with cast tensors; a shallow copy, unless it is so already."""
         if is_scripted(module):
             return self._scripted(name, module)
-        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        tensors = {key: self.cast(self.replaced.get(f"{name}.{key}", tensor)) for key, tensor in own}
+        own = {**module._parameters, **module._buffers}
+        tensors = {
+            key: self.cast(self.replaced.get(f"{name}.{key}", tensor))
+            for key, tensor in own.items()
+            if tensor is not None
+        }
+        if _is_torchs(module) and not module.training and all(own[key] is tensor for key, tensor in tensors.items()):
+            return module
         prepared = clone_module(module, tensors, training=False)
         for key, child in module.named_children():
             prepared._modules[key] = self._prepared(f"{name}.{key}", child)
@@ -184,9 +190,13 @@ class Interpreter:
         return copied
 
 
-def _the_same(_node: fx.Node, _args: Any, _kwargs: Any, run: Run) -> Run:
-    """No stand-in."""
-    return run
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a module is a plain layer of torch, which keeps nothing of a run, rather than one that holds others."""
+    return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
+
+
+def _nothing(_node: fx.Node, _args: Any, _kwargs: Any) -> None:
+    """Every node is computed."""
 
 
 def _first(value: Any, *_: Any, **__: Any) -> Any:
@@ -207,6 +217,9 @@ def _method(name: str) -> Callable[..., Any]:
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Tensors made without a dtype (`torch.zeros(3)`) get this one."""
     before = torch.get_default_dtype()
+    if before == dtype:
+        yield
+        return
     torch.set_default_dtype(dtype)
     try:
         yield

@@ -185,7 +185,9 @@ def leaves_of(tree: Any) -> list[Any]:
     return found
 
 
-_LEAVES: Final = frozenset([Tensor, nn.Parameter, Marked, Lined, int, float, bool, str, type(None), torch.Size])
+_LEAVES: Final = frozenset(
+    [Tensor, nn.Parameter, Marked, Lined, int, float, bool, str, type(None), slice, torch.Size, torch.dtype, fx.Node]
+)
 
 
 def marks_of(value: Value) -> Tensor:
@@ -198,9 +200,10 @@ def marks_of(value: Value) -> Tensor:
 def compressed(marks: Tensor) -> Tensor:
     """The marks, of size 1 along dimensions where they don't vary."""
     marks = without_repeats(marks)
-    for dim in range(marks.ndim):
-        if marks.shape[dim] > 1 and bool((marks == marks.narrow(dim, 0, 1)).all()):
-            marks = marks.narrow(dim, 0, 1)
+    for dim in [dim for dim, size in enumerate(marks.shape) if size > 1]:
+        first = marks.narrow(dim, 0, 1)
+        if (marks.numpy() == first.numpy()).all():  # of few elements, numpy tells in half of torch's time
+            marks = first
     return marks
 
 
@@ -215,7 +218,7 @@ def without_repeats(marks: Tensor) -> Tensor:
 def mark(data: Tensor, marks: Tensor) -> Value:
     """The data with these marks, compressed; the bare tensor where everything is kept."""
     marks = compressed(marks)
-    return data if bool((marks == KEPT).all()) else Marked(data, marks)
+    return data if (marks.numpy() == KEPT).all() else Marked(data, marks)
 
 
 def constant(data: Tensor) -> Marked:
@@ -225,6 +228,8 @@ def constant(data: Tensor) -> Marked:
 
 def mark_all(data: Any, marks: Any) -> Any:
     """`mark` for nests of the same structure; leaves that aren't tensors (sizes) stay."""
+    if isinstance(data, Tensor):
+        return mark(data, marks.to(torch.uint8))
     leaves, spec = pytree.tree_flatten(data)
     pairs = zip(leaves, pytree.tree_leaves(marks), strict=True)
     return pytree.tree_unflatten([mark(x, m.to(torch.uint8)) if isinstance(x, Tensor) else x for x, m in pairs], spec)
@@ -239,7 +244,7 @@ def full_marks(tree: Any) -> Any:
             return value
         return marks_of(value).float().expand(plain(value).shape).contiguous()  # as `view` wants it
 
-    return pytree.tree_map(expand, tree)
+    return mapped(expand, tree)
 
 
 def small_marks(tree: Any) -> Any:
@@ -248,7 +253,7 @@ def small_marks(tree: Any) -> Any:
     def expand(value: Any) -> Any:
         return marks_of(value).expand(plain(value).shape) if isinstance(value, Tensor | Marked) else value
 
-    return pytree.tree_map(expand, tree)
+    return mapped(expand, tree)
 
 
 def collapse(call: Call, marks: Tensor, dims: Iterable[int], problem: str) -> Tensor:
@@ -256,7 +261,7 @@ def collapse(call: Call, marks: Tensor, dims: Iterable[int], problem: str) -> Te
 
     Raises `VerifyError` with `problem` where kept and removed elements mix.
     """
-    for dim in dims:
+    for dim in [dim for dim in dims if marks.shape[dim] > 1]:
         kept, removed = ((marks == bit).any(dim, keepdim=True) for bit in (KEPT, REMOVED))
         if bool((kept & removed).any()):
             raise call.error(problem)
@@ -269,14 +274,14 @@ def linked(result: Any, source: Value, run: Callable[[Tensor], Any]) -> Any:
     if not isinstance(source, Marked) or not bool((source.marks == FREE).any()):
         return result
     memory = source.data.untyped_storage().data_ptr()
-    for place, leaf in enumerate(pytree.tree_leaves(result)):
+    for place, leaf in enumerate(leaves_of(result)):
         if isinstance(leaf, Marked) and leaf.data.untyped_storage().data_ptr() == memory:
             leaf.source, leaf.view = source, partial(_leaf_of, run, place)
     return result
 
 
 def _leaf_of(run: Callable[[Tensor], Any], place: int, tensor: Tensor) -> Tensor:
-    leaf = pytree.tree_leaves(run(tensor))[place]
+    leaf = leaves_of(run(tensor))[place]
     assert isinstance(leaf, Tensor), "a view is a tensor"
     return leaf
 
@@ -297,6 +302,8 @@ def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
     rank = len(shape)
     aligned = [marks_of(x).reshape([1] * (rank - plain(x).ndim) + list(marks_of(x).shape)) for x in operands]
     met = aligned[0]
+    if all(torch.equal(marks, met) for marks in aligned[1:]) and (len(aligned) == 1 or bool(met.all())):
+        return met  # the same is removed of all, and none is FREE
     for marks in aligned[1:]:
         met = torch.maximum(met, marks)  # FREE < KEPT < REMOVED
     gone = met == REMOVED
@@ -400,20 +407,8 @@ def _settled(value: Value, marks: Tensor) -> Tensor:
     return marks if zero else torch.where(marks == FREE, LOOSE, marks)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A function whose result depends on the shapes of its arguments alone (see `verify.given_products`)."""
-
-    run: Callable[..., Any]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs)
-
-
 def run_zeroed(call: Call) -> Any:
     """The operation's result on data that are zero where they are removed."""
-    if isinstance(call.run, Drawn):
-        return call.plain()
     clean = mapped(lambda x: zeroed(x) if isinstance(x, Marked) else x, (call.args, dict(call.kwargs)))
     return call.run(*clean[0], **clean[1])
 

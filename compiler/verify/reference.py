@@ -18,7 +18,6 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -28,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.inputs import map_tensors
+from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.verify import ops  # noqa: F401  (with it come the rows of all operations)
 from prunec.compiler.verify.interpreter import Interpreter, Step, describe
@@ -64,15 +64,14 @@ class MaskedInterpreter(Interpreter):
         if not args:
             named = next((name for name in _SOURCE_NAMES if name in kwargs), None)
             args = () if named is None else (kwargs.pop(named),)
-        run = self.target(node)
-        call = self._described(node, args, kwargs, run)
-        return apply(replace(call, run=self.stand_in(node, args, kwargs, run)))
+        given = self.give(node, args, kwargs)
+        return apply(self._described(node, args, kwargs)) if given is None else given
 
-    def _described(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], run: Any) -> Call:
-        where = describe(node)
-        if node.op == "call_module":
-            own = (*run.named_parameters(), *run.named_buffers())
-            params = {key: self._own(f"{node.target}.{key}", tensor) for key, tensor in own}
+    def _described(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        where, run = describe(node), self.target(node)
+        if isinstance(run, nn.Module):
+            name, own = str(node.target), module_tensors("", run)
+            params = {key: self._own(f"{name}.{key}", tensor) for key, tensor in own}
             return Call(where, module_name(run), run, args, kwargs, run, params, memo=self.memo)
         if node.op == "call_method":
             name = str(node.target)

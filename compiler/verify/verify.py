@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, Span, VerifyError
 from prunec.compiler.ir.inputs import batch_of, tensors_in
@@ -29,7 +28,7 @@ from prunec.compiler.verify.blame import first_difference
 from prunec.compiler.verify.compare import TOLERANCE, Trial, compare_values, difference, magnitude
 from prunec.compiler.verify.given_products import Products
 from prunec.compiler.verify.interpreter import Interpreter, StepError, describe
-from prunec.compiler.verify.masks import plain
+from prunec.compiler.verify.masks import leaves_of, plain
 from prunec.compiler.verify.reference import Reference
 
 VIEWS: Final = frozenset(
@@ -125,18 +124,29 @@ def _trials(after: Program, reference: Reference, dtype: torch.dtype, seed: int,
     itself, where the model is made for certain values."""
     before = reference.before
     costly = _is_costly(before)
+    nodewise = reference.nodewise and _same_nodes(before, after)
+    products = Products(before, after, dtype, seed, TOLERANCE[dtype]) if costly and nodewise else None
     for sizes in (batches if batch_of(before.inputs) else (), [None]):
-        tried = [_sized(after, reference, dtype, seed, size, costly and i > 0) for i, size in enumerate(sizes)]
-        if found := [trial for trial in tried if trial is not None]:
+        found: list[Trial] = []
+        for size in sizes:
+            trial = _sized(after, reference, dtype, seed, size, products, costly and bool(found))
+            found += [] if trial is None else [trial]
+        if found:
             return found
     return [_compared(after, reference, dtype, seed, before.inputs)]
 
 
 def _sized(
-    after: Program, reference: Reference, dtype: torch.dtype, seed: int, batch: int | None, cheap: bool
+    after: Program,
+    reference: Reference,
+    dtype: torch.dtype,
+    seed: int,
+    batch: int | None,
+    products: Products | None,
+    cheap: bool,
 ) -> Trial | None:
-    """A trial on a fresh batch of this size. A `cheap` one is on smaller images, or else with products given, unless
-    that is refused or differs.
+    """A trial on a fresh batch of this size. A `cheap` one, which a full one has gone before, is on smaller images, or
+    else with products given, unless that is refused or differs.
 
     Numbers in the graph may mean the example's size, so that both programs may read a small image wrongly, each in its
     own way; and a rewrite may leave elements in another order, which a given product hasn't. So a difference there
@@ -147,16 +157,16 @@ def _sized(
     if cheap:
         small = fresh_inputs(before, batch, seed, SMALLER)
         smaller = _shapes(small) != _shapes(full)
-        if reference.nodewise and _same_nodes(before, after):
+        if products is not None:
             for inputs in (small, full) if smaller else (full,):
-                found = _difference_given_products(after, reference, inputs, dtype, seed)
+                found = _difference_given_products(after, reference, inputs, dtype, seed, products)
                 if found <= TOLERANCE[dtype]:
                     return Trial(batch_of(inputs) or 1, inputs, found)
         elif smaller:
-            quick = _trial(after, reference, dtype, seed, small)
+            quick = _trial(after, reference, dtype, seed, small, None)
             if quick is not None and quick.difference <= TOLERANCE[dtype]:
                 return quick
-    return _trial(after, reference, dtype, seed, full)
+    return _trial(after, reference, dtype, seed, full, products)
 
 
 def _shapes(inputs: tuple[Any, ...]) -> list[torch.Size]:
@@ -164,11 +174,16 @@ def _shapes(inputs: tuple[Any, ...]) -> list[torch.Size]:
 
 
 def _trial(
-    after: Program, reference: Reference, dtype: torch.dtype, seed: int, inputs: tuple[Any, ...]
+    after: Program,
+    reference: Reference,
+    dtype: torch.dtype,
+    seed: int,
+    inputs: tuple[Any, ...],
+    products: Products | None,
 ) -> Trial | None:
     """Compare outputs on one batch; None where the old program itself fails on it."""
     try:
-        found = _compared(after, reference, dtype, seed, inputs)
+        found = _compared(after, reference, dtype, seed, inputs, products)
     except StepError:
         if _accepts(reference.before, inputs, dtype):
             raise
@@ -177,11 +192,19 @@ def _trial(
     return found if math.isfinite(found.difference) or _accepts(reference.before, inputs, dtype) else None
 
 
-def _compared(after: Program, reference: Reference, dtype: torch.dtype, seed: int, inputs: tuple[Any, ...]) -> Trial:
-    """Compare outputs, or all nodes, on one batch. Raises `StepError` where the old program fails."""
+def _compared(
+    after: Program,
+    reference: Reference,
+    dtype: torch.dtype,
+    seed: int,
+    inputs: tuple[Any, ...],
+    products: Products | None = None,
+) -> Trial:
+    """Compare outputs, or all nodes, on one batch; `products` learn from it. Raises `StepError` where the old program
+    fails."""
     size = batch_of(inputs) or 1
     if reference.nodewise and _same_nodes(reference.before, after):
-        return Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed))
+        return Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed, products))
     with seeded(seed):
         want = reference.run(inputs, dtype)
     try:
@@ -219,12 +242,16 @@ def _is_blank(node: fx.Node) -> bool:
 
 
 def _difference_given_products(
-    after: Program, reference: Reference, inputs: tuple[Any, ...], dtype: torch.dtype, seed: int
+    after: Program,
+    reference: Reference,
+    inputs: tuple[Any, ...],
+    dtype: torch.dtype,
+    seed: int,
+    products: Products,
 ) -> float:
     """`_nodewise_difference` with products given; infinite also where a program fails, since a full run decides."""
-    products = Products(reference.before, after, dtype, seed, TOLERANCE[dtype])
     try:
-        return _nodewise_difference(after, reference, inputs, dtype, seed, products)
+        return _nodewise_difference(after, reference, inputs, dtype, seed, products, giving=True)
     except (StepError, VerifyError):
         return float("inf")
 
@@ -236,23 +263,30 @@ def _nodewise_difference(
     dtype: torch.dtype,
     seed: int,
     products: Products | None = None,
+    *,
+    giving: bool = False,
 ) -> float:
     """The largest relative difference of any node's value; both programs run side by side, and values are freed.
 
     What `_excused` excuses isn't counted. Views and blank memory aren't compared: what is wrong shows in what reads it.
-    With `products`, these are given to both programs rather than computed; their operands must agree.
+    `products` learn from the run; or, `giving`, they are given to both programs rather than computed, and their
+    operands must agree.
     """
     sizes: dict[fx.Node, float] = {}
     worst = 0.0
     present = {node.name for node in after.graph.nodes}
     old, new = reference.interpreter(dtype), Interpreter(after, dtype)
-    if products is not None:
-        old.stand_in, new.stand_in = products.of_reference, products.of_rewritten
+    if products is not None and giving:
+        old.give, new.give = products.of_reference, products.of_rewritten
+    elif products is not None:
+        old.give = products.learn
     with seeded(seed):
         ours = new.steps(inputs)
         for node, want in old.steps(inputs):
-            if products is not None:
+            if products is not None and giving:
                 products.result = want
+            elif products is not None:
+                products.learn_result(node, want)
             if node.name not in present or _views(node) or _is_blank(node):
                 viewed = _views(node) or _is_blank(node)
                 sizes[node] = max((sizes[n] for n in node.all_input_nodes), default=0.0) if viewed else _largest(want)
@@ -263,14 +297,14 @@ def _nodewise_difference(
             except StepError:
                 return float("inf")
             torch.default_generator.manual_seed(seed)
-            if products is not None and (products.given == node.name or node.op == "get_attr"):
+            if products is not None and giving and (products.given == node.name or node.op == "get_attr"):
                 sizes[node] = 0.0  # weights have been compared in the first batch
                 products.note(node, want, got)
                 continue
             found = compare_values(want, got)
             sizes[node] = _largest(want) if found is None else found.size
             relative = 0.0 if found is None else found.difference
-            if products is not None and found is not None and relative <= TOLERANCE[dtype]:
+            if products is not None and giving and found is not None and relative <= TOLERANCE[dtype]:
                 products.note(node, want, got)
             if relative > TOLERANCE[dtype]:
                 relative = _excused(node, want, got, sizes, relative)
@@ -293,9 +327,8 @@ def _excused(node: fx.Node, want: Any, got: Any, sizes: Mapping[fx.Node, float],
 
 def _largest(value: Any) -> float:
     """The largest finite magnitude in a nest of values."""
-    tensors = [
-        x for x in pytree.tree_leaves(plain(value)) if isinstance(x, Tensor) and x.numel() and x.is_floating_point()
-    ]
+    leaves = leaves_of(plain(value))
+    tensors = [x for x in leaves if isinstance(x, Tensor) and x.numel() and x.is_floating_point()]
     return max(map(magnitude, tensors), default=0.0)
 
 

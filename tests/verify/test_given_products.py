@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from slimmed_by_hand import CASES, Net, by_case, conv, program_of, seeded
-from torch import nn
+from torch import Tensor, nn
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.verify import verify as verifying
@@ -182,12 +184,101 @@ def test_what_differs_in_a_batch_of_three_alone_is_caught(kind, full_runs):
 def test_products_are_given_other_numbers_each():
     """Else branches that are taken for each other would look alike."""
     layers = seeded(Between(conv1=conv(3, 4), conv2=conv(4, 4), fc=nn.Linear(144, 2)))._modules
-    program = program_of(Between(**layers), torch.zeros(1, 3, 6, 6))
+    program = program_of(ImageShifted(**layers), torch.zeros(1, 3, 6, 6))
     products = Products(program, program, torch.float32, 0, 1e-5)
     assert products.names == {"conv1", "conv2", "fc"}
+    assert not products.unseen
     reference = Masked(program, {}).interpreter(torch.float32)
-    reference.stand_in = products.of_reference
-    values = {node.name: value.clone() for node, value in reference.steps((torch.zeros(3, 3, 6, 6),))}
+    reference.give = products.learn
+    for node, value in reference.steps((torch.zeros(1, 3, 6, 6),)):
+        products.learn_result(node, value)
+    reference.give = products.of_reference
+    steps = reference.steps((torch.zeros(3, 3, 6, 6),))
+    values = {node.name: value.clone() for node, value in steps if isinstance(value, Tensor)}
     assert values["conv1"].shape == values["conv2"].shape == (3, 4, 6, 6)
     assert not torch.isclose(values["conv1"], values["conv2"]).any()
     assert values["fc"].shape == (3, 2)
+
+
+def test_a_batch_that_is_refused_teaches_nothing(full_runs):
+    """The first one that the old program takes is computed in full."""
+
+    class Third(Between):
+        def between(self, x):
+            return x + x.select(0, 2)
+
+    layers = seeded(Between(conv1=conv(3, 4), conv2=conv(4, 4), fc=nn.Linear(144, 2)))
+    before = program_of(Third(**layers._modules), torch.zeros(1, 3, 6, 6))
+    assert verify(before, Masked(before, {}), pass_name="shrink").batches == (3,)
+    assert full_runs == [1, 3]
+    other = copy.deepcopy(layers)
+    other.conv1.weight.data[0] += 1
+    after = program_of(Third(**other._modules), torch.zeros(1, 3, 6, 6))
+    with pytest.raises(VerifyError, match="'conv1'"):
+        verify(after, Masked(before, {}), pass_name="shrink")
+
+
+# -- what is given, and what of it has no numbers ----------------------------------------------------------------------
+
+
+class Parts(Net):
+    def forward(self, x):
+        return self.last(self.middle(self.norm(self.first(x))))
+
+
+def given(kind, norm, middle):
+    layers = Net(first=conv(3, 4), norm=norm, middle=middle, last=conv(4, 2))._modules
+    program = program_of(kind(**layers).eval(), torch.zeros(1, 3, 6, 6))
+    products = Products(program, program, torch.float32, 0, 1e-5)
+    return set(products.names), set(products.unseen)
+
+
+NORM = nn.BatchNorm2d(4)
+
+
+def test_what_lies_between_products_alone_has_no_numbers():
+    assert given(Parts, NORM, nn.ReLU(inplace=True)) == (
+        {"first", "norm", "middle", "last"},
+        {"first", "norm", "middle"},
+    )
+
+
+def test_samples_that_meet_in_a_norm_are_computed():
+    assert given(Parts, nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()) == (
+        {"first", "middle", "last"},
+        {"middle"},
+    )
+
+
+def test_an_activation_with_another_reader_is_computed():
+    class Added(Net):
+        def forward(self, x):
+            x = self.middle(self.norm(self.first(x)))
+            return self.last(x + x.roll(x.shape[0], 0))
+
+    assert given(Added, NORM, nn.ReLU()) == ({"first", "norm", "last"}, {"first"})
+
+
+@pytest.mark.parametrize(("inplace", "unseen"), [(False, {"middle"}), (True, set())])
+def test_what_is_written_into_and_read_elsewhere_is_computed(inplace, unseen):
+    class Seen(Net):
+        def forward(self, x):
+            x = self.first(x) * 2
+            y = self.norm(self.last(self.middle(x)))
+            return y + x
+
+    layers = Net(first=conv(3, 4), norm=nn.BatchNorm2d(4), middle=nn.ReLU(inplace), last=conv(4, 4))._modules
+    program = program_of(Seen(**layers).eval(), torch.zeros(1, 3, 6, 6))
+    products = Products(program, program, torch.float32, 0, 1e-5)
+    assert set(products.unseen) == unseen | {"last"}
+    assert verify(program, Masked(program, {}), pass_name="shrink").batches == (1, 3)
+
+
+def test_what_the_new_program_reads_elsewhere_has_numbers():
+    class Longer(Parts):
+        def forward(self, x):
+            return self.last(self.middle(self.norm(self.first(x)).roll(0, 0)))
+
+    layers = Net(first=conv(3, 4), norm=NORM, middle=nn.ReLU(), last=conv(4, 2))._modules
+    programs = [program_of(kind(**layers).eval(), torch.zeros(1, 3, 6, 6)) for kind in (Parts, Longer)]
+    assert set(Products(*programs, torch.float32, 0, 1e-5).unseen) == {"first", "middle"}

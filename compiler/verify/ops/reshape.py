@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from prunec.compiler.ir.ops import words
 from prunec.compiler.verify.masks import (
@@ -22,6 +21,7 @@ from prunec.compiler.verify.masks import (
     Marked,
     collapse,
     full_marks,
+    leaves_of,
     linked,
     mark,
     mark_all,
@@ -46,9 +46,9 @@ def moved(call: Call) -> Any:
     if call.name == "getattr" and call.args[1] in ("real", "imag"):
         return mark(data, marks_of(call.args[0]))
     source, rest = call.args[0], (call.args[1:], dict(call.kwargs))
-    if any(isinstance(x, Marked) and x.has_removed for x in pytree.tree_leaves(rest)) and call.name[-3:] != "_as":
+    if any(isinstance(x, Marked) and x.has_removed for x in leaves_of(rest)) and call.name[-3:] != "_as":
         raise call.error("removed channels are used as an index")
-    if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(data)):
+    if not any(isinstance(x, Tensor) for x in leaves_of(data)):
         return data
     run = partial(_on_marks, call.run, plain(rest[0]), plain(rest[1]))
     if call.name in _VIEWS:
