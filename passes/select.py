@@ -10,6 +10,7 @@
     - select: {budget: {latency: 5ms}, method: greedy, cost_weight: {macs: 0.001}}
     - select: {budget: {file_size: 2MB}, multiple_of: ncnn, equal_widths: ["layer1.*"], heads_at_least: 2}
     - select: {from: sensitivity.csv, floor: -1pt}            as far as each group alone loses no more than that
+    - select: {budget: {macs: 50%}, at_most: 16}              of these no more than 16, in this round
     - select: {units: {conv1: [0, 3]}}                        spelled out, as a lock does
 
 Patterns name groups by their own name, by the modules that write them, and by kinds (`kind:depthwise`, see
@@ -27,7 +28,9 @@ are met from below, and filled up: no step that was taken back would still fit. 
 
 With a budget, a cut group keeps a multiple of the channels that the runtime of the plan's export prefers (PyTorch,
 where there is none), so that what comes out is as much faster as it is smaller (`selection/paying.py`).
-`multiple_of: 1` turns that off. Ratios, widths, thresholds and units are taken at their word.
+`multiple_of: 1` turns that off, and `at_most` does. Ratios, widths, thresholds and units are taken at their word.
+
+Inside `repeat`, a `select` that says none of these leaves the amount to the round; its other options count.
 
 `knapsack`, and `greedy` with `per_cost`, add scores up or divide them by costs. That is for losses: `fisher_gate`,
 `gate`, `oracle`, and those that `taylor` comes of. With norms, and with what a plan normalises, they empty the layers
@@ -36,19 +39,20 @@ whose units cost most, and a warning says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from prunec.compiler.cost.resources import RESOURCES
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.groups.patterns import matching
-from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.pass_base import Allowance, Context, Pass, PassResult
+from prunec.compiler.plan.entries import INSIDE
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.plan.schema import AnyPath
 from prunec.passes.selection.amounts import Budget, Channels, Multiple, amount, each_value, fits, multiple
@@ -87,7 +91,7 @@ LIMITS: Final = (
 """Options that keep units from being removed."""
 _SERVES: Final = {
     "scope": ("budget", "ratio"),
-    **dict.fromkeys(("method", "cost_weight", "per_cost"), ("budget",)),
+    **dict.fromkeys(("method", "cost_weight", "per_cost", "at_most", "may_fall_short"), ("budget",)),
     "floor": ("from",),
 }
 """Option -> the ways that it belongs to; with another way it is refused."""
@@ -152,6 +156,14 @@ class Select(Pass):
         examples=[{"macs": 0.001}],
     )
     per_cost: bool = Field(default=False, description="`greedy`: go by the score per share of the budget")
+    at_most: int | None = Field(
+        default=None,
+        ge=1,
+        description="`ranking`, `greedy`: so many units go and no more, whatever the budget asks; one step in any case",
+    )
+    may_fall_short: bool = Field(
+        default=False, description="`budget`: where it is out of reach, take all that may go and warn, don't fail"
+    )
     keep_at_least: Channels | dict[str, Channels] = Field(
         default=1, description="channels that a group keeps: every group, or by pattern"
     )
@@ -184,13 +196,15 @@ class Select(Pass):
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> Select:
+    def _one_way(self, info: ValidationInfo) -> Select:
         given = [name for name, option in WAYS.items() if getattr(self, option) is not None]
-        if len(given) != 1:
+        is_open = not given and bool((info.context or {}).get(INSIDE))
+        if len(given) != 1 and not is_open:
             said = "none of them" if not given else " and ".join(given)
             raise ValueError(f"must say exactly one of {', '.join(WAYS)}; got {said}")
+        way = "budget" if is_open else given[0]
         for option, ways in _SERVES.items():
-            if option in self.model_fields_set and all(getattr(self, WAYS[way]) is None for way in ways):
+            if option in self.model_fields_set and way not in ways:
                 raise wrong(f"must not name '{option}' without {' or '.join(repr(way) for way in ways)}")
         if isinstance(self.ratio, Mapping) and "scope" in self.model_fields_set:
             raise wrong("must not name 'scope' with ratios by pattern, which are shares of every group")
@@ -200,7 +214,22 @@ class Select(Pass):
             raise wrong("must not name 'cost_weight' or 'per_cost' for a method other than greedy")
         if self.scope != "global" and self.method in ("greedy", "knapsack"):
             raise wrong(f"must not name 'scope: {self.scope}' for the method {self.method}: only ranking has scopes")
+        if self.at_most is not None and not SELECTORS.named(self.method).in_steps:
+            raise wrong(f"must not name 'at_most' for the method {self.method}, which doesn't go step by step")
         return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the amount is left to the round of the pass that holds this one."""
+        return all(getattr(self, option) is None for option in WAYS.values())
+
+    def in_round(self, allowance: Allowance) -> Pass:
+        """The pass with the round's budget, unless it says itself how much goes."""
+        if not self.is_open:
+            return self
+        at_most = self.at_most if allowance.at_most is None else allowance.at_most
+        given = {"budget": dict(allowance.left), "at_most": at_most, "may_fall_short": True}
+        return self.model_copy(update=given)
 
     def resources(self) -> frozenset[str]:
         """The resources that have a budget or a price (`cost_weight`)."""
@@ -229,6 +258,8 @@ class Select(Pass):
             self._way(scored, Context())
             return
         ranking = self.ranking(scored)
+        if self.may_fall_short:
+            return
         if known := self._known_budget():
             check_reach(problem_of(ranking, known, Wishes(), Context()), self._lifted(scored))
         latency = self.budget.get("latency")
@@ -252,10 +283,19 @@ class Select(Pass):
         """Raise PassError for a budget that isn't met even where this and all earlier selections take what they may."""
         known = self._known_budget()
         left = program.facts.get("expected_left")
-        if known and left is not None:
+        if known and left is not None and not self.may_fall_short:
             scored = _unscored(program)
             problem = problem_of(self.ranking(scored), known, Wishes(), Context())
             check_reach(problem, self._lifted(scored), gone=~left)
+
+    def remarks(self, program: Program) -> Iterator[Note]:
+        """That a budget is out of reach which may be missed."""
+        if self.may_fall_short and (known := self._known_budget()):
+            scored = _unscored(program)
+            try:
+                check_reach(problem_of(self.ranking(scored), known, Wishes(), Context()), self._lifted(scored))
+            except PassError as error:
+                yield Note("budget", f"{error.message}; {error.hint}")
 
     def _known_budget(self) -> dict[str, float | str]:
         """The budgets but latency's, which has to be measured."""
@@ -284,7 +324,8 @@ class Select(Pass):
         selection = {group.name: np.flatnonzero(~keep[group.where]) for group in cut}
         widths = {g.name: [g.size, g.size - count] for g, count in zip(analysis.groups.values(), gone, strict=True)}
         details = {"widths": widths, **way.details}
-        return PassResult(program.with_facts(selection=selection), way.notes, details, self._warnings(program, context))
+        warnings = (*way.warnings, *self._warnings(program, context))
+        return PassResult(program.with_facts(selection=selection), way.notes, details, warnings)
 
     def _adds(self, context: Context) -> bool:
         return self.budget is not None and SELECTORS.named(self.method)().adds(self._wishes(context))
@@ -295,7 +336,7 @@ class Select(Pass):
         return program.with_facts(scores=losses) if losses and self._adds(context) else program
 
     def _wishes(self, context: Context) -> Wishes:
-        return Wishes(self.scope, self.cost_weight, self.per_cost, context.progress)
+        return Wishes(self.scope, self.cost_weight, self.per_cost, self.at_most, context.progress)
 
     def _warnings(self, program: Program, context: Context) -> tuple[str, ...]:
         """What is wrong with scores that a method adds up; scores of unknown kind are taken for losses."""
@@ -355,9 +396,10 @@ class Select(Pass):
 
         def met(paying: Multiples | None) -> Way:
             ranking = self.ranking(program, context.traced, paying)
-            return meet(ranking, budget, method, self._wishes(context), context, others)
+            short = self.may_fall_short and paying is None
+            return meet(ranking, budget, method, self._wishes(context), context, others, may_fall_short=short)
 
-        if self.multiple_of is not None or context.runtime is None:
+        if self.multiple_of is not None or self.at_most is not None or context.runtime is None:
             return met(None)
         return met_by_paying_widths(analyse(program), context.runtime, met)
 

@@ -11,6 +11,7 @@ reachable without; and the pins that stand in the way are named, those that hold
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -39,26 +40,65 @@ def meet(
     wishes: Wishes,
     context: Context,
     lifted: Lifted,
+    *,
+    may_fall_short: bool = False,
 ) -> Way:
-    """The levels that a method chooses, filled up. Raises `PassError` where a budget is out of reach."""
+    """The levels that a method chooses, filled up. Raises `PassError` where a budget is out of reach; if it
+    `may_fall_short`, the method meets what is within reach, and the `Way` says that the budget isn't met."""
     problem = problem_of(ranking, wanted, wishes, context)
-    check_reach(problem, lifted)
+    number = _missed(problem)
+    if number is None:
+        return _way(problem, method, _levels(problem, method, wishes))
+    if not may_fall_short:
+        raise _out_of_reach(problem, number, lifted)
+    reached = within_reach(problem)
+    levels = _levels(reached, method, wishes)
+    if not reached.fits(levels):  # more may go in a later round
+        return _way(problem, method, levels)
+    error = _out_of_reach(problem, number, lifted)
+    return replace(_way(problem, method, levels), warnings=(f"select: {error.message}; {error.hint}",))
+
+
+def _way(problem: Problem, method: Selector, levels: IntArray) -> Way:
+    return Way(problem.ranking, levels, (), {"method": method.name, **_reached(problem, levels)})
+
+
+def _levels(problem: Problem, method: Selector, wishes: Wishes) -> IntArray:
     levels = method.levels(problem, wishes)
-    if not problem.fits(levels):
+    if problem.fits(levels):
+        return filled(problem, levels)
+    if wishes.at_most is None:
         raise PrunecError(f"the selection method '{method.name}' doesn't meet the budget")
-    levels = filled(problem, levels)
-    return Way(ranking, levels, (), {"method": method.name, **_reached(problem, levels)})
+    return levels
+
+
+def within_reach(problem: Problem) -> Problem:
+    """The problem with budgets that can be met: what is left once all is gone that may go, where one asks for less."""
+    least = problem.used(problem.last)
+    budgets = [
+        replace(budget, limit=max(budget.limit, float(used)))
+        for budget, used in zip(problem.budgets, least, strict=True)
+    ]
+    return replace(problem, budgets=tuple(budgets))
 
 
 def check_reach(problem: Problem, lifted: Lifted, gone: BoolArray | None = None) -> None:
     """Raise `PassError` where a budget isn't met even with every unit gone that may go, and those in `gone` as well."""
+    number = _missed(problem, gone)
+    if number is not None:
+        raise _out_of_reach(problem, number, lifted)
+
+
+def _missed(problem: Problem, gone: BoolArray | None = None) -> int | None:
+    """The number of the first budget that is out of reach."""
     least = problem.used(problem.last)
     keep = None if gone is None else problem.ranking.keep(problem.last) & ~gone
     for number, budget in enumerate(problem.budgets):
         if keep is not None and budget.resource.of(keep) <= budget.bound + budget.resource.fixed:
             continue
         if least[number] > budget.bound + budget.resource.fixed:
-            raise _out_of_reach(problem, number, least[number], {k: make() for k, make in lifted.items()})
+            return number
+    return None
 
 
 def problem_of(ranking: Ranking, wanted: Mapping[str, float | str], wishes: Wishes, context: Context) -> Problem:
@@ -85,9 +125,9 @@ def _reached(problem: Problem, levels: IntArray) -> dict[str, Any]:
     return {"budget": budgets, "kept_score": problem.kept(levels), "whole_score": problem.kept(levels * 0)}
 
 
-def _out_of_reach(problem: Problem, number: int, least: float, lifted: Mapping[str, Ranking]) -> PassError:
-    budget = problem.budgets[number]
-    without = {name: _least(Problem(ranking, problem.budgets), number) for name, ranking in lifted.items()}
+def _out_of_reach(problem: Problem, number: int, lifted: Lifted) -> PassError:
+    budget, least = problem.budgets[number], _least(problem, number)
+    without = {name: _least(Problem(make(), problem.budgets), number) for name, make in lifted.items()}
     helpful = {name: reached for name, reached in without.items() if reached < least}
     enough = [name for name, reached in helpful.items() if reached <= budget.limit]
     hints = [f"ask for at least {_enough(least, budget)}"]

@@ -26,24 +26,29 @@ class Greedy(Selector):
     """Remove the step with the smallest key until the budgets are met."""
 
     name = "greedy"
+    in_steps = True
 
     def adds(self, wishes: Wishes) -> bool:
         """It divides scores by what they cost, if it is asked to."""
         return wishes.per_cost
 
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
-        """The levels at which the budgets are met, filled up."""
+        """The levels at which the budgets are met, filled up; or those at which `at_most` units are gone."""
         state = State(problem, np.zeros_like(problem.last))
         descend(state, wishes)
-        return filled(problem, state.levels)
+        return filled(problem, state.levels) if state.fits else state.levels
 
 
 def descend(state: State, wishes: Wishes) -> None:
-    """Remove steps from a state until the budgets are met, which they must be when all are gone."""
+    """Remove steps from a state until the budgets are met, which they must be when all are gone, or `at_most` units."""
     heap = _Heap(state, wishes)
+    steps, gone = state.problem.ranking.steps, 0
     start, total = _excess(state), 20
     while not state.fits:
         queue = heap.pop()
+        gone += int(steps.size[steps.first[queue] + state.levels[queue]])
+        if wishes.at_most is not None and state.moves and gone > wishes.at_most:
+            break
         state.move(queue, int(state.levels[queue]) + 1)
         heap.renew(queue)
         if state.moves % 64 == 0:

@@ -48,6 +48,8 @@ def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multip
     Raises `PassError` where the budget is out of reach without any.
     """
     plain = met(None)
+    if plain.warnings:  # all goes that may, and the budget isn't met
+        return plain
     preferred = TARGETS.named(runtime).multiple
     for number in _halved(preferred):
         try:

@@ -33,6 +33,7 @@ class Way:
     levels: IntArray
     notes: tuple[Note, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def kept_share(size: int, ratio: float) -> int:

@@ -33,6 +33,8 @@ class Wishes:
     scope: str = "global"
     cost_weight: Mapping[str, float] = field(default_factory=dict)
     per_cost: bool = False
+    at_most: int | None = None
+    """So many units go and no more, but one step in any case; then a budget need not be met."""
     progress: Progress = silent
 
 
@@ -40,6 +42,8 @@ class Selector(ABC):
     """A method; instances have no state."""
 
     name: ClassVar[str]
+    in_steps: ClassVar[bool] = False
+    """Whether it takes one step after the other, and stops where a plan's `at_most` says so."""
 
     def adds(self, wishes: Wishes) -> bool:
         """Whether it compares sums of scores, or scores with costs: then they must be figures that add up."""
@@ -47,7 +51,8 @@ class Selector(ABC):
 
     @abstractmethod
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
-        """The level of every queue, at which the budgets are met: they are when every queue is at its last level."""
+        """The level of every queue, at which the budgets are met: they are when every queue is at its last level. With
+        `at_most`, as far towards that as so many units go."""
 
 
 SELECTORS: Final = Registry("prunec.selectors", "selection method", Selector)  # type: ignore[type-abstract]
@@ -59,13 +64,20 @@ class RankingSelector(Selector):
     budgets are met."""
 
     name = "ranking"
+    in_steps = True
 
     def levels(self, problem: Problem, wishes: Wishes) -> IntArray:
-        """The levels at which the budgets are met, filled up."""
+        """The levels at which the budgets are met, filled up; or those at which `at_most` units are gone."""
         importance = _importance(problem, wishes.scope)
         steps = problem.ranking.steps
-        queues = steps.queue[np.lexsort((steps.number, importance))]
+        order = np.lexsort((steps.number, importance))
+        queues = steps.queue[order]
         low, high = 0, queues.size
+        if wishes.at_most is not None:
+            high = min(max(int((np.cumsum(steps.size[order]) <= wishes.at_most).sum()), 1), high)
+            levels = np.bincount(queues[:high], minlength=problem.last.size)
+            if not problem.fits(levels):
+                return levels
         while low < high:
             middle = (low + high) // 2
             fits = problem.fits(np.bincount(queues[:middle], minlength=problem.last.size))
