@@ -14,11 +14,15 @@ reading, and the caller's random state is left alone.
 
 from __future__ import annotations
 
+import gc
 import inspect
+import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -276,14 +280,30 @@ class Data:
 
         Raises `DataError` where the data have no such split, or where it can't be read again.
         """
+        place, stream = self._place(split), _Stream(self.seed)
+        source = self._made(place, stream)
+        return self._reading(source, place, stream)
+
+    def epochs(self, split: str, seed: int) -> Epochs:
+        """The split, to be read one epoch after the other, each in an order of its own. Raises as `read` does."""
+        return Epochs(self, self._place(split), seed)
+
+    def _place(self, split: str) -> Place:
         self.require(split)
-        place, stream = Place("" if self.alone else split, 0, self.at), _Stream(self.seed)
+        return Place("" if self.alone else split, 0, self.at)
+
+    def _made(self, place: Place, stream: _Stream) -> Any:
+        """What the split is: an iterable of batches."""
         with running(f"{place.source} failed", DataError, at=self.at), stream.drawn():
-            made = self.given if self.alone else _member(self.given, split)
+            made = self.given if self.alone else _member(self.given, place.split)
             source = made() if callable(made) and not self.alone else made
             wrong = ("None", PROTOCOL) if source is None else _no_batches(source, made is source)
             if wrong is not None:
                 raise DataError(f"{place.source} gave {wrong[0]}", at=self.at, hint=wrong[1])
+        return source
+
+    def _reading(self, source: Any, place: Place, stream: _Stream) -> Reading:
+        with running(f"{place.source} failed", DataError, at=self.at), stream.drawn():
             items, total = iter(source), _length(source)
         self._refuse_again(items, place)
         return Reading(self._batches(items, place, stream), total)
@@ -310,19 +330,117 @@ class Data:
             place = replace(place, number=place.number + 1)
 
 
+class Epochs:
+    """A split that is read again and again. What draws random numbers goes on from one epoch to the next.
+
+    `state` is all that the next epoch depends on: with it, another process reads the same batches. It holds the states
+    of the generators that the split's own objects keep (of a DataLoader, its sampler, its data set's augmentation).
+    """
+
+    def __init__(self, data: Data, place: Place, seed: int) -> None:
+        self._data, self._place, self._stream = data, place, _Stream(seed)
+        self._source = data._made(place, self._stream)
+        self._again = hasattr(type(self._source), "__next__")
+        """Whether the split gives an iterator, which is made anew for each epoch."""
+        self._fresh = True
+
+    def __len__(self) -> int:
+        """The batches of an epoch. Raises `DataError` where the data don't know."""
+        found = _length(self._source)
+        if found is None:
+            message = f"{self._place.source} doesn't know how many batches an epoch has"
+            raise DataError(message, at=self._data.at, hint="say 'updates' in place of 'epochs'")
+        return found
+
+    def read(self, skip: int = 0) -> Iterator[Batch]:
+        """The batches of the next epoch, but for the first `skip`, which are read and left."""
+        if self._again and not self._fresh:
+            self._source = self._data._made(self._place, self._stream)
+        self._fresh = False
+        yield from islice(self._data._reading(self._source, self._place, self._stream).batches, skip, None)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the next epoch depends on, as tensors and plain values."""
+        return {"stream": self._stream.state, "generators": [each.get_state() for each in self._generators()]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._stream.state = state["stream"]
+        for generator, known in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(known)
+
+    def _generators(self) -> list[torch.Generator]:
+        """The generators of torch that the split's objects hold, in the order in which they are found."""
+        found, seen, waiting = [], {id(self._source)}, [self._source]
+        while waiting and len(seen) < _SEARCHED:
+            value = waiting.pop()
+            if isinstance(value, torch.Generator):
+                found.append(value)
+                continue
+            for inner in _held(value):
+                if id(inner) not in seen and not isinstance(inner, _OPAQUE):
+                    seen.add(id(inner))
+                    waiting.append(inner)
+        return found
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """What an object holds; of a function, what it closes over and its defaults: not its module's globals."""
+    if not isinstance(value, FunctionType):
+        return gc.get_referents(value)
+    cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+    return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+_SEARCHED: Final = 20_000
+"""Objects that are looked at for generators."""
+_OPAQUE: Final = (type, ModuleType, Tensor, np.ndarray, str, bytes, int, float, nn.Module, FrameType, CodeType)
+"""What is not looked into for generators."""
+
+
 class _Stream:
-    """A stream of torch's random numbers; those that others draw from are left alone."""
+    """A stream of torch's, numpy's and Python's global random numbers; those that others draw from are left alone."""
 
     def __init__(self, seed: int) -> None:
-        self.state = torch.Generator().manual_seed(seed).get_state()
+        self.state: dict[str, Any] = {
+            "torch": torch.Generator().manual_seed(seed).get_state(),
+            "numpy": _plain_state(np.random.RandomState(seed % 2**32).get_state()),
+            "python": random.Random(seed).getstate(),
+        }
 
     @contextmanager
     def drawn(self) -> Iterator[None]:
-        """A context in which torch draws the stream's next numbers."""
+        """A context in which the stream's next numbers are drawn."""
+        others = np.random.get_state(), random.getstate()
         with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.state)
-            yield
-            self.state = torch.get_rng_state()
+            torch.set_rng_state(self.state["torch"])
+            np.random.set_state(self.state["numpy"])
+            random.setstate(self.state["python"])
+            try:
+                yield
+                self.state = {
+                    "torch": torch.get_rng_state(),
+                    "numpy": _plain_state(np.random.get_state()),
+                    "python": random.getstate(),
+                }
+            finally:
+                np.random.set_state(others[0])
+                random.setstate(others[1])
+
+
+def _plain_state(state: Any) -> tuple[Any, ...]:
+    """numpy's state of its random numbers, in values of Python."""
+    kind, keys, *rest = state
+    return (kind, keys.tolist(), *rest)
 
 
 _AGAIN: Final = "data are read several times: give a list, a DataLoader, or a method that makes them anew at each call"

@@ -16,8 +16,9 @@ A pass that changes what is computed sets `rewrites = True`; then the pass manag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
@@ -27,18 +28,53 @@ from prunec.compiler.data import Data
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.plugins import Registry
 from prunec.compiler.task.losses import DEFAULT, Loss
+from prunec.compiler.train_spec import TrainSpec
 from prunec.compiler.verify.reference import Reference, Same
 
 
 class Progress(Protocol):
     """Where long work reports to; the command line draws bars or writes lines, the API is silent."""
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` steps of `what` are finished."""
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps of `what` are finished; `note` says how it stands, such as a loss."""
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int, note: str = "") -> None:
     """A `Progress` that says nothing."""
+
+
+class Keeper(Protocol):
+    """Where a training pass leaves its checkpoints, and finds the one that a killed compile has left."""
+
+    @property
+    def place(self) -> str:
+        """The folder, for messages; empty where nothing is kept."""
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+
+    def save(self, write: Callable[[Path], Any]) -> None:
+        """Have `write` make the file of a checkpoint, which takes the place of the last one when it is whole."""
+
+    def load(self) -> Path | None:
+        """The checkpoint of this very training, if one was left."""
+
+
+class NoKeeper:
+    """A `Keeper` that keeps nothing."""
+
+    place = ""
+
+    def due(self) -> bool:
+        """Never."""
+        return False
+
+    def save(self, write: Callable[[Path], Any]) -> None:
+        """Keep nothing."""
+
+    def load(self) -> Path | None:
+        """Nothing was left."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -79,6 +115,9 @@ class Context:
     """What the model was trained by: whose change counts, and what a training pass goes by."""
     round: Round | None = None
     """There for passes that another pass runs in rounds."""
+    train: TrainSpec | None = None
+    """What training runs on; None for the defaults."""
+    keeper: Keeper = field(default_factory=NoKeeper)
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""
@@ -95,6 +134,8 @@ class PassResult:
     """Figures for the report: plain JSON values."""
     warnings: tuple[str, ...] = ()
     """What the user must see: the console prints them under the table."""
+    history: tuple[Mapping[str, float | int], ...] = ()
+    """The lines of a training's table, one an epoch."""
 
 
 class Pass(BaseModel, ABC):
@@ -107,6 +148,10 @@ class Pass(BaseModel, ABC):
     """Whether the pass changes the graph or the parameters, so that its result is verified."""
     removes: ClassVar[bool] = False
     """Whether a pass that rewrites takes units out, and does nothing else: the groups before it are those behind it."""
+    trains: ClassVar[bool] = False
+    """Whether the pass changes values alone: the same graph, names and shapes, so that facts about structure hold."""
+    drops: ClassVar[frozenset[str]] = frozenset()
+    """Facts that don't hold behind a pass that trains."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Facts that an earlier pass must have given."""
     gives: ClassVar[frozenset[str]] = frozenset()

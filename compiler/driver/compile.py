@@ -207,7 +207,7 @@ def _compile(
     loss = load_loss(plan)
     traced = seconds_since(start)
     _check_subject(plan, model, inputs, before, regions)
-    context = Context(plan.seed, found, progress, before, plan.runtime, loss)
+    context = Context(plan.seed, found, progress, before, plan.runtime, loss, train=plan.train)
     check_options(before, steps)
     check_ready(before, steps, context)
     old = before.module if regions is None else regions.model
@@ -310,7 +310,7 @@ def program_after(plan: Plan, name: str | None) -> Program:
     if name is None:
         return load_program(plan)
     program = load_original(plan)[0]
-    context = Context(plan.seed, load_data(plan), runtime=plan.runtime, loss=load_loss(plan))
+    context = Context(plan.seed, load_data(plan), runtime=plan.runtime, loss=load_loss(plan), train=plan.train)
     return run_passes(program, steps, context, until=name).program
 
 

@@ -119,7 +119,7 @@ def _callable(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Callab
     """What a plan names under `key` to be called with outputs and labels: a function, with further arguments; or an
     object of a class, made with these."""
     at = plan.at(key, "name")
-    found = _find(ref, at)
+    found = named_callable(ref, at)
     if not isinstance(found, type):
         _check_args(plan, key, ref, found, args, given=2)
         return partial(found, **args) if args else found
@@ -190,13 +190,14 @@ def _draw(spec: PlanInput, generator: torch.Generator) -> Any:
 def _make(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Any:
     """Call the factory that stands under `key`, with the plan's seed; the caller's random state is left alone."""
     at = plan.at(key, "factory")
-    factory = _find(ref, at)
+    factory = named_callable(ref, at)
     _check_args(plan, key, ref, factory, args)
     with running(f"{ref} failed", at=at), seeded(plan.seed):
         return factory(**args)
 
 
-def _find(ref: Ref, at: Span | None) -> Callable[..., Any]:
+def named_callable(ref: Ref, at: Span | None = None) -> Callable[..., Any]:
+    """What a plan names in a module or a file. Raises `PlanError` where there is none, or where it can't be called."""
     module = _import(ref.module, at)
     with running(f"{ref} can't be read", at=at):
         try:

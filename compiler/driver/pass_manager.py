@@ -11,6 +11,7 @@ from weakref import ref
 from prunec.compiler.cost.model import cost
 from prunec.compiler.driver.finite import check_stays_finite
 from prunec.compiler.driver.steps import Composite, CompositeResult, Outcome, Step, inner, unfolded
+from prunec.compiler.driver.trained import check_trained
 from prunec.compiler.errors import DataError, PassError, PlanError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import names_by_axis
@@ -36,7 +37,7 @@ def check_needs(steps: Sequence[Step]) -> None:
                 at=step.at,
                 hint=_giver(missing[0], passed),
             )
-        known = (set() if step.pass_.rewrites else known) | step.pass_.gives
+        known = (set() if step.pass_.rewrites else known - step.pass_.drops) | step.pass_.gives
         passed.append(step)
 
 
@@ -51,7 +52,7 @@ def _twice(steps: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
 
 
 def _giver(fact: str, before: Sequence[Step]) -> str:
-    dropped = [s.pass_.name for s in before if s.pass_.rewrites]
+    dropped = [s.pass_.name for s in before if s.pass_.rewrites or fact in s.pass_.drops]
     if any(fact in s.pass_.gives for s in before):
         return f"'{dropped[-1]}' changes the program, so {fact} has to be found again after it"
     return f"put a pass that gives {fact} before it"
@@ -179,9 +180,12 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
         check_stays_finite(program, result.program, pass_.name, step.at)
         reference = pass_.reference(program, result.program)
         verification = verify(result.program, reference, pass_name=pass_.name, seed=context.seed)
+    if pass_.trains and result.program is not program:
+        check_trained(program, result.program, pass_.name)
+        check_stays_finite(program, result.program, pass_.name, step.at)
     elapsed = seconds_since(start)
     after = cost(result.program)
-    found = result.notes, result.details, verification, result.warnings
+    found = result.notes, result.details, verification, result.warnings, result.history
     number = context.round.index + 1 if context.round else None
     record = Record(pass_.name, seconds, elapsed, before, after, *found, number)
     return result, [record, *(result.records if isinstance(result, CompositeResult) else ())]

@@ -8,6 +8,7 @@
       origin       axis -> the positions that are left of the original axis
       names        axis -> what a plan may call the group that the axis wrote before the first rewrite
       facts        what analysis passes found (scores, a selection, clusters), dropped by every rewrite
+      carried      what outlives rewrites, such as an optimizer's memory; who reads it fits it to what is left
       granularity  how blocks of channels are divided into units, where a plan has said so
 
 A program is a value: nothing in it changes after it was made. A pass derives a new one with `derive`, and shares all
@@ -84,6 +85,7 @@ class Program:
     """Tensors whose values the program's text spells out."""
     granularity: Granularity = field(default_factory=Granularity)
     names: Mapping[Axis, frozenset[str]] = field(default_factory=dict)
+    carried: Mapping[str, Any] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What `cached` has made."""
 

@@ -40,6 +40,7 @@ from prunec.compiler.plan.entries import PASS, Kind, PlanPass, forms, made_entri
 from prunec.compiler.plan.options import faults, wrong
 from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, LossSpec, ModelSpec, OnnxExport, PlanInput
 from prunec.compiler.plan.source import Fault, Source, plain, read, shown
+from prunec.compiler.train_spec import TrainSpec
 
 VERSIONS: Final = (1,)
 """The versions of the plan language that this compiler reads."""
@@ -83,6 +84,8 @@ class Plan(BaseModel):
     data: Factory | None = None
     loss: LossSpec | None = None
     """What the model was trained by; cross entropy where nobody says."""
+    train: TrainSpec | None = None
+    """What training passes run on."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
     allow_nonfinite: Annotated[

@@ -17,7 +17,16 @@ from contextlib import contextmanager, redirect_stdout
 from enum import Enum
 from typing import Final, Protocol, TextIO
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from prunec.compiler.errors import PlanError
 from prunec.compiler.report.console import console
@@ -32,8 +41,8 @@ HELD: Final = 3.0
 class Told(Protocol):
     """What work reports to."""
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` steps of a stage are finished."""
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps of a stage are finished; `note` says how it stands."""
 
 
 class Detail(Enum):
@@ -60,7 +69,8 @@ def watched(detail: Detail = Detail.STAGES) -> Iterator[Told]:
             yield _silent
         elif detail is Detail.STAGES and out.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            with Progress(*columns, TimeElapsedColumn(), console=out, transient=True) as drawn:
+            times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            with Progress(*columns, *times, console=out, transient=True) as drawn:
                 yield Bars(drawn)
         else:
             lines = Lines(sys.stderr, detail)
@@ -68,7 +78,7 @@ def watched(detail: Detail = Detail.STAGES) -> Iterator[Told]:
             lines.release()
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def _silent(what: str, done: int, total: int, note: str = "") -> None:
     """Say nothing."""
 
 
@@ -86,11 +96,11 @@ class Bars:
         self._drawn = drawn
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """`done` of `total` steps of `what` are finished."""
         if what not in self._tasks:
-            self._tasks[what] = self._drawn.add_task(what, total=total)
-        self._drawn.update(self._tasks[what], completed=done, total=total, visible=done < total)
+            self._tasks[what] = self._drawn.add_task(what, total=total, note=note)
+        self._drawn.update(self._tasks[what], completed=done, total=total, visible=done < total, note=note)
 
 
 class Lines:
@@ -102,16 +112,17 @@ class Lines:
         self._stage = ""
         self._held: list[str] | None = None if self._steps else []
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """`done` of `total` steps of `what` are finished."""
         now = self._clock()
+        note = f"  {note}" if note else ""
         begins = what != self._stage and done < total
         if begins:
             self._stage = what
         if begins and not done:
             self._write(now, what)
         elif begins or self._steps or (now - self._last >= PAUSE and done < total):
-            self._write(now, f"{what}: {done} of {total}")
+            self._write(now, f"{what}: {done} of {total}{note}")
 
     def _write(self, now: float, text: str) -> None:
         self._last = now

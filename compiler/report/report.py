@@ -79,6 +79,8 @@ class Record:
     """None where the pass rewrote nothing."""
     warnings: tuple[str, ...] = ()
     """They are among the report's warnings."""
+    history: tuple[Mapping[str, float | int], ...] = ()
+    """The lines of a training's table: one an epoch."""
     round: int | None = None
     """Counted from 1; there for what a pass did inside another one, whose record stands before those of its rounds."""
 
@@ -94,6 +96,7 @@ class Record:
             "notes": [{"subject": note.subject, "reason": note.reason} for note in self.notes],
             "details": dict(self.details),
             "verification": self.verification.as_dict() if self.verification else None,
+            **({"history": [dict(row) for row in self.history]} if self.history else {}),
         }
 
 

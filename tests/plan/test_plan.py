@@ -252,5 +252,5 @@ def test_the_schema_describes_passes():
     assert set(rules["$defs"]["Pick"]["properties"]) == {"ratio", "budget", "keep", "norm", "protect"}
     assert set(rules["$defs"]) == {
         *("Budget", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "LossSpec", "ModelSpec"),
-        *("OnnxExport", "Pick", "Tidy", "Trim", "WeightsSpec", "pass"),
+        *("OnnxExport", "Pick", "Tidy", "TrainSpec", "Trim", "WeightsSpec", "pass"),
     }

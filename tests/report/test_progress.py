@@ -18,7 +18,7 @@ class Drawn:
         self.tasks: list[tuple[str, int]] = []
         self.updates: list[dict[str, object]] = []
 
-    def add_task(self, what: str, total: int) -> int:
+    def add_task(self, what: str, total: int, **fields: object) -> int:
         self.tasks.append((what, total))
         return len(self.tasks) - 1
 

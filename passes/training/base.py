@@ -1,0 +1,107 @@
+"""The base of every training pass: its options, and how a program becomes a trained one.
+
+    class Nudge(TrainingPass):
+        \"\"\"Train with a nudge.\"\"\"
+        name = "nudge"
+        strength: float = 0.1
+
+        def updates_for(self, module, program, context):      # what is done beside every step
+            return [Nudged(module, self.strength)]
+
+A training pass changes values, never structure: the program that it gives has the same graph, the same names and the
+same shapes. What earlier passes found out about structure (a selection, clusters) still holds behind it; scores don't.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from prunec.compiler.errors import PassError
+from prunec.compiler.ir.modules import with_own_tensors
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.passes.training.carried import Carried
+from prunec.passes.training.engine import Engine
+from prunec.passes.training.freezing import frozen, trainable
+from prunec.passes.training.loop import Job, Trained
+from prunec.passes.training.options import TrainingOptions
+
+CARRIED: Final = "optimizer"
+"""Under which name a program carries the optimizer's memory."""
+
+
+class TrainingPass(TrainingOptions):
+    """A pass that trains; see the module's text."""
+
+    # -- before any work -------------------------------------------------------------------------------------------
+
+    def check(self, program: Program) -> None:
+        """Raise PassError for patterns that mean no parameter."""
+        frozen(self.freeze, [name for name, _ in trainable(program)])
+
+    def ready(self, program: Program, context: Context) -> None:
+        """Raise `PassError` without data, labels or packages, `DataError` where the data don't fit the loss."""
+        if context.data is None:
+            hint = "name a data factory, for example data: prunec.models.data:digits"
+            raise PassError("training needs data, and the plan has none", hint=hint)
+        context.data.require(self.split)
+        Engine.of(context.train).ready()
+        Job.of(self, program, context).first_loss()
+        if (self.early_stop or self.keep == "best") and "val" not in context.data.splits:
+            message = "the best epoch is found on the split 'val', which the data don't have"
+            hint = "without early_stop and keep: best, no val is needed"
+            raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint=hint)
+
+    # -- the work --------------------------------------------------------------------------------------------------
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Give the program with trained values, and its history."""
+        seed, rounds = self._seed(context), self._rounds(context)
+        resolved = self.model_copy(update={"seed": seed, "rounds": rounds})
+        job = Job.of(resolved, program, context)
+        trained = Engine.of(context.train).run(job)
+        made = _with_values(program, trained)
+        facts = {name: value for name, value in program.facts.items() if name not in self.drops}
+        carried = {**program.carried, CARRIED: Carried.of(self.optimizer.name, trained.memory, made)}
+        made = made.derive(facts={**facts, **trained.facts}, carried=carried)
+        details = {
+            "updates": trained.updates,
+            "epochs": trained.epochs,
+            "seconds_per_update": trained.pace,
+            "device": trained.device,
+            "seed": seed,
+            "rounds": rounds,
+            **({"best": dict(trained.best)} if trained.best else {}),
+            **({"stopped": trained.stopped} if trained.stopped else {}),
+            **trained.measures,
+        }
+        return PassResult(made, details=details, history=tuple(trained.rows), warnings=tuple(trained.warnings))
+
+    def _seed(self, context: Context) -> int:
+        if self.seed is not None:
+            return self.seed
+        place = str(context.round.index) if context.round else ""
+        return int(context.rng(self.name, place).integers(2**31))
+
+    def _rounds(self, context: Context) -> tuple[int, int | None] | None:
+        if self.rounds is not None or self.restart or context.round is None:
+            return self.rounds
+        return context.round.index, context.round.total
+
+    def resolved(self, result: PassResult) -> tuple[Pass, ...]:
+        """The pass with its seed, and ending where this training ended: nothing is decided anew."""
+        said = {key: result.details[key] for key in ("seed", "rounds")}
+        stop = {"stop_at": result.details["updates"]} if "best" in result.details or "stopped" in result.details else {}
+        return (self.model_copy(update={**said, **stop}),)
+
+
+def _with_values(program: Program, trained: Trained) -> Program:
+    """The program with other values in tensors of its own; the old one keeps its."""
+    made = program.derive(state=with_own_tensors(program.state))
+    with torch.no_grad():
+        for name, tensor in made.tensors.items():
+            if name in trained.values:
+                tensor.copy_(trained.values[name])
+    return made

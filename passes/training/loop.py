@@ -1,0 +1,464 @@
+"""The loop of every training pass, on Lightning Fabric.
+
+    for each epoch                    the data's next order
+        for each update               `accumulate` batches for each process
+            backward                  loss, distillation, penalties
+            clip, before_step, step, after_step
+        metric on val                 the best epoch's weights are remembered where they are asked for
+
+What a training computes depends on its seed and on the number of the update alone: random numbers (of dropout) are
+drawn from a stream that begins anew with every update, and the rate is a function of the update. So a training that was
+killed goes on from its last checkpoint as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunec.compiler.data import Batch, Data
+from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.ir.modules import with_own_tensors
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.user_code import is_out_of_memory
+from prunec.passes.training.carried import Carried, Memory, state_by_name
+from prunec.passes.training.distill import Teacher
+from prunec.passes.training.freezing import frozen, trainable
+from prunec.passes.training.optimizers import decayed, rate
+from prunec.passes.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Row = dict[str, float | int]
+"""A line of a run's table: epoch, update, rate, loss, metric, and the pass's own figures."""
+
+TOLD: Final = 0.5
+"""Seconds between two reports to the progress bar."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives back."""
+
+    values: Mapping[str, Tensor]
+    """Every parameter and buffer by name, on the CPU."""
+    memory: Mapping[str, Memory]
+    """What the optimizer keeps, by parameter."""
+    rows: Sequence[Row]
+    updates: int
+    """After how many updates these values were reached."""
+    epochs: int
+    pace: float
+    """Seconds of one update, in the mean."""
+    device: str
+    best: Mapping[str, float | int] = field(default_factory=dict)
+    """Where the best metric was: of a training that keeps its best weights."""
+    stopped: str = ""
+    """Why it ended before its time."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what is trained, on what, and how."""
+
+    options: TrainingOptions
+    program: Program
+    context: Context
+    data: Data
+
+    @classmethod
+    def of(cls, options: TrainingOptions, program: Program, context: Context) -> Self:
+        """The training of a program by a pass. Its data must be there."""
+        assert context.data is not None, "`ready` has asked for data"
+        return cls(options, program, context, context.data)
+
+    def first_loss(self) -> None:
+        """Run the first batch, and raise what is wrong with it: `DataError` where it doesn't fit model or loss."""
+        batch = next(iter(self.data.read(self.options.split)), None)
+        if batch is None:
+            raise DataError(f"the data's split '{self.options.split}' is empty", at=self.data.at)
+        device = next((tensor.device for tensor in self.program.tensors.values()), torch.device("cpu"))
+        batch = batch.like(self.program.inputs, device)
+        with torch.no_grad():
+            outputs = batch.through(self.program.deployed.module)
+            if self.needs_labels:
+                self.context.loss.mean(outputs, batch)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss of the labels counts at all."""
+        return self.options.distill is None or self.options.distill.weight < 1
+
+
+def fit(fabric: Fabric, job: Job) -> Trained:
+    """Train; every process of the engine calls this.
+
+    Raises `PassError` where the loss is NaN or memory runs out, with the place.
+    """
+    with _seeded(fabric.device):
+        return _Run(fabric, job).result()
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """A context that leaves the caller's random numbers alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+class _Run:
+    """A training as it goes on: counts, the best weights, and the lines of its table."""
+
+    def __init__(self, fabric: Fabric, job: Job) -> None:
+        self.fabric, self.job, self.options = fabric, job, job.options
+        own = job.program.derive(state=with_own_tensors(job.program.state))
+        self.module = own.module.train()
+        self.names = {tensor: name for name, tensor in own.tensors.items()}
+        self.trained = self._freeze(own)
+        self.teacher = self._teacher()
+        self.optimizer, self.rates = self._optimizer()
+        self.beside = [*self.options.updates_for(self.module, own, job.context)]
+        for update in self.beside:
+            update.attach(self.optimizer)
+        self.model, self.steps = fabric.setup(self.module, self.optimizer)
+        if self.teacher:
+            self.teacher.module.to(fabric.device)
+        self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))
+        self.at_once = self.options.accumulate * fabric.world_size
+        self.total = self._total()
+        self.update = self.epoch = self.group = 0
+        self.rows: list[Row] = []
+        self.best: dict[str, Any] = {}
+        self.worse = 0
+        self.stopped = ""
+        self.sums: dict[str, float] = {}
+        self.spent, self.told = 0.0, 0.0
+
+    # -- before the first step -------------------------------------------------------------------------------------
+
+    @property
+    def seed(self) -> int:
+        assert self.options.seed is not None, "the pass has given its seed"
+        return self.options.seed
+
+    def _freeze(self, own: Program) -> list[tuple[str, nn.Parameter]]:
+        """Take the gradient from what is frozen, and the train mode from norms that keep their statistics."""
+        every = list(trainable(own))
+        still = frozen(self.options.freeze, [name for name, _ in every])
+        for name, parameter in every:
+            parameter.requires_grad_(name not in still)
+        self.still_norms = [
+            part
+            for name, part in own.state.items()
+            if isinstance(part, nn.Module)
+            for inner in part.modules()
+            if isinstance(inner, nn.modules.batchnorm._NormBase)
+            and (self.options.batch_norm == "freeze" or _all_frozen(name, inner, still))
+        ]
+        self._to_train_mode()
+        return [(name, parameter) for name, parameter in every if name not in still]
+
+    def _to_train_mode(self) -> None:
+        self.module.train()
+        for norm in self.still_norms:
+            norm.eval()
+
+    def _teacher(self) -> Teacher | None:
+        if self.options.distill is None:
+            return None
+        original = self.job.context.traced or self.job.program
+        own = original.derive(state=with_own_tensors(original.state))
+        return Teacher(self.options.distill, own, self.job.program, self.job.context.loss.name)
+
+    def _optimizer(self) -> tuple[torch.optim.Optimizer, list[float]]:
+        if not self.trained:
+            raise PassError("no parameter is left to train: all are frozen", keys=("freeze",))
+        groups = decayed(self.trained, self.options.weight_decay, self.options.decay == "matrices")
+        optimizer = self.options.optimizer.make(groups, self.options.lr)
+        self._remember(optimizer)
+        return optimizer, [group["lr"] for group in optimizer.param_groups]
+
+    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the optimizer what an earlier training left, as far as the parameters are still there."""
+        carried = self.job.program.carried.get("optimizer")
+        first = self.options.rounds is None or self.options.rounds[0] == 0
+        if not isinstance(carried, Carried) or first or carried.optimizer != self.options.optimizer.name:
+            return
+        by_name = dict(self.trained)
+        for name, memory in carried.fitted(self.job.program):
+            if name in by_name:
+                own = {key: x.clone() if isinstance(x, Tensor) else x for key, x in memory.items()}
+                optimizer.state[by_name[name]] = own
+
+    def _total(self) -> int:
+        """The updates of this training."""
+        if self.options.updates is not None:
+            return self.options.updates
+        each = math.ceil(len(self.epochs) / self.at_once)
+        if self.fabric.world_size > 1:
+            each = len(self.epochs) // self.at_once + (len(self.epochs) % self.at_once >= self.fabric.world_size)
+        if not each:
+            raise PassError(f"an epoch has {len(self.epochs)} batches, too few for {self.fabric.world_size} processes")
+        return each * (self.options.epochs or 1)
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def result(self) -> Trained:
+        """Train to the end."""
+        keeper = self.job.context.keeper
+        self._resume(keeper.load())
+        last = self.total if self.options.stop_at is None else min(self.options.stop_at, self.total)
+        while self.update < last and not self.stopped:
+            self._epoch(last)
+        self._take_best()
+        if self.options.batch_norm == "reestimate":
+            self._reestimate()
+        return self._trained()
+
+    def _epoch(self, last: int) -> None:
+        """An epoch, or what is left of it."""
+        beginning = self.epochs.state
+        batches = self.epochs.read(self.group * self.at_once)
+        grouped = iter(lambda: list(islice(batches, self.at_once)), [])
+        count = self.update
+        for group in grouped:
+            if len(group) < self.fabric.world_size:
+                break
+            start = time.perf_counter()
+            self._update(group[self.fabric.global_rank :: self.fabric.world_size])
+            self.spent += time.perf_counter() - start
+            self.update += 1
+            self.group += 1
+            self._tell()
+            if self.update >= last:
+                break
+            if self.job.context.keeper.due():
+                self._save(beginning)
+        if count == self.update and not self.group:
+            raise DataError(f"the data's split '{self.options.split}' is empty", at=self.job.data.at)
+        batches.close()  # type: ignore[attr-defined]
+        self.epoch, self.group = self.epoch + 1, 0
+        self._end_epoch(over=self.update >= last)
+
+    def _update(self, batches: Sequence[Batch]) -> None:
+        """One step of the optimizer."""
+        torch.manual_seed(_number(self.seed, f"{self.update} {self.fabric.global_rank}"))
+        first, total = self._place_in_schedule()
+        factor = rate(self.options.schedule, self.options.warmup, first + self.update, total)
+        for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = lr * factor
+        self.optimizer.zero_grad()
+        device = self.fabric.device
+        ready = [batch.like(self.job.program.inputs, device) for batch in batches]
+        weights = self._weights([batch.count for batch in ready])
+        loss = 0.0
+        try:
+            for number, (batch, weight) in enumerate(zip(ready, weights, strict=True)):
+                whole = number == len(ready) - 1
+                with self.fabric.no_backward_sync(self.model, enabled=not whole):
+                    found = self._loss(batch) * weight
+                    for each in self.beside if whole else ():
+                        penalty = each.penalty()
+                        found = found if penalty is None else found + penalty
+                    self.fabric.backward(found)
+                loss += float(found.detach())
+        except (RuntimeError, MemoryError, PassError, DataError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(ready[0]) from error
+        self._check(loss)
+        if self.options.clip is not None:
+            self.fabric.clip_gradients(self.model, self.steps, max_norm=self.options.clip, error_if_nonfinite=False)
+        for each in self.beside:
+            each.before_step()
+        self.steps.step()
+        for each in self.beside:
+            each.after_step()
+        self.sums["loss"] = self.sums.get("loss", 0.0) + loss
+        self.sums["updates"] = self.sums.get("updates", 0.0) + 1
+
+    def _place_in_schedule(self) -> tuple[int, int]:
+        """How many updates of the schedule are behind this training, and how many it has in all."""
+        index, rounds = self.options.rounds or (0, 1)
+        if rounds is None:  # nobody knows how many are to come: each round has a schedule of its own
+            return 0, self.total
+        return index * self.total, rounds * self.total
+
+    def _weights(self, counts: Sequence[int]) -> list[float]:
+        """What each batch's mean loss counts, so that the gradient is that of the mean over all samples."""
+        total = sum(counts)
+        if self.fabric.world_size > 1:
+            mine = torch.tensor(float(total), device=self.fabric.device)
+            everyone: Any = self.fabric.all_reduce(mine, reduce_op="mean")
+            return [count / max(float(everyone), 1.0) for count in counts]
+        return [count / max(total, 1) for count in counts]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        loss, outputs = self.job.context.loss, None
+        if self.teacher is None:
+            return loss.mean(batch.through(self.model), batch)
+        outputs, apart = self.teacher.loss(self.module, lambda: batch.through(self.model), batch)
+        if not self.job.needs_labels:
+            return apart
+        return apart + (1 - self.teacher.options.weight) * loss.mean(outputs, batch)
+
+    def _check(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        kept = self.job.context.keeper.place
+        last = f"; the last good checkpoint is in {kept}" if kept else ""
+        message = f"the loss is {loss} in epoch {self.epoch + 1}, update {self.update + 1} of {self.total}{last}"
+        hint = f"a smaller rate than lr: {self.options.lr:g}, a 'warmup' or 'clip: 1.0' may help"
+        raise PassError(message, keys=("lr",), hint=hint)
+
+    def _out_of_memory(self, batch: Batch) -> PassError:
+        half = max(batch.count // 2, 1)
+        message = (
+            f"a batch of {batch.count} samples, {batch.shapes}, doesn't fit into the memory of {self.fabric.device}"
+        )
+        hint = (
+            f"data that give batches of {half} with 'accumulate: {2 * self.options.accumulate}' take the same steps in "
+            "half the memory; so does 'train: {precision: bf16-mixed}' for what is kept of each layer"
+        )
+        return PassError(message, hint=hint)
+
+    # -- the end of an epoch ---------------------------------------------------------------------------------------
+
+    def _end_epoch(self, *, over: bool) -> None:
+        """Measure, tell, and decide whether it goes on."""
+        count = self.sums.get("updates", 0.0)
+        row: Row = {
+            "epoch": self.epoch,
+            "update": self.update,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": self.sums.get("loss", 0.0) / count if count else math.nan,
+        }
+        self.sums = {}
+        row |= self._measures()
+        self.rows.append(row)
+        self._report(over)
+
+    def _measures(self) -> Row:
+        return {key: value for each in self.beside for key, value in each.measures().items()}
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self.told >= TOLD:
+            self._report()
+
+    def _report(self, over: bool = False) -> None:
+        self.told = time.monotonic()
+        if not self.fabric.is_global_zero:
+            return
+        last = self.rows[-1] if self.rows else {}
+        count = self.sums.get("updates", 0.0)
+        loss = self.sums["loss"] / count if count else last.get("loss", math.nan)
+        figures = {"loss": loss, **{k: v for k, v in last.items() if k not in ("epoch", "update", "lr", "loss")}}
+        figures["lr"] = self.optimizer.param_groups[0]["lr"]
+        note = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        done = self.total if over or self.stopped else self.update
+        self.job.context.progress(f"train: {self.options.name}", done, self.total, note)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save(self, beginning: Mapping[str, Any]) -> None:
+        """Write what a later process needs to go on behind this update."""
+        state = {
+            "module": self.model,
+            "optimizer": self.steps,
+            "counts": {"update": self.update, "epoch": self.epoch, "group": self.group, "worse": self.worse},
+            "data": dict(beginning),
+            "sums": self.sums,
+            "rows": self.rows,
+            "best": self.best,
+            "beside": [each.state_dict() for each in self.beside],
+            "spent": self.spent,
+        }
+        self.job.context.keeper.save(lambda path: self.fabric.save(path, state))
+
+    def _resume(self, path: Any) -> None:
+        """Go on from a checkpoint, where there is one."""
+        if path is None:
+            return
+        state: dict[str, Any] = {"module": self.model, "optimizer": self.steps}
+        rest = self.fabric.load(path, state, strict=False, weights_only=True)
+        counts = rest["counts"]
+        self.update, self.epoch, self.group = counts["update"], counts["epoch"], counts["group"]
+        self.worse, self.sums, self.rows, self.best = counts["worse"], rest["sums"], rest["rows"], rest["best"]
+        self.spent = rest["spent"]
+        self.epochs.restore(rest["data"])
+        for each, known in zip(self.beside, rest["beside"], strict=True):
+            each.load_state_dict(known)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _take_best(self) -> None:
+        """Put the best epoch's weights back, where they are kept."""
+        if self.best:
+            for tensor, name in self.names.items():
+                tensor.copy_(self.best["weights"][name])
+
+    def _reestimate(self) -> None:
+        """Compute the running statistics anew: plain means over an epoch, with the weights as they are now."""
+        norms = [part for part in self.module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
+        norms = [norm for norm in norms if norm.track_running_stats and norm not in self.still_norms]
+        momenta = [norm.momentum for norm in norms]
+        self.model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        with torch.no_grad():
+            for batch in self.job.data.read(self.options.split):
+                batch.like(self.job.program.inputs, self.fabric.device).through(self.model)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    def _trained(self) -> Trained:
+        values = {name: tensor.detach().cpu() for tensor, name in self.names.items()}
+        memory, at = state_by_name(self.optimizer, self.names), self.update
+        best = {key: value for key, value in self.best.items() if key in ("value", "epoch", "update")}
+        if self.best:
+            memory, at = self.best["memory"], self.best["update"]
+        facts: dict[str, Any] = {}
+        for each in self.beside:
+            facts |= each.facts()
+        return Trained(
+            values=values,
+            memory=memory,
+            rows=self.rows,
+            updates=at,
+            epochs=self.epoch,
+            pace=round(self.spent / max(self.update, 1), 6),
+            device=str(self.fabric.device),
+            best=best,
+            stopped=self.stopped,
+            measures=self._measures(),
+            facts=facts,
+        )
+
+
+def _all_frozen(name: str, norm: nn.Module, still: Iterable[str]) -> bool:
+    """Whether a norm has parameters, and all of them are frozen."""
+    own = [f"{name}.{key}" for key, tensor in norm._parameters.items() if tensor is not None]
+    return bool(own) and set(own) <= set(still)
+
+
+def _number(seed: int, text: str) -> int:
+    """A number that depends on a seed and a text alone."""
+    return int(np.random.default_rng([seed, *text.encode()]).integers(2**62))

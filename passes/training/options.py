@@ -1,0 +1,103 @@
+"""The options that all training passes have."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from torch import nn
+
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, Pass
+from prunec.compiler.plan.options import wrong
+from prunec.passes.training.distill import Distill
+from prunec.passes.training.optimizers import SCHEDULES, Optimizer, PlanOptimizer, PlanSchedule, Warmup
+from prunec.passes.training.updates import Update
+
+
+class EarlyStop(BaseModel):
+    """When a training ends before its time; it then has the weights of its best epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    patience: Annotated[StrictInt, Field(ge=1)] = Field(default=3, description="epochs without a better metric")
+    min_delta: float = Field(default=0.0, ge=0, description="by how much a metric has to be better to count as that")
+
+
+def _patience(value: object) -> object:
+    return {"patience": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Count = Annotated[StrictInt, Field(ge=1)]
+
+
+class TrainingOptions(Pass, ABC):
+    """The options that all training passes have."""
+
+    trains: ClassVar[bool] = True
+    drops: ClassVar[frozenset[str]] = frozenset({"scores"})
+
+    epochs: Count | None = Field(default=None, description="how often all samples are seen; 1 if nothing is said")
+    updates: Count | None = Field(default=None, description="in place of epochs: how many steps the optimizer takes")
+    optimizer: PlanOptimizer = Field(
+        default=Optimizer(name="sgd"),
+        description="of torch.optim, or package.module:name; with arguments: {sgd: {nesterov: true}}",
+    )
+    lr: float = Field(default=0.01, gt=0, description="the learning rate")
+    weight_decay: float = Field(default=1e-4, ge=0, description="what parameters are pulled to zero by")
+    decay: Literal["all", "matrices"] = Field(
+        default="all", description="which parameters decay: all, or those of two or more dimensions (no bias, no norm)"
+    )
+    schedule: PlanSchedule = Field(
+        default=SCHEDULES["cosine"](), description="how the rate changes: constant, cosine, steps or one_cycle"
+    )
+    warmup: Warmup = Field(default=0.0, description="updates, or a share of them, in which the rate grows from zero")
+    accumulate: Count = Field(default=1, description="batches whose gradients make one step")
+    clip: float | None = Field(default=None, gt=0, description="the largest norm of all gradients together")
+    split: str = Field(default="train", description="the split of the data that is learned")
+    distill: Distill | None = Field(
+        default=None, description="learn from the original, too: {weight, temperature, features}"
+    )
+    freeze: list[str] = Field(default=[], description="glob patterns of parameters or layers that stay as they are")
+    batch_norm: Literal["update", "freeze", "reestimate"] = Field(
+        default="update",
+        description="running statistics: go on as the training does, stay as they are, or are computed anew at the end",
+    )
+    early_stop: Annotated[EarlyStop | None, BeforeValidator(_patience)] = Field(
+        default=None, description="end after so many epochs without a better metric on val: a number, or with min_delta"
+    )
+    keep: Literal["auto", "last", "best"] = Field(
+        default="auto",
+        description="the weights of the last epoch, or of that with the best metric; best if it may stop",
+    )
+    restart: bool = Field(
+        default=False, description="in `repeat`: begin the schedule and the optimizer anew in every round"
+    )
+    seed: Annotated[StrictInt, Field(ge=0)] | None = Field(default=None, description="a lock's: the training's seed")
+    rounds: tuple[StrictInt, Count | None] | None = Field(
+        default=None, description="a lock's: which round this is, counted from 0, and of how many, where that was known"
+    )
+    stop_at: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        default=None, description="a lock's: after how many updates this training ended"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingOptions:
+        if self.epochs is not None and self.updates is not None:
+            raise wrong("must not say both 'epochs' and 'updates'")
+        if self.keep == "last" and self.early_stop is not None:
+            raise wrong("must not keep the last weights beside 'early_stop', which ends behind the best ones")
+        return self
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best epoch are kept."""
+        return self.stop_at is None and (self.keep == "best" or (self.keep == "auto" and self.early_stop is not None))
+
+    # -- what a pass adds ------------------------------------------------------------------------------------------
+
+    def updates_for(self, module: nn.Module, program: Program, context: Context) -> Sequence[Update]:
+        """What is done beside every step, bound to the module's parameters; nothing by default."""
+        return ()

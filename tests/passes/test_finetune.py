@@ -1,0 +1,279 @@
+"""`finetune`: the loop against loops written by hand, what stays as it is, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunec.compiler import compile, trace
+from prunec.compiler.data import Data
+from prunec.compiler.driver.trained import check_trained
+from prunec.compiler.errors import DataError, PassError, PlanError, VerifyError
+from prunec.compiler.pass_base import Context
+from prunec.passes.finetune import Finetune
+
+
+def small(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(8, 6, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 4 * 4, 5),
+    ).eval()
+
+
+def batches(count: int = 6, size: int = 8, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, size, 3, 6, 6, generator=generator)
+    labels = torch.randint(0, 5, (count, size), generator=generator)
+    return list(zip(images, labels, strict=True))
+
+
+X = torch.zeros(2, 3, 6, 6)
+
+
+def trained(net: nn.Module, data: Any, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
+    """The tensors behind a fine-tuning of a network."""
+    program = trace(net, (X,))
+    context = Context(seed=seed, data=Data.of(data), traced=program)
+    made = Finetune.model_validate(options)
+    made.check(program)
+    made.ready(program, context)
+    return dict(made.run(program, context).program.tensors)
+
+
+def by_hand(net: nn.Module, data: Any, updates: int, lr: Any, **options: Any) -> dict[str, torch.Tensor]:
+    """The same by a plain loop of torch."""
+    net = net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, **options)
+    for update in range(updates):
+        images, labels = data[update % len(data)]
+        optimizer.param_groups[0]["lr"] = lr(update)
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    return net.state_dict()
+
+
+def test_it_is_a_plain_loop():
+    found = trained(small(), batches(), epochs=2, lr=0.1, schedule="constant", weight_decay=0.01)
+    wanted = by_hand(small(), batches(), 12, lambda update: 0.1, weight_decay=0.01)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_the_schedule_runs_over_all_updates():
+    options = {"updates": 9, "lr": 0.1, "schedule": {"steps": {"at": [1 / 3, 2 / 3], "factor": 0.1}}, "weight_decay": 0}
+    found = trained(small(), batches(), **options)
+    wanted = by_hand(small(), batches(), 9, lambda update: 0.1 * 0.1 ** (update // 3))
+    for name, tensor in wanted.items():
+        assert torch.allclose(found[name].float(), tensor.float(), atol=1e-7), name
+
+
+def test_accumulated_batches_are_one_large_batch():
+    small_batches = batches()
+    pairs = [small_batches[i : i + 2] for i in range(0, 6, 2)]
+    large = [(torch.cat([x for x, _ in pair]), torch.cat([y for _, y in pair])) for pair in pairs]
+    options = {"epochs": 2, "lr": 0.1, "batch_norm": "freeze", "clip": 1.0}
+    found = trained(small(), small_batches, accumulate=2, **options)
+    wanted = trained(small(), large, **options)
+    for name, tensor in wanted.items():
+        assert torch.allclose(found[name].float(), tensor.float(), atol=1e-6), name
+
+
+def test_parts_of_different_size_count_by_their_samples():
+    (x, y), (u, v) = batches(2)
+    uneven = [(x, y), (u[:2], v[:2])]
+    whole = [(torch.cat([x, u[:2]]), torch.cat([y, v[:2]]))]
+    found = trained(small(), uneven, accumulate=2, lr=0.1, batch_norm="freeze")
+    wanted = trained(small(), whole, lr=0.1, batch_norm="freeze")
+    for name, tensor in wanted.items():
+        assert torch.allclose(found[name].float(), tensor.float(), atol=1e-6), name
+
+
+def test_the_users_model_stays_as_it_was():
+    net = small()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    found = trained(net, batches(), lr=0.1)
+    assert not torch.equal(found["0.weight"], before["0.weight"])
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
+    assert not net.training
+
+
+def test_frozen_layers_stay_bit_for_bit_with_their_statistics():
+    before = small().state_dict()
+    found = trained(small(), batches(), lr=0.1, freeze=["0", "1.*"], weight_decay=0.1)
+    for name, tensor in before.items():
+        assert torch.equal(found[name], tensor) == name.startswith(("0.", "1.")), name
+
+
+def test_parameters_that_their_owner_froze_stay():
+    net = small()
+    net[0].requires_grad_(False)
+    found = trained(net, batches(), lr=0.1)
+    assert torch.equal(found["0.weight"], net[0].weight)
+    assert not torch.equal(found["4.weight"], net[4].weight)
+
+
+def test_statistics_that_stay_and_statistics_that_are_found_anew():
+    data = batches()
+    kept = trained(small(), data, lr=0.1, batch_norm="freeze")
+    assert torch.equal(kept["1.running_mean"], torch.zeros(8))
+    anew = trained(small(), data, lr=0.1, batch_norm="reestimate")
+    convolved = [F.conv2d(x, anew["0.weight"], anew["0.bias"], padding=1).mean((0, 2, 3)) for x, _ in data]
+    assert torch.allclose(anew["1.running_mean"], torch.stack(convolved).mean(0), atol=1e-6)
+    assert int(anew["1.num_batches_tracked"]) == len(data)
+
+
+def test_a_seed_gives_the_same_weights_and_another_seed_others():
+    first, again, other = (trained(small(0.5), batches(), seed=seed, lr=0.1) for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["0.weight"], other["0.weight"])
+
+
+def test_the_callers_random_numbers_go_on():
+    net = small(0.5)
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    trained(net, batches())
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_a_teacher_needs_no_labels():
+    dense, data = small(), [x for x, _ in batches()]
+    slim = small()
+    with torch.no_grad():
+        slim[7].weight.mul_(0.3)
+    program, context = trace(slim, (X,)), Context(data=Data.of(data), traced=trace(dense, (X,)))
+    made = Finetune.model_validate({"epochs": 40, "lr": 0.05, "distill": {"weight": 1.0}})
+    made.ready(program, context)
+    after = made.run(program, context).program.module.eval()
+
+    def apart(module: nn.Module) -> float:
+        with torch.no_grad():
+            return float(F.mse_loss(module(data[0]), dense(data[0])))
+
+    assert apart(after) < 0.1 * apart(slim)
+
+
+def test_features_of_the_teacher_are_matched_at_the_channels_that_are_left():
+    plan = {
+        "plan": 1,
+        "seed": 1,
+        "passes": [
+            {"select": {"units": {"0": [0, 5]}}},
+            "shrink",
+            {"finetune": {"epochs": 3, "lr": 0.01, "distill": {"weight": 0.5, "features": 1.0}}},
+        ],
+    }
+    with_features = compile(small(), plan, (X,), batches()).module.state_dict()
+    plan["passes"][2]["finetune"]["distill"]["features"] = 0
+    without = compile(small(), plan, (X,), batches()).module.state_dict()
+    assert with_features["0.weight"].shape == (6, 3, 3, 3)
+    assert not torch.equal(with_features["0.weight"], without["0.weight"])
+
+
+def test_momentum_goes_on_in_the_next_round_and_begins_anew_where_that_is_wanted():
+    net = small()
+    program = trace(net, (X,))
+    context = Context(data=Data.of(batches()), traced=program)
+    options = {"updates": 6, "lr": 0.1, "schedule": "constant", "weight_decay": 0.0, "batch_norm": "freeze"}
+    first = Finetune.model_validate({**options, "rounds": (0, 2), "seed": 1}).run(program, context).program
+    second = Finetune.model_validate({**options, "rounds": (1, 2), "seed": 1}).run(first, context).program
+    whole = Finetune.model_validate({**options, "updates": 12, "seed": 1}).run(program, context).program
+    for name, tensor in whole.tensors.items():
+        assert torch.allclose(second.tensors[name].float(), tensor.float(), atol=1e-6), name
+    anew = Finetune.model_validate({**options, "seed": 1}).run(first, context).program
+    assert not torch.allclose(anew.tensors["0.weight"], whole.tensors["0.weight"], atol=1e-4)
+
+
+def test_the_lock_trains_again_to_the_same_weights():
+    plan = {
+        "plan": 1,
+        "passes": [{"score": "l1"}, {"select": "30%"}, "shrink", {"finetune": {"epochs": 2, "lr": 0.05}}, "fold_bn"],
+    }
+    first = compile(small(0.3), plan, (X,), batches())
+    again = compile(small(0.3), first.lock, (X,), batches())
+    assert [next(iter(p)) if isinstance(p, dict) else p for p in first.lock["passes"]] == [
+        "select",
+        "shrink",
+        "finetune",
+        "fold_bn",
+    ]
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], tensor), name
+    assert not [warning for warning in again.report["warnings"] if "differ" in warning]
+
+
+def test_scores_have_to_be_found_again_behind_it():
+    passes = [{"score": "l1"}, "finetune", {"select": "30%"}, "shrink"]
+    with pytest.raises(PlanError, match="'select' needs scores") as error:
+        compile(small(), {"plan": 1, "passes": passes}, (X,), batches())
+    assert "'finetune' changes the program" in str(error.value.hint)
+
+
+def test_a_selection_holds_behind_it():
+    passes = [{"score": "l1"}, {"select": "30%"}, {"finetune": {"updates": 2}}, "shrink"]
+    result = compile(small(), {"plan": 1, "passes": passes}, (X,), batches())
+    assert result.module.get_submodule("0").out_channels == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "error", "said"),
+    [
+        ({}, None, PassError, "training needs data, and the plan has none"),
+        ({}, [x for x, _ in batches()], DataError, "the loss cross_entropy needs labels"),
+        ({}, [(torch.zeros(2, 4), torch.zeros(2))], DataError, "the model can't take the data's batches"),
+        ({"split": "train"}, {"val": batches()}, DataError, "the data have no split 'train'"),
+        ({"freeze": ["conv*"]}, batches(), PassError, "the pattern 'conv\\*' means no parameter"),
+        ({"freeze": ["*"]}, batches(), PassError, "no parameter is left to train"),
+        ({"early_stop": 2}, {"train": batches()}, PassError, "the best epoch is found on the split 'val'"),
+    ],
+)
+def test_what_is_missing_is_told_before_any_work(options, data, error, said):
+    with pytest.raises(error, match=said):
+        compile(small(), {"plan": 1, "passes": [{"finetune": options}]}, (X,), data)
+
+
+def test_a_loss_that_is_no_number_stops_it_with_the_place():
+    with pytest.raises(PassError, match=r"the loss is (nan|inf) in epoch \d+, update \d+ of 60") as error:
+        trained(small(), batches(), epochs=10, lr=1e9)
+    assert "a smaller rate than lr: 1e+09" in str(error.value.hint)
+
+
+def test_a_stream_of_unknown_length_needs_updates():
+    class Stream:
+        def __iter__(self):
+            return iter(batches())
+
+    with pytest.raises(DataError, match="doesn't know how many batches an epoch has"):
+        trained(small(), Stream(), epochs=1)
+    found = trained(small(), Stream(), updates=8, lr=0.1)
+    assert not torch.equal(found["0.weight"], small()[0].weight)
+
+
+def test_a_training_pass_that_changes_structure_is_a_bug():
+    before, after = trace(small(), (X,)), trace(small(), (X,))
+    with pytest.raises(VerifyError, match="has changed the graph"):
+        check_trained(before, after, "finetune")
+    odd = before.derive(state={**before.state, "0": _wider(before.state["0"])})
+    with pytest.raises(VerifyError, match=r"has changed the tensor '0\.bias'"):
+        check_trained(before, odd, "finetune")
+
+
+def _wider(conv: Any) -> nn.Module:
+    made = nn.Conv2d(3, 8, 3, padding=1)
+    made.weight = conv.weight
+    made.bias = nn.Parameter(torch.zeros(9))
+    return made
