@@ -42,7 +42,7 @@ FUNCTIONS = {
     "prunec.compiler.tracing.both_modes": {"trace_modes": "trace"},
     "prunec.compiler.driver.pass_manager": {"run_passes": "passes"},
     "prunec.compiler.verify.verify": {"verify": "verification"},
-    "prunec.compiler.driver.accuracy": {"evaluate": "accuracy"},
+    "prunec.compiler.driver.evaluation": {"evaluate": "accuracy"},
     "prunec.compiler.targets.onnx_export": {"export_onnx": "export", "onnx_bytes": "export"},
     "prunec.compiler.targets.ort_session": {"ort_latency": "latency"},
     "prunec.compiler.emit.output_folder": {"write_atomically": "writing"},

@@ -28,6 +28,7 @@ from prunec.compiler.data import Data
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.plugins import Registry
 from prunec.compiler.task.losses import DEFAULT, Loss
+from prunec.compiler.task.metrics import ACCURACY, Metric
 from prunec.compiler.train_spec import TrainSpec
 from prunec.compiler.verify.reference import Reference, Same
 
@@ -113,6 +114,8 @@ class Context:
     """The target that the slim model is meant for; None where nobody has said: then no width is better than another."""
     loss: Loss = DEFAULT
     """What the model was trained by: whose change counts, and what a training pass goes by."""
+    metric: Metric = ACCURACY
+    """What the model is judged by."""
     round: Round | None = None
     """There for passes that another pass runs in rounds."""
     train: TrainSpec | None = None

@@ -15,9 +15,9 @@ from torch import nn
 
 from prunec.compiler.cost.model import cost
 from prunec.compiler.data import Data
-from prunec.compiler.driver.accuracy import evaluate
 from prunec.compiler.driver.compile import load_original
-from prunec.compiler.driver.load import load_data, load_loss
+from prunec.compiler.driver.evaluation import try_out
+from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.driver.pass_manager import check_needs, check_options, check_ready
 from prunec.compiler.driver.steps import Step, steps_of, unfolded
 from prunec.compiler.groups.analysis import analyse
@@ -25,6 +25,7 @@ from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.task.metrics import Metric
 
 
 def check_plan(plan: Plan) -> Iterator[str]:
@@ -39,9 +40,12 @@ def check_plan(plan: Plan) -> Iterator[str]:
     yield _model_line(program)
     yield _group_line(program)
     data, loss = load_data(plan), load_loss(plan)
+    metric = load_metric(plan, loss)
     checked = check_options(program, steps)
-    check_ready(program, steps, Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss))
-    yield from ["data: none"] if data is None else _data_lines(whole, data, inputs)
+    check_ready(
+        program, steps, Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss, metric=metric)
+    )
+    yield from ["data: none"] if data is None else _data_lines(whole, data, inputs, metric)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
     yield from _remarks(program, checked)
     rest = every[len(checked) :]
@@ -76,12 +80,16 @@ def _group_line(program: Program) -> str:
     )
 
 
-def _data_lines(model: nn.Module, data: Data, inputs: Inputs) -> Iterator[str]:
+def _data_lines(model: nn.Module, data: Data, inputs: Inputs, metric: Metric) -> Iterator[str]:
     """Run the first batch through the model. Raises `DataError` where it doesn't fit."""
-    found = evaluate(model, data, inputs, batches=1)
+    found = try_out(model, data, inputs, metric)
     yield f"data: the first {found.split} batch, {found.shapes}, runs through the model"
     if found.left_out:
         yield f"note: no accuracy will be measured: {found.left_out}"
+    if found.hint:
+        yield f"hint: {found.hint}"
+    elif metric.said:
+        yield f"metric: {metric.title} can be measured, {'more' if metric.higher_is_better else 'less'} of it is better"
 
 
 def _export_lines(plan: Plan, program: Program, steps: Sequence[Step]) -> Iterator[str]:

@@ -19,10 +19,10 @@ from torch import nn
 from prunec.compiler.cost.model import cost, cost_model
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.data import Data
-from prunec.compiler.driver.accuracy import Compared, compare, evaluate_first
+from prunec.compiler.driver.evaluation import Compared, compare, evaluate_first
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import example_inputs as inputs_of
-from prunec.compiler.driver.load import load_data, load_loss, load_model
+from prunec.compiler.driver.load import instead_of_accuracy, load_data, load_loss, load_metric, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
 from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
@@ -166,7 +166,7 @@ def source_name(regions: Regions, region: Region) -> str:
 def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
     """The plan's entries that hold paths, as they are written in that folder."""
     there = plan.to_dict(relative_to=folder)
-    return {key: there[key] for key in ("model", "data", "loss") if key in there}
+    return {key: there[key] for key in ("model", "data", "loss", "metric") if key in there}
 
 
 def compile(
@@ -205,16 +205,18 @@ def _compile(
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
     loss = load_loss(plan)
+    metric = load_metric(plan, loss)
     traced = seconds_since(start)
     _check_subject(plan, model, inputs, before, regions)
-    context = Context(plan.seed, found, progress, before, plan.runtime, loss, train=plan.train)
+    context = Context(plan.seed, found, progress, before, plan.runtime, loss, metric, train=plan.train)
     check_options(before, steps)
     check_ready(before, steps, context)
     old = before.module if regions is None else regions.model
     original = None
     if found is not None:
         with unwritten(before) if regions is None else untouched(old):
-            original = evaluate_first(old, found, inputs, progress)
+            original = evaluate_first(old, found, inputs, metric, instead_of_accuracy(plan, loss), progress)
+        context = replace(context, metric=original.metric)
     outcome = run_passes(before, steps, context)
     report = replace(make_report(plan, before, outcome, traced, warnings), notes=tuple(notes))
     if "latency" in outcome.resources:
@@ -229,16 +231,21 @@ def _compile(
     if found is not None and original is not None:
         with unwritten(outcome.program):
             compared = compare(original, _slim_model(outcome.program, regions), found, inputs, progress)
-        report = _with_accuracy(report, plan, compared)
+        report = _with_metric(report, plan, compared)
+    elif plan.metric is not None:
+        report = replace(report, warnings=(*report.warnings, _UNMEASURED.format(plan.metric.name)))
     lock = make_lock(plan, outcome.resolved, before, outcome.program, compared.fingerprint if compared else None)
     return Result(plan, before, outcome.program, lock, report, progress, regions, modes)
 
 
-def _with_accuracy(report: Report, plan: Plan, compared: Compared) -> Report:
+def _with_metric(report: Report, plan: Plan, compared: Compared) -> Report:
     """The report with what the data say of both models."""
     changed = check_data(plan.hashes, compared.fingerprint)
     alarms = (*([changed] if changed else []), *compared.alarms)
-    return replace(report, accuracy=compared.accuracy, evaluation=compared.evaluation, alarms=(*report.alarms, *alarms))
+    return replace(report, metric=compared.measured, evaluation=compared.evaluation, alarms=(*report.alarms, *alarms))
+
+
+_UNMEASURED: Final = "the plan names the metric {}, and no data to measure it on"
 
 
 def _region_findings(regions: Regions, program: Program, *, alike: bool) -> RegionFindings:
@@ -310,7 +317,10 @@ def program_after(plan: Plan, name: str | None) -> Program:
     if name is None:
         return load_program(plan)
     program = load_original(plan)[0]
-    context = Context(plan.seed, load_data(plan), runtime=plan.runtime, loss=load_loss(plan), train=plan.train)
+    loss, data = load_loss(plan), load_data(plan)
+    context = Context(
+        plan.seed, data, runtime=plan.runtime, loss=loss, metric=load_metric(plan, loss), train=plan.train
+    )
     return run_passes(program, steps, context, until=name).program
 
 

@@ -34,6 +34,17 @@ from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.plan.schema import InputItems, InputSpec, InputValue, PlanInput, Ref, WeightsSpec
 from prunec.compiler.task.losses import DEFAULT, GivenLoss, Loss, TorchLoss
+from prunec.compiler.task.metrics import (
+    ACCURACY,
+    NAMES,
+    GivenMetric,
+    LossMetric,
+    Metric,
+    find_torchmetrics,
+    fresh,
+    is_torchmetrics,
+    known_metric,
+)
 from prunec.compiler.user_code import running
 
 
@@ -115,20 +126,58 @@ def load_loss(plan: Plan) -> Loss:
     return TorchLoss(spec.name, spec.output, at, args=spec.args)
 
 
-def _callable(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Callable[..., Any]:
+def load_metric(plan: Plan, loss: Loss) -> Metric:
+    """The plan's metric; accuracy, where that can be measured, of a plan that names none. `loss` is the plan's.
+
+    Raises `PlanError` where it can't be made, or nobody says which way is up.
+    """
+    spec = plan.metric
+    if spec is None:
+        return ACCURACY
+    at = plan.at("metric", "name")
+    if isinstance(spec.name, str) and spec.name in NAMES:
+        return known_metric(spec.name, spec.args, spec.output, at, loss)
+    made = _callable(plan, "metric", spec.name, spec.args)
+    share, higher = False, getattr(made, "higher_is_better", None)
+    meter = hasattr(made, "update") and hasattr(made, "compute")
+    if spec.better is not None:
+        higher = spec.better == "higher"
+    if higher is None:
+        message = f"nobody says whether more or less of {spec.name} is better"
+        raise PlanError(message, at=at, hint=f"metric: {{name: {spec.name}, better: higher}}")
+    if is_torchmetrics(type(made)):
+        share = higher and (made.plot_lower_bound, made.plot_upper_bound) == (0.0, 1.0)
+    return GivenMetric(
+        str(spec.name),
+        bool(higher),
+        share,
+        spec.output,
+        at,
+        function=None if meter else made,
+        make=partial(fresh, made) if meter else None,
+        key=spec.key,
+    )
+
+
+def instead_of_accuracy(plan: Plan, loss: Loss) -> Metric | None:
+    """What is measured of a plan that names no metric where accuracy can't be: its loss, where it names one."""
+    return LossMetric(loss=loss, said=False) if plan.loss is not None else None
+
+
+def _callable(plan: Plan, key: str, ref: Ref | str, args: Mapping[str, Any]) -> Any:
     """What a plan names under `key` to be called with outputs and labels: a function, with further arguments; or an
-    object of a class, made with these."""
+    object of a class, made with these. A name alone is that of a class of torchmetrics."""
     at = plan.at(key, "name")
-    found = named_callable(ref, at)
+    found: Any = find_torchmetrics(ref, at) if isinstance(ref, str) else named_callable(ref, at)
     if not isinstance(found, type):
         _check_args(plan, key, ref, found, args, given=2)
         return partial(found, **args) if args else found
     _check_args(plan, key, ref, found, args)
     with running(f"{ref} failed", at=at), seeded(plan.seed):
         made = found(**args)
-    if not callable(made):
+    if not callable(made) and not (key == "metric" and hasattr(made, "update") and hasattr(made, "compute")):
         raise PlanError(f"{ref} makes {_kind(made)}, which can't be called", at=at)
-    return cast(Callable[..., Any], made)
+    return made
 
 
 def example_inputs(plan: Plan) -> Inputs:
@@ -248,13 +297,13 @@ def _kind(value: object) -> str:
 
 
 def _check_args(
-    plan: Plan, key: str, ref: Ref, factory: Callable[..., Any], args: Mapping[str, Any], given: int = 0
+    plan: Plan, key: str, ref: Ref | str, factory: Callable[..., Any], args: Mapping[str, Any], given: int = 0
 ) -> None:
     """Refuse arguments that the factory doesn't take, and a lack of those that it needs, before it runs.
 
     The first `given` ones by position are no business of the plan's.
     """
-    named_at = "name" if key == "loss" else "factory"
+    named_at = "name" if key in ("loss", "metric") else "factory"
     with running(f"the signature of {ref} can't be read", at=plan.at(key, named_at)):
         try:
             parameters = inspect.signature(factory).parameters.values()

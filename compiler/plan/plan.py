@@ -38,7 +38,16 @@ from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.entries import PASS, Kind, PlanPass, forms, made_entries, passes_of
 from prunec.compiler.plan.options import faults, wrong
-from prunec.compiler.plan.schema import EXPORTS, Factory, InputSpec, LossSpec, ModelSpec, OnnxExport, PlanInput
+from prunec.compiler.plan.schema import (
+    EXPORTS,
+    Factory,
+    InputSpec,
+    LossSpec,
+    MetricSpec,
+    ModelSpec,
+    OnnxExport,
+    PlanInput,
+)
 from prunec.compiler.plan.source import Fault, Source, plain, read, shown
 from prunec.compiler.train_spec import TrainSpec
 
@@ -84,6 +93,8 @@ class Plan(BaseModel):
     data: Factory | None = None
     loss: LossSpec | None = None
     """What the model was trained by; cross entropy where nobody says."""
+    metric: MetricSpec | None = None
+    """What it is judged by; accuracy where nobody says and the outputs are classes, else the loss that is named."""
     train: TrainSpec | None = None
     """What training passes run on."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()

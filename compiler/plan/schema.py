@@ -8,6 +8,7 @@ the plan's `folder`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from prunec.compiler.errors import nearest
 from prunec.compiler.plan.options import wrong
 from prunec.compiler.plan.source import shown
 from prunec.compiler.task.losses import ARGUMENTS
+from prunec.compiler.task.metrics import NAMES
 
 
 @dataclass(frozen=True)
@@ -235,29 +237,37 @@ def _loss_name(value: object, info: ValidationInfo) -> str | Ref:
     raise wrong("must be the name of a loss, or package.module:callable", hint=hint)
 
 
+def _metric_name(value: object, info: ValidationInfo) -> str | Ref:
+    if isinstance(value, str) and ":" in value:
+        return _parse_ref(value, info)
+    if isinstance(value, str) and (value in NAMES or re.fullmatch(r"[A-Z]\w*", value)):
+        return value
+    hint = nearest(value, NAMES) if isinstance(value, str) else None
+    raise wrong("must be the name of a metric, a class of torchmetrics, or package.module:callable", hint=hint)
+
+
 _Output = Annotated[str, Field(min_length=1)] | Annotated[StrictInt, Field(ge=0)]
 
 
-class LossSpec(_Part):
-    """The loss that a model was trained by: one that is known by name, or a callable of outputs and labels."""
+class _Judge(_Part):
+    """A loss or a metric: one that is known by name, or somebody's own, called with outputs and labels."""
 
     shorthand = "name"
-    usage = "the name of a loss, package.module:callable, or a mapping with the key 'name'"
 
-    name: Annotated[
-        str | Ref,
-        PlainValidator(_loss_name),
-        PlainSerializer(_name_text),
-        WithJsonSchema({"anyOf": [{"enum": list(ARGUMENTS)}, {"type": "string", "pattern": ":"}]}),
-    ] = Field(examples=["cross_entropy"])
+    name: str | Ref
     args: dict[str, JsonValue] = {}
-    """Of a loss that is known by name, those of torch's function; of a class, those that it is made with."""
+    """Of a class, what it is made with; of a function, what it is called with besides outputs and labels."""
     output: _Output | None = None
     """Of several outputs the one that is meant: its name, or its position from 0."""
 
+    @classmethod
+    def takes(cls, name: str | Ref) -> tuple[str, ...] | None:
+        """The arguments of one that is known by name; None of others."""
+        return None
+
     @model_validator(mode="after")
     def _takes_the_arguments(self) -> Self:
-        known = ARGUMENTS.get(str(self.name))
+        known = self.takes(self.name)
         unknown = next((key for key in self.args if known is not None and key not in known), None)
         if unknown is not None:
             takes = f"takes {', '.join(known)}" if known else "takes none"
@@ -269,6 +279,55 @@ class LossSpec(_Part):
         """The name alone, where no more is said."""
         found = {key: value for key, value in handler(self).items() if value not in (None, {})}
         return found["name"] if found.keys() == {"name"} else found
+
+
+class LossSpec(_Judge):
+    """The loss that a model was trained by."""
+
+    usage = "the name of a loss, package.module:callable, or a mapping with the key 'name'"
+
+    name: Annotated[
+        str | Ref,
+        PlainValidator(_loss_name),
+        PlainSerializer(_name_text),
+        WithJsonSchema({"anyOf": [{"enum": list(ARGUMENTS)}, {"type": "string", "pattern": ":"}]}),
+    ] = Field(examples=["cross_entropy"])
+
+    @classmethod
+    def takes(cls, name: str | Ref) -> tuple[str, ...] | None:
+        """The arguments of one that is known by name; None of others."""
+        return ARGUMENTS.get(str(name))
+
+
+class MetricSpec(_Judge):
+    """What a model is judged by."""
+
+    usage = "the name of a metric, a class of torchmetrics, package.module:callable, or a mapping with the key 'name'"
+
+    name: Annotated[
+        str | Ref,
+        PlainValidator(_metric_name),
+        PlainSerializer(_name_text),
+        WithJsonSchema({"anyOf": [{"enum": list(NAMES)}, {"type": "string", "pattern": "^[A-Z]|:"}]}),
+    ] = Field(examples=["accuracy"])
+    better: Literal["higher", "lower"] | None = None
+    """Which way is up, where the metric itself doesn't say."""
+    key: str | None = None
+    """Of several numbers that it gives by name, the one that counts."""
+
+    @classmethod
+    def takes(cls, name: str | Ref) -> tuple[str, ...] | None:
+        """The arguments of one that is known by name; None of others."""
+        return NAMES.get(str(name))
+
+    @model_validator(mode="after")
+    def _known_ones_say_it_themselves(self) -> Self:
+        for key in ("better", "key"):
+            if self.name in NAMES and getattr(self, key) is not None:
+                raise wrong(f"must not have the key '{key}' beside the metric {self.name}")
+        if self.name == "loss" and self.output is not None:
+            raise wrong("must not have the key 'output' beside the metric loss: it is the loss's to say")
+        return self
 
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]

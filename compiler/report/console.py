@@ -24,6 +24,7 @@ from prunec.compiler.report.figures import (
     gathered,
     left_alone,
     removed,
+    unevaluated,
     unmeasured,
 )
 from prunec.compiler.report.report import Record, Report
@@ -131,6 +132,8 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
     table(report.model, ("", *sides), rows, right=sides)
     for sentence in filter(None, (foretold(report), evaluated(report), unmeasured(report))):
         say(f"\n{sentence}")
+    if hint := unevaluated(report):
+        say(Text(hint, "cyan"))
     say("")
     _show_passes(report)
     _show_reasons(report, reasons)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from prunec.compiler.report.report import Change, GroupWidths, Record, Report
+from prunec.compiler.report.report import Change, GroupWidths, Measured, Record, Report
 
 if TYPE_CHECKING:  # it comes with torch, which the command line's help doesn't wait for
     from prunec.compiler.ir.program import Note
@@ -72,6 +74,20 @@ def points(change: Change[float]) -> str:
     return f"{100 * (change.after - change.before):+.2f} points"
 
 
+def metric_text(value: float, share: bool) -> str:
+    """A metric's value: `97.22%` of a share, and else four digits."""
+    return "NaN" if math.isnan(value) else percent(value) if share else f"{value:.4g}"
+
+
+def _metric_change(change: Change[float], share: bool) -> str:
+    """How a metric has changed: in points, or by how much of what it was."""
+    if math.isnan(change.after - change.before):
+        return "NaN"
+    if share or not change.before:
+        return points(change) if share else f"{change.after - change.before:+.3g}"
+    return f"{(change.after - change.before) / abs(change.before):+.1%}"
+
+
 def _measured_latency(report: Report) -> Change[float] | None:
     """What was measured beside a prediction; where there is an ONNX file, that is its latency and shown as such."""
     return report.latency.measured if report.latency and not report.onnx else None
@@ -82,7 +98,6 @@ _Text = Callable[[float], str]
 _Row = tuple[_Read, _Text, Callable[[Change[float]], str], int]
 
 _ROWS: Final[Mapping[str, _Row]] = {
-    "accuracy": (lambda report: report.accuracy, percent, points, 1),
     "MACs": (lambda report: report.cost.each(lambda cost: cost.macs), count, relative, -1),
     "parameters": (lambda report: report.cost.each(lambda cost: cost.params), count, relative, -1),
     "activations at once": (lambda report: report.cost.each(lambda cost: cost.memory), count, relative, -1),
@@ -108,13 +123,19 @@ def foretold(report: Report) -> str:
 
 
 def evaluated(report: Report) -> str:
-    """What the accuracy is of, or why there is none, in a sentence; empty where it is that of the test split."""
+    """What the metric is of, or why there is none, in a sentence; empty where it is that of the test split."""
     found = report.evaluation
     if found is None:
         return ""
     if found.left_out:
         return f"accuracy: not measured: {found.left_out}"
-    return f"accuracy: of {found.samples:,} samples of the split {found.split}" if found.split != "test" else ""
+    name = report.metric.name if report.metric else "accuracy"
+    return f"{name}: of {found.samples:,} samples of the split {found.split}" if found.split != "test" else ""
+
+
+def unevaluated(report: Report) -> str:
+    """What a plan may say to have a metric where there is none; empty where there is one, or nothing helps."""
+    return f"hint: {report.evaluation.hint}" if report.evaluation and report.evaluation.hint else ""
 
 
 def unmeasured(report: Report) -> str:
@@ -125,13 +146,20 @@ def unmeasured(report: Report) -> str:
 def figures(report: Report) -> list[Figure]:
     """The summary of a report; what wasn't measured has no line."""
     found = ((name, row[0](report), row) for name, row in _ROWS.items())
-    return [_figure(name, change, *row[1:]) for name, change, row in found if change is not None]
+    rows = [_figure(name, change, *row[1:]) for name, change, row in found if change is not None]
+    return [_metric_figure(report.metric), *rows] if report.metric else rows
+
+
+def _metric_figure(metric: Measured) -> Figure:
+    text, words = partial(metric_text, share=metric.share), partial(_metric_change, share=metric.share)
+    return _figure(metric.name, metric.value, text, words, 1 if metric.higher_is_better else -1)
 
 
 def _figure(name: str, change: Change[float], text: _Text, words: Callable[[Change[float]], str], gain: int) -> Figure:
     before, after = change.before, change.after
     gained = gain * (after - before)
     share = after / before if before else 1.0
+    share = max(share, 0.0) if math.isfinite(share) else 0.0
     return Figure(name, text(before), text(after), words(change), share, gained > 0 if gained else None)
 
 

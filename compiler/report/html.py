@@ -60,6 +60,7 @@ def report_html(report: Report) -> str:
         figures=figures.figures(report),
         foretold=figures.foretold(report),
         evaluated=figures.evaluated(report),
+        unevaluated=figures.unevaluated(report),
         unmeasured=figures.unmeasured(report),
         groups=group_bars(report),
         columns=columns,

@@ -1,6 +1,6 @@
 """What a compile found, as one frozen value: the console and the page read its fields, and `to_dict` is report.json.
 
-A section that not every compile has, such as the accuracy, is None until it is measured; `dataclasses.replace` puts it
+A section that not every compile has, such as the metric, is None until it is measured; `dataclasses.replace` puts it
 in. A new section is a field of `Report`, with a line in `Report.to_dict`.
 
 What the fields hold is imported for its types alone: the command line shows its help without importing torch.
@@ -8,6 +8,7 @@ What the fields hold is imported for its types alone: the command line shows its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -115,14 +116,33 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """The metric of both models."""
+
+    name: str
+    """For people: `accuracy`, `RMSE of depth`."""
+    higher_is_better: bool
+    share: bool
+    """Whether it reads in per cent, and changes in points."""
+    value: Change[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a figure that is no number is None."""
+        sides = self.value.each(lambda side: side if math.isfinite(side) else None)
+        return {"name": self.name, "higher_is_better": self.higher_is_better, **sides.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the accuracy was measured on, or why there is none."""
+    """What the metric was measured on, or why there is none."""
 
     split: str
     samples: int
     """How many were looked at."""
     left_out: str = ""
-    """Why there is no accuracy; empty where there is one."""
+    """Why there is no metric; empty where there is one."""
+    hint: str = ""
+    """What a plan may say to have one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -232,8 +252,8 @@ class Report:
     latency: Latency | None = None
     """There where a pass had a budget of latency."""
     region: RegionFindings | None = None
-    accuracy: Change[float] | None = None
-    """The share of right answers, where the plan has data on which it can be measured."""
+    metric: Measured | None = None
+    """What the models are judged by, where the plan has data on which it can be measured."""
     evaluation: Evaluation | None = None
     """There where the plan has data."""
     weights: Change[int] | None = None
@@ -242,12 +262,18 @@ class Report:
     unmeasured: tuple[str, ...] = ()
     """What a quick compile left out; there as soon as the artifacts are written."""
 
+    @property
+    def accuracy(self) -> Change[float] | None:
+        """The share of right answers, where that is the metric."""
+        return self.metric.value if self.metric and self.metric.name == "accuracy" else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what wasn't measured has no key."""
         sections: Mapping[str, Section | None] = {
             "origin": self.origin,
             "latency": self.latency,
             "region": self.region,
+            "metric": self.metric,
             "accuracy": self.accuracy,
             "evaluation": self.evaluation,
             "weights": self.weights,

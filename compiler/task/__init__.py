@@ -2,4 +2,5 @@
 
 outputs.py    which outputs are judged, and with which labels
 losses.py     losses by name, and those of a user
+metrics.py    metrics by name, those of torchmetrics, and those of a user
 """

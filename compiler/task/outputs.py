@@ -114,3 +114,8 @@ def _told(given: Any) -> str:
     if names:
         return ", ".join(names)
     return f"{len(_values(given))} outputs, numbered from 0" if _values(given) else "one output"
+
+
+def named(outputs: Any) -> str:
+    """What each of several outputs is called, for messages."""
+    return _told(in_eval(outputs))

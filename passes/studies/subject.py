@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prunec.compiler.driver.compile import load_divided, load_program
 from prunec.compiler.driver.finite import check_finite
-from prunec.compiler.driver.load import load_data, load_loss
+from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.driver.lock import check_model
 from prunec.compiler.driver.pass_manager import run_passes
 from prunec.compiler.driver.steps import before_first, steps_of, unfolded
@@ -73,7 +73,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
-    context = Context(plan.seed, data, progress, program, plan.runtime, loss)
+    context = Context(plan.seed, data, progress, program, plan.runtime, loss, load_metric(plan, loss))
     if score is None:
         return Subject(program, context, Score())
     return Subject(run_passes(program, before, context).program, context, score)

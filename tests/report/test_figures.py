@@ -9,7 +9,7 @@ from example_reports import BARE, FULL
 
 from prunec.compiler.ir.program import Note
 from prunec.compiler.report import figures
-from prunec.compiler.report.report import Change, Evaluation, GroupWidths, Latency
+from prunec.compiler.report.report import Change, Evaluation, GroupWidths, Latency, Measured
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,12 @@ def test_figures_in_words(text, value, expected):
 )
 def test_what_the_accuracy_is_of(evaluation, expected):
     assert figures.evaluated(replace(BARE, evaluation=evaluation)) == expected
+
+
+def test_what_another_metric_is_of():
+    rmse = Measured("RMSE", False, False, Change(1.0, 2.0))
+    report = replace(BARE, metric=rmse, evaluation=Evaluation("val", 1200))
+    assert figures.evaluated(report) == "RMSE: of 1,200 samples of the split val"
 
 
 def lines(report) -> list[tuple[str, str, str, str]]:
@@ -89,13 +95,41 @@ def test_without_an_onnx_file_a_latency_was_measured_for_the_prediction():
     ids=["the same", "a loss", "a gain"],
 )
 def test_a_gain_is_known_from_a_loss(accuracy, better, change):
-    found = {figure.name: figure for figure in figures.figures(replace(BARE, accuracy=accuracy))}
+    found = {
+        figure.name: figure
+        for figure in figures.figures(replace(BARE, metric=Measured("accuracy", True, True, accuracy)))
+    }
     assert found["MACs"].better is True
     assert (found["accuracy"].better, found["accuracy"].change) == (better, change)
 
 
+METRICS = {
+    "an error that fell": (Measured("RMSE of depth", False, False, Change(2.5, 2.25)), "2.5", "2.25", "-10.0%", True),
+    "an error that rose": (Measured("RMSE", False, False, Change(2.0, 2.5)), "2", "2.5", "+25.0%", False),
+    "a share": (Measured("mean IoU", True, True, Change(0.5, 0.75)), "50.00%", "75.00%", "+25.00 points", True),
+    "of nothing": (Measured("MAE", False, False, Change(0.0, 0.125)), "0", "0.125", "+0.125", False),
+    "a negative one": (Measured("R2Score", True, False, Change(-2.0, -1.0)), "-2", "-1", "+50.0%", True),
+    "NaN": (Measured("MAE", False, False, Change(1.0, float("nan"))), "1", "NaN", "NaN", False),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_any_metric_has_the_first_line(name):
+    metric, before, after, change, better = METRICS[name]
+    (first, *_) = figures.figures(replace(BARE, metric=metric))
+    assert (first.name, first.before, first.after, first.change) == (metric.name, before, after, change)
+    assert first.better is better
+    assert first.share >= 0
+
+
+def test_what_a_plan_may_say_to_have_a_metric():
+    left_out = replace(BARE, evaluation=Evaluation("test", 8, "several outputs", "say metric"))
+    assert figures.unevaluated(left_out) == "hint: say metric"
+    assert figures.unevaluated(BARE) == ""
+
+
 def test_what_there_was_nothing_of_is_new():
-    (first, *_) = figures.figures(replace(BARE, accuracy=None, cost=BARE.cost.each(lambda cost: replace(cost, macs=0))))
+    (first, *_) = figures.figures(replace(BARE, metric=None, cost=BARE.cost.each(lambda cost: replace(cost, macs=0))))
     assert (first.change, first.share, first.better) == ("new", 1.0, None)
 
 

@@ -87,7 +87,7 @@ def test_what_wrote_the_onnx_file_is_told(full):
 
 
 def test_what_was_not_measured_has_none(report):
-    page = Page(report_html(replace(report, accuracy=None)))
+    page = Page(report_html(replace(report, metric=None)))
     assert len(page.named("div", "card")) == 3
     assert "ONNX file" not in page.texts
 
@@ -101,7 +101,7 @@ def test_what_nobody_may_overlook_stands_in_a_box_of_its_own(report):
 
 
 def test_why_there_is_no_accuracy(report):
-    page = Page(report_html(replace(report, accuracy=None, evaluation=Evaluation("test", 8, "no labels"))))
+    page = Page(report_html(replace(report, metric=None, evaluation=Evaluation("test", 8, "no labels"))))
     assert "accuracy: not measured: no labels" in page.texts
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 from example_reports import BARE, FULL
 
-from prunec.compiler.report.report import Change, GroupWidths, Latency
+from prunec.compiler.report.report import Change, GroupWidths, Latency, Measured
 
 ALWAYS = [
     "prunec",
@@ -22,7 +23,7 @@ ALWAYS = [
     "warnings",
     "alarms",
 ]
-SECTIONS = ["origin", "latency", "region", "accuracy", "evaluation", "weights", "onnx"]
+SECTIONS = ["origin", "latency", "region", "metric", "accuracy", "evaluation", "weights", "onnx"]
 WHOLE = {"macs": 1000, "params": 200, "memory": 64}
 SLIM = {"macs": 400, "params": 90, "memory": 48}
 
@@ -106,6 +107,7 @@ def test_a_full_report_has_its_sections_behind_the_rest():
             "difference": 3e-07,
             "splice": ["from model import splice; splice(model)"],
         },
+        "metric": {"name": "accuracy", "higher_is_better": True, "before": 0.99, "after": 0.98},
         "accuracy": {"before": 0.99, "after": 0.98},
         "evaluation": {"split": "val", "samples": 1200},
         "weights": {"before": 117_912, "after": 58_600},
@@ -126,12 +128,19 @@ def test_a_full_report_has_its_sections_behind_the_rest():
     assert same({name: found[name] for name in SECTIONS}, expected)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "accuracy"])
 def test_each_section_is_absent_by_itself(section):
+    keys = ["metric", "accuracy"] if section == "metric" else [section]
     without = replace(FULL, **{section: None}).to_dict()
-    assert list(without) == [*ALWAYS, *(name for name in SECTIONS if name != section)]
+    assert list(without) == [*ALWAYS, *(name for name in SECTIONS if name not in keys)]
     alone = replace(BARE, **{section: getattr(FULL, section)}).to_dict()
-    assert list(alone) == [*ALWAYS, section]
+    assert list(alone) == [*ALWAYS, *keys]
+
+
+def test_another_metric_is_no_accuracy():
+    found = replace(BARE, metric=Measured("RMSE", False, False, Change(1.5, math.inf))).to_dict()
+    assert found["metric"] == {"name": "RMSE", "higher_is_better": False, "before": 1.5, "after": None}
+    assert "accuracy" not in found
 
 
 def test_a_latency_that_was_only_predicted():
@@ -140,7 +149,7 @@ def test_a_latency_that_was_only_predicted():
 
 def test_every_field_is_a_key():
     noted = replace(FULL, notes=("the weights were in a checkpoint",), unmeasured=("the latency",)).to_dict()
-    assert {field.name for field in fields(FULL)} == set(noted)
+    assert {field.name for field in fields(FULL)} | {"accuracy"} == set(noted)
     assert noted["notes"] == ["the weights were in a checkpoint"]
 
 

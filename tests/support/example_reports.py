@@ -11,6 +11,7 @@ from prunec.compiler.report.report import (
     Evaluation,
     GroupWidths,
     Latency,
+    Measured,
     OnnxFindings,
     Origin,
     Record,
@@ -80,7 +81,7 @@ FULL = replace(
     origin=ORIGIN,
     latency=Latency(predicted=Change(0.002, 0.001), measured=Change(0.004, 0.0025)),
     region=RegionFindings(("backbone",), 3e-07, ("from model import splice; splice(model)",)),
-    accuracy=Change(0.99, 0.98),
+    metric=Measured("accuracy", True, True, Change(0.99, 0.98)),
     evaluation=Evaluation("val", 1200),
     weights=Change(117_912, 58_600),
     onnx=OnnxFindings(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prunec.compiler.cli import main as cli
 from prunec.compiler.data import Data
-from prunec.compiler.driver.accuracy import evaluate
 from prunec.compiler.driver.compile import compile, load_program
+from prunec.compiler.driver.evaluation import evaluate
 from prunec.compiler.errors import PlanError
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
@@ -70,7 +70,7 @@ def scored():
 
 
 def accuracy(module, batches) -> float | None:
-    return evaluate(module, Data.of(batches), torch.zeros(1)).accuracy
+    return evaluate(module, Data.of(batches), torch.zeros(1)).value
 
 
 def shrunk_accuracy(scored, ratio) -> float:

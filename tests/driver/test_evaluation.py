@@ -1,4 +1,4 @@
-"""Accuracy on whatever data give, or why there is none; and what is said when the slim model has forgotten all."""
+"""The metric on whatever data give, or why there is none; and what is said when the slim model has forgotten all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunec.compiler.data import Data
-from prunec.compiler.driver.accuracy import Compared, Evaluated, collapse, compare, evaluate, evaluate_first
+from prunec.compiler.driver.evaluation import Compared, Evaluated, collapse, compare, evaluate, evaluate_first
 from prunec.compiler.errors import DataError, Span
 
 LOGITS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
@@ -34,14 +34,14 @@ def found(module, given, **options) -> Evaluated:
 )
 def test_the_share_of_samples_at_their_label(wrap):
     measured = found(Named(), [(wrap(x), labels) for x, labels in BATCHES])
-    assert measured.accuracy == 0.6
+    assert measured.value == 0.6
     assert measured.guess == 0.6  # three of five samples are of class 0
     assert (measured.split, measured.samples, measured.left_out) == ("test", 5, "")
 
 
 @pytest.mark.parametrize("change", [lambda y: y[:, None], lambda y: y.int(), lambda y: y.tolist()])
 def test_labels_as_data_sets_have_them(change):
-    assert found(Named(), [(x, change(labels)) for x, labels in BATCHES]).accuracy == 0.6
+    assert found(Named(), [(x, change(labels)) for x, labels in BATCHES]).value == 0.6
 
 
 def test_progress_is_told_from_the_first_to_the_last():
@@ -70,7 +70,7 @@ def test_which_split_is_measured():
     assert found(Named(), Splits("train", "val", "test")).split == "test"
     assert found(Named(), Splits("train", "val")).split == "val"
     alone = found(Named(), Splits("train"))
-    assert (alone.accuracy, alone.left_out) == (None, "the data have neither test() nor val()")
+    assert (alone.value, alone.left_out) == (None, "the data have neither test() nor val()")
 
 
 LABELS = torch.tensor([0, 1, 0, 0])
@@ -102,7 +102,7 @@ class Giving(nn.Module):
 @pytest.mark.parametrize(("what", "labels", "reason"), LEFT_OUT.values(), ids=LEFT_OUT)
 def test_what_cannot_be_measured_is_left_out_with_the_reason(what, labels, reason):
     measured = found(Giving(what), [(LOGITS, labels)] * 2)
-    assert measured.accuracy is None
+    assert measured.value is None
     assert measured.left_out.startswith("it needs one output [samples, classes] and the class of every sample; ")
     assert measured.left_out.endswith(reason)
     assert measured.samples == 4  # one batch told as much
@@ -129,9 +129,9 @@ def test_data_that_do_not_fit(module, batches, message):
 def test_both_models_see_the_same_samples():
     data = Data.of(Splits("test"))
     both = compare(evaluate_first(Named(), data, LOGITS), nn.Softmin(1), data, LOGITS)
-    assert both.accuracy is not None
-    assert both.accuracy.before == 0.6
-    assert both.accuracy.after != 0.6
+    assert both.measured is not None
+    assert both.measured.value.before == 0.6
+    assert both.measured.value.after != 0.6
     assert both.fingerprint == both.before.fingerprint
     assert both.evaluation.to_dict() == {"split": "test", "samples": 5}
 
@@ -160,11 +160,11 @@ def test_data_that_are_used_up_are_refused_before_the_passes_run():
 
 # -- what nobody may overlook --------------------------------------------------------------------------------------
 
-KNOWS = Evaluated("test", 360, "abc", accuracy=0.9944, guess=0.1)
+KNOWS = Evaluated("test", 360, "abc", value=0.9944, guess=0.1)
 
 
 def with_accuracy(accuracy: float, **more) -> Evaluated:
-    return dataclasses.replace(KNOWS, accuracy=accuracy, **more)
+    return dataclasses.replace(KNOWS, value=accuracy, **more)
 
 
 @pytest.mark.parametrize(
@@ -202,5 +202,5 @@ def test_other_samples_at_each_reading_and_numbers_that_are_none():
     assert other.fingerprint is None
     assert other.alarms == ["the data's test split gives other samples at each reading, for each model its own"]
     broken = found(Giving(lambda x: x * math.nan), BATCHES)
-    assert (broken.accuracy, broken.nan) == (0.0, 5)
+    assert (broken.value, broken.nan) == (0.0, 5)
     assert "of 5 samples, the outputs of 5 are NaN before and 5 after" in Compared(broken, broken).alarms
