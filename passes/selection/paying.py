@@ -15,6 +15,10 @@ What that costs is held against the same selection without a multiple. A network
 such widths that it would lose much more than was asked for, and it gains no time. So the multiple is halved, and at
 last given up, until it costs at most `multiple / COST` of the score that goes anyway and uses nearly all of the budget.
 It also gives way where the budget would be out of reach.
+
+A wide network may pay twice as much. There it is the few narrow groups that have no such widths, and what they keep
+the wide ones lose: the score says that this is a loss, but training makes up for it (`benchmarks/README.md`), and a
+narrower multiple would leave the time that was to be saved.
 """
 
 from __future__ import annotations
@@ -35,6 +39,11 @@ LEAST: Final = 4
 COST: Final = 64
 """A multiple may cost its share of this of what goes without it: 16 a quarter, 8 an eighth, 4 a sixteenth. Of the whole
 score it would be much: where losses say that nearly all of a half-empty network's units are idle, 3% more wreck it."""
+WIDE: Final = 8
+"""Blocks of the runtime's that the group of a wide network's channel has, in the mean."""
+KEPT: Final = 0.5
+"""The least that a multiple keeps of the share of the scores that is kept without one: less means that it leaves hardly
+a choice."""
 USED: Final = 0.95
 """The least share that is used of what the selection without a multiple uses of its budgets."""
 
@@ -51,12 +60,13 @@ def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multip
     if plain.warnings:  # all goes that may, and the budget isn't met
         return plain
     preferred = TARGETS.named(runtime).multiple
+    share = 2 / COST if _mean_width(analysis) >= WIDE * preferred else 1 / COST
     for number in _halved(preferred):
         try:
             found = met(multiples(analysis, number, preferred))
         except PassError:  # out of reach with this multiple, not without
             continue
-        if _pays(found, plain, number):
+        if _pays(found, plain, number * share):
             return _told(found, number, runtime, "" if number == preferred else f", {preferred} would cost too much")
     return _told(plain, 1, runtime, f": multiples of {preferred} would cost a network of these widths too much")
 
@@ -80,9 +90,22 @@ def _halved(number: int) -> Iterator[int]:
         number //= 2
 
 
-def _pays(found: Way, plain: Way, number: int) -> bool:
-    """Whether the multiple costs little of the score, and leaves little of the budgets unused."""
-    return _used(found) >= USED * _used(plain) and _lost(found) <= (1 + number / COST) * _lost(plain)
+def _mean_width(analysis: Analysis) -> float:
+    """How many channels the group of a channel has, in the mean over all channels that may go."""
+    widths = [group.size * channels_of_a_unit(group) for group in analysis.groups.values() if group.free.any()]
+    return sum(width * width for width in widths) / max(sum(widths), 1)
+
+
+def _pays(found: Way, plain: Way, share: float) -> bool:
+    """Whether the multiple costs no more than this share of the score that goes without it, leaves a choice of what
+    goes, and leaves little of the budgets unused."""
+    cheap = _lost(found) <= (1 + share) * _lost(plain) and _kept(found) >= KEPT * _kept(plain)
+    return cheap and _used(found) >= USED * _used(plain)
+
+
+def _kept(way: Way) -> float:
+    """The share that is kept of the scores of all units that may go."""
+    return float(way.details["kept_score"] / (way.details["whole_score"] or 1.0))
 
 
 def _lost(way: Way) -> float:

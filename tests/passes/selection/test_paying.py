@@ -17,7 +17,8 @@ from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.select import Select
 from prunec.passes.selection.limits import units_of_a_row
-from prunec.passes.selection.paying import multiples
+from prunec.passes.selection.paying import met_by_paying_widths, multiples
+from prunec.passes.selection.per_group import Way
 
 HALF = {"budget": {"macs": 0.5}}
 
@@ -92,6 +93,34 @@ def test_it_gives_way_where_it_stands_between_the_plan_and_its_budget():
     details = result.findings.passes[1].details
     assert details["multiple_of"]["channels"] == 1
     assert details["multiple_of"]["why"] == "1: multiples of 16 would cost a network of these widths too much"
+
+
+@pytest.mark.parametrize(
+    ("width", "lost", "kept", "number"),
+    [
+        (127, 5.0, 45.0, 16),  # a quarter more goes
+        (127, 5.1, 45.0, 8),
+        (128, 6.0, 45.0, 16),  # a network of wide groups may lose half more
+        (128, 6.1, 45.0, 8),
+        (128, 6.0, 5.0, 8),  # of what may go hardly anything would stay
+    ],
+)
+def test_what_a_multiple_may_cost_goes_by_the_widths_of_the_network(width, lost, kept, number):
+    program = trace(nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2)).eval(), (torch.zeros(1, 4),))
+    analysis = analyse(program)
+
+    def met(wanted):
+        gone, stays = (lost, kept) if wanted == multiples(analysis, 16, 16) else (4.0, 60.0)
+        budget = {"macs": {"reached": 0.5, "limit": 0.5}}
+        return Way(None, None, details={"budget": budget, "kept_score": stays, "whole_score": stays + gone})
+
+    assert met_by_paying_widths(analysis, "onnxruntime", met).details["multiple_of"]["channels"] == number
+
+
+@pytest.mark.parametrize("share", [0.6, 0.5, 0.4])
+def test_narrow_streams_in_a_wide_network_keep_whole_blocks(share):
+    result = for_runtime("mobilenet_v3_small", "onnxruntime", budget={"macs": share})
+    assert result.details["multiple_of"]["channels"] == 16
 
 
 @pytest.mark.parametrize(
