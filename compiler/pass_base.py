@@ -200,7 +200,7 @@ class Pass(BaseModel, ABC):
 
         By default, nothing is known of the facts that it gives.
         """
-        return {f"expected_{fact}": None for fact in self.gives}
+        return {f"expected_{fact}": None for fact in self.given()}
 
     def resources(self) -> frozenset[str]:
         """The resources (`latency`, ...) that this pass looks at, given its options: the report tells how they fare."""
@@ -209,6 +209,10 @@ class Pass(BaseModel, ABC):
     def required(self) -> frozenset[str]:
         """The facts that this pass needs, given its options."""
         return self.needs
+
+    def given(self) -> frozenset[str]:
+        """The facts that this pass adds, given its options."""
+        return self.gives
 
     def in_round(self, allowance: Allowance) -> Pass:
         """The pass as a round runs it that may leave so much: itself, unless it is one that leaves the amount open."""

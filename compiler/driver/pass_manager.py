@@ -37,7 +37,7 @@ def check_needs(steps: Sequence[Step]) -> None:
                 at=step.at,
                 hint=_giver(missing[0], passed),
             )
-        known = (set() if step.pass_.rewrites else known - step.pass_.drops) | step.pass_.gives
+        known = (set() if step.pass_.rewrites else known - step.pass_.drops) | step.pass_.given()
         passed.append(step)
 
 
@@ -53,7 +53,7 @@ def _twice(steps: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
 
 def _giver(fact: str, before: Sequence[Step]) -> str:
     dropped = [s.pass_.name for s in before if s.pass_.rewrites or fact in s.pass_.drops]
-    if any(fact in s.pass_.gives for s in before):
+    if any(fact in s.pass_.given() for s in before):
         return f"'{dropped[-1]}' changes the program, so {fact} has to be found again after it"
     return f"put a pass that gives {fact} before it"
 

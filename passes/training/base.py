@@ -40,6 +40,7 @@ class TrainingPass(TrainingOptions):
     def check(self, program: Program) -> None:
         """Raise PassError for patterns that mean no parameter."""
         frozen(self.freeze, [name for name, _ in trainable(program)])
+        self.constraints.check(program)
 
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` without data, labels or packages, `DataError` where the data don't fit the loss."""

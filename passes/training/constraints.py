@@ -7,8 +7,9 @@
       max_norm: 3.0                                     of every filter
 
 Each is one value for all, or values by pattern; the first pattern that names a parameter counts. Patterns name
-parameters, or the modules that hold them. Of norms (batch norm, layer norm, ...) nothing is clamped or scaled unless a
-pattern names parameters of norms alone: their scales and shifts live at other magnitudes. Statistics are no parameters.
+parameters, or the layers and parts that they belong to. Of norms (batch norm, layer norm, ...) nothing is clamped or
+scaled unless a pattern names parameters of norms alone: their scales and shifts live at other magnitudes. Statistics
+are no parameters.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Program
 from prunec.compiler.plan.options import wrong
 from prunec.passes.training.candidates import Candidates
+from prunec.passes.training.freezing import with_parents
 from prunec.passes.training.unit_slices import UnitSlices
 from prunec.passes.training.updates import Clamp, Filters, HoldBelow, MaxNorm, Update
 
@@ -135,11 +137,12 @@ def _named(
         return dict.fromkeys(_meant(names, program, option), wanted)
     found: dict[str, Value] = {}
     for pattern, value in wanted.items():
-        matched = [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n.rpartition(".")[0], pattern)]
+        matched = [n for n in names if any(fnmatchcase(each, pattern) for each in with_parents(n))]
         keys = ("constraints", option, pattern)
         if not matched:
             message = f"{option}: no parameter is called '{pattern}'"
-            raise PassError(message, keys=keys, hint=nearest(pattern, [*names, *(n.rpartition(".")[0] for n in names)]))
+            every = dict.fromkeys(each for name in names for each in with_parents(name))
+            raise PassError(message, keys=keys, hint=nearest(pattern, list(every)))
         meant = _meant(matched, program, option, named=True)
         if not meant:
             raise PassError(f"{option}: '{pattern}' names vectors alone, which have no filters", keys=keys)

@@ -25,15 +25,16 @@ def frozen(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
     """
     found: set[str] = set()
     for number, pattern in enumerate(patterns):
-        mine = {name for name in names if any(fnmatchcase(each, pattern) for each in _and_parents(name))}
+        mine = {name for name in names if any(fnmatchcase(each, pattern) for each in with_parents(name))}
         if not mine:
-            every = [part for name in names for part in _and_parents(name)]
+            every = [part for name in names for part in with_parents(name)]
             message = f"the pattern '{pattern}' means no parameter that is trained"
             raise PassError(message, keys=("freeze", number), hint=nearest(pattern, list(dict.fromkeys(every))))
         found |= mine
     return found
 
 
-def _and_parents(name: str) -> list[str]:
+def with_parents(name: str) -> list[str]:
+    """A parameter's name and those of the layers and parts that it belongs to, from the inside out."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]

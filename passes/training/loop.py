@@ -36,6 +36,7 @@ from prunec.passes.training.distill import Teacher
 from prunec.passes.training.freezing import frozen, trainable
 from prunec.passes.training.optimizers import decayed, rate
 from prunec.passes.training.options import TrainingOptions
+from prunec.passes.training.updates import in_order
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -125,13 +126,14 @@ class _Run:
 
     def __init__(self, fabric: Fabric, job: Job) -> None:
         self.fabric, self.job, self.options = fabric, job, job.options
-        own = job.program.derive(state=with_own_tensors(job.program.state))
+        own = job.program.derive(state=with_own_tensors(job.program.state), facts=job.program.facts)
         self.module = own.module.train()
         self.names = {tensor: name for name, tensor in own.tensors.items()}
         self.trained = self._freeze(own)
         self.teacher = self._teacher()
         self.optimizer, self.rates = self._optimizer()
-        self.beside = [*self.options.updates_for(self.module, own, job.context)]
+        made = self.options.updates_for(self.module, own, job.context)
+        self.beside = in_order([*made, *self.options.constraints.updates(self.module, own)])
         for update in self.beside:
             update.attach(self.optimizer)
         self.model, self.steps = fabric.setup(self.module, self.optimizer)

@@ -12,6 +12,7 @@ from torch import nn
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass
 from prunec.compiler.plan.options import wrong
+from prunec.passes.training.constraints import Constraints
 from prunec.passes.training.distill import Distill
 from prunec.passes.training.optimizers import SCHEDULES, Optimizer, PlanOptimizer, PlanSchedule, Warmup
 from prunec.passes.training.updates import Update
@@ -72,6 +73,9 @@ class TrainingOptions(Pass, ABC):
         default="auto",
         description="the weights of the last epoch, or of that with the best metric; best if it may stop",
     )
+    constraints: Constraints = Field(
+        default=Constraints(), description="what is held against every step: {hold_below, candidates, clamp, max_norm}"
+    )
     restart: bool = Field(
         default=False, description="in `repeat`: begin the schedule and the optimizer anew in every round"
     )
@@ -95,6 +99,10 @@ class TrainingOptions(Pass, ABC):
     def keeps_best(self) -> bool:
         """Whether the weights of the best epoch are kept."""
         return self.stop_at is None and (self.keep == "best" or (self.keep == "auto" and self.early_stop is not None))
+
+    def given(self) -> frozenset[str]:
+        """The facts that this pass adds: those of its constraints among them."""
+        return self.gives | self.constraints.gives()
 
     # -- what a pass adds ------------------------------------------------------------------------------------------
 
