@@ -18,11 +18,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from prunec.compiler.data import Data
 from prunec.compiler.ir.program import Note, Program
@@ -116,6 +118,11 @@ class Context:
     """What the model was trained by: whose change counts, and what a training pass goes by."""
     metric: Metric = ACCURACY
     """What the model is judged by."""
+    whole: Callable[[Program], nn.Module] = attrgetter("module")
+    """The model that a program is the slim form of: where regions are compiled, the whole one with them in their
+    places."""
+    inputs: Any = None
+    """The example inputs of that model; None where they are the program's."""
     round: Round | None = None
     """There for passes that another pass runs in rounds."""
     train: TrainSpec | None = None

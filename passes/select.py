@@ -46,7 +46,6 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from prunec.compiler.cost.resources import RESOURCES
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.groups.patterns import matching
@@ -55,7 +54,16 @@ from prunec.compiler.pass_base import Allowance, Context, Pass, PassResult
 from prunec.compiler.plan.entries import INSIDE
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.plan.schema import AnyPath
-from prunec.passes.selection.amounts import Budget, Channels, Multiple, amount, each_value, fits, multiple
+from prunec.passes.selection.amounts import (
+    Budget,
+    Channels,
+    Multiple,
+    Resource,
+    amount,
+    each_value,
+    fits,
+    multiple,
+)
 from prunec.passes.selection.budgets import Lifted, check_reach, meet, problem_of
 from prunec.passes.selection.curves import Floor, kept_within
 from prunec.passes.selection.limits import Limits, by_group, least_heads, tied_groups, units_of_a_row
@@ -97,19 +105,12 @@ _SERVES: Final = {
 """Option -> the ways that it belongs to; with another way it is refused."""
 
 
-def _resource(value: object) -> object:
-    if not isinstance(value, str) or value not in RESOURCES:
-        raise wrong(f"must be one of {', '.join(RESOURCES)}", hint=nearest(str(value), RESOURCES))
-    return value
-
-
 def _method(value: object) -> object:
     if not isinstance(value, str) or value not in SELECTORS.names():
         raise wrong(f"must be one of {', '.join(SELECTORS.names())}", hint=nearest(str(value), SELECTORS.names()))
     return value
 
 
-Resource = Annotated[str, BeforeValidator(_resource)]
 Method = Annotated[str, BeforeValidator(_method)]
 
 
@@ -214,6 +215,9 @@ class Select(Pass):
             raise wrong("must not name 'cost_weight' or 'per_cost' for a method other than greedy")
         if self.scope != "global" and self.method in ("greedy", "knapsack"):
             raise wrong(f"must not name 'scope: {self.scope}' for the method {self.method}: only ranking has scopes")
+        return self._checked_steps()
+
+    def _checked_steps(self) -> Select:
         if self.at_most is not None and not SELECTORS.named(self.method).in_steps:
             raise wrong(f"must not name 'at_most' for the method {self.method}, which doesn't go step by step")
         return self
@@ -229,7 +233,7 @@ class Select(Pass):
             return self
         at_most = self.at_most if allowance.at_most is None else allowance.at_most
         given = {"budget": dict(allowance.left), "at_most": at_most, "may_fall_short": True}
-        return self.model_copy(update=given)
+        return self.model_copy(update=given)._checked_steps()
 
     def resources(self) -> frozenset[str]:
         """The resources that have a budget or a price (`cost_weight`)."""
@@ -324,7 +328,11 @@ class Select(Pass):
         selection = {group.name: np.flatnonzero(~keep[group.where]) for group in cut}
         widths = {g.name: [g.size, g.size - count] for g, count in zip(analysis.groups.values(), gone, strict=True)}
         details = {"widths": widths, **way.details}
-        warnings = (*way.warnings, *self._warnings(program, context))
+        warnings = self._warnings(program, context)
+        if way.falls_short is not None:
+            details["falls_short"] = way.falls_short.hint
+            if context.round is None:  # else the rounds tell what they were meant to reach
+                warnings = (f"select: {way.falls_short.message}; {way.falls_short.hint}", *warnings)
         return PassResult(program.with_facts(selection=selection), way.notes, details, warnings)
 
     def _adds(self, context: Context) -> bool:

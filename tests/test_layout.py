@@ -97,6 +97,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/ops/setitem.py": "rewrite/test_shrink.py",
     "compiler/ops/sign_analysis.py": "end_to_end/test_patterns_of_models.py",
     "compiler/pass_base.py": "plan/test_plan.py",
+    "passes/rounds/watch.py": "passes/test_repeat.py",
     "compiler/rewrite/gather.py": "labels/test_parameter_free.py",
     "compiler/targets/coreml.py": "targets/test_base.py",
     "compiler/targets/executorch.py": "targets/test_base.py",

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from prunec.compiler.pass_base import PASSES
+from prunec.compiler.plan.entries import PlanPass
 from prunec.compiler.plan.options import Fraction01, OneOf
 from prunec.compiler.report.console import say, table
 
@@ -99,7 +100,7 @@ def type_words(annotation: Any) -> str:
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-_WORDS = {Path: "path", int: "whole number", float: "number", str: "text", bool: "true or false"}
+_WORDS = {Path: "path", PlanPass: "pass", int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 def _limits(item: Any) -> Iterator[str]:

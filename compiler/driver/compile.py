@@ -209,6 +209,8 @@ def _compile(
     traced = seconds_since(start)
     _check_subject(plan, model, inputs, before, regions)
     context = Context(plan.seed, found, progress, before, plan.runtime, loss, metric, train=plan.train)
+    if regions is not None:
+        context = replace(context, whole=regions.spliced, inputs=inputs)
     check_options(before, steps)
     check_ready(before, steps, context)
     old = before.module if regions is None else regions.model

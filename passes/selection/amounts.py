@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from prunec.compiler.cost.resources import TAKES
+from prunec.compiler.cost.resources import RESOURCES, TAKES
 from prunec.compiler.errors import nearest
 from prunec.compiler.plan.options import wrong
 from prunec.compiler.targets.base import TARGETS
@@ -77,6 +77,15 @@ def fits(name: str, text: float | str) -> None:
         takes = " or ".join(_SPELLED[each] for each in TAKES[name])
         raise wrong(f"must name for {name} a share, or {takes}; it says {text}")
 
+
+def _resource(value: object) -> object:
+    if not isinstance(value, str) or value not in RESOURCES:
+        raise wrong(f"must be one of {', '.join(RESOURCES)}", hint=nearest(str(value), RESOURCES))
+    return value
+
+
+Resource = Annotated[str, BeforeValidator(_resource)]
+"""The name of a resource."""
 
 Budget = Annotated[
     float | str,

@@ -10,7 +10,7 @@ reachable without; and the pins that stand in the way are named, those that hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.errors import PassError, PrunecError
-from prunec.compiler.ir.program import BoolArray, IntArray
+from prunec.compiler.ir.program import BoolArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.passes.selection.amounts import amount
 from prunec.passes.selection.per_group import Way
@@ -55,8 +55,7 @@ def meet(
     levels = _levels(reached, method, wishes)
     if not reached.fits(levels):  # more may go in a later round
         return _way(problem, method, levels)
-    error = _out_of_reach(problem, number, lifted)
-    return replace(_way(problem, method, levels), warnings=(f"select: {error.message}; {error.hint}",))
+    return replace(_way(problem, method, levels), falls_short=_out_of_reach(problem, number, lifted))
 
 
 def _way(problem: Problem, method: Selector, levels: IntArray) -> Way:
@@ -103,15 +102,26 @@ def _missed(problem: Problem, gone: BoolArray | None = None) -> int | None:
 
 def problem_of(ranking: Ranking, wanted: Mapping[str, float | str], wishes: Wishes, context: Context) -> Problem:
     """The queues with the plan's budgets, and with the resources that `cost_weight` prices, which have no limit."""
-    program = ranking.analysis.program
-    amounts: dict[str, float | None] = dict.fromkeys(wishes.cost_weight)
+    return Problem(ranking, budgets(wanted, ranking.analysis.program, context, wishes.cost_weight))
+
+
+def budgets(
+    wanted: Mapping[str, float | str], program: Program, context: Context, unlimited: Iterable[str] = ()
+) -> tuple[Budget, ...]:
+    """The plan's budgets for a program, and `unlimited` resources, which have no limit."""
+    amounts: dict[str, float | None] = dict.fromkeys(unlimited)
     scales: dict[str, float] = {}
     for name, text in wanted.items():
         value, unit = amount(text)
         amounts[name] = value
         if unit != "share":
             scales[name] = (resource(name, program, context).units or {"": 1.0})[unit]
-    return Problem(ranking, budgets_of(amounts, program, context, scales))
+    return budgets_of(amounts, program, context, scales)
+
+
+def met(wanted: Mapping[str, float | str], program: Program, context: Context) -> bool:
+    """Whether the program uses no more than the plan's budgets."""
+    return all(b.resource.now <= b.bound + b.resource.fixed for b in budgets(wanted, program, context))
 
 
 def _reached(problem: Problem, levels: IntArray) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multip
     Raises `PassError` where the budget is out of reach without any.
     """
     plain = met(None)
-    if plain.warnings:  # all goes that may, and the budget isn't met
+    if plain.falls_short:  # all goes that may, and the budget isn't met
         return plain
     preferred = TARGETS.named(runtime).multiple
     share = 2 / COST if _mean_width(analysis) >= WIDE * preferred else 1 / COST

@@ -33,7 +33,8 @@ class Way:
     levels: IntArray
     notes: tuple[Note, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    falls_short: PassError | None = None
+    """Why a budget isn't met that may be missed."""
 
 
 def kept_share(size: int, ratio: float) -> int:

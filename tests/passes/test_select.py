@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import NETS
-from selecting import METHODS, bare, channels, kept_of, selected
+from selecting import METHODS, bare, channels, kept_of, scored, selected
 from torch import nn
 
 from prunec.compiler import compile
@@ -86,6 +86,13 @@ def test_random_budgets_and_constraints(name, seed, macs, params, multiple, leas
         ({"threshold": 0.5, "scope": "global"}, "must not name 'scope' without 'budget' or 'ratio'"),
         ({"ratio": {"*": 0.5}, "scope": "global"}, "must not name 'scope' with ratios by pattern"),
         ({"ratio": 0.5, "threshold": 1.0}, "got ratio and threshold"),
+        ({"ratio": 0.5, "at_most": 4}, "must not name 'at_most' without 'budget'"),
+        ({"ratio": 0.5, "may_fall_short": True}, "must not name 'may_fall_short' without 'budget'"),
+        ({"budget": {"macs": 0.5}, "at_most": 0}, "Input should be greater than or equal to 1"),
+        (
+            {"budget": {"macs": 0.5}, "at_most": 4, "method": "knapsack"},
+            "must not name 'at_most' for the method knapsack, which doesn't go step by step",
+        ),
         ({}, "must say exactly one of ratio, widths, threshold, budget, from, units; got none of them"),
     ],
 )
@@ -95,6 +102,71 @@ def test_what_a_plan_may_not_say(options, message):
 
 
 # -- scores that don't add up --------------------------------------------------------------------------------------
+
+# -- in rounds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ranking", "greedy"])
+@pytest.mark.parametrize("name", ["chain", "residual", "resnet18"])
+def test_at_most_takes_the_lowest_of_all_groups(name, method):
+    program = scored(name)
+    analysis = analyse(program)
+    found = kept_of(program, selected(name, budget={"macs": 0.2}, method=method, at_most=5))
+    score = np.full(analysis.size, np.inf)
+    for group in analysis.groups.values():
+        if group.name in program.facts["scores"]:
+            score[group.where] = np.where(group.free, program.facts["scores"][group.name], np.inf)
+    assert set(np.flatnonzero(~found)) == set(np.argsort(score)[:5])
+
+
+@pytest.mark.parametrize("method", ["ranking", "greedy"])
+@pytest.mark.parametrize("name", ["chain", "residual", "resnet18"])
+def test_at_most_stops_at_the_budget(name, method):
+    free = selected(name, budget={"macs": 0.6}, method=method)
+    held = selected(name, budget={"macs": 0.6}, method=method, at_most=10**6)
+    assert (kept_of(bare(name), free) == kept_of(bare(name), held)).all()
+    assert kept_of(bare(name), selected(name, budget={"macs": 1.0}, method=method, at_most=3)).all()
+
+
+@pytest.mark.parametrize("method", ["ranking", "greedy"])
+def test_at_most_takes_one_step_in_any_case(method):
+    found = kept_of(
+        bare("resnet18"), selected("resnet18", budget={"macs": 0.6}, method=method, at_most=1, multiple_of=8)
+    )
+    assert (~found).sum() == 8
+    assert not found.all()
+
+
+def test_at_most_leaves_widths_alone_that_a_runtime_prefers():
+    known = Context(traced=bare("resnet18"), runtime="onnxruntime")
+    result = Select(budget={"macs": 0.6}, at_most=3).run(scored("resnet18"), known)
+    assert (~kept_of(bare("resnet18"), result)).sum() == 3
+    assert "multiple_of" not in result.details
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["chain", "residual", "concat"])
+def test_a_budget_out_of_reach_may_be_missed(name, method):
+    options = {"method": method, "keep_at_least": 3}
+    with pytest.raises(PassError) as caught:
+        selected(name, budget={"params": 0.05}, **options)
+    result = selected(name, budget={"params": 0.05}, may_fall_short=True, **options)
+    assert result.warnings == (f"select: {caught.value.message}; {caught.value.hint}",)
+    program, keep = bare(name), kept_of(bare(name), result)
+    least = re.search(r"may go ([0-9,]+) are left", caught.value.message)
+    assert cost(remove_units(program, keep)).params == int(least[1].replace(",", ""))
+    within = selected(name, budget={"params": 0.8}, may_fall_short=True, method=method)
+    assert within.warnings == ()
+    assert (kept_of(program, within) == kept_of(program, selected(name, budget={"params": 0.8}, method=method))).all()
+
+
+def test_the_check_tells_that_a_budget_will_be_missed():
+    select = Select(budget={"params": 0.01}, may_fall_short=True)
+    select.check(bare("chain"))
+    (note,) = select.remarks(bare("chain"))
+    assert str(note).startswith("budget: the budget can't be met: params 1.0% is ")
+    assert not list(Select(budget={"params": 0.9}, may_fall_short=True).remarks(bare("chain")))
+
 
 KNAPSACK = {"budget": {"macs": 0.6}, "method": "knapsack"}
 DIAGONAL = {"criterion": {"obd_fisher": {"diagonal": True}}, "axes": "all", "aggregate": "mean"}

@@ -1,0 +1,1 @@
+"""What `repeat` is made of: how much each round may leave, and what the metric may not fall below."""
