@@ -285,6 +285,8 @@ class _Run:
         self._check(loss)
         if self.options.clip is not None:
             self.fabric.clip_gradients(self.model, self.steps, max_norm=self.options.clip, error_if_nonfinite=False)
+        elif self.beside:  # with float16 they are scaled until the step; clipping has taken that from them
+            self.fabric.strategy.precision.unscale_gradients(self.optimizer)
         for each in self.beside:
             each.before_step()
         self.steps.step()

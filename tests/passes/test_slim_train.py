@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,6 +21,7 @@ from prunec.compiler.task.losses import GivenLoss
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.slim_train import SlimTrain
+from prunec.passes.training.loop import Job, fit
 from prunec.passes.training.penalties import unit_norms
 from prunec.passes.training.unit_slices import UnitSlices
 
@@ -85,6 +88,17 @@ def test_on_a_loss_of_zero_scales_move_by_the_rate_times_the_strength():
         moved = 0.5 * 0.125 * old.sign() if name.startswith("bn") and name.endswith("weight") else 0
         assert torch.equal(found[name], old - moved), name
     assert found["bn0.weight"][0] == 0
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_that_float16_has_scaled_are_the_loss_s_own_again(clip):
+    model = network()
+    program = trace(model, (X,))
+    context = Context(data=Data.of(batches()), traced=program, loss=GivenLoss("zero", function=zero))
+    made = SlimTrain.model_validate({**PLAIN, "updates": 1, "strength": 0.125, "seed": 0, "clip": clip})
+    half = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    found = fit(Fabric(accelerator="cpu", devices=1, plugins=[half]), Job.of(made, program, context)).values
+    assert torch.equal(found["bn1.weight"], model.bn1.weight - 0.5 * 0.125 * model.bn1.weight.sign())
 
 
 def test_with_a_loss_it_is_the_loop_of_the_paper():
