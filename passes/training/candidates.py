@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import IntArray
 from prunec.passes.criteria.aggregates import Scores
 from prunec.passes.training.unit_slices import UnitSlices
@@ -38,6 +39,15 @@ class Candidates(Update):
         self._sum = torch.zeros(units.analysis.size)
         self._count = 0
         self._last: Tensor | None = None
+
+    def planned(self, steps: int) -> None:
+        """Raise `PassError` where no window would be full."""
+        if steps < self.steps:
+            raise PassError(
+                f"the gradients of {self.steps} updates are summed, and this training has {steps}",
+                keys=("constraints", "candidates", "steps"),
+                hint="more epochs, or fewer steps",
+            )
 
     def before_step(self) -> None:
         """Take up the gradients of this step."""
@@ -66,9 +76,12 @@ class Candidates(Update):
         return {"candidates": float(sum(units.size for units in self.candidates().values()))}
 
     def facts(self) -> Mapping[str, Any]:
-        """`scores`: the accumulated norms, of groups that may lose units; nothing before a window is full."""
-        if self._last is None:
-            return {}
+        """`scores`: the accumulated norms, of groups that may lose units.
+
+        Raises `PassError` where the training ended before a window was full.
+        """
+        self.planned(self._count if self._last is None else self.steps)
+        assert self._last is not None, "a window is full"
         groups = self.units.analysis.groups
         scores = Scores({name: sums for name, sums in self.units.by_group(self._last) if groups[name].free.any()})
         scores.doubt = "accumulated gradients are no loss"

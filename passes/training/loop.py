@@ -142,6 +142,8 @@ class _Run:
         self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))
         self.at_once = self.options.accumulate * fabric.world_size
         self.total = self._total()
+        for update in self.beside:
+            update.planned(self.total)
         self.update = self.epoch = self.group = 0
         self.rows: list[Row] = []
         self.best: dict[str, Any] = {}

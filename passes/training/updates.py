@@ -53,6 +53,10 @@ class Update:
         """Told once, before the first step, which optimizer steps: torch's own, not an engine's wrapper of it."""
         return
 
+    def planned(self, steps: int) -> None:
+        """Told once, before the first step, how many there will be. Raises `PassError` where it needs more."""
+        return
+
     def penalty(self) -> Tensor | None:
         """A scalar that is added to the loss before `backward()`; None where there is none."""
         return None

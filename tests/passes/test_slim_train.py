@@ -223,6 +223,23 @@ def test_the_threshold_keeps_what_is_strictly_above_it():
     assert chosen["stem"].tolist() == np.flatnonzero(means[0].detach() <= threshold).tolist()
 
 
+def test_channels_without_scale_and_shift_go_without_a_change():
+    model = network()
+    with torch.no_grad():
+        for norm in (model.bn0, model.bn1, model.bn2):
+            norm.weight[[0, 3]] = 0
+            norm.bias[[0, 3]] = 0
+    passes = [
+        {"score": {"criterion": "bn_scale", "normalize": "none"}},
+        {"select": {"ratio": "30%", "scope": "global"}},  # position 3 of 11: the four that are zero
+        "shrink",
+    ]
+    slim = compile(model, {"plan": 1, "passes": passes}, (X,)).module
+    x = batches(1)[0][0]
+    assert (slim.bn0.num_features, slim.bn1.num_features) == (4, 3)
+    assert torch.allclose(slim(x), model(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["bn_scale", "coupled_scales", "group_norm"])
 def test_a_stronger_penalty_leaves_less_behind(method):
     """Of the units that training made smallest: under a penalty they hold a smaller share of all that there is."""
@@ -262,6 +279,10 @@ def test_candidates_of_a_training_are_what_a_threshold_takes():
     ]
     result = compile(network(), {"plan": 1, "passes": passes}, (X,), batches())
     assert (result.module.bn0.num_features, result.module.bn1.num_features) == (4, 4)
+    passes[0] = {"finetune": {"updates": 2, "constraints": constraints}}
+    with pytest.raises(PassError, match="of 3 updates are summed, and this training has 2") as error:
+        compile(network(), {"plan": 1, "passes": passes}, (X,), batches())
+    assert error.value.keys == ("constraints", "candidates", "steps")
     with pytest.raises(PlanError, match="'select' needs scores"):
         compile(network(), {"plan": 1, "passes": [{"finetune": {"updates": 4}}, *passes[1:]]}, (X,), batches())
 
