@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +33,8 @@ from prunec.compiler.task.losses import DEFAULT, Loss
 from prunec.compiler.task.metrics import ACCURACY, Metric
 from prunec.compiler.train_spec import TrainSpec
 from prunec.compiler.verify.reference import Reference, Same
+
+Kept = TypeVar("Kept")
 
 
 class Progress(Protocol):
@@ -61,6 +63,44 @@ class Keeper(Protocol):
 
     def load(self) -> Path | None:
         """The checkpoint of this very training, if one was left."""
+
+
+class Journal(Protocol):
+    """What a compile takes down of its passes, so that a later one goes on where it was killed."""
+
+    def recall(self, what: str, make: Callable[[], Kept]) -> Kept:
+        """What `make` gives, a plain JSON value; or what it gave at this place in a compile that was killed.
+
+        For what decides how a compile goes on and isn't a pass of its own, such as a metric between rounds.
+        """
+
+    def replay(self, pass_: Pass, program: Program, context: Context) -> tuple[PassResult, Any] | None:
+        """The result and the record of a pass that was done before; None for one that has to run."""
+
+    def add(self, pass_: Pass, result: PassResult, record: Any) -> None:
+        """Take down a pass that is done, with its record."""
+
+    def keeper(self) -> Keeper:
+        """Where the training that comes next keeps its checkpoints."""
+
+
+class NoJournal:
+    """A `Journal` that takes nothing down."""
+
+    def recall(self, what: str, make: Callable[[], Kept]) -> Kept:
+        """What `make` gives."""
+        return make()
+
+    def replay(self, pass_: Pass, program: Program, context: Context) -> tuple[PassResult, Any] | None:
+        """Nothing was done before."""
+        return None
+
+    def add(self, pass_: Pass, result: PassResult, record: Any) -> None:
+        """Take nothing down."""
+
+    def keeper(self) -> Keeper:
+        """One that keeps nothing."""
+        return NoKeeper()
 
 
 class NoKeeper:
@@ -128,6 +168,10 @@ class Context:
     train: TrainSpec | None = None
     """What training runs on; None for the defaults."""
     keeper: Keeper = field(default_factory=NoKeeper)
+    """For a pass that trains."""
+    journal: Journal = field(default_factory=NoJournal)
+    structural: bool = False
+    """Whether values don't matter, since others are put in their place: then nothing is refused for what they are."""
 
     def rng(self, *key: str) -> np.random.Generator:
         """A generator that depends on the seed and the key alone, so that passes don't disturb each other."""

@@ -86,7 +86,8 @@ class Merge(Pass):
         clusters, notes = _mergeable(program)
         apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
         worst = _widest(gap for gap in apart.values() if gap)
-        self._refuse_wide(worst)
+        if not context.structural:
+            self._refuse_wide(worst)
         details = {
             "removed": {name: sum(len(cluster) - 1 for cluster in part) for name, part in clusters.items()},
             "largest_difference": 0.0 if worst is None else worst.size,

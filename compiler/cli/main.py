@@ -152,6 +152,7 @@ def compile_(
     """Compile a plan: write the slim model, its ONNX file, the lock and the report, or nothing at all."""
     from prunec.compiler.cli.target import plan_file  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import compile, ready_to_write  # noqa: PLC0415
+    from prunec.compiler.driver.journal import checkpoint_folder  # noqa: PLC0415
     from prunec.compiler.report.console import REASONS, show_report  # noqa: PLC0415
     from prunec.compiler.report.progress import Detail, watched  # noqa: PLC0415
 
@@ -159,8 +160,15 @@ def compile_(
     loaded = plan_file(plan, overrides)
     ready_to_write(output, loaded)
     folder = output.absolute()  # a factory may change the working directory
-    with watched(detail) as progress:
-        report = compile(None, loaded, progress=progress, quick=quick).write(folder)
+    checkpoints = checkpoint_folder(folder)
+    try:
+        with watched(detail) as progress:
+            made = compile(None, loaded, progress=progress, quick=quick, checkpoints=checkpoints)
+            report = made.write(folder)
+    except KeyboardInterrupt:
+        if checkpoints.exists():
+            typer.echo(f"interrupted: the same command goes on from {checkpoints}", err=True)
+        raise
     show_report(report, folder, None if verbose else REASONS, output)
 
 

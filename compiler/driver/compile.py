@@ -21,6 +21,7 @@ from prunec.compiler.cost.resources import resource
 from prunec.compiler.data import Data
 from prunec.compiler.driver.evaluation import Compared, compare, evaluate_first
 from prunec.compiler.driver.finite import check_finite
+from prunec.compiler.driver.journal import Journal
 from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import instead_of_accuracy, load_data, load_loss, load_metric, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
@@ -70,6 +71,8 @@ class Result:
     """The parts of the model that was handed over -> whether they were in train mode."""
     quick: bool = False
     """Whether `save` measures no latency and doesn't convert the original to ONNX."""
+    journal: Journal = field(default_factory=Journal, repr=False)
+    """What was kept on the way, which goes as soon as the artifacts are written."""
 
     @cached_property
     def module(self) -> nn.Module:
@@ -99,7 +102,9 @@ class Result:
             raise OutputError(f"save takes the path of a folder, not {type(directory).__name__}")
         target = Path(directory)
         _check_no_source(self.plan, target)
-        return write_atomically(target, partial(self._write, target=target))
+        report = write_atomically(target, partial(self._write, target=target))
+        self.journal.finish()
+        return report
 
     def _write(self, folder: Path, target: Path) -> Report:
         self.progress("write", 0, 1)
@@ -177,21 +182,30 @@ def compile(
     *,
     progress: Progress = silent,
     quick: bool = False,
+    checkpoints: str | Path | None = None,
 ) -> Result:
     """Compile a model by a plan.
 
     `model`, `example_inputs` and `data` take the place of the plan's; where they are None the plan names them. `data`
     are an object with `train()`, `val()` and `test()`, or some of them; or batches, such as a DataLoader. With `quick`,
     `Result.save` measures no latency and doesn't convert the original to ONNX, which takes longer than the passes.
+    A plan that trains leaves checkpoints in the folder `checkpoints`, where one is named: the same call goes on from
+    them after a kill, and `Result.save` removes the folder.
 
     Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
     """
     with running("the compile failed", PrunecError, mixed=True):
-        return replace(_compile(model, Plan.of(plan), example_inputs, data, progress), quick=quick)
+        folder = None if checkpoints is None else Path(os.path.realpath(checkpoints))
+        return replace(_compile(model, Plan.of(plan), example_inputs, data, progress, folder), quick=quick)
 
 
 def _compile(
-    model: nn.Module | None, plan: Plan, example_inputs: Inputs | None, data: Any, progress: Progress
+    model: nn.Module | None,
+    plan: Plan,
+    example_inputs: Inputs | None,
+    data: Any,
+    progress: Progress,
+    checkpoints: Path | None,
 ) -> Result:
     start = time.perf_counter()
     steps = steps_of(plan)
@@ -213,13 +227,19 @@ def _compile(
         context = replace(context, whole=regions.spliced, inputs=inputs)
     check_options(before, steps)
     check_ready(before, steps, context)
+    journal = Journal.of(plan, before, checkpoints)
+    notes += [f"went on from {journal.folder}: {journal.where}"] if journal.where else []
+    context = replace(context, journal=journal)
     old = before.module if regions is None else regions.model
     original = None
     if found is not None:
         with unwritten(before) if regions is None else untouched(old):
             original = evaluate_first(old, found, inputs, metric, instead_of_accuracy(plan, loss), progress)
         context = replace(context, metric=original.metric)
-    outcome = run_passes(before, steps, context)
+    try:
+        outcome = run_passes(before, steps, context)
+    finally:
+        journal.release()
     report = replace(make_report(plan, before, outcome, traced, warnings), notes=tuple(notes))
     if "latency" in outcome.resources:
         from prunec.compiler.cost.latency.model import predicted_latency  # noqa: PLC0415  (imports onnxruntime)
@@ -237,7 +257,7 @@ def _compile(
     elif plan.metric is not None:
         report = replace(report, warnings=(*report.warnings, _UNMEASURED.format(plan.metric.name)))
     lock = make_lock(plan, outcome.resolved, before, outcome.program, compared.fingerprint if compared else None)
-    return Result(plan, before, outcome.program, lock, report, progress, regions, modes)
+    return Result(plan, before, outcome.program, lock, report, progress, regions, modes, journal=journal)
 
 
 def _with_metric(report: Report, plan: Plan, compared: Compared) -> Report:

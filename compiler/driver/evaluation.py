@@ -75,9 +75,11 @@ def evaluate(
     return _evaluated(module, data, example, _Asked(metric, split, progress, batches))
 
 
-def try_out(module: nn.Module, data: Data, example: Any, metric: Metric = ACCURACY) -> Evaluated:
+def try_out(
+    module: nn.Module, data: Data, example: Any, metric: Metric = ACCURACY, *, split: str | None = None
+) -> Evaluated:
     """Take one batch in as `evaluate` does, without a figure: of so few samples, a metric may have none."""
-    return _evaluated(module, data, example, _Asked(metric, batches=1, figure=False))
+    return _evaluated(module, data, example, _Asked(metric, split, batches=1, figure=False))
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,10 @@ def _run(program: Program, step: Step, context: Context) -> tuple[PassResult, li
 
 def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResult, list[Record]]:
     pass_ = step.pass_
+    held = isinstance(pass_, Composite)
+    done = None if held else context.journal.replay(pass_, program, context)
+    if done is not None:
+        return _named(program, pass_, done[0]), [done[1]]
     before, start = cost(program), time.perf_counter()
     try:
         with unwritten(program):
@@ -172,8 +176,7 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     except (PassError, DataError) as error:
         _locate(error, step, context)
         raise
-    if pass_.rewrites and result.program is not program and not program.names:
-        result = replace(result, program=replace(result.program, names=names_by_axis(program)))
+    result = _named(program, pass_, result)
     seconds, start = seconds_since(start), time.perf_counter()
     verification = None
     if pass_.rewrites and result.program is not program:
@@ -188,12 +191,23 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     found = result.notes, result.details, verification, result.warnings, result.history
     number = context.round.index + 1 if context.round else None
     record = Record(pass_.name, seconds, elapsed, before, after, *found, number)
+    if not held:
+        context.journal.add(pass_, result, record)
     return result, [record, *(result.records if isinstance(result, CompositeResult) else ())]
+
+
+def _named(program: Program, pass_: Pass, result: PassResult) -> PassResult:
+    """The result with the names that groups had before the first rewrite."""
+    if not pass_.rewrites or result.program is program or program.names:
+        return result
+    return replace(result, program=replace(result.program, names=names_by_axis(program)))
 
 
 def _result(program: Program, step: Step, context: Context) -> PassResult:
     """What the pass gives; a composite one has its rounds run here, and can give nothing that wasn't verified."""
     pass_, given = step.pass_, [ref(program)]
+    if pass_.trains:
+        context = replace(context, keeper=context.journal.keeper())
     if not isinstance(pass_, Composite):
         return pass_.run(program, context)
 

@@ -54,6 +54,9 @@ class TrainingPass(TrainingOptions):
             message = "the best epoch is found on the split 'val', which the data don't have"
             hint = "without early_stop and keep: best, no val is needed"
             raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint=hint)
+        if (self.early_stop or self.keep == "best") and not Job.of(self, program, context).is_measured:
+            message = f"the best epoch can't be found: {context.metric.name} can't be measured on these data"
+            raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint="name another 'metric'")
 
     # -- the work --------------------------------------------------------------------------------------------------
 
@@ -65,7 +68,7 @@ class TrainingPass(TrainingOptions):
         trained = Engine.of(context.train).run(job)
         made = _with_values(program, trained)
         facts = {name: value for name, value in program.facts.items() if name not in self.drops}
-        carried = {**program.carried, CARRIED: Carried.of(self.optimizer.name, trained.memory, made)}
+        carried = {**program.carried, CARRIED: Carried.of(self.optimizer.name, trained.memory, made).plain()}
         made = made.derive(facts={**facts, **trained.facts}, carried=carried)
         details = {
             "updates": trained.updates,

@@ -39,6 +39,23 @@ class Carried:
     groups: Mapping[str, int] = field(default_factory=dict)
     """Parameter of a grouped convolution -> its groups, at that time."""
 
+    def plain(self) -> dict[str, Any]:
+        """Tensors and plain values, as a program carries them and a checkpoint holds them."""
+        origin: dict[str, dict[int, Tensor]] = {}
+        for axis, left in self.origin.items():
+            origin.setdefault(axis.tensor, {})[axis.dim] = torch.from_numpy(left)
+        state = {name: dict(memory) for name, memory in self.state.items()}
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        groups = dict(self.groups)
+        return {"optimizer": self.optimizer, "state": state, "origin": origin, "shapes": shapes, "groups": groups}
+
+    @classmethod
+    def of_plain(cls, said: Mapping[str, Any]) -> Carried:
+        """What `plain` gave."""
+        origin = {Axis(name, dim): x.numpy() for name, dims in said["origin"].items() for dim, x in dims.items()}
+        shapes = {name: tuple(shape) for name, shape in said["shapes"].items()}
+        return cls(said["optimizer"], said["state"], origin, shapes, said["groups"])
+
     @staticmethod
     def of(kind: str, state: Mapping[str, Memory], program: Program) -> Carried:
         """The state by names, which belongs to a program."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from prunec.compiler.data import Batch, Data
+from prunec.compiler.driver.evaluation import evaluate, try_out
 from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Program
@@ -100,6 +101,14 @@ class Job:
                 self.context.loss.mean(outputs, batch)
 
     @property
+    def is_measured(self) -> bool:
+        """Whether the metric can be had of val."""
+        if "val" not in self.data.splits:
+            return False
+        module = self.program.deployed.module
+        return not try_out(module, self.data, self.program.inputs, self.context.metric, split="val").left_out
+
+    @property
     def needs_labels(self) -> bool:
         """Whether the loss of the labels counts at all."""
         return self.options.distill is None or self.options.distill.weight < 1
@@ -137,6 +146,7 @@ class _Run:
         for update in self.beside:
             update.attach(self.optimizer)
         self.model, self.steps = fabric.setup(self.module, self.optimizer)
+        self._to_train_mode()
         if self.teacher:
             self.teacher.module.to(fabric.device)
         self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))
@@ -151,6 +161,7 @@ class _Run:
         self.stopped = ""
         self.sums: dict[str, float] = {}
         self.spent, self.told = 0.0, 0.0
+        self.evaluates = job.options.evaluate and job.is_measured
 
     # -- before the first step -------------------------------------------------------------------------------------
 
@@ -177,7 +188,8 @@ class _Run:
         return [(name, parameter) for name, parameter in every if name not in still]
 
     def _to_train_mode(self) -> None:
-        self.module.train()
+        """Train mode everywhere, but for norms that keep their statistics."""
+        getattr(self, "model", self.module).train()
         for norm in self.still_norms:
             norm.eval()
 
@@ -200,10 +212,10 @@ class _Run:
         """Give the optimizer what an earlier training left, as far as the parameters are still there."""
         carried = self.job.program.carried.get("optimizer")
         first = self.options.rounds is None or self.options.rounds[0] == 0
-        if not isinstance(carried, Carried) or first or carried.optimizer != self.options.optimizer.name:
+        if carried is None or first or carried["optimizer"] != self.options.optimizer.name:
             return
         by_name = dict(self.trained)
-        for name, memory in carried.fitted(self.job.program):
+        for name, memory in Carried.of_plain(carried).fitted(self.job.program):
             if name in by_name:
                 own = {key: x.clone() if isinstance(x, Tensor) else x for key, x in memory.items()}
                 optimizer.state[by_name[name]] = own
@@ -354,9 +366,42 @@ class _Run:
             "loss": self.sums.get("loss", 0.0) / count if count else math.nan,
         }
         self.sums = {}
+        if self.evaluates:
+            value = self._evaluated()
+            row[self.job.context.metric.name] = value
+            self._compare(value)
         row |= self._measures()
         self.rows.append(row)
         self._report(over)
+
+    def _evaluated(self) -> float:
+        """The metric on val."""
+        self.model.eval()
+        metric, inputs = self.job.context.metric, self.job.program.inputs
+        found = evaluate(self.model, self.job.data, inputs, metric, split="val")
+        self._to_train_mode()
+        return math.nan if found.value is None else found.value
+
+    def _compare(self, value: float) -> None:
+        """Remember the best weights, and stop where they haven't become better for long."""
+        metric, stop = self.job.context.metric, self.options.early_stop
+        if not self.options.keeps_best:
+            return
+        margin = stop.min_delta if stop else 0.0
+        shifted = value - margin if metric.higher_is_better else value + margin
+        if not self.best or metric.better(shifted, self.best["value"]):
+            self.best = {
+                "value": value,
+                "epoch": self.epoch,
+                "update": self.update,
+                "weights": {name: tensor.detach().cpu().clone() for tensor, name in self.names.items()},
+                "memory": state_by_name(self.optimizer, self.names),
+            }
+            self.worse = 0
+            return
+        self.worse += 1
+        if stop is not None and self.worse >= stop.patience:
+            self.stopped = f"no better {metric.name} for {self.worse} epochs"
 
     def _measures(self) -> Row:
         return {key: value for each in self.beside for key, value in each.measures().items()}

@@ -69,6 +69,7 @@ class TrainingOptions(Pass, ABC):
     early_stop: Annotated[EarlyStop | None, BeforeValidator(_patience)] = Field(
         default=None, description="end after so many epochs without a better metric on val: a number, or with min_delta"
     )
+    evaluate: bool = Field(default=True, description="whether the metric is measured on val after each epoch")
     keep: Literal["auto", "last", "best"] = Field(
         default="auto",
         description="the weights of the last epoch, or of that with the best metric; best if it may stop",
@@ -91,6 +92,8 @@ class TrainingOptions(Pass, ABC):
     def _one_length(self) -> TrainingOptions:
         if self.epochs is not None and self.updates is not None:
             raise wrong("must not say both 'epochs' and 'updates'")
+        if not self.evaluate and (self.early_stop is not None or self.keep == "best"):
+            raise wrong("must not leave out 'evaluate' where the best epoch is looked for")
         if self.keep == "last" and self.early_stop is not None:
             raise wrong("must not keep the last weights beside 'early_stop', which ends behind the best ones")
         return self
