@@ -368,7 +368,8 @@ class _Run:
         self.sums = {}
         if self.evaluates:
             value = self._evaluated()
-            row[self.job.context.metric.name] = value
+            name = self.job.context.metric.name
+            row["val_loss" if name == "loss" else name] = value
             self._compare(value)
         row |= self._measures()
         self.rows.append(row)

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from prunec.compiler import compile
 from prunec.compiler.driver.compile import Result
 from prunec.compiler.driver.journal import JOURNAL, checkpoint_folder
 from prunec.compiler.errors import OutputError, PrunecError
-from torch import nn
 
 X = torch.zeros(2, 3, 6, 6)
 

@@ -277,3 +277,71 @@ def _wider(conv: Any) -> nn.Module:
     made.weight = conv.weight
     made.bias = nn.Parameter(torch.zeros(9))
     return made
+
+
+# -- the metric of an epoch --------------------------------------------------------------------------------------------
+
+
+def learnable(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches whose labels say which of five patches is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(4, 16, 3, 6, 6, generator=generator)
+    labels = torch.randint(0, 5, (4, 16), generator=generator)
+    for batch in range(4):
+        images[batch, torch.arange(16), :, labels[batch]] += 2
+    return list(zip(images, labels, strict=True))
+
+
+SPLITS = {"train": learnable(1), "val": learnable(2)}
+
+
+def history(**options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    result = compile(small(), {"plan": 1, "passes": [{"finetune": options}]}, (X,), SPLITS)
+    (record,) = result.report["passes"]
+    return record["history"], record["details"]
+
+
+def test_each_epoch_is_a_line_with_its_metric():
+    rows, details = history(epochs=4, lr=0.05)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["update"] for row in rows] == [4, 8, 12, 16]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["accuracy"] > rows[0]["accuracy"]
+    assert details["updates"] == 16
+    assert "accuracy" not in history(epochs=1, evaluate=False)[0][0]
+
+
+def test_the_metric_is_that_of_the_weights_that_are_kept():
+    plan = {"plan": 1, "passes": [{"finetune": {"epochs": 3, "lr": 0.05}}]}
+    result = compile(small(), plan, (X,), SPLITS)
+    assert result.report["accuracy"]["after"] == result.report["passes"][0]["history"][-1]["accuracy"]
+
+
+def test_the_best_epoch_is_kept_and_the_lock_goes_there_at_once():
+    options = {"epochs": 12, "lr": 0.3, "early_stop": {"patience": 3}, "schedule": "constant"}
+    plan = {"plan": 1, "passes": [{"finetune": options}]}
+    result = compile(small(), plan, (X,), SPLITS)
+    (record,) = result.report["passes"]
+    best = max(record["history"], key=lambda row: row["accuracy"])
+    assert result.report["accuracy"]["after"] == best["accuracy"]
+    assert record["details"]["best"] == {"value": best["accuracy"], "epoch": best["epoch"], "update": best["update"]}
+    assert record["details"]["updates"] == best["update"]
+    again = compile(small(), result.lock, (X,), SPLITS)
+    assert len(again.report["passes"][0]["history"]) == best["epoch"]
+    for name, tensor in result.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], tensor), name
+
+
+def test_it_stops_where_nothing_becomes_better():
+    _, details = history(epochs=30, lr=1e-12, early_stop=2)
+    assert details["stopped"] == "no better accuracy for 2 epochs"
+    assert details["epochs"] == 3
+    assert details["best"]["epoch"] == 1
+
+
+def test_a_metric_of_which_less_is_better_is_followed_down():
+    options = {"epochs": 5, "lr": 0.05, "keep": "best"}
+    plan = {"plan": 1, "metric": "loss", "passes": [{"finetune": options}]}
+    result = compile(small(), plan, (X,), SPLITS)
+    (record,) = result.report["passes"]
+    assert record["details"]["best"]["value"] == min(row["val_loss"] for row in record["history"])
