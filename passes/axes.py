@@ -4,6 +4,8 @@
     - axes: head_width                               attention loses the same positions of every head
     - axes: {grouped: equal}                         grouped layers: equally many channels, chosen freely in each group
     - axes: {grouped: {"layer1.*": whole, "*": same}}
+    - axes: {incoming: true}                         a channel of a shared value may go for one of its readers alone
+    - axes: {incoming: ["*.bn1", norm]}              so for these readers
 
 attention    heads        a head goes with its part of the query, key and value projections and of what reads them. What
                           all heads share stays: a table of rotary positions, a norm, a layer that runs over each head
@@ -14,9 +16,19 @@ grouped      same         the same positions of every group go
              equal        every group loses as many, each its own: units leave in packs, the least important of each
              free         what passes a channel shuffle loses what it likes; grouped layers are divided as by `equal`
              whole        a group of inputs goes with its group of outputs, and there are fewer groups
+incoming     own          a reader of a value that others read, too, selects what it reads: a channel may go for it
+                          alone. An `index_select` (or a slice) is put before the norm and activation that lead to its
+                          weights. Of the value itself, a channel goes where no reader keeps it
+             shared       a channel goes for all of its readers, or for none
+
+The units of such a reader are a group of their own, called after its norm or, without one, after its layer:
+`layer1.0.bn1.incoming`. So `score: bn_scale` gives them the scale of the norm behind the selection: in a network whose
+norms stand before the convolutions, that is what network slimming trains. `true` stands for `own` everywhere, and a
+list for `own` at what it names.
 
 The first pattern that fits counts. Patterns name grouped convolutions and group norms, and views that split channels
-into rows by the layers that write them; for attention, the projections. A layer that none names is divided as without
+into rows by the layers that write them; for attention, the projections; for incoming channels, any layer from the
+selection on, up to the weights. A layer that none names is divided as without
 this pass: whole heads, the same positions of groups, and of a view what leaves more units.
 
 With `equal` and `free` a channel shuffle, whether it is written with views or called by its name, becomes a gather
@@ -58,10 +70,12 @@ from prunec.compiler.plan.options import wrong
 
 Attention = Literal["heads", "head_width"]
 Grouped = Literal["same", "equal", "free", "whole"]
+Incoming = Literal["own", "shared"]
 
 
 class Axes(Pass):
-    """Say how heads, head widths and channel groups are divided into units."""
+    """Say how heads, head widths and groups of channels are divided into units, and which readers select what they
+    read."""
 
     name: ClassVar[str] = "axes"
     shorthand: ClassVar[str | None] = "attention"
@@ -73,6 +87,12 @@ class Axes(Pass):
         default=None,
         description="what grouped layers and split channels lose: everywhere, or by pattern",
         examples=[{"layer1.*": "whole"}],
+    )
+
+    incoming: bool | list[str] | dict[str, Incoming] | None = Field(
+        default=None,
+        description="readers that select what they read of a shared value: true for all, or patterns",
+        examples=[True, ["*.bn1"]],
     )
 
     @field_validator("attention", mode="before")
@@ -115,10 +135,12 @@ class Axes(Pass):
         analysis = analyse(divided)
         blocks = analysis.flow.divided.values()
         asked = [kind for kind in CHOICES if getattr(self, kind)]
-        idle = [kind for kind in asked if all(block.kind != kind for block in blocks)]
         found: dict[str, list[str]] = {}
+        idle = [kind for kind in asked if all(block.kind != kind for block in blocks)]
+        if self.incoming is True and not analysis.flow.incoming:
+            idle.append("incoming")
         for block in blocks:
-            if block.kind in asked and (reason := _unmet(analysis, block)):
+            if block.kind in asked and block.kind != "incoming" and (reason := _unmet(analysis, block)):
                 found.setdefault(reason, []).append(block.node)
         return (
             *(Note(kind, "the model has nothing to divide that way") for kind in idle),
@@ -128,28 +150,43 @@ class Axes(Pass):
     def foreseen(self, program: Program) -> Program:
         """The program with this granularity; what no option names keeps the one that it has."""
         known = {kind: program.granularity.of(kind) for kind in CHOICES}
-        said = {kind: _patterns(given) for kind in CHOICES if (given := getattr(self, kind)) is not None}
+        said = {kind: _patterns(given) for kind in CHOICES if (given := self._given(kind)) is not None}
         return program.derive(granularity=Granularity(**{**known, **said}))
+
+    def _given(self, kind: str) -> str | Mapping[str, str] | None:
+        """What the plan says of a kind: one choice, or choices by pattern."""
+        if kind != "incoming":
+            given: str | dict[str, str] | None = getattr(self, kind)
+            return given
+        if isinstance(self.incoming, bool):
+            return "own" if self.incoming else "shared"
+        return dict.fromkeys(self.incoming, "own") if isinstance(self.incoming, list) else self.incoming
 
     def check(self, program: Program) -> None:
         """Raise PassError for a pattern that names no block, or none that can be divided so."""
         self._check(self.foreseen(program))
 
+    def _keys(self, kind: str, pattern: str) -> tuple[str | int, ...]:
+        """Where a pattern stands in the plan."""
+        given = getattr(self, kind)
+        return kind, given.index(pattern) if isinstance(given, list) else pattern
+
     def _check(self, divided: Program) -> None:
         analysis = analyse(divided)
         for kind in CHOICES:
-            given = getattr(self, kind)
+            said = self._given(kind)
+            given = said if isinstance(said, Mapping) else {}
             mine = [block for block in analysis.flow.divided.values() if block.kind == kind]
-            for pattern, choice in given.items() if isinstance(given, Mapping) else ():
+            for pattern, choice in given.items():
                 if pattern == "*":
                     continue  # a wish in general: see `_notes`
                 named = [block for block in mine if block.answers(pattern)]
                 if not named:
-                    raise _unknown(kind, pattern, mine)
+                    raise _unknown(kind, pattern, mine, self._keys(kind, pattern))
                 decided = [block for block in named if _first(given, block) == pattern]
                 reasons = [_unmet(analysis, block) for block in decided]
                 if decided and all(reasons):
-                    raise _impossible(kind, pattern, choice, reasons[0], decided)
+                    raise _impossible(kind, pattern, choice, reasons[0], decided, self._keys(kind, pattern))
 
 
 def _first(given: Mapping[str, str], block: Block) -> str:
@@ -186,8 +223,14 @@ _WHY = {
     ("attention", "heads"): "the widths of a head go together before",
     ("grouped", "same"): "what it gives must keep its order",
     ("grouped", "equal"): "a layer takes groups of one width",
+    ("incoming", "shared"): "nobody else reads what it reads",
 }
 _WHAT = {"heads": "head", "head_width": "width of the heads", "whole": "group"}
+_KINDS = {
+    "attention": "attention",
+    "grouped": "grouped layer or split of channels",
+    "incoming": "reader that could select what it reads",
+}
 
 
 def _few(nodes: Sequence[str]) -> str:
@@ -195,20 +238,19 @@ def _few(nodes: Sequence[str]) -> str:
     return f"{', '.join(nodes[:3])}{more}"
 
 
-def _impossible(kind: str, pattern: str, choice: str, reason: str, blocks: Sequence[Block]) -> PassError:
+def _impossible(
+    kind: str, pattern: str, choice: str, reason: str, blocks: Sequence[Block], keys: tuple[str | int, ...]
+) -> PassError:
     place = _few([block.node for block in blocks])
     other = {block.choice for block in blocks} - {choice}
     hint = f"{' or '.join(sorted(other))} is possible there" if other else "leave the pattern out"
-    return PassError(f"{kind}: '{pattern}' can't be {choice} at {place}: {reason}", keys=(kind, pattern), hint=hint)
+    return PassError(f"{kind}: '{pattern}' can't be {choice} at {place}: {reason}", keys=keys, hint=hint)
 
 
-def _unknown(kind: str, pattern: str, blocks: list[Block]) -> PassError:
+def _unknown(kind: str, pattern: str, blocks: list[Block], keys: tuple[str | int, ...]) -> PassError:
     names = sorted(set(_names(blocks)))
-    what = "attention" if kind == "attention" else "grouped layer or split of channels"
     few = f"there are {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else None
-    return PassError(
-        f"{kind}: no {what} is called '{pattern}'", keys=(kind, pattern), hint=nearest(pattern, names) or few
-    )
+    return PassError(f"{kind}: no {_KINDS[kind]} is called '{pattern}'", keys=keys, hint=nearest(pattern, names) or few)
 
 
 def _names(blocks: list[Block]) -> Iterator[str]:

@@ -37,7 +37,8 @@ class Shrink(Pass):
         """Give the program without the units in the fact `selection`."""
         analysis = analyse(program)
         keep = kept_units(analysis, program.facts["selection"])
-        removed = {g.name: int((~keep[g.where]).sum()) for g in analysis.groups.values()}
+        left = analysis.settled(keep)
+        removed = {g.name: int((~left[g.where]).sum()) for g in analysis.groups.values()}
         details = {"removed_units": {name: n for name, n in removed.items() if n}}
         constant = constant_units(analysis, keep)
         if constant:

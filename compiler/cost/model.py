@@ -86,7 +86,7 @@ class CostModel:
 
     def widths(self, keep: BoolArray) -> FloatArray:
         """Every width, when the units in `keep` stay."""
-        return np.asarray(self.fixed + self.counts @ keep.astype(np.float64))
+        return np.asarray(self.fixed + self.counts @ self.analysis.settled(keep).astype(np.float64))
 
     def macs(self, keep: BoolArray) -> int:
         """Multiply-accumulates of one sample."""

@@ -19,6 +19,7 @@ import numpy as np
 from prunec.compiler import ops  # noqa: F401  (with it come the rules of all operations)
 from prunec.compiler.groups.balance import NO_UNIT, Balance, Balanced, balances
 from prunec.compiler.groups.blocks import components, first_along, square_blocks
+from prunec.compiler.groups.incoming import Streams, candidates, streams
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program
 from prunec.compiler.labels.flow import FIXED, Flow, Pin
@@ -48,6 +49,8 @@ class Group:
     writers: tuple[Member, ...]
     """The members that produce channels."""
     table: Memberships = field(repr=False, compare=False)
+    incoming: bool = False
+    """Whether a reader selects these channels of what others write: `writers` is its first axis then."""
 
     @cached_property
     def free(self) -> BoolArray:
@@ -57,7 +60,8 @@ class Group:
     @cached_property
     def members(self) -> tuple[Member, ...]:
         """Every axis that has a part in the group, the writers first."""
-        return (*self.writers, *self.table.followers[self.start])
+        followers = self.table.followers[self.start]
+        return tuple(followers) if self.incoming else (*self.writers, *followers)
 
     @property
     def readers(self) -> tuple[Member, ...]:
@@ -122,6 +126,8 @@ class Analysis:
     """Blocks of units of which every row must lose equally many."""
     balances: tuple[Balance, ...] = ()
     """Which units leave together, in packs, so that the rows of `balanced` do."""
+    streams: Streams = field(default_factory=Streams)
+    """The units that go by themselves where no reader keeps them."""
 
     @cached_property
     def size(self) -> int:
@@ -154,6 +160,10 @@ class Analysis:
         dim = next((d for d in wide if bool((units == first_along(units, d)).all())), None)
         return np.ascontiguousarray(labels if dim is None else first_along(labels, dim)).reshape(-1)
 
+    def settled(self, keep: BoolArray) -> BoolArray:
+        """[units]: which stay when those in `keep` do: some go by themselves (`Streams`)."""
+        return self.streams.settled(keep)
+
     def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
         """Which labels stay, in the array's shape, when the units in `keep` [units] do."""
         units = self.units(labels)
@@ -169,7 +179,17 @@ def analyse(program: Program) -> Analysis:
 def _analysed(program: Program) -> Analysis:
     flow = Flow(program)
     run_rules(flow)
-    return solve(flow)
+    if not program.granularity.incoming:
+        return solve(flow)
+    shared = solve(flow)
+    pinned = {g.start + unit: reason for g in shared.groups.values() for unit, reason in enumerate(g.pinned) if reason}
+    known = candidates(flow, shared.unit_of, pinned)
+    asked = [e for e in known if program.granularity.choice("incoming", (*e.names, e.name)) == "own"]
+    selecting = Flow(program, {entry.node: entry for entry in asked if not entry.useless})
+    run_rules(selecting)
+    for entry in known:
+        selecting.note_incoming(entry)
+    return solve(selecting)
 
 
 def hand_on(analysis: Analysis, program: Program) -> Program:
@@ -204,11 +224,16 @@ def solve(flow: Flow) -> Analysis:
     balanced = tuple(Balanced(_units(unit_of, labels), node) for labels, node in flow.balanced)
     tied = balances(balanced)
     _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
-    groups = _groups(flow, unit_of, starts, pinned)
     counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != NO_UNIT}
     counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
+    own = {int(u): f"is selected at {e.node.name}" for e, _, mine in flow.selections() for u in _units(unit_of, mine)}
+    counted = {unit: reason for unit, reason in own.items() if unit != NO_UNIT} | counted
+    whole = [np.arange(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    bound = counted | {int(u): part.reason for part in least for u in part.units}
+    passing = streams(flow, unit_of, pinned, bound, (*whole, *pieces))
+    groups = _groups(flow, unit_of, starts, pinned)
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
-    return Analysis(flow.program, flow, unit_of, groups, covers, least, counted, balanced, tied)
+    return Analysis(flow.program, flow, unit_of, groups, covers, least, counted, balanced, tied, passing)
 
 
 def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:
@@ -264,6 +289,7 @@ def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
     equally many is in one group. What no parameter writes (a buffer's labels, a padding's) is NO_UNIT.
     """
     writers = [b.labels for b in flow.bindings.values() if b.role == "writer"]
+    writers += [labels for _, _, labels in flow.selections()]
     roots = [component[labels[labels != FIXED]] for labels in writers]
     roots = [r for r in roots if r.size]
     unit_of = np.full(component.size, NO_UNIT, dtype=np.int64)
@@ -308,11 +334,28 @@ def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int
     for unit, reason in pinned.items():
         reasons[unit] = reason
     table = Memberships(flow, unit_of, starts)
-    names = _names(list(writers.values()))
+    selected = _selected(flow, unit_of, starts, writers)
+    names = _names([mine or selected[start][1] for start, mine in writers.items()])
     groups: dict[str, Group] = {}
     for name, (start, mine), end in zip(names, writers.items(), ends, strict=True):
-        groups[name] = Group(name, start, end - start, tuple(reasons[start:end]), tuple(mine), table)
+        called, axes = selected.get(start, (name, mine))
+        called = called if called not in groups else str(axes[0].axis)
+        groups[called] = Group(called, start, end - start, tuple(reasons[start:end]), tuple(axes), table, not mine)
     return groups
+
+
+def _selected(
+    flow: Flow, unit_of: IntArray, starts: IntArray, writers: Mapping[int, list[Member]]
+) -> dict[int, tuple[str, list[Member]]]:
+    """The first unit of each group that no axis writes -> its name, and the first axis of the reader that selects."""
+    found: dict[int, tuple[str, list[Member]]] = {}
+    for entry in flow.incoming.values():
+        binding = flow.bindings[entry.axis]
+        for start, positions, units in _parts(_units(unit_of, binding.labels), starts):
+            if not writers[start] and start not in found:
+                member = Member(binding.axis, binding.role, binding.cause, positions, units)
+                found[start] = entry.name, [member]
+    return found
 
 
 def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
@@ -358,6 +401,7 @@ def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) ->
     """
     found: dict[bytes, IntArray] = {}
     written = [binding.labels for binding in flow.bindings.values() if binding.role == "writer"]
+    written += [labels for _, _, labels in flow.selections()]
     for labels in (*flow.covers, *written):
         units = _units(unit_of, labels).ravel()
         if units.min() == NO_UNIT:

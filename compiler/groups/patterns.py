@@ -1,6 +1,7 @@
 """Naming groups in a plan: glob patterns over a group's own name and the modules and parameters that write it.
 
 protect: ["classifier.*"]        every group that a module below `classifier` writes
+only: ["*.incoming"]             what readers select of shared values
 only: ["layer1.*", "stem"]       the residual stream of `layer1` too, since `layer1.0.conv2` writes it
 protect: ["kind:depthwise"]      every group whose channels run through a depthwise convolution
 
@@ -10,6 +11,7 @@ protect: ["kind:depthwise"]      every group whose channels run through a depthw
     conv, linear, norm, embedding, recurrent, attention     layers of that kind, whatever their dimensions
     depthwise, grouped, pointwise, transposed               forms of convolutions
     heads                                                   groups whose units are heads of attention
+    incoming                                                what one reader selects of a shared value (`axes: incoming`)
 
 All of these hold for the whole plan: what a group was called before the first rewrite, it is called after it
 (`Program.names`), though it may have come down to one channel, or its layers to none.
@@ -34,7 +36,9 @@ def group_names(group: Group) -> frozenset[str]:
     """What a pattern may call a group: its name, its writers' modules and parameters, and what it was called before the
     first rewrite."""
     writers = [member.axis for member in group.writers]
-    own = {group.name, *(a.tensor for a in writers), *(a.owner for a in writers if a.owner)}
+    own = {group.name}
+    if not group.incoming or group.writers[0].role == "carrier":  # a reader's name is that of what it writes
+        own |= {*(a.tensor for a in writers), *(a.owner for a in writers if a.owner)}
     return frozenset(own.union(*(_former(group).get(axis, ()) for axis in writers)))
 
 
@@ -63,7 +67,7 @@ def group_kinds(group: Group) -> frozenset[str]:
     """The kinds of a group's layers, each as `kind:NAME`; the module's docstring lists them."""
     flow = group.table.flow
     owners = {member.axis.owner for member in group.members if member.role != "reader"}
-    found = set(_kinds_of_heads(flow, owners))
+    found = {*_kinds_of_heads(flow, owners), *(("incoming",) if group.incoming else ())}
     for owner in owners:
         module = flow.program.state.get(owner)
         found.update(_kinds_of(module) if isinstance(module, nn.Module) else ("Parameter",))

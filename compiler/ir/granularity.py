@@ -6,11 +6,14 @@ A value whose channels lie in a grid [rows, positions] can lose whole rows, or p
     attention   heads and head widths of a product            heads, head_width
     grouped     groups and channels of a grouped layer, or    whole, same, equal, free
                 of a view that splits channels
+    incoming    what one reader reads of a shared value       own, shared
 
     whole, heads         rows are units
     same, head_width     the same positions of every row are one unit
     equal                every row loses the same number of positions, chosen freely in each
     free                 every row loses what it likes: a shuffle alone can be divided so, by becoming a gather
+    own                  the reader selects what it reads: a channel may go for it alone (`groups/incoming.py`)
+    shared               a channel goes for all of its readers, or for none
 
 The granularity is part of a program: it survives rewrites, so that units mean the same in every round of pruning. A
 choice is made by glob patterns over names: a grouped layer's own, or those of the layers that write the block, or of
@@ -27,6 +30,7 @@ from typing import Final
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "attention": ("heads", "head_width"),
     "grouped": ("same", "equal", "free", "whole"),
+    "incoming": ("own", "shared"),
 }
 """What may be chosen, by kind."""
 
@@ -40,10 +44,12 @@ class Granularity:
 
     attention: Patterns = ()
     grouped: Patterns = ()
+    incoming: Patterns = ()
 
     def of(self, kind: str) -> Patterns:
         """The pairs of one kind."""
-        return self.attention if kind == "attention" else self.grouped
+        found: Patterns = getattr(self, kind)
+        return found
 
     def choice(self, kind: str, names: Iterable[str]) -> str:
         """What the plan says of a block that goes by these names; '' where it says nothing."""
@@ -51,7 +57,7 @@ class Granularity:
         return next((said for pattern, said in self.of(kind) if _fits(pattern, known)), "")
 
     def __bool__(self) -> bool:
-        return bool(self.attention or self.grouped)
+        return bool(self.attention or self.grouped or self.incoming)
 
 
 def misread(kind: str, said: object) -> str:

@@ -59,6 +59,17 @@ class Axis(NamedTuple):
         return self.tensor.rpartition(".")[0]
 
 
+class Edge(NamedTuple):
+    """One dimension of a value as one node reads it, by the names of both: the reader may leave out positions of it."""
+
+    reader: str
+    source: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.source}[{self.dim}] at {self.reader}"
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Why something was left alone: the node, group or parameter, and the reason."""

@@ -18,7 +18,8 @@ not be removed, blocks that must stay rectangular or balanced, and the axis that
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -131,13 +132,37 @@ class Pick:
     labels: IntArray
 
 
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A node that selects the channels that it reads: along `dim` of `source` it has labels of its own, so that it may
+    lose a position that the source keeps for others."""
+
+    node: fx.Node
+    source: fx.Node
+    dim: int
+    axis: Axis
+    """The first axis behind the node that has one position for each channel, or more: a norm's scale, or a weight."""
+    name: str
+    """What its units are called after."""
+    names: tuple[str, ...]
+    """What a plan may call it by: the modules that the channels run through behind the node."""
+    useless: str = ""
+    """Why nothing is gained if it selects by itself; empty where something is."""
+
+
 @dataclass
 class Flow:
     """What flowing the labels through a program has found; filled by the rules, solved by `groups.analysis.solve`."""
 
     program: Program
+    incoming: Mapping[fx.Node, Incoming] = field(default_factory=dict)
+    """The nodes that select what they read."""
     values: dict[fx.Node, Labelled] = field(default_factory=dict)
     """Node -> what it carries."""
+    selected: dict[fx.Node, Fields] = field(default_factory=dict)
+    """For each node of `incoming`, its source's fields as it reads them."""
+    mixed: dict[fx.Node, list[IntArray]] = field(default_factory=dict)
+    """Node -> labels that its rule has pinned, counted or put in a block: these don't stand for themselves there."""
     pairs: list[Pair] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
@@ -318,6 +343,71 @@ class Flow:
         """The fields of an argument: () unless it is a node with a tensor that carries labels."""
         found = self.values.get(value) if isinstance(value, fx.Node) else None
         return found if isinstance(found, tuple) else ()
+
+    def remarked(self) -> tuple[int, ...]:
+        """How much rules have said so far of labels that don't stand for themselves."""
+        return len(self.pins), len(self.counted), len(self.balanced), len(self.blocks), len(self.meetings)
+
+    def remarks(self, since: tuple[int, ...]) -> list[IntArray]:
+        """The labels that rules have said so of since then."""
+        pins, counted, balanced, blocks, meetings = since
+        arrays = [pin.labels for pin in (*self.pins[pins:], *self.counted[counted:])]
+        arrays += [labels for labels, _ in (*self.balanced[balanced:], *self.blocks[blocks:])]
+        return arrays + [side for meeting in self.meetings[meetings:] for side in (meeting.grid, meeting.line)]
+
+    def fields_at(self, value: object, node: fx.Node) -> Fields:
+        """The fields of an argument as `node` reads it: its own ones where it selects by itself."""
+        entry = self.incoming.get(node)
+        return self.selected[node] if entry is not None and value is entry.source else self.fields(value)
+
+    def read_as(self, value: fx.Node, node: fx.Node) -> Labelled:
+        """What an argument of `node` carries, as `node` reads it."""
+        entry = self.incoming.get(node)
+        return self.selected[node] if entry is not None and value is entry.source else self.values.get(value)
+
+    def selections(self) -> Iterator[tuple[Incoming, IntArray, IntArray]]:
+        """Each node that selects, the labels along its source's channels, and its own, both flat."""
+        for entry in self.incoming.values():
+            mine = [labels for labels in self.selected[entry.node] if labels.shape[entry.dim] > 1]
+            shared = [labels for labels in self.fields(entry.source) if labels.shape[entry.dim] > 1]
+            if mine:
+                yield entry, self.flat(shared[0]), self.flat(mine[0])
+
+    def note_incoming(self, entry: Incoming) -> None:
+        """Note in `divided` whether a node selects what it reads."""
+        own = entry.node in self.incoming
+        size = shape_of_argument(entry.source)[entry.dim]
+        known = (*entry.names, entry.name)
+        shape = f"the {size} channels of {entry.source.name}"
+        self.divided[entry.name] = Block("incoming", entry.name, shape, known, "own" if own else "shared")
+        labels = [labels for labels in self.selected.get(entry.node, ()) if labels.shape[entry.dim] > 1]
+        self.grids[entry.name] = tuple(labels)
+
+    @contextmanager
+    def read_by(self, node: fx.Node) -> Iterator[None]:
+        """A context in which the source of a node that selects by itself carries the node's own labels."""
+        entry = self.incoming.get(node)
+        if entry is None:
+            yield
+            return
+        shared = self.values[entry.source]
+        mine = next(labels for labels in shared if labels.shape[entry.dim] > 1).reshape(-1)
+        self.selected[node] = (
+            *(labels for labels in shared if labels.shape[entry.dim] == 1),
+            *self.result(self._renewed(mine, entry.axis), shared[0].ndim, entry.dim),
+        )
+        self.values[entry.source] = self.selected[node]
+        yield
+        self.values[entry.source] = shared
+
+    def _renewed(self, labels: IntArray, owner: Axis) -> IntArray:
+        """New labels in place of old ones: equal ones stay equal, FIXED ones become different ones."""
+        apart = np.where(labels == FIXED, -2 - np.arange(labels.size), labels)
+        _, first, place = np.unique(apart, return_index=True, return_inverse=True)
+        rank = np.empty(first.size, dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(first.size)
+        new = self.fresh(first.size, owner)
+        return new if first.size == labels.size else new[rank[place.reshape(-1)]]
 
     def along(self, value: object, dim: int, node: fx.Node) -> tuple[IntArray, Fields]:
         """The labels along one dimension, flat (FIXED where it has none), and the fields that don't vary along it.

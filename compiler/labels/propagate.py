@@ -42,9 +42,15 @@ def describe(flow: Flow, node: fx.Node) -> str:
 
 def run_rules(flow: Flow) -> None:
     """Let the labels flow through the program, from inputs to output; what the rules find is in `flow` then."""
+    told = flow.remarked()
     for node in flow.program.graph.nodes:
         if node not in flow.values:  # a shuffle that is divided freely sets those of all its nodes
-            flow.values[node] = label(flow, node)
+            with flow.read_by(node):
+                found = label(flow, node)
+            flow.values[node] = found
+        before, told = told, flow.remarked()
+        if told != before:
+            flow.mixed[node] = flow.remarks(before)
     _join_names(flow)
 
 

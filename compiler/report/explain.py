@@ -140,7 +140,8 @@ def _ratio(positions: int, units: int) -> float:
 def _channels(analysis: Analysis) -> tuple[int, int]:
     """How many channels the layers write, and how many of them may be removed."""
     written = sum(binding.labels.size for binding in analysis.flow.bindings.values() if binding.role == "writer")
-    free = sum(int(group.free[member.units].sum()) for group in analysis.groups.values() for member in group.writers)
+    groups = (group for group in analysis.groups.values() if not group.incoming)
+    free = sum(int(group.free[member.units].sum()) for group in groups for member in group.writers)
     return written, free
 
 
@@ -154,6 +155,7 @@ _DIVIDED = {
     "equal": "each loses as many, whichever these are",
     "free": "each loses what it likes",
     "whole": "a whole one goes",
+    "own": "any may go for this reader alone",
     None: "what leaves more units goes",
 }
 
@@ -175,7 +177,8 @@ def _all(groups: list[dict[str, Any]], blocks: list[dict[str, Any]], totals: dic
     ]
     columns = ("group", "units", "free", "pinned because", "written by", "read by")
     table = made_table("", columns, rows, right=("units", "free"))
-    return Stack(table, *map(_divided, blocks), Text(f"\n{_summary(totals)}"))
+    told = [block for block in blocks if block["choice"] != "shared"]
+    return Stack(table, *map(_divided, told), Text(f"\n{_summary(totals)}"))
 
 
 def _divided(block: dict[str, Any]) -> Text:
@@ -236,7 +239,7 @@ def _together(program: Program, group: Group) -> str:
     writers = roles["writer"]
     passed = [name for name in (*roles["carrier"], *roles["buffer"]) if name not in writers]
     read = [name for name in roles["reader"] if name not in passed]
-    parts = [f"written by {_and(writers)}"]
+    parts = [f"selected by {_owner(group.writers[0].axis)}" if group.incoming else f"written by {_and(writers)}"]
     parts += [f"carried on by {_and(passed)}"] if passed else []
     parts += [f"read by {_and(read)}"] if read else []
     tied = _ties(program, group) if len(writers) > 1 else ""

@@ -2,20 +2,24 @@
 
     %shuffle = index_select(%cat, 1, %shuffle_order)     a shuffle whose rows lost different positions (`Flow.gathers`)
     %y + index_select(%waves, 1, %order)                 what is left of a value that no parameter writes (`Flow.picks`)
+    %bn = bn(index_select(%add, 1, %bn_incoming))        what a reader has kept of a stream (`Flow.incoming`); a slice
+                                                         where that lies together
 
 The positions are buffers of the slim program (`View.indices`). A later round of pruning shortens them.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import fx
 
+from prunec.compiler.ir.ops import shape_of_argument
 from prunec.compiler.ir.program import IntArray
-from prunec.compiler.labels.flow import Gather, Pick
+from prunec.compiler.labels.flow import Flow, Gather, Incoming, Pick
 from prunec.compiler.rewrite.slim_view import View, own_tensors
 
 
@@ -66,6 +70,74 @@ def _picked(source: fx.Node, pick: Pick, places: IntArray, new: fx.Node, view: V
     picked.meta = {**new.meta, "val": source.meta["val"].new_empty(shape)}
     view.picked[key] = picked
     return picked
+
+
+def read_selected(old: fx.Node, new: fx.Node, view: View, mapping: Mapping[fx.Node, fx.Node]) -> None:
+    """Let a node that selects by itself read what it has kept of its source: `Flow.incoming`."""
+    flow = view.analysis.flow
+    entry = flow.incoming.get(old)
+    if entry is None:
+        return
+    mine = view.kept(entry.source, entry.dim)
+    source, places = entry.source, np.flatnonzero(mine)
+    view.reader = None
+    if not np.array_equal(mine, view.kept(source, entry.dim)):
+        while (former := _selects(flow, source, entry.dim)) is not None:
+            source, places = former.source, former.order[places]
+        selected = _selected(mapping[source], entry, (np.cumsum(view.kept(source, entry.dim)) - 1)[places], new, view)
+        new.replace_input_with(mapping[entry.source], selected)
+    view.reader = old
+
+
+def _selects(flow: Flow, node: fx.Node, dim: int) -> Gather | None:
+    """What a node picks along a dimension, if that is all it does: a selection of a former round."""
+    found = flow.gathers.get(node)
+    if found is not None and found.dim == dim and not found.inner:
+        return found
+    index = node.args[1] if node.target is operator.getitem else None
+    entries = index if isinstance(index, tuple) else ()
+    if len(entries) != dim + 1 or any(entry != slice(None) for entry in entries[:dim]):
+        return None
+    source, last = node.args[0], entries[dim]
+    if not isinstance(last, slice) or not all(part is None or isinstance(part, int) for part in _parts(last)):
+        return None
+    assert isinstance(source, fx.Node)
+    return Gather(source, dim, np.arange(shape_of_argument(source)[dim])[last])
+
+
+def _parts(entry: slice) -> tuple[object, object, object]:
+    return entry.start, entry.stop, entry.step
+
+
+def _selected(source: fx.Node, entry: Incoming, places: IntArray, new: fx.Node, view: View) -> fx.Node:
+    """A node before `new` that gives these places of `source`: the source itself where it has no others."""
+    value, dim = source.meta["val"], entry.dim
+    size = value.shape[dim]
+    if places.size == size and bool((places == np.arange(size)).all()):
+        return source
+    shape = [places.size if d == dim else s for d, s in enumerate(value.shape)]
+    together = bool((np.diff(places) == 1).all())
+    with new.graph.inserting_before(new):
+        if together:
+            index = (*[slice(None)] * dim, slice(int(places[0]), int(places[-1]) + 1))
+            found = new.graph.call_function(operator.getitem, (source, index))
+        else:
+            order = view.positions(places, new, "incoming")
+            found = new.graph.call_function(torch.index_select, (source, dim, order))
+    found.meta = {**{key: kept for key, kept in new.meta.items() if key != "mutates"}, "val": value.new_empty(shape)}
+    return found
+
+
+def drop_former_selections(mapping: Mapping[fx.Node, fx.Node], view: View) -> None:
+    """Erase the selections of former rounds that the new ones have taken the place of."""
+    flow = view.analysis.flow
+    for entry in flow.incoming.values():
+        old = entry.source
+        while (former := _selects(flow, old, entry.dim)) is not None and not mapping[old].users:
+            new = mapping[old]
+            if not new._erased:
+                new.graph.erase_node(new)
+            old = former.source
 
 
 def _former(source: fx.Node, pick: Pick, view: View) -> tuple[fx.Node, IntArray | None, set[str]]:

@@ -22,9 +22,16 @@ from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.graph import is_impure
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.ops import argument, shape_of_argument
-from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program, State
+from prunec.compiler.ir.program import Axis, BoolArray, Edge, IntArray, Program, State
 from prunec.compiler.labels.registry import decides_sizes, rewrite_for, value_sizes
-from prunec.compiler.rewrite.gather import drop_idle_picks, gather_at, pick_all, torn_apart
+from prunec.compiler.rewrite.gather import (
+    drop_former_selections,
+    drop_idle_picks,
+    gather_at,
+    pick_all,
+    read_selected,
+    torn_apart,
+)
 from prunec.compiler.rewrite.layers import Gathering, slim_module
 from prunec.compiler.rewrite.slim_view import View
 
@@ -33,9 +40,11 @@ from prunec.compiler.rewrite.slim_view import View
 def remove_units(program: Program, keep: BoolArray) -> Program:
     """The program without the units that `keep` ([units], see `Analysis.free`) leaves out. Shares what doesn't change.
 
-    The caller makes sure that only free units go, and that no group and no cover is emptied.
+    The caller makes sure that only free units go, and that no group and no cover is emptied. Channels that no reader
+    keeps go by themselves (`Analysis.settled`).
     """
     analysis = analyse(program)
+    keep = analysis.settled(keep)
     kept = _kept_positions(analysis, keep)
     if not kept:
         return program
@@ -48,13 +57,20 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
     return program.derive(graph=graph, state=state, origin=origin)
 
 
-def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
-    """Axis -> the positions that it loses when the units in `keep` stay, in the axis's present numbering."""
+def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis | Edge, IntArray]:
+    """Axis -> the positions that it loses when the units in `keep` stay, in the axis's present numbering; and so for
+    what nodes that select by themselves read."""
+    keep = analysis.settled(keep)
     everything = {axis: b.labels.size for axis, b in analysis.flow.bindings.items()}
-    return {
+    lost: dict[Axis | Edge, IntArray] = {
         axis: np.setdiff1d(np.arange(everything[axis]), positions, assume_unique=True)
         for axis, positions in _kept_positions(analysis, keep).items()
     }
+    for entry, _, mine in analysis.flow.selections():
+        gone = np.flatnonzero(~analysis.kept(mine, keep))
+        if gone.size:
+            lost[Edge(entry.node.name, entry.source.name, entry.dim)] = gone
+    return lost
 
 
 def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
@@ -127,13 +143,18 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
     for old, new in mapping.items():
         if old in inside:
             continue
+        view.reader = old
         known = old.meta.get("val")
         follows = any(node in changed for node in old.all_input_nodes)
         if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
             slim = view.meta(view.analysis.flow.values.get(old), known)
-            if (follows or slim is not known) and old.op not in ("placeholder", "get_attr"):
+            if (follows or slim is not known or old in view.analysis.flow.incoming) and old.op not in (
+                "placeholder",
+                "get_attr",
+            ):
                 _settle(old, new, view)
                 pick_all(old, new, view, mapping)
+                read_selected(old, new, view, mapping)
         elif follows and view.numbers.differs(old):
             view.values[old] = slim = view.numbers.slim(old)
         else:
@@ -141,7 +162,11 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
         if slim is not known or old in view.values:
             changed.add(old)
             new.meta["val"] = slim
+    view.reader = None
+    drop_former_selections(mapping, view)
     for old, found in torn.items():
+        if mapping[old]._erased:
+            continue
         gather_at(mapping[old], mapping[found.source], found, view)
     for old in reversed(mapping):
         if old in inside:

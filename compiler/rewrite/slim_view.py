@@ -33,6 +33,8 @@ class View:
     keep: BoolArray
     values: dict[fx.Node, Any] = field(default_factory=dict)
     """Slim values of nodes that give numbers, where these differ from the old ones."""
+    reader: fx.Node | None = None
+    """The node of the old graph that asks: what it selects by itself is all that it knows of."""
     mapping: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """Node of the old graph -> its node in the slim one."""
     indices: dict[str, State] = field(default_factory=dict)
@@ -58,11 +60,15 @@ class View:
         """Which positions of a value's dimension stay, [size before]: a position stays if any element of it does."""
         shape = shape_of_argument(value)
         kept = np.ones(shape[dim], dtype=bool)
-        for labels in self.analysis.flow.fields(value):
+        for labels in self._fields(value):
             mask = self.mask(labels)
             if mask is not None and labels.shape[dim] > 1:
                 kept &= mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
         return kept
+
+    def _fields(self, value: object) -> tuple[IntArray, ...]:
+        flow = self.analysis.flow
+        return flow.fields(value) if self.reader is None else flow.fields_at(value, self.reader)
 
     def is_rectangular(self, labels: IntArray) -> bool:
         """Whether what stays of a field is all that stays of its rows and columns, so that a narrower view holds it."""
@@ -76,7 +82,7 @@ class View:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The slim shape of a node's tensor."""
-        return self._shape(self.analysis.flow.fields(node), shape_of_argument(node))
+        return self._shape(self._fields(node), shape_of_argument(node))
 
     def _shape(self, fields: tuple[IntArray, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
         slim = list(shape)

@@ -104,7 +104,7 @@ class Interpreter:
         return self.cast(self.replaced[name] if name in self.replaced else self.program.tensors[name]).detach()
 
     def _step(self, node: fx.Node, feeds: Iterator[Tensor], env: Mapping[fx.Node, Any]) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.seen(node, n, env[n]))
         try:
             match node.op:
                 case "placeholder":
@@ -130,6 +130,10 @@ class Interpreter:
 
         pair = (tuple(args), dict(kwargs))
         return pytree.tree_map(own, pair) if self.dtype == torch.float64 else pair
+
+    def seen(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        """The value of a source as the node reads it."""
+        return value
 
     def feed(self, value: Any) -> Any:
         """The value of an input."""

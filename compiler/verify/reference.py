@@ -11,6 +11,10 @@ of `verify.ops`:
     conv1.weight [4, 3, 3, 3]    marks [4, 1, 1, 1]    K K R K
     x = conv1(image)             marks [1, 4, 1, 1]    K K R K
     conv2(x)                     x is read as zero at R; conv2.weight's columns are R at the same places
+
+A node that selects what it reads has marks of its own on that: the value itself keeps its marks for other readers.
+
+    removed     {x[1] at bn: [5], bn.weight[0]: [5]}     bn reads x with R at 5; another reader of x has it there
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from torch.utils import _pytree as pytree
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.modules import module_tensors
-from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.ir.program import Axis, Edge, IntArray, Program
 from prunec.compiler.verify import ops  # noqa: F401  (with it come the rows of all operations)
 from prunec.compiler.verify.interpreter import Interpreter, Step, describe
 from prunec.compiler.verify.masks import KEPT, REMOVED, Call, Lined, Lines, Marked, Value, constant, plain
@@ -44,11 +48,22 @@ class MaskedInterpreter(Interpreter):
     """An interpreter whose values carry marks (see `verify.masks`); `marks` are those of parameters, by name."""
 
     def __init__(
-        self, program: Program, dtype: torch.dtype, marks: Mapping[str, Lines], memo: dict[bytes, Tensor]
+        self,
+        program: Program,
+        dtype: torch.dtype,
+        marks: Mapping[str, Lines],
+        memo: dict[bytes, Tensor],
+        edges: Mapping[Edge, IntArray] | None = None,
     ) -> None:
         super().__init__(program, dtype)
         self.marks = marks
         self.memo = memo
+        self.edges = {(edge.reader, edge.source): (edge.dim, lost) for edge, lost in (edges or {}).items()}
+
+    def seen(self, node: fx.Node, source: fx.Node, value: Any) -> Any:
+        """What the node reads, with the positions removed that it hasn't selected."""
+        found = self.edges.get((node.name, source.name))
+        return value if found is None else without(value, *found)
 
     def feed(self, value: Any) -> Any:
         """The input. Integers and booleans are FREE: indices and conditions, whose channels may go."""
@@ -81,6 +96,15 @@ class MaskedInterpreter(Interpreter):
 
     def _own(self, name: str, tensor: Tensor) -> Value:
         return Lined(tensor, self.marks[name]) if name in self.marks else tensor
+
+
+def without(value: Value, dim: int, positions: IntArray) -> Value:
+    """A value with some positions of one dimension removed."""
+    data = plain(value)
+    line = torch.full((data.shape[dim],), KEPT, dtype=torch.uint8)
+    line[torch.as_tensor(positions, dtype=torch.int64)] = REMOVED
+    marks = line.reshape([-1 if d == dim else 1 for d in range(data.ndim)])
+    return Marked(data, torch.maximum(marks, value.marks) if isinstance(value, Marked) else marks)
 
 
 def parameter_marks(program: Program, removed: Mapping[Axis, IntArray]) -> dict[str, Lines]:
@@ -173,9 +197,11 @@ class Masked(Reference):
 
     nodewise: ClassVar[bool] = True
 
-    def __init__(self, before: Program, removed: Mapping[Axis, IntArray]) -> None:
+    def __init__(self, before: Program, removed: Mapping[Axis | Edge, IntArray]) -> None:
         super().__init__(before)
-        self.removed = {axis: positions for axis, positions in removed.items() if len(positions)}
+        lost = {place: positions for place, positions in removed.items() if len(positions)}
+        self.removed = {axis: positions for axis, positions in lost.items() if isinstance(axis, Axis)}
+        self.edges = {edge: positions for edge, positions in lost.items() if isinstance(edge, Edge)}
         self.memo: dict[bytes, Tensor] = {}
 
     @cached_property
@@ -183,5 +209,5 @@ class Masked(Reference):
         """The marks of the tensors that lose positions, by name."""
         return parameter_marks(self.before, self.removed)
 
-    def interpreter(self, dtype: torch.dtype) -> Interpreter:
-        return MaskedInterpreter(self.before, dtype, self.marks, self.memo)
+    def interpreter(self, dtype: torch.dtype) -> MaskedInterpreter:
+        return MaskedInterpreter(self.before, dtype, self.marks, self.memo, self.edges)

@@ -5,7 +5,8 @@
     variant 0                        o------o----o         fc's columns and conv2's rows: from conv2 on
     variant 1           o-----o------o------o----o         conv1's rows: nearly everything
 
-A variant differs from the program from the first node on that reads a tensor of which it loses positions. It is run
+A variant differs from the program from the first node on that reads a tensor of which it loses positions, or that
+selects what it reads. It is run
 from there by the reference interpreter, on values of the run in which all is kept: no slim model is made for it.
 A value that a later operation overwrites is no place to start from; then the variant starts before that value.
 """
@@ -21,30 +22,33 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.modules import module_tensors
-from prunec.compiler.ir.program import Axis, IntArray, Program
+from prunec.compiler.ir.program import Axis, Edge, IntArray, Program
 from prunec.compiler.verify.interpreter import last_uses
 from prunec.compiler.verify.masks import Marked, plain
-from prunec.compiler.verify.reference import MaskedInterpreter, parameter_marks
+from prunec.compiler.verify.reference import Masked, MaskedInterpreter
 
 WHOLE: Final = -1
 """Stands for a variant's number where nothing is masked."""
 
 
 class Variants:
-    """A program and its variants: `removed` says what each loses, axis -> positions, numbered as in the program."""
+    """A program and its variants: `removed` says what each loses: axis or edge -> positions."""
 
-    def __init__(self, program: Program, removed: Sequence[Mapping[Axis, IntArray]]) -> None:
+    def __init__(self, program: Program, removed: Sequence[Mapping[Axis | Edge, IntArray]]) -> None:
         dtype = _dtype(program)
         self.nodes = list(program.graph.nodes)
         self.whole = MaskedInterpreter(program, dtype, {}, {})
-        self.masked = [MaskedInterpreter(program, dtype, parameter_marks(program, axes), {}) for axes in removed]
+        self.masked = [Masked(program, lost).interpreter(dtype) for lost in removed]
         self._dead = last_uses(self.nodes)
         self._starts: dict[int, list[int]] = {}
         self.earliest = _earliest(self.nodes, self._writes(program))
         """[nodes + 1]: the place from which a run is resumed that differs from the whole one from this place on."""
         readers = _first_readers(program, self.nodes)
+        places = {node.name: place for place, node in enumerate(self.nodes)}
         for number, interpreter in enumerate(self.masked):
-            first = min((readers[name] for name in interpreter.marks if name in readers), default=len(self.nodes))
+            marked = [readers[name] for name in interpreter.marks if name in readers]
+            marked += [places[reader] for reader, _ in interpreter.edges]
+            first = min(marked, default=len(self.nodes))
             self._starts.setdefault(self.earliest[first], []).append(number)
 
     def outputs(self, inputs: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:

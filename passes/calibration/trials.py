@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunec.compiler.data import Batch
 from prunec.compiler.groups.analysis import Analysis, analyse
-from prunec.compiler.ir.program import Axis, FloatArray, IntArray, Program
+from prunec.compiler.ir.program import Axis, Edge, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import removed_positions
 from prunec.compiler.task.outputs import first_output
@@ -74,7 +74,7 @@ def correct(outputs: Any, piece: Batch) -> Tensor | None:
     return right.flatten(1).mean(1) if right.ndim > 1 else right
 
 
-def _positions(analysis: Analysis, trial: Trial) -> Mapping[Axis, IntArray]:
+def _positions(analysis: Analysis, trial: Trial) -> Mapping[Axis | Edge, IntArray]:
     keep = np.ones(analysis.size, dtype=bool)
     keep[trial] = False
     return removed_positions(analysis, keep)

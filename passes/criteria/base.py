@@ -64,9 +64,11 @@ class Setting:
     def members(self, group: Group, roles: Sequence[str] | None = None) -> Iterator[Member]:
         """The group's axes of these roles (by default of `axes`), each once; for `first`, the pacesetter's first.
 
-        Of a group with units that no weight reads (queries and keys, which read each other), `readers` means writers.
+        Of a group with units that no weight reads (queries and keys, which read each other), `readers` means writers;
+        of what a reader selects, which nothing writes for it alone, `writers` means readers.
         """
-        axes = self.axes if self.axes != "readers" or self._is_read(group) else "writers"
+        axes = "readers" if group.incoming else self.axes
+        axes = "writers" if axes == "readers" and not group.incoming and not self._is_read(group) else axes
         wanted = ROLES[axes] if roles is None else roles
         found = group.writers if tuple(wanted) == ("writer",) else group.members
         asked: dict[Axis, list[Member]] = {}

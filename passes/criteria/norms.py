@@ -44,8 +44,8 @@ class Norm(AxisCriterion):
 
     def _unwritten(self, setting: Setting, group: Group) -> BoolArray:
         """[units]: whether all weights that write it are zero."""
-        written = np.zeros(group.size, dtype=bool)
-        for member in group.writers:
+        written = np.full(group.size, group.incoming)
+        for member in () if group.incoming else group.writers:
             figures = self.figures(setting, member)
             written[member.units[... if figures is None else figures[member.positions] > 0]] = True
         return ~written

@@ -124,7 +124,7 @@ def _reads(known: _Known) -> Iterator[Read]:
             continue
         seen = known.passing(node)
         for source in node.all_input_nodes:
-            for labels in flow.fields(source) if source in known.batches else ():
+            for labels in flow.fields_at(source, node) if source in known.batches else ():
                 read = known.units(labels) - seen
                 batch, rows = known.batches[source]
                 if read and labels.shape[batch] == 1:

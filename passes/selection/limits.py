@@ -67,8 +67,9 @@ class Limits:
 
 
 def channels_of_a_unit(group: Group) -> int:
-    """How many channels of the group's first writer one unit holds."""
-    first = group.writers[0]
+    """How many channels of the group's first writer one unit holds; of what a reader selects, how many of the axis
+    with the fewest, since a flatten repeats channels."""
+    first = min(group.members, key=lambda m: m.positions.size) if group.incoming else group.writers[0]
     if first.positions.size == group.size:
         return 1
     return max(1, first.positions.size // max(distinct(first.units, group.size).size, 1))

@@ -2,7 +2,8 @@
 
 A selection is a level for each queue. There are three ways to its cost, equally exact: for any levels (`Problem.used`),
 for one queue moved from a state (`State.trial`), and after a move (`State.move`). The last two compute only the terms
-that hold a width of that queue.
+that hold a width of that queue. Where channels go by themselves once no reader keeps them, only the first counts that;
+the others give a little more, so that what fits by them fits.
 """
 
 from __future__ import annotations
@@ -142,6 +143,11 @@ class Problem:
         """Every width of the model at these levels."""
         return self.budgets[0].resource.model.widths(self.ranking.keep(levels))
 
+    def upper_widths(self, levels: IntArray) -> FloatArray:
+        """`widths` without what goes by itself (`Analysis.settled`): a step's part in them is its own."""
+        model = self.budgets[0].resource.model
+        return np.asarray(model.fixed + model.counts @ self.ranking.keep(levels).astype(np.float64))
+
     def used(self, levels: IntArray) -> FloatArray:
         """[budgets]: what is used at these levels."""
         widths = self.widths(levels)
@@ -182,7 +188,7 @@ class State:
         self._sync()
 
     def _sync(self) -> None:
-        self.widths = self.problem.widths(self.levels)
+        self.widths = self.problem.upper_widths(self.levels)
         terms = [budget.resource.terms.each(self.widths) for budget in self.problem.budgets]
         self.values = terms
         self.rows = [b.resource.rows @ values for b, values in zip(self.problem.budgets, terms, strict=True)]

@@ -564,7 +564,7 @@ def test_the_division_is_part_of_the_text():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("axes depth = {'*': 'same'}", "expected one of attention, grouped, got 'depth'"),
+        ("axes depth = {'*': 'same'}", "expected one of attention, grouped, incoming, got 'depth'"),
         ("axes grouped = {'*': 'heads'}", "expected patterns, each with one of same, equal, free, whole"),
         ("axes grouped = 'same'", "expected patterns"),
     ],
