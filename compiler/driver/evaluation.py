@@ -26,7 +26,7 @@ from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.report.figures import metric_text
 from prunec.compiler.report.report import Change, Evaluation, Measured
-from prunec.compiler.task.metrics import ACCURACY, NAMES, Meter, Metric
+from prunec.compiler.task.metrics import ACCURACY, Meter, Metric
 
 MEASURED: Final = ("test", "val")
 """The splits that a metric is measured on, the first that the data have; on `train` it would say little."""
@@ -169,14 +169,8 @@ def _unfit(outputs: Any, batch: Batch, metric: Metric) -> str:
     """Why the metric can't be measured; empty where it can. Raises `DataError` where somebody asked for it."""
     why = metric.unfit(outputs, batch)
     if why and metric.said:
-        raise batch.place.fault(f"the metric {metric.name} can't be measured: {why}", _other_metrics(batch))
+        raise metric.refused(batch, why)
     return why
-
-
-def _other_metrics(batch: Batch) -> str | None:
-    if batch.labels is None:
-        return "a batch is (inputs, labels)"
-    return f"metrics by name: {', '.join(NAMES)}; or a class of torchmetrics, or package.module:callable"
 
 
 _HINT: Final = "say what is measured, for example metric: rmse, or metric: mean_iou"

@@ -122,7 +122,7 @@ def load_loss(plan: Plan) -> Loss:
         return DEFAULT
     at = plan.at("loss", "name")
     if isinstance(spec.name, Ref):
-        return GivenLoss(str(spec.name), spec.output, at, function=_callable(plan, "loss", spec.name, spec.args))
+        return GivenLoss(_short(spec.name), spec.output, at, function=_callable(plan, "loss", spec.name, spec.args))
     return TorchLoss(spec.name, spec.output, at, args=spec.args)
 
 
@@ -143,12 +143,12 @@ def load_metric(plan: Plan, loss: Loss) -> Metric:
     if spec.better is not None:
         higher = spec.better == "higher"
     if higher is None:
-        message = f"nobody says whether more or less of {spec.name} is better"
-        raise PlanError(message, at=at, hint=f"metric: {{name: {spec.name}, better: higher}}")
+        message = f"nobody says whether more or less of {_short(spec.name)} is better"
+        raise PlanError(message, at=at, hint="say better: higher, or better: lower, beside its name")
     if is_torchmetrics(type(made)):
         share = higher and (made.plot_lower_bound, made.plot_upper_bound) == (0.0, 1.0)
     return GivenMetric(
-        str(spec.name),
+        _short(spec.name),
         bool(higher),
         share,
         spec.output,
@@ -157,6 +157,11 @@ def load_metric(plan: Plan, loss: Loss) -> Metric:
         make=partial(fresh, made) if meter else None,
         key=spec.key,
     )
+
+
+def _short(ref: Ref | str) -> str:
+    """A name as it reads in messages: of a file without its folder."""
+    return f"{ref.module.name}:{ref.name}" if isinstance(ref, Ref) and isinstance(ref.module, Path) else str(ref)
 
 
 def instead_of_accuracy(plan: Plan, loss: Loss) -> Metric | None:

@@ -40,8 +40,8 @@ class Loss(ABC):
     """Where the plan names it."""
 
     @abstractmethod
-    def each(self, outputs: Any, batch: Batch) -> Tensor:
-        """The loss of every sample, [samples], summed over the outputs that have labels.
+    def each(self, outputs: Any, batch: Batch, who: str = "this pass") -> Tensor:
+        """The loss of every sample, [samples], summed over the outputs that have labels; `who` needs it, for messages.
 
         Raises `DataError` where labels and outputs don't fit the loss or each other, where it gives one number for all
         samples, and where it is NaN.
@@ -108,7 +108,7 @@ class TorchLoss(Loss):
     def __post_init__(self) -> None:
         assert self.name in _KINDS, f"{self.name} is the name of a loss"
 
-    def each(self, outputs: Any, batch: Batch) -> Tensor:
+    def each(self, outputs: Any, batch: Batch, who: str = "this pass") -> Tensor:
         """As in `Loss`."""
         return reduce(torch.add, [self._each(output, labels, batch) for output, labels in self._pairs(outputs, batch)])
 
@@ -184,12 +184,12 @@ class GivenLoss(Loss):
 
     function: Callable[[Any, Any], Any] = field(kw_only=True, compare=False)
 
-    def each(self, outputs: Any, batch: Batch) -> Tensor:
+    def each(self, outputs: Any, batch: Batch, who: str = "this pass") -> Tensor:
         """As in `Loss`."""
         found = self._checked(outputs, batch)
         if found.ndim or batch.count == 1:
             return found.reshape(batch.count, -1).mean(1)
-        message = f"the loss {self.name} gives one number for {batch.count} samples, and each sample's own is needed"
+        message = f"the loss {self.name} gives one number for {batch.count} samples, and {who} needs that of each"
         raise DataError(message, at=self.at, hint="return one for each sample, [samples]: reduction='none' in torch")
 
     def total(self, outputs: Any, batch: Batch) -> Tensor:

@@ -87,9 +87,11 @@ class Metric(ABC):
     def meter(self, device: torch.device | None = None) -> Meter:
         """What measures it, on a device. Raises `PlanError` where a package is missing or it can't be made."""
 
-    def _fault(self, batch: Batch, output: Any, labels: Any, why: object) -> DataError:
-        """The error of a metric that can't take an output and its labels."""
-        return batch.place.fault(f"the metric {self.name} can't take {_told(output)} and {_told(labels)}: {why}")
+    def refused(self, batch: Batch, why: str) -> DataError:
+        """The error of a metric that a batch's outputs and labels don't fit, at its place in the plan."""
+        found = batch.place.fault(f"the metric {self.name} can't be measured: {why}", _unlabelled(batch.labels))
+        found.at = self.at or found.at
+        return found
 
 
 _TITLES: Final[Mapping[str, str]] = {
@@ -227,7 +229,7 @@ def _not_one(pairs: list[tuple[Tensor, Tensor]], outputs: Any, batch: Batch) -> 
     """What is wrong where not one output has labels."""
     if not pairs:
         return told(batch.labels) if batch.labels is None else f"{told(batch.labels)}, which fit none of the outputs"
-    return f"{len(pairs)} outputs have labels: say which with 'output', of {named(outputs)}"
+    return f"{len(pairs)} outputs have labels: 'output' says which is meant, of {named(outputs)}"
 
 
 def _flat(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -246,7 +248,7 @@ def _classified(metric: Metric, outputs: Any, batch: Batch, ignored: int | None)
     """
     why = metric.unfit(outputs, batch)
     if why:
-        raise batch.place.fault(f"the metric {metric.name} can't be measured: {why}")
+        raise metric.refused(batch, why)
     ((output, labels),) = paired(in_eval(outputs), batch, metric.output)
     found = _flat(output, labels)
     assert found is not None, "what doesn't fit was refused"
@@ -349,7 +351,7 @@ class _Distance(Meter):
         """As in `Meter`."""
         why = self.metric.unfit(outputs, batch)
         if why:
-            raise batch.place.fault(f"the metric {self.metric.name} can't be measured: {why}")
+            raise self.metric.refused(batch, why)
         ((output, labels),) = paired(in_eval(outputs), batch, self.metric.output)
         wanted = labels.to(output.dtype).reshape(output.shape)
         self.error.update(output.contiguous(), wanted.contiguous())
@@ -533,19 +535,19 @@ class _Object(Meter):
             try:
                 self.made.update(*self._fitted(output, labels))
             except (ValueError, RuntimeError, TypeError, IndexError) as error:
-                raise self.metric._fault(batch, output, labels, error) from error
+                why = f"it can't take {_told(output)} and {_told(labels)}: {error}"
+                raise self.metric.refused(batch, why) from error
         self.count += batch.count
 
     def _pair(self, outputs: Any, batch: Batch) -> tuple[Any, Any]:
         """The output that is judged, and its labels."""
         pairs = paired(in_eval(outputs), batch, self.metric.output)
         if len(pairs) > 1:
-            message = f"the metric {self.metric.name} is of one output"
-            raise batch.place.fault(f"{message}, and {_not_one(pairs, outputs, batch)}")
+            raise self.metric.refused(batch, f"it is of one output, and {_not_one(pairs, outputs, batch)}")
         if not pairs:  # such as the boxes of a detector
             output, labels = chosen(outputs, batch, self.metric.output)
             if labels is None:
-                raise self.metric._fault(batch, output, labels, told(batch.labels))
+                raise self.metric.refused(batch, "it needs labels")
             return output, labels
         return pairs[0]
 
@@ -557,7 +559,7 @@ class _Object(Meter):
         kind = type(self.made).__module__.split(".")[1]
         if output.numel() == labels.numel() and output.shape != labels.shape:
             labels = labels.reshape(output.shape)
-        elif labels.ndim == 2 and labels.shape[1] == 1 and output.ndim == 2:
+        elif output.shape != labels.shape and labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         if kind == "regression":
             return output, labels.to(output.dtype)

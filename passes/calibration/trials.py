@@ -1,10 +1,10 @@
-"""Loss and accuracy without some units: all trials are measured in one pass over the data.
+"""Loss and metric without some units: all trials are measured in one pass over the data.
 
     trials    {conv1: 3, 7}    {conv1: 3, 7, 9}    {conv2: 0}        sets of units that are masked
     data      a piece at a time: once through the whole model, once through each trial from where it differs
-    figures   mean loss [trials], accuracy [trials], and both of the whole model
+    figures   mean loss [trials], metric [trials], and both of the whole model
 
-Accuracy is known where the model gives a row of scores for each label; of an image, it is the share of its pixels.
+Where the plan names no metric, it is accuracy, of samples or of pixels, if the outputs are classes; else there is none.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from prunec.compiler.data import Batch
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import Axis, Edge, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.shrink import removed_positions
-from prunec.compiler.task.outputs import first_output
+from prunec.compiler.task.metrics import Accuracy, LossMetric, Meter, Metric
 from prunec.compiler.verify.interpreter import StepError
 from prunec.compiler.verify.variants import WHOLE, Variants
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
@@ -32,13 +32,13 @@ Trial = IntArray
 
 @dataclass(frozen=True)
 class Figures:
-    """Means over samples: of the whole model and of every trial. `accuracy` is NaN where the outputs aren't classes."""
+    """Of the whole model and of every trial, the mean loss over samples, and the metric; NaN where there is none."""
 
     loss: float
-    accuracy: float
+    metric: float
     losses: FloatArray
     """[trials]"""
-    accuracies: FloatArray
+    metrics: FloatArray
     """[trials]"""
     samples: int
 
@@ -52,26 +52,59 @@ def measure(
     """
     analysis = analyse(program)
     variants = Variants(program, [_positions(analysis, trial) for trial in trials])
-    sums, samples = np.zeros((len(trials) + 1, 2)), 0  # the last row is the whole model's
+    sums, samples = np.zeros(len(trials) + 1), 0  # the last one is the whole model's
+    meters = _Meters.of(program, context.metric, len(sums))
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program)):
         samples += piece.count
         for done, (number, outputs) in enumerate(_outputs(program, variants, piece)):
-            right = correct(outputs, piece)
-            sums[number, 0] += float(calibration.loss.total(outputs, piece))
-            sums[number, 1] += float("nan") if right is None else float(right.sum())
+            sums[number] += float(calibration.loss.total(outputs, piece))
+            meters.update(number, outputs, piece)
             context.progress(what, done + 1, len(trials) + 1)
-    means = sums / samples
-    loss, accuracy = means[WHOLE].tolist()
-    return Figures(loss, accuracy, means[:WHOLE, 0], means[:WHOLE, 1], samples)
+    means, metrics = sums / samples, meters.compute()
+    return Figures(float(means[WHOLE]), float(metrics[WHOLE]), means[:WHOLE], metrics[:WHOLE], samples)
 
 
-def correct(outputs: Any, piece: Batch) -> Tensor | None:
-    """The share of each sample that is classified correctly, [samples]; None where the outputs aren't classes."""
-    output, labels = first_output(outputs, piece), piece.labels
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != output.ndim - 1:
+def judge(metric: Metric) -> Metric | None:
+    """What trials are judged by besides the loss. Accuracy, where nobody named a metric, may be that of pixels, too;
+    None where the metric is the loss."""
+    if isinstance(metric, LossMetric):
         return None
-    right = (output.argmax(1) == labels).double()
-    return right.flatten(1).mean(1) if right.ndim > 1 else right
+    return metric if metric.said else Accuracy(said=False)
+
+
+@dataclass
+class _Meters:
+    """A meter for each trial; none where nobody asked for a metric, and accuracy can't be measured."""
+
+    metric: Metric | None
+    count: int
+    device: torch.device
+    meters: list[Meter]
+
+    @staticmethod
+    def of(program: Program, metric: Metric, count: int) -> _Meters:
+        device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+        return _Meters(judge(metric), count, device, [])
+
+    def update(self, number: int, outputs: Any, piece: Batch) -> None:
+        """Take what one trial gives for a piece in. Raises `DataError` where a metric can't be measured that somebody
+        asked for."""
+        if self.metric is None:
+            return
+        why = self.metric.unfit(outputs, piece)
+        if why and self.metric.said:
+            raise self.metric.refused(piece, why)
+        if why:
+            self.metric = None
+            return
+        self.meters = self.meters or [self.metric.meter(self.device) for _ in range(self.count)]
+        self.meters[number].update(outputs, piece)
+
+    def compute(self) -> FloatArray:
+        """[trials + 1]"""
+        if self.metric is None:
+            return np.full(self.count, np.nan)
+        return np.array([meter.compute() for meter in self.meters])
 
 
 def _positions(analysis: Analysis, trial: Trial) -> Mapping[Axis | Edge, IntArray]:

@@ -164,7 +164,9 @@ class LossCriterion(Criterion):
         Raises `DataError` where the loss can't be taken.
         """
         loss = setting.calibration.loss
-        return loss.each(outputs, piece).sum() if self.single else loss.total(outputs, piece)
+        return (
+            loss.each(outputs, piece, f"the criterion {self.name}").sum() if self.single else loss.total(outputs, piece)
+        )
 
 
 class AxisCriterion(Criterion):

@@ -6,9 +6,12 @@
     conv1,32,0.2,7,0.9722,0.1008
     floor -1pt                                    keeps conv1 at 28 of 32 units: 0.2 loses more than a point
 
-`accuracy` is empty where the model has none. `passes/studies/sensitivity.py` measures the curves; `kept_within` is what
-`select: {from: sensitivity.csv, floor: -1pt}` reads out of them: for each group the largest measured ratio up to which
-accuracy is no more than a point below the model's. Nothing is read between two points: a curve may fall off a cliff.
+`accuracy` is empty where the model has none. Where another metric is measured, the column is called `metric`, and two
+more say its `name` and whether `higher` or `lower` is `better`.
+
+`passes/studies/sensitivity.py` measures the curves; `kept_within` is what `select: {from: sensitivity.csv, floor:
+-1pt}` reads out of them: for each group the largest measured ratio up to which accuracy is no more than a point below
+the model's. Nothing is read between two points: a curve may fall off a cliff.
 """
 
 from __future__ import annotations
@@ -33,6 +36,19 @@ from prunec.compiler.plan.source import read_text
 COLUMNS: Final = ("group", "units", "ratio", "removed", "accuracy", "loss")
 """The columns that are read."""
 
+JUDGED: Final = ("group", "units", "ratio", "removed", "metric", "loss", "name", "better")
+"""Those of a file with another metric than accuracy."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The metric of a curve."""
+
+    name: str = "accuracy"
+    higher_is_better: bool = True
+    share: bool = True
+    """Whether it is read in per cent, and changes in points."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -40,14 +56,14 @@ class Point:
 
     ratio: float
     removed: int
-    accuracy: float
+    metric: float
     """NaN where the model has none."""
     loss: float
 
     @property
     def value(self) -> float:
-        """Accuracy; loss where there is none."""
-        return self.loss if math.isnan(self.accuracy) else self.accuracy
+        """The metric; the loss where there is none."""
+        return self.loss if math.isnan(self.metric) else self.metric
 
 
 @dataclass(frozen=True)
@@ -57,13 +73,20 @@ class Curve:
     group: str
     units: int
     points: tuple[Point, ...]
+    by: Judged = Judged()
+    """The metric."""
+
+    @property
+    def judged(self) -> Judged:
+        """What the values are of: the metric; the loss where there is none."""
+        return Judged("loss", False, False) if math.isnan(self.points[0].metric) else self.by
 
     @cached_property
     def drops(self) -> tuple[float, ...]:
-        """How much worse each point is than the whole model: accuracy lost, or loss gained."""
-        whole = self.points[0]
-        sign = 1 if math.isnan(whole.accuracy) else -1
-        return tuple(sign * (point.value - whole.value) for point in self.points)
+        """How much worse each point is than the whole model."""
+        whole = self.points[0].value
+        sign = -1 if self.judged.higher_is_better else 1
+        return tuple(sign * (point.value - whole) for point in self.points)
 
     @property
     def mean_drop(self) -> float:
@@ -84,12 +107,14 @@ def write_curves(path: Path, curves: Sequence[Curve], more: Mapping[str, Any]) -
     """Write the curves as CSV; `more` holds further columns, which are the same in every row."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *more])
+        plain = all(curve.by == Judged() for curve in curves)
+        writer.writerow([*(COLUMNS if plain else JUDGED), *more])
         for curve in curves:
+            by = () if plain else (curve.by.name, "higher" if curve.by.higher_is_better else "lower")
             for p in curve.points:
-                accuracy = "" if math.isnan(p.accuracy) else repr(p.accuracy)
-                figures = (f"{p.ratio:g}", p.removed, accuracy, repr(p.loss))
-                writer.writerow([curve.group, curve.units, *figures, *more.values()])
+                metric = "" if math.isnan(p.metric) else repr(p.metric)
+                figures = (f"{p.ratio:g}", p.removed, metric, repr(p.loss))
+                writer.writerow([curve.group, curve.units, *figures, *by, *more.values()])
 
 
 def read_curves(path: Path, groups: Mapping[str, Group] | None = None) -> list[Curve]:
@@ -144,8 +169,17 @@ class _Row:
             raise self.error("ratio", f"ratio must be between 0 and 1, got '{self.cells['ratio']}'")
         if removed > self.count("units"):
             raise self.error("removed", f"removed must be at most the group's {self.count('units')} units")
-        accuracy = self.number_of("accuracy") if self.cells["accuracy"].strip() else math.nan
-        return Point(ratio, removed, accuracy, self.number_of("loss"))
+        column = "accuracy" if "accuracy" in self.cells else "metric"
+        metric = self.number_of(column) if self.cells[column].strip() else math.nan
+        return Point(ratio, removed, metric, self.number_of("loss"))
+
+    def judged(self) -> Judged:
+        """The metric of the line."""
+        if "accuracy" in self.cells:
+            return Judged()
+        if (better := self.text("better")) not in ("higher", "lower"):
+            raise self.error("better", f"better must be higher or lower, got '{better}'")
+        return Judged(self.text("name"), better == "higher", share=False)
 
     def error(self, column: str, message: str, hint: str | None = None) -> PassError:
         before = [text for name, text in self.cells.items()][: list(self.cells).index(column)]
@@ -164,14 +198,14 @@ def _curve(name: str, row: _Row, points: Mapping[float, Point], groups: Mapping[
         raise row.error("units", message, "measure again: `prunec sensitivity PLAN`")
     if 0.0 not in points:
         raise row.error("ratio", f"'{name}' has no row of ratio 0, the whole model")
-    return Curve(name, units, tuple(points[ratio] for ratio in sorted(points)))
+    return Curve(name, units, tuple(points[ratio] for ratio in sorted(points)), row.judged())
 
 
 def _rows(path: Path) -> Iterator[_Row]:
     lines = _lines(path)
     cut = [_cells(path, number, line) for number, line in enumerate(lines, 1)]
     names = cut[0] if cut else []
-    missing = [name for name in COLUMNS if name not in names]
+    missing = [name for name in (JUDGED if "metric" in names else COLUMNS) if name not in names]
     if missing:
         at = Span(str(path), 1, 1, max(len(lines[0]), 1) if lines else 1, lines[0] if lines else "")
         hint = f"`prunec sensitivity PLAN` writes a file with the columns {', '.join(COLUMNS)}"
@@ -212,31 +246,33 @@ def _floor(value: object) -> object:
 
 
 Floor = Annotated[str, BeforeValidator(_floor)]
-"""How much may be lost: `-1pt`, a point of accuracy, or `-2%` of the model's. A loss may rise by as many percent."""
+"""How much may be lost: `-1pt`, a point of accuracy or of another share, or `-2%` of what the model has. What should be
+low, such as a loss, may rise by as many percent."""
 
 
 def held(curve: Curve, floor: str) -> Point:
-    """The last point up to which the curve stays above the floor. Raises `PassError` for `pt` without accuracy."""
-    least, sign = _least(curve, floor)
-    last = curve.points[0]
-    for point in curve.points:
-        if not sign * point.value >= least - 1e-9:
+    """The last point up to which the curve loses no more than that. Raises `PassError` for `pt` of what is no share."""
+    most, last = _allowed(curve, floor), curve.points[0]
+    for point, drop in zip(curve.points, curve.drops, strict=True):
+        if not drop <= most + 1e-9:
             break
         last = point
     return last
 
 
-def _least(curve: Curve, floor: str) -> tuple[float, int]:
-    """(the value to reach, 1 where more is better or -1 where less is; then the value is negated)"""
+def _allowed(curve: Curve, floor: str) -> float:
+    """How much may be lost, in the units of the curve's values."""
     match = _FLOOR.fullmatch(floor)
     assert match is not None, "a floor is checked when the plan is loaded"
-    amount, relative, whole = float(match[1]) / 100, match[2] == "%", curve.points[0].value
-    if math.isnan(curve.points[0].accuracy):
-        if not relative:
-            message = f"floor: {floor} is of accuracy, and the file has losses alone"
-            raise PassError(message, keys=("floor",), hint="-2% lets the loss rise by 2%")
-        return -whole * (1 + amount), -1
-    return (whole * (1 - amount) if relative else whole - amount), 1
+    amount, whole, judged = float(match[1]) / 100, curve.points[0].value, curve.judged
+    if match[2] == "%":
+        return amount * abs(whole)
+    if judged.higher_is_better and 0 <= whole <= 1:
+        return amount
+    what = "losses alone" if judged.name == "loss" else f"{judged.name}, which is no share"
+    verb = f"lets the {judged.name} rise" if not judged.higher_is_better else f"lets the {judged.name} fall"
+    message = f"floor: {floor} is of accuracy, and the file has {what}"
+    raise PassError(message, keys=("floor",), hint=f"-2% {verb} by 2%")
 
 
 def kept_within(path: Path, floor: str, groups: Mapping[str, Group], only: Iterable[str]) -> dict[str, int]:

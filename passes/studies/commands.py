@@ -36,7 +36,7 @@ def sensitivity(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure accuracy, or loss, against the share of its units that each group alone loses."""
+    """Measure the metric, or loss, against the share of its units that each group alone loses."""
     from prunec.compiler.report.progress import Detail  # noqa: PLC0415
     from prunec.passes.studies.run import SENSITIVITY, Asked, show_sensitivity  # noqa: PLC0415  (imports torch)
 

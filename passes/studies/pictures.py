@@ -42,12 +42,13 @@ def draw_curves(path: Path, title: str, curves: Sequence[Curve]) -> None:
     paper = _Paper.of(title, len(curves), rows=len(curves[0].points) - 1, tall=3.6)
     _lines(paper.above, curves)
     _legend(paper.beside, [curve.group for curve in most_sensitive_first(curves)])
-    accurate = not math.isnan(curves[0].points[0].accuracy)
-    drops = np.array([curve.drops[1:] for curve in curves]).T * (100 if accurate else 1)
+    judged = curves[0].judged
+    drops = np.array([curve.drops[1:] for curve in curves]).T * (100 if judged.share else 1)
     finite = drops[np.isfinite(drops)]
-    highest = max(float(finite.max(initial=0.0)), 1.0 if accurate else 1e-3)
+    highest = max(float(finite.max(initial=0.0)), 1.0 if judged.share else 1e-3)
     shown = np.nan_to_num(drops, nan=highest).clip(0.0, highest)
-    label = "points of accuracy lost" if accurate else "rise of the loss"
+    lost = f"{'points of ' if judged.share else ''}{judged.name} lost"
+    label = lost if judged.higher_is_better else f"rise of the {judged.name}"
     paper.grid(shown, [curve.group for curve in curves], Scale("YlOrRd", (0.0, highest), label))
     ratios = [f"{point.ratio:.0%}" for point in curves[0].points[1:]]
     paper.below.set_yticks(range(len(ratios)), ratios, fontsize=8)
@@ -119,7 +120,7 @@ class _Paper:
 
 def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
     ordered = most_sensitive_first(curves)
-    accurate = not math.isnan(curves[0].points[0].accuracy)
+    judged = curves[0].judged
     for curve in reversed(ordered):
         place = ordered.index(curve)
         named = place < NAMED
@@ -130,8 +131,8 @@ def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.axhline(whole, color="#5c6878", linewidth=0.8, linestyle="--", zorder=1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("share of the group's units removed")
-    axes.set_ylabel("accuracy" if accurate else "loss")
-    if accurate:
+    axes.set_ylabel(judged.name)
+    if judged.share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _plain(axes)
 

@@ -83,9 +83,9 @@ def show_sensitivity(
         score = about.score if made is None else scored_by(about.score, made, looking(about.score, {}))
         removed = _removed(about, score, shares, groups_named(about.program, groups))
         calibration = about.calibration({"loss": about.score.loss, **{k: v for k, v in seen.items() if v is not None}})
-        curves, accuracy, loss, samples = measured(about.program, removed, calibration, about.context)
+        curves, metric, loss, samples = measured(about.program, removed, calibration, about.context)
     by = {"criterion": score.criterion.name, "samples": samples, "split": calibration.split}
-    whole = tables.Whole(about.program.name, accuracy, loss, by)
+    whole = tables.Whole(about.program.name, metric, curves[0].judged, loss, by)
     tables.show_curves(whole, curves)
     asked.write(
         {

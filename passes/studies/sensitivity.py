@@ -1,4 +1,4 @@
-"""How much each group alone may lose: accuracy, or loss, against the share of its units that is gone.
+"""How much each group alone may lose: the metric, or the loss, against the share of its units that is gone.
 
     group,units,ratio,removed,accuracy,loss,criterion,samples,split
     conv1,32,0,0,0.9833,0.0712,l1,1024,val           the whole model
@@ -19,8 +19,8 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.passes.calibration.calibration import Calibration
-from prunec.passes.calibration.trials import Trial, measure
-from prunec.passes.selection.curves import Curve, Point
+from prunec.passes.calibration.trials import Trial, judge, measure
+from prunec.passes.selection.curves import Curve, Judged, Point
 
 Removed = Mapping[str, Mapping[float, Trial]]
 """Group -> ratio -> the units of the group that go."""
@@ -29,8 +29,8 @@ Removed = Mapping[str, Mapping[float, Trial]]
 def measured(
     program: Program, removed: Removed, calibration: Calibration, context: Context
 ) -> tuple[list[Curve], float, float, int]:
-    """(the curve of every group, the whole model's accuracy, its loss, the number of samples); accuracy is NaN without
-    classes.
+    """(the curve of every group, the whole model's metric, its loss, the number of samples); the metric is NaN where
+    there is none.
 
     Ratios at which the same units go are measured once. Raises what `measure` raises.
     """
@@ -40,8 +40,10 @@ def measured(
     }
     trials = [units + groups[name].start for (name, _), units in distinct.items()]
     found = measure(program, trials, calibration, context, "sensitivity")
-    figures = dict(zip(distinct, zip(found.accuracies.tolist(), found.losses.tolist(), strict=True), strict=True))
-    whole = (found.accuracy, found.loss)
+    figures = dict(zip(distinct, zip(found.metrics.tolist(), found.losses.tolist(), strict=True), strict=True))
+    whole = (found.metric, found.loss)
+    metric = judge(context.metric)
+    judged = Judged(metric.title, metric.higher_is_better, metric.share) if metric else Judged()
     curves = [
         Curve(
             name,
@@ -50,6 +52,7 @@ def measured(
                 Point(ratio, units.size, *figures.get((name, units.size), whole))
                 for ratio, units in sorted({0.0: np.zeros(0, dtype=np.int64), **ratios}.items())
             ),
+            judged,
         )
         for name, ratios in removed.items()
     ]

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prunec.compiler.report.console import made_table, say, show
-from prunec.compiler.report.figures import percent
+from prunec.compiler.report.figures import metric_text
 from prunec.compiler.report.html import Rows, table_page
-from prunec.passes.selection.curves import Curve, held
+from prunec.passes.selection.curves import Curve, Judged, held
 from prunec.passes.studies.rank import ALL, Row, within_groups
 from prunec.passes.studies.sensitivity import most_sensitive_first
 
@@ -30,17 +30,20 @@ class Whole:
     """The whole model's figures, and how they were measured: `by` holds criterion, samples and split."""
 
     name: str
-    accuracy: float
+    metric: float
     """NaN where there is none."""
+    judged: Judged
     loss: float
     by: Mapping[str, Any]
 
     @property
     def title(self) -> str:
         """A title of one line."""
-        accuracy = "" if math.isnan(self.accuracy) else f"accuracy {percent(self.accuracy)}, "
+        metric = (
+            "" if math.isnan(self.metric) else f"{self.judged.name} {metric_text(self.metric, self.judged.share)}, "
+        )
         how = f"{self.by['samples']:,} samples of {self.by['split']}; units go by {self.by['criterion']}"
-        return f"{self.name}: {accuracy}loss {self.loss:.4g} on {how}"
+        return f"{self.name}: {metric}loss {self.loss:.4g} on {how}"
 
 
 # -- sensitivity ---------------------------------------------------------------------------------------------------
@@ -73,16 +76,22 @@ def _curves_table(title: str, curves: Sequence[Curve]) -> Table:
 
 def _curve_rows(title: str, curves: Sequence[Curve]) -> Rows:
     first = curves[0].points
-    accurate = not math.isnan(first[0].accuracy)
+    judged = curves[0].judged
     places = _spread(len(first) - 1)
-    floor = "-1pt" if accurate else "-2%"
-    words = f"within {floor[1:]}" if accurate else f"loss within {floor[1:]}"
+    floor = "-1pt" if judged.share else "-2%"
+    words = f"within {floor[1:]}" if judged.share else f"{judged.name} within {floor[1:]}"
     ratios = [f"at {first[place].ratio:.0%}" for place in places]
-    columns = ("group", "units", "lost on average" if accurate else "loss risen by", *ratios, words)
+    columns = (
+        "group",
+        "units",
+        "lost on average" if judged.higher_is_better else f"{judged.name} risen by",
+        *ratios,
+        words,
+    )
     rows = []
     for curve in curves:
-        values = [_value(curve.points[place].value, accurate) for place in places]
-        mean = f"{100 * curve.mean_drop:.2f} pt" if accurate else f"{curve.mean_drop:.3g}"
+        values = [_value(curve.points[place].value, judged.share) for place in places]
+        mean = f"{100 * curve.mean_drop:.2f} pt" if judged.share else f"{curve.mean_drop:.3g}"
         last = held(curve, floor)
         rows.append(
             [curve.group, str(curve.units), mean, *values, f"up to {last.ratio:.0%}" if last.removed else "never"]
@@ -97,8 +106,8 @@ def _spread(count: int) -> list[int]:
     return [round(1 + step * (count - 1) / (SHOWN - 1)) for step in range(SHOWN)]
 
 
-def _value(value: float, accurate: bool) -> str:
-    return f"{value:.1%}" if accurate else f"{value:.3g}"
+def _value(value: float, share: bool) -> str:
+    return f"{value:.1%}" if share else f"{value:.3g}"
 
 
 # -- rank ----------------------------------------------------------------------------------------------------------

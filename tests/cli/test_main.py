@@ -477,7 +477,7 @@ def test_check_notes_options_about_what_the_model_does_not_have(folder, capsys):
 def test_commands_of_packages_are_listed_with_their_help(folder, capsys):
     assert cli.run(["--help"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert any(line.startswith("sensitivity Measure accuracy, or loss, against") for line in lines)
+    assert any(line.startswith("sensitivity Measure the metric, or loss, against") for line in lines)
     assert any(line.startswith("rank Correlate criteria with the oracle") for line in lines)
     assert cli.run(["rank", "--help"]) == 0
     assert "--criteria LIST" in capsys.readouterr().out

@@ -108,8 +108,8 @@ def test_a_function_of_outputs_and_labels():
 def test_one_number_is_the_mean_and_of_no_single_sample():
     loss = given(F.cross_entropy)
     assert loss.total(LOGITS, batch(CLASSES)) == pytest.approx(float(EACH.sum()), rel=1e-6)
-    with pytest.raises(DataError, match=r"dice gives one number for 4 samples, and each sample's own is needed"):
-        loss.each(LOGITS, batch(CLASSES))
+    with pytest.raises(DataError, match="dice gives one number for 4 samples, and taylor needs that of each"):
+        loss.each(LOGITS, batch(CLASSES), "taylor")
     torch.testing.assert_close(loss.each(LOGITS[:1], Batch(X[:1], CLASSES[:1])), EACH[:1])
 
 

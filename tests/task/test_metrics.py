@@ -99,7 +99,7 @@ REFUSED = {
     "two of two": (
         (SCORES, SCORES),
         (CLASSES, CLASSES),
-        "2 outputs have labels: say which with 'output', of 2 outputs",
+        "2 outputs have labels: 'output' says which is meant, of 2 outputs",
     ),
     "a class too many": (SCORES, CLASSES + 4, "it has the label 4, and the model gives 4 classes"),
 }
@@ -173,7 +173,8 @@ def test_a_class_of_torchmetrics():
     assert measured(metric, *halves(SCORES, CLASSES)) == pytest.approx(float(wanted))
     assert measured(metric, (SCORES, CLASSES[:, None])) == pytest.approx(float(wanted))
     assert measured(metric, (SCORES, CLASSES.float())) == pytest.approx(float(wanted))
-    assert measured(of_torchmetrics("R2Score"), (GIVEN, WANTED.int())) == pytest.approx(0.2)
+    for labels in (WANTED.int(), WANTED[:, None]):
+        assert measured(of_torchmetrics("R2Score"), (GIVEN, labels)) == pytest.approx(0.2)
 
 
 def test_yes_or_no_in_one_column():
@@ -182,10 +183,12 @@ def test_yes_or_no_in_one_column():
 
 
 def test_what_torchmetrics_refuses_is_told_with_the_batch():
-    message = r"batch 0 of the data: the metric MulticlassF1Score can't take float32 \[4, 1\] and float32 \[4\]: "
+    message = r"the metric MulticlassF1Score can't be measured: it can't take float32 \[4, 1\] and float32 \[4\]: "
     with pytest.raises(DataError, match=message):
         measured(of_torchmetrics("MulticlassF1Score", num_classes=4), (GIVEN, WANTED + 0.5))
-    with pytest.raises(DataError, match="the metric R2Score is of one output, and 2 outputs have labels"):
+    with pytest.raises(
+        DataError, match="the metric R2Score can't be measured: it is of one output, and 2 outputs have labels"
+    ):
         measured(of_torchmetrics("R2Score"), ((GIVEN, GIVEN), (WANTED, WANTED)))
     with pytest.raises(DataError, match="gave 4 numbers, and one is needed"):
         measured(of_torchmetrics("MulticlassF1Score", num_classes=4, average=None), (SCORES, CLASSES))

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import Group
-from prunec.passes.selection.curves import COLUMNS, Curve, Point, held, kept_within, read_curves
+from prunec.passes.selection.curves import (
+    COLUMNS,
+    Curve,
+    Judged,
+    Point,
+    held,
+    kept_within,
+    read_curves,
+    write_curves,
+)
 
 
 def curve(*values: float, loss: bool = False) -> Curve:
@@ -33,6 +43,42 @@ def curve(*values: float, loss: bool = False) -> Curve:
 )
 def test_the_floor_is_read_up_to_the_first_point_below_it(given, floor, removed):
     assert held(given, floor).removed == removed
+
+
+LOW, HIGH = Judged("RMSE", False, False), Judged("PSNR", True, False)
+
+
+def test_a_metric_may_be_better_where_it_is_low():
+    low = replace(curve(2.0, 2.03, 2.05, 1.9), by=LOW)
+    assert low.drops == pytest.approx((0.0, 0.03, 0.05, -0.1))
+    assert held(low, "-2%").removed == 1
+    high = replace(curve(-2.0, -2.03, -2.05), by=HIGH)
+    assert held(high, "-2%").removed == 1
+    assert held(replace(curve(0.9, 0.895, 0.88), by=replace(HIGH, name="F1")), "-1pt").removed == 1
+
+
+@pytest.mark.parametrize(("by", "verb"), [(LOW, "lets the RMSE rise by 2%"), (HIGH, "lets the PSNR fall by 2%")])
+def test_points_are_of_shares(by, verb):
+    message = f"floor: -1pt is of accuracy, and the file has {by.name}, which is no share"
+    with pytest.raises(PassError, match=message) as caught:
+        held(replace(curve(31.0, 30.0), by=by), "-1pt")
+    assert caught.value.hint == f"-2% {verb}"
+
+
+def test_another_metric_is_written_and_read(tmp_path):
+    file = tmp_path / "s.csv"
+    write_curves(file, [replace(curve(2.0, 2.1), by=LOW)], {"criterion": "l1"})
+    first, second, _ = file.read_text().splitlines()
+    assert first == "group,units,ratio,removed,metric,loss,name,better,criterion"
+    assert second == "g,10,0,0,2.0,nan,RMSE,lower,l1"
+    (found,) = read_curves(file)
+    assert (found.by, [point.metric for point in found.points]) == (LOW, [2.0, 2.1])
+    file.write_text(first.replace(",better", "") + "\n")
+    with pytest.raises(PassError, match="missing column 'better'"):
+        read_curves(file)
+    file.write_text(f"{first}\ng,10,0,0,2.0,1.0,RMSE,up,l1\n")
+    with pytest.raises(PassError, match=r"s\.csv:2:23: better must be higher or lower, got 'up'"):
+        read_curves(file)
 
 
 def test_points_of_accuracy_need_accuracy():

@@ -16,16 +16,17 @@ from prunec.compiler.cli import main as cli
 from prunec.compiler.data import Data
 from prunec.compiler.driver.compile import compile, load_program
 from prunec.compiler.driver.evaluation import evaluate
-from prunec.compiler.errors import PlanError
+from prunec.compiler.errors import DataError, PlanError
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.task.losses import LOSSES
+from prunec.compiler.task.metrics import Accuracy, known_metric
 from prunec.models import digits
 from prunec.models.data import digits as digit_images
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.score import Score
 from prunec.passes.select import Select
-from prunec.passes.selection.curves import Curve, Point, read_curves, write_curves
+from prunec.passes.selection.curves import Curve, Judged, Point, read_curves, write_curves
 from prunec.passes.shrink import Shrink
 from prunec.passes.studies.sensitivity import measured
 from prunec.passes.studies.subject import said
@@ -86,9 +87,9 @@ def test_every_point_is_the_accuracy_of_the_shrunk_network(curves, scored):
     whole = accuracy(scored.module.eval(), DATA.val())
     for curve in curves:
         assert tuple(point.ratio for point in curve.points) == RATIOS
-        assert curve.points[0].accuracy == pytest.approx(whole, abs=1e-12)
+        assert curve.points[0].metric == pytest.approx(whole, abs=1e-12)
         for point in curve.points[1:]:
-            assert point.accuracy == pytest.approx(shrunk_accuracy(scored, {curve.group: point.ratio}), abs=1e-12)
+            assert point.metric == pytest.approx(shrunk_accuracy(scored, {curve.group: point.ratio}), abs=1e-12)
             assert 0 < point.removed < curve.units
     assert any(curve.drops[-1] > 0.05 for curve in curves)
 
@@ -100,7 +101,7 @@ def test_ratios_that_take_the_same_units_are_the_same_point(scored):
     points = curves[0].points
     assert [point.removed for point in points] == [0, 3, 3, 0]
     assert points[1].loss == points[2].loss != points[0].loss
-    assert (points[3].accuracy, points[3].loss) == (whole, loss) == (points[0].accuracy, points[0].loss)
+    assert (points[3].metric, points[3].loss) == (whole, loss) == (points[0].metric, points[0].loss)
     assert samples == 50
 
 
@@ -217,6 +218,32 @@ def test_a_model_without_classes_has_losses(tmp_path):
     assert math.isnan(whole)
     write_curves(tmp_path / "s.csv", curves, {})
     assert repr(read_curves(tmp_path / "s.csv")) == repr(curves)
+
+
+def test_any_metric_has_curves():
+    torch.manual_seed(0)
+    model, x = Regression().eval(), torch.cat([batch for batch, _ in Targets().val()])
+    program = load_program(Plan.from_dict({"plan": 1, "passes": ["score"]}), model, (torch.zeros(1, 4),))
+    context = Context(data=Targets(), loss=LOSSES["mse"], metric=known_metric("mae", {}, None, None, LOSSES["mse"]))
+    calibration = Calibration(split="val", loss=context.loss)
+    curves, whole, _, _ = measured(program, {"a": {0.5: _units(3)}}, calibration, context)
+    with torch.no_grad():
+        hidden = model.a(x).relu()
+        hidden[:, :3] = 0
+        cut = float((model.b(hidden) - x[:, :2]).abs().mean())
+        assert whole == pytest.approx(float((model(x) - x[:, :2]).abs().mean()), rel=1e-6)
+    assert curves[0].points[1].metric == pytest.approx(cut, rel=1e-6)
+    assert curves[0].judged == Judged("MAE", False, False)
+    assert curves[0].drops[1] == pytest.approx(cut - whole, abs=1e-6)
+
+
+def test_a_metric_that_was_asked_for_is_measured_or_refused():
+    torch.manual_seed(0)
+    model = Regression().eval()
+    program = load_program(Plan.from_dict({"plan": 1, "passes": ["score"]}), model, (torch.zeros(1, 4),))
+    context = Context(data=Targets(), loss=LOSSES["mse"], metric=Accuracy())
+    with pytest.raises(DataError, match="the metric accuracy can't be measured"):
+        measured(program, {"a": {0.5: _units(3)}}, Calibration(split="val", loss=context.loss), context)
 
 
 @pytest.fixture
