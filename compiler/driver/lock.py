@@ -115,7 +115,7 @@ def check_data(hashes: Mapping[str, str] | None, data: str | None) -> str | None
     """A warning where the data aren't those that the lock was made with; None where they are, or it had none."""
     if not hashes or data is None or hashes.get("data", data) == data:
         return None
-    return "the data have changed since the lock was made: the accuracies are of other samples than the lock's"
+    return "the data have changed since the lock was made: what is measured is of other samples than the lock's"
 
 
 def sha256_of(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -10,8 +10,18 @@ import torch
 from torch import nn
 
 from prunec.compiler.data import Data
-from prunec.compiler.driver.evaluation import Compared, Evaluated, collapse, compare, evaluate, evaluate_first
+from prunec.compiler.driver.evaluation import (
+    Compared,
+    Evaluated,
+    collapse,
+    compare,
+    evaluate,
+    evaluate_first,
+    try_out,
+)
 from prunec.compiler.errors import DataError, Span
+from prunec.compiler.task.losses import LOSSES
+from prunec.compiler.task.metrics import GivenMetric, known_metric
 
 LOGITS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
 BATCHES = [(LOGITS, torch.tensor([0, 1, 0, 0])), (LOGITS[:1], torch.tensor([2]))]
@@ -204,3 +214,78 @@ def test_other_samples_at_each_reading_and_numbers_that_are_none():
     broken = found(Giving(lambda x: x * math.nan), BATCHES)
     assert (broken.value, broken.nan) == (0.0, 5)
     assert "of 5 samples, the outputs of 5 are NaN before and 5 after" in Compared(broken, broken).alarms
+
+
+# -- other metrics -----------------------------------------------------------------------------------------------------
+
+MSE = LOSSES["mse"]
+X, Y = torch.tensor([[1.0], [2], [3], [6]]), torch.tensor([1.0, 2, 3, 4])
+
+
+def by(name: str, **options):
+    return known_metric(name, {}, options.pop("output", None), None, MSE)
+
+
+def test_a_metric_that_was_asked_for():
+    data = Data.of([(X[:3], Y[:3]), (X[3:], Y[3:])])
+    measured = evaluate(Named(), data, X, by("rmse"))
+    assert (measured.value, measured.metric.title, measured.left_out) == (pytest.approx(1.0), "RMSE", "")
+    assert measured.guess == pytest.approx(float(Y.std(correction=0)))
+
+
+def test_any_split_may_be_asked_for():
+    data = Data.of(Splits("train", "val", "test"))
+    assert evaluate(Named(), data, LOGITS, split="val").samples == 4
+    assert evaluate(Named(), Data.of(Splits("train")), LOGITS, split="train").value == 0.6
+
+
+def test_a_metric_that_was_asked_for_is_never_left_out():
+    at = Span("plan.yaml", 5, 9)
+    metric = dataclasses.replace(by("rmse"), at=at)
+    with pytest.raises(DataError, match=r"the metric rmse can't be measured: .* for labels \[3\]") as caught:
+        evaluate(Named(), Data.of([(X[:3].repeat(1, 2), Y[:3])]), X, metric)
+    assert caught.value.at == at
+
+
+def test_the_loss_may_stand_instead_of_accuracy():
+    data = Data.of([(X, Y)])
+    first = evaluate_first(Named(), data, X, instead=by("loss"))
+    assert (first.metric.title, first.value) == ("loss (mse)", pytest.approx(1.0))
+    assert evaluate_first(Named(), Data.of([(X, None)]), X, instead=by("loss")).value is None
+    assert evaluate_first(Named(), data, X).hint.startswith("say what is measured")
+
+
+def test_trying_out_gives_no_figure():
+    found = try_out(Named(), Data.of([(X[:1], Y[:1])] * 2), X, by("rmse"))
+    assert (found.samples, found.value, found.left_out) == (1, None, "")
+
+
+def figure(metric, value, guess=None, samples=400) -> Evaluated:
+    return Evaluated("test", samples, "abc", metric=metric, value=value, guess=guess)
+
+
+HIGH = GivenMetric("own.py:psnr", function=max)
+LOW = GivenMetric("own.py:off", higher_is_better=False, function=max)
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "guess", "said"),
+    [
+        (by("rmse"), 0.2, 1.0, 1.0, "RMSE rose from 0.2 to 1: that is no better than guessing, which gets 1"),
+        (by("rmse"), 0.2, 3.0, 1.0, "no better than guessing"),
+        (by("rmse"), 0.2, 0.7, 1.0, "more than half of what the model knew is lost (guessing gets 1)"),
+        (by("rmse"), 0.01, 0.03, 1.0, None),
+        (by("rmse"), 0.95, 1.2, 1.0, None),
+        (by("mean_iou"), 0.8, 0.1, 0.1, "mean IoU fell from 80.00% to 10.00%: that is no better than guessing"),
+        (HIGH, 30.0, 14.0, None, "psnr fell from 30 to 14: more than half of it is lost"),
+        (HIGH, 30.0, 16.0, None, None),
+        (HIGH, -3.0, -9.0, None, None),
+        (LOW, 1.5, 3.5, None, "off rose from 1.5 to 3.5: it has more than doubled"),
+        (LOW, 1.5, 2.5, None, None),
+        (LOW, 1.5, math.nan, None, "off was 1.5, and is NaN"),
+        (LOW, math.nan, 2.0, None, None),
+    ],
+)
+def test_a_collapse_of_any_metric(metric, before, after, guess, said):
+    warning = collapse(figure(metric, before, guess), figure(metric, after, guess))
+    assert warning is None if said is None else said in str(warning)

@@ -316,7 +316,7 @@ def test_a_lock_whose_data_changed_warns(capsys):
         json.loads(Path("again/plan.lock.json").read_text())["hashes"] == json.loads(Path(lock).read_text())["hashes"]
     )
     assert cli.run(["compile", lock, "-o", "other", "--set", "data=../nets.py:other"]) == 0
-    told = "the data have changed since the lock was made: the accuracies are of other samples than the lock's"
+    told = "the data have changed since the lock was made: what is measured is of other samples than the lock's"
     assert capsys.readouterr().out.endswith(f"\nWARNING: {told}\n")
     report = json.loads(Path("other/report.json").read_text())
     assert report["alarms"] == [told]
