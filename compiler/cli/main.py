@@ -146,6 +146,9 @@ def compile_(
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the artifacts")] = Path("out"),
     overrides: Sets = None,
     quick: Quick = False,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="of a lock: take the weights beside it, and don't train again")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -163,7 +166,7 @@ def compile_(
     checkpoints = checkpoint_folder(folder)
     try:
         with watched(detail) as progress:
-            made = compile(None, loaded, progress=progress, quick=quick, checkpoints=checkpoints)
+            made = compile(None, loaded, progress=progress, quick=quick, checkpoints=checkpoints, trained=trained)
             report = made.write(folder)
     except KeyboardInterrupt:
         if checkpoints.exists():

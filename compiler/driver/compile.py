@@ -35,6 +35,7 @@ from prunec.compiler.driver.pass_manager import (
 )
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.driver.steps import Outcome, steps_of, unfolded
+from prunec.compiler.driver.trained_lock import TrainedLock
 from prunec.compiler.driver.usable import check_module, check_usable
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.emit.python import Splice, emit_source, save_weights, weights_size
@@ -183,6 +184,7 @@ def compile(
     progress: Progress = silent,
     quick: bool = False,
     checkpoints: str | Path | None = None,
+    trained: bool = False,
 ) -> Result:
     """Compile a model by a plan.
 
@@ -190,13 +192,14 @@ def compile(
     are an object with `train()`, `val()` and `test()`, or some of them; or batches, such as a DataLoader. With `quick`,
     `Result.save` measures no latency and doesn't convert the original to ONNX, which takes longer than the passes.
     A plan that trains leaves checkpoints in the folder `checkpoints`, where one is named: the same call goes on from
-    them after a kill, and `Result.save` removes the folder.
+    them after a kill, and `Result.save` removes the folder. With `trained`, a lock takes the weights that lie beside
+    it in place of training again.
 
     Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
     """
     with running("the compile failed", PrunecError, mixed=True):
         folder = None if checkpoints is None else Path(os.path.realpath(checkpoints))
-        return replace(_compile(model, Plan.of(plan), example_inputs, data, progress, folder), quick=quick)
+        return replace(_compile(model, Plan.of(plan), example_inputs, data, progress, folder, trained), quick=quick)
 
 
 def _compile(
@@ -206,8 +209,10 @@ def _compile(
     data: Any,
     progress: Progress,
     checkpoints: Path | None,
+    trained: bool,
 ) -> Result:
     start = time.perf_counter()
+    finished = TrainedLock.of(plan) if trained else None
     steps = steps_of(plan)
     check_needs(steps)
     progress("trace", 0, 1)
@@ -227,9 +232,9 @@ def _compile(
         context = replace(context, whole=regions.spliced, inputs=inputs)
     check_options(before, steps)
     check_ready(before, steps, context)
-    journal = Journal.of(plan, before, checkpoints)
+    journal = Journal.of(plan, before, None if trained else checkpoints)
     notes += [f"went on from {journal.folder}: {journal.where}"] if journal.where else []
-    context = replace(context, journal=journal)
+    context = replace(context, journal=finished or journal, structural=trained)
     old = before.module if regions is None else regions.model
     original = None
     if found is not None:
@@ -240,6 +245,8 @@ def _compile(
         outcome = run_passes(before, steps, context)
     finally:
         journal.release()
+    if finished is not None:
+        outcome = replace(outcome, program=finished.finished(outcome.program))
     report = replace(make_report(plan, before, outcome, traced, warnings), notes=tuple(notes))
     if "latency" in outcome.resources:
         from prunec.compiler.cost.latency.model import predicted_latency  # noqa: PLC0415  (imports onnxruntime)

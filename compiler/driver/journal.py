@@ -323,11 +323,11 @@ def structure(program: Program, passes: Any, context: Context) -> Program:
     """
     context = replace(context, structural=True)
     for each in passes:
-        program = _untrained(each, program) if each.trains else each.run(program, context).program
+        program = untrained(each, program) if each.trains else each.run(program, context).program
     return program
 
 
-def _untrained(pass_: Pass, program: Program) -> Program:
+def untrained(pass_: Pass, program: Program) -> Program:
     """What is known of a program behind a training."""
     known = {name: fact for name, fact in program.facts.items() if name not in pass_.drops}
     return replace(program, facts=known)

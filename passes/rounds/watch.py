@@ -71,9 +71,9 @@ class Watch:
         """The program's metric."""
         if self._idle:
             return None
-        found = self._evaluated(program)
-        self._idle = found.value is None
-        return found.value
+        value = self.context.journal.recall("the metric of a round", lambda: self._evaluated(program).value)
+        self._idle = value is None
+        return value
 
     def holds(self, value: float | None) -> bool:
         """Whether a value is no worse than the floor."""

@@ -14,7 +14,7 @@ same shapes. What earlier passes found out about structure (a selection, cluster
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -96,7 +96,9 @@ class TrainingPass(TrainingOptions):
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """The pass with its seed, and ending where this training ended: nothing is decided anew."""
-        said = {key: result.details[key] for key in ("seed", "rounds")}
+        said: dict[str, Any] = {key: result.details[key] for key in ("seed", "rounds") if key in result.details}
+        if said.get("rounds") is not None:
+            said["rounds"] = tuple(said["rounds"])  # details may have been JSON
         stop = {"stop_at": result.details["updates"]} if "best" in result.details or "stopped" in result.details else {}
         return (self.model_copy(update={**said, **stop}),)
 

@@ -200,6 +200,50 @@ def test_nothing_is_left_of_a_compile_that_is_wrong_from_the_start(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+class Splits(Shuffled):
+    """With a split to measure on."""
+
+    def val(self):
+        return list(self.train())
+
+
+ROUNDS: dict[str, Any] = {
+    "plan": 1,
+    "train": {"checkpoint_seconds": 0},
+    "passes": [
+        {
+            "repeat": {
+                "steps": 3,
+                "to": {"macs": "40%"},
+                "floor": 0.0,
+                "passes": [{"score": "l1"}, "select", "shrink", {"finetune": {"epochs": 1, "lr": 0.05}}],
+            }
+        },
+        "fold_bn",
+    ],
+}
+
+
+def test_rounds_go_on_wherever_they_were_killed(tmp_path):
+    def rounds(killer: Any = None) -> Result:
+        arguments: dict[str, Any] = {"progress": killer} if killer else {}
+        return compile(small(), ROUNDS, (X,), Splits(), checkpoints=tmp_path / "c", **arguments)
+
+    whole = compile(small(), ROUNDS, (X,), Splits())
+    kills = 0
+    for step in range(5, 300, 7):
+        try:
+            result = rounds(Killer(step))
+        except Killed:
+            kills += 1
+            continue
+        break
+    assert kills > 5
+    assert same(whole, result)
+    assert result.report["passes"][0]["details"]["rounds"] == whole.report["passes"][0]["details"]["rounds"]
+    assert result.lock["passes"] == whole.lock["passes"]
+
+
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -219,9 +263,10 @@ def plan_file(tmp_path_factory):
 
 
 @contextmanager
-def prunec(folder: Path, out: str) -> Iterator[subprocess.Popen[str]]:
+def prunec(folder: Path, out: str, plan: Path | None = None, *options: str) -> Iterator[subprocess.Popen[str]]:
     code = "from prunec.compiler.cli.main import main; main()"
-    arguments = [sys.executable, "-c", code, "compile", str(folder / "plan.yaml"), "-o", str(folder / out), "--quick"]
+    arguments = [sys.executable, "-c", code, "compile", str(plan or folder / "plan.yaml"), "-o", str(folder / out)]
+    arguments += ["--quick", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as run:
         yield run
@@ -252,3 +297,11 @@ def test_a_real_kill(plan_file, whole, sign):
         assert again.wait() == 0, again.communicate()[1]
     assert not checkpoints.exists()
     assert (plan_file / out / "model.safetensors").read_bytes() == whole
+
+
+def test_a_lock_is_compiled_with_the_weights_beside_it(plan_file, whole):
+    with prunec(plan_file, "trained", plan_file / "whole" / "plan.lock.json", "--trained") as run:
+        said = run.communicate()[1]
+        assert run.returncode == 0, said
+    assert "train: finetune" not in said
+    assert (plan_file / "trained" / "model.safetensors").read_bytes() == whole
