@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -43,7 +43,7 @@ from prunec.compiler.pass_base import Allowance, Context, Pass, Round
 from prunec.compiler.plan.entries import PlanPass
 from prunec.compiler.plan.options import told, wrong
 from prunec.compiler.plan.source import Fault
-from prunec.compiler.report.report import Record
+from prunec.compiler.report.report import Record, RoundFigures, Rounds
 from prunec.passes.rounds.floors import Floor
 from prunec.passes.rounds.schedules import allowed, in_words, used
 from prunec.passes.rounds.watch import Watch, ready
@@ -225,33 +225,29 @@ class _Rounds:
     count: int = 0
     records: list[Record] = field(default_factory=list)
     resolved: list[Pass] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Figures for the report: of the program before the first round, and of each round's."""
+    rows: list[RoundFigures] = field(default_factory=list)
 
     def __post_init__(self, metric: float | None) -> None:
         """Note what there is before the first round."""
-        self.rows.append(_row(0, self.program, metric, held=True))
+        self.rows.append(RoundFigures(0, cost(self.program), metric))
 
     def add(self, outcome: Outcome, metric: float | None, *, held: bool) -> None:
         """Note a round; its program is the last one's from now on, if it `held` the floor."""
         self.count += 1
         self.records += outcome.records
-        self.rows.append(_row(self.count, outcome.program, metric, held=held))
+        self.rows.append(RoundFigures(self.count, cost(outcome.program), metric, held))
         if held:
             self.program = outcome.program
             self.resolved += outcome.resolved
 
     def result(self, watch: Watch, ends: str) -> CompositeResult:
         """The last program that is kept, and why there was no further round."""
-        details: dict[str, Any] = {"ends": ends, "rounds": self.rows}
-        if self.rows[0]["metric"] is not None:
-            details["metric"] = {"name": watch.metric, "share": watch.context.metric.share}
+        rounds = Rounds(ends, tuple(self.rows))
+        if self.rows[0].metric is not None:
+            rounds = replace(rounds, metric=watch.metric, share=watch.context.metric.share)
         if watch.bound is not None:
-            details["floor"] = watch.bound.value
+            rounds = replace(rounds, floor=watch.bound.value)
         notes = () if ends == ALL else (Note(f"round {self.count}" if self.count else "no round", ends),)
-        return CompositeResult(self.program, notes, details, records=tuple(self.records), resolved=tuple(self.resolved))
-
-
-def _row(number: int, program: Program, metric: float | None, *, held: bool) -> dict[str, Any]:
-    costs = cost(program)
-    return {"round": number, "macs": costs.macs, "params": costs.params, "metric": metric, "held": held}
+        return CompositeResult(
+            self.program, notes, records=tuple(self.records), resolved=tuple(self.resolved), rounds=rounds
+        )

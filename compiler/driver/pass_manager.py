@@ -191,9 +191,11 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     found = result.notes, result.details, verification, result.warnings, result.history
     number = context.round.index + 1 if context.round else None
     record = Record(pass_.name, seconds, elapsed, before, after, *found, number)
+    if isinstance(result, CompositeResult):
+        return result, [replace(record, rounds=result.rounds), *result.records]
     if not held:
         context.journal.add(pass_, result, record)
-    return result, [record, *(result.records if isinstance(result, CompositeResult) else ())]
+    return result, [record]
 
 
 def _named(program: Program, pass_: Pass, result: PassResult) -> PassResult:

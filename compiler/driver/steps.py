@@ -21,7 +21,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.entries import Passes
 from prunec.compiler.plan.plan import Plan
-from prunec.compiler.report.report import Record
+from prunec.compiler.report.report import Record, Rounds
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class CompositeResult(PassResult):
     """Those of its rounds."""
     resolved: tuple[Pass, ...] = ()
     """Passes that give the same result without deciding anything."""
+    rounds: Rounds | None = None
+    """How the rounds went on, where there were any."""
 
 
 class Composite(Pass):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,21 +17,27 @@ from rich.text import Text
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.report.figures import (
     checked,
+    did,
     duration,
     evaluated,
     figures,
     foretold,
-    gathered,
     left_alone,
+    reasons_by_pass,
     removed,
+    round_lines,
     unevaluated,
     unmeasured,
+    with_rounds,
 )
 from prunec.compiler.report.report import Record, Report
 from prunec.compiler.user_code import told
 
 PLAIN_WIDTH: Final = 100_000
 """Columns of a table where nobody watches: a row is one line, whatever stands in it, so that it can be searched."""
+
+ROUNDS: Final = 8
+"""How many rounds of one pass are shown; the page has them all."""
 
 REASONS: Final = 5
 """How many reasons of one pass are shown; the page has them all."""
@@ -151,10 +157,12 @@ _COLOURS: Final[Mapping[bool | None, str]] = {True: "green", False: "red", None:
 
 
 def _show_passes(report: Report) -> None:
-    rows = [
-        [record.name, duration(record.seconds + record.verify_seconds), _did(record), checked(record)]
-        for record in report.passes
-    ]
+    rows: list[Sequence[str]] = []
+    for record, inside in with_rounds(report.passes):
+        rows.append(
+            (record.name, duration(record.seconds + record.verify_seconds), did(record, inside), checked(record))
+        )
+        rows += _rounds(record, inside, report.cost.before.macs)
     table("", ("pass", "time", "did", "check"), rows, right=("time",))
     gone = [group for group in report.groups if removed(group)]
     if gone:
@@ -162,17 +170,25 @@ def _show_passes(report: Report) -> None:
         say(f"\n{total} channels are gone, from {len(gone)} of {len(report.groups)} groups")
 
 
-def _did(record: Record) -> str:
-    units = sum(record.details.get("removed_units", {}).values())
-    if units:
-        return f"{units} units removed"
-    before, after = record.before, record.after
-    changes = ((after.macs - before.macs, "MACs"), (after.params - before.params, "parameters"))
-    return ", ".join(f"{change:+,} {name}" for change, name in changes if change)
+def _rounds(record: Record, inside: Sequence[Record], whole: int) -> Iterator[Sequence[str]]:
+    """A line for each round; of many, for the first and the last ones."""
+    lines = round_lines(record, inside)
+    left_out = len(lines) - ROUNDS if len(lines) > ROUNDS + 1 else 0
+    for line in lines:
+        number = line.number - ROUNDS // 2
+        if 0 < number <= left_out:
+            if number == 1:
+                yield (f"  {left_out} more", "", "they stand in report.html", "")
+            continue
+        assert record.rounds is not None, "it has lines"
+        metric = f"{record.rounds.metric} {line.metric}" if line.metric else ""
+        given_up = "" if line.kept else "given up"
+        words = (line.did, f"MACs {line.cost.macs / whole:.1%}" if whole else "", metric, given_up)
+        yield (f"  round {line.number}", duration(line.seconds), ", ".join(filter(None, words)), line.check)
 
 
 def _show_reasons(report: Report, limit: int | None) -> None:
-    whole = [("left alone", left_alone(report)), *((record.name, gathered(record.notes)) for record in report.passes)]
+    whole = [("left alone", left_alone(report)), *reasons_by_pass(report)]
     for source, reasons in whole:
         for reason, subjects in reasons[:limit]:
             say(Text(f"{source}: {few(subjects, 3 if limit else len(subjects))}: {reason}", "dim"))

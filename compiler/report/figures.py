@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from prunec.compiler.report.report import Change, GroupWidths, Measured, Record, Report
+from prunec.compiler.report.report import Change, GroupWidths, Measured, Record, Report, RoundFigures, Rounds
 
 if TYPE_CHECKING:  # it comes with torch, which the command line's help doesn't wait for
+    from prunec.compiler.cost.model import Cost
     from prunec.compiler.ir.program import Note
 
 Reason = tuple[str, list[str]]
@@ -163,6 +164,77 @@ def _figure(name: str, change: Change[float], text: _Text, words: Callable[[Chan
     return Figure(name, text(before), text(after), words(change), share, gained > 0 if gained else None)
 
 
+def with_rounds(records: Iterable[Record]) -> Iterator[tuple[Record, list[Record]]]:
+    """The records of a plan's passes, each with those of what it did in rounds."""
+    found: list[tuple[Record, list[Record]]] = []
+    for record in records:
+        if record.round is None:
+            found.append((record, []))
+        elif found:
+            found[-1][1].append(record)
+    yield from found
+
+
+def did(record: Record, inside: Sequence[Record] = ()) -> str:
+    """What a pass changed, in words; `inside` are the records of its rounds."""
+    kept = {row.number for row in record.rounds.rows if row.kept} if record.rounds else set[int]()
+    units = sum(
+        sum(each.details.get("removed_units", {}).values())
+        for each in (record, *(each for each in inside if each.round in kept))
+    )
+    words = [f"{units} units removed"] if units else _changes(record)
+    if record.rounds is not None:
+        count = len(record.rounds.rows) - 1
+        words = [f"{count} rounds" if count != 1 else "1 round", *words]
+    return ", ".join(words)
+
+
+def _changes(record: Record) -> list[str]:
+    before, after = record.before, record.after
+    changes = ((after.macs - before.macs, "MACs"), (after.params - before.params, "parameters"))
+    return [f"{change:+,} {name}" for change, name in changes if change]
+
+
+@dataclass(frozen=True)
+class RoundLine:
+    """A round in words."""
+
+    number: int
+    seconds: float
+    did: str
+    cost: Cost
+    metric: str
+    """Empty where it wasn't measured."""
+    check: str
+    """The worst of its checks."""
+    kept: bool
+
+
+def round_lines(record: Record, inside: Sequence[Record]) -> list[RoundLine]:
+    """The rounds of a pass, from what it tells of them and from the records of what it did in them."""
+    if record.rounds is None:
+        return []
+    of: dict[int | None, list[Record]] = {}
+    for each in inside:
+        of.setdefault(each.round, []).append(each)
+    return [_round_line(row, record.rounds, of.get(row.number, [])) for row in record.rounds.rows[1:]]
+
+
+def _round_line(row: RoundFigures, rounds: Rounds, records: Sequence[Record]) -> RoundLine:
+    units = sum(sum(each.details.get("removed_units", {}).values()) for each in records)
+    verified = [each for each in records if each.verification is not None]
+    worst = max(verified, key=lambda each: each.verification.difference if each.verification else 0, default=None)
+    return RoundLine(
+        row.number,
+        sum(each.seconds + each.verify_seconds for each in records),
+        f"{units} units removed" if units else "",
+        row.cost,
+        "" if row.metric is None else metric_text(row.metric, rounds.share),
+        "" if worst is None else checked(worst),
+        row.kept,
+    )
+
+
 def checked(record: Record) -> str:
     """How the check of a pass came out; empty where it rewrote nothing."""
     found = record.verification
@@ -175,6 +247,18 @@ def checked(record: Record) -> str:
 def gathered(notes: Iterable[Note]) -> list[Reason]:
     """Each reason with all that was left alone for it, the most frequent first."""
     return list(_by_reason([(note.subject, note.reason) for note in notes]))
+
+
+def reasons_by_pass(report: Report) -> list[tuple[str, list[Reason]]]:
+    """What each pass left alone, and why; of what a pass did in rounds, all rounds together."""
+    found: list[tuple[str, list[Reason]]] = []
+    for record, inside in with_rounds(report.passes):
+        found.append((record.name, gathered(record.notes)))
+        notes: dict[str, dict[Note, None]] = {}
+        for each in inside:
+            notes.setdefault(each.name, {}).update(dict.fromkeys(each.notes))
+        found += [(name, gathered(of)) for name, of in notes.items()]
+    return [(name, reasons) for name, reasons in found if reasons]
 
 
 def left_alone(report: Report) -> list[Reason]:

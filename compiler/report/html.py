@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import jinja2
 
 from prunec.compiler.report import figures
-from prunec.compiler.report.report import Change, GroupWidths, Report
+from prunec.compiler.report.curves import PICTURE, Curve, curve
+from prunec.compiler.report.report import Change, GroupWidths, Record, Report
 
 SKYLINE: Final = (960.0, 200.0)
 """Width and height of the picture of all nodes, in its own units."""
@@ -68,7 +69,26 @@ def report_html(report: Report) -> str:
         flat=_flat(columns),
         tallest=max([column.before for column in columns] + [column.after for column in columns], default=0),
         alone=figures.left_alone(report),
+        passes=list(figures.with_rounds(report.passes)),
+        reasons_by_pass=figures.reasons_by_pass(report),
+        curves=PICTURE,
     )
+
+
+def round_curves(record: Record, whole: int) -> list[Curve]:
+    """The metric and the MACs, as a share of the original's `whole`, against the rounds of a pass."""
+    rounds = record.rounds
+    if rounds is None:
+        return []
+    steps, lost = [row.number for row in rounds.rows], {row.number for row in rounds.rows if not row.kept}
+    metrics = [row.metric for row in rounds.rows]
+    left = [row.cost.macs / max(whole, 1) for row in rounds.rows]
+    told = partial(figures.metric_text, share=rounds.share)
+    found = (
+        curve(rounds.metric, steps, metrics, told, bound=rounds.floor, lost=lost),
+        curve("MACs left", steps, left, figures.percent, least=0.0, lost=lost),
+    )
+    return [each for each in found if each is not None]
 
 
 def group_bars(report: Report) -> list[Bar]:
@@ -140,7 +160,8 @@ def _template(name: str = "report.html.jinja") -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = ("count", "size", "duration", "percent", "moment", "checked", "gathered")
+    words = ("count", "size", "duration", "percent", "moment", "checked", "did", "round_lines")
     environment.filters.update({name: getattr(figures, name) for name in words})
+    environment.filters["round_curves"] = round_curves
     environment.filters["grouped"] = lambda value: f"{value:,}"
     return environment.get_template(name)

@@ -10,6 +10,7 @@ Standard output is left to the result: what the model's or the data's own code p
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ from prunec.compiler.report.console import console
 
 PAUSE: Final = 10.0
 """After so many seconds of silence a stage tells where it is."""
+
+AGAIN: Final = 1.0
+"""A round isn't told within so many seconds of the last line, since rounds go by fast; nor is within `PAUSE` seconds a
+stage that was told before, such as what each round does."""
 
 HELD: Final = 3.0
 """For so many seconds lines are held back: what fails at once says its error alone."""
@@ -103,6 +108,9 @@ class Bars:
         self._drawn.update(self._tasks[what], completed=done, total=total, visible=done < total, note=note)
 
 
+_NUMBER: Final = re.compile("[0-9]+")
+
+
 class Lines:
     """Writes a line when a stage begins, and one now and then while it goes on; with `STEPS`, one for each step."""
 
@@ -110,6 +118,7 @@ class Lines:
         self._out, self._steps, self._clock = out, detail is Detail.STEPS, clock
         self._start = self._last = clock()
         self._stage = ""
+        self._told: set[str] = set()
         self._held: list[str] | None = None if self._steps else []
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
@@ -118,7 +127,10 @@ class Lines:
         note = f"  {note}" if note else ""
         begins = what != self._stage and done < total
         if begins:
-            self._stage = what
+            self._stage, kind = what, _NUMBER.sub("#", what)
+            rest = 0.0 if self._steps or kind not in self._told else PAUSE if kind == what else AGAIN
+            begins = now - self._last >= rest
+            self._told.add(kind)
         if begins and not done:
             self._write(now, what)
         elif begins or self._steps or (now - self._last >= PAUSE and done < total):

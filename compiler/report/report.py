@@ -65,6 +65,44 @@ class GroupWidths:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundFigures:
+    """What was left after a round."""
+
+    number: int
+    """Counted from 1; 0 is what there was before the first."""
+    cost: Cost
+    metric: float | None = None
+    """None where it wasn't measured."""
+    kept: bool = True
+    """Whether the result goes on from there."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"round": self.number, **self.cost.to_dict(), "metric": self.metric, "kept": self.kept}
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How a pass that runs others in rounds went on."""
+
+    ends: str
+    """Why there was no further round."""
+    rows: tuple[RoundFigures, ...]
+    metric: str = ""
+    """The name of the metric that was measured after each; empty where none was."""
+    share: bool = False
+    """Whether the metric reads in per cent."""
+    floor: float | None = None
+    """What the metric had to hold."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        measured = {"metric": self.metric, "share": self.share} if self.metric else {}
+        floor = {} if self.floor is None else {"floor": self.floor}
+        return {"ends": self.ends, **measured, **floor, "rows": [row.to_dict() for row in self.rows]}
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What one pass did. Its times are in seconds."""
 
@@ -84,6 +122,8 @@ class Record:
     """The lines of a training's table: one an epoch."""
     round: int | None = None
     """Counted from 1; there for what a pass did inside another one, whose record stands before those of its rounds."""
+    rounds: Rounds | None = None
+    """There for a pass that ran others in rounds; its seconds include theirs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -97,6 +137,7 @@ class Record:
             "notes": [{"subject": note.subject, "reason": note.reason} for note in self.notes],
             "details": dict(self.details),
             "verification": self.verification.as_dict() if self.verification else None,
+            **({"rounds": self.rounds.to_dict()} if self.rounds else {}),
             **({"history": [dict(row) for row in self.history]} if self.history else {}),
         }
 

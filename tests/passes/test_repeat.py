@@ -20,6 +20,7 @@ from prunec.compiler.errors import PassError, PlanError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
+from prunec.compiler.report.report import RoundFigures
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.selection.budgets import met
 
@@ -104,8 +105,10 @@ def kept(program: Program) -> dict[Any, set[int]]:
     return {axis: set(left.tolist()) for axis, left in program.origin.items()}
 
 
-def rows(outcome: Outcome) -> list[dict[str, Any]]:
-    return list(next(r for r in outcome.records if r.name == "repeat").details["rounds"])
+def rows(outcome: Outcome) -> tuple[RoundFigures, ...]:
+    rounds = next(record.rounds for record in outcome.records if record.name == "repeat")
+    assert rounds is not None
+    return rounds.rows
 
 
 def programs(program: Program, outcome: Outcome) -> list[Program]:
@@ -178,7 +181,7 @@ def test_amounts_are_shares_of_the_traced_model(program):
 
 def test_rounds_begin_where_earlier_passes_have_left_the_model(program):
     first = run(program, "score", {"select": {"budget": {"macs": 0.6}}}, "shrink", repeat(steps=2, to={"macs": 0.3}))
-    costs = [row["macs"] / cost(program).macs for row in rows(first)]
+    costs = [row.cost.macs / cost(program).macs for row in rows(first)]
     assert 0.5 < costs[0] <= 0.6
     assert costs[1] <= costs[0] + (0.3 - costs[0]) * 7 / 8
     assert costs[2] <= 0.3
@@ -192,7 +195,7 @@ def test_each_round_removes_so_many_units(program):
     counts = [sum(r.details["removed_units"].values()) for r in outcome.records if r.name == "shrink"]
     assert counts[:-1] == [7] * (len(counts) - 1)
     assert 1 <= counts[-1] <= 7
-    assert rows(outcome)[-2]["macs"] > 0.5 * cost(program).macs >= rows(outcome)[-1]["macs"]
+    assert rows(outcome)[-2].cost.macs > 0.5 * cost(program).macs >= rows(outcome)[-1].cost.macs
 
 
 def test_one_at_a_time_takes_the_lowest_of_all_groups(program):
@@ -252,7 +255,7 @@ def test_rounds_that_have_nothing_to_do_aren_t_run(program):
 
 def test_rounds_end_early_when_the_budget_is_met(program):
     outcome = run(program, repeat(["score", {"select": {"multiple_of": 8}}, "shrink"], steps=30, to={"macs": 0.5}))
-    assert rows(outcome)[-1]["round"] < 30
+    assert rows(outcome)[-1].number < 30
     assert str(outcome.records[0].notes[0]).endswith(": the budget is met")
     assert cost(outcome.program).macs <= 0.5 * cost(program).macs
 
@@ -260,18 +263,18 @@ def test_rounds_end_early_when_the_budget_is_met(program):
 def test_the_last_round_that_holds_the_floor_is_kept(program, data):
     for floor, least in (("-20pt", 0.8), ("-20%", 0.8), (0.8, 0.8), ("80%", 0.8)):
         outcome = run(program, repeat(each=4, to={"macs": 0.1}, floor=floor), data=data)
-        values = [row["metric"] for row in rows(outcome)]
+        values = [row.metric for row in rows(outcome)]
         assert values[0] == 1
         assert min(values[:-1]) >= least > values[-1]
-        assert [row["held"] for row in rows(outcome)] == [True] * (len(values) - 1) + [False]
+        assert [row.kept for row in rows(outcome)] == [True] * (len(values) - 1) + [False]
         after = programs(program, outcome)
         assert len(after) == len(values) - 1
         assert same(after[-1], outcome.program)
-        assert cost(outcome.program).macs == rows(outcome)[-2]["macs"]
+        assert cost(outcome.program).macs == rows(outcome)[-2].cost.macs
         (note,) = outcome.records[0].notes
         assert note.subject == f"round {len(values) - 1}"
         assert note.reason == f"accuracy is {values[-1]:.2%}, below the floor of 80.00%: it is given up"
-        assert outcome.records[0].details["floor"] == pytest.approx(0.8)
+        assert outcome.records[0].rounds.floor == pytest.approx(0.8)
 
 
 def test_a_floor_that_is_never_missed_changes_nothing(program, data):
@@ -300,7 +303,7 @@ def test_the_floor_is_measured_on_val(program, data):
 def test_where_nothing_can_be_measured_rounds_are_drawn_without_it(program, data):
     unlabelled = [(X[:8], None)]
     outcome = run(program, repeat(steps=2, to={"macs": 0.5}), data=unlabelled)
-    assert [row["metric"] for row in rows(outcome)] == [None] * 3
+    assert [row.metric for row in rows(outcome)] == [None] * 3
     with pytest.raises(PassError, match="floor: the metric can't be measured"):
         run(program, repeat(steps=2, to={"macs": 0.5}, floor="-1pt"), data=unlabelled)
 
@@ -353,7 +356,7 @@ def test_the_metric_is_the_whole_models_where_a_region_is_compiled(data):
 
     plan = {"plan": 1, "region": "inner", "passes": [repeat(steps=2, to={"macs": 0.8})]}
     result = compile(Whole().eval(), plan, (X[:1],), data=data)
-    assert result.report["passes"][0]["details"]["rounds"][0]["metric"] == 1
+    assert result.report["passes"][0]["rounds"]["rows"][0]["metric"] == 1
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -410,4 +413,4 @@ def test_what_a_round_needs_is_asked_for(program):
     with pytest.raises(PlanError, match="needs scores, which no pass before it gives in the same round"):
         run(program, "score", repeat(["select", "shrink"], steps=2, to={"macs": 0.5}))
     once = run(program, "score", repeat(["select", "shrink"], steps=1, to={"macs": 0.5}))
-    assert np.isclose(rows(once)[1]["macs"], cost(once.program).macs)
+    assert np.isclose(rows(once)[1].cost.macs, cost(once.program).macs)

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from example_reports import FULL
+from example_reports import FULL, rounds
 from rich.text import Text
 
 from prunec.compiler.errors import PlanError, Span, VerifyError
@@ -99,3 +99,35 @@ def test_lists_of_names_are_whole_where_nobody_watches(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert few(names, 2) == "a, b and 1 more"
     assert few(names, 3) == "a, b, c"
+
+
+def printed(report, tmp_path, capsys) -> list[str]:
+    show_report(report, tmp_path)
+    return [re.sub("  +", "  ", line.strip()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_each_round_is_a_line_below_its_pass(capsys, tmp_path):
+    lines = printed(rounds(), tmp_path, capsys)
+    first = lines.index("pass  time  did  check")
+    assert lines[first + 1 : first + 5] == [
+        "repeat  3 s  3 rounds, 20 units removed",
+        "round 1  1 s  10 units removed, MACs 80.0%, accuracy 98.00%"
+        "  differs by 1.0e-07 at most (float32, batches of 2 and 3)",
+        "round 2  1 s  10 units removed, MACs 60.0%, accuracy 97.00%"
+        "  differs by 2.0e-07 at most (float32, batches of 2 and 3)",
+        "round 3  1 s  10 units removed, MACs 40.0%, accuracy 96.00%, given up"
+        "  differs by 3.0e-07 at most (float32, batches of 2 and 3)",
+    ]
+    assert lines[first + 5].startswith("shrink  ")
+    assert "repeat: round 3: accuracy is 96.00%, below the floor of 97.00%: it is given up" in lines
+
+
+def test_of_many_rounds_the_first_and_the_last_are_shown(capsys, tmp_path):
+    lines = printed(rounds(40, given_up=False), tmp_path, capsys)
+    names = [line.split("  ")[0] for line in lines if line.startswith(("round ", "32 more"))]
+    assert names == [*(f"round {n}" for n in (1, 2, 3, 4)), "32 more", *(f"round {n}" for n in (37, 38, 39, 40))]
+    assert len([line for line in printed(rounds(9), tmp_path, capsys) if line.startswith("round ")]) == 9
+
+
+def test_what_every_round_left_alone_is_told_once(capsys, tmp_path):
+    assert printed(rounds(5), tmp_path, capsys).count("score: fc: has no scale") == 1

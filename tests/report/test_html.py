@@ -7,7 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from example_reports import FULL
+from example_reports import FULL, rounds
 
 from prunec.compiler import compile
 from prunec.compiler.ir.program import Note
@@ -203,3 +203,34 @@ def test_the_skyline_has_a_column_for_each_node_in_the_graphs_order():
     assert [c.tall for c in columns] == [height, height / 2, height / 10, 0]
     assert columns[0].short == height / 4
     assert columns[-1].x + columns[-1].width <= width
+
+
+def test_rounds_are_drawn():
+    page = Page(report_html(rounds(4)))
+    assert "Rounds of repeat" in page.texts
+    assert len(page.named("polyline")) == 2
+    assert len(page.named("line", "dot")) == 10
+    assert len(page.named("line", "lost")) == 2
+    assert len(page.named("line", "bound")) == 1
+    for text in ("accuracy", "99.00%", "95.00%", "MACs left", "100.00%", "round 4: 95.00%, given up"):
+        assert text in page.texts
+    numbers = [found for tag, found in page.tags if tag == "tr"]
+    assert len(numbers) > 4
+    assert "The numbers of all 4 rounds" in page.texts
+    assert any("2 passes, 3.13 s" in text for text in page.texts)
+    cells = [found["data-name"] for tag, found in page.tags if tag == "td" and "data-name" in found]
+    assert len(cells) == 7 * 2
+
+
+def test_rounds_without_a_metric_have_one_curve():
+    report = rounds(3)
+    went = report.passes[0].rounds
+    rows = tuple(replace(row, metric=None) for row in went.rows)
+    bare = replace(report.passes[0], rounds=replace(went, rows=rows, metric="", floor=None))
+    page = Page(report_html(replace(report, passes=(bare, *report.passes[1:]))))
+    assert len(page.named("polyline")) == 1
+    assert "accuracy" not in page.texts
+
+
+def test_a_plan_without_rounds_has_no_such_section(report):
+    assert not any(text.startswith("Rounds of") for text in Page(report_html(report)).texts)

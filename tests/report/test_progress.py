@@ -78,6 +78,20 @@ def test_a_stage_that_is_done_again_is_told_once():
     assert lines(Detail.STAGES, again) == ["    0.0 s  accuracy"]
 
 
+ROUNDS = [
+    (what, done, 2)
+    for number in range(1, 4)
+    for what, done in ((f"round {number} of 3", 0), ("accuracy", 0), (f"round {number} of 3", 1), ("accuracy", 2))
+]
+
+
+def test_rounds_that_go_by_fast_are_told_now_and_then():
+    assert lines(Detail.STAGES, ROUNDS) == ["    0.0 s  round 1 of 3", "    0.0 s  accuracy"]
+    slow = lines(Detail.STAGES, ROUNDS, *(0.3 for _ in ROUNDS))
+    assert [line[11:] for line in slow] == ["round 1 of 3", "accuracy", "round 2 of 3: 1 of 2", "round 3 of 3: 1 of 2"]
+    assert len(lines(Detail.STEPS, ROUNDS)) == len(ROUNDS)
+
+
 def test_what_takes_long_tells_where_it_is():
     calls = [("accuracy", done, 5) for done in range(6)]
     assert lines(Detail.STAGES, calls, 0, 4, 4, 4, 4) == ["    0.0 s  accuracy", f"{12:7.1f} s  accuracy: 3 of 5"]

@@ -7,7 +7,7 @@ import math
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
-from example_reports import BARE, FULL
+from example_reports import BARE, FULL, rounds
 
 from prunec.compiler.report.report import Change, GroupWidths, Latency, Measured
 
@@ -187,3 +187,27 @@ def test_a_change_of_a_part():
 )
 def test_a_group_is_pinned_if_all_its_units_are(pinned, expected):
     assert GroupWidths("g", 4, Change(4, 4), pinned).is_pinned is expected
+
+
+def test_rounds_stand_in_their_passs_record_and_their_passes_behind_it():
+    first, *rest = rounds(2).to_dict()["passes"]
+    assert first["rounds"] == {
+        "ends": "accuracy is 96.00%, below the floor of 97.00%: it is given up",
+        "metric": "accuracy",
+        "share": True,
+        "floor": 0.97,
+        "rows": [
+            {"round": 0, "macs": 1000, "params": 200, "memory": 64, "metric": 0.99, "kept": True},
+            {"round": 1, "macs": 700, "params": 200, "memory": 64, "metric": 0.98, "kept": True},
+            {"round": 2, "macs": 400, "params": 200, "memory": 64, "metric": 0.97, "kept": False},
+        ],
+    }
+    assert "round" not in first
+    assert [(each["pass"], each.get("round")) for each in rest] == [
+        ("score", 1),
+        ("shrink", 1),
+        ("score", 2),
+        ("shrink", 2),
+        ("shrink", None),
+    ]
+    assert not any("rounds" in each for each in rest)

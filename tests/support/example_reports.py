@@ -17,6 +17,8 @@ from prunec.compiler.report.report import (
     Record,
     RegionFindings,
     Report,
+    RoundFigures,
+    Rounds,
 )
 from prunec.compiler.targets.onnx_export import OnnxReport
 from prunec.compiler.verify.verify import Verification
@@ -90,3 +92,24 @@ FULL = replace(
         latency=Change(0.00013, 0.000065),
     ),
 )
+
+
+def rounds(count: int = 3, given_up: bool = True) -> Report:
+    """A compile whose first pass removed ten units in each of so many rounds, the last of which missed the floor."""
+    costs = [Cost(1000 - 600 * number // count, 200, 64) for number in range(count + 1)]
+    rows = tuple(
+        RoundFigures(number, costs[number], 0.99 - 0.01 * number, not (given_up and number == count))
+        for number in range(count + 1)
+    )
+    ends = "accuracy is 96.00%, below the floor of 97.00%: it is given up" if given_up else "all rounds are run"
+    went = Rounds(ends, rows, "accuracy", share=True, floor=0.97)
+    records = [Record("repeat", 3.0, 0.0, costs[0], costs[-1 - given_up], (Note(f"round {count}", ends),), rounds=went)]
+    for number in range(1, count + 1):
+        before, after = costs[number - 1 : number + 1]
+        note = Note("fc", "has no scale")
+        checked = Verification(number * 1e-7, "float32", (2, 3))
+        records += [
+            Record("score", 0.25, 0.0, before, before, (note,), round=number),
+            Record("shrink", 0.25, 0.5, before, after, (), {"removed_units": {"conv": 10}}, checked, round=number),
+        ]
+    return replace(BARE, passes=(*records, *BARE.passes[1:]))
