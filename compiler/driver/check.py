@@ -16,7 +16,7 @@ from torch import nn
 from prunec.compiler.cost.model import cost
 from prunec.compiler.data import Data
 from prunec.compiler.driver.compile import load_original
-from prunec.compiler.driver.evaluation import try_out
+from prunec.compiler.driver.evaluation import settled, try_out
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.driver.pass_manager import check_needs, check_options, check_ready
 from prunec.compiler.driver.steps import Step, steps_of, unfolded
@@ -40,7 +40,7 @@ def check_plan(plan: Plan) -> Iterator[str]:
     yield _model_line(program)
     yield _group_line(program)
     data, loss = load_data(plan), load_loss(plan)
-    metric = load_metric(plan, loss)
+    metric = settled(load_metric(plan, loss), whole, data, inputs)
     checked = check_options(program, steps)
     check_ready(
         program, steps, Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss, metric=metric)

@@ -19,11 +19,11 @@ from torch import nn
 from prunec.compiler.cost.model import cost, cost_model
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.data import Data
-from prunec.compiler.driver.evaluation import Compared, compare, evaluate_first
+from prunec.compiler.driver.evaluation import Compared, compare, evaluate_first, settled
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.journal import Journal
 from prunec.compiler.driver.load import example_inputs as inputs_of
-from prunec.compiler.driver.load import instead_of_accuracy, load_data, load_loss, load_metric, load_model
+from prunec.compiler.driver.load import load_data, load_loss, load_metric, load_model
 from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
 from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
@@ -224,9 +224,13 @@ def _compile(
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
     loss = load_loss(plan)
-    metric = load_metric(plan, loss)
     traced = seconds_since(start)
     _check_subject(plan, model, inputs, before, regions)
+    metric = load_metric(plan, loss)
+    old = before.module if regions is None else regions.model
+    if metric.instead is not None:
+        with unwritten(before) if regions is None else untouched(old):
+            metric = settled(metric, old, found, inputs)
     context = Context(plan.seed, found, progress, before, plan.runtime, loss, metric, train=plan.train)
     if regions is not None:
         context = replace(context, whole=regions.spliced, inputs=inputs)
@@ -235,12 +239,10 @@ def _compile(
     journal = Journal.of(plan, before, None if trained else checkpoints)
     notes += [f"went on from {journal.folder}: {journal.where}"] if journal.where else []
     context = replace(context, journal=finished or journal, structural=trained)
-    old = before.module if regions is None else regions.model
     original = None
     if found is not None:
         with unwritten(before) if regions is None else untouched(old):
-            original = evaluate_first(old, found, inputs, metric, instead_of_accuracy(plan, loss), progress)
-        context = replace(context, metric=original.metric)
+            original = evaluate_first(old, found, inputs, metric, progress)
     try:
         outcome = run_passes(before, steps, context)
     finally:
@@ -345,11 +347,10 @@ def program_after(plan: Plan, name: str | None) -> Program:
         raise PlanError(f"the plan has no pass '{name}'", hint=nearest(name, names))
     if name is None:
         return load_program(plan)
-    program = load_original(plan)[0]
+    program, whole, inputs = load_original(plan)
     loss, data = load_loss(plan), load_data(plan)
-    context = Context(
-        plan.seed, data, runtime=plan.runtime, loss=loss, metric=load_metric(plan, loss), train=plan.train
-    )
+    metric = settled(load_metric(plan, loss), whole, data, inputs)
+    context = Context(plan.seed, data, runtime=plan.runtime, loss=loss, metric=metric, train=plan.train)
     return run_passes(program, steps, context, until=name).program
 
 

@@ -218,21 +218,22 @@ class Compared:
         return [*(alarm for alarm, holds in known.items() if holds), *([fell] if fell else [])]
 
 
-def evaluate_first(
-    module: nn.Module,
-    data: Data,
-    example: Any,
-    metric: Metric = ACCURACY,
-    instead: Metric | None = None,
-    progress: Progress = silent,
-) -> Evaluated:
-    """Evaluate the original; where its metric is left out, by the one that may stand `instead` of it.
+def settled(metric: Metric, module: nn.Module, data: Data | None, example: Any) -> Metric:
+    """The metric, or what stands instead of it where it can't be measured of the first batch.
 
-    Raises `DataError` as `evaluate` does, and where the data can't be read a second time.
+    Raises `DataError` as `evaluate` does.
     """
+    if data is None or metric.instead is None:
+        return metric
+    found = try_out(module, data, example, metric)
+    return metric.instead if found.hint else metric
+
+
+def evaluate_first(
+    module: nn.Module, data: Data, example: Any, metric: Metric = ACCURACY, progress: Progress = silent
+) -> Evaluated:
+    """Evaluate the original. Raises `DataError` as `evaluate` does, and where the data can't be read a second time."""
     found = evaluate(module, data, example, metric, progress=progress)
-    if found.left_out and found.hint and instead is not None:
-        found = evaluate(module, data, example, instead, progress=progress)
     if not found.left_out and next(iter(data.read(found.split)), None) is None:
         message = f"the data's {found.split} split is empty when it is read a second time"
         raise DataError(message, at=data.at, hint="data are read several times: make the batches anew at each reading")

@@ -37,6 +37,7 @@ from prunec.compiler.task.losses import DEFAULT, GivenLoss, Loss, TorchLoss
 from prunec.compiler.task.metrics import (
     ACCURACY,
     NAMES,
+    DefaultAccuracy,
     GivenMetric,
     LossMetric,
     Metric,
@@ -127,13 +128,14 @@ def load_loss(plan: Plan) -> Loss:
 
 
 def load_metric(plan: Plan, loss: Loss) -> Metric:
-    """The plan's metric; accuracy, where that can be measured, of a plan that names none. `loss` is the plan's.
+    """The plan's metric; of a plan that names none, accuracy where that can be measured, and else the loss, if it names
+    one. `loss` is the plan's.
 
     Raises `PlanError` where it can't be made, or nobody says which way is up.
     """
     spec = plan.metric
     if spec is None:
-        return ACCURACY
+        return ACCURACY if plan.loss is None else DefaultAccuracy(instead=LossMetric(loss=loss, said=False))
     at = plan.at("metric", "name")
     if isinstance(spec.name, str) and spec.name in NAMES:
         return known_metric(spec.name, spec.args, spec.output, at, loss)
@@ -162,11 +164,6 @@ def load_metric(plan: Plan, loss: Loss) -> Metric:
 def _short(ref: Ref | str) -> str:
     """A name as it reads in messages: of a file without its folder."""
     return f"{ref.module.name}:{ref.name}" if isinstance(ref, Ref) and isinstance(ref.module, Path) else str(ref)
-
-
-def instead_of_accuracy(plan: Plan, loss: Loss) -> Metric | None:
-    """What is measured of a plan that names no metric where accuracy can't be: its loss, where it names one."""
-    return LossMetric(loss=loss, said=False) if plan.loss is not None else None
 
 
 def _callable(plan: Plan, key: str, ref: Ref | str, args: Mapping[str, Any]) -> Any:

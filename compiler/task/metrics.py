@@ -65,6 +65,8 @@ class Metric(ABC):
     """Where the plan names it."""
     said: bool = True
     """Whether somebody asked for it: then it is an error where it can't be measured."""
+    instead: Metric | None = None
+    """What is measured where it can't be; None where that is left out then."""
 
     @property
     def title(self) -> str:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from prunec.compiler.driver.compile import load_divided, load_program
+from prunec.compiler.driver.evaluation import settled
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.driver.lock import check_model
@@ -73,7 +74,8 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
-    context = Context(plan.seed, data, progress, program, plan.runtime, loss, load_metric(plan, loss))
+    metric = settled(load_metric(plan, loss), program.module, data, program.inputs)
+    context = Context(plan.seed, data, progress, program, plan.runtime, loss, metric)
     if score is None:
         return Subject(program, context, Score())
     return Subject(run_passes(program, before, context).program, context, score)

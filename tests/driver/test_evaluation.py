@@ -17,11 +17,12 @@ from prunec.compiler.driver.evaluation import (
     compare,
     evaluate,
     evaluate_first,
+    settled,
     try_out,
 )
 from prunec.compiler.errors import DataError, Span
 from prunec.compiler.task.losses import LOSSES
-from prunec.compiler.task.metrics import GivenMetric, known_metric
+from prunec.compiler.task.metrics import DefaultAccuracy, GivenMetric, known_metric
 
 LOGITS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
 BATCHES = [(LOGITS, torch.tensor([0, 1, 0, 0])), (LOGITS[:1], torch.tensor([2]))]
@@ -248,11 +249,13 @@ def test_a_metric_that_was_asked_for_is_never_left_out():
 
 
 def test_the_loss_may_stand_instead_of_accuracy():
-    data = Data.of([(X, Y)])
-    first = evaluate_first(Named(), data, X, instead=by("loss"))
-    assert (first.metric.title, first.value) == ("loss (mse)", pytest.approx(1.0))
-    assert evaluate_first(Named(), Data.of([(X, None)]), X, instead=by("loss")).value is None
-    assert evaluate_first(Named(), data, X).hint.startswith("say what is measured")
+    data, loss = Data.of([(X, Y)]), by("loss")
+    default = DefaultAccuracy(instead=loss)
+    assert settled(default, Named(), data, X) is loss
+    assert settled(default, Named(), Data.of(BATCHES), LOGITS) is default
+    assert settled(default, Named(), Data.of([(X, None)]), X) is default
+    assert settled(default, Named(), None, X) is default
+    assert evaluate(Named(), data, X).hint.startswith("say what is measured")
 
 
 def test_trying_out_gives_no_figure():
