@@ -244,6 +244,8 @@ class Data:
     """Whether the data are batches, and no object with splits."""
     at: Span | None = None
     seed: int = 0
+    again: Callable[[], Any] | None = field(default=None, repr=False)
+    """Makes anew what was given, for another process; None where nobody knows how."""
     _read: dict[str, Callable[[], Any]] = field(default_factory=dict, repr=False)
     """Split -> the iterator that it gave last, as long as somebody holds it."""
 
@@ -263,6 +265,16 @@ class Data:
         if wrong is not None:
             raise DataError(f"{subject} {wrong[0]}", at=at, hint=wrong[1])
         return Data(given, splits or SPLITS, not splits, at, seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: how the data are made, or else the data themselves."""
+        given = self.given if self.again is None else None
+        return {**self.__dict__, "given": given, "_read": {}}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        again = state["again"]
+        self.__dict__.update(state)
+        self.__dict__["given"] = state["given"] if again is None else again()
 
     def first(self, *splits: str) -> str | None:
         """The first of these splits that the data have."""

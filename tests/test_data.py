@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 from collections import UserDict, namedtuple
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -352,3 +354,16 @@ def test_what_is_wrong_with_splits_is_said(given, message) -> None:
     """A mapping whose splits can't be read isn't told to be no data at all."""
     with pytest.raises(DataError, match=re.escape(message)):
         Data.of(given)
+
+
+def test_data_of_a_factory_are_made_anew_in_another_process_and_others_go_along():
+    made: list[int] = []
+    there = pickle.loads(pickle.dumps(Data.of([(X, Y)])))
+    assert torch.equal(rows(there.read("test")), X)
+    held = lambda: made  # noqa: E731  (can't be pickled, and needn't)
+    anew = pickle.loads(pickle.dumps(replace(Data.of({"val": [(X, held)]}), again=_again)))
+    assert torch.equal(rows(anew.read("val")), X + 1)
+
+
+def _again() -> dict[str, list[torch.Tensor]]:
+    return {"val": [X + 1]}

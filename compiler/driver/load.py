@@ -16,10 +16,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -47,6 +48,9 @@ from prunec.compiler.task.metrics import (
     known_metric,
 )
 from prunec.compiler.user_code import running
+
+FILES: Final = "_prunec_"
+"""How the names of modules begin that are files which a plan names."""
 
 
 def load_model(plan: Plan, tell: Tell = untold) -> nn.Module:
@@ -112,8 +116,9 @@ def load_data(plan: Plan) -> Data | None:
     what the factory gave are no data."""
     if plan.data is None:
         return None
-    data = _make(plan, "data", plan.data.factory, plan.data.args)
-    return Data.of(data, f"{plan.data.factory} gave", plan.at("data", "factory"), plan.seed)
+    ref, args, at = plan.data.factory, plan.data.args, plan.at("data", "factory")
+    data = Data.of(_make(plan, "data", ref, args), f"{ref} gave", at, plan.seed)
+    return replace(data, again=partial(made_by, ref, args, plan.seed, at))
 
 
 def load_loss(plan: Plan) -> Loss:
@@ -243,7 +248,16 @@ def _make(plan: Plan, key: str, ref: Ref, args: Mapping[str, Any]) -> Any:
     at = plan.at(key, "factory")
     factory = named_callable(ref, at)
     _check_args(plan, key, ref, factory, args)
-    with running(f"{ref} failed", at=at), seeded(plan.seed):
+    return _made(factory, ref, args, plan.seed, at)
+
+
+def made_by(ref: Ref, args: Mapping[str, Any], seed: int, at: Span | None = None) -> Any:
+    """What a factory makes that a plan names. Raises `PlanError` where it fails."""
+    return _made(named_callable(ref, at), ref, args, seed, at)
+
+
+def _made(factory: Callable[..., Any], ref: Ref, args: Mapping[str, Any], seed: int, at: Span | None) -> Any:
+    with running(f"{ref} failed", at=at), seeded(seed):
         return factory(**args)
 
 
@@ -264,7 +278,7 @@ def named_callable(ref: Ref, at: Span | None = None) -> Callable[..., Any]:
 def _import(module: str | Path, at: Span | None) -> ModuleType:
     with running(f"can't import {module}", at=at):
         try:
-            return _import_file(module) if isinstance(module, Path) else importlib.import_module(module)
+            return import_file(module) if isinstance(module, Path) else importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not _is_within(error.name, module):
                 raise
@@ -277,9 +291,14 @@ def _is_within(name: str | None, module: str | Path) -> bool:
     return bool(name) and f"{module}.".startswith(f"{name}.")
 
 
-def _import_file(path: Path) -> ModuleType:
-    """Run a file as a module of its own, under a name that no other module has."""
-    name = f"_prunec_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+def module_name(path: Path) -> str:
+    """The name of the module that a file is run as, which no other module has."""
+    return f"{FILES}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a file as a module of its own."""
+    name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec, f"{path} isn't a Python file"
     assert spec.loader, f"{path} has no loader"

@@ -6,13 +6,15 @@ constant. Here a pickle says how the graph is made, node by node, by torch's own
 
 fx also writes and compiles the module's code when it is made. Here that, and the copy of the graph that is the user's
 own, wait until something asks for them: a compile makes more modules than it runs.
+
+A program's graph goes to another process as `packed` rows, with what each node knows; `unpacked` makes it again.
 """
 
 from __future__ import annotations
 
 import copy
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter, getitem
 from typing import Any
 
@@ -158,3 +160,50 @@ def _function(function: Callable[..., Any]) -> _Made:
     """A function by its name, as the graph's code calls it."""
     name = _get_qualified_name(function)
     return _Made(pkgutil.resolve_name, name if "." in name else f"builtins.{name}")
+
+
+# -- a program's graph ---------------------------------------------------------------------------------------------
+
+
+class _Operand(int):
+    """Stands for the node of this number among the operands of a later one."""
+
+
+def packed(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """A graph as rows that can be pickled, one a node, with the nodes' names, types and metadata."""
+    numbers = {node: _Operand(number) for number, node in enumerate(graph.nodes)}
+    return [
+        (
+            node.op,
+            node.target if isinstance(node.target, str) else _function(node.target),
+            *fx.node.map_arg((node.args, dict(node.kwargs)), numbers.__getitem__),
+            node.name,
+            node.type,
+            dict(node.meta),
+        )
+        for node in graph.nodes
+    ]
+
+
+def unpacked(rows: Iterable[tuple[Any, ...]]) -> fx.Graph:
+    """The graph of `packed` rows."""
+    graph, nodes = fx.Graph(), list[fx.Node]()
+    for op, target, args, kwargs, name, type_, meta in rows:
+        node = graph.create_node(op, target, _operands(args, nodes), _operands(kwargs, nodes), name, type_)
+        node.meta.update(meta)
+        nodes.append(node)
+    return graph
+
+
+def _operands(value: Any, nodes: list[fx.Node]) -> Any:
+    """Operands with the nodes that they stand for."""
+    if isinstance(value, _Operand):
+        return nodes[value]
+    if isinstance(value, slice):
+        return slice(*(_operands(x, nodes) for x in (value.start, value.stop, value.step)))
+    if isinstance(value, dict):
+        return {key: _operands(item, nodes) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_operands(item, nodes) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -36,7 +36,7 @@ from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.graph import new_node
 from prunec.compiler.ir.keyword_names import reserved, with_readable_code
 from prunec.compiler.ir.modules import module_tensors
-from prunec.compiler.ir.pickled import SlimModule
+from prunec.compiler.ir.pickled import SlimModule, packed, unpacked
 from prunec.compiler.ir.train_eval import MODES, Mode, has_both, keep_mode, switching
 
 IntArray = npt.NDArray[np.int64]
@@ -121,6 +121,14 @@ class Program:
         known = replace(self, facts={**self.facts, **facts})
         known._kept.update(self._kept)
         return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: all fields, with the graph as rows, and nothing of what is kept."""
+        state = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "_kept"}
+        return {**state, "graph": packed(self.graph)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update({**state, "graph": unpacked(state["graph"]), "_kept": {}})
 
     def cached(self, key: str, make: Callable[[], Kept]) -> Kept:
         """What `make` gives, made once and kept with the program.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -71,6 +72,12 @@ def _one_or_several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _goes_together(spec: TrainSpec | None) -> TrainSpec | None:
+    if spec is not None and spec.misfit:
+        raise wrong(spec.misfit)
+    return spec
+
+
 _Name = Annotated[str, Field(min_length=1)]
 Regions = tuple[_Name, ...] | dict[_Name, dict[str, bool | StrictInt | float | str | None]]
 
@@ -95,7 +102,7 @@ class Plan(BaseModel):
     """What the model was trained by; cross entropy where nobody says."""
     metric: MetricSpec | None = None
     """What it is judged by; accuracy where nobody says and the outputs are classes, else the loss that is named."""
-    train: TrainSpec | None = None
+    train: Annotated[TrainSpec | None, AfterValidator(_goes_together)] = None
     """What training passes run on."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
@@ -194,6 +201,8 @@ def _build(source: Source, folder: Path) -> Plan:
         found += faults(error, data, (), Plan)
     if found:
         raise source.errors(found)
+    if plan.train is not None:
+        plan = plan.model_copy(update={"train": plan.train.placed(source.locate(("train",), on_key=True))})
     plan._source = source
     return plan
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -137,16 +138,17 @@ class _Run:
         self.fabric, self.job, self.options = fabric, job, job.options
         own = job.program.derive(state=with_own_tensors(job.program.state), facts=job.program.facts)
         self.module = own.module.train()
-        self.names = {tensor: name for name, tensor in own.tensors.items()}
         self.trained = self._freeze(own)
         self.teacher = self._teacher()
         self.optimizer, self.rates = self._optimizer()
+        self.model, self.steps = fabric.setup(self.module, self.optimizer)
+        self._to_train_mode()
+        self.names = _named(self.module, own.tensors)
+        self._remember()
         made = self.options.updates_for(self.module, own, job.context)
         self.beside = in_order([*made, *self.options.constraints.updates(self.module, own)])
         for update in self.beside:
             update.attach(self.optimizer)
-        self.model, self.steps = fabric.setup(self.module, self.optimizer)
-        self._to_train_mode()
         if self.teacher:
             self.teacher.module.to(fabric.device)
         self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))
@@ -205,10 +207,9 @@ class _Run:
             raise PassError("no parameter is left to train: all are frozen", keys=("freeze",))
         groups = decayed(self.trained, self.options.weight_decay, self.options.decay == "matrices")
         optimizer = self.options.optimizer.make(groups, self.options.lr)
-        self._remember(optimizer)
         return optimizer, [group["lr"] for group in optimizer.param_groups]
 
-    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+    def _remember(self) -> None:
         """Give the optimizer what an earlier training left, as far as the parameters are still there."""
         carried = self.job.program.carried.get("optimizer")
         first = self.options.rounds is None or self.options.rounds[0] == 0
@@ -217,8 +218,7 @@ class _Run:
         by_name = dict(self.trained)
         for name, memory in Carried.of_plain(carried).fitted(self.job.program):
             if name in by_name:
-                own = {key: x.clone() if isinstance(x, Tensor) else x for key, x in memory.items()}
-                optimizer.state[by_name[name]] = own
+                self.optimizer.state[by_name[name]] = {key: _own(x, by_name[name]) for key, x in memory.items()}
 
     def _total(self) -> int:
         """The updates of this training."""
@@ -262,7 +262,7 @@ class _Run:
             self._tell()
             if self.update >= last:
                 break
-            if self.job.context.keeper.due():
+            if self._agreed(self.job.context.keeper.due()):
                 self._save(beginning)
         if count == self.update and not self.group:
             raise DataError(f"the data's split '{self.options.split}' is empty", at=self.job.data.at)
@@ -296,6 +296,7 @@ class _Run:
             if not is_out_of_memory(error):
                 raise
             raise self._out_of_memory(ready[0]) from error
+        loss = self._mean(loss)
         self._check(loss)
         if self.options.clip is not None:
             self.fabric.clip_gradients(self.model, self.steps, max_norm=self.options.clip, error_if_nonfinite=False)
@@ -319,11 +320,19 @@ class _Run:
     def _weights(self, counts: Sequence[int]) -> list[float]:
         """What each batch's mean loss counts, so that the gradient is that of the mean over all samples."""
         total = sum(counts)
-        if self.fabric.world_size > 1:
-            mine = torch.tensor(float(total), device=self.fabric.device)
-            everyone: Any = self.fabric.all_reduce(mine, reduce_op="mean")
-            return [count / max(float(everyone), 1.0) for count in counts]
-        return [count / max(total, 1) for count in counts]
+        everyone = self._mean(float(total))
+        return [count / max(everyone, 1.0) for count in counts]
+
+    def _mean(self, value: float) -> float:
+        """The mean of what the processes have."""
+        if self.fabric.world_size == 1:
+            return value
+        mean: Any = self.fabric.all_reduce(torch.tensor(value, device=self.fabric.device), reduce_op="mean")
+        return float(mean)
+
+    def _agreed(self, value: Any) -> Any:
+        """What the first process has, whose word decides: a clock, or a metric."""
+        return value if self.fabric.world_size == 1 else self.fabric.broadcast(value)
 
     def _loss(self, batch: Batch) -> Tensor:
         loss, outputs = self.job.context.loss, None
@@ -367,7 +376,7 @@ class _Run:
         }
         self.sums = {}
         if self.evaluates:
-            value = self._evaluated()
+            value = self._agreed(self._evaluated())
             name = self.job.context.metric.name
             row["val_loss" if name == "loss" else name] = value
             self._compare(value)
@@ -440,7 +449,10 @@ class _Run:
             "beside": [each.state_dict() for each in self.beside],
             "spent": self.spent,
         }
-        self.job.context.keeper.save(lambda path: self.fabric.save(path, state))
+        if self.fabric.is_global_zero:
+            self.job.context.keeper.save(lambda path: self.fabric.save(path, state))
+        else:  # it writes nothing, and takes part in what is gathered
+            self.fabric.save("", state)
 
     def _resume(self, path: Any) -> None:
         """Go on from a checkpoint, where there is one."""
@@ -481,8 +493,13 @@ class _Run:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
+    def _statistics(self) -> list[str]:
+        """The buffers, such as batch norm's statistics: each process has its own, of its own batches."""
+        return [name for tensor, name in self.names.items() if not isinstance(tensor, nn.Parameter)]
+
     def _trained(self) -> Trained:
         values = {name: tensor.detach().cpu() for tensor, name in self.names.items()}
+        values |= self._agreed({name: values[name] for name in self._statistics()})
         memory, at = state_by_name(self.optimizer, self.names), self.update
         best = {key: value for key, value in self.best.items() if key in ("value", "epoch", "update")}
         if self.best:
@@ -503,6 +520,18 @@ class _Run:
             measures=self._measures(),
             facts=facts,
         )
+
+
+def _named(module: nn.Module, names: Iterable[str]) -> dict[Tensor, str]:
+    """A module's tensors, with their names: a move to a device or a type makes new buffers."""
+    return {attrgetter(name)(module): name for name in names}
+
+
+def _own(value: Any, parameter: Tensor) -> Any:
+    """What an optimizer keeps for a parameter, where and as the optimizer would have made it."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(parameter, copy=True) if value.shape == parameter.shape and value.ndim else value.clone()
 
 
 def _all_frozen(name: str, norm: nn.Module, still: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Pickles of slim modules: their graph comes through as it is, with torch alone."""
+"""Pickles of slim modules and of programs: their graph comes through as it is; of modules, with torch alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunec.compiler import compile
+from prunec.compiler.text.printer import to_text
 from prunec.compiler.tracing.trace import trace
 
 PLAN = {"plan": 1, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}
@@ -149,3 +150,23 @@ def test_copies_keep_hooks_and_attributes():
     assert twin.note is not slim.note
     twin.a.weight.data.zero_()
     assert not torch.equal(twin(x), slim(x))
+
+
+@pytest.mark.parametrize("net", [Sliced(), Made()], ids=lambda net: type(net).__name__)
+def test_a_program_comes_through_with_what_its_nodes_know(net):
+    program = trace(net.eval(), (torch.randn(2, 5, 6),)).with_facts(scores={"a": 1})
+    found = pickle.loads(pickle.dumps(program))
+    assert to_text(found) == to_text(program)
+    assert found.facts == {"scores": {"a": 1}}
+    assert [node.meta.keys() for node in found.graph.nodes] == [node.meta.keys() for node in program.graph.nodes]
+    x = torch.randn(3, 7, 6)
+    torch.testing.assert_close(found.module(x), program.module(x), rtol=0, atol=0)
+
+
+def test_the_programs_of_a_compile_come_through():
+    result = compile(Sliced().eval(), PLAN, (torch.randn(2, 5, 6),))
+    found = pickle.loads(pickle.dumps(result.program))
+    assert to_text(found) == to_text(result.program)
+    assert {str(axis): kept.tolist() for axis, kept in found.origin.items()} == {
+        str(axis): kept.tolist() for axis, kept in result.program.origin.items()
+    }

@@ -1,0 +1,109 @@
+"""The engine: several processes against one, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from several import batches, small
+
+from prunec.compiler import Plan, compile
+from prunec.compiler.errors import PassError, PlanError
+
+X = torch.zeros(2, 3, 6, 6)
+TWO = {"devices": 2, "accelerator": "cpu", "strategy": "ddp"}
+ONE = {"accelerator": "cpu"}
+
+
+def values(data: Any, *passes: Any, train: Any = ONE, **plan: Any) -> dict[str, torch.Tensor]:
+    """The weights of a compile."""
+    made = {"plan": 1, "train": train, "passes": list(passes), **plan}
+    return dict(compile(small(), made, (X,), data).module.state_dict())
+
+
+def assert_near(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Fail where two states differ by more than rounding."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.allclose(found[name].double(), tensor.double(), atol=1e-6), name
+
+
+def test_two_processes_are_one_with_the_doubled_batch():
+    ours = batches()
+    pairs = zip(ours[::2], ours[1::2], strict=True)
+    doubled = [(torch.cat([x, u]), torch.cat([y, v])) for (x, y), (u, v) in pairs]
+    finetune = {"epochs": 2, "lr": 0.1, "batch_norm": "freeze", "clip": 1.0, "distill": {"weight": 0.3}}
+    passes = [{"score": "l1"}, {"select": "30%"}, "shrink", {"finetune": finetune}]
+    assert_near(values(ours, *passes, train=TWO), values(doubled, *passes))
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"strategy": "fsdp"}, "train must give strategy fsdp several devices"),
+        ({"strategy": "fsdp", "devices": [1]}, "train must give strategy fsdp several devices"),
+        (
+            {"strategy": "fsdp", "devices": 2, "accelerator": "cpu"},
+            "train must not say strategy fsdp beside accelerator",
+        ),
+        ({"devices": [1, 1]}, "train must not name a device twice"),
+        ({"devices": [0, 1], "accelerator": "cpu"}, "train must say how many devices there are for accelerator cpu"),
+        (
+            {"precision": "16-mixed", "accelerator": "cpu"},
+            "train must not say precision 16-mixed beside accelerator cpu",
+        ),
+        ({"precision": "8-true"}, "'8-true'"),
+        ({"strategy": "ddp_spawn"}, "'ddp_spawn'"),
+        ({"devices": 0}, "devices must be"),
+        ({"devices": []}, "devices must be"),
+    ],
+)
+def test_what_does_not_go_together_is_told_when_the_plan_is_loaded(tmp_path, said, why):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"plan: 1\ntrain: {said}\n")
+    with pytest.raises(PlanError, match=re.escape(why)) as error:
+        Plan.load(path)
+    assert error.value.at.line == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and it can be had")
+@pytest.mark.parametrize("said", ["{accelerator: cuda}", "{devices: [0, 5], accelerator: gpu}", "{num_nodes: 2}"])
+def test_what_this_machine_does_not_have_is_told_with_its_place(tmp_path, said):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"plan: 1\npasses: [finetune]\ntrain: {said}\n")
+    with pytest.raises(PassError) as error:
+        compile(small(), Plan.load(path), (X,), batches())
+    assert (error.value.at.file, error.value.at.line) == (str(path), 3)
+
+
+def test_a_gpu_s_precision_is_refused_where_there_is_none():
+    with pytest.raises(PassError, match="16-mixed isn't for the CPU"):
+        values(batches(), "finetune", train={"precision": "16-mixed"})
+
+
+def test_data_that_no_process_can_take_over_need_a_factory():
+    class Mine(list):  # of a function, which no other process finds
+        pass
+
+    with pytest.raises(PassError, match="the data can't be handed to the 2 processes that train") as error:
+        values(Mine(batches()), "finetune", train=TWO)
+    assert "data: package.module:name" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_weights_keep_the_dtype_of_the_program_whatever_trains_them(precision):
+    found = values(batches(), {"finetune": {"epochs": 2, "lr": 0.1}}, train={"precision": precision})
+    wanted = values(batches(), {"finetune": {"epochs": 2, "lr": 0.1}})
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.allclose(found[name].double(), tensor.double(), atol=0.05), name
+    assert int(found["1.num_batches_tracked"]) == 12
+    assert not torch.equal(found["1.running_mean"], small().state_dict()["1.running_mean"])
+
+
+def test_momentum_goes_on_in_another_precision():
+    rounds = [{"finetune": {"updates": 6, "lr": 0.1, "rounds": [number, 2], "seed": 1}} for number in range(2)]
+    whole = values(batches(), {"finetune": {"updates": 12, "lr": 0.1, "seed": 1}}, train={"precision": "64-true"})
+    assert_near(values(batches(), *rounds, train={"precision": "64-true"}), whole)

@@ -1,0 +1,63 @@
+"""What processes run that a test starts: such functions and data are found by import."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunec.compiler.errors import DataError, Span
+
+
+def small(dropout: float = 0.0) -> nn.Module:
+    """A network of two convolutions with batch norm, in eval mode."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(8, 6, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 4 * 4, 5),
+    ).eval()
+
+
+def batches(count: int = 6, size: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random images, [size, 3, 6, 6], with labels of 5 classes."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, size, 3, 6, 6, generator=generator)
+    labels = torch.randint(0, 5, (count, size), generator=generator)
+    return list(zip(images, labels, strict=True))
+
+
+def splits(count: int = 6, size: int = 8) -> dict[str, Any]:
+    """Data for a plan: `train` and `val`."""
+    return {"train": batches(count, size), "val": batches(2, size)}
+
+
+def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy, as a loss of the user's."""
+    return F.cross_entropy(outputs, labels, reduction="none")
+
+
+def gathered(given: Any, progress: Any) -> Any:
+    """What a process was given, with what it knows of the others; tells that it is there."""
+    progress("gather", 1, 1, "there")
+    return given, [os.environ[key] for key in ("RANK", "WORLD_SIZE")]
+
+
+def failing(given: Any, progress: Any) -> Any:
+    """Fail in the way that is asked for, in the second process alone; the first waits for it."""
+    if os.environ["RANK"] == "0":
+        signal.pause()
+    if given == "data":
+        raise DataError("the data are bad", at=Span("plan.yaml", 3, 4), hint="mend them")
+    if given == "bug":
+        raise ZeroDivisionError("a bug")
+    os.kill(os.getpid(), signal.SIGKILL)
