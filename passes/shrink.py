@@ -85,13 +85,18 @@ def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[i
             raise PassError(
                 f"the selection names group '{name}', which isn't there", hint=nearest(name, analysis.groups)
             )
-        if len(units) and (min(units) < 0 or max(units) >= group.size):
-            odd = min(units) if min(units) < 0 else max(units)
+        if not units.size:
+            continue
+        units = units.astype(np.int64, copy=False)
+        low, high = int(units.min()), int(units.max())
+        if low < 0 or high >= group.size:
+            odd = low if low < 0 else high
             raise PassError(f"the selection names unit {odd} of '{name}', which has units 0 to {group.size - 1}")
-        bound = next((u for u in units if group.pinned[u]), None)
-        if bound is not None:
+        free = group.free[units]
+        if not free.all():
+            bound = int(units[np.argmin(free)])
             raise PassError(f"unit {bound} of '{name}' may not be removed: it {group.pinned[bound]}")
-        keep[group.start + np.asarray(units, dtype=np.int64)] = False
+        keep[group.start + units] = False
         if not keep[group.where].any():
             raise PassError(f"the selection removes all {group.size} units of '{name}'", hint="one has to stay")
     for block in analysis.balanced:

@@ -10,12 +10,13 @@ that follows from them.
     memory    elements of the values that are alive at once, at the worst node, for one sample; the picked
               copies of parameter-free values that a slim program may need (`labels.parameter_free`) aren't foreseen
 
-Of a program of both modes, MACs and memory are those of eval mode; parameters are those of both.
+Of a program of both modes, MACs and memory are those of eval mode; parameters are those of both. What is alive when is
+found when memory is first asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -65,6 +66,10 @@ class Terms:
         return np.asarray((self.coefficient[numbers] * products.T).T)
 
 
+Value = tuple[fx.Node, tuple[IntArray, ...]]
+"""A node that computes a tensor, and the arrays of labels along the dimensions of it that can lose positions."""
+
+
 @dataclass(frozen=True)
 class CostModel:
     """What a program and every selection of its units costs."""
@@ -76,13 +81,30 @@ class CostModel:
     """[widths]: how many positions of the width belong to no unit."""
     macs_terms: Terms
     params_terms: Terms
-    memory_terms: Terms
-    births: IntArray
-    """[values]: the step at which each value of `memory_terms` is made."""
-    deaths: IntArray
-    """[values]: the step at which it is last read."""
     known: WidthNumbers = field(repr=False)
     """Array of labels -> the number of its width, for the arrays of all parameters and values."""
+
+    values: Sequence[Value] = field(repr=False)
+    """The values of eval mode, with the widths of each."""
+
+    @cached_property
+    def memory_terms(self) -> Terms:
+        """The elements of every value."""
+        return sum_of_products(self.known, _elements(self.values, _batch(self.analysis.program)))
+
+    @cached_property
+    def births(self) -> IntArray:
+        """[values]: the step at which each value of `memory_terms` is made."""
+        return self._lives[0]
+
+    @cached_property
+    def deaths(self) -> IntArray:
+        """[values]: the step at which it is last read."""
+        return self._lives[1]
+
+    @cached_property
+    def _lives(self) -> tuple[IntArray, IntArray]:
+        return _lives(self.analysis.program.graph, self.values)
 
     def widths(self, keep: BoolArray) -> FloatArray:
         """Every width, when the units in `keep` stay."""
@@ -169,12 +191,14 @@ def _build(analysis: Analysis) -> CostModel:
     multiplied = [product for product in analysis.flow.macs if product.node in counted]
     macs = sum_of_products(widths, [_flattened(analysis, product, batch) for product in multiplied])
     params = sum_of_products(widths, _params(analysis))
-    products, births, deaths = _activations(analysis, batch)
-    memory = sum_of_products(widths, products)
+    values = _values(analysis)
+    for _, lines in values:
+        for labels in lines:
+            widths.of(labels)
     for binding in analysis.flow.bindings.values():
         widths.of(binding.labels)
     counts, fixed = widths.matrix()
-    return CostModel(analysis, counts, fixed, macs, params, memory, births, deaths, widths)
+    return CostModel(analysis, counts, fixed, macs, params, widths, values)
 
 
 def _batch(program: Program) -> int:
@@ -215,30 +239,40 @@ def _parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
     for name, value in program.state.items():
         tensors = module_tensors(name, value) if isinstance(value, nn.Module) else ((name, value),)
         for key, tensor in tensors:
-            if isinstance(tensor, nn.Parameter):
+            if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
                 found.setdefault(id(tensor), (key, tensor))
     return list(found.values())
 
 
-def _activations(analysis: Analysis, batch: int) -> tuple[list[Product], IntArray, IntArray]:
-    """A product for each value, with the steps at which it is made and last read. A view is a value of its own."""
+def _values(analysis: Analysis) -> list[Value]:
+    """What is computed in eval mode. A view is a value of its own."""
     graph = analysis.program.graph
     counted = needed(graph, "eval")
+    return [
+        (node, tuple(map(analysis.line, analysis.flow.fields(node))))
+        for node in graph.nodes
+        if isinstance(node.meta.get("val"), torch.Tensor)
+        and node.op not in ("output", "get_attr")
+        and node.target is not by_mode
+        and node in counted
+    ]
+
+
+def _elements(values: Iterable[Value], batch: int) -> list[Product]:
+    """The number of elements of each value, of one sample, as a product of widths."""
+    return [
+        Product(node.name, elements(shape_of_argument(node)) / batch / elements([w.size for w in lines]), lines)
+        for node, lines in values
+    ]
+
+
+def _lives(graph: fx.Graph, values: Iterable[Value]) -> tuple[IntArray, IntArray]:
+    """[values], twice: the step at which each is made, and that at which it is last read."""
+    counted = needed(graph, "eval")
     order = {node: step for step, node in enumerate(node for node in graph.nodes if node in counted)}
-    products, births, deaths = [], [], []
-    for node, step in order.items():
-        if (
-            node.op in ("output", "get_attr")
-            or node.target is by_mode
-            or not isinstance(node.meta.get("val"), torch.Tensor)
-        ):
-            continue
-        flat = tuple(analysis.line(labels) for labels in analysis.flow.fields(node))
-        total = elements(shape_of_argument(node)) / batch
-        products.append(Product(node.name, total / elements([w.size for w in flat]), flat))
-        births.append(step)
-        deaths.append(max((order[user] for user in _readers(node) if user in order), default=step))
-    return products, np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
+    births = [order[node] for node, _ in values]
+    deaths = [max((order[u] for u in _readers(node) if u in order), default=order[node]) for node, _ in values]
+    return np.array(births, dtype=np.int64), np.array(deaths, dtype=np.int64)
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:

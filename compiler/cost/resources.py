@@ -17,7 +17,6 @@ changed. Another resource is a row in RESOURCES: a function of a program and a c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -79,7 +78,7 @@ def _saved(analysis: Analysis) -> list[Product]:
     products = []
     for name, tensor in program.saved.items():
         found = elements_of(analysis, name if name in bound else home.get(id(tensor), name), tensor)
-        products.append(replace(found, node=name, coefficient=found.coefficient * tensor.element_size()))
+        products.append(found._replace(node=name, coefficient=found.coefficient * tensor.element_size()))
     return products
 
 

@@ -10,9 +10,11 @@ so that a group's units are one run of numbers and every figure about units is o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +28,7 @@ from prunec.compiler.labels.flow import FIXED, Flow, Pin
 from prunec.compiler.labels.propagate import run_rules
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One axis of a group: `positions[i]` of the axis belongs to unit `units[i]` of the group (0 is its first)."""
 
     axis: Axis
@@ -79,22 +80,16 @@ class Memberships:
     """Which axes belong to which groups. Those that don't write are found when they are first asked for."""
 
     flow: Flow
-    unit_of: IntArray
-    starts: IntArray
+    runs: Runs
 
     @cached_property
     def followers(self) -> Mapping[int, list[Member]]:
         """The first unit of each group -> its members that aren't writers."""
-        found: dict[int, list[Member]] = {int(start): [] for start in self.starts}
-        parts: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
+        found: dict[int, list[Member]] = {start: [] for start in self.runs.starts}
         for binding in self.flow.bindings.values():
-            key = id(binding.labels)
-            if binding.role == "writer":
-                continue
-            if key not in parts:
-                parts[key] = list(_parts(_units(self.unit_of, binding.labels), self.starts))
-            for start, positions, units in parts[key]:
-                found[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
+            if binding.role != "writer":
+                for start, positions, units in self.runs.parts(binding.labels):
+                    found[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
         return found
 
 
@@ -145,9 +140,14 @@ class Analysis:
         sizes = [g.size for g in self.groups.values()]
         return np.repeat(np.arange(len(sizes)), sizes)
 
+    @cached_property
+    def _with_fixed(self) -> IntArray:
+        """`unit_of`, and NO_UNIT at its end, where FIXED finds it."""
+        return with_fixed(self.unit_of)
+
     def units(self, labels: IntArray) -> IntArray:
         """The unit of each label, NO_UNIT for FIXED ones."""
-        return np.where(labels == FIXED, NO_UNIT, self.unit_of[labels])
+        return self._with_fixed[labels]
 
     def line(self, labels: IntArray) -> IntArray:
         """The labels, flat, along the one dimension of a field that can lose positions: what a width is counted by. All
@@ -166,8 +166,16 @@ class Analysis:
 
     def kept(self, labels: IntArray, keep: BoolArray) -> BoolArray:
         """Which labels stay, in the array's shape, when the units in `keep` [units] do."""
-        units = self.units(labels)
-        return (units == NO_UNIT) | keep[units] if keep.size else np.ones(labels.shape, dtype=bool)
+        return self.stays(keep)[labels]
+
+    def stays(self, keep: BoolArray) -> BoolArray:
+        """Which labels stay when the units in `keep` [units] do; read at an array of labels, FIXED ones included."""
+        return np.append(keep, True)[self._with_fixed]
+
+
+def with_fixed(unit_of: IntArray) -> IntArray:
+    """label -> unit, and at the end what FIXED, which is -1, finds: NO_UNIT."""
+    return np.append(unit_of, NO_UNIT)
 
 
 @gc_paused()
@@ -208,30 +216,32 @@ def solve(flow: Flow) -> Analysis:
     component, more = square_blocks(flow, component)
     reasons = _pinned(component, [*pins, *more, *flow.pins])
     unit_of, starts = _number_units(flow, component)
-    pinned = {int(unit_of[label]): reason for label, reason in reasons.items() if unit_of[label] != NO_UNIT}
-    sizes = np.diff(starts, append=int(unit_of.max(initial=NO_UNIT)) + 1)
-    pieces = _covers(flow, unit_of, starts, sizes)
-    for unit in (int(unit) for unit in starts[sizes == 1]):
+    runs = Runs(with_fixed(unit_of), starts)
+    pinned = {unit: reason for root, reason in reasons.items() if (unit := int(unit_of[root])) != NO_UNIT}
+    pieces = _covers(flow, runs)
+    for unit in (start for start, size in zip(runs.starts, runs.sizes, strict=True) if size == 1):
         pinned.setdefault(unit, "is the only one of its group")
     for unit in (int(piece[0]) for piece in pieces if piece.size == 1):
         pinned.setdefault(unit, "is all that one piece of a split has")
     least = tuple(
-        AtLeast(distinct(_units(unit_of, part.labels), unit_of.size), part.count, part.reason) for part in flow.least
+        AtLeast(distinct(runs.units(part.labels), unit_of.size), part.count, part.reason) for part in flow.least
     )
     for part in least:
         if part.units.size <= part.count:
             pinned.update({int(unit): pinned.get(int(unit), part.reason) for unit in part.units})
-    balanced = tuple(Balanced(_units(unit_of, labels), node) for labels, node in flow.balanced)
+    balanced = tuple(Balanced(runs.units(labels), node) for labels, node in flow.balanced)
     tied = balances(balanced)
-    _pin_unbalanced(balanced, tied, pinned, sum(sizes.tolist()))
-    counted = {int(u): p.reason for p in flow.counted for u in np.unique(_units(unit_of, p.labels)) if u != NO_UNIT}
+    _pin_unbalanced(balanced, tied, pinned, runs.total)
+    counted = {int(u): p.reason for p in flow.counted for u in np.unique(runs.units(p.labels)) if u != NO_UNIT}
     counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
-    own = {int(u): f"is selected at {e.node.name}" for e, _, mine in flow.selections() for u in _units(unit_of, mine)}
-    counted = {unit: reason for unit, reason in own.items() if unit != NO_UNIT} | counted
-    whole = [np.arange(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
-    bound = counted | {int(u): part.reason for part in least for u in part.units}
-    passing = streams(flow, unit_of, pinned, bound, (*whole, *pieces))
-    groups = _groups(flow, unit_of, starts, pinned)
+    passing = Streams()
+    if flow.incoming:
+        own = {int(u): f"is selected at {e.node.name}" for e, _, mine in flow.selections() for u in runs.units(mine)}
+        counted = {unit: reason for unit, reason in own.items() if unit != NO_UNIT} | counted
+        whole = [np.arange(start, end) for start, end in zip(runs.starts, runs.ends, strict=True)]
+        bound = counted | {int(u): part.reason for part in least for u in part.units}
+        passing = streams(flow, unit_of, pinned, bound, (*whole, *pieces))
+    groups = _groups(flow, runs, pinned)
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
     return Analysis(flow.program, flow, unit_of, groups, covers, least, counted, balanced, tied, passing)
 
@@ -269,17 +279,13 @@ def _pin_unbalanced(balanced: Iterable[Balanced], tied: Iterable[Balance], pinne
 
 
 def _pinned(component: IntArray, pins: list[Pin]) -> dict[int, str]:
-    """label -> why it may not be removed, for all labels that are joined with a pinned one."""
+    """Component -> why its labels may not be removed, for all that hold a pinned one."""
     reason_of: dict[int, str] = {}
     for pin in pins:
         labels = pin.labels.ravel()
-        for root in distinct(component[labels[labels != FIXED]], component.size):
-            reason_of.setdefault(int(root), pin.reason)
-    if not reason_of:
-        return {}
-    return {
-        int(label): reason_of[int(component[label])] for label in np.flatnonzero(np.isin(component, list(reason_of)))
-    }
+        for root in distinct(component[labels[labels != FIXED]], component.size).tolist():
+            reason_of.setdefault(root, pin.reason)
+    return reason_of
 
 
 def _number_units(flow: Flow, component: IntArray) -> tuple[IntArray, IntArray]:
@@ -319,62 +325,99 @@ def distinct(numbers: IntArray, below: int) -> IntArray:
     return np.flatnonzero(marks)
 
 
-def _units(unit_of: IntArray, labels: IntArray) -> IntArray:
-    return np.where(labels == FIXED, NO_UNIT, unit_of[labels])
+class Runs:
+    """Units as they are numbered, a run of numbers for each group. `unit_of` has NO_UNIT at its end, for FIXED labels;
+    `first` are the groups' first units."""
+
+    def __init__(self, unit_of: IntArray, first: IntArray) -> None:
+        self.total = int(unit_of.max(initial=NO_UNIT)) + 1
+        self.first = first
+        self.starts: list[int] = first.tolist()
+        self.ends = [*self.starts[1:], self.total][: len(self.starts)]
+        self.sizes = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
+        self._unit_of = unit_of
+        self._span = np.arange(unit_of.size)
+        self._parts: dict[int, tuple[IntArray, Sequence[Part]]] = {}
+
+    def units(self, labels: IntArray) -> IntArray:
+        """The unit of each label."""
+        return self._unit_of[labels]
+
+    def group_at(self, unit: int) -> int:
+        """The number of a unit's group."""
+        return bisect_right(self.starts, unit) - 1
+
+    def parts(self, labels: IntArray) -> Sequence[Part]:
+        """For each group that an axis with these labels, flat, takes part in: its first unit, the axis's positions, and
+        their units within the group."""
+        known = self._parts.get(id(labels))
+        if known is None:
+            known = self._parts[id(labels)] = labels, tuple(self._find(self.units(labels)))
+        return known[1]
+
+    def is_whole(self, units: IntArray) -> bool:
+        """Whether these are the units of one group, each once, in order."""
+        first = int(units.flat[0])
+        if first == NO_UNIT or self.sizes[number := self.group_at(first)] != units.size:
+            return False
+        return bool((units == self._span[first : first + units.size]).all()) and first == self.starts[number]
+
+    def _find(self, units: IntArray) -> Iterator[Part]:
+        if not units.size:
+            return
+        if self.is_whole(units):
+            yield int(units[0]), self._span[: units.size], self._span[: units.size]
+            return
+        placed = np.flatnonzero(units != NO_UNIT)
+        if not placed.size:
+            return
+        mine = units[placed]
+        numbers = np.searchsorted(self.first, mine, side="right") - 1
+        edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), numbers.size]
+        first = numbers[edges[:-1]].tolist()
+        if len(set(first)) < len(first):  # a group's part is torn apart: a split whose pieces changed places
+            order = np.argsort(numbers, kind="stable")
+            yield from _parts_of(placed[order], mine[order], numbers[order], self.first)
+        else:
+            for number, low, high in zip(first, edges[:-1], edges[1:], strict=True):
+                start = self.starts[number]
+                yield start, placed[low:high], mine[low:high] - start
 
 
-def _groups(flow: Flow, unit_of: IntArray, starts: IntArray, pinned: Mapping[int, str]) -> dict[str, Group]:
-    ends = [*starts[1:].tolist(), int(unit_of.max(initial=NO_UNIT)) + 1] if starts.size else []
-    writers: dict[int, list[Member]] = {int(start): [] for start in starts}
+Part = tuple[int, IntArray, IntArray]
+"""A group's first unit, positions of an axis, and their units within the group."""
+
+
+def _groups(flow: Flow, runs: Runs, pinned: Mapping[int, str]) -> dict[str, Group]:
+    writers: dict[int, list[Member]] = {start: [] for start in runs.starts}
     for binding in flow.bindings.values():
         if binding.role == "writer":
-            for start, positions, units in _parts(_units(unit_of, binding.labels), starts):
+            for start, positions, units in runs.parts(binding.labels):
                 writers[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
-    reasons = [""] * (ends[-1] if ends else 0)
+    reasons = [""] * runs.total
     for unit, reason in pinned.items():
         reasons[unit] = reason
-    table = Memberships(flow, unit_of, starts)
-    selected = _selected(flow, unit_of, starts, writers)
+    table = Memberships(flow, runs)
+    selected = _selected(flow, runs, writers)
     names = _names([mine or selected[start][1] for start, mine in writers.items()])
     groups: dict[str, Group] = {}
-    for name, (start, mine), end in zip(names, writers.items(), ends, strict=True):
+    for name, (start, mine), end in zip(names, writers.items(), runs.ends, strict=True):
         called, axes = selected.get(start, (name, mine))
         called = called if called not in groups else str(axes[0].axis)
         groups[called] = Group(called, start, end - start, tuple(reasons[start:end]), tuple(axes), table, not mine)
     return groups
 
 
-def _selected(
-    flow: Flow, unit_of: IntArray, starts: IntArray, writers: Mapping[int, list[Member]]
-) -> dict[int, tuple[str, list[Member]]]:
+def _selected(flow: Flow, runs: Runs, writers: Mapping[int, list[Member]]) -> dict[int, tuple[str, list[Member]]]:
     """The first unit of each group that no axis writes -> its name, and the first axis of the reader that selects."""
     found: dict[int, tuple[str, list[Member]]] = {}
     for entry in flow.incoming.values():
         binding = flow.bindings[entry.axis]
-        for start, positions, units in _parts(_units(unit_of, binding.labels), starts):
+        for start, positions, units in runs.parts(binding.labels):
             if not writers[start] and start not in found:
                 member = Member(binding.axis, binding.role, binding.cause, positions, units)
                 found[start] = entry.name, [member]
     return found
-
-
-def _parts(units: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
-    """For each group that an axis takes part in: its first unit, the axis's positions, and their units within the
-    group."""
-    placed = np.flatnonzero(units != NO_UNIT)
-    if not placed.size:
-        return
-    mine = units[placed]
-    numbers = np.searchsorted(starts, mine, side="right") - 1
-    edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), numbers.size]
-    first = numbers[edges[:-1]].tolist()
-    if len(set(first)) < len(first):  # a group's part is torn apart: a split whose pieces changed places
-        order = np.argsort(numbers, kind="stable")
-        yield from _parts_of(placed[order], mine[order], numbers[order], starts)
-    else:
-        for number, low, high in zip(first, edges[:-1], edges[1:], strict=True):
-            start = int(starts[number])
-            yield start, placed[low:high], mine[low:high] - start
 
 
 def _parts_of(
@@ -394,7 +437,7 @@ def _names(members: list[list[Member]]) -> list[str]:
     return [str(axis) if counts.get(name, 1) > 1 else name for axis, name in zip(first, short, strict=True)]
 
 
-def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) -> list[IntArray]:
+def _covers(flow: Flow, runs: Runs) -> list[IntArray]:
     """The units of each value that could lose them all: no position without a unit, and not a whole group.
 
     Such are the pieces of a split, and what a layer writes that is padded to the width of its group.
@@ -402,13 +445,14 @@ def _covers(flow: Flow, unit_of: IntArray, starts: IntArray, sizes: IntArray) ->
     found: dict[bytes, IntArray] = {}
     written = [binding.labels for binding in flow.bindings.values() if binding.role == "writer"]
     written += [labels for _, _, labels in flow.selections()]
-    for labels in (*flow.covers, *written):
-        units = _units(unit_of, labels).ravel()
-        if units.min() == NO_UNIT:
+    for labels in {id(labels): labels for labels in (*flow.covers, *written)}.values():
+        units = runs.units(labels).ravel()
+        if not units.size or runs.is_whole(units) or units.min() == NO_UNIT:
             continue
-        units = distinct(units, unit_of.size)
-        numbers = np.searchsorted(starts, units, side="right") - 1
+        units = distinct(units, runs.total)
+        numbers = np.searchsorted(runs.first, units, side="right") - 1
         counts = np.bincount(numbers - numbers[0])
-        if not bool((counts == sizes[numbers[0] : numbers[0] + counts.size]).any()):
+        sizes = runs.sizes[numbers[0] : numbers[0] + counts.size]
+        if not bool((counts == sizes).any()):
             found[units.tobytes()] = units
     return list(found.values())

@@ -16,14 +16,15 @@ META: Final = torch.device("meta")
 
 def module_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters and buffers of a leaf module, with the module's name before their own."""
-    nested = bool(module._modules) or is_scripted(
-        module
-    )  # most have no children; for these, torch's own search takes ten times as long
+    # Most have no children; for these, torch's own search takes ten times as long.
+    nested = bool(module._modules) or is_scripted(module)
     parameters = dict(module.named_parameters()) if nested else module._parameters
     buffers = dict(module.named_buffers()) if nested else module._buffers
-    for key, tensor in (*parameters.items(), *buffers.items()):
-        if tensor is not None:
-            yield (f"{name}.{key}" if name else key), tensor
+    prefix = f"{name}." if name else ""
+    for table in (parameters, buffers):
+        for key, tensor in table.items():
+            if tensor is not None:
+                yield prefix + key, tensor
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:

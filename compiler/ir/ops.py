@@ -7,7 +7,7 @@ x[None, :, [0, 2]]                      index_dims      entry 1 indexes dimensio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -38,6 +38,18 @@ def op_name(node: fx.Node) -> str:
     target = node.target
     if isinstance(target, str):
         return target if target.startswith("__") else target.rstrip("_")
+    name = _NAMES.get(target)
+    if name is None:
+        name = _name_of(target)
+        if "." not in name:  # one of a library's: what a user wrote isn't kept alive
+            _NAMES[target] = name
+    return name
+
+
+_NAMES: dict[Callable[..., Any], str] = {}
+
+
+def _name_of(target: Callable[..., Any]) -> str:
     if isinstance(target, _OPERATORS):
         namespace, _, name = str(target).partition(".")
         return name.removesuffix(".default") if namespace == "torchvision" else str(target)
@@ -67,7 +79,7 @@ def rank_of(node: fx.Node) -> int:
 def shape_of_argument(value: object) -> tuple[int, ...]:
     """The shape of an argument that is a node with a tensor; () for a number."""
     known = value.meta.get("val") if isinstance(value, fx.Node) else value
-    return tuple(known.shape) if isinstance(known, torch.Tensor) else ()
+    return (*known.shape,) if isinstance(known, torch.Tensor) else ()
 
 
 def elements(shape: Sequence[int]) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,8 +43,7 @@ Labelled = Any
 """What a node carries: `Fields` for a tensor, a list of `Labelled` for a tuple, `None` for anything else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """Two arrays of labels, broadcast against each other, that node `cause` couples element by element."""
 
     left: IntArray
@@ -65,16 +64,14 @@ class Meeting:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(NamedTuple):
     """Labels that may not be removed, and why."""
 
     labels: IntArray
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """An axis and the label of each of its positions, flat, as node `cause` binds them.
 
     `role` is what the axis does with channels: `writer` (produces them), `reader` (consumes them), `carrier` (belongs
@@ -96,8 +93,7 @@ class Least:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(NamedTuple):
     """Multiply-accumulates of a node: `coefficient` times the number of kept positions of each array in `widths`."""
 
     node: str
@@ -162,7 +158,8 @@ class Flow:
     selected: dict[fx.Node, Fields] = field(default_factory=dict)
     """For each node of `incoming`, its source's fields as it reads them."""
     mixed: dict[fx.Node, list[IntArray]] = field(default_factory=dict)
-    """Node -> labels that its rule has pinned, counted or put in a block: these don't stand for themselves there."""
+    """Node -> labels that its rule has pinned, counted or put in a block: these don't stand for themselves there. Found
+    where a plan asks for readers that select."""
     pairs: list[Pair] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
@@ -254,9 +251,10 @@ class Flow:
         """The labels of an axis that produces channels, flat: fresh ones at its first use, the same ones at every
         other."""
         self._note(axis, node)
-        if axis not in self.bindings:
-            self.bindings[axis] = Binding(axis, self.fresh(size, axis), role, node.name)
-        return self.bindings[axis].labels
+        bound = self.bindings.get(axis)
+        if bound is None:
+            bound = self.bindings[axis] = Binding(axis, self.fresh(size, axis), role, node.name)
+        return bound.labels
 
     def bind(self, axis: Axis, labels: IntArray, node: fx.Node, role: str = "reader") -> None:
         """Bind an axis to the flat labels that arrive at a node; if it is bound already, old and new labels unify."""

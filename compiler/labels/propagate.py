@@ -42,15 +42,19 @@ def describe(flow: Flow, node: fx.Node) -> str:
 
 def run_rules(flow: Flow) -> None:
     """Let the labels flow through the program, from inputs to output; what the rules find is in `flow` then."""
-    told = flow.remarked()
+    watched, told = bool(flow.program.granularity.incoming), flow.remarked()
     for node in flow.program.graph.nodes:
         if node not in flow.values:  # a shuffle that is divided freely sets those of all its nodes
-            with flow.read_by(node):
+            if node in flow.incoming:
+                with flow.read_by(node):
+                    found = label(flow, node)
+            else:
                 found = label(flow, node)
             flow.values[node] = found
-        before, told = told, flow.remarked()
-        if told != before:
-            flow.mixed[node] = flow.remarks(before)
+        if watched:
+            before, told = told, flow.remarked()
+            if told != before:
+                flow.mixed[node] = flow.remarks(before)
     _join_names(flow)
 
 
@@ -121,12 +125,14 @@ def _is_grouped(flow: Flow, name: str) -> bool:
 
 def _join_names(flow: Flow) -> None:
     """A tensor that has several names, or that is read both by its module and as a value, loses the same under each."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in flow.program.tensors.items():
-        names.setdefault(id(tensor), []).append(name)
-    for twins in names.values():
-        if len(twins) > 1:
-            _join_axes(flow, twins)
+    tensors = flow.program.tensors
+    if len(set(map(id, tensors.values()))) < len(tensors):
+        names: dict[int, list[str]] = {}
+        for name, tensor in tensors.items():
+            names.setdefault(id(tensor), []).append(name)
+        for twins in names.values():
+            if len(twins) > 1:
+                _join_axes(flow, twins)
     for node in flow.program.graph.find_nodes(op="get_attr"):
         owner = str(node.target).rpartition(".")[0]
         if isinstance(flow.program.state.get(owner), nn.Module):

@@ -83,15 +83,19 @@ def row_for(flow: Flow, node: fx.Node) -> Row | None:
         assert isinstance(module, nn.Module)
         if module._modules or module._forward_pre_hooks or module._forward_hooks:
             return None  # a parametrization or a hook: the tensors aren't what the forward computes with
-        return _row_of(operation_of(module), _module_row(module))
+        kind: Any = type(module)
+        return _row_of(operation_of(module), _module_row(kind, len(MODULE_ROWS)))
     return _row_of(operation_of(node.target), OP_ROWS.get(op_name(node)))
 
 
-def _module_row(module: nn.Module) -> Row | None:
-    for cls in type(module).__mro__:
+@cache
+def _module_row(kind: Hashable, known: int) -> Row | None:
+    """The row of a class; `known` is how many rows there are."""
+    assert isinstance(kind, type)
+    for cls in kind.__mro__:
         if issubclass(cls, nn.Module) and cls in MODULE_ROWS:
             # A subclass with a forward of its own is another operation.
-            return MODULE_ROWS[cls] if type(module).forward is cls.forward or cls is type(module) else None
+            return MODULE_ROWS[cls] if kind is cls or getattr(kind, "forward", None) is cls.forward else None
     return None
 
 

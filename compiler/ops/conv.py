@@ -60,7 +60,7 @@ def _convolution(flow: Flow, node: fx.Node, transposed: bool) -> Labelled:
         flow.bind(Axis(f"{name}.bias", 0), written, node, "carrier")
     widths = (written,) if reads in flow.by_group else (written, arriving)
     places = elements(shape_of_argument(value if transposed else node)[dim + 1 :])
-    total = elements(module.weight.shape) * places * elements(shape_of_argument(node)[:dim])
+    total = module.weight.numel() * places * elements(shape_of_argument(node)[:dim])
     count_macs(flow, node, total, (*widths, *keep))
     return (*keep, *flow.result(written, rank_of(node), dim))
 

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import fx, nn
 
 from prunec.compiler.ir.ops import argument, elements, known, op_name, put, rank_of, shape_of_argument
@@ -31,7 +30,8 @@ from prunec.compiler.labels.registry import Slim, on_module, on_op, repeats_tens
 def _carry(flow: Flow, node: fx.Node, labels: IntArray, names: Iterable[str], dim: int = 0) -> None:
     """Bind dimension `dim` of the module's vectors to flat labels; where it has none, its width (`Flow.same_width`)."""
     module = flow.program.state[str(node.target)]
-    mine = [name for name in names if isinstance(getattr(module, name, None), torch.Tensor)]
+    assert isinstance(module, nn.Module)
+    mine = [name for name in names if module._parameters.get(name, module._buffers.get(name)) is not None]
     for name in mine:
         flow.bind(Axis(f"{node.target}.{name}", dim), labels, node, "carrier")
     if not mine:
@@ -51,7 +51,7 @@ def channel_norm(flow: Flow, node: fx.Node) -> Labelled:
     labels, rest = flow.along_of(fields, shape_of_argument(value), dim, node)
     normalised = [f for f in rest if any(size > 1 for size in f.shape[dim + 1 :])]
     flow.pin_all(normalised, f"is normalised over at {node.name}")
-    if getattr(module, "running_mean", None) is None:
+    if rest and getattr(module, "running_mean", None) is None:
         flow.pin_all(rest, f"is normalised over at {node.name}")
     _carry(flow, node, labels, _VECTORS)
     return fields

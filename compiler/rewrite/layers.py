@@ -35,31 +35,32 @@ class Gathering:
 
     def once(self, tensor: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """The slim form of a tensor: what `make` gives when it is first asked for, the same object later."""
-        if id(tensor) not in self._made:
+        slim = self._made.get(id(tensor))
+        if slim is None:
             slim = make(tensor.detach())
-            parameter = type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter)
-            self._made[id(tensor)] = nn.Parameter(slim, requires_grad=tensor.requires_grad) if parameter else slim
-        return self._made[id(tensor)]
+            if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
+                slim = nn.Parameter(slim, tensor.requires_grad)
+            self._made[id(tensor)] = slim
+        return slim
 
     def gather(self, tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
         """The tensor at these positions (dimension -> positions), with memory of its own."""
-        places = [(dim, self.index(positions[dim])) for dim in sorted(positions)]
-        return self.once(tensor, lambda whole: _gathered(whole, places))
+        return self.once(tensor, lambda whole: self._gathered(whole, positions))
+
+    def _gathered(self, slim: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
+        assert positions, "what loses nothing is shared, not gathered"
+        if slim.numel() > SCRATCH and positions.keys() == {0, 1} and slim.layout == torch.strided:
+            return _block(slim, self.index(positions[0]), self.index(positions[1]))
+        for dim in sorted(positions):
+            slim = slim.index_select(dim, self.index(positions[dim]))
+        return slim
 
     def index(self, positions: IntArray) -> torch.Tensor:
         """Positions as a tensor; most arrays of them are those of several tensors."""
-        if id(positions) not in self._indices:
-            self._indices[id(positions)] = positions, torch.from_numpy(positions)
-        return self._indices[id(positions)][1]
-
-
-def _gathered(slim: torch.Tensor, places: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
-    assert places, "what loses nothing is shared, not gathered"
-    if slim.numel() > SCRATCH and [dim for dim, _ in places] == [0, 1] and slim.layout == torch.strided:
-        return _block(slim, places[0][1], places[1][1])
-    for dim, index in places:
-        slim = slim.index_select(dim, index)
-    return slim
+        known = self._indices.get(id(positions))
+        if known is None:
+            known = self._indices[id(positions)] = positions, torch.from_numpy(positions)
+        return known[1]
 
 
 def _block(tensor: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -85,12 +86,17 @@ def slim_module(
     gathering = gathering or Gathering()
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
         return _slim_grouped(module, positions, gathering)
-    tensors = {name: gathering.gather(getattr(module, name), places) for name, places in positions.items()}
+    tensors = {name: gathering.gather(_tensor(module, name), places) for name, places in positions.items()}
     if isinstance(module, nn.GroupNorm):
         kept = np.zeros(module.num_channels, dtype=bool)
         kept[positions["weight"][0]] = True
         return resized(module, tensors, num_groups=groups_left(kept, module.num_groups))
     return resized(module, tensors)
+
+
+def _tensor(module: nn.Module, name: str) -> Any:
+    tensor = module._parameters.get(name)
+    return module._buffers[name] if tensor is None else tensor
 
 
 def resized(module: nn.Module, tensors: Mapping[str, torch.Tensor], **attributes: Any) -> nn.Module:

@@ -44,11 +44,10 @@ def remove_units(program: Program, keep: BoolArray) -> Program:
     keeps go by themselves (`Analysis.settled`).
     """
     analysis = analyse(program)
-    keep = analysis.settled(keep)
-    kept = _kept_positions(analysis, keep)
+    view = View(analysis, analysis.settled(keep))
+    kept = _kept_positions(analysis, view.stays)
     if not kept:
         return program
-    view = View(analysis, keep)
     graph = _slim_graph(program, view)
     state = _with_sizes(program, _read_state(_slim_state(program, kept), program.graph, graph), view) | view.indices
     origin = dict(program.origin)
@@ -64,7 +63,7 @@ def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis | Edge, 
     everything = {axis: b.labels.size for axis, b in analysis.flow.bindings.items()}
     lost: dict[Axis | Edge, IntArray] = {
         axis: np.setdiff1d(np.arange(everything[axis]), positions, assume_unique=True)
-        for axis, positions in _kept_positions(analysis, keep).items()
+        for axis, positions in _kept_positions(analysis, analysis.stays(keep)).items()
     }
     for entry, _, mine in analysis.flow.selections():
         gone = np.flatnonzero(~analysis.kept(mine, keep))
@@ -73,14 +72,14 @@ def removed_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis | Edge, 
     return lost
 
 
-def _kept_positions(analysis: Analysis, keep: BoolArray) -> dict[Axis, IntArray]:
-    """Axis -> the positions that stay, for every axis that loses any."""
+def _kept_positions(analysis: Analysis, stays: BoolArray) -> dict[Axis, IntArray]:
+    """Axis -> the positions that stay, for every axis that loses any; `stays` is [labels]."""
     known: dict[int, IntArray | None] = {}
     kept: dict[Axis, IntArray] = {}
     for axis, binding in analysis.flow.bindings.items():
         key = id(binding.labels)
         if key not in known:
-            mask = analysis.kept(binding.labels, keep)
+            mask = stays[binding.labels]
             known[key] = None if mask.all() else np.flatnonzero(mask)
         positions = known[key]
         if positions is not None:
@@ -100,8 +99,8 @@ def _slim_state(program: Program, kept: Mapping[Axis, IntArray]) -> dict[str, St
     gathering = Gathering()
     for name, value in program.state.items():
         if isinstance(value, nn.Module):
-            names = [tensor for tensor, _ in module_tensors(name, value) if tensor in by_tensor]
-            mine = {tensor[len(name) + 1 :]: by_tensor[tensor] for tensor in names}
+            start = len(name) + 1
+            mine = {key[start:]: by_tensor[key] for key, _ in module_tensors(name, value) if key in by_tensor}
             if mine:
                 state[name] = slim_module(value, mine, gathering)
         elif name in by_tensor:
@@ -138,22 +137,20 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
     graph, mapping = program.copy_graph_with_map()
     view.mapping.update(mapping)
     changed: set[fx.Node] = set()
-    torn = torn_apart(view)
+    flow, torn = view.analysis.flow, torn_apart(view)
     inside = {node for found in torn.values() for node in found.inner}
     for old, new in mapping.items():
         if old in inside:
             continue
         view.reader = old
         known = old.meta.get("val")
-        follows = any(node in changed for node in old.all_input_nodes)
+        follows = not changed.isdisjoint(old.all_input_nodes)
         if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
-            slim = view.meta(view.analysis.flow.values.get(old), known)
-            if (follows or slim is not known or old in view.analysis.flow.incoming) and old.op not in (
-                "placeholder",
-                "get_attr",
-            ):
+            slim = view.meta(flow.values.get(old), known)
+            if (follows or slim is not known or old in flow.incoming) and old.op not in ("placeholder", "get_attr"):
                 _settle(old, new, view)
-                pick_all(old, new, view, mapping)
+                if old in flow.picks:
+                    pick_all(old, new, view, mapping)
                 read_selected(old, new, view, mapping)
         elif follows and view.numbers.differs(old):
             view.values[old] = slim = view.numbers.slim(old)
@@ -183,7 +180,7 @@ def _settle(old: fx.Node, new: fx.Node, view: View) -> None:
     A number that is no size to the operation (a divisor, a scale) keeps its old value.
     """
     called = old.op in ("call_function", "call_method")
-    numbers = [n for n in old.all_input_nodes if n in view.values]
+    numbers = [n for n in old.all_input_nodes if n in view.values] if view.values else ()
     if numbers and not (called and decides_sizes(old)):
         frozen = {view.mapping[n]: view.numbers.frozen(n) for n in numbers}
         new.args = fx.node.map_arg(new.args, lambda n: frozen.get(n, n))
@@ -198,9 +195,9 @@ def _settle_module(old: fx.Node, new: fx.Node, view: View) -> None:
     """Replace a call of `nn.Unflatten` by the function where its sizes change: the module may be called elsewhere,
     too."""
     module = view.analysis.program.state[str(old.target)]
-    value = argument(old, 0, "input")
     if not isinstance(module, nn.Unflatten) or view.shape(old) == shape_of_argument(old):
         return
+    value = argument(old, 0, "input")
     dim = int(module.dim) % len(shape_of_argument(value))
     sizes = view.shape(old)[dim : dim + len(module.unflattened_size)]
     new.op, new.target = "call_function", torch.unflatten
@@ -225,6 +222,8 @@ def _gives_no_numbers(node: fx.Node) -> bool:
 
 
 def _has_tensor(value: object) -> bool:
+    if type(value) is torch.Tensor:
+        return True
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return any(_has_tensor(part) for part in value)
     return isinstance(value, torch.Tensor)

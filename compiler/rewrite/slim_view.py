@@ -42,6 +42,7 @@ class View:
     picked: dict[tuple[fx.Node, int, bytes], fx.Node] = field(default_factory=dict)
     """(slim node without labels, dimension, positions) -> the node that picks these of it, for all its readers."""
     _masks: dict[int, tuple[IntArray, BoolArray | None]] = field(default_factory=dict)
+    _left: dict[int, tuple[IntArray, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
     _blanks: dict[tuple[tuple[int, ...], torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -49,10 +50,15 @@ class View:
         """The numbers of the slim graph."""
         return Numbers(self.values, self.mapping, self.analysis.flow.fields)
 
+    @cached_property
+    def stays(self) -> BoolArray:
+        """[labels], see `Analysis.stays`."""
+        return self.analysis.stays(self.keep)
+
     def mask(self, labels: IntArray) -> BoolArray | None:
         """Which elements of a field stay, in its shape; None where all do."""
         if id(labels) not in self._masks:
-            mask = self.analysis.kept(labels, self.keep)
+            mask = self.stays[labels]
             self._masks[id(labels)] = (labels, None if mask.all() else mask)
         return self._masks[id(labels)][1]
 
@@ -87,19 +93,31 @@ class View:
     def _shape(self, fields: tuple[IntArray, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
         slim = list(shape)
         for labels in fields:
-            mask = self.mask(labels)
-            if mask is None:
-                continue
-            for dim, size in enumerate(labels.shape):
-                if size > 1:
-                    others = tuple(d for d in range(mask.ndim) if d != dim)
-                    slim[dim] = int(np.count_nonzero(mask if size == mask.size else mask.any(axis=others)))
+            for dim, size in self._sizes(labels):
+                slim[dim] = size
         return tuple(slim)
+
+    def _sizes(self, labels: IntArray) -> tuple[tuple[int, int], ...]:
+        """(dimension, how many positions of it stay) of a field; none where all do."""
+        known = self._left.get(id(labels))
+        if known is None:
+            mask = self.mask(labels)
+            wide = [dim for dim, size in enumerate(labels.shape) if size > 1] if mask is not None else []
+            known = self._left[id(labels)] = labels, tuple((dim, self._count(mask, dim)) for dim in wide)
+        return known[1]
+
+    @staticmethod
+    def _count(mask: BoolArray | None, dim: int) -> int:
+        assert mask is not None, "something of the field goes"
+        others = tuple(d for d in range(mask.ndim) if d != dim)
+        return int(np.count_nonzero(mask if mask.shape[dim] == mask.size else mask.any(axis=others)))
 
     def meta(self, labelled: Any, known: Any) -> Any:
         """A node's slim value on the meta device, from its labels and its old value; the same object where nothing
         changes."""
         if isinstance(known, torch.Tensor) and isinstance(labelled, tuple):
+            if not any(map(self._sizes, labelled)):
+                return known
             shape = self._shape(labelled, tuple(known.shape))
             return known if shape == tuple(known.shape) else self._blank(known, shape)
         if isinstance(known, tuple | list) and isinstance(labelled, list):

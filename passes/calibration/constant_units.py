@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.compiler.groups.analysis import Analysis, Group, Member
-from prunec.compiler.groups.axis_rows import axis_rows
+from prunec.compiler.groups.analysis import Analysis, Member
+from prunec.compiler.groups.axis_rows import zero_rows
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.ops import argument, op_name, words
-from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, IntArray, Program
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
 from prunec.compiler.verify.interpreter import Interpreter, StepError
 
@@ -37,13 +37,13 @@ def constant_units(analysis: Analysis, keep: BoolArray) -> dict[str, int]:
 
 def _without_input(analysis: Analysis, gone: BoolArray) -> BoolArray:
     """[units]: which of the units that go nothing of the input may reach: some weight of theirs is all zeros."""
-    found = np.zeros(analysis.size, dtype=bool)
+    program, found = analysis.program, np.zeros(analysis.size, dtype=bool)
     for group in analysis.groups.values():
         if gone[group.where].any():
-            weights = [m for m in group.members if m.role in ("writer", "carrier") and _multiplies(analysis.program, m)]
-            zero = [_zero(analysis.program, group, member) for member in weights]
-            found[group.where] = np.any([np.zeros(group.size, dtype=bool), *zero], axis=0) & gone[group.where]
-    return found
+            for member in group.members:
+                if member.role in ("writer", "carrier") and _multiplies(program, member):
+                    found[group.start + _zero(program, member)] = True
+    return found & gone
 
 
 def _multiplies(program: Program, member: Member) -> bool:
@@ -71,24 +71,13 @@ _MOVES: Final = words(
 )
 
 
-def _zero(program: Program, group: Group, member: Member) -> BoolArray:
-    """[units of the group]: which of them have zeros alone in the member's tensor; False for those that it hasn't."""
-    tensor = program.tensors[member.axis.tensor].detach()
-    found = np.zeros(group.size, dtype=bool)
-    if not tensor.numel() or not (empty := _zero_rows(program, member.axis, tensor)[member.positions]).any():
-        return found
-    found[member.units] = True
-    np.logical_and.at(found, member.units, empty)
-    return found
-
-
-def _zero_rows(program: Program, axis: Axis, tensor: torch.Tensor) -> BoolArray:
-    """[positions of the axis]: which hold zeros alone. A tensor none of whose rows begins with a zero isn't read
-    further."""
-    firsts = tensor[tuple(slice(None) if dim == axis.dim else 0 for dim in range(tensor.ndim))]
-    if program.groups_along(axis) == 1 and not (firsts == 0).any():
-        return np.zeros(len(firsts), dtype=bool)
-    return (axis_rows(program, axis, tensor).abs().flatten(1).amax(1) == 0).cpu().numpy()
+def _zero(program: Program, member: Member) -> IntArray:
+    """Which units of its group have zeros alone in the member's tensor."""
+    empty = zero_rows(program, member.axis)
+    if not program.tensors[member.axis.tensor].numel() or not empty.any():
+        return member.units[:0]
+    empty = empty[member.positions]
+    return np.setdiff1d(member.units[empty], member.units[~empty])
 
 
 def _constant(analysis: Analysis, candidates: BoolArray) -> BoolArray:

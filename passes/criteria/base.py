@@ -193,6 +193,8 @@ class AxisCriterion(Criterion):
 
 def numbers(values: torch.Tensor) -> FloatArray:
     """A tensor as a numpy array in float64."""
+    if values.dtype is torch.float32:
+        return values.numpy(force=True).astype(np.float64)
     return np.asarray(values.detach().double().cpu().numpy(), dtype=np.float64)
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import nn
 
 from prunec.compiler.groups.analysis import Group, Member
-from prunec.compiler.groups.axis_rows import axis_rows, axis_sums
+from prunec.compiler.groups.axis_rows import axis_rows, axis_sums, zero_rows
 from prunec.compiler.ir.program import BoolArray, FloatArray
 from prunec.passes.criteria.base import AxisCriterion, Found, Setting, is_weight, numbers
 
@@ -46,8 +46,10 @@ class Norm(AxisCriterion):
         """[units]: whether all weights that write it are zero."""
         written = np.full(group.size, group.incoming)
         for member in () if group.incoming else group.writers:
-            figures = self.figures(setting, member)
-            written[member.units[... if figures is None else figures[member.positions] > 0]] = True
+            units = member.units
+            if is_weight(setting.program, member):
+                units = units[~zero_rows(setting.program, member.axis)[member.positions]]
+            written[units] = True
         return ~written
 
 
@@ -60,7 +62,8 @@ class L1(Norm):
         """[positions]: the sum of |w|; None for a vector."""
         if not is_weight(setting.program, member):
             return None
-        return numbers(axis_sums(setting.program, member.axis, torch.abs, setting.memo))
+        both = setting.axes == "all"
+        return numbers(axis_sums(setting.program, member.axis, torch.abs, setting.memo, both=both))
 
 
 class L2(Norm):
@@ -74,7 +77,8 @@ class L2(Norm):
         """[positions]: the Euclidean norm, or its square; None for a vector."""
         if not is_weight(setting.program, member):
             return None
-        squares = numbers(axis_sums(setting.program, member.axis, torch.square, setting.memo))
+        both = setting.axes == "all"
+        squares = numbers(axis_sums(setting.program, member.axis, torch.square, setting.memo, both=both))
         return squares if self.squared else np.sqrt(squares)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from nets import program_of
 from torch import nn
 
 from prunec.compiler.groups import axis_rows as module
-from prunec.compiler.groups.axis_rows import axis_rows, axis_sums
+from prunec.compiler.groups.axis_rows import axis_rows, axis_sums, zero_rows
 from prunec.compiler.ir.program import Axis, Program
 
 LAYERS = {
@@ -71,3 +73,37 @@ def test_sums_are_taken_in_single_precision_at_least():
     found = axis_sums(program, Axis("a.weight", 0), torch.abs, {})
     assert found.dtype == torch.float32
     assert found.tolist() == [300_000, 300_000]
+
+
+@pytest.mark.parametrize("scratch", [1, 2**18])
+@pytest.mark.parametrize("both", [False, True])
+def test_sums_of_rows_and_columns_are_found_as_they_are_asked_for(both, scratch, monkeypatch):
+    monkeypatch.setattr(module, "SCRATCH", scratch)
+    program = Program(program_of("chain").graph, {"a": nn.Conv2d(3, 5, 2)}, ())
+    passes: list[int] = []
+
+    def counted(rows: torch.Tensor, **out: torch.Tensor) -> torch.Tensor:
+        passes.append(len(rows))
+        return torch.abs(rows, **out)
+
+    memo: dict = {}
+    for dim in (1, 0, 1, 0):
+        axis = Axis("a.weight", dim)
+        found = axis_sums(program, axis, counted, memo, both=both)
+        torch.testing.assert_close(found, axis_rows(program, axis).abs().sum(1))
+    assert sum(passes) == (5 if both else 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("name", "dim"), AXES)
+def test_rows_of_zeros_are_found(name, dim, dtype):
+    layer = copy.deepcopy(LAYERS[name]).to(dtype)
+    program = Program(program_of("chain").graph, {"a": layer}, ())
+    axis = Axis("a.weight", dim)
+    assert not zero_rows(program, axis).any()
+    with torch.no_grad():
+        for some in (layer.weight.flatten()[:1], layer.weight.select(0, 0), layer.weight.select(0, 1)):
+            some.zero_()
+            expected = (axis_rows(program, axis) == 0).all(1)
+            assert zero_rows(program, axis).tolist() == expected.tolist()
+    assert expected.any() or dim, "two rows were zero in the end"
