@@ -127,16 +127,20 @@ class Result:
             return replace(report, unmeasured=() if report.latency is None else (_LATENCY,))
         from prunec.compiler.driver.measure import measure_latency, write_onnx  # noqa: PLC0415  (imports onnxruntime)
 
+        by_latency = report.latency is not None
         for export in self.plan.export:
-            path = folder / "model.onnx"
-            found = write_onnx(self.before, self.program, path, export, self.progress, quick=self.quick)
-            report = replace(report, onnx=found, warnings=(*report.warnings, *([found.slow] if found.slow else [])))
+            programs, path = (self.before, self.program), folder / "model.onnx"
+            found = write_onnx(*programs, path, export, self.progress, quick=self.quick, by_latency=by_latency)
+            report = replace(report, onnx=found, warnings=(*report.warnings, *filter(None, [found.slow])))
         if self.quick:
             return replace(report, unmeasured=(_LATENCY, "the original's ONNX file"))
         if report.latency is None:
             return report
-        measured = report.onnx.latency if report.onnx else measure_latency(self.before, self.program)
-        return replace(report, latency=replace(report.latency, measured=measured))
+        if report.onnx is not None:
+            return replace(report, latency=replace(report.latency, measured=report.onnx.latency))
+        measured, slow = measure_latency(self.before, self.program)
+        warnings = (*report.warnings, *filter(None, [slow]))
+        return replace(report, latency=replace(report.latency, measured=measured), warnings=warnings)
 
     def _sources(self) -> Iterator[tuple[str, Program, Region | None]]:
         """The files of source to write: a name, the program, and the region that it is."""

@@ -27,8 +27,12 @@ def write_onnx(
     progress: Progress = silent,
     *,
     quick: bool = False,
+    by_latency: bool = False,
 ) -> OnnxFindings:
-    """Write the slim model's ONNX file, and compare its size and latency with the original's, unless it is `quick`."""
+    """Write the slim model's ONNX file, and compare its size and latency with the original's, unless it is `quick`.
+
+    `by_latency` is that of `slow_layers`.
+    """
     steps = 1 if quick else 3
     progress("onnx", 0, steps)
     slim = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic)
@@ -41,7 +45,7 @@ def write_onnx(
     sizes = _sizes(inputs)
     latency = Change(*ort_latency((original, beside), inputs, sizes=sizes))
     files = Change(original, beside if isinstance(beside, bytes) else beside.read_bytes())
-    slow = slow_layers(Change(before, after), files, latency, sizes)
+    slow = slow_layers(Change(before, after), files, latency, sizes, by_latency=by_latency)
     progress("onnx", 3, steps)
     return OnnxFindings(slim, len(original), latency, slow)
 
@@ -59,9 +63,13 @@ def _alike(before: Program, after: Program, path: Path, slim: OnnxReport) -> tup
         return original, beside
 
 
-def measure_latency(before: Program, after: Program) -> Change[float]:
-    """Both programs' latency in onnxruntime, in seconds, where no ONNX file is asked for."""
-    return Change(*ort_latency(comparable_bytes([before, after]), before.deployed.inputs))
+def measure_latency(before: Program, after: Program) -> tuple[Change[float], str]:
+    """Both programs' latency in onnxruntime, in seconds, where no ONNX file is asked for; and the warning of
+    `slow_layers`, for a selection that went by latency."""
+    files = Change(*comparable_bytes([before, after]))
+    sizes = _sizes(before.deployed.inputs)
+    latency = Change(*ort_latency((files.before, files.after), before.deployed.inputs, sizes=sizes))
+    return latency, slow_layers(Change(before, after), files, latency, sizes, by_latency=True)
 
 
 def _sizes(inputs: tuple[object, ...]) -> dict[str, int]:

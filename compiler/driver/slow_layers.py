@@ -32,9 +32,15 @@ NAMED: Final = 4
 
 
 def slow_layers(
-    programs: Change[Program], files: Change[bytes], latency: Change[float], sizes: Mapping[str, int]
+    programs: Change[Program],
+    files: Change[bytes],
+    latency: Change[float],
+    sizes: Mapping[str, int],
+    *,
+    by_latency: bool = False,
 ) -> str:
-    """A warning, or nothing where the latency fell nearly as far as the MACs did."""
+    """A warning, or nothing where the latency fell nearly as far as the MACs did. Where the selection went
+    `by_latency`, only what other widths would mend is told: the rest was counted."""
     macs = programs.each(lambda program: cost(program).macs)
     if not 0 < macs.after < macs.before or latency.after / latency.before <= SLOW * macs.after / macs.before:
         return ""
@@ -47,9 +53,12 @@ def slow_layers(
     named = sorted((part for part in costs if costs[part][1] > 0), key=lambda part: -costs[part][1])[:NAMED]
     spelled = [f"{part} ({1e3 * costs[part][0].before:.2f} ms, now {1e3 * costs[part][0].after:.2f})" for part in named]
     found = f"latency fell to {latency.after / latency.before:.0%} of the original's, with {share:.0%} of the MACs"
+    cure = _cure(programs, named)
+    if by_latency and not cure:
+        return ""
     if not named:
         return f"{found}; what costs it is no layer's: the runtime takes as long from node to node as before"
-    return f"{found}; what costs it: {', '.join(spelled)}; {_cure(programs, named)}"
+    return f"{found}; what costs it: {', '.join(spelled)}; {cure or _COUNTED}"
 
 
 def _costs(old: Mapping[str, float], new: Mapping[str, float], share: float) -> dict[str, tuple[Change[float], float]]:
@@ -101,8 +110,11 @@ _FUSED: Final = frozenset(
 """Operations that the runtime may fuse into the product before them, under the name of their output."""
 
 
+_COUNTED: Final = "they take time by what they read and write: 'budget: {latency: ...}' counts that"
+
+
 def _cure(programs: Change[Program], named: Sequence[str]) -> str:
-    """What would mend it, by the slim layers that are named."""
+    """What would mend it, by the slim layers that are named: nothing where their widths are good ones."""
     layers = [(name, programs.after.state.get(name)) for name in named]
     multiple = TARGETS.named("onnxruntime").multiple
     convs = [(name, layer) for name, layer in layers if isinstance(layer, nn.modules.conv._ConvNd)]
@@ -115,7 +127,7 @@ def _cure(programs: Change[Program], named: Sequence[str]) -> str:
         )
     if any(_is_odd(layer, programs.before.state.get(name), multiple) for name, layer in convs):
         return f"'multiple_of: {multiple}' gives them widths that have a fast kernel"
-    return "they take time by what they read and write: 'budget: {latency: ...}' counts that"
+    return ""
 
 
 def _row(layer: nn.modules.conv._ConvNd) -> int:

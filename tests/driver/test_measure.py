@@ -12,6 +12,7 @@ from prunec.compiler.driver import measure
 from prunec.compiler.driver.measure import measure_latency, write_onnx
 from prunec.compiler.plan.schema import OnnxExport
 from prunec.compiler.report.figures import figures, unmeasured
+from prunec.compiler.report.report import Change
 
 PASSES = [{"score": "l1"}, {"select": "50%"}, "shrink"]
 
@@ -57,8 +58,27 @@ def test_open_sizes_are_fixed_while_both_are_timed(dynamic, tmp_path, monkeypatc
 
 def test_latency_without_a_file():
     result = compiled()
-    found = measure_latency(result.before, result.program)
+    found, slow = measure_latency(result.before, result.program)
     assert min(found.before, found.after) > 0
+    assert not slow, "so small a model takes the runtime's own time"
+
+
+def test_slow_layers_are_told_where_latency_is_measured_without_a_file(tmp_path, monkeypatch):
+    given = []
+
+    def told(programs, files, latency, sizes, *, by_latency):
+        given.append((latency, sizes, by_latency))
+        return "slow"
+
+    monkeypatch.setattr(measure, "ort_latency", lambda models, inputs, sizes: (2.0, 1.5))
+    monkeypatch.setattr(measure, "slow_layers", told)
+    budget = [{"score": "l1"}, {"select": {"budget": {"latency": "90%"}}}, "shrink"]
+    for export in ([], ["onnx"]):
+        result = compile(small(), {"plan": 1, "passes": budget, "export": export}, (torch.zeros(1, 3, 8, 8),))
+        report = result.write(tmp_path / "out")
+        assert report.warnings == (*result.findings.warnings, "slow")
+        assert report.latency.measured == Change(2.0, 1.5)
+    assert given == [(Change(2.0, 1.5), {"batch": 1, "height": 8, "width": 8}, True)] * 2
 
 
 # -- a quick compile -----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def net(middle: nn.Module) -> nn.Module:
     ).eval()
 
 
-def warned(middle: nn.Module, select, latency: Change[float], monkeypatch, seconds) -> str:
+def warned(middle: nn.Module, select, latency: Change[float], monkeypatch, seconds, *, by_latency=False) -> str:
     """The warning where every product of the files takes what `seconds` says, by layer, before and after."""
     passes = ["score", {"select": select}, "shrink"]
     result = compile(net(middle), {"plan": 1, "passes": passes}, (torch.zeros(1, 3, 16, 16),))
@@ -43,7 +43,7 @@ def warned(middle: nn.Module, select, latency: Change[float], monkeypatch, secon
         return seconds.get(next(iter(module._by_part((node,), file))), (0.001, 0.0))
 
     monkeypatch.setattr(module, "profile", made)
-    return slow_layers(programs, files, latency, {})
+    return slow_layers(programs, files, latency, {}, by_latency=by_latency)
 
 
 PLAIN = nn.Conv2d(64, 64, 3, padding=1)
@@ -66,6 +66,14 @@ def test_groups_that_are_too_narrow_are_told(monkeypatch):
 def test_aligned_layers_are_sent_to_a_budget_of_latency(monkeypatch):
     found = warned(PLAIN, {"ratio": 0.5}, Change(1.0, 0.9), monkeypatch, {"3": (0.3, 0.3)})
     assert found.endswith("they take time by what they read and write: 'budget: {latency: ...}' counts that")
+
+
+def test_a_selection_by_latency_is_told_of_widths_alone(monkeypatch):
+    slow = Change(1.0, 0.9), monkeypatch, {"3": (0.3, 0.3)}
+    assert not warned(PLAIN, {"ratio": 0.5}, *slow, by_latency=True)
+    odd = warned(PLAIN, {"ratio": 0.3}, *slow, by_latency=True)
+    assert odd.endswith("'multiple_of: 16' gives them widths that have a fast kernel")
+    assert not warned(PLAIN, {"ratio": 0.5}, Change(1.0, 0.9), monkeypatch, {}, by_latency=True)
 
 
 def test_where_no_layer_costs_it_that_is_told(monkeypatch):
