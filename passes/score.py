@@ -43,7 +43,7 @@ random                          the control
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -58,7 +58,7 @@ from prunec.compiler.plan.options import wrong
 from prunec.compiler.task.losses import LOSSES
 from prunec.passes.calibration.calibration import Bytes, Calibration
 from prunec.passes.criteria.aggregates import AGGREGATES, Evidence, Scores, normalised
-from prunec.passes.criteria.base import Criterion, Setting
+from prunec.passes.criteria.base import Criterion, Found, Setting
 from prunec.passes.criteria.spelling import Named
 
 Count = Annotated[int, Field(ge=1)]
@@ -115,24 +115,29 @@ class Score(Pass):
         self._calibration(Context()).check(program)
         self.criterion.check(program)
         if not (self.criterion.data or self.required()):  # the facts that others need aren't there yet
-            setting = self._setting(program, Context())
+            setting = self.setting(program, Context())
             if setting.groups and next(iter(self.criterion.weigh(setting)), None) is None:
                 message = f"the criterion {self.criterion.name} says nothing about any group of this model"
                 raise PassError(message, keys=("criterion",), hint="l1 scores every group that has weights")
 
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` where the criterion needs what there isn't, `DataError` where the data don't fit."""
-        self.criterion.ready(self._setting(program, context))
+        self.criterion.ready(self.setting(program, context))
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the fact `scores`: group -> [units]. A group that the criterion says nothing about gets none.
 
         Raises `PassError` where the criterion needs what the plan doesn't have, `DataError` where data don't fit.
         """
-        setting = self._setting(program, context)
+        setting = self.setting(program, context)
+        scores, notes = self.scored(setting, self.criterion.weigh(setting))
+        return PassResult(program.with_facts(scores=scores), notes)
+
+    def scored(self, setting: Setting, weighed: Iterable[Found]) -> tuple[Scores, tuple[Note, ...]]:
+        """Scores of evidence, joined and normalised; and notes on groups that it says nothing about."""
         how = self.criterion.normalize if self.normalize == "auto" else self.normalize
         evidence: dict[str, list[Evidence]] = {}
-        for name, found in self.criterion.weigh(setting):
+        for name, found in weighed:
             evidence.setdefault(name, []).append(found)
         scores, notes = Scores(), list[Note]()
         for group in setting.groups:
@@ -143,7 +148,7 @@ class Score(Pass):
                 scores[group.name] = normalised(joined, how)
         scores.losses = self._losses(setting, {name: evidence[name] for name in scores})
         scores.doubt = "" if scores.losses else self._doubt(setting.aggregate, how, evidence)
-        return PassResult(program.with_facts(scores=scores), tuple(notes))
+        return scores, tuple(notes)
 
     def _losses(self, setting: Setting, evidence: Mapping[str, Sequence[Evidence]]) -> dict[str, FloatArray] | None:
         """The losses that the scores come of; None where there are none, or a plan wants them normalised."""
@@ -164,7 +169,8 @@ class Score(Pass):
         joined = any(units.size > np.unique(units).size for units in map(_units, evidence.values()))
         return f"'aggregate: {aggregate}' adds up no unit's losses" if joined and aggregate != "sum" else ""
 
-    def _setting(self, program: Program, context: Context) -> Setting:
+    def setting(self, program: Program, context: Context) -> Setting:
+        """What the criterion is given."""
         groups = tuple(group for group in analyse(program).groups.values() if group.free.any())
         axes = self.criterion.axes if self.axes == "auto" else self.axes
         aggregate = self.criterion.aggregate if self.aggregate == "auto" else self.aggregate

@@ -160,6 +160,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "models/train.py": "models/test_models.py",
     "models/vgg.py": "models/test_models.py",
     "compiler/task/outputs.py": "task/test_losses.py",
+    "passes/training/scoring.py": "passes/test_finetune.py",
     "passes/training/base.py": "passes/test_finetune.py",
     "passes/training/distill.py": "passes/test_finetune.py",
     "passes/training/freezing.py": "passes/test_finetune.py",

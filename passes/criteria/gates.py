@@ -88,7 +88,7 @@ class Gates:
         if not self.reads:
             return
         program, calibration = self.setting.program, self.setting.calibration
-        table = _Table(self)
+        table = Table(self)
         module = watched(program, self.reads, lambda read, z, g: table.add(read, term(read, z.detach(), g.detach())))
         for piece in calibration.pieces(program, self.setting.context, bytes_of_a_sample(program)):
             table.clear(piece, figures)
@@ -121,8 +121,8 @@ def _alone(read: Read) -> Source:
     return Source(read.name, read.units, torch.full((read.units.size,), read.elements, dtype=torch.float64))
 
 
-class _Table:
-    """Collects the terms of one piece."""
+class Table:
+    """Collects the terms of one piece of the data, [samples, units of the source] for each source."""
 
     def __init__(self, gates: Gates) -> None:
         self.widths = [source.units.size for source in gates.sources]
@@ -137,11 +137,13 @@ class _Table:
         self.terms: list[Tensor] = []
         self.piece = Batch(())
 
-    def clear(self, piece: Batch, figures: tuple[int, ...]) -> None:
+    def clear(self, piece: Batch, figures: tuple[int, ...] = ()) -> None:
+        """Begin with a piece."""
         self.piece = piece
         self.terms = [torch.zeros(piece.count, width, *figures, dtype=torch.float64) for width in self.widths]
 
     def add(self, read: Read, sums: Tensor) -> None:
+        """Take in what a read says."""
         number, place = self.place[read.name]
         if len(sums) != len(self.terms[number]):
             raise self.piece.place.fault(f"{read.name} has {len(sums)} rows for {len(self.terms[number])} samples")

@@ -38,6 +38,12 @@ def criterion(value: Any) -> Criterion:
         raise nested(error, {} if options is None else options, (name,), made) from error
 
 
+def spelled(made: Criterion) -> Any:
+    """A criterion as a plan has it."""
+    options = made.model_dump(mode="json", exclude_defaults=True)
+    return {made.name: options} if options else made.name
+
+
 class Named(OneOf):
     """The type of an option that holds a criterion: `criterion: Annotated[Criterion, Named()]`."""
 
@@ -49,7 +55,8 @@ class Named(OneOf):
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
         """`criterion` makes the value; pydantic checks nothing further."""
-        return core_schema.no_info_plain_validator_function(criterion)
+        written = core_schema.plain_serializer_function_ser_schema(spelled)
+        return core_schema.no_info_plain_validator_function(criterion, serialization=written)
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """A name, or a name with its options, for every criterion that is installed."""

@@ -16,7 +16,8 @@ C_n is the loss of sample n alone: a mean over the batch would make figures depe
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunec.passes.criteria.base import Found, LossCriterion, Setting
-from prunec.passes.criteria.gates import Gates, product
+from prunec.passes.criteria.gates import Gates, Source, product
 
 
 class Gated(LossCriterion):
@@ -47,15 +48,45 @@ class Gated(LossCriterion):
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence about the units of every read, from one pass over the data."""
-        gates, count = Gates.of(setting, self.joint), 0
-        sizes = [(source.elements, torch.ones(source.units.size)) for source in gates.sources]
-        totals = [torch.zeros(2, source.units.size, dtype=torch.float64) for source in gates.sources]
+        gates = Gates.of(setting, self.joint)
+        sums = GateSums.of(self, gates)
         for seen in gates.run(product, partial(self.loss, setting)):
-            count += seen.piece.count
-            for total, terms, elements in zip(totals, seen.terms, sizes, strict=True):
-                total += torch.stack([self.each(terms, each).sum(0) for each in elements])
-        for source, total in zip(gates.sources, totals, strict=True):
-            yield from source.evidence(setting, *(self.whole(each / count) for each in total))
+            sums.add(seen.terms, seen.piece.count)
+        yield from sums.evidence()
+
+
+@dataclass
+class GateSums:
+    """What samples have added up to so far, as scores and as losses."""
+
+    criterion: Gated
+    gates: Gates
+    totals: list[Tensor]
+    """For each source, [2, units]."""
+    count: int = 0
+    """How many samples."""
+
+    @staticmethod
+    def of(criterion: Gated, gates: Gates) -> GateSums:
+        """Nothing yet."""
+        return GateSums(criterion, gates, [_nothing(source) for source in gates.sources])
+
+    def add(self, terms: Sequence[Tensor], count: int) -> None:
+        """Take in each source's gates' gradients, [samples, units]."""
+        self.count += count
+        for total, each, source in zip(self.totals, terms, self.gates.sources, strict=True):
+            sizes = (source.elements, torch.ones(source.units.size))
+            total += torch.stack([self.criterion.each(each, elements).sum(0) for elements in sizes])
+
+    def evidence(self) -> Iterator[Found]:
+        """Evidence about the units of every read."""
+        for source, total in zip(self.gates.sources, self.totals, strict=True):
+            figures = (self.criterion.whole(each / max(self.count, 1)) for each in total)
+            yield from source.evidence(self.gates.setting, *figures)
+
+
+def _nothing(source: Source) -> Tensor:
+    return torch.zeros(2, source.units.size, dtype=torch.float64)
 
 
 class Taylor(Gated):

@@ -89,6 +89,11 @@ def _own_module(module: nn.Module, own: Callable[[Tensor], Tensor]) -> nn.Module
 
 def watched(program: Program, reads: Sequence[Read], look: Look) -> fx.GraphModule:
     """The program in evaluation mode, with a watcher on every read."""
+    return tapped(evaluated(program), reads, look).graph_module
+
+
+def tapped(program: Program, reads: Sequence[Read], look: Look) -> Program:
+    """The program with a watcher on every read; it shares the tensors."""
     graph, mapping = program.copy_graph_with_map()
     watchers: dict[str, nn.Module] = {}
     for number, read in enumerate(reads):
@@ -99,8 +104,7 @@ def watched(program: Program, reads: Sequence[Read], look: Look) -> fx.GraphModu
             tap = graph.call_module(name, (source,))
         tap.meta.update(source.meta)
         _reroute(consumer, source, tap)
-    alone = evaluated(program)
-    return alone.derive(graph=graph, state={**alone.state, **watchers}).graph_module
+    return program.derive(graph=graph, state={**program.state, **watchers})
 
 
 def _reroute(consumer: fx.Node, source: fx.Node, tap: fx.Node) -> None:

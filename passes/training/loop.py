@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
@@ -38,6 +38,7 @@ from prunec.passes.training.distill import Teacher
 from prunec.passes.training.freezing import frozen, trainable
 from prunec.passes.training.optimizers import decayed, rate
 from prunec.passes.training.options import TrainingOptions
+from prunec.passes.training.scoring import Scoring
 from prunec.passes.training.updates import in_order
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ class _Run:
     def __init__(self, fabric: Fabric, job: Job) -> None:
         self.fabric, self.job, self.options = fabric, job, job.options
         own = job.program.derive(state=with_own_tensors(job.program.state), facts=job.program.facts)
-        self.module = own.module.train()
+        self.scoring = Scoring(self.options.score, job.program, job.context) if self.options.score else None
+        self.module = (self.scoring.watched(own) if self.scoring else own).module.train()
         self.trained = self._freeze(own)
         self.teacher = self._teacher()
         self.optimizer, self.rates = self._optimizer()
@@ -147,6 +149,7 @@ class _Run:
         self._remember()
         made = self.options.updates_for(self.module, own, job.context)
         self.beside = in_order([*made, *self.options.constraints.updates(self.module, own)])
+        self.beside += [self.scoring] if self.scoring else []
         for update in self.beside:
             update.attach(self.optimizer)
         if self.teacher:
@@ -285,7 +288,7 @@ class _Run:
         try:
             for number, (batch, weight) in enumerate(zip(ready, weights, strict=True)):
                 whole = number == len(ready) - 1
-                with self.fabric.no_backward_sync(self.model, enabled=not whole):
+                with self.fabric.no_backward_sync(self.model, enabled=not whole), self._scored(batch, weight):
                     found = self._loss(batch) * weight
                     for each in self.beside if whole else ():
                         penalty = each.penalty()
@@ -309,6 +312,10 @@ class _Run:
             each.after_step()
         self.sums["loss"] = self.sums.get("loss", 0.0) + loss
         self.sums["updates"] = self.sums.get("updates", 0.0) + 1
+
+    def _scored(self, batch: Batch, weight: float) -> AbstractContextManager[None]:
+        """Have the batch scored, where that is asked for."""
+        return self.scoring.looking(batch, batch.count / weight) if self.scoring and weight else nullcontext()
 
     def _place_in_schedule(self) -> tuple[int, int]:
         """How many updates of the schedule are behind this training, and how many it has in all."""

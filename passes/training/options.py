@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, field_validator, model_validator
 from torch import nn
 
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass
 from prunec.compiler.plan.options import wrong
+from prunec.passes.criteria.spelling import CRITERIA
+from prunec.passes.criteria.taylor import Gated
+from prunec.passes.score import Score
 from prunec.passes.training.constraints import Constraints
 from prunec.passes.training.distill import Distill
 from prunec.passes.training.optimizers import SCHEDULES, Optimizer, PlanOptimizer, PlanSchedule, Warmup
@@ -30,6 +33,13 @@ class EarlyStop(BaseModel):
 def _patience(value: object) -> object:
     return {"patience": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
+
+def _criterion(value: object) -> object:
+    return {"criterion": value} if isinstance(value, str) else value
+
+
+_OF_DATA: Final = frozenset({"batches", "samples", "split", "loss", "memory"})
+"""Options of `score` that say what is looked at."""
 
 Count = Annotated[StrictInt, Field(ge=1)]
 
@@ -77,6 +87,12 @@ class TrainingOptions(Pass, ABC):
     constraints: Constraints = Field(
         default=Constraints(), description="what is held against every step: {hold_below, candidates, clamp, max_norm}"
     )
+    score: Annotated[Score | None, BeforeValidator(_criterion)] = Field(
+        default=None,
+        description="score the units meanwhile, by what each batch's gradients say of them: the criterion, or all that "
+        "`score` may say",
+        examples=["taylor"],
+    )
     restart: bool = Field(
         default=False, description="in `repeat`: begin the schedule and the optimizer anew in every round"
     )
@@ -103,9 +119,20 @@ class TrainingOptions(Pass, ABC):
         """Whether the weights of the best epoch are kept."""
         return self.stop_at is None and (self.keep == "best" or (self.keep == "auto" and self.early_stop is not None))
 
+    @field_validator("score")
+    @classmethod
+    def _is_gated(cls, score: Score | None) -> Score | None:
+        if score is not None and not isinstance(score.criterion, Gated):
+            gated = [name for name in CRITERIA.names() if issubclass(CRITERIA.named(name), Gated)]
+            raise wrong(f"must be a criterion that gradients give: {', '.join(gated)}")
+        if score is not None and (said := sorted(score.model_fields_set & _OF_DATA)):
+            raise wrong(f"must not have '{said[0]}': the training's own batches and loss are what is looked at")
+        return score
+
     def given(self) -> frozenset[str]:
         """The facts that this pass adds: those of its constraints among them."""
-        return self.gives | self.constraints.gives()
+        scores = frozenset({"scores"}) if self.score else frozenset[str]()
+        return self.gives | self.constraints.gives() | scores
 
     # -- what a pass adds ------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from prunec.compiler.driver.trained import check_trained
 from prunec.compiler.errors import DataError, PassError, PlanError, VerifyError
 from prunec.compiler.pass_base import Context
 from prunec.passes.finetune import Finetune
+from prunec.passes.score import Score
 
 
 def small(dropout: float = 0.0) -> nn.Module:
@@ -345,3 +346,58 @@ def test_a_metric_of_which_less_is_better_is_followed_down():
     result = compile(small(), plan, (X,), SPLITS)
     (record,) = result.report["passes"]
     assert record["details"]["best"]["value"] == min(row["val_loss"] for row in record["history"])
+
+
+# -- scores on the way -------------------------------------------------------------------------------------------------
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)]
+    return nn.Sequential(*parts).eval()
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_signed", "gate", "fisher_gate"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_scores_of_a_training_that_stands_still_are_those_of_a_pass_over_the_data(criterion, accumulate):
+    program, data = trace(plain(), (X,)), batches()
+    context = Context(data=Data.of(data), traced=program)
+    options = {"epochs": 1, "lr": 1e-30, "weight_decay": 0, "score": criterion, "accumulate": accumulate}
+    found = Finetune.model_validate(options).run(program, context).program.facts["scores"]
+    wanted = Score.model_validate({"criterion": criterion}).run(program, context).program.facts["scores"]
+    assert found.keys() == wanted.keys()
+    for name, scores in wanted.items():
+        assert found[name] == pytest.approx(scores, rel=1e-4), name
+    assert (found.losses is None) == (wanted.losses is None)
+
+
+def test_watching_changes_nothing_of_the_training():
+    watched = trained(small(0.3), batches(), epochs=2, lr=0.1, score="taylor")
+    alone = trained(small(0.3), batches(), epochs=2, lr=0.1)
+    assert watched.keys() == alone.keys()
+    assert all(torch.equal(watched[name], tensor) for name, tensor in alone.items())
+
+
+def test_rounds_are_cut_by_the_scores_of_their_training():
+    inside = [{"finetune": {"updates": 4, "lr": 0.05, "score": "taylor"}}, "select", "shrink"]
+    repeat = {"each": 3, "to": {"macs": "50%"}, "passes": inside}
+    plan = {"plan": 1, "passes": [{"repeat": repeat}, {"finetune": {"updates": 4}}]}
+    result = compile(small(), plan, (X,), batches())
+    macs = result.report["cost"]
+    assert macs["after"]["macs"] <= 0.5 * macs["before"]["macs"]
+    again = compile(small(), result.lock, (X,), batches())
+    for name, tensor in result.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ("l1", "score must be a criterion that gradients give: .*taylor"),
+        ({"criterion": "taylor", "samples": 10}, "score must not have 'samples'"),
+        ("tailor", "did you mean 'taylor'"),
+    ],
+)
+def test_what_can_t_be_scored_on_the_way(score, said):
+    with pytest.raises(PlanError, match=said):
+        compile(small(), {"plan": 1, "passes": [{"finetune": {"score": score}}]}, (X,), batches())
