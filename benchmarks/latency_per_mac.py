@@ -117,7 +117,7 @@ def table(name: str, shares: Sequence[str], options: argparse.Namespace, out: Co
     ort = in_turns(onnx_runs(files, program), options.seconds * len(files))
     eager = in_turns(torch_runs(programs), options.seconds * len(files)) if options.torch else None
     whole, rows = cost(program).macs, []
-    for number, ((share, label, _), (found, kept, multiple)) in enumerate(zip(wanted, slim, strict=True), start=1):
+    for number, ((_, label, _), (found, kept, multiple)) in enumerate(zip(wanted, slim, strict=True), start=1):
         macs = cost(found).macs / whole
         row = {"network": name, "macs": f"{macs:.3f}", "multiple_of": label, "used": multiple or label}
         row |= {"kept": f"{kept:.3f}", "original_ms": f"{1e3 * ort[0][0]:.2f}"}
@@ -145,7 +145,7 @@ def _ratios(runtime: str, timed: Timed, number: int, macs: float) -> dict[str, s
 def _against(
     program: Program, file: bytes, kept: float, time_share: float, options: argparse.Namespace
 ) -> Iterator[str]:
-    """Budgets of latency and of MACs by `--method` that come to the default plan's time: what each keeps of the scores."""
+    """Budgets of latency and of MACs by `--method` that come to the default plan's time: what each keeps of scores."""
     for resource in ("latency", "macs"):
         asked = min(1.0, time_share)
         for _ in range(TRIES):
