@@ -59,8 +59,8 @@ class SlimTrain(TrainingPass):
     )
     init_scales: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="what batch norm scales are set to before the first round: 0.5 in the paper, which trains from "
-        "random weights; a trained network isn't itself any more",
+        description="what batch norm scales are set to before the first round (with `restart`, before each): 0.5 in "
+        "the paper, which trains from random weights; a trained network isn't itself any more",
     )
     every: Annotated[StrictInt, Field(ge=1)] = Field(default=10, description="`growing`: updates until it grows again")
     ceiling: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="`growing`: how far it grows")
@@ -88,7 +88,7 @@ class SlimTrain(TrainingPass):
     def updates_for(self, module: nn.Module, program: Program, context: Context) -> Sequence[Update]:
         """The penalty; the scales begin where `init_scales` says."""
         scales = batch_norm_scales(module)
-        if self.init_scales is not None and (context.round is None or context.round.index == 0):
+        if self.init_scales is not None and (self.rounds is None or self.rounds[0] == 0):
             with torch.no_grad():
                 for scale in scales:
                     scale.fill_(self.init_scales)

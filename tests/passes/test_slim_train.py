@@ -211,6 +211,28 @@ def test_network_slimming_is_a_plan():
         assert torch.equal(again.module.state_dict()[name], tensor), name
 
 
+def test_in_rounds_a_layer_loses_at_most_half_at_a_time_and_the_lock_gives_the_same():
+    rounds = {
+        "steps": 2,
+        "to": {"params": "30%"},
+        "passes": [
+            {"slim_train": {"updates": 4, "lr": 0.05, "strength": 0.01, "init_scales": 0.5}},
+            {"score": {"criterion": "bn_scale", "normalize": "none"}},
+            {"select": {"take_at_most": "50%", "multiple_of": 1}},
+            "shrink",
+        ],
+    }
+    result = compile(network(), {"plan": 1, "passes": [{"repeat": rounds}]}, (X,), batches())
+    widths = [p["details"]["widths"] for p in result.report["passes"] if p["pass"] == "select"]
+    assert len(widths) == 2
+    for each in widths:
+        assert all(now >= before - before // 2 for before, now in each.values())
+    assert widths[-1]["stem"][1] < 6
+    again = compile(network(), result.lock, (X,), batches())
+    for name, tensor in result.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], tensor), name
+
+
 def test_the_threshold_keeps_what_is_strictly_above_it():
     model = network()
     program = trace(model, (X,))

@@ -12,7 +12,10 @@ from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.axis_rows import axis_rows
 from prunec.compiler.ir.modules import with_own_tensors
+from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
+from prunec.models.preact_resnet import preact_resnet
+from prunec.passes.axes import Axes
 from prunec.passes.training.unit_slices import UnitSlices
 
 
@@ -84,6 +87,17 @@ def test_the_program_s_own_module_is_as_good(name):
     values = {key: 2 * p.detach() for key, p in names.items()}
     found = UnitSlices.of(program, own).squares(lambda p: 2 * p)
     assert np.allclose(found.numpy(), by_hand(program, values), rtol=1e-10)
+
+
+def test_what_a_reader_selects_has_the_norm_and_the_columns_behind_the_selection():
+    model = preact_resnet(11, widths=(4, 6, 8)).double()
+    program = trace(model, (torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
+    own = Axes.model_validate({"incoming": True}).run(program, Context()).program
+    squares = UnitSlices.of(own, model).squares()
+    assert np.allclose(squares.numpy(), by_hand(own, {id(p): p.detach() for p in model.parameters()}), rtol=1e-10)
+    block, groups = model.layer1[0], analyse(own).groups
+    columns = block.conv1.weight.square().sum((0, 2, 3)) + block.bn1.weight**2 + block.bn1.bias**2
+    assert torch.allclose(squares[groups["layer1.0.bn1.incoming"].where], columns)
 
 
 def test_frozen_parameters_count_and_keep_no_gradient():
