@@ -110,6 +110,8 @@ class TrainingOptions(Pass, ABC):
             raise wrong("must not say both 'epochs' and 'updates'")
         if not self.evaluate and (self.early_stop is not None or self.keep == "best"):
             raise wrong("must not leave out 'evaluate' where the best epoch is looked for")
+        if self.score is not None and self.constraints.candidates is not None:
+            raise wrong("must not have both 'score' and 'candidates' among its constraints: each gives the scores")
         if self.keep == "last" and self.early_stop is not None:
             raise wrong("must not keep the last weights beside 'early_stop', which ends behind the best ones")
         return self

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from prunec.compiler import compile, trace
 from prunec.compiler.data import Data
-from prunec.compiler.errors import PassError, PlanError
+from prunec.compiler.errors import PassError, PlanError, PrunecError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import Context, Round
 from prunec.compiler.task.losses import GivenLoss
@@ -319,6 +319,45 @@ def test_constraints_hold_in_any_training():
     assert not torch.equal(found["conv2.weight"], network().conv2.weight)
 
 
+class Killed(PrunecError):
+    """What nobody catches."""
+
+
+class Killer:
+    """A progress that stops a compile at its nth report."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed("killed")
+
+
+def test_what_updates_remember_goes_on_after_a_kill(tmp_path, monkeypatch):
+    """A penalty that grows, a window of gradients, momentum of held entries: to the same weights, bit for bit."""
+    monkeypatch.setattr("prunec.passes.training.loop.TOLD", 0.0)
+    constraints = {"candidates": {"threshold": 1e3, "steps": 4}, "hold_below": 0.01}
+    passes = [
+        {"slim_train": {"epochs": 1, "strength": 0.01, "init_scales": 0.5, "constraints": constraints}},
+        {"select": {"threshold": 1e3, "keep_at_least": 4}},
+        {"slim_train": {"method": "growing", "strength": 0.1, "every": 2, "epochs": 2}},
+        "shrink",
+    ]
+    plan = {"plan": 1, "train": {"checkpoint_seconds": 0}, "passes": passes}
+    whole, folder, kills = compile(network(), plan, (X,), batches()).module.state_dict(), tmp_path / "made", 0
+    for step in range(2, 200, 3):
+        try:
+            found = compile(network(), plan, (X,), batches(), checkpoints=folder, progress=Killer(step)).module
+        except Killed:
+            kills += 1
+            continue
+        break
+    assert kills > 4
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in whole.items())
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +375,10 @@ def test_without_batch_norm_there_are_no_scales():
     [
         ({"method": "group_norm", "init_scales": 0.5}, "must not name 'init_scales' for the method group_norm"),
         ({"every": 5}, "must not name 'every' for a method other than growing"),
+        (
+            {"score": "taylor", "constraints": {"candidates": {"threshold": 1}}},
+            "must not have both 'score' and 'candid",
+        ),
         ({"strength": -1}, "greater than or equal to 0"),
         ({"method": "lasso"}, "Input should be 'bn_scale'"),
         ({"constraints": {"clip": 1}}, "Extra inputs are not permitted"),
