@@ -27,8 +27,11 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     StrictBool,
+    StrictFloat,
     StrictInt,
     Tag,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -249,6 +252,24 @@ def _metric_name(value: object, info: ValidationInfo) -> str | Ref:
 _Output = Annotated[str, Field(min_length=1)] | Annotated[StrictInt, Field(ge=0)]
 
 
+_Weights = tuple[Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0)], ...]
+_ARGUMENT: Final[Mapping[str, tuple[TypeAdapter[Any], str]]] = {
+    "label_smoothing": (TypeAdapter(Annotated[float, Field(ge=0, le=1, strict=True)]), "a number from 0 to 1"),
+    "ignore_index": (TypeAdapter(StrictInt), "the number of a class"),
+    "weight": (TypeAdapter(_Weights), "a list of numbers"),
+    "pos_weight": (TypeAdapter(_Weights), "a list of numbers"),
+}
+"""The arguments of losses and metrics that are known by name: what they may be, and that in words."""
+
+
+def _fits(value: JsonValue, argument: str) -> bool:
+    try:
+        _ARGUMENT[argument][0].validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
 class _Judge(_Part):
     """A loss or a metric: one that is known by name, or somebody's own, called with outputs and labels."""
 
@@ -272,6 +293,9 @@ class _Judge(_Part):
         if unknown is not None:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise wrong(f"must not have the argument '{unknown}': {self.name} {takes}")
+        for key in known or ():
+            if key in self.args and not _fits(self.args[key], key):
+                raise wrong(f"must have {_ARGUMENT[key][1]} for '{key}', not {shown(self.args[key])}")
         return self
 
     @model_serializer(mode="wrap")

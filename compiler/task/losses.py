@@ -138,7 +138,8 @@ class TorchLoss(Loss):
         if kind.classes and (output.ndim < 2 or output.shape[1] < 2):
             message = f"the loss {self.name} is of outputs [samples, classes]; the model gives {list(output.shape)}"
             others = ", ".join(name for name, other in _KINDS.items() if not other.classes)
-            raise batch.place.fault(message, f"losses of other outputs: {others}")
+            several = "" if isinstance(batch.labels, Tensor) else "; 'output' says which of several is meant"
+            raise batch.place.fault(message, f"losses of other outputs: {others}{several}")
         args = {key: self._argument(key, value, output) for key, value in self.args.items()}
         try:
             found: Tensor = kind.function(output, kind.labels(output, labels), reduction=reduction, **args)
@@ -219,6 +220,11 @@ class GivenLoss(Loss):
             raise DataError(f"the loss {self.name} gave {kind}, not a tensor of floats", at=self.at)
         if found.numel() == 1:
             return found.reshape(())
+        sizes = [value.numel() for value in (output, labels) if isinstance(value, Tensor)]
+        if len(sizes) == 2 and found.numel() > max(sizes):
+            shapes = f"{list(found.shape)} for outputs {list(output.shape)} and labels {list(labels.shape)}"
+            hint = "they were broadcast: squeeze the outputs, or give the labels their shape"
+            raise DataError(f"the loss {self.name} gave {shapes}", at=self.at, hint=hint)
         if not found.ndim or len(found) != batch.count:
             message = f"the loss {self.name} gave {list(found.shape)} for {batch.count} samples"
             raise DataError(message, at=self.at, hint="a loss is one number, or one for each sample")
@@ -227,4 +233,4 @@ class GivenLoss(Loss):
 
 def _unlabelled(labels: Any) -> str | None:
     """A hint where a loss may have failed for want of labels."""
-    return "the data have no labels: a batch is (inputs, labels)" if labels is None else None
+    return "a batch is (inputs, labels), and the data give inputs alone" if labels is None else None

@@ -213,7 +213,7 @@ class _Classes:
 def _no_classes(outputs: Any, batch: Batch, output: Output | None) -> str:
     """Why outputs and labels are no classes, of samples or of pixels; empty where they are."""
     wanted = "it needs an output [samples, classes, ...] and the class of every sample or pixel"
-    pairs = paired(in_eval(outputs), batch, output)
+    pairs = paired(in_eval(outputs), batch, output, floats=False)
     if len(pairs) != 1:
         return f"{wanted}; {_not_one(pairs, outputs, batch)}"
     ((scores, labels),) = pairs
@@ -251,7 +251,7 @@ def _classified(metric: Metric, outputs: Any, batch: Batch, ignored: int | None)
     why = metric.unfit(outputs, batch)
     if why:
         raise metric.refused(batch, why)
-    ((output, labels),) = paired(in_eval(outputs), batch, metric.output)
+    ((output, labels),) = paired(in_eval(outputs), batch, metric.output, floats=False)
     found = _flat(output, labels)
     assert found is not None, "what doesn't fit was refused"
     scores, classes = found
@@ -328,7 +328,7 @@ class Deviation(Metric):
     def unfit(self, outputs: Any, batch: Batch) -> str:
         """As in `Metric`."""
         wanted = "it needs an output and as many numbers as labels"
-        pairs = paired(in_eval(outputs), batch, self.output)
+        pairs = paired(in_eval(outputs), batch, self.output, floats=False)
         if len(pairs) != 1:
             return f"{wanted}; {_not_one(pairs, outputs, batch)}"
         ((output, labels),) = pairs
@@ -354,7 +354,8 @@ class _Distance(Meter):
         why = self.metric.unfit(outputs, batch)
         if why:
             raise self.metric.refused(batch, why)
-        ((output, labels),) = paired(in_eval(outputs), batch, self.metric.output)
+        ((output, labels),) = paired(in_eval(outputs), batch, self.metric.output, floats=False)
+        output = output if output.is_floating_point() else output.float()
         wanted = labels.to(output.dtype).reshape(output.shape)
         self.error.update(output.contiguous(), wanted.contiguous())
         self.spread.add(wanted)
@@ -543,7 +544,7 @@ class _Object(Meter):
 
     def _pair(self, outputs: Any, batch: Batch) -> tuple[Any, Any]:
         """The output that is judged, and its labels."""
-        pairs = paired(in_eval(outputs), batch, self.metric.output)
+        pairs = paired(in_eval(outputs), batch, self.metric.output, floats=False)
         if len(pairs) > 1:
             raise self.metric.refused(batch, f"it is of one output, and {_not_one(pairs, outputs, batch)}")
         if not pairs:  # such as the boxes of a detector
@@ -577,13 +578,13 @@ class _Object(Meter):
         values = self.metric.numbers(found)
         if values.size != 1:
             message = f"the metric {self.metric.name} gave {values.size} numbers, and one is needed"
-            raise DataError(message, at=self.metric.at, hint="classes of torchmetrics take an argument 'average'")
+            raise DataError(message, at=self.metric.at, hint="many classes of torchmetrics take average: macro")
         return float(values[0])
 
 
 def _unlabelled(labels: Any) -> str | None:
     """A hint where a metric may have failed for want of labels."""
-    return "the data have no labels: a batch is (inputs, labels)" if labels is None else None
+    return "a batch is (inputs, labels), and the data give inputs alone" if labels is None else None
 
 
 def is_torchmetrics(made: type) -> bool:

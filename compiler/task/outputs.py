@@ -26,16 +26,23 @@ Output = str | int
 """Which of several outputs is meant: its name, or its position from 0."""
 
 
-def first_output(outputs: Any, batch: Batch) -> Tensor:
-    """The first floating-point tensor among a model's outputs. Raises `DataError` where there is none."""
-    for leaf in pytree.tree_leaves(outputs):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+def first_output(outputs: Any, batch: Batch, *, floats: bool = True) -> Tensor:
+    """The first floating-point tensor among a model's outputs; if they needn't be `floats`, the first of any kind where
+    there is none. Raises `DataError` where that isn't found either."""
+    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    for leaf in tensors:
+        if leaf.is_floating_point():
             return leaf
-    raise batch.place.fault("the model gives no tensor of floats to take a loss of")
+    if tensors and not floats:
+        return tensors[0]
+    raise batch.place.fault(f"the model gives no tensor{' of floats' if floats else ''} that could be judged")
 
 
-def paired(outputs: Any, batch: Batch, output: Output | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Outputs with their labels; empty where labels and outputs don't fit each other.
+def paired(
+    outputs: Any, batch: Batch, output: Output | None = None, *, floats: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """Outputs with their labels; empty where labels and outputs don't fit each other. Where the labels are one tensor,
+    the output is the one that `first_output` finds.
 
     Raises `DataError` where the model has no such `output`.
     """
@@ -43,7 +50,7 @@ def paired(outputs: Any, batch: Batch, output: Output | None = None) -> list[tup
     if output is not None:
         pairs = [chosen(outputs, batch, output)]
     elif isinstance(labels, Tensor):
-        return [(each, labels) for each in _alike(outputs, batch)]
+        return [(each, labels) for each in _alike(outputs, batch, floats)]
     elif isinstance(labels, Mapping) and isinstance(given, Mapping):
         pairs = [(given[name], each) for name, each in labels.items() if name in given]
     elif isinstance(labels, tuple | list) and isinstance(given, tuple | list) and len(labels) == len(given):
@@ -74,11 +81,11 @@ def chosen(outputs: Any, batch: Batch, output: Output | None) -> tuple[Any, Any]
     return _values(given)[position], _values(labels)[position] if len(_values(labels)) == len(_values(given)) else None
 
 
-def _alike(outputs: Any, batch: Batch) -> list[Tensor]:
+def _alike(outputs: Any, batch: Batch, floats: bool) -> list[Tensor]:
     """The outputs that one tensor of labels is for: the first one. In both modes, all outputs of train mode with the
     shape of eval mode's first: losses are made for those (eval mode may give shares instead of logits), and auxiliary
     heads count."""
-    first = first_output(outputs, batch)
+    first = first_output(outputs, batch, floats=floats)
     if not isinstance(outputs, ByMode):
         return [first]
     leaves = (leaf for leaf in pytree.tree_leaves(outputs.train) if isinstance(leaf, Tensor))

@@ -13,6 +13,7 @@ from prunec.compiler.plan.schema import (
     InputSpec,
     InputValue,
     LossSpec,
+    MetricSpec,
     ModelSpec,
     OnnxExport,
     PlanInput,
@@ -139,9 +140,46 @@ def test_a_loss_by_name_or_by_callable():
         ({"name": "mse", "args": {"weight": [1]}}, "must not have the argument 'weight': mse takes none"),
         ({"name": "nll", "args": {"beta": 1}}, "must not have the argument 'beta': nll takes ignore_index, weight"),
         ({"name": "mse", "output": -1}, "greater than or equal to 0"),
+        (
+            {"name": "cross_entropy", "args": {"label_smoothing": 2}},
+            "must have a number from 0 to 1 for 'label_smoothing'",
+        ),
+        (
+            {"name": "cross_entropy", "args": {"ignore_index": "void"}},
+            "must have the number of a class for 'ignore_index'",
+        ),
+        ({"name": "nll", "args": {"weight": 3}}, "must have a list of numbers for 'weight', not 3"),
     ],
     ids=str,
 )
 def test_a_loss_that_no_plan_may_name(value, complaint):
     with pytest.raises(ValidationError, match=complaint):
         loss_of(value)
+
+
+def metric_of(value: object) -> MetricSpec:
+    return MetricSpec.model_validate(value, context={"folder": Path()})
+
+
+def test_a_metric_by_name_of_torchmetrics_or_by_callable():
+    assert metric_of("rmse") == MetricSpec(name="rmse")
+    assert metric_of("MulticlassF1Score").name == "MulticlassF1Score"
+    spelled = {"name": "a:b", "args": {"c": 1}, "output": "d", "better": "lower", "key": "e"}
+    assert metric_of(spelled).model_dump(mode="json") == spelled
+    assert metric_of("mae").model_dump(mode="json") == "mae"
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("rmsee", "must be the name of a metric, a class of torchmetrics, or package.module:callable"),
+        ({"name": "rmse", "args": {"squared": True}}, "must not have the argument 'squared': rmse takes none"),
+        ({"name": "rmse", "better": "higher"}, "must not have the key 'better' beside the metric rmse"),
+        ({"name": "loss", "output": 1}, "must not have the key 'output' beside the metric loss"),
+        ({"name": "a:b", "better": "up"}, "'higher' or 'lower'"),
+    ],
+    ids=str,
+)
+def test_a_metric_that_no_plan_may_name(value, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        metric_of(value)

@@ -125,6 +125,12 @@ def test_a_function_gets_outputs_and_labels_as_they_are():
     assert seen[1][1] is OTHER
 
 
+def test_broadcasting_is_refused():
+    loss = given(lambda y, t: (y - t) ** 2)
+    with pytest.raises(DataError, match=r"gave \[4, 4\] for outputs \[4, 1\] and labels \[4\]"):
+        loss.each(torch.zeros(4, 1), batch(torch.zeros(4)))
+
+
 def broken(outputs, labels):
     raise RuntimeError("no such thing")
 
@@ -133,7 +139,7 @@ def test_what_it_raises_is_its_own():
     with pytest.raises(PlanError, match=r"the loss dice.py:dice failed: RuntimeError: no such thing") as caught:
         given(broken).mean(LOGITS, batch(CLASSES))
     assert caught.value.at.file == __file__
-    with pytest.raises(PlanError, match="hint: the data have no labels"):
+    with pytest.raises(PlanError, match="and the data give inputs alone"):
         given(F.mse_loss).mean(LOGITS, batch(None))
 
 

@@ -177,6 +177,14 @@ def test_a_class_of_torchmetrics():
         assert measured(of_torchmetrics("R2Score"), (GIVEN, labels)) == pytest.approx(0.2)
 
 
+def test_a_model_that_gives_the_classes_themselves():
+    metric = of_torchmetrics("MulticlassAccuracy", num_classes=4, average="micro")
+    assert measured(metric, (SCORES.argmax(1), CLASSES)) == pytest.approx(3 / 5)
+    with pytest.raises(DataError, match=r"the metric accuracy can't be measured: .*; the model gives \[5\]"):
+        measured(named("accuracy"), (SCORES.argmax(1), CLASSES))
+    assert measured(named("mae"), (SCORES.argmax(1), CLASSES)) == pytest.approx((0 + 1 + 0 + 2 + 0) / 5)
+
+
 def test_yes_or_no_in_one_column():
     metric = of_torchmetrics("BinaryAccuracy")
     assert measured(metric, (torch.tensor([[2.0], [-1], [-3]]), torch.tensor([1.0, 0, 1]))) == pytest.approx(2 / 3)
