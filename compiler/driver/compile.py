@@ -50,6 +50,7 @@ from prunec.compiler.pass_base import Context, Progress, silent
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
+from prunec.compiler.report.training import trainings
 from prunec.compiler.tracing.both_modes import one_result, trace_modes, train_warnings
 from prunec.compiler.tracing.real_run import check_runs
 from prunec.compiler.tracing.user_state import undisturbed, untouched
@@ -115,6 +116,8 @@ class Result:
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(report_html(report), encoding="utf-8")
+        for run in trainings(report):
+            (folder / run.file).write_text(run.csv(), encoding="utf-8")
         self.progress("write", 1, 1)
         return report
 

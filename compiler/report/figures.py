@@ -182,11 +182,29 @@ def did(record: Record, inside: Sequence[Record] = ()) -> str:
         sum(each.details.get("removed_units", {}).values())
         for each in (record, *(each for each in inside if each.round in kept))
     )
-    words = [f"{units} units removed"] if units else _changes(record)
+    words = [f"{units} units removed"] if units else _trained(record) or _changes(record)
     if record.rounds is not None:
         count = len(record.rounds.rows) - 1
         words = [f"{count} rounds" if count != 1 else "1 round", *words]
     return ", ".join(words)
+
+
+def _trained(record: Record) -> list[str]:
+    """What a training came to: how long it was, and the last line of its table."""
+    if not record.history:
+        return []
+    last, metric = record.history[-1], record.details.get("metric", {})
+    words = [_counted(int(last["epoch"]), "epoch"), f"loss {last['loss']:.3g}"]
+    if metric.get("column") in last:
+        best = record.details.get("best", {})
+        value = best.get("value", last[metric["column"]])
+        of = f" of epoch {best['epoch']}" if best else ""
+        words.append(f"{metric['column'].replace('_', ' ')} {metric_text(value, metric['share'])} on val{of}")
+    return words
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _changes(record: Record) -> list[str]:

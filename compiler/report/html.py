@@ -17,6 +17,7 @@ import jinja2
 from prunec.compiler.report import figures
 from prunec.compiler.report.curves import PICTURE, Curve, curve
 from prunec.compiler.report.report import Change, GroupWidths, Record, Report
+from prunec.compiler.report.training import trainings
 
 SKYLINE: Final = (960.0, 200.0)
 """Width and height of the picture of all nodes, in its own units."""
@@ -72,6 +73,7 @@ def report_html(report: Report) -> str:
         passes=list(figures.with_rounds(report.passes)),
         reasons_by_pass=figures.reasons_by_pass(report),
         curves=PICTURE,
+        trainings=trainings(report),
     )
 
 

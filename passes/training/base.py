@@ -25,7 +25,7 @@ from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.passes.training.carried import Carried
 from prunec.passes.training.engine import Engine
 from prunec.passes.training.freezing import frozen, trainable
-from prunec.passes.training.loop import Job, Trained
+from prunec.passes.training.loop import Job, Trained, column_of
 from prunec.passes.training.options import TrainingOptions
 
 CARRIED: Final = "optimizer"
@@ -77,11 +77,18 @@ class TrainingPass(TrainingOptions):
             "device": trained.device,
             "seed": seed,
             "rounds": rounds,
+            **self._metric(context, trained),
             **({"best": dict(trained.best)} if trained.best else {}),
             **({"stopped": trained.stopped} if trained.stopped else {}),
             **trained.measures,
         }
         return PassResult(made, details=details, history=tuple(trained.rows), warnings=tuple(trained.warnings))
+
+    def _metric(self, context: Context, trained: Trained) -> dict[str, Any]:
+        """Which column of the history is the metric, where it was measured."""
+        column = column_of(context.metric.name)
+        measured = any(column in row for row in trained.rows)
+        return {"metric": {"column": column, "share": context.metric.share}} if measured else {}
 
     def _seed(self, context: Context) -> int:
         if self.seed is not None:

@@ -116,6 +116,11 @@ class Job:
         return self.options.distill is None or self.options.distill.weight < 1
 
 
+def column_of(metric: str) -> str:
+    """The column of a metric in the table of a run, where `loss` is that of the training."""
+    return "val_loss" if metric == "loss" else metric
+
+
 def fit(fabric: Fabric, job: Job) -> Trained:
     """Train; every process of the engine calls this.
 
@@ -384,8 +389,7 @@ class _Run:
         self.sums = {}
         if self.evaluates:
             value = self._agreed(self._evaluated())
-            name = self.job.context.metric.name
-            row["val_loss" if name == "loss" else name] = value
+            row[column_of(self.job.context.metric.name)] = value
             self._compare(value)
         row |= self._measures()
         self.rows.append(row)
