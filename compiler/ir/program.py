@@ -222,7 +222,8 @@ class Program:
         for old in self.graph.nodes:
             args, kwargs = fx.node.map_arg((old.args, old.kwargs), mapping.__getitem__)
             mapping[old] = new = new_node(graph, old.op, old.target, args, kwargs, old.name)
-            new.type = old.type
+            if old.type is not None:
+                new.type = old.type
             new.meta.update(old.meta)
         return graph, mapping
 

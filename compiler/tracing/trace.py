@@ -96,7 +96,8 @@ def recorded(
         follow_batch(tracer.graph, inputs, lambda others: _run(model, others, mode).graph)
     tracer.constants.fold(tracer.graph)
     write_floats(tracer.graph)
-    tracer.graph.eliminate_dead_code(is_impure)  # lints it first
+    if any(not node.users for node in tracer.graph.nodes if node.op != "output"):
+        tracer.graph.eliminate_dead_code(is_impure)
     _check_names(tracer.graph)
     _check_inputs_matter(tracer.graph, type(model).__name__)
     _check_not_empty(tracer, type(model).__name__)

@@ -311,10 +311,14 @@ class _Reach:
         """An object's attributes and its class."""
         self.enter(kind)
         own = vars(value) if issubclass(kind, threading.local) else _own_namespace(value)
-        if own is not None:
+        if id(value) in self._copied and own:
+            before = own.copy()
+            self._put_back(partial(_restore_dict, own, before), lambda: list(own.values()))
+            self._attributes(own, before)
+        elif own is not None:
             self._namespace(own)
-        if issubclass(kind, nn.Module) and id(value) not in self._copied:
-            self._each(own[key] for key in ("_parameters", "_buffers", "_modules") if own and key in own)
+            if issubclass(kind, nn.Module):
+                self._each(own[key] for key in ("_parameters", "_buffers", "_modules") if key in own)
         for base in kind.__mro__[:-1]:
             for member in vars(base).values() if "__slots__" in vars(base) else ():
                 if type(member) is types.MemberDescriptorType:
@@ -335,6 +339,8 @@ class _Reach:
             self._entries(own)
 
     def _container(self, value: Any, kind: type) -> None:
+        if not issubclass(kind, _WITH_CONTENTS):
+            return
         if issubclass(kind, dict):
             self._entries(value)
         elif issubclass(kind, list):
@@ -373,6 +379,10 @@ class _Reach:
         self._kept.append(module)
         own = module.__dict__
         self._usual.append((own, before := own.copy()))
+        self._attributes(own, before)
+
+    def _attributes(self, own: dict[str, Any], before: dict[str, Any]) -> None:
+        """What a module's attributes lead to, but for its tensors and children, which are copied for a trace."""
         for key, kind in _leads_on(own):
             item = before[key]
             if kind is tuple and _ATOMS.issuperset(map(type, item)):
@@ -438,6 +448,10 @@ class _Reach:
                 cache.cache_clear()
 
 
+_WITH_CONTENTS = (
+    *(dict, list, set, deque, bytearray, tuple, frozenset),
+    *(random.Random, np.random.Generator, torch.Generator),
+)
 _TABLES = frozenset(vars(nn.Module()))
 """What every module has: its tensors and children, which are copied for a trace, and tables of hooks, most of them
 empty."""
