@@ -52,7 +52,7 @@ def test_updates_are_counted_on_through_the_rounds(result):
 
 def test_the_files_hold_the_tables(result, tmp_path):
     result.save(tmp_path / "out")
-    rows = list(csv.DictReader((tmp_path / "out" / "finetune_2.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "finetune_2.csv").read_text().splitlines()))
     assert [int(row["update"]) for row in rows] == [3, 6, 9, 12]
     history = [row for each in result.findings.passes if each.round is not None for row in each.history]
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
