@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.verify.masks import FREE, REMOVED, Lined, Marked, leaves_of, plain
+from prunec.compiler.verify.masks import REMOVED, Lined, Marked, leaves_of, plain
 
 Array = npt.NDArray[Any]
 
@@ -138,7 +138,7 @@ def _compare_tensors(want: Tensor | Marked, got: Tensor, *, diagnose: bool) -> C
         return Comparison(relative, tuple(got.shape), tuple(want.shape), size=size)
     if want.data.dtype == torch.int64 and bool((want.marks == REMOVED).all()):
         return None  # indices of channels (argmax), which no node reads
-    if bool((want.marks == FREE).any()) and int(want.kept.sum()) != got.numel():
+    if want.has_free and int(want.kept.sum()) != got.numel():
         return None
     old = kept_elements(want)
     shape = tuple(int(_any_but(want.kept, dim).sum()) for dim in range(want.data.ndim)) if diagnose else ()
@@ -169,7 +169,7 @@ def kept_elements(value: Tensor | Marked) -> Tensor:
 
 def _picked(data: Tensor, dim: int, marks: Tensor) -> Tensor:
     """The positions of a dimension that aren't removed."""
-    places = (marks != REMOVED).nonzero().flatten()
+    places = torch.from_numpy(np.flatnonzero(marks.numpy() != REMOVED))
     if dim < data.ndim - 1 or not data.numel():
         return data.index_select(dim, places)
     rows = data.reshape(-1, data.shape[-1])  # of a matrix, torch picks columns ten times as fast

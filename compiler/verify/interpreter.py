@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -26,8 +27,20 @@ from prunec.compiler.ir.modules import clone_module, is_scripted
 from prunec.compiler.ir.program import Program
 
 Step = tuple[fx.Node, Any]
+
+
+@dataclass(frozen=True)
+class Instead:
+    """A call that tells the marks of a node's value in place of its own."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    run: Callable[..., Any]
+
+
 Give = Callable[[fx.Node, Any, Any], Any]
-"""(node, args, kwargs) -> the value that the node is given, or None where it is to be computed."""
+"""(node, args, kwargs) -> the value that the node is given; None where it is to be computed, an `Instead` where marks
+are."""
 
 _DROPOUT: Final = frozenset(
     [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout]
@@ -172,18 +185,26 @@ class Interpreter:
         """The module in evaluation mode with cast tensors; a shallow copy, unless it is so already."""
         if is_scripted(module):
             return self._scripted(name, module)
-        own = {**module._parameters, **module._buffers}
-        tensors = {
-            key: self.cast(self.replaced.get(f"{name}.{key}", tensor))
-            for key, tensor in own.items()
-            if tensor is not None
-        }
-        if _is_torchs(module) and not module.training and all(own[key] is tensor for key, tensor in tensors.items()):
+        if not self.replaced and self._is_ready(module):
             return module
+        own = (*module._parameters.items(), *module._buffers.items())
+        tensors = {
+            key: self.cast(self.replaced.get(f"{name}.{key}", tensor)) for key, tensor in own if tensor is not None
+        }
         prepared = clone_module(module, tensors, training=False)
         for key, child in module.named_children():
             prepared._modules[key] = self._prepared(f"{name}.{key}", child)
         return prepared
+
+    def _is_ready(self, module: nn.Module) -> bool:
+        """Whether a module can run as it is: a plain layer of torch, which keeps nothing of a run, of this dtype."""
+        if module.training or module._modules or not type(module).__module__.startswith("torch.nn.modules."):
+            return False
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        return all(
+            tensor is None or tensor.dtype == self.dtype or not (tensor.is_floating_point() or tensor.is_complex())
+            for tensor in tensors
+        )
 
     def _scripted(self, name: str, module: nn.Module) -> nn.Module:
         """A TorchScript module, which can't be taken apart: a full copy in the interpreter's precision."""
@@ -192,11 +213,6 @@ class Interpreter:
             if f"{name}.{key}" in self.replaced:
                 tensor.copy_(self.replaced[f"{name}.{key}"])
         return copied
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    """Whether a module is a plain layer of torch, which keeps nothing of a run, rather than one that holds others."""
-    return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _nothing(_node: fx.Node, _args: Any, _kwargs: Any) -> None:

@@ -59,12 +59,17 @@ class Marked:
 
     @property
     def has_removed(self) -> bool:
-        return bool((self.marks == REMOVED).any())
+        return bool((self.marks.numpy() == REMOVED).any())
+
+    @property
+    def has_free(self) -> bool:
+        """Whether it holds constants."""
+        return bool((self.marks.numpy() == FREE).any())
 
     @property
     def is_free(self) -> bool:
         """Whether it is a constant everywhere."""
-        return bool((self.marks == FREE).all())
+        return bool((self.marks.numpy() == FREE).all())
 
 
 class Lines:
@@ -114,7 +119,11 @@ class Lined(Marked):
 
     @property
     def has_removed(self) -> bool:
-        return any(bool((line == REMOVED).any()) for line in self.lines.lines)
+        return any(bool((line.numpy() == REMOVED).any()) for line in self.lines.lines)
+
+    @property
+    def has_free(self) -> bool:
+        return False
 
     @property
     def is_free(self) -> bool:
@@ -171,20 +180,40 @@ def plain(tree: Any) -> Any:
 def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
     """A nest with its leaves changed. Plain containers are walked here, which is many times as fast as `pytree`."""
     kind = type(tree)
-    if kind is tuple or kind is list or kind is fx.immutable_collections.immutable_list:
-        return kind([mapped(change, each) for each in tree])
-    if kind is dict or kind is fx.immutable_collections.immutable_dict:
+    if kind in _LEAVES:
+        return change(tree)
+    if kind in _LISTS:
+        return kind([change(each) if type(each) in _LEAVES else mapped(change, each) for each in tree])
+    if kind in _DICTS:
         return kind({key: mapped(change, each) for key, each in tree.items()})
-    return change(tree) if kind in _LEAVES else pytree.tree_map(change, tree)
+    return pytree.tree_map(change, tree)
 
 
 def leaves_of(tree: Any) -> list[Any]:
     """The leaves of a nest, in order."""
+    if type(tree) in _LEAVES:
+        return [tree]
     found: list[Any] = []
-    mapped(found.append, tree)
+    _collect(tree, found)
     return found
 
 
+def _collect(tree: Any, found: list[Any]) -> None:
+    kind = type(tree)
+    if kind in _LISTS or kind in _DICTS:
+        for each in tree if kind in _LISTS else tree.values():
+            if type(each) in _LEAVES:
+                found.append(each)
+            else:
+                _collect(each, found)
+    elif kind in _LEAVES:
+        found.append(tree)
+    else:
+        found += pytree.tree_leaves(tree)
+
+
+_LISTS: Final = frozenset([tuple, list, fx.immutable_collections.immutable_list])
+_DICTS: Final = frozenset([dict, fx.immutable_collections.immutable_dict])
 _LEAVES: Final = frozenset(
     [Tensor, nn.Parameter, Marked, Lined, int, float, bool, str, type(None), slice, torch.Size, torch.dtype, fx.Node]
 )
@@ -271,7 +300,7 @@ def collapse(call: Call, marks: Tensor, dims: Iterable[int], problem: str) -> Te
 
 def linked(result: Any, source: Value, run: Callable[[Tensor], Any]) -> Any:
     """`result`, the value of `run` on `source`, with its views tied to the source: marks written into one reach it."""
-    if not isinstance(source, Marked) or not bool((source.marks == FREE).any()):
+    if not isinstance(source, Marked) or not source.has_free:
         return result
     memory = source.data.untyped_storage().data_ptr()
     for place, leaf in enumerate(leaves_of(result)):
@@ -290,6 +319,8 @@ def zeroed(value: Value) -> Tensor:
     """The data with zeros at the removed elements, as a reader is to see it."""
     if not isinstance(value, Marked):
         return value
+    if value.data.is_meta:
+        return value.data  # asked for its shape alone
     return torch.where(value.marks == REMOVED, torch.zeros((), dtype=value.data.dtype), value.data)
 
 
@@ -359,7 +390,10 @@ def contract_lined(
     columns, rows = weight.lines.along(across), weight.lines.along(1 - across)
     if columns is None or rows is None or not weight.lines.lie_along(0, 1):
         return None
-    kinds = torch.unique(_settled(x, marks).to(torch.int64) * 4 + columns)
+    settled, kept = _settled(x, marks), [bool((line.numpy() == KEPT).any()) for line in (columns, rows)]
+    if torch.equal(settled, columns) and all(kept) and bool(settled.all()) and bool(rows.all()):
+        return rows.expand(weight.data.shape[1 - across])  # each term is of two kept factors, or of two removed ones
+    kinds = torch.unique(settled.to(torch.int64) * 4 + columns)
     own, place = torch.unique(rows.expand(weight.data.shape[1 - across]), return_inverse=True)
     arriving, met = kinds.to(torch.uint8) // 4, kinds.to(torch.uint8) % 4
     small = torch.maximum(own[:, None], met[None]) if across else torch.maximum(met[:, None], own[None])
@@ -401,7 +435,7 @@ def _counted(call: Call, product: Callable[..., Tensor], settled: Sequence[Tenso
 
 def _settled(value: Value, marks: Tensor) -> Tensor:
     """Marks with FREE ones made LOOSE, unless they stand on zeros, which a reader can drop."""
-    if not isinstance(value, Marked) or not bool((value.marks == FREE).any()):
+    if not isinstance(value, Marked) or not value.has_free:
         return marks
     zero = bool((torch.where(value.marks == FREE, value.data, torch.zeros((), dtype=value.data.dtype)) == 0).all())
     return marks if zero else torch.where(marks == FREE, LOOSE, marks)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -50,8 +51,12 @@ def function_name(target: Any) -> str:
     if target is getattr:
         return "getattr"
     short = name.removeprefix("linalg_").removeprefix("fft_")  # the name that `torch.linalg.vector_norm` has itself
-    known = any(getattr(space, key, None) is target for space in _NAMESPACES for key in (name, short))
-    return method_name(name) if known else ""
+    return method_name(name) if _is_torchs(target, name, short) else ""
+
+
+@cache
+def _is_torchs(target: Callable[..., Any], name: str, short: str) -> bool:
+    return any(getattr(space, key, None) is target for space in _NAMESPACES for key in (name, short))
 
 
 def method_name(name: str) -> str:
@@ -71,5 +76,11 @@ def module_name(module: nn.Module) -> str:
         return _MODULES[kind]
     if kind.__module__ in _FAMILIES:
         return _FAMILIES[kind.__module__]
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+    return _snake_case(kind.__name__)
+
+
+@cache
+def _snake_case(name: str) -> str:
+    """`BatchNorm2d` as `batch_norm`, `MaxPool2d` as `max_pool2d`."""
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return re.sub(r"(?<=norm)\dd$", "", snake)

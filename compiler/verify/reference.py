@@ -22,6 +22,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -34,7 +35,7 @@ from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import Axis, Edge, IntArray, Program
 from prunec.compiler.verify import ops  # noqa: F401  (with it come the rows of all operations)
-from prunec.compiler.verify.interpreter import Interpreter, Step, describe
+from prunec.compiler.verify.interpreter import Instead, Interpreter, Step, describe
 from prunec.compiler.verify.masks import KEPT, REMOVED, Call, Lined, Lines, Marked, Value, constant, plain
 from prunec.compiler.verify.names import function_name, method_name, module_name
 from prunec.compiler.verify.table import apply
@@ -80,6 +81,8 @@ class MaskedInterpreter(Interpreter):
             named = next((name for name in _SOURCE_NAMES if name in kwargs), None)
             args = () if named is None else (kwargs.pop(named),)
         given = self.give(node, args, kwargs)
+        if isinstance(given, Instead):
+            return apply(replace(self._described(node, given.args, given.kwargs), run=given.run))
         return apply(self._described(node, args, kwargs)) if given is None else given
 
     def _described(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -26,10 +26,11 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, is_large, seeded
 from prunec.compiler.verify.blame import first_difference
 from prunec.compiler.verify.compare import TOLERANCE, Trial, compare_values, difference, magnitude
-from prunec.compiler.verify.given_products import Products
+from prunec.compiler.verify.given_products import Giving, Learning, Products, SideBySide
 from prunec.compiler.verify.interpreter import Interpreter, StepError, describe
 from prunec.compiler.verify.masks import leaves_of, plain
 from prunec.compiler.verify.reference import Reference
+from prunec.compiler.verify.sampled_products import Sampling
 
 VIEWS: Final = frozenset(
     "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim contiguous getitem".split()
@@ -74,9 +75,10 @@ def verify(
     fault shows even in a network whose output hardly depends on its input.
     `exact` compares in float64 alone, which also tells faults in branches that hardly count yet, such as blocks behind
     a tiny layer scale. The batches hold two and three samples, or one and three (`_batches`) where a sample costs much.
-    Then only the first is computed in full. The others show whether what follows the batch size does so, for which
-    smaller images do, or runs in which products are given (`verify.given_products`): a difference there counts only if
-    a full run shows it, too.
+    Then only the first is a whole sample, of which the new program alone computes costly products
+    (`verify.sampled_products`). The others show whether what follows the batch size does so, for which smaller images
+    do, or runs in which products are given (`verify.given_products`). A difference in these runs counts only if a full
+    one shows it, too.
     A batch size that the old program itself refuses is left out; if it refuses all, the example's own is taken.
     Raises `VerifyError` where they differ in float64 too, and where the reference finds the rewrite inconsistent.
     """
@@ -154,12 +156,16 @@ def _sized(
     """
     before = reference.before
     full = fresh_inputs(before, batch, seed)
+    if not cheap and products is not None and products.costly:
+        found = _quick_difference(after, reference, full, dtype, seed, Sampling(products))
+        if found <= TOLERANCE[dtype]:
+            return Trial(batch_of(full) or 1, full, found)
     if cheap:
         small = fresh_inputs(before, batch, seed, SMALLER)
         smaller = _shapes(small) != _shapes(full)
         if products is not None:
             for inputs in (small, full) if smaller else (full,):
-                found = _difference_given_products(after, reference, inputs, dtype, seed, products)
+                found = _quick_difference(after, reference, inputs, dtype, seed, Giving(products))
                 if found <= TOLERANCE[dtype]:
                     return Trial(batch_of(inputs) or 1, inputs, found)
         elif smaller:
@@ -202,9 +208,9 @@ def _compared(
 ) -> Trial:
     """Compare outputs, or all nodes, on one batch; `products` learn from it. Raises `StepError` where the old program
     fails."""
-    size = batch_of(inputs) or 1
+    size, run = batch_of(inputs) or 1, SideBySide() if products is None else Learning(products)
     if reference.nodewise and _same_nodes(reference.before, after):
-        return Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed, products))
+        return Trial(size, inputs, _nodewise_difference(after, reference, inputs, dtype, seed, run))
     with seeded(seed):
         want = reference.run(inputs, dtype)
     try:
@@ -241,17 +247,17 @@ def _is_blank(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and name in BLANK
 
 
-def _difference_given_products(
+def _quick_difference(
     after: Program,
     reference: Reference,
     inputs: tuple[Any, ...],
     dtype: torch.dtype,
     seed: int,
-    products: Products,
+    run: SideBySide,
 ) -> float:
-    """`_nodewise_difference` with products given; infinite also where a program fails, since a full run decides."""
+    """`_nodewise_difference` with products sampled or given; infinite where one fails, too: a full run decides."""
     try:
-        return _nodewise_difference(after, reference, inputs, dtype, seed, products, giving=True)
+        return _nodewise_difference(after, reference, inputs, dtype, seed, run)
     except (StepError, VerifyError):
         return float("inf")
 
@@ -262,31 +268,22 @@ def _nodewise_difference(
     inputs: tuple[Any, ...],
     dtype: torch.dtype,
     seed: int,
-    products: Products | None = None,
-    *,
-    giving: bool = False,
+    run: SideBySide,
 ) -> float:
     """The largest relative difference of any node's value; both programs run side by side, and values are freed.
 
     What `_excused` excuses isn't counted. Views and blank memory aren't compared: what is wrong shows in what reads it.
-    `products` learn from the run; or, `giving`, they are given to both programs rather than computed, and their
-    operands must agree.
+    `run` says what isn't computed, or by one of the programs alone.
     """
     sizes: dict[fx.Node, float] = {}
     worst = 0.0
     present = {node.name for node in after.graph.nodes}
     old, new = reference.interpreter(dtype), Interpreter(after, dtype)
-    if products is not None and giving:
-        old.give, new.give = products.of_reference, products.of_rewritten
-    elif products is not None:
-        old.give = products.learn
+    run.connect(old, new)
     with seeded(seed):
         ours = new.steps(inputs)
         for node, want in old.steps(inputs):
-            if products is not None and giving:
-                products.result = want
-            elif products is not None:
-                products.learn_result(node, want)
+            run.take(node, want)
             if node.name not in present or _views(node) or _is_blank(node):
                 viewed = _views(node) or _is_blank(node)
                 sizes[node] = max((sizes[n] for n in node.all_input_nodes), default=0.0) if viewed else _largest(want)
@@ -297,20 +294,19 @@ def _nodewise_difference(
             except StepError:
                 return float("inf")
             torch.default_generator.manual_seed(seed)
-            if products is not None and giving and (products.given == node.name or node.op == "get_attr"):
-                sizes[node] = 0.0  # weights have been compared in the first batch
-                products.note(node, want, got)
+            if run.settles(node, want, got):
+                sizes[node] = _largest(got)
                 continue
             found = compare_values(want, got)
             sizes[node] = _largest(want) if found is None else found.size
             relative = 0.0 if found is None else found.difference
-            if products is not None and giving and found is not None and relative <= TOLERANCE[dtype]:
-                products.note(node, want, got)
+            if found is not None and relative <= TOLERANCE[dtype]:
+                run.note(node, want, got)
             if relative > TOLERANCE[dtype]:
                 relative = _excused(node, want, got, sizes, relative)
             worst = max(worst, relative)
         reference.check_whole(want)
-        return max(worst, difference(got, plain(want)))
+        return max(worst, run.difference, difference(got, plain(want)))
 
 
 def _excused(node: fx.Node, want: Any, got: Any, sizes: Mapping[fx.Node, float], relative: float) -> float:
@@ -328,7 +324,7 @@ def _excused(node: fx.Node, want: Any, got: Any, sizes: Mapping[fx.Node, float],
 def _largest(value: Any) -> float:
     """The largest finite magnitude in a nest of values."""
     leaves = leaves_of(plain(value))
-    tensors = [x for x in leaves if isinstance(x, Tensor) and x.numel() and x.is_floating_point()]
+    tensors = [x for x in leaves if isinstance(x, Tensor) and x.numel() and x.is_floating_point() and not x.is_meta]
     return max(map(magnitude, tensors), default=0.0)
 
 
