@@ -101,7 +101,10 @@ def _evaluated(module: nn.Module, data: Data, example: Any, asked: _Asked) -> Ev
     meter, unseen = None, split is not None or chosen in MEASURED
     with torch.no_grad():
         for outputs, batch in run.batches(module, example):
-            run.left_out = _unfit(outputs, batch, metric) if unseen else "the data have neither test() nor val()"
+            if not unseen:
+                run.left_out = "the data have neither test() nor val()"
+            elif not metric.said:  # a meter refuses what doesn't fit a metric that somebody asked for
+                run.left_out = metric.unfit(outputs, batch)
             if run.left_out:
                 run.hint = _HINT if unseen and batch.labels is not None else ""
                 break
@@ -163,14 +166,6 @@ def _nan(outputs: Any, batch: Batch) -> int:
     for row in rows:
         found = row if found is None else found | row
     return 0 if found is None else int(found.sum())
-
-
-def _unfit(outputs: Any, batch: Batch, metric: Metric) -> str:
-    """Why the metric can't be measured; empty where it can. Raises `DataError` where somebody asked for it."""
-    why = metric.unfit(outputs, batch)
-    if why and metric.said:
-        raise metric.refused(batch, why)
-    return why
 
 
 _HINT: Final = "say what is measured, for example metric: rmse, or metric: mean_iou"

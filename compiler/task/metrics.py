@@ -82,7 +82,10 @@ class Metric(ABC):
         return a > b if self.higher_is_better else a < b
 
     def unfit(self, outputs: Any, batch: Batch) -> str:
-        """Why it can't be measured on such outputs and labels; empty where it may be tried."""
+        """Why it can't be measured on such outputs and labels; empty where it may be tried.
+
+        A metric that nobody asked for is asked this first; of one that was asked for, the meter raises it.
+        """
         return ""
 
     @abstractmethod
@@ -203,7 +206,8 @@ class _Classes:
 
     def add(self, labels: Tensor, known: int) -> None:
         found = torch.bincount(labels, minlength=max(known, len(self.counts))).cpu()
-        self.counts = found + torch.nn.functional.pad(self.counts, (0, len(found) - len(self.counts)))
+        found[: len(self.counts)] += self.counts
+        self.counts = found
 
     @property
     def total(self) -> int:
@@ -248,7 +252,7 @@ def _classified(metric: Metric, outputs: Any, batch: Batch, ignored: int | None)
 
     Raises `DataError` for classes that the model doesn't know.
     """
-    why = metric.unfit(outputs, batch)
+    why = metric.unfit(outputs, batch) if metric.said else ""  # of others, it was asked before
     if why:
         raise metric.refused(batch, why)
     ((output, labels),) = paired(in_eval(outputs), batch, metric.output, floats=False)

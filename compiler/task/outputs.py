@@ -29,6 +29,8 @@ Output = str | int
 def first_output(outputs: Any, batch: Batch, *, floats: bool = True) -> Tensor:
     """The first floating-point tensor among a model's outputs; if they needn't be `floats`, the first of any kind where
     there is none. Raises `DataError` where that isn't found either."""
+    if isinstance(outputs, Tensor) and outputs.is_floating_point():
+        return outputs
     tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
     for leaf in tensors:
         if leaf.is_floating_point():

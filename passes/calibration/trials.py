@@ -91,10 +91,7 @@ class _Meters:
         asked for."""
         if self.metric is None:
             return
-        why = self.metric.unfit(outputs, piece)
-        if why and self.metric.said:
-            raise self.metric.refused(piece, why)
-        if why:
+        if not self.metric.said and self.metric.unfit(outputs, piece):
             self.metric = None
             return
         self.meters = self.meters or [self.metric.meter(self.device) for _ in range(self.count)]

@@ -34,7 +34,7 @@ def scenes():
     x, t = random(6, 3, 32, 32), torch.randint(0, 3, (6, 32, 32), generator=torch.Generator().manual_seed(1))
     t[:, :4] = 255
     batches = [(x[:4], t[:4]), (x[4:], t[4:])]
-    return {"train": batches, "test": batches}
+    return {"train": batches, "val": batches, "test": batches}
 
 
 class Mlp(nn.Module):
@@ -49,7 +49,7 @@ class Mlp(nn.Module):
 def numbers(column=False):
     x = random(24, 4)
     t = x.sum(1, keepdim=column)
-    return {"train": [(x, t)], "test": [(x[:16], t[:16]), (x[16:], t[16:])]}
+    return {"train": [(x, t)], "val": [(x, t)], "test": [(x[:16], t[:16]), (x[16:], t[16:])]}
 
 
 class Two(nn.Module):
@@ -101,6 +101,7 @@ def broken(outputs, labels):
 '''
 PASSES = ["score", {"select": "50%"}, "shrink"]
 TAYLOR = [{"score": "taylor"}, {"select": "50%"}, "shrink"]
+TRAINED = [*TAYLOR, {"finetune": {"epochs": 2, "lr": 0.01, "keep": "best"}}]
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def test_a_segmentation():
         "lraspp",
         "task.py:scenes",
         [1, 3, 32, 32],
-        TAYLOR,
+        TRAINED,
         loss={"name": "cross_entropy", **void},
         metric={"name": "mean_iou", **void},
     )
@@ -146,13 +147,15 @@ def scenes():
 @pytest.mark.parametrize("column", [True, False])
 def test_a_regression(column):
     data = {"factory": "task.py:numbers", "args": {"column": column}}
-    result = compiled("Mlp", data, [1, 4], TAYLOR, loss="mse", metric="rmse")
+    result = compiled("Mlp", data, [1, 4], TRAINED, loss="mse", metric="rmse")
     x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = float(F.mse_loss(result.module(x)[:, 0], x.sum(1))) ** 0.5
     found = result.report["metric"]
     assert found["after"] == pytest.approx(wanted, rel=1e-5)
     assert (found["name"], found["higher_is_better"]) == ("RMSE", False)
+    untrained = compiled("Mlp", data, [1, 4], TAYLOR, loss="mse", metric="rmse").report["metric"]
+    assert found["after"] < untrained["after"]
 
 
 def test_the_loss_is_measured_where_the_plan_names_it_and_accuracy_cannot_be():
@@ -179,7 +182,7 @@ SAID = {
 
 @pytest.mark.parametrize("name", METRICS)
 def test_two_outputs(name):
-    result = compiled("Two", "task.py:both", [1, 4], TAYLOR, loss="task.py:multitask", metric=SAID[name])
+    result = compiled("Two", "task.py:both", [1, 4], TRAINED, loss="task.py:multitask", metric=SAID[name])
     found = result.report["metric"]
     assert found["name"] == METRICS[name]
     assert found["higher_is_better"] is (name not in ("depth", "worst"))
@@ -265,6 +268,16 @@ def test_without_a_word_it_is_left_out_and_the_key_is_named(capsys):
     assert "\nhint: say what is measured, for example metric: rmse" in out
     assert "hint: say what is measured" in Path("out/report.html").read_text()
     assert "metric" not in json.loads(Path("out/report.json").read_text())
+
+
+@pytest.mark.parametrize("said", [{}, {"metric": "rmse"}], ids=["the loss", "a metric where less is better"])
+def test_the_best_epoch_goes_by_what_is_measured(said):
+    found = {}
+    for keep in ("best", "last"):
+        trained = [*TAYLOR, {"finetune": {"epochs": 6, "lr": 0.6, "schedule": "constant", "keep": keep}}]
+        found[keep] = compiled("Mlp", "task.py:numbers", [1, 4], trained, loss="mse", **said).report["metric"]
+    assert found["best"]["name"] == ("RMSE" if said else "loss (mse)")
+    assert found["best"]["after"] < found["last"]["after"]
 
 
 def test_a_metric_and_no_data_is_said():
