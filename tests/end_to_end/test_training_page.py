@@ -137,3 +137,14 @@ def test_plans(name):
     before = sum(p.numel() for p in net().parameters())
     result = compile(net().eval(), {"plan": 1, "passes": passes}, (torch.zeros(1, 3, 8, 8),), batches())
     assert sum(p.numel() for p in result.module.parameters()) < before or name == "constraints"
+
+
+@pytest.mark.parametrize("name", ["rounds", "each"])
+def test_rounds(name):
+    (entry,) = yaml.safe_load(block_of("docs/training.md", name))
+    options = entry["repeat"]
+    options["passes"][-1]["finetune"] = {"updates": 2, "lr": 0.05}
+    options.pop("floor", None)  # the labels are drawn, so that there is nothing to hold
+    result = compile(net().eval(), {"plan": 1, "passes": [entry]}, (torch.zeros(1, 3, 8, 8),), batches())
+    macs = result.report["cost"]
+    assert macs["after"]["macs"] <= 0.4 * macs["before"]["macs"]
