@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from torch import nn
 
 from prunec.compiler.errors import PassError, nearest
@@ -39,15 +39,21 @@ _FILTERED: Final = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
 _FILTER_OPS: Final = ("conv1d", "conv2d", "conv3d", "linear")
 
 
+def _pair(value: object) -> object:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise wrong("must be two numbers, such as [-1, 1]")
+    return value
+
+
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise wrong("must be two numbers, the lower first")
+        raise wrong("must be two numbers with the lower first")
     return pair
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Bounds = Annotated[tuple[Finite, Finite], AfterValidator(_rising)]
+Bounds = Annotated[tuple[Finite, Finite], BeforeValidator(_pair), AfterValidator(_rising)]
 
 
 class CandidateOptions(BaseModel):
