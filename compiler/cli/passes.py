@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from prunec.compiler.pass_base import PASSES
@@ -59,7 +59,13 @@ def _options(made: type[BaseModel]) -> Iterator[list[str]]:
 
 
 def _default(field: FieldInfo) -> str:
-    return "required" if field.is_required() else plain(field.get_default(call_default_factory=True))
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None or isinstance(value, str):
+        return plain(value)
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return plain(TypeAdapter(annotation).dump_python(value, mode="json", exclude_defaults=True))
 
 
 def plain(value: Any) -> str:

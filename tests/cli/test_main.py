@@ -23,6 +23,7 @@ import prunec.compiler
 from prunec.compiler import plugins as extensions
 from prunec.compiler.cli import main as cli
 from prunec.compiler.errors import VerifyError
+from prunec.compiler.pass_base import PASSES
 from prunec.compiler.report.progress import watched
 
 NETS = """\
@@ -456,6 +457,12 @@ def test_passes(folder, capsys):
     assert "`- select: VALUE` is short for `- select: {ratio: VALUE}`" in lines
     assert any(line.startswith("keep_at_least whole number, at least 1 or mapping") for line in lines)
     assert any(line.startswith("scope global | local | isomorphic global `ranking`") for line in lines)
+
+
+def test_passes_shows_the_options_of_every_pass(folder, capsys):
+    for name in PASSES.names():
+        assert cli.run(["passes", name]) == 0
+        assert capsys.readouterr().out.startswith(f"{name}: ")
 
 
 def test_passes_lists_what_an_option_may_name(folder, capsys):
