@@ -153,7 +153,8 @@ def figures(report: Report) -> list[Figure]:
 
 def _metric_figure(metric: Measured) -> Figure:
     text, words = partial(metric_text, share=metric.share), partial(_metric_change, share=metric.share)
-    return _figure(metric.name, metric.value, text, words, 1 if metric.higher_is_better else -1)
+    name = metric.name if metric.higher_is_better else f"{metric.name} (less is better)"
+    return _figure(name, metric.value, text, words, 1 if metric.higher_is_better else -1)
 
 
 def _figure(name: str, change: Change[float], text: _Text, words: Callable[[Change[float]], str], gain: int) -> Figure:

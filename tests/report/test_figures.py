@@ -117,7 +117,8 @@ METRICS = {
 def test_any_metric_has_the_first_line(name):
     metric, before, after, change, better = METRICS[name]
     (first, *_) = figures.figures(replace(BARE, metric=metric))
-    assert (first.name, first.before, first.after, first.change) == (metric.name, before, after, change)
+    assert first.name == metric.name + ("" if metric.higher_is_better else " (less is better)")
+    assert (first.before, first.after, first.change) == (before, after, change)
     assert first.better is better
     assert first.share >= 0
 
