@@ -31,6 +31,8 @@ WARM_UP = 5
 """Runs before any counts; of a slow model, as many as fit into a block, but one."""
 BLOCK = 0.02
 """Seconds that one file is run for before it is another's turn."""
+RUNS = 50
+"""The most runs of a file before it is another's turn: more make the time of a short one no more certain."""
 FEWEST, MOST = 3, 50
 """Rounds, however long they take, and however short they are."""
 THREADS = 1
@@ -72,8 +74,9 @@ def ort_latency(
 ) -> tuple[float, ...]:
     """The time of one run of each model, a file or its bytes, in seconds. `sizes` are those of `session`.
 
-    The models take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each. Of each block the median
-    counts, and of the blocks the lower quartile.
+    The models take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each; of models so short that
+    `RUNS` of them are no block, `MOST` times `RUNS` are enough. Of each block the median counts, and of the blocks the
+    lower quartile.
     """
     sessions = [session(model, sizes=sizes) for model in models]
     return latency(sessions, [feed(opened, inputs) for opened in sessions], seconds)
@@ -82,7 +85,7 @@ def ort_latency(
 def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0) -> tuple[float, ...]:
     """`ort_latency` for sessions, each with its feed."""
     known = [_warm(opened, fed) for opened, fed in zip(sessions, feeds, strict=True)]
-    lengths = [max(1, round(BLOCK / one)) for one in known]
+    lengths = [min(RUNS, max(1, round(BLOCK / one))) for one in known]
     whole = sum(one * runs for one, runs in zip(known, lengths, strict=True))
     blocks = [
         [_median_run(opened, fed, runs) for opened, fed, runs in zip(sessions, feeds, lengths, strict=True)]
