@@ -149,14 +149,14 @@ def _against(
     for resource in ("latency", "macs"):
         asked = min(1.0, time_share)
         for _ in range(TRIES):
-            found, score, _ = slimmed(program, {"budget": {resource: asked}, "method": options.method})
+            found, score, multiple = slimmed(program, {"budget": {resource: asked}, "method": options.method})
             timed, _ = in_turns(onnx_runs([file, onnx_bytes(found)], program), 2 * options.seconds)
             if abs(timed[1] / timed[0] - 1) < CLOSE:
                 break
             asked = min(1.0, asked * timed[0] / timed[1])
         macs = cost(found).macs / cost(program).macs
         yield (
-            f"by {resource}, {options.method}, at {timed[1] / timed[0]:.3f} times the time: "
+            f"by {resource}, {options.method}, multiples of {multiple}, at {timed[1] / timed[0]:.3f} times the time: "
             f"keeps {score:.3f} of scores, {macs:.3f} of MACs; the default {kept:.3f}"
         )
 

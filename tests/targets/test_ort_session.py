@@ -9,7 +9,17 @@ from timing import CONV
 
 from prunec.compiler.cost.latency.layers import Layer, model_of
 from prunec.compiler.errors import ModelError
-from prunec.compiler.targets.ort_session import FEWEST, MOST, RUNS, feed, latency, ort_latency, profile, rounds_of, session
+from prunec.compiler.targets.ort_session import (
+    FEWEST,
+    MOST,
+    RUNS,
+    feed,
+    latency,
+    ort_latency,
+    profile,
+    rounds_of,
+    session,
+)
 
 
 def test_a_profile_has_the_nodes_of_every_file():
