@@ -63,10 +63,11 @@ class Loss(ABC):
 
 
 def _classes(y: Tensor, t: Tensor) -> Tensor:
-    """Classes as torch wants them: in int64, and [samples] where they are [samples, 1]. Shares of classes stay."""
+    """Classes as torch wants them: in int64, and [samples, ...] where they are [samples, 1, ...]. Shares of classes
+    stay."""
     if t.is_floating_point():
         return t
-    return t.long().squeeze(1) if y.ndim == 2 and t.shape == (len(y), 1) else t.long()
+    return t.long().squeeze(1) if t.ndim == y.ndim and t.shape[1] == 1 else t.long()
 
 
 def _numbers(y: Tensor, t: Tensor) -> Tensor:

@@ -240,7 +240,7 @@ def _not_one(pairs: list[tuple[Tensor, Tensor]], outputs: Any, batch: Batch) -> 
 
 def _flat(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
     """Scores [elements, classes] and their classes [elements]; None where they don't fit."""
-    if labels.shape == (len(scores), 1) and scores.ndim == 2:
+    if labels.ndim == scores.ndim and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (scores.shape[0], *scores.shape[2:]):
         return None
@@ -566,7 +566,7 @@ class _Object(Meter):
         kind = type(self.made).__module__.split(".")[1]
         if output.numel() == labels.numel() and output.shape != labels.shape:
             labels = labels.reshape(output.shape)
-        elif output.shape != labels.shape and labels.ndim == 2 and labels.shape[1] == 1:
+        elif labels.ndim == output.ndim > 1 and labels.shape[1] == 1 < output.shape[1]:
             labels = labels[:, 0]
         if kind == "regression":
             return output, labels.to(output.dtype)

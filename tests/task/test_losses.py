@@ -58,6 +58,8 @@ def test_pixels_that_do_not_count():
     kept = F.cross_entropy(outputs[:1, :, :1], torch.zeros(1, 1, 5, dtype=torch.int64))
     torch.testing.assert_close(loss.each(outputs, pixels), torch.stack([kept, torch.tensor(0.0)]))
     torch.testing.assert_close(loss.mean(outputs, pixels), kept)
+    masks = Batch(torch.zeros(2, 1), labels[:, None])
+    torch.testing.assert_close(loss.each(outputs, masks), torch.stack([kept, torch.tensor(0.0)]))
 
 
 OTHER = torch.ones(4, 2)

@@ -67,6 +67,9 @@ def test_pixels_of_a_segmentation():
     # intersections 1, 2, 0 over unions 3, 3, 1
     wanted = (1 / 3 + 2 / 3 + 0) / 3
     assert measured(named("mean_iou", ignore_index=255), *halves(scores, classes)) == pytest.approx(wanted)
+    assert measured(named("mean_iou", ignore_index=255), (scores, classes[:, None])) == pytest.approx(wanted)
+    jaccard = of_torchmetrics("MulticlassJaccardIndex", num_classes=3, ignore_index=255)
+    assert measured(jaccard, (scores, classes[:, None])) == pytest.approx(wanted)
 
 
 def test_a_class_that_comes_nowhere_does_not_count():
