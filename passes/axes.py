@@ -22,7 +22,8 @@ incoming     own          a reader of a value that others read, too, selects wha
              shared       a channel goes for all of its readers, or for none
 
 The units of such a reader are a group of their own, called after its norm or, without one, after its layer:
-`layer1.0.bn1.incoming`. So `score: bn_scale` gives them the scale of the norm behind the selection: in a network whose
+`layer1.0.bn1.incoming`. The value's own units can't be chosen any more; `true` leaves out readers of one that something
+else reads whole, and that could lose channels without this. So `score: bn_scale` gives them the scale of the norm behind the selection: in a network whose
 norms stand before the convolutions, that is what network slimming trains. `true` stands for `own` everywhere, and a
 list for `own` at what it names.
 

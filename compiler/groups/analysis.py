@@ -24,7 +24,7 @@ from prunec.compiler.groups.blocks import components, first_along, square_blocks
 from prunec.compiler.groups.incoming import Streams, candidates, streams
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program
-from prunec.compiler.labels.flow import FIXED, Flow, Pin
+from prunec.compiler.labels.flow import FIXED, Flow, Incoming, Pin
 from prunec.compiler.labels.propagate import run_rules
 
 
@@ -51,7 +51,7 @@ class Group:
     """The members that produce channels."""
     table: Memberships = field(repr=False, compare=False)
     incoming: bool = False
-    """Whether a reader selects these channels of what others write: `writers` is its first axis then."""
+    """Whether a reader selects these channels of what others write: its first axis stands before all writers then."""
 
     @cached_property
     def free(self) -> BoolArray:
@@ -62,7 +62,7 @@ class Group:
     def members(self) -> tuple[Member, ...]:
         """Every axis that has a part in the group, the writers first."""
         followers = self.table.followers[self.start]
-        return tuple(followers) if self.incoming else (*self.writers, *followers)
+        return (*(member for member in self.writers if member.role == "writer"), *followers)
 
     @property
     def readers(self) -> tuple[Member, ...]:
@@ -192,12 +192,18 @@ def _analysed(program: Program) -> Analysis:
     shared = solve(flow)
     pinned = {g.start + unit: reason for g in shared.groups.values() for unit, reason in enumerate(g.pinned) if reason}
     known = candidates(flow, shared.unit_of, pinned)
-    asked = [e for e in known if program.granularity.choice("incoming", (*e.names, e.name)) == "own"]
-    selecting = Flow(program, {entry.node: entry for entry in asked if not entry.useless})
+    selecting = Flow(program, {entry.node: entry for entry in known if _selects(program, entry)})
     run_rules(selecting)
     for entry in known:
         selecting.note_incoming(entry)
     return solve(selecting)
+
+
+def _selects(program: Program, entry: Incoming) -> bool:
+    """Whether a node selects what it reads. Where the plan says so of every node, one doesn't if others keep the source
+    from losing anything then."""
+    pattern, choice = program.granularity.decided("incoming", (*entry.names, entry.name))
+    return choice == "own" and not entry.useless and not (entry.held and pattern == "*")
 
 
 def hand_on(analysis: Analysis, program: Program) -> Program:
@@ -398,25 +404,31 @@ def _groups(flow: Flow, runs: Runs, pinned: Mapping[int, str]) -> dict[str, Grou
     for unit, reason in pinned.items():
         reasons[unit] = reason
     table = Memberships(flow, runs)
-    selected = _selected(flow, runs, writers)
-    names = _names([mine or selected[start][1] for start, mine in writers.items()])
+    selected = _selected(flow, runs)
+    names = _names([mine or [selected[start][1]] for start, mine in writers.items()])
     groups: dict[str, Group] = {}
     for name, (start, mine), end in zip(names, writers.items(), runs.ends, strict=True):
-        called, axes = selected.get(start, (name, mine))
-        called = called if called not in groups else str(axes[0].axis)
-        groups[called] = Group(called, start, end - start, tuple(reasons[start:end]), tuple(axes), table, not mine)
+        called, axes = name, mine
+        if start in selected:
+            called, first = selected[start]
+            called = called if called not in groups else str(first.axis)
+            axes = [first, *(member for member in mine if member.axis != first.axis)]
+        why = tuple(reasons[start:end])
+        groups[called] = Group(called, start, end - start, why, tuple(axes), table, start in selected)
     return groups
 
 
-def _selected(flow: Flow, runs: Runs, writers: Mapping[int, list[Member]]) -> dict[int, tuple[str, list[Member]]]:
-    """The first unit of each group that no axis writes -> its name, and the first axis of the reader that selects."""
-    found: dict[int, tuple[str, list[Member]]] = {}
-    for entry in flow.incoming.values():
+def _selected(flow: Flow, runs: Runs) -> dict[int, tuple[str, Member]]:
+    """The first unit of each group that a reader selects -> its name, and the reader's first axis. A group that some
+    reader selects from isn't one, though it may be tied to what a reader selects."""
+    found: dict[int, tuple[str, Member]] = {}
+    shared = {start for _, labels, _ in flow.selections() for start, _, _ in runs.parts(labels)}
+    for entry, _, _ in flow.selections():
         binding = flow.bindings[entry.axis]
         for start, positions, units in runs.parts(binding.labels):
-            if not writers[start] and start not in found:
+            if start not in shared:
                 member = Member(binding.axis, binding.role, binding.cause, positions, units)
-                found[start] = entry.name, [member]
+                found.setdefault(start, (entry.name, member))
     return found
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import torch
@@ -27,11 +28,15 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.aliasing import memories
+from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray
 from prunec.compiler.labels.flow import FIXED, Flow, Incoming, Labelled
 from prunec.compiler.labels.registry import row_for
 
 Units = frozenset[int]
+
+_PRODUCTS: Final = frozenset(["mul", "imul", "multiply"])
+"""Element by element: what is multiplied with a channel adds nothing of its own to it."""
 
 
 def _none() -> IntArray:
@@ -44,13 +49,19 @@ def candidates(flow: Flow, unit_of: IntArray, pinned: Mapping[int, str]) -> list
     `flow` is that of the program in which none does, `unit_of` its labels' units; `pinned` says which may not go.
     """
     reads = units_read(flow, unit_of)
+    regions = list(_Regions(flow).topmost())
+    selecting = {node for region in regions for node in region.nodes}
+    whole = {unit: node.name for node, units in reads.items() if node not in selecting for unit in units}
+    readers: dict[int, set[fx.Node]] = {}
+    for node, units in reads.items():
+        for unit in units:
+            readers.setdefault(unit, set()).add(node)
     found: list[Incoming] = []
-    for region in _Regions(flow).topmost():
+    for region in regions:
         mine = _units(unit_of, region.labels)
-        inside = {node for node in region.nodes if node in reads}
-        others = (units for node, units in reads.items() if node not in inside)
-        shared = any(unit in pinned for unit in mine) or any(not mine.isdisjoint(units) for units in others)
-        found.append(region.incoming("" if shared else "nobody else reads what it reads"))
+        shared = any(unit in pinned or not readers[unit].issubset(region.nodes) for unit in mine if unit in readers)
+        held = next((whole[unit] for unit in mine if unit in whole and unit not in pinned), "")
+        found.append(region.incoming("" if shared else "nobody else reads what it reads", held))
     return found
 
 
@@ -67,14 +78,14 @@ class _Region:
     """In the order of the graph; the first reads the source."""
     axes: tuple[Axis, ...]
 
-    def incoming(self, useless: str) -> Incoming:
+    def incoming(self, useless: str, held: str) -> Incoming:
         """The region as a candidate, called after its first layer."""
         axis = self.axes[0]
         own = axis.owner if axis.tensor.endswith(".weight") and axis.owner else axis.tensor
         names = dict.fromkeys(a.owner or a.tensor for a in self.axes)
         names |= dict.fromkeys(str(node.target) for node in self.nodes if node.op == "call_module")
         dim = int(np.argmax(self.labels.shape))
-        return Incoming(self.nodes[0], self.source, dim, axis, f"{own}.incoming", tuple(names), useless)
+        return Incoming(self.nodes[0], self.source, dim, axis, f"{own}.incoming", tuple(names), useless, held)
 
 
 class _Regions:
@@ -110,12 +121,31 @@ class _Regions:
             return None
         met = self._behind(node, labels)
         beside = ((n, s) for n in met for s in n.all_input_nodes if s not in met and s.op != "get_attr")
-        if any(_beside(f, met[n]) for n, s in beside if (n, s) != (node, source) for f in self.flow.fields(s)):
-            return None
+        factors = [s for n, s in beside if (n, s) != (node, source) and self._lies_beside(s, met[n])]
+        inner = self._made_of(factors, met)
         axes = dict.fromkeys(axis for n, arriving in met.items() for axis in self._axes(n, arriving))
-        if not axes or self._is_overwritten(source, met):
+        if inner is None or not axes or self._is_overwritten(source, met):
             return None
-        return _Region(source, labels, tuple(met), tuple(axes))
+        return _Region(source, labels, (*met, *inner), tuple(axes))
+
+    def _lies_beside(self, node: fx.Node, labels: IntArray) -> bool:
+        return any(_beside(f, labels) for f in self.flow.fields(node))
+
+    def _made_of(self, factors: Iterable[fx.Node], met: Mapping[fx.Node, IntArray]) -> list[fx.Node] | None:
+        """All that lies between a region and factors that are made of its channels alone, and for them: the weights
+        that a squeeze and excitation finds. None where they are made of anything else, or serve anything else."""
+        first, found = next(iter(map(self.place.__getitem__, met))), dict[fx.Node, None]()
+        stack = list(factors)
+        while stack:
+            here = stack.pop()
+            if here in met or here in found or here.op == "get_attr" or not _gives_tensors(here):
+                continue
+            if self.place[here] < first:
+                return None
+            found[here] = None
+            stack += here.all_input_nodes
+        escapes = (user for node in found for user in node.users if user not in met and user not in found)
+        return None if any(map(_gives_tensors, escapes)) else list(found)
 
     @cached_property
     def _leads_to_weights(self) -> dict[tuple[fx.Node, int], bool]:
@@ -156,9 +186,11 @@ class _Regions:
         return found
 
     def _meets_nobody(self, node: fx.Node, labels: IntArray) -> bool:
-        """Whether all other operands along the channels are parameters, or have the same channels."""
+        """Whether all other operands along the channels are parameters, or have the same channels, or are factors of
+        them."""
         others = (f for s in node.all_input_nodes if s.op != "get_attr" for f in self.flow.fields(s))
-        return all(f is labels or _has_labels_of(f, labels) or not _beside(f, labels) for f in others)
+        strange = [f for f in others if f is not labels and _beside(f, labels) and not _has_labels_of(f, labels)]
+        return not strange or (node.op != "call_module" and op_name(node) in _PRODUCTS)
 
     def _behind(self, node: fx.Node, labels: IntArray) -> dict[fx.Node, IntArray]:
         """The node and all that its channels run through, in the order of the graph, each with what arrives there."""

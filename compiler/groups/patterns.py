@@ -36,9 +36,9 @@ def group_names(group: Group) -> frozenset[str]:
     """What a pattern may call a group: its name, its writers' modules and parameters, and what it was called before the
     first rewrite."""
     writers = [member.axis for member in group.writers]
-    own = {group.name}
-    if not group.incoming or group.writers[0].role == "carrier":  # a reader's name is that of what it writes
-        own |= {*(a.tensor for a in writers), *(a.owner for a in writers if a.owner)}
+    if group.incoming:  # of a reader, as of what it ties to itself, a pattern means what it writes
+        writers = [member.axis for member in group.writers[:1] if member.role == "carrier"]
+    own = {group.name, *(a.tensor for a in writers), *(a.owner for a in writers if a.owner)}
     return frozenset(own.union(*(_former(group).get(axis, ()) for axis in writers)))
 
 

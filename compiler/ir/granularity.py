@@ -53,8 +53,12 @@ class Granularity:
 
     def choice(self, kind: str, names: Iterable[str]) -> str:
         """What the plan says of a block that goes by these names; '' where it says nothing."""
+        return self.decided(kind, names)[1]
+
+    def decided(self, kind: str, names: Iterable[str]) -> tuple[str, str]:
+        """`choice`, and the pattern that decides, before it."""
         known = tuple(names)
-        return next((said for pattern, said in self.of(kind) if _fits(pattern, known)), "")
+        return next((pair for pair in self.of(kind) if _fits(pair[0], known)), ("", ""))
 
     def __bool__(self) -> bool:
         return bool(self.attention or self.grouped or self.incoming)

@@ -144,6 +144,8 @@ class Incoming:
     """What a plan may call it by: the modules that the channels run through behind the node."""
     useless: str = ""
     """Why nothing is gained if it selects by itself; empty where something is."""
+    held: str = ""
+    """A node that reads the source whole: where this one selects, what the source could lose stays for that."""
 
 
 @dataclass

@@ -140,8 +140,8 @@ def _ratio(positions: int, units: int) -> float:
 def _channels(analysis: Analysis) -> tuple[int, int]:
     """How many channels the layers write, and how many of them may be removed."""
     written = sum(binding.labels.size for binding in analysis.flow.bindings.values() if binding.role == "writer")
-    groups = (group for group in analysis.groups.values() if not group.incoming)
-    free = sum(int(group.free[member.units].sum()) for group in groups for member in group.writers)
+    writers = ((group, member) for group in analysis.groups.values() for member in group.writers)
+    free = sum(int(group.free[member.units].sum()) for group, member in writers if member.role == "writer")
     return written, free
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.incoming import GOES_UNREAD
+from prunec.compiler.groups.patterns import group_kinds, group_names
 from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.ir.program import Edge
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
@@ -102,6 +103,19 @@ def _concatenated(m, x):
     return m.fc12(pooled(F.relu(m.n12(z))))
 
 
+def _excited(m, x):
+    y = m.stem(x)
+    z = F.relu(m.n(y))
+    z = z * m.b(F.relu(m.a(F.adaptive_avg_pool2d(z, 1)))).sigmoid()
+    return m.fc(pooled(y)) + m.fc2(pooled(z))
+
+
+def _multiplied_by_another(m, x):
+    y = m.stem(x)
+    z = F.relu(m.n(y))
+    return m.fc(pooled(y)) + m.fc2(pooled(z * m.b(x).sigmoid()))
+
+
 def _functional(m, x):
     y = m.stem(x)
     z = F.batch_norm(y, m.n.running_mean, m.n.running_var, m.n.weight, m.n.bias)
@@ -143,6 +157,12 @@ WHERE = {
         {**_normalised(), "n12": nn.BatchNorm2d(12), "fc12": nn.Linear(12, 2)},
         {"n.incoming": ("n", "stem"), "n12.incoming": ("n12", "cat")},
     ),
+    "a squeeze and excitation": (_excited, _normalised(), {"n.incoming": ("n", "stem")}),
+    "factors that are made of something else": (
+        _multiplied_by_another,
+        {**_normalised(), "b": conv(3, 6, 1)},
+        {"fc2.incoming": ("mean_1", "mul")},
+    ),
     "nobody else": (lambda m, x: m.fc(pooled(m.a(F.relu(m.n(m.stem(x)))))), _normalised(), {}),
 }
 
@@ -152,6 +172,26 @@ def test_where_a_reader_selects(forward, parts, found):
     program = made(forward, **parts)
     got = selecting(program)
     assert {name: place for name, place in got.items() if "fc." not in name} == found
+
+
+def test_a_group_is_called_after_the_reader_whatever_else_is_tied_to_it():
+    group = analyse(made(_excited, **_normalised())).groups["n.incoming"]
+    assert group.incoming
+    assert [str(m.axis) for m in group.writers] == ["n.weight[0]", "b.weight[0]"]
+    assert group_names(group) == {"n.incoming", "n", "n.weight"}
+    assert "kind:incoming" in group_kinds(group)
+    assert sorted({str(m.axis) for m in group.members}) == sorted(str(m.axis) for m in group.members)
+
+
+def test_a_value_that_is_selected_from_keeps_its_name():
+    """The module is called on the stream and on what it selects: both are one unit."""
+
+    def forward(m, x):
+        y = m.stem(x)
+        return m.fc(pooled(y + m.a(F.relu(m.n(y))))) + m.fc2(pooled(m.b(F.relu(m.n(y + 1)))))
+
+    analysis = analyse(made(forward, **_normalised()))
+    assert "stem" in analysis.groups
 
 
 def test_readers_of_weights_that_are_values_select_too():
@@ -259,9 +299,11 @@ def test_what_is_read_whole_stays():
         y = m.stem(x)
         return m.fc(pooled(m.a(F.relu(m.n(y))))) * y.mean()
 
-    analysis = analyse(made(forward, **_normalised()))
-    assert "n.incoming" in analysis.groups
-    assert set(analysis.groups["stem"].pinned) == {"is read whole at mean_1"}
+    program = made(forward, **_normalised())
+    asked = analyse(program.derive(granularity=Granularity(incoming=(("n", "own"),))))
+    assert "n.incoming" in asked.groups
+    assert set(asked.groups["stem"].pinned) == {"is read whole at mean_1"}
+    assert analyse(program).groups["stem"].free.all()  # a wish for all readers doesn't take the stem's own units
 
 
 def test_the_place_of_a_selection_is_told_to_the_verifier():
