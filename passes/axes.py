@@ -22,15 +22,15 @@ incoming     own          a reader of a value that others read, too, selects wha
              shared       a channel goes for all of its readers, or for none
 
 The units of such a reader are a group of their own, called after its norm or, without one, after its layer:
-`layer1.0.bn1.incoming`. The value's own units can't be chosen any more; `true` leaves out readers of one that something
-else reads whole, and that could lose channels without this. So `score: bn_scale` gives them the scale of the norm behind the selection: in a network whose
-norms stand before the convolutions, that is what network slimming trains. `true` stands for `own` everywhere, and a
-list for `own` at what it names.
+`layer1.0.bn1.incoming`. So `score: bn_scale` gives them the scale of the norm behind the selection: in a network whose
+norms stand before the convolutions, that is what network slimming trains. The value's own units can't be chosen then.
+A list stands for `own` at what it names, `true` for `own` everywhere, except for readers of a value that something else
+reads whole, and that could lose channels without this.
 
 The first pattern that fits counts. Patterns name grouped convolutions and group norms, and views that split channels
 into rows by the layers that write them; for attention, the projections; for incoming channels, any layer from the
-selection on, up to the weights. A layer that none names is divided as without
-this pass: whole heads, the same positions of groups, and of a view what leaves more units.
+selection on, up to the weights. A layer that none names is divided as without this pass: whole heads, the same
+positions of groups, and of a view what leaves more units.
 
 With `equal` and `free` a channel shuffle, whether it is written with views or called by its name, becomes a gather
 (`index_select` with a constant index) wherever what is left of its rows isn't the same of each, for then no view can
