@@ -11,8 +11,8 @@ split. The seed decides the order of the training batches and their augmentation
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -141,15 +141,40 @@ def _with_val(train: Part, test: Part, val: int) -> dict[str, Part]:
     return {"train": (images[kept], labels[kept]), "val": (images[held], labels[held]), "test": test}
 
 
-def digits(batch_size: int = 128, seed: int = 0) -> TensorData:
-    """8x8 grey digits as `[N, 1, 8, 8]` in [0, 1]: 1,257 to train on, 180 to validate, 360 to test."""
+def digits(batch_size: int = 128, seed: int = 0, size: int = 8, classes: Sequence[int] | None = None) -> TensorData:
+    """8x8 grey digits as `[N, 1, size, size]` in [0, 1]: 1,257 to train on, 180 to validate, 360 to test.
+
+    A larger `size` is reached by bilinear interpolation, for networks that need it. Of `classes`, where they are
+    named, the first is class 0.
+    """
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16.0).float().unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
     val, test = DIGITS_HELD_OUT
     rest, held = _hold_out(labels.numpy(), test)
     parts = _with_val((images[rest], labels[rest]), (images[held], labels[held]), val)
+    parts = {split: _of_classes(part, classes) for split, part in parts.items()}
+    if size != images.shape[-1]:
+        parts = {split: (_scaled(images, size), labels) for split, (images, labels) in parts.items()}
     return TensorData(parts, batch_size, seed)
+
+
+def _scaled(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _of_classes(part: Part, classes: Sequence[int] | None) -> Part:
+    """The samples of some classes, which are numbered anew in their order; all samples where none is named."""
+    if classes is None:
+        return part
+    images, labels = part
+    known = set(labels.tolist())
+    if not classes or len(set(classes)) < len(classes) or not known.issuperset(classes):
+        raise ValueError(f"classes must be different ones of 0 to {max(known)}, got {list(classes)}")
+    mine = torch.isin(labels, torch.tensor(list(classes)))
+    place = torch.zeros(max(known) + 1, dtype=torch.long)
+    place[list(classes)] = torch.arange(len(classes))
+    return images[mine], place[labels[mine]]
 
 
 def random(
@@ -166,20 +191,33 @@ def random(
     return TensorData(parts, batch_size, seed)
 
 
-def mnist(root: str, batch_size: int = 128, seed: int = 0, val: int = 5000) -> TensorData:
-    """MNIST as `[N, 1, 28, 28]`; `root` holds the four idx files, or `MNIST/raw` with them."""
-    return _grey(root, "MNIST", MNIST, (batch_size, seed, val))
+def mnist(
+    root: str, batch_size: int = 128, seed: int = 0, val: int = 5000, size: int = 28, augment: bool = False
+) -> TensorData:
+    """MNIST as `[N, 1, size, size]`; `root` holds the four idx files, or `MNIST/raw` with them.
+
+    A larger `size` is reached by black borders: 32 for networks that are made for CIFAR.
+    """
+    return _grey(root, "MNIST", MNIST, TensorData({}, batch_size, seed, augment=augment), (val, size))
 
 
-def fashion_mnist(root: str, batch_size: int = 128, seed: int = 0, val: int = 5000) -> TensorData:
-    """Fashion-MNIST as `[N, 1, 28, 28]`; `root` holds the four idx files, or `FashionMNIST/raw` with them."""
-    return _grey(root, "FashionMNIST", FASHION_MNIST, (batch_size, seed, val))
+def fashion_mnist(
+    root: str, batch_size: int = 128, seed: int = 0, val: int = 5000, size: int = 28, augment: bool = False
+) -> TensorData:
+    """Fashion-MNIST as `[N, 1, size, size]`, as `mnist`; `root` may hold `FashionMNIST/raw`."""
+    return _grey(root, "FashionMNIST", FASHION_MNIST, TensorData({}, batch_size, seed, augment=augment), (val, size))
 
 
-def _grey(root: str, name: str, normalise: Normalise, options: tuple[int, int, int]) -> TensorData:
-    batch_size, seed, val = options
+def _grey(root: str, name: str, normalise: Normalise, options: TensorData, amounts: tuple[int, int]) -> TensorData:
+    val, size = amounts
     train, test = idx.read_splits(Path(root).expanduser(), name)
-    return TensorData(_with_val(train, test, val), batch_size, seed, normalise)
+    parts = _with_val(train, test, val)
+    border = size - train[0].shape[-1]
+    if border < 0 or border % 2:
+        raise ValueError(f"size must be 28, 30, 32, ..., got {size}")
+    if border:
+        parts = {split: (F.pad(images, (border // 2,) * 4), labels) for split, (images, labels) in parts.items()}
+    return replace(options, parts=parts, normalise=normalise)
 
 
 def cifar10(root: str, batch_size: int = 128, seed: int = 0, val: int = 5000, augment: bool = True) -> TensorData:

@@ -262,3 +262,27 @@ def test_without_torchvision_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ModuleNotFoundError, match=re.escape("pip install 'prunec[vision]'")):
         data.cifar10(str(tmp_path))
+
+
+def test_digits_in_another_size_are_the_same_digits():
+    small, large = data.digits(), data.digits(size=32)
+    (images, labels), (wide, same) = next(iter(small.test())), next(iter(large.test()))
+    assert wide.shape == (128, 1, 32, 32)
+    assert torch.equal(labels, same)
+    pooled = torch.nn.functional.avg_pool2d(wide, 4)
+    assert torch.corrcoef(torch.stack([pooled.flatten(), images.flatten()]))[0, 1] > 0.95
+
+
+def test_some_classes_alone_are_numbered_anew():
+    pair = data.digits(classes=[8, 3], batch_size=2000)
+    whole = data.digits(batch_size=2000)
+    (images, labels), (every, all_labels) = next(iter(pair.test())), next(iter(whole.test()))
+    mine = (all_labels == 3) | (all_labels == 8)
+    assert torch.equal(images, every[mine])
+    assert torch.equal(labels, (all_labels[mine] == 3).long())
+
+
+@pytest.mark.parametrize("classes", [[], [1, 1], [3, 10]])
+def test_classes_that_there_aren_t(classes):
+    with pytest.raises(ValueError, match="classes must be different ones of 0 to 9"):
+        data.digits(classes=classes)
