@@ -186,7 +186,9 @@ class Cluster(Pass):
         writers = [m for m in group.writers if np.isin(units, m.units).all()]
         if self.source == "pacesetter":
             writers = [pacesetter(analysis, writers)]
-        kernels = np.concatenate([unit_rows(analysis.program, m, units).double().numpy() for m in writers], axis=1)
+        kernels = np.concatenate(
+            [unit_rows(analysis.program, m, units).double().numpy(force=True) for m in writers], axis=1
+        )
         rng = context.rng("cluster", group.name, str(units[0]))
         return (units[found].tolist() for found in kmeans(kernels, width, rng))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import nn
 
 from prunec.compiler.cost.model import cost, cost_model
@@ -33,6 +34,7 @@ from prunec.compiler.driver.pass_manager import (
     run_passes,
     seconds_since,
 )
+from prunec.compiler.driver.placing import placed
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.driver.steps import Outcome, steps_of, unfolded
 from prunec.compiler.driver.trained_lock import TrainedLock
@@ -42,6 +44,7 @@ from prunec.compiler.emit.python import Splice, emit_source, save_weights, weigh
 from prunec.compiler.errors import OutputError, PlanError, PrunecError, nearest
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.aliasing import unwritten
+from prunec.compiler.ir.devices import device_of, on_device
 from prunec.compiler.ir.inputs import Inputs, arguments, tensors_in
 from prunec.compiler.ir.modules import modes_of, set_modes, with_own_tensors
 from prunec.compiler.ir.program import Program
@@ -104,7 +107,9 @@ class Result:
             raise OutputError(f"save takes the path of a folder, not {type(directory).__name__}")
         target = Path(directory)
         _check_no_source(self.plan, target)
-        report = write_atomically(target, partial(self._write, target=target))
+        here = torch.device("cpu")
+        written = replace(self, before=on_device(self.before, here), program=on_device(self.program, here))
+        report = write_atomically(target, partial(written._write, target=target))
         self.journal.finish()
         return report
 
@@ -234,6 +239,8 @@ def _compile(
     traced = seconds_since(start)
     _check_subject(plan, model, inputs, before, regions)
     metric = load_metric(plan, loss)
+    source = before
+    before = placed(source, plan, found is not None, notes.append)
     old = before.module if regions is None else regions.model
     if metric.instead is not None:
         with unwritten(before) if regions is None else untouched(old):
@@ -272,8 +279,9 @@ def _compile(
         report = _with_metric(report, plan, compared)
     elif plan.metric is not None:
         report = replace(report, warnings=(*report.warnings, _UNMEASURED.format(plan.metric.name)))
-    lock = make_lock(plan, outcome.resolved, before, outcome.program, compared.fingerprint if compared else None)
-    return Result(plan, before, outcome.program, lock, report, progress, regions, modes, journal=journal)
+    slim = on_device(outcome.program, device_of(source))
+    lock = make_lock(plan, outcome.resolved, source, slim, compared.fingerprint if compared else None)
+    return Result(plan, source, slim, lock, report, progress, regions, modes, journal=journal)
 
 
 def _with_metric(report: Report, plan: Plan, compared: Compared) -> Report:

@@ -54,4 +54,4 @@ def _described(tensor: Tensor) -> bytes:
 def _rows(tensor: Tensor) -> Iterator[memoryview]:
     """The bytes of each row."""
     flat = tensor.detach().cpu().contiguous().reshape(len(tensor), tensor[:1].numel() or 1 if len(tensor) else 1)
-    return (row.data for row in flat.view(torch.uint8).numpy())
+    return (row.data for row in flat.view(torch.uint8).numpy(force=True))

@@ -45,7 +45,7 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def is_scripted(module: nn.Module) -> bool:
+def is_scripted(module: Any) -> bool:
     """Whether a module is TorchScript, which nothing can look into or take apart: it is a leaf as it is."""
     return isinstance(module, torch.jit.ScriptModule)
 
@@ -126,14 +126,14 @@ def own_copy(module: nn.Module) -> nn.Module:
     return copy
 
 
-def with_own_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A program's state (leaf modules and tensors by dotted names) with copies of all its tensors; what is one tensor
-    there is one here. Modules are copied as `own_copy` does."""
+def with_own_tensors(state: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+    """A program's state (leaf modules and tensors by dotted names) with copies of all its tensors, on a device where
+    one is named; what is one tensor there is one here. Modules are copied as `own_copy` does."""
     memo: dict[int, torch.Tensor] = {}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in memo:
-            own = tensor.detach().clone()
+            own = tensor.detach().clone() if device is None else tensor.detach().to(device, copy=True)
             own = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
             memo[id(tensor)] = own
         return memo[id(tensor)]
@@ -142,7 +142,9 @@ def with_own_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in found.items():
         if isinstance(value, torch.Tensor):
             found[name] = copied(value)
-        elif isinstance(value, nn.Module) and not is_scripted(value):
+        elif is_scripted(value):
+            value.to(device or next(value.parameters(), torch.zeros(())).device)
+        elif isinstance(value, nn.Module):
             for part in value.modules():
                 tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
                 for table in tables:

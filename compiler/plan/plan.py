@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -78,6 +79,16 @@ def _goes_together(spec: TrainSpec | None) -> TrainSpec | None:
     return spec
 
 
+def _is_device(name: str) -> str:
+    try:
+        kind = "cpu" if name == "auto" else torch.device(name).type
+    except (RuntimeError, ValueError):
+        kind = ""
+    if not kind or kind == "meta":
+        raise wrong("must be auto, cpu, cuda, or another device of torch such as cuda:1")
+    return name
+
+
 _Name = Annotated[str, Field(min_length=1)]
 Regions = tuple[_Name, ...] | dict[_Name, dict[str, bool | StrictInt | float | str | None]]
 
@@ -102,6 +113,9 @@ class Plan(BaseModel):
     """What the model was trained by; cross entropy where nobody says."""
     metric: MetricSpec | None = None
     """What it is judged by; accuracy where nobody says and the outputs are classes, else the loss that is named."""
+    device: Annotated[str, AfterValidator(_is_device)] = "auto"
+    """What the compile runs on, but for training: `cpu`, `cuda`, `cuda:1`. With `auto` that is where the model is; with
+    data, a CUDA device if there is one. The model and the artifacts stay where they are."""
     train: Annotated[TrainSpec | None, AfterValidator(_goes_together)] = None
     """What training passes run on."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()

@@ -50,9 +50,9 @@ class Gathering:
     def _gathered(self, slim: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
         assert positions, "what loses nothing is shared, not gathered"
         if slim.numel() > SCRATCH and positions.keys() == {0, 1} and slim.layout == torch.strided:
-            return _block(slim, self.index(positions[0]), self.index(positions[1]))
+            return _block(slim, *(self.index(positions[dim]).to(slim.device) for dim in (0, 1)))
         for dim in sorted(positions):
-            slim = slim.index_select(dim, self.index(positions[dim]))
+            slim = slim.index_select(dim, self.index(positions[dim]).to(slim.device))
         return slim
 
     def index(self, positions: IntArray) -> torch.Tensor:
@@ -124,7 +124,7 @@ def _slim_grouped(
 
     def blocks_left(weight: torch.Tensor) -> torch.Tensor:
         if inner == outer == 1:  # depthwise
-            return weight.index_select(0, gathering.index(groups))
+            return weight.index_select(0, gathering.index(groups).to(weight.device))
         inside, outside = (ins % inner).reshape(groups.size, -1), (outs % outer).reshape(groups.size, -1)
         sides = (outside, inside) if not module.transposed else (inside, outside)
         group, rows, columns = map(torch.from_numpy, (groups, *sides))

@@ -95,8 +95,8 @@ class Tensors:
             return
         rows = self.rows(member.axis, member.positions[mine]).double()
         _, number, count = np.unique(target[mine], return_inverse=True, return_counts=True)
-        where, size = torch.from_numpy(number), torch.from_numpy(count)
-        sums = torch.zeros(count.size, rows.shape[1], dtype=rows.dtype).index_add_(0, where, rows)
+        where, size = (torch.from_numpy(x).to(rows.device) for x in (number, count))
+        sums = rows.new_zeros(count.size, rows.shape[1]).index_add_(0, where, rows)
         means = (sums / size[:, None])[where]
         if not torch.equal(means, rows):
             self._write(member.axis, member.positions[mine], means)
@@ -196,7 +196,7 @@ def identical(program: Program, group: Group, units: IntArray, tolerance: float)
         if np.isin(units, member.units).all():
             scale = program.tensors[member.axis.tensor].detach().abs().max().double().clamp_min(1e-300)
             parts.append(unit_rows(program, member, units).double() / scale)
-    values = torch.cat(parts, 1).numpy()
+    values = torch.cat(parts, 1).numpy(force=True)
     return tidy(tuple(units[found].tolist()) for found in _agreeing(values, tolerance))
 
 

@@ -27,6 +27,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import ModelError, PlanError, VerifyError, first_line
+from prunec.compiler.ir.devices import on_device
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, names_of, tensors_in
 from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.program import Program
@@ -108,7 +109,7 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
     `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
     eval mode is exported.
     """
-    program = program.deployed
+    program = _deployed(program)
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PlanError(f"opset {opset} can't be exported", hint=f"valid: {OLDEST_OPSET} to {newest}")
@@ -145,12 +146,12 @@ def comparable_bytes(programs: Sequence[Program], opset: int = 20, *, writer: Wr
             return [direct_bytes(program, opset) for program in programs]
         except Declined:
             pass
-    return [_bytes_by_torch(program.deployed, opset) for program in programs]
+    return [_bytes_by_torch(_deployed(program), opset) for program in programs]
 
 
 def direct_bytes(program: Program, opset: int, *, open_batch: bool = False) -> bytes:
     """The program in eval mode as the direct writer writes it, unchecked. Raises `Declined` where it can't."""
-    return bytes(_write_directly(program.deployed, opset, open_batch).SerializeToString())
+    return bytes(_write_directly(_deployed(program), opset, open_batch).SerializeToString())
 
 
 def _bytes_by_torch(program: Program, opset: int) -> bytes:
@@ -164,7 +165,12 @@ def onnx_feed(model: bytes, program: Program) -> Feed:
     """The program's example inputs, by the names that they have in its ONNX model."""
     names = [entry.name for entry in onnx.load_from_string(model).graph.input]
     inputs = tensors_in(program.deployed.inputs)
-    return {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
+    return {name: value.detach().numpy(force=True) for name, value in zip(names, inputs, strict=True)}
+
+
+def _deployed(program: Program) -> Program:
+    """What is exported: the half of eval mode, on the CPU."""
+    return on_device(program.deployed, torch.device("cpu"))
 
 
 # --- exporting ---------------------------------------------------------------------------------------------------
@@ -390,4 +396,4 @@ def _compare(opened: Any, program: Program, inputs: Values) -> Check:
 def _run(module: Callable[..., Any], inputs: Values) -> list[Array]:
     """The module's tensors in the order of ONNX outputs. The inputs are copied: a model may write into them."""
     outputs = pytree.tree_leaves(module(*map_tensors(torch.clone, inputs)))
-    return [leaf.numpy() for leaf in outputs if isinstance(leaf, torch.Tensor)]
+    return [leaf.numpy(force=True) for leaf in outputs if isinstance(leaf, torch.Tensor)]

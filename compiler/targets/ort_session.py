@@ -63,7 +63,7 @@ def session(model: Path | bytes, profile: Path | None = None, sizes: Mapping[str
 def feed(opened: Any, inputs: Sequence[Any]) -> Feed:
     """The tensors in `inputs` under the names of the session's inputs."""
     feeds = zip(opened.get_inputs(), tensors_in(inputs), strict=True)
-    return {entry.name: value.detach().numpy() for entry, value in feeds}
+    return {entry.name: value.detach().numpy(force=True) for entry, value in feeds}
 
 
 def ort_latency(

@@ -121,7 +121,9 @@ def values_text(tensor: torch.Tensor) -> str:
     if not tensor.is_floating_point():
         return literal(tensor.tolist())
     exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    shortest = [float(str(number)) for number in exact.numpy().reshape(-1)]  # str() of a numpy scalar knows its type
+    shortest = [
+        float(str(number)) for number in exact.numpy(force=True).reshape(-1)
+    ]  # str() of a numpy scalar knows its type
     return literal(np.array(shortest).reshape(exact.shape).tolist())
 
 

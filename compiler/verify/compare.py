@@ -169,7 +169,7 @@ def kept_elements(value: Tensor | Marked) -> Tensor:
 
 def _picked(data: Tensor, dim: int, marks: Tensor) -> Tensor:
     """The positions of a dimension that aren't removed."""
-    places = torch.from_numpy(np.flatnonzero(marks.numpy() != REMOVED))
+    places = torch.from_numpy(np.flatnonzero(marks.numpy() != REMOVED)).to(data.device)
     if dim < data.ndim - 1 or not data.numel():
         return data.index_select(dim, places)
     rows = data.reshape(-1, data.shape[-1])  # of a matrix, torch picks columns ten times as fast

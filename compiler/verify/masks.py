@@ -226,6 +226,11 @@ def marks_of(value: Value) -> Tensor:
     return torch.full([1] * value.ndim, KEPT, dtype=torch.uint8)
 
 
+def beside(value: Marked) -> Tensor:
+    """The marks where the data are. Marks themselves are on the CPU: they have few elements."""
+    return value.marks.to(value.data.device)
+
+
 def compressed(marks: Tensor) -> Tensor:
     """The marks, of size 1 along dimensions where they don't vary."""
     marks = without_repeats(marks)
@@ -321,7 +326,7 @@ def zeroed(value: Value) -> Tensor:
         return value
     if value.data.is_meta:
         return value.data  # asked for its shape alone
-    return torch.where(value.marks == REMOVED, torch.zeros((), dtype=value.data.dtype), value.data)
+    return torch.where(beside(value) == REMOVED, torch.zeros((), dtype=value.data.dtype), value.data)
 
 
 def meet(call: Call, operands: Sequence[Value], shape: Sequence[int]) -> Tensor:
@@ -437,7 +442,7 @@ def _settled(value: Value, marks: Tensor) -> Tensor:
     """Marks with FREE ones made LOOSE, unless they stand on zeros, which a reader can drop."""
     if not isinstance(value, Marked) or not value.has_free:
         return marks
-    zero = bool((torch.where(value.marks == FREE, value.data, torch.zeros((), dtype=value.data.dtype)) == 0).all())
+    zero = bool((torch.where(beside(value) == FREE, value.data, torch.zeros((), dtype=value.data.dtype)) == 0).all())
     return marks if zero else torch.where(marks == FREE, LOOSE, marks)
 
 

@@ -125,7 +125,7 @@ class MutualInformation(Criterion):
         for seen in gates.run(lambda read, values, gradient: read.sums(values)):
             labels.append(class_labels(seen.piece))
             for rows, terms, source in zip(kept, seen.terms, gates.sources, strict=True):
-                rows.append((terms / source.elements).numpy())
+                rows.append((terms / source.elements).numpy(force=True))
         for source, rows in zip(gates.sources, kept, strict=True):
             found = mutual_information(np.concatenate(rows), np.concatenate(labels), self.bins)
             yield from source.evidence(setting, torch.from_numpy(found))
@@ -136,7 +136,7 @@ def class_labels(piece: Batch) -> IntArray:
     classes = piece.classes
     if classes is None or len(classes) != piece.count:
         raise piece.place.fault(f"one class a sample is needed as label; {told(piece.labels)}")
-    return np.asarray(classes.cpu().numpy(), dtype=np.int64)
+    return np.asarray(classes.cpu().numpy(force=True), dtype=np.int64)
 
 
 def mutual_information(values: FloatArray, labels: IntArray, bins: int) -> FloatArray:

@@ -40,7 +40,7 @@ class _Columns:
 
     def add(self, figures: Tensor, labels: IntArray) -> None:
         """Figures [samples, units]."""
-        self.sums.index_add_(1, torch.from_numpy(labels), figures.double().T)
+        self.sums.index_add_(1, torch.from_numpy(labels), figures.double().T.to(self.sums.device))
 
 
 class ClassEvidence(Criterion):

@@ -106,7 +106,7 @@ class _Whole(_Sum):
     def evidence(self, count: int) -> Iterator[Found]:
         known = np.zeros(len(self.total), dtype=bool)
         for weighed in self.weights.asked:
-            known[self._units(weighed).numpy()] = True
+            known[self._units(weighed).numpy(force=True)] = True
         figures = np.where(known, numbers(self.total / count / 2), np.nan)
         yield from self.weights.setting.split("weights", figures)
 
@@ -236,7 +236,9 @@ class Obs(LossCriterion):
         w = weighed.rows(setting.program, {name: leaves[name].detach() for name in weighed.tensors}).double()
         member = weighed.member
         units, index = np.unique(member.units, return_inverse=True)
-        figures = surgeon(g[:, member.positions], w[member.positions], torch.from_numpy(index), self.damping, g)
+        figures = surgeon(
+            g[:, member.positions], w[member.positions], torch.from_numpy(index).to(w.device), self.damping, g
+        )
         return weighed.group.name, Evidence(str(member.axis), units, numbers(figures))
 
 

@@ -91,7 +91,7 @@ def _without(setting: Setting, axis: Axis, weight: torch.Tensor, lost: BoolArray
     if binding is None:
         return weight
     units = setting.analysis.units(binding.labels)
-    gone = torch.from_numpy((units != NO_UNIT) & np.append(lost, False)[units])
+    gone = torch.from_numpy((units != NO_UNIT) & np.append(lost, False)[units]).to(weight.device)
     size = weight.shape[axis.dim]
     if gone.numel() == size:
         shape = [size if d == axis.dim else 1 for d in range(weight.ndim)]

@@ -51,7 +51,7 @@ class Tile(AxisCriterion):
         matrix = axis_rows(setting.program, member.axis).double()
         scores = tile_scores(matrix, self.rows, self.columns or matrix.shape[1], self.norm)
         scores = scores * survivors(scores, self.sparsity, self.mode)
-        counts = torch.full((len(scores),), self.rows, dtype=scores.dtype)
+        counts = scores.new_full((len(scores),), self.rows)
         counts[-1] = len(matrix) - self.rows * (len(scores) - 1)
         return numbers((scores.sum(1) / counts).repeat_interleave(self.rows)[: len(matrix)])
 

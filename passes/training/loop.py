@@ -142,7 +142,8 @@ class _Run:
 
     def __init__(self, fabric: Fabric, job: Job) -> None:
         self.fabric, self.job, self.options = fabric, job, job.options
-        own = job.program.derive(state=with_own_tensors(job.program.state), facts=job.program.facts)
+        state = with_own_tensors(job.program.state, fabric.device)
+        own = job.program.derive(state=state, facts=job.program.facts)
         self.scoring = Scoring(self.options.score, job.program, job.context) if self.options.score else None
         self.module = (self.scoring.watched(own) if self.scoring else own).module.train()
         self.trained = self._freeze(own)
@@ -157,8 +158,6 @@ class _Run:
         self.beside += [self.scoring] if self.scoring else []
         for update in self.beside:
             update.attach(self.optimizer)
-        if self.teacher:
-            self.teacher.module.to(fabric.device)
         self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))
         self.at_once = self.options.accumulate * fabric.world_size
         self.total = self._total()
@@ -207,7 +206,7 @@ class _Run:
         if self.options.distill is None:
             return None
         original = self.job.context.traced or self.job.program
-        own = original.derive(state=with_own_tensors(original.state))
+        own = original.derive(state=with_own_tensors(original.state, self.fabric.device))
         return Teacher(self.options.distill, own, self.job.program, self.job.context.loss.name)
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, list[float]]:

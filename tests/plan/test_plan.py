@@ -78,6 +78,7 @@ def test_to_dict_spells_out_the_defaults(load):
         "model": {"factory": "nets:small", "args": {}},
         "inputs": [],
         "mode": "eval",
+        "device": "auto",
         "passes": ["tidy"],
         "export": [{"onnx": {"opset": 20, "dynamic": ["batch"]}}],
         "seed": 0,

@@ -88,7 +88,7 @@ class Graph:
 
     def constant(self, value: Any, dtype: torch.dtype) -> str:
         """An initialiser from a number or numbers."""
-        array = torch.tensor(value, dtype=dtype).numpy()
+        array = torch.tensor(value, dtype=dtype).numpy(force=True)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= _SMALL else None
         if key is None or key not in self._known:
             name = self._initialiser(f"{self.scope}_constant", lambda: array, array.nbytes)
@@ -111,12 +111,14 @@ class Graph:
                 self._known[key] = self.constant(tensor.tolist(), tensor.dtype)
             else:
                 copy = tensor.clone()  # a constant may be written into later on
-                self._known[key] = self.derived(f"{self.scope}_constant", lambda: copy.numpy(), copy.nbytes)
+                self._known[key] = self.derived(f"{self.scope}_constant", lambda: copy.numpy(force=True), copy.nbytes)
             self._held.append(tensor)
         return self._known[key]
 
     def _of_state(self, tensor: torch.Tensor) -> str:
-        name = self.derived(self._keys[id(tensor)], lambda: tensor.detach().contiguous().numpy(), tensor.nbytes)
+        name = self.derived(
+            self._keys[id(tensor)], lambda: tensor.detach().contiguous().numpy(force=True), tensor.nbytes
+        )
         self._known[id(tensor), tensor._version] = name
         return name
 
@@ -130,7 +132,7 @@ class Graph:
         if known not in self._known:
             self._known[known] = self.derived(
                 f"{self.key(tensor)}.T",
-                lambda: np.ascontiguousarray(tensor.detach().transpose(-1, -2).numpy()),
+                lambda: np.ascontiguousarray(tensor.detach().transpose(-1, -2).numpy(force=True)),
                 tensor.nbytes,
             )
             self._held.append(tensor)

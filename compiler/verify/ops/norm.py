@@ -41,6 +41,13 @@ def _channelwise(call: Call) -> Any:
     return mark(data, meet(call, [bound["input"], *params], data.shape))
 
 
+def _kept(value: Value) -> Tensor:
+    """True where an element isn't removed; of the data's shape, where the data are."""
+    if isinstance(value, Marked):
+        return value.kept.to(value.data.device)
+    return torch.ones_like(value, dtype=torch.bool)
+
+
 def _normalised(x: Tensor, kept: Tensor, eps: float, *, centre: bool) -> Tensor:
     """Each row normalised by the mean and variance (without `centre`: the mean square) of its kept elements."""
     count = kept.sum(-1, keepdim=True).clamp(min=1)
@@ -55,7 +62,7 @@ def _norm_over(call: Call, *, centre: bool) -> Any:
     bound = call.bind(*ARGUMENTS[call.name])
     x = bound["input"]
     data, dims = plain(x), len(bound["normalized_shape"])
-    kept = x.kept if isinstance(x, Marked) else torch.ones_like(data, dtype=torch.bool)
+    kept = _kept(x)
     eps = bound["eps"] if bound["eps"] is not None else (1e-5 if centre else torch.finfo(data.dtype).eps)
     out = _normalised(data.flatten(-dims), kept.flatten(-dims), eps, centre=centre).reshape(data.shape)
     return _affine(call, out, x, bound["weight"], bound.get("bias"))
@@ -66,7 +73,7 @@ def _group_norm(call: Call) -> Any:
     """Group norm: each group's mean and variance are those of its kept channels."""
     bound = call.bind(*ARGUMENTS["group_norm"])
     x = bound["input"]
-    data, kept = plain(x), x.kept if isinstance(x, Marked) else torch.ones_like(plain(x), dtype=torch.bool)
+    data, kept = plain(x), _kept(x)
     rows = (data.shape[0], bound["num_groups"], -1)
     eps = 1e-5 if bound["eps"] is None else bound["eps"]
     out = _normalised(data.reshape(rows), kept.reshape(rows), eps, centre=True).reshape(data.shape)

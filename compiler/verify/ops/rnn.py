@@ -26,6 +26,7 @@ from prunec.compiler.verify.masks import (
     Call,
     Marked,
     Value,
+    beside,
     collapse,
     full_marks,
     mark,
@@ -53,8 +54,8 @@ def _columns(call: Call, value: Value, own: Tensor) -> Tensor:
     a constant zero, either is right, and the weight's `own` columns count."""
     free = torch.zeros(plain(value).shape[-1], dtype=torch.bool)
     if isinstance(value, Marked):
-        loose = ((value.marks == FREE).expand(value.data.shape) & (value.data == 0)).flatten(0, -2)
-        free = loose.all(0)
+        loose = ((beside(value) == FREE).expand(value.data.shape) & (value.data == 0)).flatten(0, -2)
+        free = loose.all(0).cpu()
         marks = torch.where(free & (value.marks == FREE), KEPT, value.marks).to(torch.uint8)
         value = mark(value.data, marks)
     return torch.where(free, own, _last(call, value))

@@ -65,9 +65,9 @@ def _folded(
     node = graph.producers[name]
     owner = next(x for x in (bias, mean) if x is not None)
     names = (
-        graph.derived(graph.key(kernel), lambda: scaled(kernel, factor).numpy(), kernel.nbytes),
+        graph.derived(graph.key(kernel), lambda: scaled(kernel, factor).numpy(force=True), kernel.nbytes),
         graph.derived(
-            graph.key(owner if shift is None else shift), lambda: moved.to(kernel.dtype).numpy(), moved.nbytes
+            graph.key(owner if shift is None else shift), lambda: moved.to(kernel.dtype).numpy(force=True), moved.nbytes
         ),
     )
     del node.input[1:]
@@ -136,7 +136,9 @@ def _column(call: Call, vector: Any, rank: int) -> str:
     if fixed is None:
         call.decline("its weight is computed")
     shape = [-1] + [1] * (rank - 2)
-    return call.graph.derived(call.graph.key(fixed), lambda: fixed.detach().reshape(shape).numpy(), fixed.nbytes)
+    return call.graph.derived(
+        call.graph.key(fixed), lambda: fixed.detach().reshape(shape).numpy(force=True), fixed.nbytes
+    )
 
 
 @on_module(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
