@@ -96,6 +96,8 @@ class _Regions:
         self.place = {node: place for place, node in enumerate(flow.program.graph.nodes)}
         self.products = {product.node for product in flow.macs}
         self.gathered = {*flow.gathers, *(node for found in flow.gathers.values() for node in found.inner)}
+        self._sets: dict[int, tuple[IntArray, IntArray]] = {}
+        """id of an array -> the array, which holds its id, and its distinct labels."""
         self.tied: dict[str, list[tuple[IntArray, IntArray]]] = {}
         for pair in flow.pairs:
             self.tied.setdefault(pair.cause, []).append((pair.left, pair.right))
@@ -171,9 +173,19 @@ class _Regions:
 
     def _carried(self, node: fx.Node, labels: IntArray) -> IntArray | None:
         """The field of a node's value with the channels that arrive; None where it has none."""
-        same = [f for f in _lines(self.flow, node) if f is labels or _has_labels_of(f, labels)]
-        same = same or [f for f in _lines(self.flow, node) if _has_labels_of(f, *self._ties(node, labels))]
+        given = _lines(self.flow, node)
+        same = [f for f in given if f is labels] or [f for f in given if self._has_labels_of(f, labels)]
+        same = same or [f for f in given if self._has_labels_of(f, *self._ties(node, labels))]
         return same[0] if len(same) == 1 else None
+
+    def _has_labels_of(self, labels: IntArray, *others: IntArray) -> bool:
+        """Whether an array has the labels of another, all of them and no more."""
+        return any(np.array_equal(self._distinct(labels), self._distinct(other)) for other in others)
+
+    def _distinct(self, labels: IntArray) -> IntArray:
+        if id(labels) not in self._sets:
+            self._sets[id(labels)] = labels, np.unique(labels)
+        return self._sets[id(labels)][1]
 
     def _ties(self, node: fx.Node, labels: IntArray) -> list[IntArray]:
         """Arrays that the node itself ties to the labels and that its value has: a depthwise layer's own channels."""
@@ -188,9 +200,10 @@ class _Regions:
     def _meets_nobody(self, node: fx.Node, labels: IntArray) -> bool:
         """Whether all other operands along the channels are parameters, or have the same channels, or are factors of
         them."""
+        if node.op != "call_module" and op_name(node) in _PRODUCTS:
+            return True
         others = (f for s in node.all_input_nodes if s.op != "get_attr" for f in self.flow.fields(s))
-        strange = [f for f in others if f is not labels and _beside(f, labels) and not _has_labels_of(f, labels)]
-        return not strange or (node.op != "call_module" and op_name(node) in _PRODUCTS)
+        return all(f is labels or not _beside(f, labels) or self._has_labels_of(f, labels) for f in others)
 
     def _behind(self, node: fx.Node, labels: IntArray) -> dict[fx.Node, IntArray]:
         """The node and all that its channels run through, in the order of the graph, each with what arrives there."""
@@ -254,11 +267,6 @@ def _overlap(one: IntArray, other: IntArray) -> bool:
         return False
     found = np.intersect1d(one, other)
     return bool((found != FIXED).any())
-
-
-def _has_labels_of(labels: IntArray, *others: IntArray) -> bool:
-    """Whether an array has the labels of another, all of them and no more."""
-    return any(np.array_equal(np.unique(labels), np.unique(other)) for other in others)
 
 
 def _other(pair: tuple[IntArray, IntArray], labels: IntArray) -> Iterator[IntArray]:

@@ -9,6 +9,7 @@ from oracle import difference, selection
 from torch import nn
 
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.rewrite.shrink import removed_positions
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.reference import Masked, Same
@@ -17,10 +18,17 @@ from prunec.compiler.verify.variants import WHOLE, Variants
 SHARES = (0.0, 0.2, 0.6)
 
 
+OWN = Granularity(incoming=(("*", "own"),))
+"""Every reader of a shared value selects what it reads."""
+
+
+@pytest.mark.parametrize("granularity", [Granularity(), OWN], ids=["shared", "own"])
 @pytest.mark.parametrize("name", sorted(NETS))
-def test_every_variant_is_the_reference(name):
+def test_every_variant_is_the_reference(name, granularity):
     net = NETS[name]
-    program = trace(net.build(), net.inputs())
+    program = trace(net.build(), net.inputs()).derive(granularity=granularity)
+    if granularity and not analyse(program).flow.incoming:
+        return
     analysis = analyse(program)
     removed = [removed_positions(analysis, selection(analysis, seed, share)) for seed, share in enumerate(SHARES)]
     variants, inputs = Variants(program, removed), net.inputs(3)
