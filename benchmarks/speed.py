@@ -4,6 +4,7 @@
     python benchmarks/speed.py resnet18 dense_128           some
     python benchmarks/speed.py --classifiers                every classifier of torchvision
     python benchmarks/speed.py --csv FILE --repeat N --timeout SECONDS
+    python benchmarks/speed.py --verification resnet50 vgg16 vit_b_16      prunec alone: what checking costs
 
 Both tools remove half of every group's channels by the L1 norm of their weights. Each model has a process of its own,
 in which the two take turns, with one thread, on models built anew. CPU seconds; of N repeats the fastest counts.
@@ -13,6 +14,9 @@ in which the two take turns, with one thread, on models built anew. CPU seconds;
 
 Two columns stand apart, since the peer has nothing like them: `budget` is a selection that leaves half of the
 multiply-accumulates, in place of the ratio; `verify` compares the slim program with the masked original.
+
+`--verification` sets the latter beside the compile (trace, labels, score, select, shrink) and beside `forward`, one
+sample of the example's size through the original and the slim module, as they are.
 """
 
 from __future__ import annotations
@@ -76,6 +80,9 @@ MODELS = (*CLASSIFIERS, "densenet201", *(f"{kind}_{size}" for kind, sizes in GRO
 
 STAGES = ("trace", "labels", "cost", "score", "select", "shrink")
 """The stages that add up to `total`."""
+
+COMPILE = ("trace", "labels", "score", "select", "shrink")
+"""The stages that verification is measured against."""
 
 RATIO = 0.5
 
@@ -148,7 +155,15 @@ def prunec_seconds(name: str, check: bool) -> dict[str, float]:
     slim = timed("shrink", shrink)
     if check:
         timed("verify", lambda: verify(slim, Shrink().reference(chosen, slim), pass_name="shrink"))
+        timed("forward", lambda: forward(model, slim, torch.randn_like(example)))
     return seconds
+
+
+def forward(model: nn.Module, slim: Program, image: torch.Tensor) -> None:
+    """One sample through both networks."""
+    with torch.no_grad():
+        model(image)
+        slim.module(image)
 
 
 def counted(program: Program) -> tuple[int, int]:
@@ -172,15 +187,16 @@ def peer_seconds(name: str) -> dict[str, float]:
     return {"peer": time.process_time() - start}
 
 
-def run_child(name: str, repeat: int) -> None:
-    """Measure one model, the tools taking turns, and print a JSON object a line as soon as it is known."""
+def run_child(name: str, repeat: int, alone: bool) -> None:
+    """Measure one model, the tools taking turns, and print a JSON object a line as soon as it is known. `alone` leaves
+    the peer out, and verifies every time."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     prunec_seconds("chain_6", check=True)
     peer_seconds("chain_6")
-    peer: Callable[[], dict[str, float]] | None = partial(peer_seconds, name)
+    peer: Callable[[], dict[str, float]] | None = None if alone else partial(peer_seconds, name)
     for index in range(repeat):
-        _say(prunec_seconds(name, check=index == 0))
+        _say(prunec_seconds(name, check=alone or index == 0))
         if peer is None:
             continue
         try:
@@ -197,10 +213,11 @@ def _say(found: dict[str, Any]) -> None:
 # -- in the main process ---------------------------------------------------------------------------------------------
 
 
-def measure(name: str, repeat: int, timeout: float) -> Measured:
+def measure(name: str, repeat: int, timeout: float, *, alone: bool = False) -> Measured:
     """Run a model's process; it is ended when it says nothing for `timeout` seconds."""
     found = Measured(name)
     command = [sys.executable, __file__, name, "--child", "--repeat", str(repeat)]
+    command += ["--verification"] if alone else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
@@ -271,6 +288,15 @@ def row(found: Measured) -> dict[str, str]:
     return {"model": found.model, **texts, "ratio": f"{found.ratio:.1f}" if found.ratio else ""}
 
 
+def verification_row(found: Measured) -> dict[str, str]:
+    """A line of `--verification`: seconds of the fastest repeats, and how many compiles they are."""
+    stages = zip(*(found.seconds[stage] for stage in COMPILE), strict=True)
+    compiling, checking, running = min(map(sum, stages)), min(found.seconds["verify"]), min(found.seconds["forward"])
+    figures = {"compile": f"{compiling:.3f}", "verify": f"{checking:.3f}", "forward": f"{running:.3f}"}
+    ratios = {"verify / compile": f"{checking / compiling:.1f}", "forward / compile": f"{running / compiling:.1f}"}
+    return {"model": found.model, **figures, **ratios}
+
+
 def show(rows: Sequence[dict[str, str]], console: Console) -> None:
     """The table for a person."""
     table = Table(title=f"seconds; one thread, half of every group, torch {torch.__version__}")
@@ -300,19 +326,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="chain_DEPTH, dense_LAYERS or torchvision's name")
     parser.add_argument("--classifiers", action="store_true", help="every classifier of torchvision")
+    parser.add_argument("--verification", action="store_true", help="what checking costs, beside the compile")
     parser.add_argument("--csv", type=Path, help="write the table there too")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=180, help="seconds that a tool has for one run")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        run_child(options.models[0], options.repeat)
+        run_child(options.models[0], options.repeat, options.verification)
         return
     console, results = Console(width=max(140, Console().width)), []
     everything = list_models(module=torchvision.models) if options.classifiers else MODELS
     for name in options.models or everything:
         console.print(f"[dim]{name} ...[/dim]")
-        results.append(measure(name, options.repeat, options.timeout))
+        results.append(measure(name, options.repeat, options.timeout, alone=options.verification))
+    if options.verification:
+        show([verification_row(found) for found in results], console)
+        return
     rows = [row(found) for found in results]
     show(rows, console)
     for line in summary(results):

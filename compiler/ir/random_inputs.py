@@ -47,6 +47,12 @@ def fresh_inputs(program: Program, batch: int | None, seed: int, smaller: int = 
     return tuple(map_tensors(fresh, example) for example in program.inputs)
 
 
+def has_smaller(program: Program) -> bool:
+    """Whether `fresh_inputs` has smaller inputs for a program than those of full size."""
+    old = batch_of(program.inputs)
+    return any(_cut(tuple(x.shape), is_batched(x, old), SMALLER) != tuple(x.shape) for x in tensors_in(program.inputs))
+
+
 def _cut(shape: tuple[int, ...], batched: bool, smaller: int) -> tuple[int, ...]:
     """The shape of a smaller image, clip or lot of crops: all sizes over `LONG` are divided but the batch and
     channels."""

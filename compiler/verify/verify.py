@@ -15,15 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
 
 from prunec.compiler.errors import ModelError, Span, VerifyError
+from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
-from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, is_large, seeded
+from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, has_smaller, is_large, seeded
 from prunec.compiler.verify.blame import first_difference
 from prunec.compiler.verify.compare import TOLERANCE, Trial, compare_values, difference, magnitude
 from prunec.compiler.verify.given_products import Giving, Learning, Products, SideBySide
@@ -155,28 +157,23 @@ def _sized(
     proves nothing, and a full run decides.
     """
     before = reference.before
-    full = fresh_inputs(before, batch, seed)
-    if not cheap and products is not None and products.costly:
-        found = _quick_difference(after, reference, full, dtype, seed, Sampling(products))
-        if found <= TOLERANCE[dtype]:
-            return Trial(batch_of(full) or 1, full, found)
-    if cheap:
-        small = fresh_inputs(before, batch, seed, SMALLER)
-        smaller = _shapes(small) != _shapes(full)
-        if products is not None:
-            for inputs in (small, full) if smaller else (full,):
-                found = _quick_difference(after, reference, inputs, dtype, seed, Giving(products))
-                if found <= TOLERANCE[dtype]:
-                    return Trial(batch_of(inputs) or 1, inputs, found)
-        elif smaller:
-            quick = _trial(after, reference, dtype, seed, small, None)
-            if quick is not None and quick.difference <= TOLERANCE[dtype]:
-                return quick
-    return _trial(after, reference, dtype, seed, full, products)
-
-
-def _shapes(inputs: tuple[Any, ...]) -> list[torch.Size]:
-    return [tensor.shape for tensor in tensors_in(inputs)]
+    inputs = partial(fresh_inputs, before, batch, seed)
+    sizes = (SMALLER, 1) if has_smaller(before) else (1,)
+    if cheap and products is not None:
+        for smaller in sizes:
+            if trial := _quick_trial(after, reference, inputs(smaller), dtype, seed, Giving(products)):
+                return trial
+    elif cheap and SMALLER in sizes:
+        trial = _trial(after, reference, dtype, seed, inputs(SMALLER), None)
+        if trial is not None and trial.difference <= TOLERANCE[dtype]:
+            return trial
+    elif (
+        products is not None
+        and products.costly
+        and (trial := _quick_trial(after, reference, inputs(), dtype, seed, Sampling(products)))
+    ):
+        return trial
+    return _trial(after, reference, dtype, seed, inputs(), products)
 
 
 def _trial(
@@ -247,19 +244,21 @@ def _is_blank(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and name in BLANK
 
 
-def _quick_difference(
+def _quick_trial(
     after: Program,
     reference: Reference,
     inputs: tuple[Any, ...],
     dtype: torch.dtype,
     seed: int,
     run: SideBySide,
-) -> float:
-    """`_nodewise_difference` with products sampled or given; infinite where one fails, too: a full run decides."""
+) -> Trial | None:
+    """A trial with products sampled or given; None where nodes differ or a program fails, since a full run decides."""
     try:
-        return _nodewise_difference(after, reference, inputs, dtype, seed, run)
+        with gc_paused():
+            found = _nodewise_difference(after, reference, inputs, dtype, seed, run)
     except (StepError, VerifyError):
-        return float("inf")
+        return None
+    return Trial(batch_of(inputs) or 1, inputs, found) if found <= TOLERANCE[dtype] else None
 
 
 def _nodewise_difference(
