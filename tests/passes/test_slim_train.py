@@ -18,6 +18,7 @@ from prunec.compiler.errors import PassError, PlanError, PrunecError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import Context, Round
 from prunec.compiler.task.losses import GivenLoss
+from prunec.models.data import digits
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.slim_train import SlimTrain
@@ -275,6 +276,31 @@ def test_a_stronger_penalty_leaves_less_behind(method):
         return float(torch.cat(of).detach().sum())
 
     assert left(0.05) < 0.8 * left(0.0)
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    down = [nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(*block(1, 32), *block(32, 32), *down)
+
+
+def pruned_only(training: dict[str, Any]) -> float:
+    """The accuracy on digits after half of all channels went at once, without training on."""
+    score = {"score": {"criterion": "bn_scale", "normalize": "none"}}
+    passes = [training, score, {"select": {"ratio": "50%", "scope": "global"}}, "shrink"]
+    report = compile(wide(), {"plan": 1, "passes": passes}, (torch.zeros(1, 1, 8, 8),), digits(batch_size=64)).report
+    return report["metric"]["after"]
+
+
+def test_what_slimming_has_trained_loses_half_its_channels_and_keeps_its_accuracy():
+    options = {"epochs": 20, "lr": 0.1, "evaluate": False}
+    assert pruned_only({"finetune": options}) < 0.6
+    assert pruned_only({"slim_train": {**options, "strength": 0.02, "init_scales": 0.5}}) > 0.95
+    assert pruned_only({"slim_train": {**options, "strength": 0.02, "method": "group_norm"}}) > 0.95
 
 
 def test_growing_needs_a_selection_which_then_goes_without_a_change():
