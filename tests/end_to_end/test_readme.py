@@ -27,6 +27,10 @@ def test_the_plan_is_the_file():
     assert block("plan") == (ROOT / "plans/digits.yaml").read_text()
 
 
+def test_the_plan_that_trains_is_the_file():
+    assert block("train").removeprefix("passes:\n") in (ROOT / "plans/digits_train.yaml").read_text()
+
+
 def test_the_data_are_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_data.py").write_text(block("data"))

@@ -148,3 +148,28 @@ def test_rounds(name):
     result = compile(net().eval(), {"plan": 1, "passes": [entry]}, (torch.zeros(1, 3, 8, 8),), batches())
     macs = result.report["cost"]
     assert macs["after"]["macs"] <= 0.4 * macs["before"]["macs"]
+
+
+FINETUNINGS = yaml.safe_load(block_of("docs/training.md", "finetune"))
+
+
+@pytest.mark.parametrize("number", range(len(FINETUNINGS)))
+def test_fine_tunings(number):
+    options = FINETUNINGS[number]["finetune"]
+    options = {"epochs": options} if isinstance(options, int) else dict(options)
+    options = {key: value for key, value in options.items() if key not in ("epochs", "updates")} | {"updates": 3}
+    passes = [{"select": {"units": {"features.0": [0, 5]}}}, "shrink", {"finetune": options}]
+    result = compile(net().eval(), {"plan": 1, "passes": passes}, (torch.zeros(1, 3, 8, 8),), batches())
+    (record,) = (each for each in result.report["passes"] if each["pass"] == "finetune")
+    assert record["details"]["updates"] <= 3
+    assert record["history"]
+
+
+def test_scores_on_the_way():
+    passes = yaml.safe_load(block_of("docs/training.md", "scoring"))
+    inside = passes[0]["repeat"]["passes"][0]["finetune"]
+    inside["updates"] = inside.pop("epochs")
+    passes[1] = {"finetune": {"updates": 2}}
+    result = compile(net().eval(), {"plan": 1, "passes": passes}, (torch.zeros(1, 3, 8, 8),), batches())
+    macs = result.report["cost"]
+    assert macs["after"]["macs"] <= 0.4 * macs["before"]["macs"]
