@@ -13,15 +13,18 @@ in which the two take turns, with one thread, on models built anew. CPU seconds;
     peer     dependency graph + pruner + step
 
 Two columns stand apart, since the peer has nothing like them: `budget` is a selection that leaves half of the
-multiply-accumulates, in place of the ratio; `verify` compares the slim program with the masked original.
+multiply-accumulates, in place of the ratio; `verify` compares the slim program with the masked original. Two others
+say what a trace could cost: `fx` is `fx.symbolic_trace`, which finds no shapes, `meta` a run of the model on the meta
+device, which finds shapes and no graph.
 
-`--verification` sets the latter beside the compile (trace, labels, score, select, shrink) and beside `forward`, one
+`--verification` sets `verify` beside the compile (trace, labels, score, select, shrink) and beside `forward`, one
 sample of the example's size through the original and the slim module, as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
 import json
@@ -45,7 +48,7 @@ import torch_pruning
 import torchvision
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import fx, nn
 from torchvision.models import list_models
 
 from prunec.compiler import trace
@@ -93,7 +96,7 @@ class Measured:
 
     model: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """Stage, or `peer`, or `budget`, or `verify` -> a figure for each repeat."""
+    """Stage, or the name of another column -> a figure for each repeat."""
     peer_fault: str = ""
 
     def best(self, name: str) -> float | None:
@@ -101,10 +104,19 @@ class Measured:
         return min(self.seconds[name]) if self.seconds.get(name) else None
 
     @property
+    def totals(self) -> list[float]:
+        """All stages together, for each repeat."""
+        return [sum(each) for each in zip(*(self.seconds.get(stage, []) for stage in STAGES), strict=True)]
+
+    @property
     def total(self) -> float | None:
         """The fastest repeat of all stages together."""
-        repeats = list(zip(*(self.seconds.get(stage, []) for stage in STAGES), strict=True))
-        return min(map(sum, repeats)) if repeats else None
+        return min(self.totals, default=None)
+
+    @property
+    def spread(self) -> float:
+        """By what share the slowest repeat, of us or of the peer, is slower than the fastest."""
+        return max(max(each) / min(each) - 1 for each in (self.totals, self.seconds.get("peer", [])) if each)
 
     @property
     def ratio(self) -> float | None:
@@ -187,6 +199,22 @@ def peer_seconds(name: str) -> dict[str, float]:
     return {"peer": time.process_time() - start}
 
 
+def floor_seconds(name: str) -> dict[str, float]:
+    """What torch takes for each half of a trace: `fx` for a graph, where it can, `meta` for shapes."""
+    model, example = build(name)
+    seconds: dict[str, float] = {}
+    gc.collect()
+    start = time.process_time()
+    with contextlib.suppress(Exception):
+        fx.symbolic_trace(model)
+        seconds["fx"] = time.process_time() - start
+    model, example = model.to("meta"), example.to("meta")
+    start = time.process_time()
+    with torch.no_grad():
+        model(example)
+    return seconds | {"meta": time.process_time() - start}
+
+
 def run_child(name: str, repeat: int, alone: bool) -> None:
     """Measure one model, the tools taking turns, and print a JSON object a line as soon as it is known. `alone` leaves
     the peer out, and verifies every time."""
@@ -197,6 +225,8 @@ def run_child(name: str, repeat: int, alone: bool) -> None:
     peer: Callable[[], dict[str, float]] | None = None if alone else partial(peer_seconds, name)
     for index in range(repeat):
         _say(prunec_seconds(name, check=alone or index == 0))
+        if not alone:
+            _say(floor_seconds(name))
         if peer is None:
             continue
         try:
@@ -270,6 +300,8 @@ def summary(results: Iterable[Measured]) -> Iterable[str]:
         yield f"which has no result for {len(mine) - len(known)} others of {len(mine)}"
         slowest = max(mine, key=lambda found: found.total or 0.0)
         yield f"slowest: {slowest.model}, {slowest.total:.2f} s"
+        spread = statistics.median(found.spread for found in mine if found.totals)
+        yield f"repeats of one figure differ by {spread:.0%} in the median"
     for kind, sizes in GROWING.items():
         mine = [by_name[f"{kind}_{size}"] for size in sizes if f"{kind}_{size}" in by_name]
         sizes = tuple(int(found.model.partition("_")[2]) for found in mine)
@@ -282,7 +314,7 @@ def summary(results: Iterable[Measured]) -> Iterable[str]:
 def row(found: Measured) -> dict[str, str]:
     """A line of the table: seconds as text, '' where there is no figure."""
     figures = {**{stage: found.best(stage) for stage in STAGES}, "total": found.total}
-    figures |= {name: found.best(name) for name in ("budget", "verify", "peer")}
+    figures |= {name: found.best(name) for name in ("budget", "verify", "fx", "meta", "peer")}
     texts = {name: "" if value is None else f"{value:.3f}" for name, value in figures.items()}
     texts["peer"] = found.peer_fault or texts["peer"]
     return {"model": found.model, **texts, "ratio": f"{found.ratio:.1f}" if found.ratio else ""}
@@ -316,7 +348,7 @@ def write_csv(rows: Sequence[dict[str, str]], path: Path) -> None:
     order = {name: index for index, name in enumerate(MODELS)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), restval="")
         writer.writeheader()
         writer.writerows(sorted((*kept, *rows), key=lambda texts: order.get(texts["model"], len(order))))
 
