@@ -223,7 +223,8 @@ def solve(flow: Flow) -> Analysis:
     reasons = _pinned(component, [*pins, *more, *flow.pins])
     unit_of, starts = _number_units(flow, component)
     runs = Runs(with_fixed(unit_of), starts)
-    pinned = {unit: reason for root, reason in reasons.items() if (unit := int(unit_of[root])) != NO_UNIT}
+    units = unit_of[list(reasons)].tolist()
+    pinned = {unit: reason for unit, reason in zip(units, reasons.values(), strict=True) if unit != NO_UNIT}
     pieces = _covers(flow, runs)
     for unit in (start for start, size in zip(runs.starts, runs.sizes, strict=True) if size == 1):
         pinned.setdefault(unit, "is the only one of its group")

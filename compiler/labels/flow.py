@@ -420,6 +420,8 @@ class Flow:
     def along_of(self, fields: Fields, shape: Sequence[int], dim: int, node: fx.Node) -> tuple[IntArray, Fields]:
         """`along` of a value of that shape, by its fields."""
         dim %= len(shape)
+        if len(fields) == 1 and fields[0].size == fields[0].shape[dim] > 1:
+            return self.flat(fields[0]), ()
         mine = [labels for labels in fields if labels.shape[dim] > 1]
         rest = tuple(labels for labels in fields if labels.shape[dim] == 1)
         if not mine:

@@ -55,6 +55,8 @@ def shared(flow: Flow, node: fx.Node, value: object, dim: int, fallback: str = "
     widths doesn't vary over the width any more, so that the layer stays as it is.
     """
     fields = flow.fields(value)
+    if all(labels.size == labels.shape[dim] for labels in fields):
+        return fields  # each varies along the dimension alone
     rank = len(shape_of_argument(value))
     inner = range(dim % rank - rank, 0)
     if not any(_is_shared(labels, inner) for labels in fields):
