@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def new_node(
     """
     if name is None and isinstance(target, str) and target.islower() and not target.startswith("__"):
         joined = target.replace(".", "_")
-        name = joined if joined.isidentifier() else None
+        name = joined if joined.isidentifier() else _NOT_IN_NAMES.sub("_", target)
     node = graph.create_node(op, target, name=name)
     if args:
         _set_args(node, args)
@@ -39,6 +40,7 @@ def new_node(
     return node
 
 
+_NOT_IN_NAMES = re.compile("[^0-9a-zA-Z_]+")
 _set_args, _set_kwargs = (vars(fx.Node)[name].__set__ for name in ("args", "kwargs"))
 """What `node.args = ...` does in the end; before that, fx takes the node out of its tables and puts it back."""
 
