@@ -406,14 +406,16 @@ def _groups(flow: Flow, runs: Runs, pinned: Mapping[int, str]) -> dict[str, Grou
         reasons[unit] = reason
     table = Memberships(flow, runs)
     selected = _selected(flow, runs)
-    names = _names([mine or [selected[start][1]] for start, mine in writers.items()])
+    written = {start: mine for start, mine in writers.items() if start not in selected}
+    names = dict(zip(written, _names(list(written.values())), strict=True))
     groups: dict[str, Group] = {}
-    for name, (start, mine), end in zip(names, writers.items(), runs.ends, strict=True):
-        called, axes = name, mine
+    for (start, mine), end in zip(writers.items(), runs.ends, strict=True):
         if start in selected:
             called, first = selected[start]
             called = called if called not in groups else str(first.axis)
             axes = [first, *(member for member in mine if member.axis != first.axis)]
+        else:
+            called, axes = names[start], mine
         why = tuple(reasons[start:end])
         groups[called] = Group(called, start, end - start, why, tuple(axes), table, start in selected)
     return groups

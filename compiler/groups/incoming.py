@@ -16,7 +16,7 @@ nothing else reads it (`Streams`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -49,20 +49,29 @@ def candidates(flow: Flow, unit_of: IntArray, pinned: Mapping[int, str]) -> list
     `flow` is that of the program in which none does, `unit_of` its labels' units; `pinned` says which may not go.
     """
     reads = units_read(flow, unit_of)
-    regions = list(_Regions(flow).topmost())
-    selecting = {node for region in regions for node in region.nodes}
-    whole = {unit: node.name for node, units in reads.items() if node not in selecting for unit in units}
-    readers: dict[int, set[fx.Node]] = {}
+    readers: dict[int, set[object]] = {}
     for node, units in reads.items():
         for unit in units:
-            readers.setdefault(unit, set()).add(node)
-    found: list[Incoming] = []
-    for region in regions:
-        mine = _units(unit_of, region.labels)
-        shared = any(unit in pinned or not readers[unit].issubset(region.nodes) for unit in mine if unit in readers)
-        held = next((whole[unit] for unit in mine if unit in whole and unit not in pinned), "")
-        found.append(region.incoming("" if shared else "nobody else reads what it reads", held))
-    return found
+            readers.setdefault(unit, set()).add(_layer(node))
+
+    def is_shared(region: _Region) -> bool:
+        mine, own = _units(unit_of, region.labels), set(map(_layer, region.nodes))
+        return any(unit in pinned or not readers[unit] <= own for unit in mine if unit in readers)
+
+    regions = list(_Regions(flow).topmost(is_shared))
+    selecting = {node for region, _ in regions for node in region.nodes}
+    whole = {unit: node.name for node, units in reads.items() if node not in selecting for unit in units}
+    found: dict[str, Incoming] = {}
+    for region, shared in regions:
+        held = [whole[unit] for unit in _units(unit_of, region.labels) if unit in whole and unit not in pinned]
+        entry = region.incoming("" if shared else "nobody else reads what it reads", next(iter(held), ""))
+        found[entry.node.name] = entry
+    return list(found.values())
+
+
+def _layer(node: fx.Node) -> object:
+    """What a node calls, if that is a layer: its calls read the same channels."""
+    return str(node.target) if node.op == "call_module" else node
 
 
 # -- where a reader may select -------------------------------------------------------------------------------------
@@ -77,6 +86,8 @@ class _Region:
     nodes: tuple[fx.Node, ...]
     """In the order of the graph; the first reads the source."""
     axes: tuple[Axis, ...]
+    divides: bool
+    """Whether several layers read the channels in the end, each for itself."""
 
     def incoming(self, useless: str, held: str) -> Incoming:
         """The region as a candidate, called after its first layer."""
@@ -106,14 +117,16 @@ class _Regions:
             if binding.role in ("carrier", "reader"):
                 self.bound.setdefault(axis.owner, []).append((axis, binding.labels))
 
-    def topmost(self) -> Iterator[_Region]:
-        """The regions that lie in no other, in the order of the graph."""
+    def topmost(self, is_shared: Callable[[_Region], bool]) -> Iterator[tuple[_Region, bool]]:
+        """The regions that lie in no other, in the order of the graph, each with whether its source is shared. In one
+        whose source isn't, several readers may share what lies between."""
         covered: set[fx.Node] = set()
         for node, source in ((n, s) for n in self.place if n.op.startswith("call_") for s in n.all_input_nodes):
             region = None if node in covered else self._region(node, source)
             if region is not None:
-                covered.update(region.nodes)
-                yield region
+                shared = is_shared(region)
+                covered.update(region.nodes if shared or not region.divides else ())
+                yield region, shared
 
     def _region(self, node: fx.Node, source: fx.Node) -> _Region | None:
         """What lies behind an edge of the graph; None unless that is channels on their way to weights."""
@@ -128,7 +141,8 @@ class _Regions:
         axes = dict.fromkeys(axis for n, arriving in met.items() for axis in self._axes(n, arriving))
         if inner is None or not axes or self._is_overwritten(source, met):
             return None
-        return _Region(source, labels, (*met, *inner), tuple(axes))
+        ends = {_layer(n) for n, arriving in met.items() if self._carried(n, arriving) is None}
+        return _Region(source, labels, (*met, *inner), tuple(axes), len(ends) > 1 and not inner)
 
     def _lies_beside(self, node: fx.Node, labels: IntArray) -> bool:
         return any(_beside(f, labels) for f in self.flow.fields(node))

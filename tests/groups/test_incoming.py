@@ -163,6 +163,16 @@ WHERE = {
         {**_normalised(), "b": conv(3, 6, 1)},
         {"fc2.incoming": ("mean_1", "mul")},
     ),
+    "several readers behind an activation that nobody else reads": (
+        lambda m, x: (lambda z: m.fc(pooled(m.a(z) + m.b(z))))(F.relu(m.n(m.stem(x)))),
+        _normalised(),
+        {"a.incoming": ("a", "relu"), "b.incoming": ("b", "relu")},
+    ),
+    "one layer that is called twice": (
+        lambda m, x: (lambda z: m.fc(pooled(F.relu(m.a(z)) + m.a(z * 2))))(F.relu(m.n(m.stem(x)))),
+        _normalised(),
+        {},
+    ),
     "nobody else": (lambda m, x: m.fc(pooled(m.a(F.relu(m.n(m.stem(x)))))), _normalised(), {}),
 }
 
@@ -179,6 +189,7 @@ def test_a_group_is_called_after_the_reader_whatever_else_is_tied_to_it():
     assert group.incoming
     assert [str(m.axis) for m in group.writers] == ["n.weight[0]", "b.weight[0]"]
     assert group_names(group) == {"n.incoming", "n", "n.weight"}
+    assert {"fc.incoming", "stem", "a"} <= set(analyse(made(_excited, **_normalised())).groups)
     assert "kind:incoming" in group_kinds(group)
     assert sorted({str(m.axis) for m in group.members}) == sorted(str(m.axis) for m in group.members)
 
@@ -222,6 +233,8 @@ def test_without_it_nothing_is_divided():
 def test_the_groups_of_a_network_with_norms_before_its_convolutions():
     analysis = analyse(program_of(preact_resnet(20), (1, 3, 8, 8)))
     groups = analysis.groups
+    before = analyse(program_of(preact_resnet(20), (1, 3, 8, 8), Granularity())).groups
+    assert set(before) == {name for name, group in groups.items() if not group.incoming}
     stem, stream, mine = groups["conv1"], groups["layer1.0.conv3"], groups["layer1.1.bn1.incoming"]
     assert stem.pinned == (GOES_UNREAD,) * 16
     assert stream.pinned == (GOES_UNREAD,) * 64
