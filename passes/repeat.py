@@ -86,7 +86,7 @@ class Repeat(Composite):
     @model_validator(mode="after")
     def _fits_together(self) -> Repeat:
         if (self.steps is None) == (self.each is None):
-            raise wrong("must have one of the keys 'steps' and 'each'", hint="for example: steps: 8")
+            raise wrong("must have one of the keys 'steps' and 'each', and not both", hint="for example: steps: 8")
         if self.each is not None and self.to is None:
             raise wrong("must have the key 'to' beside 'each'", hint="for example: to: {macs: 40%}")
         if "schedule" in self.model_fields_set and (self.each is not None or self.to is None):

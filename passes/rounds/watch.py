@@ -44,19 +44,17 @@ class Watch:
         self._idle = data is None or SPLIT not in data.splits
         if self.floor is None:
             return
-        metric, whole = self.context.metric, 0.0
-        if isinstance(self.floor, str):
-            assert self.context.traced is not None, "the pass manager sets it"
-            found = self._evaluated(self.context.traced)
-            if found.value is None:
-                message = f"floor: the metric can't be measured: {found.left_out}"
-                raise PassError(message, keys=("floor",), hint=found.hint or None)
-            whole = found.value
-            if self.floor.endswith("pt") and not metric.share:
-                hint = f"-2% lets it get worse by 2% of the {metric_text(whole, metric.share)} that the model has"
-                message = f"floor: {self.floor} is of a metric in per cent, and {metric.title} is none"
-                raise PassError(message, keys=("floor",), hint=hint)
-        self.bound = bound(self.floor, whole, higher_is_better=metric.higher_is_better)
+        assert self.context.traced is not None, "the pass manager sets it"
+        metric = self.context.metric
+        found = self._evaluated(self.context.traced, batches=None if isinstance(self.floor, str) else 1)
+        if found.value is None:
+            message = f"floor: the metric can't be measured: {found.left_out}"
+            raise PassError(message, keys=("floor",), hint=found.hint or None)
+        if isinstance(self.floor, str) and self.floor.endswith("pt") and not metric.share:
+            hint = f"-2% lets it get worse by 2% of the {self.told(found.value)} that the model has"
+            message = f"floor: {self.floor} is of a metric in per cent, and {metric.title} is none"
+            raise PassError(message, keys=("floor",), hint=hint)
+        self.bound = bound(self.floor, found.value, higher_is_better=metric.higher_is_better)
 
     @property
     def metric(self) -> str:
@@ -79,7 +77,7 @@ class Watch:
         """Whether a value is no worse than the floor."""
         return self.bound is None or (value is not None and self.bound.holds(value))
 
-    def _evaluated(self, program: Program) -> Evaluated:
+    def _evaluated(self, program: Program, batches: int | None = None) -> Evaluated:
         context = self.context
         assert context.data is not None, "what can't be measured is asked before"
         with unwritten(program):
@@ -90,4 +88,5 @@ class Watch:
                 context.metric,
                 split=SPLIT,
                 progress=context.progress,
+                batches=batches,
             )

@@ -304,8 +304,25 @@ def test_where_nothing_can_be_measured_rounds_are_drawn_without_it(program, data
     unlabelled = [(X[:8], None)]
     outcome = run(program, repeat(steps=2, to={"macs": 0.5}), data=unlabelled)
     assert [row.metric for row in rows(outcome)] == [None] * 3
-    with pytest.raises(PassError, match="floor: the metric can't be measured"):
-        run(program, repeat(steps=2, to={"macs": 0.5}, floor="-1pt"), data=unlabelled)
+    for floor in ("-1pt", "-1%", 0.5):
+        with pytest.raises(PassError, match="floor: the metric can't be measured: it needs one output"):
+            run(program, repeat(steps=2, to={"macs": 0.5}, floor=floor), data=unlabelled)
+
+
+def test_where_less_is_better_the_floor_lies_above(data):
+    inputs = torch.randn(60, 6, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    regression = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1)).eval()
+    with torch.no_grad():
+        wanted = regression(inputs)
+    plan = {"plan": 1, "metric": "mae", "passes": [repeat(each=4, to={"macs": 0.1}, floor=0.1)]}
+    result = compile(regression, plan, (inputs[:1],), [(inputs, wanted)])
+    values = [row["metric"] for row in result.report["passes"][0]["rounds"]["rows"]]
+    assert values[0] == pytest.approx(0)
+    assert max(values[:-1]) <= 0.1 < values[-1]
+    plan["passes"][0]["repeat"]["floor"] = "-2pt"
+    with pytest.raises(PassError, match="floor: -2pt is of a metric in per cent, and MAE is none"):
+        compile(regression, plan, (inputs[:1],), [(inputs, wanted)])
 
 
 # -- a whole compile ---------------------------------------------------------------------------------------------------
