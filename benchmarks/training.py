@@ -4,7 +4,9 @@
     python benchmarks/training.py --device cuda --rounds 20
 
 Both networks have the same weights, see the same batch, and are stepped by SGD with momentum. CPU seconds on a CPU
-(seconds by the clock on a GPU), for a number of steps at a time; of all rounds the fastest counts.
+(seconds by the clock on a GPU), for a number of steps at a time; of all rounds the fastest counts. The rows of
+`finetune` and `slim_train` are whole passes, with all that the engine does, beside a loop written by hand over the same
+batches.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunec.compiler import trace
+from prunec.compiler.data import Data
 from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import PASSES as PASSES_BY_NAME
+from prunec.compiler.pass_base import Context
 from prunec.models.resnet import resnet20
 from prunec.passes.training.candidates import Candidates
 from prunec.passes.training.constraints import Constraints
@@ -39,10 +44,10 @@ def _growing(module: nn.Module, program: Program) -> Sequence[Update]:
 
 
 BESIDE: Mapping[str, Make] = {
-    "slim_train, bn_scale": lambda module, program: [L1(batch_norm_scales(module), 1e-4)],
-    "slim_train, group_norm": lambda module, program: [GroupNorm(UnitSlices.of(program, module), 1e-4)],
-    "slim_train, coupled_scales": lambda module, program: [GroupNorm(batch_norm_slices(program, module), 1e-4)],
-    "slim_train, growing": _growing,
+    "bn_scale": lambda module, program: [L1(batch_norm_scales(module), 1e-4)],
+    "group_norm": lambda module, program: [GroupNorm(UnitSlices.of(program, module), 1e-4)],
+    "coupled_scales": lambda module, program: [GroupNorm(batch_norm_slices(program, module), 1e-4)],
+    "growing": _growing,
     "hold_below": lambda module, program: Constraints(hold_below=1e-5).updates(module, program),
     "candidates": lambda module, program: [Candidates(UnitSlices.of(program, module), 1e-3, 100)],
     "clamp": lambda module, program: Constraints(clamp=(-1, 1)).updates(module, program),
@@ -101,10 +106,54 @@ def overhead(make: Make, device: torch.device, rounds: int, steps: int) -> tuple
     return base, more / base
 
 
+PASSES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "finetune": {"finetune": {}},
+    "slim_train": {"slim_train": {}},
+    "slim_train, group_norm": {"slim_train": {"method": "group_norm"}},
+}
+"""Whole passes that are measured beside a loop by hand: name -> the plan's entry."""
+
+
+def whole(
+    entry: Mapping[str, Mapping[str, str]], device: torch.device, rounds: int, updates: int = 16
+) -> tuple[float, float]:
+    """(seconds of a step of a loop by hand, the ratio of a step of the pass to it), of the fastest of runs in turns."""
+    ((name, options),) = entry.items()
+    said = {"updates": updates, "evaluate": False, "lr": 0.01, "schedule": "constant", **options}
+    made = PASSES_BY_NAME.named(name).model_validate(said)
+    program = trace(resnet20(), (torch.zeros(1, 3, 32, 32),))
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.randn(BATCH, 3, 32, 32, generator=generator), torch.randint(10, (BATCH,), generator=generator))
+        for _ in range(updates)
+    ]
+    context = Context(data=Data.of(batches), traced=program)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+
+    def by_hand() -> float:
+        stepper = Stepper(None, device)
+        start = clock()
+        for x, y in batches:
+            stepper.x, stepper.y = x.to(device), y.to(device)
+            stepper.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (clock() - start) / updates
+
+    def by_pass() -> float:
+        start = clock()
+        made.run(program, context)
+        return (clock() - start) / updates
+
+    found = [(by_hand(), by_pass()) for _ in range(rounds)]
+    base, more = (min(column) for column in zip(*found, strict=True))
+    return base, more / base
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", default=[], help="some of: " + "; ".join(BESIDE))
+    parser.add_argument("names", nargs="*", default=[], help="some of: " + "; ".join({**PASSES, **BESIDE}))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=1)
@@ -112,6 +161,10 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(chosen.device)
     table = Table("beside a step", "plain step", "ratio")
+    for name, entry in PASSES.items():
+        if not chosen.names or name in chosen.names:
+            base, ratio = whole(entry, device, max(chosen.rounds // 8, 2))
+            table.add_row(f"{name}, the whole pass", f"{base * 1e3:.1f} ms", f"{ratio:.3f}")
     for name, make in BESIDE.items():
         if not chosen.names or name in chosen.names:
             base, ratio = overhead(make, device, chosen.rounds, chosen.steps)
