@@ -244,7 +244,8 @@ def _impossible(
 ) -> PassError:
     place = _few([block.node for block in blocks])
     other = {block.choice for block in blocks} - {choice}
-    hint = f"{' or '.join(sorted(other))} is possible there" if other else "leave the pattern out"
+    instead = other and kind != "incoming"
+    hint = f"{' or '.join(sorted(other))} is possible there" if instead else "leave the pattern out"
     return PassError(f"{kind}: '{pattern}' can't be {choice} at {place}: {reason}", keys=keys, hint=hint)
 
 
