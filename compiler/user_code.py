@@ -214,11 +214,12 @@ def _folder(file: str | None) -> str:
 
 @cache
 def _foreign() -> tuple[str, ...]:
-    """What the names of files begin with that are torch's, ours, or no files."""
-    spec = importlib.util.find_spec("torch")  # not imported: `prunec --help` has no time for that
+    """What the names of files begin with that are torch's, its engine's, ours, or no files."""
+    # not imported: `prunec --help` has no time for that
+    specs = (importlib.util.find_spec(name) for name in ("torch", "lightning_fabric"))
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     folders = [os.path.join(ours, part) + os.sep for part in ("compiler", "passes")]
-    return (*folders, *([_folder(spec.origin)] if spec else []), "<frozen ", "<eval_with_key>")
+    return (*folders, *(_folder(spec.origin) for spec in specs if spec), "<frozen ", "<eval_with_key>")
 
 
 @cache

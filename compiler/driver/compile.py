@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import takewhile
@@ -209,9 +210,18 @@ def compile(
 
     Raises a `PrunecError` that says what is wrong and where; nothing is written before `Result.save`.
     """
-    with running("the compile failed", PrunecError, mixed=True):
+    with running("the compile failed", PrunecError, mixed=True), _gradients(model):
         folder = None if checkpoints is None else Path(os.path.realpath(checkpoints))
         return replace(_compile(model, Plan.of(plan), example_inputs, data, progress, folder, trained), quick=quick)
+
+
+@contextmanager
+def _gradients(model: nn.Module | None) -> Iterator[None]:
+    """A context in which scores and training have gradients, whatever the caller has turned off; but for a model that
+    was made in inference mode, which runs there alone."""
+    stays = isinstance(model, nn.Module) and any(tensor.is_inference() for tensor in model.parameters())
+    with nullcontext() if stays else torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _compile(

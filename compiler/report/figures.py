@@ -200,7 +200,7 @@ def _trained(record: Record) -> list[str]:
         best = record.details.get("best", {})
         value = best.get("value", last[metric["column"]])
         of = f" of epoch {best['epoch']}" if best else ""
-        words.append(f"{metric['column'].replace('_', ' ')} {metric_text(value, metric['share'])} on val{of}")
+        words.append(f"{metric['title']} {metric_text(value, metric['share'])} on val{of}")
     return words
 
 

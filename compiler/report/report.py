@@ -309,7 +309,7 @@ class Report:
         return self.metric.value if self.metric and self.metric.name == "accuracy" else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what wasn't measured has no key."""
+        """Plain JSON values; what wasn't measured has no key, and a figure that is no finite number is None."""
         sections: Mapping[str, Section | None] = {
             "origin": self.origin,
             "latency": self.latency,
@@ -320,7 +320,7 @@ class Report:
             "weights": self.weights,
             "onnx": self.onnx,
         }
-        return {
+        said = {
             "prunec": self.prunec,
             "model": self.model,
             "inputs": [list(shape) for shape in self.inputs],
@@ -335,3 +335,13 @@ class Report:
             **({"unmeasured": list(self.unmeasured)} if self.unmeasured else {}),
             **{name: section.to_dict() for name, section in sections.items() if section is not None},
         }
+        return {key: _finite(value) for key, value in said.items()}
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value without NaN and infinite numbers, which JSON doesn't have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,6 +34,8 @@ class Run:
     rows: tuple[Row, ...]
     metric: str = ""
     """The column of the metric; empty where none was measured."""
+    metric_title: str = ""
+    """Its name for people."""
     share: bool = False
     """Whether the metric reads in per cent."""
 
@@ -48,6 +50,10 @@ class Run:
         if column in _COUNTS:
             return f"{value:,.0f}"
         return figures.metric_text(value, self.share and column == self.metric)
+
+    def title_of(self, column: str) -> str:
+        """A column's name for people."""
+        return self.metric_title if column == self.metric else column.replace("_", " ")
 
     def csv(self) -> str:
         """The table as comma-separated values."""
@@ -66,7 +72,7 @@ class Run:
 
     def _curve(self, name: str, steps: Sequence[int]) -> Curve | None:
         values = [row.get(name) for row in self.rows]
-        return curve(name.replace("_", " "), steps, values, partial(self.told, name), step="update")
+        return curve(self.title_of(name), steps, values, partial(self.told, name), step="update")
 
 
 def trainings(report: Report) -> list[Run]:
@@ -89,7 +95,7 @@ def _run(records: Sequence[Record], rows: tuple[Row, ...], taken: Sequence[str])
     file = next(each for each in files if each not in taken)
     metric: Mapping[str, Any] = next((found for each in records if (found := each.details.get("metric"))), {})
     title = f"{name}, all rounds" if records[0].round is not None else name
-    return Run(title, file, rows, metric.get("column", ""), metric.get("share", False))
+    return Run(title, file, rows, metric.get("column", ""), metric.get("title", ""), metric.get("share", False))
 
 
 def _rows(records: Sequence[Record]) -> Iterator[Row]:

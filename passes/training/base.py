@@ -39,7 +39,7 @@ class TrainingPass(TrainingOptions):
 
     def check(self, program: Program) -> None:
         """Raise PassError for patterns that mean no parameter."""
-        frozen(self.freeze, [name for name, _ in trainable(program)])
+        frozen(self.freeze, trainable(program))
         self.constraints.check(program)
 
     def ready(self, program: Program, context: Context) -> None:
@@ -47,14 +47,20 @@ class TrainingPass(TrainingOptions):
         if context.data is None:
             hint = "name a data factory, for example data: prunec.models.data:digits"
             raise PassError("training needs data, and the plan has none", hint=hint)
+        if context.inputs is not None:
+            message = "a region of the model can't be trained by itself: the data and the loss are of the whole model"
+            hint = "put the slim parts in their places (splice in model.py), and train the model in a loop of your own"
+            raise PassError(message, hint=hint)
         context.data.require(self.split)
         Engine.of(context.train).ready()
-        Job.of(self, program, context).first_loss()
+        job = Job.of(self, program, context)
+        job.optimizer(job.trained(program))
+        job.first_loss()
         if (self.early_stop or self.keep == "best") and "val" not in context.data.splits:
             message = "the best epoch is found on the split 'val', which the data don't have"
             hint = "without early_stop and keep: best, no val is needed"
             raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint=hint)
-        if (self.early_stop or self.keep == "best") and not Job.of(self, program, context).is_measured:
+        if (self.early_stop or self.keep == "best") and not job.is_measured:
             message = f"the best epoch can't be found: {context.metric.name} can't be measured on these data"
             raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint="name another 'metric'")
 
@@ -85,10 +91,11 @@ class TrainingPass(TrainingOptions):
         return PassResult(made, details=details, history=tuple(trained.rows), warnings=tuple(trained.warnings))
 
     def _metric(self, context: Context, trained: Trained) -> dict[str, Any]:
-        """Which column of the history is the metric, where it was measured."""
-        column = column_of(context.metric.name)
+        """Which column of the history is the metric, and its name for people, where it was measured."""
+        metric = context.metric
+        column = column_of(metric.name)
         measured = any(column in row for row in trained.rows)
-        return {"metric": {"column": column, "share": context.metric.share}} if measured else {}
+        return {"metric": {"column": column, "title": metric.title, "share": metric.share}} if measured else {}
 
     def _seed(self, context: Context) -> int:
         if self.seed is not None:

@@ -32,8 +32,12 @@ class Distill(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: Fraction01 = Field(default=0.5, description="the share of the original's answers; at 1 no labels are read")
-    temperature: float = Field(default=4.0, gt=0, description="what both sides' logits are divided by")
-    features: float = Field(default=0.0, ge=0, description="weight of the difference of the layers' outputs")
+    temperature: float = Field(
+        default=4.0, gt=0, allow_inf_nan=False, description="what both sides' logits are divided by"
+    )
+    features: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="weight of the difference of the layers' outputs"
+    )
     of: Literal["auto", "logits", "values"] = Field(
         default="auto", description="what outputs are: logits of classes, or values; auto goes by the loss"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -11,19 +11,19 @@ from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.ir.program import Program
 
 
-def trainable(program: Program) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a program that its owner hasn't frozen, by name."""
-    for name, tensor in program.tensors.items():
-        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-            yield name, tensor
+def trainable(program: Program) -> dict[str, nn.Parameter]:
+    """The parameters of a program that its owner hasn't frozen, by name; a tied one has a name in each of its
+    places."""
+    tensors = program.tensors.items()
+    return {name: tensor for name, tensor in tensors if isinstance(tensor, nn.Parameter) and tensor.requires_grad}
 
 
-def frozen(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
-    """The parameters that a pattern means: by their own name, or by that of a layer or part that they belong to.
+def frozen(patterns: Iterable[str], parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """The names of those that a pattern means: by their own name, or by that of a layer or part that they belong to.
 
-    Raises PassError for a pattern that means none.
+    A tied parameter is frozen under all its names. Raises PassError for a pattern that means none.
     """
-    found: set[str] = set()
+    names, found = list(parameters), set[str]()
     for number, pattern in enumerate(patterns):
         mine = {name for name in names if any(fnmatchcase(each, pattern) for each in with_parents(name))}
         if not mine:
@@ -31,7 +31,16 @@ def frozen(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
             message = f"the pattern '{pattern}' means no parameter that is trained"
             raise PassError(message, keys=("freeze", number), hint=nearest(pattern, list(dict.fromkeys(every))))
         found |= mine
-    return found
+    still = {parameters[name] for name in found}
+    return {name for name, parameter in parameters.items() if parameter in still}
+
+
+def once(parameters: Mapping[str, nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    """Each parameter once, under its first name."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in parameters.items():
+        first.setdefault(parameter, name)
+    return [(name, parameter) for parameter, name in first.items()]
 
 
 def with_parents(name: str) -> list[str]:

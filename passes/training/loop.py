@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from prunec.compiler.data import Batch, Data
 from prunec.compiler.driver.evaluation import evaluate, try_out
 from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.user_code import is_out_of_memory
 from prunec.passes.training.carried import Carried, Memory, state_by_name
 from prunec.passes.training.distill import Teacher
-from prunec.passes.training.freezing import frozen, trainable
+from prunec.passes.training.freezing import frozen, once, trainable
 from prunec.passes.training.optimizers import decayed, rate
 from prunec.passes.training.options import TrainingOptions
 from prunec.passes.training.scoring import Scoring
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, float | int]
 """A line of a run's table: epoch, update, rate, loss, metric, and the pass's own figures."""
+
+_COLUMNS: Final = ("round", "epoch", "update", "lr", "loss")
+"""Columns that every run has."""
 
 TOLD: Final = 0.5
 """Seconds between two reports to the progress bar."""
@@ -97,10 +101,33 @@ class Job:
             raise DataError(f"the data's split '{self.options.split}' is empty", at=self.data.at)
         device = next((tensor.device for tensor in self.program.tensors.values()), torch.device("cpu"))
         batch = batch.like(self.program.inputs, device)
-        with torch.no_grad():
+        with torch.enable_grad():
             outputs = batch.through(self.program.deployed.module)
             if self.needs_labels:
-                self.context.loss.mean(outputs, batch)
+                self.with_gradient(self.context.loss.mean(outputs, batch))
+
+    def with_gradient(self, loss: Tensor) -> Tensor:
+        """The loss. Raises `PassError` where no parameter that is trained can change it."""
+        if loss.requires_grad or torch.is_inference_mode_enabled():
+            return loss
+        message = f"the loss {self.context.loss.name} has no gradient: no parameter that is trained leads to it"
+        raise PassError(message, hint="a loss is computed from the outputs without detach() or no_grad()")
+
+    # -- what is trained -------------------------------------------------------------------------------------------
+
+    def trained(self, program: Program) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are trained, each once. Raises `PassError` where there are none."""
+        every = trainable(program)
+        still = frozen(self.options.freeze, every)
+        left = once({name: parameter for name, parameter in every.items() if name not in still})
+        if not left:
+            raise PassError("no parameter is left to train: all are frozen", keys=("freeze",))
+        return left
+
+    def optimizer(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters. Raises `PassError` where it can't be made."""
+        groups = decayed(parameters, self.options.weight_decay, self.options.decay == "matrices")
+        return self.options.optimizer.make(groups, self.options.lr)
 
     @property
     def is_measured(self) -> bool:
@@ -117,8 +144,10 @@ class Job:
 
 
 def column_of(metric: str) -> str:
-    """The column of a metric in the table of a run, where `loss` is that of the training."""
-    return "val_loss" if metric == "loss" else metric
+    """The column of a metric in the table of a run, where `loss` is that of the training; a callable goes by its own
+    name."""
+    name = metric.rpartition(":")[2]
+    return f"val_{name}" if name in _COLUMNS else name
 
 
 def fit(fabric: Fabric, job: Job) -> Trained:
@@ -126,7 +155,7 @@ def fit(fabric: Fabric, job: Job) -> Trained:
 
     Raises `PassError` where the loss is NaN or memory runs out, with the place.
     """
-    with _seeded(fabric.device):
+    with _seeded(fabric.device), torch.inference_mode(False), torch.enable_grad():
         return _Run(fabric, job).result()
 
 
@@ -181,9 +210,9 @@ class _Run:
 
     def _freeze(self, own: Program) -> list[tuple[str, nn.Parameter]]:
         """Take the gradient from what is frozen, and the train mode from norms that keep their statistics."""
-        every = list(trainable(own))
-        still = frozen(self.options.freeze, [name for name, _ in every])
-        for name, parameter in every:
+        every, trained = trainable(own), self.job.trained(own)
+        still = frozen(self.options.freeze, every)
+        for name, parameter in every.items():
             parameter.requires_grad_(name not in still)
         self.still_norms = [
             part
@@ -194,7 +223,7 @@ class _Run:
             and (self.options.batch_norm == "freeze" or _all_frozen(name, inner, still))
         ]
         self._to_train_mode()
-        return [(name, parameter) for name, parameter in every if name not in still]
+        return trained
 
     def _to_train_mode(self) -> None:
         """Train mode everywhere, but for norms that keep their statistics."""
@@ -210,10 +239,7 @@ class _Run:
         return Teacher(self.options.distill, own, self.job.program, self.job.context.loss.name)
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, list[float]]:
-        if not self.trained:
-            raise PassError("no parameter is left to train: all are frozen", keys=("freeze",))
-        groups = decayed(self.trained, self.options.weight_decay, self.options.decay == "matrices")
-        optimizer = self.options.optimizer.make(groups, self.options.lr)
+        optimizer = self.job.optimizer(self.trained)
         return optimizer, [group["lr"] for group in optimizer.param_groups]
 
     def _remember(self) -> None:
@@ -293,18 +319,20 @@ class _Run:
             for number, (batch, weight) in enumerate(zip(ready, weights, strict=True)):
                 whole = number == len(ready) - 1
                 with self.fabric.no_backward_sync(self.model, enabled=not whole), self._scored(batch, weight):
-                    found = self._loss(batch) * weight
+                    found = self.job.with_gradient(self._loss(batch)) * weight
                     for each in self.beside if whole else ():
                         penalty = each.penalty()
                         found = found if penalty is None else found + penalty
                     self.fabric.backward(found)
                 loss += float(found.detach())
         except (RuntimeError, MemoryError, PassError, DataError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise self._out_of_memory(ready[0]) from error
+            if is_out_of_memory(error):
+                raise self._out_of_memory(ready[0]) from error
+            if batch.count == 1 and any(_is_norm(part) and part.training for part in self.module.modules()):
+                raise _alone(batch) from error
+            raise
         loss = self._mean(loss)
-        self._check(loss)
+        self._check(loss, ready)
         if self.options.clip is not None:
             self.fabric.clip_gradients(self.model, self.steps, max_norm=self.options.clip, error_if_nonfinite=False)
         elif self.beside:  # with float16 they are scaled until the step; clipping has taken that from them
@@ -354,12 +382,16 @@ class _Run:
             return apart
         return apart + (1 - self.teacher.options.weight) * loss.mean(outputs, batch)
 
-    def _check(self, loss: float) -> None:
+    def _check(self, loss: float, batches: Sequence[Batch]) -> None:
         if math.isfinite(loss):
             return
         kept = self.job.context.keeper.place
         last = f"; the last good checkpoint is in {kept}" if kept else ""
-        message = f"the loss is {loss} in epoch {self.epoch + 1}, update {self.update + 1} of {self.total}{last}"
+        place = f"the loss is {loss} in epoch {self.epoch + 1}, update {self.update + 1} of {self.total}"
+        for batch in batches:
+            if not all(x.isfinite().all() for x in tensors_in((batch.inputs, batch.labels)) if x.is_floating_point()):
+                raise batch.place.fault(f"it holds NaN or infinite values, and {place}{last}")
+        message = f"{place}{last}"
         hint = f"a smaller rate than lr: {self.options.lr:g}, a 'warmup' or 'clip: 1.0' may help"
         raise PassError(message, keys=("lr",), hint=hint)
 
@@ -421,7 +453,7 @@ class _Run:
             return
         self.worse += 1
         if stop is not None and self.worse >= stop.patience:
-            self.stopped = f"no better {metric.name} for {self.worse} epochs"
+            self.stopped = f"no better {metric.title} for {self.worse} epochs"
 
     def _measures(self) -> Row:
         return {key: value for each in self.beside for key, value in each.measures().items()}
@@ -534,7 +566,21 @@ class _Run:
 
 def _named(module: nn.Module, names: Iterable[str]) -> dict[Tensor, str]:
     """A module's tensors, with their names: a move to a device or a type makes new buffers."""
-    return {attrgetter(name)(module): name for name in names}
+    found: dict[Tensor, str] = {}
+    for name in names:
+        found.setdefault(attrgetter(name)(module), name)  # a tied one goes by its first name
+    return found
+
+
+def _is_norm(part: nn.Module) -> bool:
+    """Whether a module takes statistics of a batch."""
+    return isinstance(part, nn.modules.batchnorm._NormBase)
+
+
+def _alone(batch: Batch) -> DataError:
+    """The error of a batch that is too small."""
+    hint = "DataLoader(..., drop_last=True) leaves it out; batch_norm: freeze takes no statistics"
+    return batch.place.fault("it has one sample, and batch norm takes statistics of several", hint)
 
 
 def _own(value: Any, parameter: Tensor) -> Any:

@@ -48,9 +48,10 @@ OPTIMIZERS: Final[Mapping[str, type[torch.optim.Optimizer]]] = {
     for name, found in vars(torch.optim).items()
     if isinstance(found, type)
     and issubclass(found, torch.optim.Optimizer)
-    and found not in (torch.optim.Optimizer, torch.optim.LBFGS)  # which wants to run the model itself
+    and found not in (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
 }
-"""torch's own, by the name that a plan uses."""
+"""torch's own, by the name that a plan uses: but for one that wants to run the model itself, and one for gradients that
+are sparse."""
 
 _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {"sgd": {"momentum": 0.9}}
 """What the sources of the methods take where torch's own default is another."""
@@ -168,7 +169,9 @@ class Steps(_Schedule):
 
     name: ClassVar[str] = "steps"
     at: tuple[Fraction01, ...] = Field(default=(0.5, 0.75), description="the shares of all updates where it falls")
-    factor_: float = Field(default=0.1, gt=0, alias="factor", description="what the rate is multiplied by there")
+    factor_: float = Field(
+        default=0.1, gt=0, allow_inf_nan=False, alias="factor", description="what the rate is multiplied by there"
+    )
 
     def factor(self, done: float) -> float:
         """`factor` for each place that is passed."""
@@ -180,8 +183,12 @@ class OneCycle(_Schedule):
 
     name: ClassVar[str] = "one_cycle"
     peak: Fraction01 = Field(default=0.3, description="the share of all updates after which the rate is reached")
-    start: float = Field(default=25.0, ge=1, description="the first rate is the rate divided by this")
-    end: float = Field(default=1e4, ge=1, description="the last rate is the first one divided by this")
+    start: float = Field(
+        default=25.0, ge=1, allow_inf_nan=False, description="the first rate is the rate divided by this"
+    )
+    end: float = Field(
+        default=1e4, ge=1, allow_inf_nan=False, description="the last rate is the first one divided by this"
+    )
 
     def factor(self, done: float) -> float:
         """From 1 / start to 1, and from there to 1 / (start * end)."""

@@ -27,7 +27,9 @@ class EarlyStop(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     patience: Annotated[StrictInt, Field(ge=1)] = Field(default=3, description="epochs without a better metric")
-    min_delta: float = Field(default=0.0, ge=0, description="by how much a metric has to be better to count as that")
+    min_delta: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="by how much a metric has to be better to count as that"
+    )
 
 
 def _patience(value: object) -> object:
@@ -56,8 +58,10 @@ class TrainingOptions(Pass, ABC):
         default=Optimizer(name="sgd"),
         description="of torch.optim, or package.module:name; with arguments: {sgd: {nesterov: true}}",
     )
-    lr: float = Field(default=0.01, gt=0, description="the learning rate")
-    weight_decay: float = Field(default=1e-4, ge=0, description="what parameters are pulled to zero by")
+    lr: float = Field(default=0.01, gt=0, allow_inf_nan=False, description="the learning rate")
+    weight_decay: float = Field(
+        default=1e-4, ge=0, allow_inf_nan=False, description="what parameters are pulled to zero by"
+    )
     decay: Literal["all", "matrices"] = Field(
         default="all", description="which parameters decay: all, or those of two or more dimensions (no bias, no norm)"
     )
@@ -66,7 +70,9 @@ class TrainingOptions(Pass, ABC):
     )
     warmup: Warmup = Field(default=0.0, description="updates, or a share of them, in which the rate grows from zero")
     accumulate: Count = Field(default=1, description="batches whose gradients make one step")
-    clip: float | None = Field(default=None, gt=0, description="the largest norm of all gradients together")
+    clip: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="the largest norm of all gradients together"
+    )
     split: str = Field(default="train", description="the split of the data that is learned")
     distill: Distill | None = Field(
         default=None, description="learn from the original, too: {weight, temperature, features}"

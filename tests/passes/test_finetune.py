@@ -240,17 +240,125 @@ def test_a_selection_holds_behind_it():
         ({"freeze": ["conv*"]}, batches(), PassError, "the pattern 'conv\\*' means no parameter"),
         ({"freeze": ["*"]}, batches(), PassError, "no parameter is left to train"),
         ({"early_stop": 2}, {"train": batches()}, PassError, "the best epoch is found on the split 'val'"),
+        (
+            {"optimizer": {"sgd": {"nesterov": True, "momentum": 0}}},
+            batches(),
+            PassError,
+            "optimizer sgd can't be made",
+        ),
     ],
 )
 def test_what_is_missing_is_told_before_any_work(options, data, error, said):
+    begun = []
     with pytest.raises(error, match=said):
-        compile(small(), {"plan": 1, "passes": [{"finetune": options}]}, (X,), data)
+        compile(
+            small(),
+            {"plan": 1, "passes": ["score", {"finetune": options}]},
+            (X,),
+            data,
+            progress=lambda what, done, total, note="": begun.append(what),
+        )
+    assert not [what for what in begun if what.startswith("pass")]
 
 
 def test_a_loss_that_is_no_number_stops_it_with_the_place():
     with pytest.raises(PassError, match=r"the loss is (nan|inf) in epoch \d+, update \d+ of 60") as error:
         trained(small(), batches(), epochs=10, lr=1e9)
     assert "a smaller rate than lr: 1e+09" in str(error.value.hint)
+
+
+def test_data_that_are_no_numbers_are_told_with_their_batch():
+    data = batches()
+    data[2][0][3, 0, 0, 0] = torch.nan
+    with pytest.raises(DataError, match=r"batch 2 of the data: it holds NaN .* in epoch 1, update 3 of 6"):
+        trained(small(), data)
+
+
+def test_a_loss_without_gradient_is_told_before_any_work(monkeypatch):
+    def cut(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(outputs.detach(), labels)
+
+    monkeypatch.setattr("__main__.cut", cut, raising=False)
+    plan = {"plan": 1, "loss": "__main__:cut", "passes": ["finetune"]}
+    with pytest.raises(PassError, match="the loss __main__:cut has no gradient") as error:
+        compile(small(), plan, (X,), batches())
+    assert "without detach()" in str(error.value.hint)
+
+
+def test_a_batch_of_one_sample_that_batch_norm_can_t_take():
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(108, 6), nn.BatchNorm1d(6), nn.Linear(6, 5)).eval()
+
+    x, y = batches()[0]
+    data = [(x, y), (x[:1], y[:1])]
+    with pytest.raises(DataError, match="batch 1 of the data: it has one sample, and batch norm") as error:
+        trained(net(), data)
+    assert "drop_last=True" in str(error.value.hint)
+    assert not torch.equal(trained(net(), data, batch_norm="freeze")["1.weight"], net()[1].weight)
+
+
+class Tied(nn.Module):
+    """Embeds numbers, and gives them back by the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix, self.out = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.mix(self.embed(ids)).relu().mean(1))
+
+
+def words() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 9, (3, 8, 4), generator=generator)
+    return [(each, each[:, 0]) for each in ids]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tied_weight_is_stepped_once_and_stays_tied():
+    program = trace(Tied().eval(), (words()[0][0],))
+    options = {"epochs": 2, "lr": 0.1, "schedule": "constant", "weight_decay": 0}
+    pass_ = Finetune.model_validate({**options, "seed": 0})
+    context = Context(data=Data.of(words()), traced=program)
+    found = pass_.run(program, context).program
+    wanted = by_hand(Tied(), words(), 6, lambda update: 0.1)
+    assert found.tensors["embed.weight"] is found.tensors["out.weight"]
+    for name, tensor in wanted.items():
+        assert torch.equal(found.tensors[name], tensor), name
+    still = Finetune.model_validate({**options, "seed": 0, "freeze": ["out"]}).run(program, context).program
+    assert torch.equal(still.tensors["embed.weight"], program.tensors["embed.weight"])
+    assert not torch.equal(still.tensors["mix.weight"], program.tensors["mix.weight"])
+
+
+def test_momentum_of_a_tied_weight_goes_on_in_the_next_round():
+    program = trace(Tied().eval(), (words()[0][0],))
+    context = Context(data=Data.of(words()), traced=program)
+    options = {"updates": 3, "lr": 0.1, "schedule": "constant", "weight_decay": 0, "seed": 1}
+    first = Finetune.model_validate({**options, "rounds": (0, 2)}).run(program, context).program
+    second = Finetune.model_validate({**options, "rounds": (1, 2)}).run(first, context).program
+    whole = Finetune.model_validate({**options, "updates": 6}).run(program, context).program
+    assert torch.allclose(second.tensors["out.weight"], whole.tensors["out.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_the_caller_takes_no_gradients(off):
+    plan = {"plan": 1, "passes": [{"score": "taylor"}, {"select": "30%"}, "shrink", "finetune"]}
+    wanted = compile(small(), plan, (X,), batches()).module.state_dict()
+    net, data = small(), batches()
+    with off():
+        result = compile(net, plan, (X,), data)
+        assert not torch.is_grad_enabled()
+    for name, tensor in result.module.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_a_region_is_not_trained_by_itself():
+    plan = {"plan": 1, "region": "0", "passes": ["finetune"]}
+    with pytest.raises(PassError, match="a region of the model can't be trained by itself"):
+        compile(nn.Sequential(small(), nn.Softplus()).eval(), plan, (X,), batches())
 
 
 def test_a_stream_of_unknown_length_needs_updates():

@@ -33,6 +33,15 @@ def same(found, expected) -> bool:
     return found == expected and json.dumps(found) == json.dumps(expected)
 
 
+def test_what_is_no_number_is_none_since_json_has_no_word_for_it():
+    history = ({"epoch": 1, "loss": math.nan}, {"epoch": 2, "loss": math.inf})
+    record = replace(FULL.passes[0], history=history, details={"best": {"value": -math.inf, "steps": (math.nan, 1.0)}})
+    said = replace(FULL, passes=(record,)).to_dict()
+    json.dumps(said, allow_nan=False)
+    assert [row["loss"] for row in said["passes"][0]["history"]] == [None, None]
+    assert said["passes"][0]["details"] == {"best": {"value": None, "steps": [None, 1.0]}}
+
+
 def test_a_bare_report_has_no_key_for_what_was_not_measured():
     expected = {
         "prunec": "0.1.0",

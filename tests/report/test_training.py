@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from typing import Any
 
 import pytest
@@ -74,6 +75,30 @@ def test_what_a_training_came_to_is_told(result):
     assert did(first).startswith("2 epochs, loss ")
     assert "accuracy " in did(first)
     assert did(last).endswith("on val of epoch 1")
+
+
+def test_a_metric_has_its_name_for_people():
+    plan = {"plan": 1, "metric": "mean_iou", "passes": [{"finetune": {"epochs": 2, "lr": 0.05}}]}
+    result = compile(small(), plan, (X,), {"train": batches(0), "val": batches(1)})
+    assert "mean IoU " in did(result.findings.passes[0])
+    (run,) = trainings(result.findings)
+    assert run.columns == ["epoch", "update", "lr", "loss", "mean_iou"]
+    assert [drawn.title for drawn in run.curves()] == ["mean IoU", "loss", "lr"]
+    assert '<th class="n">mean IoU</th>' in report_html(result.findings)
+
+
+def worst(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(1) != labels).float() * torch.nan
+
+
+def test_a_metric_of_ones_own_that_is_no_number_is_in_the_table_and_the_report_is_json(monkeypatch):
+    monkeypatch.setattr("__main__.worst", worst, raising=False)
+    metric = {"name": "__main__:worst", "better": "lower"}
+    plan = {"plan": 1, "metric": metric, "passes": [{"finetune": {"epochs": 2, "keep": "best"}}]}
+    result = compile(small(), plan, (X,), {"train": batches(0), "val": batches(1)})
+    json.dumps(result.report, allow_nan=False)
+    assert [row["worst"] for row in result.report["passes"][0]["history"]] == [None, None]
+    assert trainings(result.findings)[0].csv().splitlines()[1].endswith(",nan")
 
 
 def test_a_report_without_training_has_none_of_it(result):
