@@ -72,6 +72,10 @@ class PrunecError(Exception):
         return "\n".join(lines)
 
 
+ALONE: Final = "of one process alone"
+"""The note of an error that one process has, of several that do the same."""
+
+
 class PlanError(PrunecError):
     """The plan is at fault: its author can mend it."""
 

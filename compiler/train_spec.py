@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt
 
 from prunec.compiler.errors import Span
+
+_RANKS: Final = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "LOCAL_RANK")
+"""Where launchers say which process this is."""
 
 Count = Annotated[StrictInt, Field(ge=1)]
 
@@ -40,6 +44,19 @@ class TrainSpec(BaseModel):
         made = self.model_copy()
         made._at = at
         return made
+
+    @staticmethod
+    def rank(spec: TrainSpec | None) -> int:
+        """Which of the processes this is that a launcher (torchrun, fabric run, srun) has started to train together,
+        counted from 0; 0 where each trains for itself."""
+        if "LT_CLI_USED" not in os.environ and (spec is None or not spec.is_for_several):
+            return 0
+        return next((int(os.environ[key]) for key in _RANKS if key in os.environ), 0)
+
+    @property
+    def is_for_several(self) -> bool:
+        """Whether several processes may train together by it."""
+        return self.strategy != "auto" or self.devices != 1 or self.num_nodes > 1
 
     @property
     def misfit(self) -> str:

@@ -19,7 +19,8 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
@@ -29,7 +30,7 @@ from typing import Annotated, Final, TextIO
 import typer
 
 from prunec.compiler.cli.plugins import CommandGroup
-from prunec.compiler.errors import PrunecError
+from prunec.compiler.errors import ALONE, PrunecError
 from prunec.compiler.user_code import is_out_of_memory, told
 from prunec.compiler.version import __version__
 
@@ -140,6 +141,17 @@ def _settings(
     context.obj.debug = debug
 
 
+@contextmanager
+def _heard(rank: int) -> Iterator[None]:
+    """A context of one of several processes that train together: what all say is heard of the first one alone."""
+    try:
+        yield
+    except PrunecError as error:
+        if rank and ALONE not in getattr(error, "__notes__", ()):
+            raise typer.Exit(error.exit_code) from error
+        raise
+
+
 @app.command("compile")
 def compile_(
     plan: PlanFile,
@@ -158,21 +170,25 @@ def compile_(
     from prunec.compiler.driver.journal import checkpoint_folder  # noqa: PLC0415
     from prunec.compiler.report.console import REASONS, show_report  # noqa: PLC0415
     from prunec.compiler.report.progress import Detail, watched  # noqa: PLC0415
+    from prunec.compiler.train_spec import TrainSpec  # noqa: PLC0415
 
-    detail = Detail.of(quiet, verbose)
     loaded = plan_file(plan, overrides)
-    ready_to_write(output, loaded)
+    rank = TrainSpec.rank(loaded.train)
+    detail = Detail.of(quiet or rank > 0, verbose and not rank)
+    if not rank:
+        ready_to_write(output, loaded)
     folder = output.absolute()  # a factory may change the working directory
     checkpoints = checkpoint_folder(folder)
     try:
-        with watched(detail) as progress:
+        with _heard(rank), watched(detail) as progress:
             made = compile(None, loaded, progress=progress, quick=quick, checkpoints=checkpoints, trained=trained)
             report = made.write(folder)
     except KeyboardInterrupt:
         if checkpoints.exists():
             typer.echo(f"interrupted: the same command goes on from {checkpoints}", err=True)
         raise
-    show_report(report, folder, None if verbose else REASONS, output)
+    if not rank:
+        show_report(report, folder, None if verbose else REASONS, output)
 
 
 @app.command()

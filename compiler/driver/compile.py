@@ -58,6 +58,7 @@ from prunec.compiler.report.training import trainings
 from prunec.compiler.tracing.both_modes import one_result, trace_modes, train_warnings
 from prunec.compiler.tracing.real_run import check_runs
 from prunec.compiler.tracing.user_state import undisturbed, untouched
+from prunec.compiler.train_spec import TrainSpec
 from prunec.compiler.user_code import running
 from prunec.compiler.version import __version__
 
@@ -108,6 +109,8 @@ class Result:
             raise OutputError(f"save takes the path of a folder, not {type(directory).__name__}")
         target = Path(directory)
         _check_no_source(self.plan, target)
+        if TrainSpec.rank(self.plan.train):
+            return self.findings  # of processes that have trained together, the first one writes
         here = torch.device("cpu")
         written = replace(self, before=on_device(self.before, here), program=on_device(self.program, here))
         report = write_atomically(target, partial(written._write, target=target))
@@ -260,7 +263,8 @@ def _compile(
         context = replace(context, whole=regions.spliced, inputs=inputs)
     check_options(before, steps)
     check_ready(before, steps, context)
-    journal = Journal.of(plan, before, None if trained else checkpoints)
+    first = TrainSpec.rank(plan.train) == 0
+    journal = Journal.of(plan, before, None if trained else checkpoints, writes=first)
     notes += [f"went on from {journal.folder}: {journal.where}"] if journal.where else []
     context = replace(context, journal=finished or journal, structural=trained)
     original = None

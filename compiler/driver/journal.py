@@ -67,6 +67,8 @@ class Journal:
     """Seconds between two checkpoints of a training."""
     entries: list[dict[str, Any]] = field(default_factory=list)
     """Those of an earlier compile first, then this one's."""
+    writes: bool = True
+    """Whether it is this process that writes: of several that train together, the first does."""
     known: int = 0
     """How many entries an earlier compile has left."""
     at: int = 0
@@ -74,14 +76,15 @@ class Journal:
     _held: int | None = None
 
     @staticmethod
-    def of(plan: Plan, program: Program, folder: Path | None) -> Journal:
+    def of(plan: Plan, program: Program, folder: Path | None, *, writes: bool = True) -> Journal:
         """The journal of a plan; with what an earlier compile of it left in the folder.
 
         Raises `OutputError` where the folder is another plan's, or is in use.
         """
         if folder is None or not _trains(plan):
             return Journal()
-        journal = Journal(folder, _owner(plan, program), plan.train.checkpoint_seconds if plan.train else 60.0)
+        seconds = plan.train.checkpoint_seconds if plan.train else 60.0
+        journal = Journal(folder, _owner(plan, program), seconds, writes=writes)
         if folder.exists():
             try:
                 journal._take_up()
@@ -124,7 +127,7 @@ class Journal:
                 "history": said.get("history", []),
             }
         )
-        if pass_.trains:
+        if pass_.trains and self.writes:
             self._write_values(result.program)
 
     def recall(self, what: str, make: Callable[[], Made]) -> Made:
@@ -167,7 +170,7 @@ class Journal:
 
     def finish(self) -> None:
         """Remove the folder: the compile has succeeded."""
-        if self.folder is not None and self.folder.exists():
+        if self.folder is not None and self.writes and self.folder.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
@@ -219,7 +222,7 @@ class Journal:
 
     def _hold(self) -> None:
         """Keep other compiles away from the folder as long as this one runs. Raises `OutputError`."""
-        if sys.platform == "win32" or self._held is not None:
+        if sys.platform == "win32" or self._held is not None or not self.writes:
             return
         assert self.folder is not None
         self._held = os.open(self.folder, os.O_RDONLY)

@@ -44,7 +44,7 @@ def _moved(program: Program, old: torch.device, new: torch.device) -> fx.Graph:
     def names_it(node: fx.Node) -> bool:
         seen: list[Any] = []
         map_aggregate((node.args, dict(node.kwargs)), seen.append)
-        return any(isinstance(value, torch.device) and value == old for value in seen)
+        return any(isinstance(value, torch.device) and value == old for value in (*seen, *_by_name(node).values()))
 
     if not any(map(names_it, program.graph.nodes)):
         return program.graph
@@ -54,5 +54,11 @@ def _moved(program: Program, old: torch.device, new: torch.device) -> fx.Graph:
         return new if isinstance(value, torch.device) and value == old else value
 
     for node in graph.nodes:
-        node.args, node.kwargs = map_aggregate((node.args, dict(node.kwargs)), put)
+        node.args, node.kwargs = map_aggregate((node.args, {**node.kwargs, **_by_name(node)}), put)
     return graph
+
+
+def _by_name(node: fx.Node) -> dict[str, torch.device]:
+    """The device that a call names in a text: `device="cpu"`."""
+    name = node.kwargs.get("device")
+    return {"device": torch.device(name)} if isinstance(name, str) else {}

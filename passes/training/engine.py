@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from prunec.compiler.errors import PassError
+from prunec.compiler.errors import ALONE, PassError, PrunecError
 from prunec.compiler.pass_base import Context, Progress
 from prunec.compiler.train_spec import TrainSpec
 from prunec.compiler.user_code import running
@@ -129,7 +129,13 @@ class Engine:
             if _BY_ENGINE not in os.environ:
                 fabric.launch()
             _check_alike(fabric, job)
-            return fit(fabric, job)
+            try:
+                return fit(fabric, job)
+            except PrunecError as error:
+                if fabric.global_rank and _outside(fabric):
+                    error.message = f"process {fabric.global_rank + 1} of {fabric.world_size}: {error.message}"
+                    error.add_note(ALONE)
+                raise
 
 
 def _outside(fabric: Fabric) -> bool:

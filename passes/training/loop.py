@@ -40,6 +40,7 @@ from prunec.passes.training.freezing import frozen, once, trainable
 from prunec.passes.training.optimizers import decayed, rate
 from prunec.passes.training.options import TrainingOptions
 from prunec.passes.training.scoring import Scoring
+from prunec.passes.training.sharded import check_sharded, gathered, is_sharded, scatter
 from prunec.passes.training.updates import in_order
 
 if TYPE_CHECKING:
@@ -181,10 +182,13 @@ class _Run:
         self.model, self.steps = fabric.setup(self.module, self.optimizer)
         self._to_train_mode()
         self.names = _named(self.module, own.tensors)
+        self.sharded = is_sharded(fabric)
         self._remember()
         made = self.options.updates_for(self.module, own, job.context)
         self.beside = in_order([*made, *self.options.constraints.updates(self.module, own)])
         self.beside += [self.scoring] if self.scoring else []
+        if self.sharded:
+            check_sharded(self.options, bool(self.beside))
         for update in self.beside:
             update.attach(self.optimizer)
         self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))
@@ -248,6 +252,11 @@ class _Run:
         first = self.options.rounds is None or self.options.rounds[0] == 0
         if carried is None or first or carried["optimizer"] != self.options.optimizer.name:
             return
+        if self.sharded:
+            scatter(
+                self.model._forward_module, self.optimizer, dict(Carried.of_plain(carried).fitted(self.job.program))
+            )
+            return
         by_name = dict(self.trained)
         for name, memory in Carried.of_plain(carried).fitted(self.job.program):
             if name in by_name:
@@ -269,7 +278,7 @@ class _Run:
     def result(self) -> Trained:
         """Train to the end."""
         keeper = self.job.context.keeper
-        self._resume(keeper.load())
+        self._resume(self._agreed(keeper.load()))
         last = self.total if self.options.stop_at is None else min(self.options.stop_at, self.total)
         while self.update < last and not self.stopped:
             self._epoch(last)
@@ -540,9 +549,13 @@ class _Run:
         return [name for tensor, name in self.names.items() if not isinstance(tensor, nn.Parameter)]
 
     def _trained(self) -> Trained:
-        values = {name: tensor.detach().cpu() for tensor, name in self.names.items()}
-        values |= self._agreed({name: values[name] for name in self._statistics()})
-        memory, at = state_by_name(self.optimizer, self.names), self.update
+        if self.sharded:
+            values, memory = self._agreed(gathered(self.model._forward_module, self.optimizer))
+        else:
+            values = {name: tensor.detach().cpu() for tensor, name in self.names.items()}
+            values |= self._agreed({name: values[name] for name in self._statistics()})
+            memory = state_by_name(self.optimizer, self.names)
+        at = self.update
         best = {key: value for key, value in self.best.items() if key in ("value", "epoch", "update")}
         if self.best:
             memory, at = self.best["memory"], self.best["update"]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from several import batches, small
 
 from prunec.compiler import Plan, compile
-from prunec.compiler.errors import PassError, PlanError
+from prunec.compiler.errors import PassError, PlanError, PrunecError
+from prunec.compiler.train_spec import TrainSpec
 
+SUPPORT = str(Path(__file__).parents[2] / "support")
 X = torch.zeros(2, 3, 6, 6)
 TWO = {"devices": 2, "accelerator": "cpu", "strategy": "ddp"}
 ONE = {"accelerator": "cpu"}
@@ -107,3 +114,75 @@ def test_momentum_goes_on_in_another_precision():
     rounds = [{"finetune": {"updates": 6, "lr": 0.1, "rounds": [number, 2], "seed": 1}} for number in range(2)]
     whole = values(batches(), {"finetune": {"updates": 12, "lr": 0.1, "seed": 1}}, train={"precision": "64-true"})
     assert_near(values(batches(), *rounds, train={"precision": "64-true"}), whole)
+
+
+PLAN = """
+plan: 1
+model: several:small
+inputs: [[2, 3, 6, 6]]
+data: several:splits
+loss: several:loss
+train: {devices: 2, accelerator: cpu, strategy: ddp}
+passes:
+  - score: l1
+  - select: 30%
+  - shrink
+  - finetune: {epochs: 2, lr: 0.1, early_stop: 1}
+"""
+
+
+def test_processes_of_a_launcher_compile_together_and_the_first_one_writes(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    command = ["compile", str(plan), "-o", str(tmp_path / "out"), "--quick", "-q"]
+    run = "import sys; from prunec.compiler.cli.main import main; main(sys.argv[1:])"
+    script = tmp_path / "run.py"
+    script.write_text(run)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), *command]
+    done = subprocess.run(
+        launcher, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": SUPPORT}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("MACs") == 1
+    wanted = compile(None, Plan.load(plan))
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        assert torch.equal(tensor, wanted.module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("spec", "environment", "rank"),
+    [
+        (None, {"RANK": "3"}, 0),
+        (TrainSpec(), {"SLURM_PROCID": "3"}, 0),
+        (TrainSpec(devices=2), {}, 0),
+        (TrainSpec(devices=2), {"RANK": "3", "LOCAL_RANK": "1"}, 3),
+        (TrainSpec(strategy="ddp"), {"SLURM_PROCID": "2"}, 2),
+        (None, {"LT_CLI_USED": "1", "RANK": "1"}, 1),
+    ],
+)
+def test_a_rank_counts_where_processes_train_together(monkeypatch, spec, environment, rank):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "LT_CLI_USED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert TrainSpec.rank(spec) == rank
+
+
+def test_several_processes_go_on_from_a_checkpoint_to_the_same_weights(tmp_path):
+    options = {"epochs": 4, "lr": 0.1, "optimizer": "adamw"}
+    plan = {"plan": 1, "train": {**TWO, "checkpoint_seconds": 0}, "passes": [{"finetune": options}]}
+    data = {"train": batches(), "val": batches(2)}
+    whole = compile(small(0.3), plan, (X,), data).module.state_dict()
+
+    def kill(what: str, done: int, total: int, note: str = "") -> None:
+        if what.startswith("train") and done >= 6:
+            raise PrunecError("killed")
+
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(PrunecError, match="killed"):
+        compile(small(0.3), plan, (X,), data, progress=kill, checkpoints=folder)
+    assert list(folder.glob("training-*.pt"))
+    again = compile(small(0.3), plan, (X,), data, checkpoints=folder)
+    assert any("went on" in note for note in again.findings.notes)
+    for name, tensor in again.module.state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
