@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -32,6 +34,21 @@ def on_device(program: Program, device: torch.device) -> Program:
     inputs = tuple(map_tensors(lambda x: x.to(device), value) for value in program.inputs)
     state = with_own_tensors(program.state, device)
     return program.derive(graph=_moved(program, old, device), state=state, inputs=inputs, facts=program.facts)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """A context in which float32 is computed in float32: on CUDA, torch rounds what convolutions multiply (TF32)."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _tensors(program: Program) -> chain[torch.Tensor]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec.compiler.errors import ModelError, Span, VerifyError
+from prunec.compiler.ir.devices import device_of, full_precision
 from prunec.compiler.ir.gc_pause import gc_paused
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
@@ -84,7 +85,13 @@ def verify(
     A batch size that the old program itself refuses is left out; if it refuses all, the example's own is taken.
     Raises `VerifyError` where they differ in float64 too, and where the reference finds the rewrite inconsistent.
     """
-    batches = batches or _batches(reference.before)
+    with full_precision(device_of(after)):
+        return _verified(after, reference, pass_name, seed, batches or _batches(reference.before), exact)
+
+
+def _verified(
+    after: Program, reference: Reference, pass_name: str, seed: int, batches: Sequence[int], exact: bool
+) -> Verification:
     try:
         for dtype in (torch.float64,) if exact else _dtypes(reference.before):
             trials = _trials(after, reference, dtype, seed, batches)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from prunec.compiler.errors import ALONE, PassError, PrunecError
+from prunec.compiler.errors import ALONE, PassError, PrunecError, first_line
 from prunec.compiler.pass_base import Context, Progress
 from prunec.compiler.train_spec import TrainSpec
 from prunec.compiler.user_code import running
@@ -131,6 +131,11 @@ class Engine:
             _check_alike(fabric, job)
             try:
                 return fit(fabric, job)
+            except RuntimeError as error:
+                if not self.options.deterministic or "deterministic" not in str(error):
+                    raise
+                message = f"an operation of the training isn't deterministic: {first_line(error)}"
+                raise PassError(message, at=self.options.at, hint="leave out deterministic: true") from error
             except PrunecError as error:
                 if fabric.global_rank and _outside(fabric):
                     error.message = f"process {fabric.global_rank + 1} of {fabric.world_size}: {error.message}"

@@ -378,6 +378,11 @@ class _Run:
         mean: Any = self.fabric.all_reduce(torch.tensor(value, device=self.fabric.device), reduce_op="mean")
         return float(mean)
 
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum of the processes' tensors of one kind, on the CPU."""
+        found: Any = self.fabric.all_reduce(tensor.to(self.fabric.device), reduce_op="sum")
+        return torch.as_tensor(found).cpu()
+
     def _agreed(self, value: Any) -> Any:
         """What the first process has, whose word decides: a clock, or a metric."""
         return value if self.fabric.world_size == 1 else self.fabric.broadcast(value)
@@ -499,6 +504,7 @@ class _Run:
             "best": self.best,
             "beside": [each.state_dict() for each in self.beside],
             "spent": self.spent,
+            "precision": self.fabric.strategy.precision.state_dict(),  # of float16, how gradients are scaled
         }
         if self.fabric.is_global_zero:
             self.job.context.keeper.save(lambda path: self.fabric.save(path, state))
@@ -516,6 +522,7 @@ class _Run:
         self.worse, self.sums, self.rows, self.best = counts["worse"], rest["sums"], rest["rows"], rest["best"]
         self.spent = rest["spent"]
         self.epochs.restore(rest["data"])
+        self.fabric.strategy.precision.load_state_dict(rest["precision"])
         for each, known in zip(self.beside, rest["beside"], strict=True):
             each.load_state_dict(known)
 
@@ -560,6 +567,8 @@ class _Run:
         if self.best:
             memory, at = self.best["memory"], self.best["update"]
         facts: dict[str, Any] = {}
+        if self.scoring and self.fabric.world_size > 1:
+            self.scoring.together(self._sum)
         for each in self.beside:
             facts |= each.facts()
         return Trained(

@@ -9,10 +9,11 @@ loss that the training goes by, in train mode, of weights that change from one u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunec.compiler.data import Batch
@@ -53,6 +54,11 @@ class Scoring(Update):
         yield
         self._scale = None
         self.sums.add(self._table.terms, batch.count)
+
+    def together(self, everyone: Callable[[Tensor], Tensor]) -> None:
+        """Take in what other processes have seen: `everyone` gives the sum of their tensors and this one's."""
+        self.sums.totals = [everyone(total) for total in self.sums.totals]
+        self.sums.count = int(everyone(torch.tensor(self.sums.count)))
 
     def facts(self) -> Mapping[str, Any]:
         """The scores."""

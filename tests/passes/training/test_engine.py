@@ -41,8 +41,10 @@ def test_two_processes_are_one_with_the_doubled_batch():
     ours = batches()
     pairs = zip(ours[::2], ours[1::2], strict=True)
     doubled = [(torch.cat([x, u]), torch.cat([y, v])) for (x, y), (u, v) in pairs]
-    finetune = {"epochs": 2, "lr": 0.1, "batch_norm": "freeze", "clip": 1.0, "distill": {"weight": 0.3}}
-    passes = [{"score": "l1"}, {"select": "30%"}, "shrink", {"finetune": finetune}]
+    finetune = {"epochs": 2, "lr": 0.1, "batch_norm": "freeze", "clip": 1.0, "score": "taylor"}
+    distilled = {"updates": 2, "lr": 0.1, "batch_norm": "freeze", "distill": {"weight": 0.3}}
+    cut = [{"select": "30%"}, "shrink"]
+    passes = [{"finetune": finetune}, *cut, {"finetune": distilled}]
     assert_near(values(ours, *passes, train=TWO), values(doubled, *passes))
 
 
@@ -186,3 +188,19 @@ def test_several_processes_go_on_from_a_checkpoint_to_the_same_weights(tmp_path)
     assert any("went on" in note for note in again.findings.notes)
     for name, tensor in again.module.state_dict().items():
         assert torch.equal(tensor, whole[name]), name
+
+
+def test_an_operation_that_gives_other_numbers_each_time_is_told(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("upsample does not have a deterministic implementation, but you set ...")
+
+    monkeypatch.setattr("prunec.passes.training.loop.fit", refuse)
+    with pytest.raises(PassError, match="an operation of the training isn't deterministic: .*upsample"):
+        values(batches(), "finetune", train={"accelerator": "cpu", "deterministic": True})
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_deterministic_training_gives_the_same_weights():
+    options = {"finetune": {"updates": 3, "lr": 0.1}}
+    found = values(batches(), options, train={"accelerator": "cpu", "deterministic": True})
+    assert_near(found, values(batches(), options))
