@@ -23,11 +23,13 @@ from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.driver.lock import check_model
 from prunec.compiler.driver.pass_manager import run_passes
+from prunec.compiler.driver.placing import placed
 from prunec.compiler.driver.steps import before_first, steps_of, unfolded
 from prunec.compiler.errors import PlanError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import matching
 from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.wrappers import untold
 from prunec.compiler.pass_base import Context, Progress
 from prunec.compiler.plan.options import Fraction01, faults
 from prunec.compiler.plan.plan import Plan
@@ -74,6 +76,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
+    program = placed(program, plan, True, untold)
     metric = settled(load_metric(plan, loss), program.module, data, program.inputs)
     context = Context(plan.seed, data, progress, program, plan.runtime, loss, metric)
     if score is None:

@@ -195,7 +195,7 @@ def test_an_operation_that_gives_other_numbers_each_time_is_told(monkeypatch):
         raise RuntimeError("upsample does not have a deterministic implementation, but you set ...")
 
     monkeypatch.setattr("prunec.passes.training.loop.fit", refuse)
-    with pytest.raises(PassError, match="an operation of the training isn't deterministic: .*upsample"):
+    with pytest.raises(PassError, match=r"an operation of the training isn't deterministic: .*upsample"):
         values(batches(), "finetune", train={"accelerator": "cpu", "deterministic": True})
     assert not torch.are_deterministic_algorithms_enabled()
 
