@@ -47,7 +47,7 @@ def test_every_choice_is_read(kind):
 @pytest.mark.parametrize(
     ("kind", "said", "complaint"),
     [
-        ("heads", {}, "expected one of attention, grouped, got 'heads'"),
+        ("heads", {}, "expected one of attention, grouped, incoming, got 'heads'"),
         ("attention", {"*": "same"}, "each with one of heads, head_width, got {'*': 'same'}"),
         ("grouped", "same", "expected patterns"),
         ("grouped", {1: "same"}, "expected patterns"),
