@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from prunec.passes.training.loop import Job, Trained
 
+_DDP: Final = "ddp_find_unused_parameters_true"
+"""The loss may be of some outputs alone, and not all parameters lead there."""
+
 _BY_ENGINE: Final = "LT_CLI_USED"
 """Set where `fabric run` has started the process; the engine then reads its options from there."""
 
@@ -82,11 +85,13 @@ class Engine:
         given: dict[str, Any] = {
             "accelerator": options.accelerator,
             "devices": list(options.devices) if isinstance(options.devices, tuple) else options.devices,
-            "strategy": options.strategy,
+            "strategy": _DDP if options.strategy == "ddp" else options.strategy,
             "num_nodes": options.num_nodes,
             "precision": options.precision,
         }
-        return {key: value for key, value in given.items() if key in said} if _BY_ENGINE in os.environ else given
+        if _BY_ENGINE in os.environ:
+            return {key: value for key, value in {**given, "strategy": options.strategy}.items() if key in said}
+        return {**given, "strategy": _DDP} if options.strategy == "auto" and options.is_for_several else given
 
     def _refused(self, error: Exception) -> PassError:
         return PassError(f"the plan's 'train' can't be had here: {error}", at=self.options.at)
@@ -117,8 +122,7 @@ class Engine:
         """The training in one of the processes that were started for it."""
         from lightning_fabric.plugins.environments.lightning import LightningEnvironment  # noqa: PLC0415
 
-        strategy = "ddp" if self.options.strategy == "auto" else self.options.strategy
-        fabric = self.fabric(plugins=[LightningEnvironment()], strategy=strategy)
+        fabric = self.fabric(plugins=[LightningEnvironment()])
         return self._fit(fabric, replace(job, context=replace(job.context, progress=progress)))
 
     def _fit(self, fabric: Fabric, job: Job) -> Trained:
@@ -126,6 +130,7 @@ class Engine:
 
         with warnings.catch_warnings(), _deterministic(self.options.deterministic):
             warnings.filterwarnings("ignore", module="lightning_fabric")
+            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True")
             if _BY_ENGINE not in os.environ:
                 fabric.launch()
             _check_alike(fabric, job)

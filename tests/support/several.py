@@ -28,6 +28,19 @@ def small(dropout: float = 0.0) -> nn.Module:
     ).eval()
 
 
+class TwoHeads(nn.Module):
+    """A network of two outputs."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(108, 8), nn.Linear(8, 5), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.body(x.flatten(1)).relu()
+        return self.a(x), self.b(x)
+
+
 def batches(count: int = 6, size: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Random images, [size, 3, 6, 6], with labels of 5 classes."""
     generator = torch.Generator().manual_seed(1)

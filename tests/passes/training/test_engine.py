@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from several import batches, small
+from several import TwoHeads, batches, small
 
 from prunec.compiler import Plan, compile
 from prunec.compiler.errors import PassError, PlanError, PrunecError
@@ -116,6 +116,18 @@ def test_momentum_goes_on_in_another_precision():
     rounds = [{"finetune": {"updates": 6, "lr": 0.1, "rounds": [number, 2], "seed": 1}} for number in range(2)]
     whole = values(batches(), {"finetune": {"updates": 12, "lr": 0.1, "seed": 1}}, train={"precision": "64-true"})
     assert_near(values(batches(), *rounds, train={"precision": "64-true"}), whole)
+
+
+def test_a_loss_of_one_output_leaves_the_other_s_parameters_without_a_gradient():
+    passes = [{"finetune": {"epochs": 1, "lr": 0.1}}]
+    plan = {"plan": 1, "loss": {"name": "cross_entropy", "output": 0}, "passes": passes}
+    ours = batches(4)
+    pairs = zip(ours[::2], ours[1::2], strict=True)
+    doubled = [(torch.cat([x, u]), torch.cat([y, v])) for (x, y), (u, v) in pairs]
+    found = compile(TwoHeads().eval(), {**plan, "train": {"devices": 2, "accelerator": "cpu"}}, (X,), ours)
+    wanted = compile(TwoHeads().eval(), {**plan, "train": ONE}, (X,), doubled)
+    assert_near(dict(found.module.state_dict()), dict(wanted.module.state_dict()))
+    assert torch.equal(found.module.state_dict()["b.weight"], TwoHeads().b.weight)
 
 
 PLAN = """
