@@ -6,6 +6,7 @@ An error of ours that one of them raises is raised here; the others are ended.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -38,6 +39,7 @@ POLL: Final = 0.1
 """Seconds between two looks at the processes."""
 
 _ADDRESS: Final = "127.0.0.1"
+_LEVEL: Final = "TORCH_CPP_LOG_LEVEL"
 _STARTED: Final = "PRUNEC_WORKER"
 """Set in a process that was started here."""
 
@@ -51,6 +53,7 @@ def run(function: Callable[[Any, Progress], Any], given: Any, count: int, progre
     if _STARTED in os.environ:
         message = "a process that trains would start others: the script that is run again in it compiles, too"
         raise PassError(message, hint='put the call of compile under `if __name__ == "__main__":`')
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that processes are ended is no news
     with TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         handover.write((function, given), folder / _JOB)
@@ -81,13 +84,16 @@ _RESULT: Final = "result.pt"
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """A context in which processes start that don't run the main script again."""
-    main = sys.modules["__main__"]
+    """A context in which processes start that don't run the main script again, and are silent about torch's advice."""
+    main, level = sys.modules["__main__"], os.environ.get(_LEVEL)
     sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.setdefault(_LEVEL, "ERROR")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if level is None:
+            del os.environ[_LEVEL]
 
 
 def _free_port() -> int:
