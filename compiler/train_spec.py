@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Final, Literal
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt
 
@@ -32,6 +33,8 @@ class TrainSpec(BaseModel):
     """Use algorithms alone that give the same numbers each time, which may be slower: for CUDA."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """After so many seconds of training a checkpoint is written; at 0 after every update."""
+    tensorboard: Path | None = None
+    """A folder for TensorBoard, which gets the curves of every training."""
     _at: Span | None = PrivateAttr(default=None)
 
     @property
@@ -39,7 +42,7 @@ class TrainSpec(BaseModel):
         """Where the plan says it."""
         return self._at
 
-    def placed(self, at: Span | None) -> TrainSpec:
+    def placed(self, at: Span | None) -> Self:
         """The same, said at that place."""
         made = self.model_copy()
         made._at = at

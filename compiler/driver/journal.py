@@ -19,9 +19,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -79,12 +80,15 @@ class Journal:
     def of(plan: Plan, program: Program, folder: Path | None, *, writes: bool = True) -> Journal:
         """The journal of a plan; with what an earlier compile of it left in the folder.
 
-        Raises `OutputError` where the folder is another plan's, or is in use.
+        Raises `OutputError` where the folder is another plan's, is in use, or is none.
         """
         if folder is None or not _trains(plan):
             return Journal()
         seconds = plan.train.checkpoint_seconds if plan.train else 60.0
         journal = Journal(folder, _owner(plan, program), seconds, writes=writes)
+        if os.path.lexists(folder) and not folder.is_dir():
+            hint = "checkpoints lie beside the output: name another one"
+            raise OutputError(f"{folder} is there, and is no folder for checkpoints", hint=hint)
         if folder.exists():
             try:
                 journal._take_up()
@@ -212,10 +216,12 @@ class Journal:
         """The folder, with a README in it, held by this process."""
         assert self.folder is not None
         if not self.folder.exists():
-            self.folder.mkdir()
+            with _written(self.folder):
+                self.folder.mkdir(parents=True)
             text = f"Checkpoints of `prunec compile` into {self.folder.name.removesuffix(SUFFIX)}, begun {_now()}.\n"
             how = "The same command goes on from here. Delete this folder to begin anew.\n"
-            (self.folder / _README).write_text(text + how, encoding="utf-8")
+            with _written(self.folder):
+                (self.folder / _README).write_text(text + how, encoding="utf-8")
             self._hold()
             self._write_journal()
         return self.folder
@@ -250,7 +256,7 @@ class Journal:
             "facts": {name: plain for name, fact in program.facts.items() if (plain := _plain(fact)) is not None},
         }
         new = folder / f"values-{len(self.entries)}.pt"
-        _replace(new, lambda path: torch.save(values, path))
+        _replace(new, partial(_save, values))
         self._write_journal()
         for old in (*folder.glob("values-*.pt"), *folder.glob("training-*.pt")):
             if old != new:
@@ -301,19 +307,37 @@ class _Keeper:
         return self._path if self._path.exists() else None
 
 
+def _save(values: Any, path: Path) -> None:
+    """`torch.save` that raises the system's own error, which torch's hides."""
+    try:
+        with path.open("wb") as file:
+            torch.save(values, file)
+    except RuntimeError as error:
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Have `write` make a file beside `path`, and then give it its name: a kill leaves the old one or the new one."""
     fresh = path.with_name(f".{path.name}.new")
     try:
-        write(fresh)
-        with fresh.open("rb+") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        raise OutputError(f"the checkpoint can't be written to '{path.parent}': {error.strerror}") from error
+        with _written(path.parent):
+            write(fresh)
+            with fresh.open("rb+") as file:
+                os.fsync(file.fileno())
+            fresh.replace(path)
     finally:
         with suppress(OSError):
             fresh.unlink()
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """A context in which something is written for the folder. Raises `OutputError` where the system can't."""
+    try:
+        yield
+    except OSError as error:
+        hint = "what was written before is still there: the same command goes on from it"
+        raise OutputError(f"no checkpoint can be written to '{folder}': {error.strerror}", hint=hint) from error
 
 
 # -- passes for their structure alone --------------------------------------------------------------------------------
@@ -384,11 +408,15 @@ _DIFFERS: Final = {
 }
 
 
+_BESIDE: Final = ("checkpoint_seconds", "tensorboard")
+"""What a plan's `train` says that changes no weights."""
+
+
 def _owner(plan: Plan, program: Program) -> dict[str, str]:
     """What a compile must have in common with the one that left the checkpoints."""
     said = {key: value for key, value in plan.to_dict().items() if key not in ("export", "hashes", "versions")}
     if "train" in said:
-        said["train"] = {key: value for key, value in said["train"].items() if key != "checkpoint_seconds"}
+        said["train"] = {key: value for key, value in said["train"].items() if key not in _BESIDE}
     return {
         "plan": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest(),
         "model": sha256_of(program.tensors),

@@ -49,9 +49,9 @@ from prunec.compiler.plan.schema import (
     ModelSpec,
     OnnxExport,
     PlanInput,
+    PlanTrain,
 )
 from prunec.compiler.plan.source import Fault, Source, plain, read, shown
-from prunec.compiler.train_spec import TrainSpec
 
 VERSIONS: Final = (1,)
 """The versions of the plan language that this compiler reads."""
@@ -73,7 +73,7 @@ def _one_or_several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _goes_together(spec: TrainSpec | None) -> TrainSpec | None:
+def _goes_together(spec: PlanTrain | None) -> PlanTrain | None:
     if spec is not None and spec.misfit:
         raise wrong(spec.misfit)
     return spec
@@ -116,7 +116,7 @@ class Plan(BaseModel):
     device: Annotated[str, AfterValidator(_is_device)] = "auto"
     """What the compile runs on, but for training: `cpu`, `cuda`, `cuda:1`. With `auto` that is where the model is; with
     data, a CUDA device if there is one. The model and the artifacts stay where they are."""
-    train: Annotated[TrainSpec | None, AfterValidator(_goes_together)] = None
+    train: Annotated[PlanTrain | None, AfterValidator(_goes_together)] = None
     """What training passes run on."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()

@@ -46,6 +46,7 @@ from prunec.compiler.plan.options import wrong
 from prunec.compiler.plan.source import shown
 from prunec.compiler.task.losses import ARGUMENTS
 from prunec.compiler.task.metrics import NAMES
+from prunec.compiler.train_spec import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,12 @@ AnyPath = Annotated[
 PlanPath = Annotated[
     Path, PlainValidator(_parse_path), PlainSerializer(_relative), WithJsonSchema({"type": "string", "minLength": 1})
 ]
+
+
+class PlanTrain(TrainSpec):
+    """`train` of a plan, whose paths are meant from the plan's folder."""
+
+    tensorboard: AnyPath | None = None
 
 
 class _Part(BaseModel):

@@ -25,6 +25,7 @@ from prunec.compiler.errors import ALONE, PassError, PrunecError, first_line
 from prunec.compiler.pass_base import Context, Progress
 from prunec.compiler.train_spec import TrainSpec
 from prunec.compiler.user_code import running
+from prunec.passes.training import board
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -55,6 +56,7 @@ class Engine:
             raise PassError(
                 "training needs lightning-fabric, which isn't installed", hint="pip install 'prunec[train]'"
             )
+        board.ready(self.options)
         fabric = self.fabric()
         if self.options.num_nodes > 1 and not _outside(fabric):
             message = f"{self.options.num_nodes} machines train together, and no launcher has started this process"

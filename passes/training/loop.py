@@ -34,6 +34,7 @@ from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.user_code import is_out_of_memory
+from prunec.passes.training.board import Board
 from prunec.passes.training.carried import Carried, Memory, state_by_name
 from prunec.passes.training.distill import Teacher
 from prunec.passes.training.freezing import frozen, once, trainable
@@ -203,6 +204,7 @@ class _Run:
         self.stopped = ""
         self.sums: dict[str, float] = {}
         self.spent, self.told = 0.0, 0.0
+        self.board = Board()
         self.evaluates = job.options.evaluate and job.is_measured
 
     # -- before the first step -------------------------------------------------------------------------------------
@@ -280,8 +282,10 @@ class _Run:
         keeper = self.job.context.keeper
         self._resume(self._agreed(keeper.load()))
         last = self.total if self.options.stop_at is None else min(self.options.stop_at, self.total)
-        while self.update < last and not self.stopped:
-            self._epoch(last)
+        with Board.of(self.job.context.train, self.options.name, writes=self.fabric.is_global_zero) as self.board:
+            self.board.write_rows(self.rows)
+            while self.update < last and not self.stopped:
+                self._epoch(last)
         self._take_best()
         if self.options.batch_norm == "reestimate":
             self._reestimate()
@@ -438,6 +442,7 @@ class _Run:
             self._compare(value)
         row |= self._measures()
         self.rows.append(row)
+        self.board.write(row, self.update)
         self._report(over)
 
     def _evaluated(self) -> float:
@@ -486,6 +491,8 @@ class _Run:
         loss = self.sums["loss"] / count if count else last.get("loss", math.nan)
         figures = {"loss": loss, **{k: v for k, v in last.items() if k not in ("epoch", "update", "lr", "loss")}}
         figures["lr"] = self.optimizer.param_groups[0]["lr"]
+        if count:
+            self.board.write({"loss": loss, "lr": figures["lr"]}, self.update)
         note = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         done = self.total if over or self.stopped else self.update
         self.job.context.progress(f"train: {self.options.name}", done, self.total, note)

@@ -75,6 +75,42 @@ PLAN: dict[str, Any] = {
 }
 
 
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_journal import PLAN, Shuffled, X, small
+from prunec.compiler import compile
+from prunec.compiler.errors import OutputError
+
+def progress(what, done, total, note=""):
+    if "pass 6" in what:  # from here on no file may hold more than this
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+
+try:
+    compile(small(), PLAN, (X,), Shuffled(), checkpoints=sys.argv[1], progress=progress)
+except OutputError as error:
+    print(error)
+"""
+    for limit in (0, 4096):  # a file that can't hold anything, and one that can't hold all
+        folder = tmp_path / f"{limit}.prunec-checkpoint"
+        command = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent), str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"no checkpoint can be written to '{folder}': File too large"), done.stdout
+        assert [path.name for path in folder.glob("values-*")] == ["values-5.pt"]
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+    path = tmp_path / "out.prunec-checkpoint"
+    path.touch()
+    with pytest.raises(OutputError, match="is there, and is no folder for checkpoints"):
+        compile(small(), PLAN, (X,), Shuffled(), checkpoints=path)
+    with pytest.raises(OutputError, match=r"no checkpoint can be written to .*: Not a directory"):
+        compile(small(), PLAN, (X,), Shuffled(), checkpoints=path / "within")
+
+
 class Killed(PrunecError):
     """What nobody catches."""
 

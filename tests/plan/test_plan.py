@@ -253,5 +253,5 @@ def test_the_schema_describes_passes():
     assert set(rules["$defs"]["Pick"]["properties"]) == {"ratio", "budget", "keep", "norm", "protect"}
     assert set(rules["$defs"]) == {
         *("Budget", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "LossSpec", "MetricSpec"),
-        *("ModelSpec", "OnnxExport", "Pick", "Tidy", "TrainSpec", "Trim", "WeightsSpec", "pass"),
+        *("ModelSpec", "OnnxExport", "Pick", "PlanTrain", "Tidy", "Trim", "WeightsSpec", "pass"),
     }
