@@ -75,6 +75,10 @@ class Journal:
     at: int = 0
     """The number of the next one."""
     _held: int | None = None
+    _mine: bool = False
+    """Whether the folder was there, and had nothing of another compile in it."""
+    _begun: bool = False
+    """Whether the folder has a journal of this compile."""
 
     @staticmethod
     def of(plan: Plan, program: Program, folder: Path | None, *, writes: bool = True) -> Journal:
@@ -192,9 +196,10 @@ class Journal:
         self._hold()
         path = self.folder / JOURNAL
         if not path.exists():
-            if any(self.folder.iterdir()):
+            if {each.name for each in self.folder.iterdir()} - {_README, _fresh(path).name}:
                 hint = "name another output"
                 raise OutputError(f"{self.folder} is there, and holds no checkpoints", hint=hint)
+            self._mine = True  # made by a compile that was killed at once, or by the user
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -207,6 +212,7 @@ class Journal:
             hint = f"delete {self.folder} to begin anew, or name another output"
             raise OutputError(message, hint=hint)
         self.entries, self.known = entries, len(entries)
+        self._begun = True
 
     def _unusable(self, why: str) -> PrunecError:
         hint = f"delete {self.folder} to begin anew"
@@ -215,15 +221,20 @@ class Journal:
     def _begin(self) -> Path:
         """The folder, with a README in it, held by this process."""
         assert self.folder is not None
-        if not self.folder.exists():
-            with _written(self.folder):
-                self.folder.mkdir(parents=True)
-            text = f"Checkpoints of `prunec compile` into {self.folder.name.removesuffix(SUFFIX)}, begun {_now()}.\n"
-            how = "The same command goes on from here. Delete this folder to begin anew.\n"
-            with _written(self.folder):
-                (self.folder / _README).write_text(text + how, encoding="utf-8")
-            self._hold()
-            self._write_journal()
+        if self._begun:
+            return self.folder
+        with _written(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        if not self._mine and any(self.folder.iterdir()):
+            message = f"another compile has put its checkpoints into {self.folder} meanwhile"
+            raise OutputError(message, hint="name another output")
+        text = f"Checkpoints of `prunec compile` into {self.folder.name.removesuffix(SUFFIX)}, begun {_now()}.\n"
+        how = "The same command goes on from here. Delete this folder to begin anew.\n"
+        with _written(self.folder):
+            (self.folder / _README).write_text(text + how, encoding="utf-8")
+        self._write_journal()
+        self._begun = True
         return self.folder
 
     def _hold(self) -> None:
@@ -316,9 +327,14 @@ def _save(values: Any, path: Path) -> None:
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
+def _fresh(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(f".{path.name}.new")
+
+
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Have `write` make a file beside `path`, and then give it its name: a kill leaves the old one or the new one."""
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = _fresh(path)
     try:
         with _written(path.parent):
             write(fresh)

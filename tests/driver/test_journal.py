@@ -75,42 +75,6 @@ PLAN: dict[str, Any] = {
 }
 
 
-def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(tmp_path):
-    code = """
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_journal import PLAN, Shuffled, X, small
-from prunec.compiler import compile
-from prunec.compiler.errors import OutputError
-
-def progress(what, done, total, note=""):
-    if "pass 6" in what:  # from here on no file may hold more than this
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-
-try:
-    compile(small(), PLAN, (X,), Shuffled(), checkpoints=sys.argv[1], progress=progress)
-except OutputError as error:
-    print(error)
-"""
-    for limit in (0, 4096):  # a file that can't hold anything, and one that can't hold all
-        folder = tmp_path / f"{limit}.prunec-checkpoint"
-        command = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent), str(limit)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith(f"no checkpoint can be written to '{folder}': File too large"), done.stdout
-        assert [path.name for path in folder.glob("values-*")] == ["values-5.pt"]
-        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
-
-
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
-    path = tmp_path / "out.prunec-checkpoint"
-    path.touch()
-    with pytest.raises(OutputError, match="is there, and is no folder for checkpoints"):
-        compile(small(), PLAN, (X,), Shuffled(), checkpoints=path)
-    with pytest.raises(OutputError, match=r"no checkpoint can be written to .*: Not a directory"):
-        compile(small(), PLAN, (X,), Shuffled(), checkpoints=path / "within")
-
-
 class Killed(PrunecError):
     """What nobody catches."""
 
@@ -341,3 +305,66 @@ def test_a_lock_is_compiled_with_the_weights_beside_it(plan_file, whole):
         assert run.returncode == 0, said
     assert "train: finetune" not in said
     assert (plan_file / "trained" / "model.safetensors").read_bytes() == whole
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_journal import PLAN, Shuffled, X, small
+from prunec.compiler import compile
+from prunec.compiler.errors import OutputError
+
+def progress(what, done, total, note=""):
+    if "pass 6" in what:  # from here on no file may hold more than this
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+
+try:
+    compile(small(), PLAN, (X,), Shuffled(), checkpoints=sys.argv[1], progress=progress)
+except OutputError as error:
+    print(error)
+"""
+    for limit in (0, 4096):  # a file that can't hold anything, and one that can't hold all
+        folder = tmp_path / f"{limit}.prunec-checkpoint"
+        command = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent), str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"no checkpoint can be written to '{folder}': File too large"), done.stdout
+        assert [path.name for path in folder.glob("values-*")] == ["values-5.pt"]
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("left", [[], ["README.txt"], ["README.txt", ".journal.json.new"]])
+def test_a_kill_before_there_was_a_journal_is_none(tmp_path, left):
+    folder = tmp_path / "out.prunec-checkpoint"
+    folder.mkdir()
+    for name in left:
+        (folder / name).touch()
+    with pytest.raises(Killed):
+        run(folder, Killer(15))
+    assert (folder / JOURNAL).exists()
+    assert "The same command goes on" in (folder / "README.txt").read_text()
+    run(folder).save(tmp_path / "out")
+    assert not folder.exists()
+
+
+def test_another_compile_that_began_at_the_same_time_is_told(tmp_path):
+    folder = tmp_path / "out.prunec-checkpoint"
+
+    def progress(what, done, total, note=""):
+        if "finetune" in what and not folder.exists():
+            folder.mkdir()
+            (folder / JOURNAL).write_text("{}")
+
+    with pytest.raises(OutputError, match="another compile has put its checkpoints into"):
+        compile(small(), PLAN, (X,), Shuffled(), checkpoints=folder, progress=progress)
+    assert (folder / JOURNAL).read_text() == "{}"
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+    path = tmp_path / "out.prunec-checkpoint"
+    path.touch()
+    with pytest.raises(OutputError, match="is there, and is no folder for checkpoints"):
+        compile(small(), PLAN, (X,), Shuffled(), checkpoints=path)
+    with pytest.raises(OutputError, match=r"no checkpoint can be written to .*: Not a directory"):
+        compile(small(), PLAN, (X,), Shuffled(), checkpoints=path / "within")
