@@ -16,7 +16,7 @@ differs from layer to layer: use it with `normalize: mean`. Signs are kept: the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -81,9 +81,13 @@ class _Diagonal(_Sum):
         for name, product in self.curved(gradients, along).items():
             self.total[name] += along[name] * product
 
-    def evidence(self, count: int) -> Iterator[Found]:
+    def terms(self, count: int) -> dict[str, Tensor]:
+        """1/2 h_ii w_i^2 of every element, by tensor."""
         leaves = self.weights.leaves
-        terms = {name: h / count * leaves[name].detach().double().square() / 2 for name, h in self.total.items()}
+        return {name: h / count * leaves[name].detach().double().square() / 2 for name, h in self.total.items()}
+
+    def evidence(self, count: int) -> Iterator[Found]:
+        terms = self.terms(count)
         for weighed in self.weights.asked:
             yield weighed.evidence(weighed.rows(self.weights.setting.program, terms).sum(1))
 
@@ -160,14 +164,8 @@ class Obd(Damage):
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence about units. Raises `PassError` where the loss has no second derivative."""
-        weights, count = Weights.of(setting), 0
-        total = self._sum(weights)
-        for piece in weights.pieces():
-            count += piece.count
-            gradients = weights.gradients(weights.loss(piece), keep=True)
-            for probe in range(self.probes):
-                total.add_hessian(gradients, setting.context.rng("obd", str(probe)))
-        yield from total.evidence(count * self.probes)
+        total = self._sum(Weights.of(setting))
+        yield from total.evidence(_add_hessians(total, self.probes))
 
 
 class ObdFisher(Damage):
@@ -180,12 +178,35 @@ class ObdFisher(Damage):
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence about units."""
-        weights, count = Weights.of(setting), 0
-        total = self._sum(weights)
-        for piece in weights.pieces(at_once=1):
-            count += piece.count
-            total.add_fisher(weights.gradients(weights.loss(piece)))
-        yield from total.evidence(count)
+        total = self._sum(Weights.of(setting))
+        yield from total.evidence(_add_fishers(total))
+
+
+def _add_hessians(total: _Sum, probes: int) -> int:
+    """Take up products of the Hessian with so many random vectors, over the data; gives how many parts that makes."""
+    weights, count = total.weights, 0
+    for piece in weights.pieces():
+        count += piece.count
+        gradients = weights.gradients(weights.loss(piece), keep=True)
+        for probe in range(probes):
+            total.add_hessian(gradients, weights.setting.context.rng("obd", str(probe)))
+    return count * probes
+
+
+def _add_fishers(total: _Sum) -> int:
+    """Take up the gradients of single samples; gives how many."""
+    weights, count = total.weights, 0
+    for piece in weights.pieces(at_once=1):
+        count += piece.count
+        total.add_fisher(weights.gradients(weights.loss(piece)))
+    return count
+
+
+def damage_of_elements(setting: Setting, names: Iterable[str], criterion: Damage) -> dict[str, Tensor]:
+    """1/2 h_ii w_i^2 of every element of these tensors, by tensor, in float64; h as the criterion finds it."""
+    total = _Diagonal(Weights(setting, (), tuple(names)))
+    count = _add_hessians(total, criterion.probes) if isinstance(criterion, Obd) else _add_fishers(total)
+    return total.terms(count)
 
 
 class Obs(LossCriterion):

@@ -55,6 +55,8 @@ class Weights:
 
     setting: Setting
     asked: tuple[Weighed, ...]
+    more: tuple[str, ...] = ()
+    """Tensors that are looked at element by element."""
 
     @staticmethod
     def of(setting: Setting) -> Weights:
@@ -73,7 +75,7 @@ class Weights:
         tensors = self.setting.program.tensors
         made: dict[int, nn.Parameter] = {}
         found: dict[str, nn.Parameter] = {}
-        for name in dict.fromkeys(name for weighed in self.asked for name in weighed.tensors):
+        for name in dict.fromkeys([*(name for weighed in self.asked for name in weighed.tensors), *self.more]):
             found[name] = made.setdefault(id(tensors[name]), nn.Parameter(tensors[name].detach()))
         return found
 

@@ -34,6 +34,7 @@ from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.user_code import is_out_of_memory
+from prunec.passes.training import masks
 from prunec.passes.training.board import Board
 from prunec.passes.training.carried import Carried, Memory, state_by_name
 from prunec.passes.training.distill import Teacher
@@ -186,7 +187,8 @@ class _Run:
         self.sharded = is_sharded(fabric)
         self._remember()
         made = self.options.updates_for(self.module, own, job.context)
-        self.beside = in_order([*made, *self.options.constraints.updates(self.module, own)])
+        constraints = self.options.constraints.updates(self.module, own)
+        self.beside = in_order([*made, *constraints, *masks.updates_of(self.module, own)])
         self.beside += [self.scoring] if self.scoring else []
         if self.sharded:
             check_sharded(self.options, bool(self.beside))

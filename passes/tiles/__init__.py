@@ -1,0 +1,1 @@
+"""Tiles of weight matrices: which are there, which stay, and how those that stay fall into groups."""

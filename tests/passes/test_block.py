@@ -1,0 +1,210 @@
+"""Tiles that become zero: which, that they stay so, and that what they have cut off can be removed without loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from prunec.compiler import compile
+from prunec.compiler.errors import PassError, PlanError
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.pass_base import Context
+from prunec.compiler.tracing.trace import trace
+from prunec.compiler.verify.compare import difference
+from prunec.compiler.verify.verify import verify
+from prunec.models.convnet import convnet
+from prunec.models.resnet import resnet
+from prunec.passes.block import Block
+from prunec.passes.score import Score
+from prunec.passes.select import Select
+from prunec.passes.shrink import Shrink
+from prunec.passes.tiles.matrices import matrices
+from prunec.passes.tiles.patterns import tile_sums
+from prunec.passes.training.masks import masks_of
+
+DIGITS = {
+    "plan": 1,
+    "model": {"factory": "prunec.models.convnet:convnet", "args": {"image_size": 8}},
+    "inputs": [[1, 1, 8, 8]],
+    "data": {"factory": "prunec.models.data:digits", "args": {"batch_size": 64}},
+}
+
+
+def small(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return convnet(widths=(8, 12, 16), image_size=8)
+
+
+def program_of(model: nn.Module):
+    return trace(model, (torch.ones(1, 1, 8, 8),))
+
+
+def blocked(program, **options):
+    pass_ = Block(**options)
+    result = pass_.run(program, Context())
+    verify(result.program, pass_.reference(program, result.program), pass_name="block")
+    return result
+
+
+def zeros(program, name: str) -> torch.Tensor:
+    matrix = matrices(program)[name]
+    return matrix.of(program.tensors[matrix.tensor].detach()) == 0
+
+
+@pytest.mark.parametrize("score", ["l1", "l2", "max"])
+@pytest.mark.parametrize("tile", [(4, 4), (2, "kernel"), (3, 5)])
+def test_the_smaller_half_of_each_layers_tiles_goes(score, tile):
+    before = program_of(small())
+    after = blocked(before, tile=tile, score=score).program
+    for name, matrix in matrices(before).items():
+        rows, columns = tile[0], matrix.kernel if tile[1] == "kernel" else tile[1]
+        scores = tile_sums(matrix.of(before.tensors[matrix.tensor].detach()).abs().double(), rows, columns, score)
+        left = tile_sums((~zeros(after, name)).double(), rows, columns, "max").bool()
+        assert int(left.sum()) == round(left.numel() / 2)
+        assert scores[left].min() >= scores[~left].max()
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5])
+def test_balanced_tiles_leave_as_many_in_each_row_of_tiles(keep):
+    after = blocked(program_of(small()), tile=(4, "kernel"), keep=keep, mode="balanced").program
+    for name, matrix in matrices(after).items():
+        left = tile_sums((~zeros(after, name)).double(), 4, matrix.kernel, "max")
+        assert left.sum(1).tolist() == [max(1, round(matrix.inputs * keep))] * len(left)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+@pytest.mark.parametrize("network", [small, lambda: resnet(8, in_channels=1)])
+def test_tiles_as_wide_as_the_matrix_are_filter_pruning(criterion, network):
+    before = program_of(network().eval())
+    inner = [g.name for g in analyse(before).groups.values() if g.free.any() and len(g.writers) <= 2]
+    tiled = blocked(before, mode="rows", score=criterion, only=inner, keep=0.5).program
+    scored = Score(criterion=criterion, axes="writers").run(before, Context()).program
+    chosen = Select(ratio=0.5, only=inner).run(scored, Context()).program
+    assert {n: u.tolist() for n, u in tiled.facts["selection"].items()} == {
+        n: sorted(u.tolist()) for n, u in chosen.facts["selection"].items()
+    }
+    by_tiles, by_filters = (Shrink().run(p, Context()).program for p in (tiled, chosen))
+    assert by_tiles.tensors.keys() == by_filters.tensors.keys()
+    for name, tensor in by_filters.tensors.items():
+        assert torch.equal(by_tiles.tensors[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "rows"}, {"tile": (4, 4), "keep": 0.3}, {"keep": 0.2, "tile": (2, "kernel")}]
+)
+@pytest.mark.parametrize("network", [small, lambda: resnet(8, in_channels=1)])
+def test_what_tiles_have_cut_off_goes_without_loss(network, options):
+    masked = blocked(program_of(network().eval()), **options).program
+    result = Shrink().run(masked, Context())
+    assert result.warnings == ()
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(result.program.module.double()(x), masked.module.double()(x)) < 1e-9
+
+
+def test_outputs_of_the_model_keep_their_rows_and_biases():
+    result = blocked(program_of(small()), mode="rows")
+    assert not zeros(result.program, "fc").any()
+    assert [note.subject for note in result.notes] == ["fc"]
+    some = blocked(program_of(small()), tile=(1, "all"), keep=0.3).program
+    assert zeros(some, "fc").all(1).any()
+    assert (some.tensors["fc.bias"] != 0).all()
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_into_groups_leaves_each_group_inputs_of_its_own(groups):
+    result = blocked(program_of(small()), into={"groups": groups})
+    assert [note.subject for note in result.notes] == ["conv1"] if groups == 2 else ["conv1", "fc"]
+    for name in ("conv2", "conv3", *(["fc"] if groups == 2 else [])):
+        left = ~zeros(result.program, name).numpy()
+        patterns, counts = np.unique(left, axis=0, return_counts=True)
+        assert (patterns.sum(0) == 1).all()
+        assert counts.tolist() == [len(left) // groups] * groups
+        assert result.details["sparsity"][f"{name}.weight"] == pytest.approx(1 - 1 / groups)
+
+
+def test_behind_a_flatten_the_pixels_of_a_channel_stay_together():
+    program = blocked(program_of(small()), into="groups=2", only=["fc"]).program
+    pixels = (~zeros(program, "fc")).reshape(10, 16, 4)
+    assert torch.equal(pixels.all(2), pixels.any(2))
+
+
+def test_into_groups_keeps_more_than_neighbours_would():
+    before = program_of(small())
+    after = blocked(before, into="groups=4", only=["conv3"]).program
+    weight = before.tensors["conv3.weight"].detach().abs().sum((2, 3))
+    kept = float(after.tensors["conv3.weight"].detach().abs().sum())
+    assert kept > 1.05 * sum(float(weight[4 * g : 4 * g + 4, 3 * g : 3 * g + 3].sum()) for g in range(4))
+
+
+def test_no_layer_that_fits_is_an_error():
+    with pytest.raises(PassError, match="no layer can have 7 groups: 1 inputs and 8 outputs"):
+        Block(into={"groups": 7}).check(program_of(small()))
+    with pytest.raises(PassError, match="nothing is called 'conv9'"):
+        Block(only=["conv9"]).check(program_of(small()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"into": "groups=4", "keep": 0.5}, "must not name 'keep' beside 'into'"),
+        ({"into": "four"}, "must be groups=N"),
+        ({"scope": "network"}, "must not name 'scope: network' for a norm"),
+        ({"scope": "network", "score": "obd", "mode": "balanced"}, "for the mode balanced"),
+        ({"mode": "rows", "tile": [1, 4]}, "tiles as wide as the matrix"),
+        ({"keep": 0}, "must keep some tiles"),
+    ],
+)
+def test_options_that_dont_fit(options, message):
+    with pytest.raises(ValidationError, match=message):
+        Block.model_validate(options)
+
+
+@pytest.mark.parametrize("score", ["obd", "obd_fisher"])
+def test_second_order_is_the_sum_over_a_tiles_weights(score):
+    pytest.importorskip("lightning_fabric")
+    plan = {**DIGITS, "passes": [{"block": {"score": score, "samples": 32, "keep": 0.5, "scope": "network"}}]}
+    result = compile(None, plan)
+    found = result.report["passes"][0]["details"]["sparsity"]
+    assert len(found) == 4
+    assert max(found.values()) > min(found.values())
+
+
+def test_second_order_needs_data():
+    with pytest.raises(PassError, match="data"):
+        Block(score="obd").ready(program_of(small()), Context())
+
+
+def test_masks_are_held_through_training_and_the_lock_gives_the_same():
+    pytest.importorskip("lightning_fabric")
+    passes = [
+        {"block": {"tile": [4, 4], "keep": 0.3}},
+        {"finetune": {"updates": 3, "lr": 0.05}},
+        "shrink",
+        {"finetune": {"updates": 3, "optimizer": "adam"}},
+    ]
+    result = compile(None, {**DIGITS, "passes": passes})
+    program = result.program
+    masks = masks_of(program)
+    assert set(masks) >= {"conv2.weight", "conv3.weight"}
+    for name, stays in masks.items():
+        assert not program.tensors[name][~stays].any()
+        assert (program.tensors[name][stays] != 0).all()
+    last = result.report["passes"][-1]["history"][-1]
+    assert last["masked"] == pytest.approx(1 - float(torch.cat([m.flatten() for m in masks.values()]).double().mean()))
+    assert compile(None, result.lock).lock["hashes"] == result.lock["hashes"]
+
+
+def test_a_second_block_adds_to_the_first():
+    first = blocked(program_of(small()), keep=0.5, only=["conv3"]).program
+    second = blocked(first, keep=0.25, only=["conv3"]).program
+    assert not (masks_of(second)["conv3.weight"] & ~masks_of(first)["conv3.weight"]).any()
+
+
+def test_a_lock_for_another_model_is_an_error():
+    plan = {**DIGITS, "passes": [{"block": {"masks": {"conv9": {"tile": [1, 1], "patterns": ["1"], "rows": [0]}}}}]}
+    with pytest.raises((PassError, PlanError), match="no layer is called 'conv9'"):
+        compile(None, plan)
