@@ -233,14 +233,22 @@ PlanSchedule = Annotated[
 
 
 def _warmup(value: object) -> float:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == round(value):
         return float(value)
-    return _SHARE.validate_python(value)
+    share = _SHARE.validate_python(value)
+    if share == 1:
+        raise wrong("must be less than 100%: behind it comes the schedule")
+    return share
 
 
 _SHARE: Final = TypeAdapter[float](Fraction01)
 
-Warmup = Annotated[float, BeforeValidator(_warmup), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})]
+Warmup = Annotated[
+    float,
+    BeforeValidator(_warmup),
+    PlainSerializer(lambda value: value if value < 1 else round(value)),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]}),
+]
 """A number of updates, or a share of all of them."""
 
 

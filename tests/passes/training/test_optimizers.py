@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from prunec.compiler.driver.lock import entry
 from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
 from prunec.passes.finetune import Finetune
@@ -18,6 +20,25 @@ def finetune(**options: object) -> Finetune:
     (entry,) = Plan.from_dict({"plan": 1, "passes": [{"finetune": options}]}).passes
     assert isinstance(entry.pass_, Finetune)
     return entry.pass_
+
+
+SAID: list[dict[str, object]] = [
+    *({"warmup": warmup} for warmup in (2, 1, "5%", 0.5)),
+    *({"schedule": {"steps": {"at": ["50%", 0.75], "factor": 0.2}}}, {"schedule": {"cosine": {"final": "10%"}}}),
+    *({"schedule": "constant"}, {"schedule": {"one_cycle": {"peak": 0.2}}}, {"freeze": ["a"]}, {"clip": 1}),
+    *({"optimizer": {"adamw": {"betas": [0.9, 0.99]}}}, {"optimizer": "torch.optim:SGD"}, {"decay": "matrices"}),
+    *({"distill": {}}, {"distill": {"weight": "70%", "features": 1, "of": "values"}}, {"early_stop": 3}),
+    *({"early_stop": {"patience": 2, "min_delta": 0.1}}, {"score": "taylor"}, {"updates": 5, "rounds": [1, None]}),
+    {"score": {"criterion": "taylor", "normalize": "none"}},
+    {"constraints": {"hold_below": {"a": 0.1}, "candidates": {"threshold": 1}, "clamp": {"a*": [-1, 1]}}},
+    {"constraints": {"clamp": [-1, 2], "max_norm": 3}},
+]
+
+
+@pytest.mark.parametrize("said", SAID, ids=str)
+def test_a_lock_says_the_same(said):
+    written = json.loads(json.dumps(entry(finetune(**said))))["finetune"]
+    assert finetune(**written) == finetune(**said)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
