@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from prunec.compiler.pass_base import PASSES
+from prunec.compiler.pass_base import PASSES, Pass
 from prunec.compiler.plan.entries import PlanPass
 from prunec.compiler.plan.options import Fraction01, OneOf
 from prunec.compiler.report.console import say, table
@@ -52,10 +52,30 @@ def _show_choices(choice: OneOf) -> None:
     table("", (choice.kind, "option", "type", "default", "meaning"), options)
 
 
-def _options(made: type[BaseModel]) -> Iterator[list[str]]:
+def _options(made: type[BaseModel], before: str = "") -> Iterator[list[str]]:
+    """A row for each option, and behind one that is a mapping for each of its keys: `distill.weight`."""
     for name, field in made.model_fields.items():
+        called = before + (field.alias or name)
         example = f" e.g. {plain(field.examples[0])}" if field.examples else ""
-        yield [field.alias or name, option_type(field), _default(field), (field.description or "") + example]
+        yield [called, option_type(field), _default(field), (field.description or "") + example]
+        for inner in _mappings(field.annotation):
+            yield from _options(inner, f"{called}.")
+
+
+def _mappings(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The classes of a type that stand for mappings with keys of their own."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not issubclass(annotation, Pass) and not _as_written(annotation):
+            yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _mappings(part)
+
+
+def _as_written(made: type) -> str:
+    """How a class says that it is written in a plan; empty where it doesn't."""
+    words: str = getattr(made, "as_written", "")
+    return words
 
 
 def _default(field: FieldInfo) -> str:
@@ -103,6 +123,12 @@ def type_words(annotation: Any) -> str:
         return f"mapping of {type_words(parts[0])} to {type_words(parts[1])}"
     if origin in (list, tuple):
         return f"list of {type_words(parts[0])}"
+    if isinstance(annotation, type) and (words := _as_written(annotation)):
+        return words
+    if isinstance(annotation, type) and issubclass(annotation, Pass):
+        return f"what `{annotation.name}` says"
+    if next(_mappings(annotation), None):
+        return "mapping"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

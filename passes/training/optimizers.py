@@ -39,7 +39,7 @@ from torch import Tensor
 
 from prunec.compiler.driver.load import named_callable
 from prunec.compiler.errors import PassError, nearest
-from prunec.compiler.plan.options import Fraction01, nested, wrong
+from prunec.compiler.plan.options import Fraction01, OneOf, nested, wrong
 from prunec.compiler.plan.schema import PlanRef
 from prunec.compiler.user_code import running
 
@@ -75,6 +75,7 @@ class Optimizer(BaseModel):
     """An optimizer and its arguments; `of` reads what a plan says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    as_written: ClassVar[str] = "name, or mapping of a name to arguments"
 
     name: str
     args: dict[str, JsonValue] = {}
@@ -204,6 +205,14 @@ SCHEDULES: Final[Mapping[str, type[Schedule]]] = {made.name: made for made in (C
 """By the name that a plan uses."""
 
 
+class _Schedules(OneOf):
+    kind: ClassVar[str] = "schedule"
+
+    def choices(self) -> Mapping[str, type[BaseModel]]:
+        """As in `OneOf`."""
+        return SCHEDULES
+
+
 def _schedule(value: object) -> object:
     if isinstance(value, _Schedule):
         return value
@@ -226,6 +235,7 @@ _NAMED: Final = {"anyOf": [{"type": "string"}, {"type": "object", "minProperties
 PlanOptimizer = Annotated[Optimizer, BeforeValidator(Optimizer.of), WithJsonSchema(_NAMED)]
 PlanSchedule = Annotated[
     InstanceOf[_Schedule],
+    _Schedules(),
     BeforeValidator(_schedule),
     PlainSerializer(_spelled),
     WithJsonSchema({"anyOf": [{"enum": list(SCHEDULES)}, _NAMED["anyOf"][1]]}),

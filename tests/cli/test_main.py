@@ -465,6 +465,18 @@ def test_passes_shows_the_options_of_every_pass(folder, capsys):
         assert capsys.readouterr().out.startswith(f"{name}: ")
 
 
+def test_passes_shows_the_keys_of_options_that_are_mappings(folder, capsys):
+    assert cli.run(["passes", "finetune"]) == 0
+    said = {line.split()[0]: " ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert said["distill.weight"].startswith("distill.weight 0 to 1 or % 0.5 the share of the original's answers")
+    assert said["constraints.candidates.steps"].startswith("constraints.candidates.steps whole number, at least 1 100")
+    assert said["optimizer"].startswith("optimizer name, or mapping of a name to arguments sgd")
+    assert said["schedule"].startswith("schedule option type default meaning")
+    assert said["one_cycle"].startswith("one_cycle end number, at least 1 10000.0")
+    assert cli.run(["passes", "repeat"]) == 0
+    assert " list of pass " in capsys.readouterr().out
+
+
 def test_passes_lists_what_an_option_may_name(folder, capsys):
     assert cli.run(["passes", "score"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
