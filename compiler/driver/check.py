@@ -8,6 +8,7 @@ passes that stand before the first rewrite's result. The passes behind it see a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,9 +43,8 @@ def check_plan(plan: Plan) -> Iterator[str]:
     data, loss = load_data(plan), load_loss(plan)
     metric = settled(load_metric(plan, loss), whole, data, inputs)
     checked = check_options(program, steps)
-    check_ready(
-        program, steps, Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss, metric=metric)
-    )
+    context = Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss, metric=metric, train=plan.train)
+    check_ready(program, steps, context if plan.region is None else replace(context, inputs=inputs))
     yield from ["data: none"] if data is None else _data_lines(whole, data, inputs, metric)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
     yield from _remarks(program, checked)

@@ -33,7 +33,7 @@ from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
-from prunec.compiler.user_code import is_out_of_memory
+from prunec.compiler.user_code import is_out_of_memory, running
 from prunec.passes.training import masks
 from prunec.passes.training.board import Board
 from prunec.passes.training.carried import Carried, Memory, state_by_name
@@ -207,6 +207,7 @@ class _Run:
         self.sums: dict[str, float] = {}
         self.spent, self.told = 0.0, 0.0
         self.board = Board()
+        self.sparse: list[nn.Parameter] | None = None
         self.evaluates = job.options.evaluate and job.is_measured
 
     # -- before the first step -------------------------------------------------------------------------------------
@@ -348,17 +349,38 @@ class _Run:
             raise
         loss = self._mean(loss)
         self._check(loss, ready)
+        self._densify()
         if self.options.clip is not None:
             self.fabric.clip_gradients(self.model, self.steps, max_norm=self.options.clip, error_if_nonfinite=False)
         elif self.beside:  # with float16 they are scaled until the step; clipping has taken that from them
             self.fabric.strategy.precision.unscale_gradients(self.optimizer)
         for each in self.beside:
             each.before_step()
-        self.steps.step()
+        self._step(ready[0])
         for each in self.beside:
             each.after_step()
         self.sums["loss"] = self.sums.get("loss", 0.0) + loss
         self.sums["updates"] = self.sums.get("updates", 0.0) + 1
+
+    def _step(self, batch: Batch) -> None:
+        """One step of the optimizer. Raises `PassError` with what it raises."""
+        try:
+            with running(f"the optimizer {self.options.optimizer.name} failed", PassError):
+                self.steps.step()
+        except PassError as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(batch) from error
+            raise
+
+    def _densify(self) -> None:
+        """Make gradients dense that are sparse, such as those of some embeddings: most optimizers, clipping and
+        penalties can't take them. Which ones are is the same in every update."""
+        if self.sparse is None:
+            grads = ((parameter, parameter.grad) for _, parameter in self.trained)
+            self.sparse = [parameter for parameter, grad in grads if grad is not None and grad.is_sparse]
+        for parameter in self.sparse:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.to_dense()
 
     def _scored(self, batch: Batch, weight: float) -> AbstractContextManager[None]:
         """Have the batch scored, where that is asked for."""

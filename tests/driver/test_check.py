@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prunec.compiler import Plan, compile
+from prunec.compiler.driver.check import check_plan
 from prunec.compiler.driver.pass_manager import check_options
 from prunec.compiler.driver.steps import steps_of
 from prunec.compiler.errors import PassError
@@ -98,3 +99,50 @@ ALLOWED = {
 def test_what_a_compile_can_do_is_let_through(case):
     checked(plain(repeated=True), ALLOWED[case])
     compile(plain(repeated=True), {"plan": 1, "passes": ALLOWED[case]}, (torch.rand(2, 3, 12, 12),))
+
+
+MODEL = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Flatten(), nn.Linear(128, 4)).eval()
+
+def data():
+    return [(torch.zeros(4, 3, 6, 6), torch.arange(4))]
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ({}, ""),
+        ({"train": {"accelerator": "cuda"}}, "the plan's 'train' can't be had here"),
+        ({"region": "0"}, "a region of the model can't be trained by itself"),
+        ({"passes": [{"finetune": {"freeze": ["*"]}}]}, "no parameter is left to train"),
+    ],
+)
+def test_a_plan_that_trains(tmp_path, said, error):
+    if "train" in said and torch.cuda.is_available():
+        pytest.skip("a CUDA device is there")
+    (tmp_path / "m.py").write_text(MODEL)
+    plan = {"plan": 1, "model": "m.py:net", "inputs": [[1, 3, 6, 6]], "data": "m.py:data", "passes": ["finetune"]}
+    made = Plan.from_dict({**plan, **said}, tmp_path)
+    if not error:
+        assert "passes: finetune: every option is valid, and each pass gets what it needs" in list(check_plan(made))
+        return
+    for refuse in (lambda: list(check_plan(made)), lambda: compile(None, made)):
+        with pytest.raises(PassError, match=error):
+            refuse()
+
+
+def test_a_missing_engine_is_one_line_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "m.py").write_text(MODEL)
+    plan = {"plan": 1, "model": "m.py:net", "inputs": [[1, 3, 6, 6]], "data": "m.py:data", "passes": ["finetune"]}
+    made = Plan.from_dict(plan, tmp_path)
+    monkeypatch.setattr("prunec.passes.training.engine.find_spec", lambda name: None)
+    for refuse in (lambda: list(check_plan(made)), lambda: compile(None, made)):
+        with pytest.raises(PassError, match="training needs lightning-fabric, which isn't installed") as caught:
+            refuse()
+        assert str(caught.value.hint) == "pip install 'prunec[train]'"

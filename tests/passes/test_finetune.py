@@ -333,6 +333,32 @@ def test_a_tied_weight_is_stepped_once_and_stays_tied():
     assert not torch.equal(still.tensors["mix.weight"], program.tensors["mix.weight"])
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_sparse_gradients_of_embeddings_are_dense_ones(optimizer):
+    def net(sparse: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(9, 6, sparse=sparse), nn.Flatten(), nn.Linear(24, 9)).eval()
+
+    def found(sparse: bool) -> dict[str, torch.Tensor]:
+        program = trace(net(sparse), (words()[0][0],))
+        pass_ = Finetune.model_validate({"optimizer": optimizer, "clip": 1.0, "seed": 0})
+        return dict(pass_.run(program, Context(data=Data.of(words()), traced=program)).program.tensors)
+
+    assert all(torch.equal(found(True)[name], tensor) for name, tensor in found(False).items())
+
+
+class Broken(torch.optim.SGD):
+    def step(self, closure=None):
+        raise RuntimeError("no step today")
+
+
+def test_an_optimizer_that_fails_is_told_with_its_place(monkeypatch):
+    monkeypatch.setattr("__main__.Broken", Broken, raising=False)
+    with pytest.raises(PassError, match="the optimizer __main__:Broken failed: RuntimeError: no step today") as error:
+        trained(small(), batches(), optimizer="__main__:Broken")
+    assert error.value.at.file == __file__
+
+
 def test_momentum_of_a_tied_weight_goes_on_in_the_next_round():
     program = trace(Tied().eval(), (words()[0][0],))
     context = Context(data=Data.of(words()), traced=program)
