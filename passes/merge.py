@@ -65,7 +65,7 @@ class Merge(Pass):
             return
         groups = analyse(program).groups
         if not isinstance(expected, Counted):
-            clusters, _ = _mergeable(program.with_facts(clusters=expected))
+            clusters, _ = mergeable(program.with_facts(clusters=expected))
             self._refuse_wide(_widest(gap for n, part in clusters.items() for gap in gaps(program, groups[n], part)))
             return
         for name, units, count in expected:
@@ -83,7 +83,7 @@ class Merge(Pass):
     def run(self, program: Program, context: Context) -> PassResult:
         """Merge. Raises PassError where channels differ and may not."""
         analysis = analyse(program)
-        clusters, notes = _mergeable(program)
+        clusters, notes = mergeable(program)
         apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
         worst = _widest(gap for gap in apart.values() if gap)
         if not context.structural:
@@ -103,7 +103,7 @@ class Merge(Pass):
         return Replaced(before, means) if means else Same(before)
 
 
-def _mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
+def mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
     """The clusters whose units can stand for each other, and notes on why others stay as they are."""
     analysis = analyse(program)
     kind = kinds(analysis)
@@ -189,7 +189,7 @@ def _means(program: Program) -> dict[str, torch.Tensor]:
     """Name -> value, for tensors that the clusters' means change."""
     changed: dict[str, torch.Tensor] = {}
     groups = analyse(program).groups
-    clusters, _ = _mergeable(program)
+    clusters, _ = mergeable(program)
     for name, found in clusters.items():
         for member in producers(groups[name]):
             tensor = changed.get(member.axis.tensor)

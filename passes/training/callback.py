@@ -61,10 +61,20 @@ class PruneCallback:
             update.after_step()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the updates' own figures, where the module can."""
-        figures = {name: value for update in self.updates or () for name, value in update.measures().items()}
+        """Log the updates' own figures, where the module can; have the trainer stop where an update says so."""
+        updates = self.updates or ()
+        figures = {
+            name: value for each in updates for name, value in (*each.measures().items(), *each.figures().items())
+        }
         if figures and hasattr(pl_module, "log_dict"):
             pl_module.log_dict(figures)
+        if trainer is not None and any(update.ends() for update in updates):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Behind the last step."""
+        for update in self.updates or ():
+            update.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """What the updates remember, for a checkpoint."""

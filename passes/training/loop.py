@@ -201,6 +201,7 @@ class _Run:
             update.planned(self.total)
         self.update = self.epoch = self.group = 0
         self.rows: list[Row] = []
+        self.apart = frozenset[str]()
         self.best: dict[str, Any] = {}
         self.worse = 0
         self.stopped = ""
@@ -292,6 +293,8 @@ class _Run:
         self._take_best()
         if self.options.batch_norm == "reestimate":
             self._reestimate()
+        for each in self.beside:
+            each.finish()
         return self._trained()
 
     def _epoch(self, last: int) -> None:
@@ -465,8 +468,12 @@ class _Run:
             row[column_of(self.job.context.metric.name)] = value
             self._compare(value)
         row |= self._measures()
-        self.rows.append(row)
-        self.board.write(row, self.update)
+        apart = {key: value for each in self.beside for key, value in each.figures().items()}
+        self.apart = frozenset(apart)
+        self.rows.append(row | apart)
+        self.board.write(row | apart, self.update)
+        if self.options.stop_at is None and not self.stopped:  # else nothing is decided anew
+            self.stopped = self._agreed(next((reason for each in self.beside if (reason := each.ends())), ""))
         self._report(over)
 
     def _evaluated(self) -> float:
@@ -513,7 +520,8 @@ class _Run:
         last = self.rows[-1] if self.rows else {}
         count = self.sums.get("updates", 0.0)
         loss = self.sums["loss"] / count if count else last.get("loss", math.nan)
-        figures = {"loss": loss, **{k: v for k, v in last.items() if k not in ("epoch", "update", "lr", "loss")}}
+        kept = (key for key in last if key not in ("epoch", "update", "lr", "loss") and key not in self.apart)
+        figures = {"loss": loss, **{key: last[key] for key in kept}}
         figures["lr"] = self.optimizer.param_groups[0]["lr"]
         if count:
             self.board.write({"loss": loss, "lr": figures["lr"]}, self.update)

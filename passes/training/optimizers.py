@@ -4,7 +4,7 @@
     optimizer: {sgd: {nesterov: true}}            with its arguments
     optimizer: {my_package.optim:Lion: {betas: [0.9, 0.99]}}
 
-    schedule: cosine                              constant, cosine, steps, one_cycle
+    schedule: cosine                              constant, cosine, linear, steps, one_cycle
     schedule: {steps: {at: [50%, 75%], factor: 0.1}}
     warmup: 5%                                    the first updates, in which the rate grows from 0
 
@@ -179,6 +179,18 @@ class Steps(_Schedule):
         return self.factor_ ** sum(done >= place for place in self.at)
 
 
+class Linear(_Schedule):
+    """A straight line between two factors."""
+
+    name: ClassVar[str] = "linear"
+    start: float = Field(default=1.0, ge=0, description="the factor of the first update")
+    end: float = Field(default=0.0, ge=0, description="the factor that is reached at the end")
+
+    def factor(self, done: float) -> float:
+        """From `start` to `end`."""
+        return self.start + (self.end - self.start) * done
+
+
 class OneCycle(_Schedule):
     """Up to the rate and down to almost nothing, each by half a cosine (Smith and Topin 2018, as torch has it)."""
 
@@ -200,8 +212,10 @@ class OneCycle(_Schedule):
         return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-Schedule = Constant | Cosine | Steps | OneCycle
-SCHEDULES: Final[Mapping[str, type[Schedule]]] = {made.name: made for made in (Constant, Cosine, Steps, OneCycle)}
+Schedule = Constant | Cosine | Linear | Steps | OneCycle
+SCHEDULES: Final[Mapping[str, type[Schedule]]] = {
+    made.name: made for made in (Constant, Cosine, Linear, Steps, OneCycle)
+}
 """By the name that a plan uses."""
 
 

@@ -66,7 +66,7 @@ class TrainingOptions(Pass, ABC):
         default="all", description="which parameters decay: all, or those of two or more dimensions (no bias, no norm)"
     )
     schedule: PlanSchedule = Field(
-        default=SCHEDULES["cosine"](), description="how the rate changes: constant, cosine, steps or one_cycle"
+        default=SCHEDULES["cosine"](), description="how the rate changes: constant, cosine, linear, steps or one_cycle"
     )
     warmup: Warmup = Field(default=0.0, description="updates, or a share of them, in which the rate grows from zero")
     accumulate: Count = Field(default=1, description="batches whose gradients make one step")

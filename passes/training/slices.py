@@ -1,4 +1,4 @@
-"""Sums over the slices of a tensor along one dimension, and numbers for slices laid back over the tensor.
+"""The slices of a tensor along one dimension: as rows, their sums, and numbers for slices laid back over the tensor.
 
     weight [out, in, k, k], dim 0                       sums [out]
     dim 1                                               sums [in]
@@ -21,6 +21,13 @@ def slice_sums(values: Tensor, dim: int, groups: int = 1) -> Tensor:
         return parts.sum([1, *range(3, parts.ndim)]).flatten()
     rest = [d for d in range(values.ndim) if d != dim]
     return values.sum(rest) if rest else values
+
+
+def slice_rows(values: Tensor, dim: int, groups: int = 1) -> Tensor:
+    """A view of a tensor whose slices come first: `[groups, slices / groups, ...]`."""
+    if groups > 1:
+        return values.view(groups, -1, *values.shape[1:]).movedim(2, 1)
+    return values.movedim(dim, 0).unsqueeze(0)
 
 
 def over_slices(numbers: Tensor, shape: Sequence[int], dim: int, groups: int = 1) -> Tensor:

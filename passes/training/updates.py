@@ -73,6 +73,18 @@ class Update:
         """Figures of its own for the progress bar and the table of a run; read once in a while."""
         return {}
 
+    def figures(self) -> Mapping[str, float]:
+        """More figures, which are too many for a progress bar: for the table and its curves alone."""
+        return {}
+
+    def ends(self) -> str:
+        """Why the training may end now; empty while it shouldn't. Asked behind each epoch."""
+        return ""
+
+    def finish(self) -> None:
+        """Told once, behind the last step, when the weights are those that are kept: may put them where they belong."""
+        return
+
     def facts(self) -> Mapping[str, Any]:
         """What passes behind the training may use, asked for at its end: facts of the program."""
         return {}
