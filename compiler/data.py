@@ -33,7 +33,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from prunec.compiler.errors import DataError, PrunecError, Span, nearest
 from prunec.compiler.ir.inputs import LITERALS, batch_of, called, is_batched, map_tensors, tensors_in
-from prunec.compiler.user_code import fault, printable, running
+from prunec.compiler.user_code import fault, is_out_of_memory, printable, running
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -105,7 +105,10 @@ class Batch:
             return called(module, self.inputs)
 
     def refused(self, error: BaseException) -> PrunecError:
-        """The error of a model that can't take the batch."""
+        """The error of a model that can't take the batch, or for which there isn't memory enough."""
+        if is_out_of_memory(error):
+            message = f"its {self.count} samples, {self.shapes}, don't fit into memory with the model"
+            return self.place.fault(message, "give smaller batches")
         what = f"batch {self.place.number}: the model can't take the data's batches, of shape {self.shapes}"
         return fault(what, DataError, error, at=self.place.at, hint=self._hint(error))
 

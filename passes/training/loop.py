@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from prunec.compiler.data import Batch, Data
 from prunec.compiler.driver.evaluation import evaluate, try_out
-from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.errors import DataError, PassError, PrunecError
 from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Program
@@ -104,10 +104,25 @@ class Job:
             raise DataError(f"the data's split '{self.options.split}' is empty", at=self.data.at)
         device = next((tensor.device for tensor in self.program.tensors.values()), torch.device("cpu"))
         batch = batch.like(self.program.inputs, device)
-        with torch.enable_grad():
-            outputs = batch.through(self.program.deployed.module)
-            if self.needs_labels:
-                self.with_gradient(self.context.loss.mean(outputs, batch))
+        try:
+            with torch.enable_grad():
+                outputs = batch.through(self.program.deployed.module)
+                if self.needs_labels:
+                    self.with_gradient(self.context.loss.mean(outputs, batch))
+        except (RuntimeError, MemoryError, PrunecError) as error:
+            if is_out_of_memory(error):
+                raise self.out_of_memory(batch, device) from error
+            raise
+
+    def out_of_memory(self, batch: Batch, device: torch.device) -> PassError:
+        """The error of a batch that is too large, and what to set."""
+        half, twice = max(batch.count // 2, 1), 2 * self.options.accumulate
+        message = f"a batch of {batch.count} samples, {batch.shapes}, doesn't fit into the memory of {device}"
+        hint = (
+            f"data that give batches of {half} with 'accumulate: {twice}' take the same steps in half the memory; so "
+            "does 'train: {precision: bf16-mixed}' for what is kept of each layer"
+        )
+        return PassError(message, hint=hint)
 
     def with_gradient(self, loss: Tensor) -> Tensor:
         """The loss. Raises `PassError` where no parameter that is trained can change it."""
@@ -344,9 +359,9 @@ class _Run:
                         found = found if penalty is None else found + penalty
                     self.fabric.backward(found)
                 loss += float(found.detach())
-        except (RuntimeError, MemoryError, PassError, DataError) as error:
+        except (RuntimeError, MemoryError, PrunecError) as error:
             if is_out_of_memory(error):
-                raise self._out_of_memory(ready[0]) from error
+                raise self.job.out_of_memory(batch, self.fabric.device) from error
             if batch.count == 1 and any(_is_norm(part) and part.training for part in self.module.modules()):
                 raise _alone(batch) from error
             raise
@@ -372,7 +387,7 @@ class _Run:
                 self.steps.step()
         except PassError as error:
             if is_out_of_memory(error):
-                raise self._out_of_memory(batch) from error
+                raise self.job.out_of_memory(batch, self.fabric.device) from error
             raise
 
     def _densify(self) -> None:
@@ -439,17 +454,6 @@ class _Run:
         message = f"{place}{last}"
         hint = f"a smaller rate than lr: {self.options.lr:g}, a 'warmup' or 'clip: 1.0' may help"
         raise PassError(message, keys=("lr",), hint=hint)
-
-    def _out_of_memory(self, batch: Batch) -> PassError:
-        half = max(batch.count // 2, 1)
-        message = (
-            f"a batch of {batch.count} samples, {batch.shapes}, doesn't fit into the memory of {self.fabric.device}"
-        )
-        hint = (
-            f"data that give batches of {half} with 'accumulate: {2 * self.options.accumulate}' take the same steps in "
-            "half the memory; so does 'train: {precision: bf16-mixed}' for what is kept of each layer"
-        )
-        return PassError(message, hint=hint)
 
     # -- the end of an epoch ---------------------------------------------------------------------------------------
 

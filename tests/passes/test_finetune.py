@@ -347,6 +347,61 @@ def test_sparse_gradients_of_embeddings_are_dense_ones(optimizer):
     assert all(torch.equal(found(True)[name], tensor) for name, tensor in found(False).items())
 
 
+class Hungry(nn.Module):
+    """Is out of memory from some call on."""
+
+    calls = 0
+    enough = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Hungry.calls += 1
+        if Hungry.calls > Hungry.enough:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return x
+
+
+@pytest.mark.parametrize("enough", [0, 4])
+def test_too_large_a_batch_is_told_with_what_to_set(monkeypatch, enough):
+    net = nn.Sequential(*small(), nn.Linear(5, 5)).eval()
+    program = trace(net, (X,))
+    context = Context(data=Data.of(batches()), traced=program)
+    pass_ = Finetune.model_validate({"accumulate": 2, "evaluate": False, "seed": 0})
+    hungry = Hungry()
+    original = nn.Linear.forward
+    monkeypatch.setattr(Hungry, "calls", 0)
+    monkeypatch.setattr(Hungry, "enough", enough)
+    monkeypatch.setattr(nn.Linear, "forward", lambda linear, x: original(linear, hungry(x)))
+
+    def train() -> None:
+        pass_.ready(program, context)
+        pass_.run(program, context)
+
+    wanted = r"a batch of 8 samples, \[8, 3, 6, 6\], doesn't fit into the memory of cpu"
+    with pytest.raises(PassError, match=wanted) as error:
+        train()
+    assert "batches of 4 with 'accumulate: 4'" in str(error.value.hint)
+
+
+def test_too_large_a_batch_is_told_where_the_metric_is_measured(monkeypatch):
+    net, original = small(), nn.Linear.forward
+    large = [(torch.cat([x, x]), torch.cat([y, y])) for x, y in batches(1)]
+
+    def forward(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 8:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 bytes")
+        return original(linear, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    data = {"train": batches(), "val": large, "test": batches()}
+    with pytest.raises(
+        DataError, match=r"batch 0 of the data's val\(\): its 16 samples, .* don't fit into memory"
+    ) as error:
+        compile(net, {"plan": 1, "passes": ["finetune"]}, (X,), data)
+    assert str(error.value.hint) == "give smaller batches"
+
+
 class Broken(torch.optim.SGD):
     def step(self, closure=None):
         raise RuntimeError("no step today")
