@@ -36,11 +36,11 @@ from torch import Tensor, nn
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse, hand_on
-from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.modules import clone_module, module_tensors
-from prunec.compiler.ir.program import Axis, IntArray, Note, Program, State
+from prunec.compiler.ir.program import Note, Program, State
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
+from prunec.compiler.rewrite.regroup import parts_of
 from prunec.compiler.verify.reference import Reference, Replaced, Same
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.criteria.base import Setting
@@ -206,7 +206,7 @@ class Block(Pass):
             return found, notes
         groups = self.into.groups
         for name, matrix in list(found.items()):
-            rows, columns = (_parts(program, axis) for axis in (matrix.writes, matrix.reads))
+            rows, columns = (parts_of(program, axis) for axis in (matrix.writes, matrix.reads))
             if len(rows) % groups or len(columns) % groups:
                 notes.append(Note(name, f"{len(columns)} inputs and {len(rows)} outputs make no {groups} groups"))
                 del found[name]
@@ -249,7 +249,7 @@ class Block(Pass):
     def _grouped(self, program: Program, matrix: Matrix, figures: Tensor, norm: str, context: Context) -> Tensor:
         """Which elements stay, [rows, columns], when the layer is to have groups."""
         assert self.into is not None
-        rows, inputs = (_parts(program, axis) for axis in (matrix.writes, matrix.reads))
+        rows, inputs = (parts_of(program, axis) for axis in (matrix.writes, matrix.reads))
         columns = [(part[:, None] * matrix.kernel + np.arange(matrix.kernel)).ravel() for part in inputs]
         scores = figures[np.stack(rows).ravel()][:, np.stack(columns).ravel()]
         tiles = tile_sums(scores, len(rows[0]), len(columns[0]), norm).numpy(force=True)
@@ -276,22 +276,6 @@ class Block(Pass):
 
     def _setting(self, program: Program, context: Context) -> Setting:
         return Setting(program, (), context, Calibration(samples=self.samples, loss=context.loss))
-
-
-def _parts(program: Program, axis: Axis) -> list[IntArray]:
-    """The positions of an axis that stay together, in the order of the first: those of one unit, such as the pixels of
-    a channel behind a flatten. Single positions where units aren't equally large, or some position has none."""
-    analysis, size = analyse(program), program.tensors[axis.tensor].shape[axis.dim]
-    binding = analysis.flow.bindings.get(axis)
-    single = list(np.arange(size)[:, None])
-    if binding is None or binding.labels.size != size:
-        return single
-    units = analysis.units(binding.labels).ravel()
-    names, first, counts = np.unique(units, return_index=True, return_counts=True)
-    if (units == NO_UNIT).any() or counts.min() != counts.max():
-        return single
-    order = np.argsort(first, kind="stable")
-    return [np.flatnonzero(units == unit) for unit in names[order]]
 
 
 def _share(stays: Tensor) -> float:

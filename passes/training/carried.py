@@ -10,7 +10,7 @@ merged, the one that stays keeps its own. A parameter that is new or has another
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,30 @@ class Carried:
         if not isinstance(value, Tensor) or indices is None or tuple(value.shape) != self.shapes[name]:
             return value
         return value[tuple(index.to(value.device) for index in indices)].clone()
+
+
+def moved(
+    before: Program, after: Program, moves: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
+) -> dict[str, Any]:
+    """What `before` carries, for `after`, in which elements of parameters have changed places.
+
+    `moves` has, for every parameter that isn't as it was, its new name and what takes a tensor of its old shape there.
+    """
+    carried = dict(before.carried)
+    for key, said in before.carried.items():
+        old, state = Carried.of_plain(said), dict[str, Memory]()
+        for name, memory in old.fitted(before):
+            new, move = moves.get(name, (name, _still))
+            shape = before.tensors[name].shape
+            fits = {k: move(x) if isinstance(x, Tensor) and x.shape == shape else x for k, x in memory.items()}
+            if new in after.tensors:
+                state[new] = fits
+        carried[key] = Carried.of(old.optimizer, state, after).plain()
+    return carried
+
+
+def _still(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Memory]:
