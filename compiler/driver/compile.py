@@ -26,7 +26,7 @@ from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.journal import Journal
 from prunec.compiler.driver.load import example_inputs as inputs_of
 from prunec.compiler.driver.load import load_data, load_loss, load_metric, load_model
-from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, removed
+from prunec.compiler.driver.lock import check_data, check_model, check_removed, check_result, make_lock, moved, removed
 from prunec.compiler.driver.origin import origin_of
 from prunec.compiler.driver.pass_manager import (
     check_needs,
@@ -121,7 +121,8 @@ class Result:
         self.progress("write", 0, 1)
         with unwritten(self.before), unwritten(self.program):
             report = self._write_models(folder)
-        lock = {**self.lock, **_moved(self.plan, target)}
+        passes = [moved(each, target.resolve()) for each in self.lock["passes"]]
+        lock = {**self.lock, "passes": passes, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(report_html(report), encoding="utf-8")

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from prunec.compiler.cost.model import cost
-from prunec.compiler.driver.lock import entry, sha256_of
+from prunec.compiler.driver.lock import entry, pass_of, sha256_of
 from prunec.compiler.errors import OutputError, PrunecError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Note, Program
-from prunec.compiler.pass_base import PASSES, Context, Keeper, NoKeeper, Pass, PassResult
+from prunec.compiler.pass_base import Context, Keeper, NoKeeper, Pass, PassResult
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.report import Record
 from prunec.compiler.verify.verify import Verification
@@ -110,7 +110,7 @@ class Journal:
         found = self.entries[self.at]
         self._expect(found, pass_.name)
         self.at += 1
-        after = structure(program, (_pass(each) for each in found["passes"]), context)
+        after = structure(program, (pass_of(each) for each in found["passes"]), context)
         if self.at == self.known:
             after = self._with_values(after)
         details, notes = found["details"], tuple(Note(*each) for each in found["notes"])
@@ -387,11 +387,6 @@ def with_values(program: Program, tensors: Mapping[str, Tensor]) -> Program:
         for name, tensor in made.tensors.items():
             tensor.copy_(tensors[name])
     return made
-
-
-def _pass(said: Any) -> Pass:
-    name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
-    return PASSES.named(name).model_validate(options)
 
 
 def _record(found: Mapping[str, Any], before: Any, result: PassResult) -> Record:

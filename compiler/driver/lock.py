@@ -17,6 +17,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 
 from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.program import Axis, Program
-from prunec.compiler.pass_base import Pass
+from prunec.compiler.pass_base import PASSES, Pass
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.version import __version__
 
@@ -74,10 +75,23 @@ def make_lock(
     }
 
 
-def entry(pass_: Pass) -> str | dict[str, Any]:
-    """A pass as a plan would have it, without options that stand at their defaults."""
-    options = pass_.model_dump(mode="json", exclude_defaults=True)
+def entry(pass_: Pass, relative_to: Path | None = None) -> str | dict[str, Any]:
+    """A pass as a plan would have it, without options that stand at their defaults; paths are absolute, or relative to
+    the folder that it will be read from."""
+    options = pass_.model_dump(mode="json", exclude_defaults=True, context={"relative_to": relative_to})
     return {pass_.name: options} if options else pass_.name
+
+
+def moved(said: str | dict[str, Any], folder: Path) -> str | dict[str, Any]:
+    """An entry as it is written in that folder; passes that train may name files, such as that of an optimizer."""
+    name = said if isinstance(said, str) else next(iter(said))
+    return entry(pass_of(said), folder) if PASSES.named(name).trains else said
+
+
+def pass_of(said: str | Mapping[str, Any]) -> Pass:
+    """The pass that an entry was made of."""
+    name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
+    return PASSES.named(name).model_validate(options)
 
 
 def check_model(hashes: Mapping[str, str] | None, program: Program, at: Span | None) -> None:

@@ -39,6 +39,22 @@ def test_the_hash_sees_every_change(change):
     assert sha256_of(WEIGHTS | change) != sha256_of(WEIGHTS)
 
 
+def test_a_file_that_a_training_names_is_found_from_the_lock(tmp_path):
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans/own.py").write_text("import torch\n\nclass Own(torch.optim.SGD):\n    pass\n")
+    plan = {"plan": 1, "passes": [{"finetune": {"optimizer": "own.py:Own", "updates": 2}}]}
+    (tmp_path / "plans/plan.yaml").write_text(json.dumps(plan))
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)).eval()
+    x, data = torch.zeros(2, 4), [(torch.ones(6, 4), torch.arange(6) % 3)]
+    result = compile(net, tmp_path / "plans/plan.yaml", (x,), data)
+    result.save(tmp_path / "out")
+    said = json.loads((tmp_path / "out/plan.lock.json").read_text())
+    assert said["passes"][0]["finetune"]["optimizer"] == "../plans/own.py:Own"
+    (tmp_path / "out").rename(tmp_path / "there")
+    again = compile(net, tmp_path / "there/plan.lock.json", (x,), data)
+    assert torch.equal(again.module.state_dict()["0.weight"], result.module.state_dict()["0.weight"])
+
+
 def test_what_was_removed_is_numbered_as_in_the_original():
     before = program_of("grouped")
     grouped = Axis("g.weight", 1)
