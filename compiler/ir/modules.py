@@ -143,7 +143,8 @@ def with_own_tensors(state: Mapping[str, Any], device: torch.device | None = Non
         if isinstance(value, torch.Tensor):
             found[name] = copied(value)
         elif is_scripted(value):
-            value.to(device or next(value.parameters(), torch.zeros(())).device)
+            if device is not None:
+                value.to(device)
         elif isinstance(value, nn.Module):
             for part in value.modules():
                 tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)

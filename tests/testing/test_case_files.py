@@ -12,7 +12,7 @@ import pytest
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
-from prunec.compiler.plan import plan as plan_module
+from prunec.compiler.plan import entries as entries_module
 from prunec.compiler.testing.case_files import CaseError, parse_cases, run_case
 from prunec.compiler.text.parser import from_text
 from prunec.compiler.verify.reference import Same
@@ -84,7 +84,7 @@ def _warm():
 def run(pytester, monkeypatch, _warm):
     """Run one file of cases; gives the file and the run's result."""
     toys = SimpleNamespace(names=lambda: tuple(PASSES), named=PASSES.__getitem__)
-    monkeypatch.setattr(plan_module, "PASSES", toys)
+    monkeypatch.setattr(entries_module, "PASSES", toys)
 
     def run(text: str, *options: str):
         file = pytester.path / "toy.case"
