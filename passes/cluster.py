@@ -4,6 +4,13 @@
     - cluster: {method: even, widths: {"layer1.*": 12}}            runs of neighbours, 12 clusters in each group
     - cluster: {method: identical}                                 whatever is equal already
     - cluster: {method: given, clusters: {conv1: [[0, 3], [1, 2]]}}
+    - cluster: {budget: {macs: 40%}}                               the same share of every group, until that is met
+
+Inside `repeat`, `ratio` and `widths` may be lists with a value for each round, of which the last holds for all further
+rounds; every ratio is one of the traced model. A `cluster` that says none of these takes the budget of its round.
+
+    - repeat: {steps: 3, passes: [{cluster: {ratio: [18.75%, 31.25%, 37.5%]}}, {centripetal: 600}, merge]}
+    - repeat: {steps: 3, to: {macs: 40%}, passes: [cluster, {centripetal: 600}, merge]}
 
 The fact `clusters` holds, by group, every cluster of two units or more: sorted, by their smallest unit. A unit that
 stays alone isn't listed, nor is a group in which all do.
@@ -17,25 +24,34 @@ pinned, counted by a norm over channels, or not in the same places everywhere, n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, Group, analyse
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds, pacesetter, unmergeable
 from prunec.compiler.groups.patterns import chosen, matching
-from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
-from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Note, Program
+from prunec.compiler.pass_base import Allowance, Context, Pass, PassResult
+from prunec.compiler.plan.entries import INSIDE
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.rewrite.merge import Clusters, Counted, chi, identical, tidy, unit_rows
+from prunec.passes.selection.amounts import Budget, Resource, fits
+from prunec.passes.selection.budgets import budgets
 from prunec.passes.selection.per_group import gone_now
 from prunec.passes.selection.traced import whole_sizes
 
 Count = Annotated[int, Field(ge=1)]
 Unit = Annotated[int, Field(ge=0)]
+
+
+_AMOUNTS: Final = ("ratio", "widths", "budget")
+"""What says how many units are left."""
+_CLOSE: Final = 1e-6
+"""How near a ratio is found by which a budget is met."""
 
 
 class Cluster(Pass):
@@ -49,15 +65,26 @@ class Cluster(Pass):
         default="kmeans",
         description="by k-means on kernels; runs of neighbours; what is equal already; or as `clusters` says",
     )
-    ratio: Fraction01 | None = Field(
+    ratio: Fraction01 | tuple[Fraction01, ...] | None = Field(
         default=None,
-        description="the share of each group's units in the traced model that is gone then",
+        description="the share of each group's units in the traced model that is gone then; in `repeat`, a list of one "
+        "for each round",
         examples=["25%"],
     )
-    widths: dict[str, Count] | None = Field(
+    widths: dict[str, Count | tuple[Count, ...]] | None = Field(
         default=None,
-        description="glob patterns of groups, and how many units are left of each",
+        description="glob patterns of groups, and how many units are left of each; in `repeat`, a list for the rounds",
         examples=[{"layer1.*": 12}],
+    )
+    budget: dict[Resource, Budget] | None = Field(
+        default=None,
+        min_length=1,
+        description="what may be left: a share of the traced model's, or an amount, by resource; every group loses the "
+        "same share of its units",
+        examples=[{"macs": "40%"}],
+    )
+    may_fall_short: bool = Field(
+        default=False, description="`budget`: where it is out of reach, join all that may be joined"
     )
     clusters: dict[str, tuple[tuple[Unit, ...], ...]] | None = Field(
         default=None,
@@ -77,18 +104,46 @@ class Cluster(Pass):
     )
 
     @model_validator(mode="after")
-    def _options_fit(self) -> Cluster:
+    def _options_fit(self, info: ValidationInfo) -> Cluster:
         """Refuse options that a method has no use for, and a method without a number of units that are left."""
-        sized = self.method in ("kmeans", "even")
-        if sized and (self.ratio is None) == (self.widths is None):
-            raise wrong(f"must name one of 'ratio' and 'widths' for method '{self.method}'")
-        if not sized and (self.ratio is not None or self.widths is not None):
-            raise wrong(f"must not name 'ratio' or 'widths' for method '{self.method}', which finds its own")
+        inside = bool((info.context or {}).get(INSIDE))
+        said = [option for option in _AMOUNTS if getattr(self, option) is not None]
+        if self.is_sized and (len(said) > 1 or not (said or inside)):
+            raise wrong(f"must name one of 'ratio' and 'widths' for method '{self.method}', or a 'budget'")
+        if not self.is_sized and said:
+            raise wrong(
+                f"must not name 'ratio' or 'widths' for method '{self.method}', or a 'budget': it finds its own"
+            )
         if (self.method == "given") != (self.clusters is not None):
             raise wrong("must name 'clusters' for method 'given', and for no other")
         if self.method == "given" and (self.only or self.protect):
             raise wrong("must not name 'only' or 'protect' for method 'given', which names its groups")
+        lists = [value for value in (self.ratio, *(self.widths or {}).values()) if isinstance(value, tuple)]
+        if not all(lists):
+            raise wrong("must not have an empty list, which has nothing for the first round")
+        if lists and not inside:
+            raise wrong("must not have a list, which is one of rounds, outside of 'repeat'")
+        for name, text in (self.budget or {}).items():
+            fits(name, text)
         return self
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the method is told how many units are left."""
+        return self.method in ("kmeans", "even")
+
+    def in_round(self, allowance: Allowance) -> Pass:
+        """The pass with the round's budget, unless it says itself how much goes."""
+        if not self.is_sized or any(getattr(self, option) is not None for option in _AMOUNTS):
+            return self
+        if allowance.at_most is not None:
+            hint = "write 'steps' in place of 'each', or a ratio for each round"
+            raise wrong("must say itself how much goes, where a round removes so many units", hint=hint)
+        return self.model_copy(update={"budget": dict(allowance.left), "may_fall_short": True})
+
+    def resources(self) -> frozenset[str]:
+        """The resources that have a budget."""
+        return frozenset(self.budget or {})
 
     def check(self, program: Program) -> None:
         """Raise PassError for patterns and clusters that name what there isn't, and for widths beyond a group's own."""
@@ -96,38 +151,91 @@ class Cluster(Pass):
         if self.clusters is not None:
             _given(analysis, self.clusters)
         else:
-            self._targets(analysis)
+            self._of_round(Context())._targets(analysis)
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the fact `clusters`. Raises PassError as `check` does, and where units can't be joined."""
         analysis = analyse(program)
         notes: list[Note] = []
+        details: dict[str, Any] = {}
         if self.clusters is not None:
             found = _given(analysis, self.clusters)
         else:
-            found, notes = self._found(analysis, context)
+            now = self._of_round(context)
+            if self.budget is not None:
+                ratio, short = now._meeting(analysis, context, self.budget)
+                now = now.model_copy(update={"ratio": ratio})
+                details = {"ratio": ratio, **({"falls_short": short} if short else {})}
+            found, notes = now._found(analysis, context)
         groups = analysis.groups
         details = {
             "groups": {n: {"units": groups[n].size, "left": _left(groups[n].size, found[n])} for n in found},
             "chi": chi(program, groups, found),
+            **details,
         }
         return PassResult(program.with_facts(clusters=found), tuple(notes), details)
 
     def expected(self, program: Program) -> Mapping[str, Any]:
         """`expected_clusters`: those that the weights decide at once; of k-means, how many are left of how many."""
         analysis = analyse(program)
+        now = self._of_round(Context())
+        if self.is_sized and self.ratio is None and self.widths is None:
+            return {"expected_clusters": None}  # the budget is met when it runs
         if self.method == "kmeans":
-            return {"expected_clusters": Counted(self._counts(analysis))}
-        found = _given(analysis, self.clusters) if self.clusters is not None else self._found(analysis, Context())[0]
+            return {"expected_clusters": Counted(now._counts(analysis))}
+        found = _given(analysis, self.clusters) if self.clusters is not None else now._found(analysis, Context())[0]
         return {"expected_clusters": found}
 
     def _counts(self, analysis: Analysis) -> Iterator[tuple[str, IntArray, int]]:
-        kind = kinds(analysis)
-        for name, (group, width) in self._targets(analysis).items():
-            parts = _parts(kind[group.where])
-            movable = sum(part.size for part in parts)
-            widths = _shares([part.size for part in parts], width - (group.size - movable)) if parts else []
+        for name, parts, widths in self._divided(analysis):
             yield from ((name, part, left) for part, left in zip(parts, widths, strict=True))
+
+    def _divided(
+        self, analysis: Analysis, traced: Program | None = None
+    ) -> Iterator[tuple[str, list[IntArray], list[int]]]:
+        """(group, its units of each kind, how many are to be left of them), for groups that have any to join."""
+        kind = kinds(analysis)
+        for name, (group, width) in self._targets(analysis, traced).items():
+            parts = _parts(kind[group.where])
+            if parts:
+                movable = sum(part.size for part in parts)
+                yield name, parts, _shares([part.size for part in parts], width - (group.size - movable))
+
+    def _of_round(self, context: Context) -> Cluster:
+        """The pass with the values of its round, where there are lists of them."""
+        index = context.round.index if context.round else 0
+        widths = None if self.widths is None else {name: _at(value, index) for name, value in self.widths.items()}
+        return self.model_copy(update={"ratio": _at(self.ratio, index), "widths": widths})
+
+    def _meeting(self, analysis: Analysis, context: Context, wanted: Mapping[str, float | str]) -> tuple[float, str]:
+        """The smallest ratio by which the budgets are met; 1, and why not, where none does and the pass may fall short.
+        Raises `PassError` where it may not."""
+        limits = budgets(wanted, analysis.program, context)
+
+        def left(ratio: float) -> BoolArray:
+            keep = np.ones(analysis.size, dtype=bool)
+            for name, parts, widths in self.model_copy(update={"ratio": ratio})._divided(analysis, context.traced):
+                for part, width in zip(parts, widths, strict=True):
+                    keep[analysis.groups[name].start + part[width:]] = False
+            return keep
+
+        def missed(ratio: float) -> str:
+            keep = left(ratio)
+            over = (b for b in limits if b.resource.of(keep) > b.bound + b.resource.fixed)
+            return next((f"{b.name} {b.resource.of(keep) / b.whole:.1%}" for b in over), "")
+
+        if least := missed(1.0):
+            if not self.may_fall_short:
+                message = f"the budget can't be met: with all units joined that may be, {least} are left"
+                raise PassError(message, keys=("budget",), hint="`prunec explain` says why others can't be merged")
+            return 1.0, f"with all units joined that may be, {least} are left"
+        low, high = 0.0, 1.0
+        if not missed(low):
+            return low, ""
+        while high - low > _CLOSE:
+            middle = (low + high) / 2
+            low, high = (middle, high) if missed(middle) else (low, middle)
+        return high, ""
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """The pass with its clusters spelled out."""
@@ -156,13 +264,13 @@ class Cluster(Pass):
         """The groups to cluster, and how many units are to be left of each; a ratio is one of the `traced` model's."""
         groups = chosen(analysis.groups, self.only, self.protect)
         if self.widths is None:
-            wholes, ratio = whole_sizes(analysis, traced), self.ratio or 0.0
+            wholes, ratio = whole_sizes(analysis, traced), float(_at(self.ratio, 0) or 0)
             left = {n: g.size - gone_now(g.size, wholes[n], ratio) for n, g in groups.items()}
             return {n: (g, self._rounded(g, max(1, left[n]))) for n, g in groups.items()}
         targets: dict[str, tuple[Group, int]] = {}
         for pattern, names in matching(self.widths, analysis.groups, option="widths").items():
             for name in (n for n in names if n in groups):
-                group, width = groups[name], self.widths[pattern]
+                group, width = groups[name], int(_at(self.widths[pattern], 0))
                 if width > group.size and group.free.any():
                     raise PassError(f"widths: '{pattern}' asks for {width} units, but '{name}' has {group.size}")
                 if targets.get(name, (group, width))[1] != width:
@@ -191,6 +299,11 @@ class Cluster(Pass):
         )
         rng = context.rng("cluster", group.name, str(units[0]))
         return (units[found].tolist() for found in kmeans(kernels, width, rng))
+
+
+def _at(value: Any, index: int) -> Any:
+    """A round's own of a list of values; the last one for all further rounds."""
+    return value[min(index, len(value) - 1)] if isinstance(value, tuple) else value
 
 
 def kmeans(rows: FloatArray, width: int, rng: np.random.Generator) -> list[IntArray]:

@@ -10,9 +10,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from prunec.compiler import compile
+from prunec.compiler.cost.model import cost
 from prunec.compiler.driver.pass_manager import run_passes
 from prunec.compiler.driver.steps import Step
-from prunec.compiler.errors import PassError
+from prunec.compiler.errors import PassError, PlanError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.interchangeable import pacesetter
 from prunec.compiler.pass_base import Context
@@ -275,3 +277,69 @@ def test_what_the_plan_asks_in_vain(options, message):
 def test_options_that_do_not_fit_together(options, message):
     with pytest.raises(ValidationError, match=message):
         Cluster(**options)
+
+
+# -- in rounds, and to a budget --------------------------------------------------------------------------------------
+
+
+def in_rounds(cluster, **options):
+    model = chain(16, 32)
+    plan = {
+        "plan": 1,
+        "inputs": [[2, 3, 8, 8]],
+        "passes": [{"repeat": {**options, "passes": [cluster, {"merge": "mean"}]}}],
+    }
+    return compile(model.deployed.module, plan)
+
+
+def widths_of(report):
+    """The units of every group that each round has left."""
+    found = [record["details"]["groups"] for record in report["passes"] if record["pass"] == "cluster"]
+    return [[entry["left"] for entry in groups.values()] for groups in found]
+
+
+def test_a_list_has_a_ratio_or_a_width_for_each_round():
+    stages = ["18.75%", "31.25%", "37.5%"]
+    assert widths_of(in_rounds({"cluster": {"ratio": stages}}, steps=3).report) == [[13, 26], [11, 22], [10, 20]]
+    by_pattern = {"widths": {"conv0": [12, 8], "conv1": 24}}
+    assert widths_of(in_rounds({"cluster": by_pattern}, steps=3).report) == [[12, 24], [8], []]
+
+
+def test_rounds_give_their_budget_to_a_cluster_that_leaves_it_open():
+    result = in_rounds("cluster", steps=3, to={"macs": "40%"}, schedule="linear")
+    before, after = (result.report["cost"][when]["macs"] for when in ("before", "after"))
+    assert 0.3 * before < after <= 0.4 * before
+    assert len(widths_of(result.report)) == 3
+
+
+def test_a_budget_is_met_by_one_share_of_all_groups():
+    program = chain(16, 32)
+    result = Cluster(method="even", budget={"macs": 0.5}).run(program, Context(traced=program))
+    slim = Merge(inexact="mean").run(result.program, Context()).program
+    assert 0.42 < cost(slim).macs / cost(program).macs <= 0.5
+    ratio = result.details["ratio"]
+    assert clusters(program, method="even", ratio=ratio) == result.program.facts["clusters"]
+    more = Cluster(method="even", ratio=ratio - 2e-6).run(program, Context()).program
+    assert cost(Merge(inexact="mean").run(more, Context()).program).macs / cost(program).macs > 0.5
+
+
+def test_a_budget_out_of_reach_is_refused_or_told():
+    program = chain(16, 32)
+    with pytest.raises(PassError, match="can't be met") as caught:
+        Cluster(budget={"macs": 1e-4}).run(program, Context(traced=program))
+    assert caught.value.keys == ("budget",)
+    short = Cluster(budget={"macs": 1e-4}, may_fall_short=True).run(program, Context(traced=program))
+    assert "are left" in short.details["falls_short"]
+
+
+def test_what_rounds_have_no_use_for_is_refused():
+    for cluster, options, message in (
+        ("cluster", {"each": 4, "to": {"macs": 0.5}}, "so many units"),
+        ("cluster", {"steps": 2}, "must have the key 'to'"),
+        ({"cluster": {"ratio": []}}, {"steps": 2}, "empty list"),
+        ({"cluster": {"ratio": 0.5, "budget": {"macs": 0.5}}}, {"steps": 2}, "must name one of"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            in_rounds(cluster, **options)
+    with pytest.raises(ValidationError, match="outside of 'repeat'"):
+        Cluster(ratio=(0.1, 0.2))
