@@ -287,6 +287,8 @@ class _Run:
         """The updates of this training."""
         if self.options.updates is not None:
             return self.options.updates
+        if not len(self.epochs):
+            raise DataError(f"the data's split '{self.options.split}' is empty", at=self.job.data.at)
         each = math.ceil(len(self.epochs) / self.at_once)
         if self.fabric.world_size > 1:
             each = len(self.epochs) // self.at_once + (len(self.epochs) % self.at_once >= self.fabric.world_size)

@@ -442,6 +442,18 @@ def test_a_region_is_not_trained_by_itself():
         compile(nn.Sequential(small(), nn.Softplus()).eval(), plan, (X,), batches())
 
 
+def test_data_that_end_are_told():
+    class Ends:
+        readings = 0
+
+        def train(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            self.readings += 1
+            return batches() if self.readings < 2 else []
+
+    with pytest.raises(DataError, match="the data's split 'train' is empty"):
+        trained(small(), Ends(), epochs=1)
+
+
 def test_a_stream_of_unknown_length_needs_updates():
     class Stream:
         def __iter__(self):
