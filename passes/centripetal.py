@@ -1,7 +1,7 @@
 """`centripetal`: train the channels of each cluster to become one, so that `merge` joins them without any loss.
 
 - cluster: {ratio: 37.5%}                                        which are to become one
-- centripetal: {epochs: 600, lr: 0.03, strength: 0.003, vectors: 0.1, decay: matrices}
+- centripetal: {epochs: 600, lr: 0.03, strength: 0.003, vectors: 0.1, decay: matrices, to_the_end: true}
 - merge                                                          refuses where they haven't become equal
 
 Every step moves the filters of a cluster by the mean of their gradients, and pulls each towards the cluster's mean
@@ -10,8 +10,8 @@ of a difference that goes in a step; momentum 0.9 makes it ten times that. A sch
 brings the pull to nothing, too: `strength_schedule: {linear: {start: 1, end: 10}}` makes up for it.
 
 chi is how far the clusters are from having collapsed. The training ends with the epoch in which it falls below
-`stop_below`. What is left of the differences then, mostly rounding, is taken out. Where that isn't reached, a warning
-says so, and `merge` behind it refuses, or takes the clusters' means (`merge: {inexact: mean}`).
+`stop_below`, or goes on `to_the_end`. What is left of the differences then, mostly rounding, is taken out. Where that
+isn't reached, a warning says so, and `merge` behind it refuses, or takes the clusters' means (`{inexact: mean}`).
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class Centripetal(TrainingPass):
         description="the chi below which clusters have collapsed: the training ends, and they are made exactly equal; "
         "0 trains to the end and leaves them as they are",
     )
+    to_the_end: bool = Field(
+        default=False,
+        description="train all epochs, though the clusters have collapsed: for a rate that is yet to fall",
+    )
     collapsed: bool | None = Field(default=None, description="a lock's: whether the clusters had collapsed")
 
     @model_validator(mode="after")
@@ -94,7 +98,8 @@ class Centripetal(TrainingPass):
         """The averaged gradients, and the pull."""
         below = self.stop_below if self.collapsed is None else math.inf if self.collapsed else 0.0
         clusters = ClusterSlices.of(program, module)
-        return [Collapse(clusters, self.strength, self.vectors, below=below, schedule=self.strength_schedule.factor)]
+        factor, whole = self.strength_schedule.factor, self.to_the_end
+        return [Collapse(clusters, self.strength, self.vectors, below=below, to_the_end=whole, schedule=factor)]
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Train. A warning says where the clusters haven't collapsed."""

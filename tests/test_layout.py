@@ -151,6 +151,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/version.py": "cli/test_main.py",
     "models/convnet.py": "models/test_models.py",
     "models/densenet.py": "models/test_models.py",
+    "models/mobilenet.py": "models/test_models.py",
     "models/digits.py": "models/test_models.py",
     "models/example.py": "models/test_models.py",
     "models/idx.py": "models/test_data.py",

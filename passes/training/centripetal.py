@@ -290,8 +290,9 @@ def collapse(clusters: ClusterSlices) -> None:
 class Collapse(Update):
     """Trains the filters of each cluster to become one, by any optimizer.
 
-    Where chi has fallen below `below`, the training may end, and what is left of the differences is taken out, so that
-    a merge is exact. `schedule` is what the strength is multiplied by, given the share of the steps that are done.
+    Where chi has fallen below `below`, the training may end, unless it goes on `to_the_end`, and what is left of the
+    differences is taken out, so that a merge is exact. `schedule` is what the strength is multiplied by, given the
+    share of the steps that are done.
     """
 
     def __init__(
@@ -301,10 +302,11 @@ class Collapse(Update):
         vectors: float = 1.0,
         *,
         below: float = 0.0,
+        to_the_end: bool = False,
         schedule: Callable[[float], float] = lambda done: 1.0,
     ) -> None:
         self.clusters, self.start, self.vectors = clusters, strength, vectors
-        self.below, self.schedule = below, schedule
+        self.below, self.to_the_end, self.schedule = below, to_the_end, schedule
         self.optimizer: Optimizer | None = None
         self.steps, self.total = 0, 0
         self._is_due = False
@@ -373,7 +375,9 @@ class Collapse(Update):
 
     def ends(self) -> str:
         """That the clusters have collapsed, if they have."""
-        return f"chi is below {self.below:g}: the clusters have collapsed" if self.collapsed else ""
+        if self.to_the_end or not self.collapsed:
+            return ""
+        return f"chi is below {self.below:g}: the clusters have collapsed"
 
     def finish(self) -> None:
         """Take out what is left of the differences, if the clusters have collapsed."""

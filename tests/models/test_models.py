@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from prunec.models import convnet, data, densenet, digits, example, mlp, preact_resnet, resnet, train, vgg
+from prunec.models import convnet, data, densenet, digits, example, mlp, mobilenet, preact_resnet, resnet, train, vgg
 
 RGB, GREY = (3, 32, 32), (1, 28, 28)
 
@@ -67,6 +67,7 @@ GOLDEN_MACS = {
     "resnet56": (resnet.resnet56, RGB, 125_485_696),
     "resnet56-A": (lambda: after_cut(56, (0.1, 0.1, 0.1), {16, 20, 38, 54}), RGB, 112_435_840),
     "resnet56-B": (lambda: after_cut(56, (0.6, 0.3, 0.1), {16, 18, 20, 34, 38, 54}), RGB, 90_907_264),
+    "mobilenet": (mobilenet.mobilenet, RGB, 65_394_688),
     "resnet110": (resnet.resnet110, RGB, 252_887_680),
     "resnet110-A": (lambda: after_cut(110, (0.5, 0.0, 0.0), {36}), RGB, 212_779_648),
     "resnet110-B": (lambda: after_cut(110, (0.5, 0.4, 0.3), {36, 38, 74}), RGB, 155_124_352),

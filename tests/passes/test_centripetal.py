@@ -164,6 +164,14 @@ def test_without_a_bound_it_trains_to_the_end_and_leaves_what_is_left():
     )
 
 
+def test_it_may_go_on_to_the_end_though_they_have_collapsed():
+    program, context = clustered("zero_pad")
+    result = trained(program, context, epochs=16, to_the_end=True)
+    assert result.details["epochs"] == 16
+    assert result.details["collapsed"]
+    assert Merge().run(result.program, context).details["largest_difference"] == 0
+
+
 def test_statistics_that_do_not_follow_keep_it_from_being_exact():
     program, context = clustered("projection")
     for name, tensor in program.tensors.items():
