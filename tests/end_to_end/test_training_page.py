@@ -100,6 +100,15 @@ def test_penalties_on_units():
     assert torch.allclose(found.features[3].weight, plain.features[3].weight, atol=1e-3)
 
 
+def test_clusters_in_a_loop_of_one_s_own(capsys):
+    found = ran("docs/training.md", "clusters")
+    assert float(capsys.readouterr().out) > 0
+    x = found["images"]
+    with torch.no_grad():
+        assert torch.allclose(found["slim"](x), found["model"](x), atol=1e-5)
+    assert found["slim"].get_submodule("features.0").out_channels == 10
+
+
 def test_a_batch_in_parts():
     model = net()
     model.features[1].eval()
@@ -120,6 +129,17 @@ def test_the_callback(page, monkeypatch):
     found = ran(page, "lightning", Trainer=Trainer)["model"]
     for a, b in zip(found.parameters(), slimmed(1e-4).parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["centripetal", "stages"])
+def test_plans_that_make_channels_equal(name):
+    passes = yaml.safe_load(block_of("docs/training.md", name))
+    inside = passes[0]["repeat"]["passes"] if name == "stages" else passes
+    inside[1]["centripetal"] |= {"epochs": 150, "strength": 2.0, "lr": 0.05}
+    result = compile(net().eval(), {"plan": 1, "passes": passes}, (torch.zeros(1, 3, 8, 8),), batches())
+    assert result.module.get_submodule("features.0").out_channels == 10
+    merged = [record for record in result.report["passes"] if record["pass"] == "merge"]
+    assert all(record["details"]["largest_difference"] == 0 for record in merged)
 
 
 @pytest.mark.parametrize("name", ["slimming", "growing", "constraints"])
