@@ -239,18 +239,30 @@ def solve(flow: Flow) -> Analysis:
     balanced = tuple(Balanced(runs.units(labels), node) for labels, node in flow.balanced)
     tied = balances(balanced)
     _pin_unbalanced(balanced, tied, pinned, runs.total)
-    counted = {int(u): p.reason for p in flow.counted for u in np.unique(runs.units(p.labels)) if u != NO_UNIT}
+    met = {int(u): p.reason for p in flow.counted for u in np.unique(runs.units(p.labels)) if u != NO_UNIT}
+    single = _inside_one(flow, runs, met)
+    counted = {unit: reason for unit, reason in met.items() if unit not in single}
     counted |= {int(u): f"stands in a block of {b.nodes[0]}, whose rows stay even" for b in tied for u in b.units}
     passing = Streams()
     if flow.incoming:
         own = {int(u): f"is selected at {e.node.name}" for e, _, mine in flow.selections() for u in runs.units(mine)}
         counted = {unit: reason for unit, reason in own.items() if unit != NO_UNIT} | counted
         whole = [np.arange(start, end) for start, end in zip(runs.starts, runs.ends, strict=True)]
-        bound = counted | {int(u): part.reason for part in least for u in part.units}
+        bound = met | counted | {int(u): part.reason for part in least for u in part.units}
         passing = streams(flow, unit_of, pinned, bound, (*whole, *pieces))
     groups = _groups(flow, runs, pinned)
     covers = tuple(piece for piece in pieces if not any(int(unit) in pinned for unit in piece))
     return Analysis(flow.program, flow, unit_of, groups, covers, least, counted, balanced, tied, passing)
+
+
+def _inside_one(flow: Flow, runs: Runs, counted: Iterable[int]) -> frozenset[int]:
+    """The counted units of which every contraction has all positions of a row: these can be merged."""
+    mixed: set[int] = set()
+    for part in flow.counted:
+        units = runs.units(part.labels)
+        rows = units[(units != units[:, :1]).any(axis=1)] if part.inside else units
+        mixed.update(np.unique(rows).tolist())
+    return frozenset(counted) - mixed
 
 
 def _edges(flow: Flow) -> tuple[IntArray, IntArray, list[Pin]]:

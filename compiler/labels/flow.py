@@ -64,6 +64,15 @@ class Meeting:
     cause: str
 
 
+class Counted(NamedTuple):
+    """Labels that may not be merged, and why. With `inside`, of each row [rows, positions] only those of several units
+    in it: what is contracted inside one unit, such as a head's width, comes whole or not at all."""
+
+    labels: IntArray
+    reason: str
+    inside: bool = False
+
+
 class Pin(NamedTuple):
     """Labels that may not be removed, and why."""
 
@@ -181,7 +190,7 @@ class Flow:
     """Labels of which one must stay: each piece of a split keeps a channel."""
     least: list[Least] = field(default_factory=list)
     """Labels of which several must stay."""
-    counted: list[Pin] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
     """Labels whose *number* matters (statistics, sums of products): they may be removed, but not merged."""
     by_group: set[Axis] = field(default_factory=set)
     """Input axes of grouped convolutions that lose whole groups, so that a group's width stays."""
@@ -303,10 +312,15 @@ class Flow:
         for labels in fields:
             self.pin(labels, reason)
 
-    def count_matters(self, labels: IntArray, reason: str) -> None:
+    def count_matters(self, labels: IntArray, reason: str, along: int | None = None) -> None:
         """These labels may be removed, but not merged: the node counts or multiplies channels, so that fewer of them
-        with added weights would give another result."""
-        self.counted.append(Pin(labels, reason))
+        with added weights would give another result. It does so `along` a dimension, where one is given: then a unit
+        that has all positions of it, such as a head with its width, may be merged with another."""
+        if along is None:
+            self.counted.append(Counted(labels, reason))
+        else:
+            rows = np.moveaxis(labels, along, -1).reshape(-1, labels.shape[along])
+            self.counted.append(Counted(rows, reason, inside=True))
 
     def balance(self, rows: IntArray, node: fx.Node) -> None:
         """Every row of the labels [rows, positions] must lose equally many: these are groups of a grouped layer.
@@ -351,7 +365,7 @@ class Flow:
     def remarks(self, since: tuple[int, ...]) -> list[IntArray]:
         """The labels that rules have said so of since then."""
         pins, counted, balanced, blocks, meetings = since
-        arrays = [pin.labels for pin in (*self.pins[pins:], *self.counted[counted:])]
+        arrays = [pin.labels for pin in self.pins[pins:]] + [each.labels for each in self.counted[counted:]]
         arrays += [labels for labels, _ in (*self.balanced[balanced:], *self.blocks[blocks:])]
         return arrays + [side for meeting in self.meetings[meetings:] for side in (meeting.grid, meeting.line)]
 

@@ -171,9 +171,9 @@ def gaps(program: Program, group: Group, clusters: Clusters) -> Iterator[Gap]:
         if not moved.size:
             continue
         rows, kept = (tensors.rows(member.axis, places[moved]) for places in (member.positions, target))
-        apart = (rows - kept).double().abs().amax(1)
+        apart = (rows.double() - kept.double()).abs().amax(1)
         worst = int(apart.argmax())
-        scale = float(program.tensors[member.axis.tensor].detach().abs().max()) or 1.0
+        scale = float(program.tensors[member.axis.tensor].detach().double().abs().max()) or 1.0
         yield Gap(float(apart[worst]) / scale, group.name, of_unit[int(member.units[moved[worst]])], member.axis)
 
 
@@ -194,7 +194,7 @@ def identical(program: Program, group: Group, units: IntArray, tolerance: float)
     parts = []
     for member in producers(group):
         if np.isin(units, member.units).all():
-            scale = program.tensors[member.axis.tensor].detach().abs().max().double().clamp_min(1e-300)
+            scale = program.tensors[member.axis.tensor].detach().double().abs().max().clamp_min(1e-300)
             parts.append(unit_rows(program, member, units).double() / scale)
     values = torch.cat(parts, 1).numpy(force=True)
     return tidy(tuple(units[found].tolist()) for found in _agreeing(values, tolerance))

@@ -275,7 +275,7 @@ def chi(clusters: ClusterSlices) -> dict[str, float]:
 
 def _size(along: _Along, buffer: Tensor) -> Tensor:
     """What the entries of a buffer are relative to."""
-    size = buffer.abs().max().double()
+    size = buffer.double().abs().max()
     return size if along.follows and size else torch.ones_like(size)
 
 

@@ -14,6 +14,7 @@ from mergeable_nets import (
     FunctionalHead,
     Halves,
     Interleaved,
+    Net,
     Tied,
     clustered,
     conv,
@@ -210,6 +211,38 @@ def test_a_tied_weight_is_kept_where_it_writes_and_summed_where_it_reads():
     assert torch.equal(after.tensors["decoder.weight"][:, 1], 2 * after.tensors["embedding.weight"][:, 1])
 
 
+class Products(Net):
+    def forward(self, x):
+        return self.head(self.query(x) @ self.key(x).transpose(1, 2))
+
+
+def test_heads_that_are_alike_become_one():
+    layers = {name: nn.Linear(8, 8) for name in ("query", "key", "value")}
+    program = traced(Attention(**layers, head=nn.Linear(8, 4)), 2, 5, 8).with_facts(clusters={"query": ((0, 1),)})
+    make_identical(program)
+    merge = Merge()
+    result = merge.run(program, Context())
+    assert result.details["removed"] == {"query": 1}
+    assert verify(result.program, merge.reference(program, result.program), pass_name="merge").difference < 1e-9
+
+
+class Masked(Net):
+    """Which channels are let through is a buffer of truth values."""
+
+    def forward(self, x):
+        return self.head(torch.where(self.mask, self.conv(x), 0.0))
+
+
+def test_truth_values_that_differ_are_a_difference():
+    model = Masked(conv=conv(3, 6), head=conv(6, 4))
+    model.register_buffer("mask", torch.tensor([True, False, True] * 2).view(6, 1, 1))
+    program = traced(model)
+    same, apart = (program.with_facts(clusters={"conv": (cluster,)}) for cluster in ((0, 2), (0, 1)))
+    with pytest.raises(PassError, match="aren't identical"):
+        Merge().run(apart, Context())
+    assert Merge(inexact="mean").run(same, Context()).details["removed"] == {"conv": 1}
+
+
 DECLINED = {
     "layer_norm": (
         lambda: Chain(fc=nn.Linear(8, 6), norm=nn.LayerNorm(6), head=nn.Linear(6, 4)),
@@ -221,10 +254,10 @@ DECLINED = {
         (2, 3, 4, 4),
         "conv: cluster [0, 1] isn't merged: counted by layer (GroupNorm)",
     ),
-    "attention": (
-        lambda: Attention(**{n: nn.Linear(8, 8) for n in ("query", "key", "value")}, head=nn.Linear(8, 4)),
+    "products_of_features": (
+        lambda: Products(query=nn.Linear(8, 6), key=nn.Linear(8, 6), head=nn.Linear(5, 4)),
         (2, 5, 8),
-        "query: cluster [0, 1] isn't merged: contracted at scaled_dot_product_attention",
+        "query: cluster [0, 1] isn't merged: contracted at matmul",
     ),
     "functional_convolution": (
         lambda: FunctionalHead(conv=conv(3, 6), weight=nn.Parameter(torch.randn(4, 6, 3, 3))),

@@ -153,3 +153,41 @@ def test_what_updates_remember_goes_with_a_checkpoint():
     early.load_state_dict(PruneCallback(updates).state_dict())  # of before the first step
     early.on_before_optimizer_step(None, model, optimizer)
     assert early.state_dict() == {"updates": [{"count": 1}]}
+
+
+class Done(Update):
+    """Says after its second step that the training may end, and notes that it has."""
+
+    def __init__(self):
+        self.steps, self.finished = 0, False
+
+    def before_step(self):
+        self.steps += 1
+
+    def figures(self):
+        return {"steps": float(self.steps)}
+
+    def ends(self):
+        return "two are enough" if self.steps >= 2 else ""
+
+    def finish(self):
+        self.finished = True
+
+
+def test_a_trainer_stops_where_an_update_says_so_and_tells_it_of_the_end():
+    update, logged = Done(), []
+    callback = PruneCallback(lambda module: [update])
+    trainer = SimpleNamespace(should_stop=False)
+    model = network()
+    model.log_dict = logged.append
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(2):
+        assert not trainer.should_stop
+        callback.on_before_optimizer_step(trainer, model, optimizer)
+        callback.on_train_batch_end(trainer, model, None, None, epoch)
+        callback.on_train_epoch_end(trainer, model)
+    assert trainer.should_stop
+    assert logged == [{"steps": 1.0}, {"steps": 2.0}]
+    assert not update.finished
+    callback.on_train_end(trainer, model)
+    assert update.finished

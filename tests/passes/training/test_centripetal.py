@@ -382,7 +382,7 @@ def test_a_collapse_alone_makes_a_merge_exact_of_half_precision_too():
     assert sum(chi(slices).values()) == 0
 
 
-@pytest.mark.parametrize(("unit", "group", "size"), [("head_width", "value", 6)])
+@pytest.mark.parametrize(("unit", "group", "size"), [("heads", "query", 2), ("head_width", "value", 6)])
 def test_units_of_attention_become_one(unit, group, size):
     program = attention(unit)
     assert analyse(program).groups[group].size == size
