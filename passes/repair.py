@@ -1,0 +1,143 @@
+"""`repair`: what is left of a pruned network is refit in closed form, on a few unlabelled samples; nothing is trained.
+
+- repair: least_squares        weights and biases, so that each layer gives on its slim inputs what the dense layer gave
+- repair: bias                 biases alone, so that the means of the outputs are the dense network's
+- repair: batch_norm           the running statistics of batch norms, estimated anew
+- repair: {method: least_squares, samples: 256, layers: readers}
+
+The dense network is the model as it was traced. Layers are repaired in the order of the graph, each on what the slim
+network gives it then, so that later ones also make up for what earlier ones could not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, StrictInt
+from torch import fx
+
+from prunec.compiler.errors import PassError
+from prunec.compiler.ir.modules import with_own_tensors
+from prunec.compiler.ir.program import Note, Program
+from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.passes.calibration.calibration import Bytes, Calibration
+from prunec.passes.repairing.layers import Found, Layer, Search
+from prunec.passes.repairing.refit import Bias, LeastSquares, Statistics
+from prunec.passes.repairing.walk import Walk
+
+Count = Annotated[StrictInt, Field(ge=1)]
+
+
+class Repair(Pass):
+    """Refit what is left, without training."""
+
+    name: ClassVar[str] = "repair"
+    trains: ClassVar[bool] = True
+    drops: ClassVar[frozenset[str]] = frozenset({"scores"})
+    shorthand: ClassVar[str | None] = "method"
+
+    method: Literal["least_squares", "bias", "batch_norm"] = Field(
+        default="least_squares", description="what is refit: weights and biases, biases, or batch norms' statistics"
+    )
+    layers: Literal["all", "readers"] = Field(
+        default="all",
+        description="least squares of all layers behind the first loss, or of those alone that have lost inputs",
+    )
+    samples: Count = Field(default=512, description="how many samples are looked at; labels aren't")
+    split: str = Field(default="train", description="the split of the data that they are of")
+    rows: Count = Field(default=32_000, description="least squares: about how many output positions of a layer count")
+    memory: Bytes = Field(
+        default=2**30, description="bytes for values between two layers; samples beyond are run anew for each layer"
+    )
+
+    def ready(self, program: Program, context: Context) -> None:
+        """Raise `PassError` without data, `DataError` where they don't fit the model."""
+        if context.data is None:
+            hint = "name a data factory, for example data: prunec.models.data:digits; labels aren't needed"
+            raise PassError("repair needs some samples, and the plan has no data", hint=hint)
+        if context.inputs is not None:
+            raise PassError("a region of the model can't be repaired by itself: the data are of the whole model")
+        context.data.require(self.split)
+        self._calibration.first(program, context)
+
+    @property
+    def _calibration(self) -> Calibration:
+        return Calibration(samples=self.samples, split=self.split)
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Give the program with other values in its weights. Raises as `ready` does."""
+        self.ready(program, context)
+        assert context.traced is not None, "a compile knows what it has traced"
+        facts = {name: fact for name, fact in program.facts.items() if name not in self.drops}
+        made = program.derive(state=with_own_tensors(program.state), facts=facts)
+        slim, dense = made.deployed, context.traced.deployed
+        found = Search(slim, dense).found()
+        work = _Work(self, slim, dense, found, context)
+        places = work.places()
+        if not places:
+            none = "nothing to repair: no layer reads fewer channels than in the traced model"
+            why = none if not found.lost else f"none of the {found.lost} layers that have lost inputs can be repaired"
+            return PassResult(program, tuple(found.notes), warnings=(f"repair: {why}",))
+        rows = work.run(places)
+        details = {"method": self.method, "repaired": rows, "samples": work.samples}
+        return PassResult(made, (*found.notes, *work.notes), details)
+
+
+class _Work:
+    """One repair of a program, whose values it changes in place."""
+
+    def __init__(self, options: Repair, slim: Program, dense: Program, found: Found, context: Context) -> None:
+        self.options, self.slim, self.dense, self.found, self.context = options, slim, dense, found, context
+        self.notes: list[Note] = []
+        self.samples = 0
+
+    def places(self) -> list[tuple[fx.Node, Layer | None]]:
+        """The nodes that are repaired, in their order; None for a batch norm."""
+        if self.options.method == "batch_norm":
+            return [(node, None) for node in self.found.norms]
+        all_of_them = self.options.method == "least_squares" and self.options.layers == "all"
+        layers = [layer for layer in self.found.layers if all_of_them or layer.lost]
+        if self.options.method == "bias":
+            layers = [layer for layer in layers if layer.bias is not None]
+        return [(layer.node, layer) for layer in layers]
+
+    def run(self, places: Sequence[tuple[fx.Node, Layer | None]]) -> dict[str, Any]:
+        """Repair them one after the other; give figures of each by name."""
+        walk = Walk(
+            self.slim, self.found.order, self.dense, self.options._calibration, self.context, self.options.memory
+        )
+        self.samples = len(walk.known)
+        rows: dict[str, Any] = {}
+        left = [layer.target for _, layer in places if layer is not None]
+        for done, (node, layer) in enumerate(places):
+            name = str(node.target) if node.op == "call_module" else node.name
+            self.context.progress("repair", done, len(places), name)
+            place = self._place(node, layer, walk)
+            wanted = set(left[done:])
+            for piece in walk.halt(node, wanted):
+                with torch.no_grad():
+                    place.see(piece)
+            figures = place.finish()
+            if figures is None or figures is False:
+                self.notes.append(Note(name, "isn't repaired: too few samples, or values that aren't finite"))
+            else:
+                rows[name] = _row(figures)
+        self.context.progress("repair", len(places), len(places))
+        return rows
+
+    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk) -> LeastSquares | Bias | Statistics:
+        if layer is None:
+            return Statistics(node, self.slim)
+        if self.options.method == "bias":
+            return Bias(layer, self.slim)
+        return LeastSquares(layer, self.slim, walk.known, self.options.rows)
+
+
+def _row(figures: Any) -> dict[str, Any]:
+    """What the report tells of one place."""
+    if figures is True:
+        return {}
+    ratio = figures.after / figures.before if figures.before > 0 else 0.0
+    return {"ridge": "old weights" if figures.ridge is None else figures.ridge, "error_left": float(f"{ratio:.3g}")}

@@ -1,0 +1,162 @@
+"""A layer's least squares from sums over its rows: nothing of the rows themselves is kept.
+
+    u [rows, p]   what the layer reads for one output position          t [rows, o]   what it should give there
+
+    A = E[u u^T] - E[u] E[u]^T        B = E[u t^T] - E[u] E[t]^T        all sums in float64
+    W = (A + r I)^-1 (B + r W0)       b = E[t] - E[u] W                 r = ridge * mean(diag A)
+
+The ridge pulls towards the weights `W0` that are there. It is the one with the least error on rows that weren't fitted;
+then all rows are fitted with it. A grouped convolution is as many least squares side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+RIDGES: Final = (1e-12, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Shares of the mean variance of what is read. The first serves where what is gone can be told from what is left."""
+
+
+@dataclass
+class Moments:
+    """Sums over rows, for `groups` least squares of `p` inputs and `o` outputs each, in float64."""
+
+    count: int
+    inputs: Tensor
+    """[groups, p]: the sum of u."""
+    targets: Tensor
+    """[groups, o]: the sum of t."""
+    gram: Tensor
+    """[groups, p, p]: the sum of u u^T."""
+    cross: Tensor
+    """[groups, p, o]: the sum of u t^T."""
+    squares: Tensor
+    """[groups, o]: the sum of t^2."""
+
+    @staticmethod
+    def none(groups: int, p: int, o: int, device: torch.device | None = None) -> Moments:
+        """The sums over no rows."""
+        shapes = (groups, p), (groups, o), (groups, p, p), (groups, p, o), (groups, o)
+        return Moments(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, u: Tensor, t: Tensor) -> None:
+        """Add rows: u [rows, groups, p], t [rows, groups, o]."""
+        u, t = u.double().movedim(0, 1), t.double().movedim(0, 1)
+        self.count += u.shape[1]
+        self.inputs += u.sum(1)
+        self.targets += t.sum(1)
+        self.gram += u.transpose(1, 2) @ u
+        self.cross += u.transpose(1, 2) @ t
+        self.squares += t.square().sum(1)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            self.inputs + other.inputs,
+            self.targets + other.targets,
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.squares + other.squares,
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no row had an infinite value or NaN."""
+        return all(bool(x.isfinite().all()) for x in (self.gram, self.cross, self.squares))
+
+    def error(self, fit: Fit) -> Tensor:
+        """[groups, o]: the mean of (t - u W - b)^2; rounding may leave it a little below zero."""
+        w, b = fit.weight, fit.bias
+        apart = self.squares - 2 * (w * self.cross).sum(1) + (w * (self.gram @ w)).sum(1)
+        read = (self.inputs.unsqueeze(1) @ w).squeeze(1)
+        return (apart + 2 * b * (read - self.targets)) / self.count + b.square()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The weights of a layer: it gives u W + b."""
+
+    weight: Tensor
+    """[groups, p, o]."""
+    bias: Tensor
+    """[groups, o]."""
+
+
+def solve(moments: Moments, old: Fit, ridge: float, *, intercept: bool) -> Fit | None:
+    """The least squares with this ridge (infinite: the old weights stay); None where they can't be solved.
+
+    Without an intercept the bias stays, and nothing is centred.
+    """
+    n = moments.count
+    mean = moments.inputs / n if intercept else torch.zeros_like(moments.inputs)
+    aim = moments.targets / n if intercept else old.bias
+    weight = old.weight
+    if ridge != float("inf"):
+        a = moments.gram / n - mean.unsqueeze(2) * mean.unsqueeze(1)
+        b = moments.cross / n - (mean if intercept else moments.inputs / n).unsqueeze(2) * aim.unsqueeze(1)
+        found = _ridged(a, b, old.weight, ridge)
+        if found is None:
+            return None
+        weight = found
+    bias = aim - (mean.unsqueeze(1) @ weight).squeeze(1) if intercept else old.bias
+    return Fit(weight, bias)
+
+
+def _ridged(a: Tensor, b: Tensor, old: Tensor, ridge: float) -> Tensor | None:
+    """(A + r I)^-1 (B + r W0); None where that isn't finite. A group that reads constants alone keeps its weights."""
+    size = a.diagonal(dim1=1, dim2=2).mean(1)
+    alive = size > 0
+    pull = torch.where(alive, ridge * size, 1.0)[:, None, None]
+    right = b - a @ old  # solved for what changes, which is small
+    shifted = a + pull * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    if bool((info == 0).all()):
+        change = torch.cholesky_solve(right, factor)
+    else:  # rounding has made an eigenvalue negative
+        values, vectors = torch.linalg.eigh(a)
+        least = pull.squeeze(2)
+        change = vectors @ ((vectors.transpose(1, 2) @ right) / (values.clamp(min=0) + least).unsqueeze(2))
+    change = torch.where(alive[:, None, None], change, 0.0)
+    return old + change if bool(change.isfinite().all()) else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The weights that are best on rows that weren't fitted."""
+
+    fit: Fit
+    ridge: float | None
+    """None where the old weights and the old bias are best."""
+    before: float
+    """The error of the old weights on the held-out rows."""
+    after: float
+    """That of what was chosen, fitted to the others."""
+
+
+def choose(fitted: Moments, held: Moments, old: Fit, weights: Tensor, *, intercept: bool) -> Choice:
+    """The ridge with the least error on `held`, weighted by `weights` [groups, o]; then all rows fitted with it."""
+    before = float((held.error(old) * weights).sum())
+    best: tuple[float, float] | None = None
+    for ridge in _ridges(intercept):
+        fit = solve(fitted, old, ridge, intercept=intercept)
+        if fit is None:
+            continue
+        error = float((held.error(fit) * weights).sum())
+        if error < (before if best is None else best[0]):
+            best = error, ridge
+    final = solve(fitted + held, old, best[1], intercept=intercept) if best else None
+    if best is None or final is None:
+        return Choice(old, None, before, before)
+    return Choice(final, best[1], before, max(best[0], 0.0))
+
+
+def _ridges(intercept: bool) -> Iterator[float]:
+    """All ridges that are tried; an infinite one moves the bias alone."""
+    yield from RIDGES
+    if intercept:
+        yield float("inf")

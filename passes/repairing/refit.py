@@ -1,0 +1,199 @@
+"""The repair of one place: what is gathered over the calibration data there, and the values that are written.
+
+LeastSquares   weights and bias, from sampled rows          Bias   the bias alone, from all of them
+Statistics     a batch norm's running mean and variance
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunec.compiler.ir.program import Program
+from prunec.passes.repairing.layers import Layer, affine_of
+from prunec.passes.repairing.moments import Choice, Fit, Moments, choose
+from prunec.passes.repairing.rows import Chosen, chosen, is_conv, of_images, of_tokens, windows
+from prunec.passes.repairing.walk import Piece
+
+HELD_OUT: Final = 5
+"""One of so many samples isn't fitted, and says which ridge is best."""
+
+
+class _Place:
+    """A layer in the slim program, whose tensors may be written."""
+
+    def __init__(self, layer: Layer, program: Program) -> None:
+        self.layer, self.program = layer, program
+        module = program.state.get(str(layer.node.target)) if layer.node.op == "call_module" else None
+        self.module = module if isinstance(module, nn.Module) else None
+        self.is_conv = is_conv(module)
+        norm = program.state[str(layer.norm.target)] if layer.norm is not None else None
+        self.affine = affine_of(norm) if norm is not None else None
+
+    def wanted(self, piece: Piece, full: Tensor, at: Chosen | None) -> Tensor:
+        """[rows, o], in float64: what the layer itself should give at some positions (all of them where none are
+        named), where `full` is the target's value."""
+        layer = self.layer
+        target = self.values(full, at)[:, layer.left.to(self.device)].double()
+        if layer.other is None:
+            return target
+        target = target - self.values(piece.slim.env[layer.other], at).double()
+        if self.affine is None:
+            return target
+        dead = self.affine.scale == 0
+        return ((target - self.affine.shift) / self.affine.scale.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)
+
+    def values(self, value: Tensor, at: Chosen | None) -> Tensor:
+        """[rows, channels] of a value that has the shape of what the layer gives."""
+        if at is None:
+            return value.movedim(1 if self.is_conv else -1, -1).flatten(0, -2)
+        return of_images(value, self.layer.batch[1], at) if self.is_conv else of_tokens(value, self.layer.batch, at)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer is."""
+        return self.program.tensors[self.layer.weight].device
+
+    @property
+    def counts(self) -> Tensor:
+        """[o]: how much each output's error counts: as its batch norm scales it. Outputs of scale 0 are left alone."""
+        size = self.program.tensors[self.layer.weight].shape[0]
+        ones = torch.ones(size, dtype=torch.float64, device=self.device)
+        return ones if self.affine is None else self.affine.scale.square()
+
+    def shift(self, by: Tensor) -> None:
+        """Move the layer's outputs, [o]: by its bias, or by the running mean of its batch norm."""
+        assert self.layer.bias is not None, "it has one"
+        tensor = self.program.tensors[self.layer.bias]
+        by = -by if self.layer.norm is not None and self.layer.bias.startswith(f"{self.layer.norm.target}.") else by
+        with torch.no_grad():
+            tensor.add_(by.to(tensor))
+
+
+class LeastSquares(_Place):
+    """Weights and bias of a layer by least squares."""
+
+    def __init__(self, layer: Layer, program: Program, known: Sequence[int], rows: int) -> None:
+        super().__init__(layer, program)
+        self.groups = int(getattr(self.module, "groups", 1))
+        self.weight = program.tensors[layer.weight]
+        outputs, inputs = self.weight.shape[0] // self.groups, self.weight[0].numel()
+        self.fitted, self.held = (Moments.none(self.groups, inputs, outputs, self.device) for _ in range(2))
+        self.each = -(-rows // len(known))
+        """At how many positions of a sample is looked."""
+        self.alone = len(known) == 1
+        self.last_held = known[max(1, len(known) // HELD_OUT) - 1]
+        """Of the samples' numbers, in rising order, the last that is held out."""
+        self.key = zlib.crc32(layer.node.name.encode())
+
+    def see(self, piece: Piece) -> None:
+        """Add a piece's rows."""
+        full = piece.dense.value(self.layer.target)
+        at = chosen(piece.samples, self._positions(full), self.each, self.key)
+        x = piece.slim.env[self.layer.source]
+        if self.is_conv:
+            u = windows(self.module, x, full.shape[2:], self.layer.batch[1], at)
+        else:
+            u = of_tokens(x, self.layer.batch, at).unsqueeze(1)
+        t = self.wanted(piece, full, at)
+        t = t.reshape(len(t), self.groups, -1)
+        held = self._held(piece.samples, at).to(self.device)
+        self.held.add(u[held], t[held])
+        self.fitted.add(u[~held], t[~held])
+
+    def _positions(self, value: Tensor) -> int:
+        """How many positions of a sample the layer gives something at."""
+        dim, rows = self.layer.batch
+        channels = 1 if self.is_conv else value.ndim - 1
+        return rows * math.prod(size for d, size in enumerate(value.shape) if d not in (dim, channels))
+
+    def _held(self, samples: Sequence[int], at: Chosen) -> Tensor:
+        """[rows]: which aren't fitted: those of a fifth of the samples, or of one sample alone a fifth of its own."""
+        if self.alone:
+            return torch.arange(len(at.position)) % HELD_OUT == HELD_OUT - 1
+        return torch.tensor([number <= self.last_held for number in samples])[at.sample]
+
+    def finish(self) -> Choice | None:
+        """Write what is best, where it is better than what is there; None where nothing can be said."""
+        if not (self.fitted.count and self.held.count and self.fitted.is_finite and self.held.is_finite):
+            return None
+        weight = self.weight.detach().double()
+        old = weight.reshape(self.groups, -1, self.weight[0].numel()).transpose(1, 2)
+        counts = self.counts.reshape(self.groups, -1)
+        bias = self._bias().reshape(self.groups, -1)
+        choice = choose(self.fitted, self.held, Fit(old, bias), counts, intercept=self.layer.bias is not None)
+        if choice.ridge is None:
+            return choice
+        alive = (counts > 0).reshape(-1)
+        new = choice.fit.weight.transpose(1, 2).reshape(self.weight.shape)
+        with torch.no_grad():
+            self.weight[alive] = new.to(self.weight.dtype)[alive]
+        if self.layer.bias is not None:
+            self.shift(((choice.fit.bias - bias).reshape(-1)) * alive)
+        return choice
+
+    def _bias(self) -> Tensor:
+        name = self.layer.bias
+        own = name is not None and (self.layer.norm is None or not name.startswith(f"{self.layer.norm.target}."))
+        if name is not None and own:
+            return self.program.tensors[name].detach().double()
+        return torch.zeros(self.weight.shape[0], dtype=torch.float64, device=self.device)
+
+
+class Bias(_Place):
+    """The bias of a layer, so that the mean of its output is the dense layer's."""
+
+    def __init__(self, layer: Layer, program: Program) -> None:
+        super().__init__(layer, program)
+        self.sum: Tensor | None = None
+        self.count = 0
+
+    def see(self, piece: Piece) -> None:
+        """Add what a piece's outputs lack."""
+        found = self.values(piece.slim.given(self.layer.node), None).double()
+        lacking = self.wanted(piece, piece.dense.value(self.layer.target), None) - found
+        self.sum = lacking.sum(0) + (0.0 if self.sum is None else self.sum)
+        self.count += len(lacking)
+
+    def finish(self) -> bool:
+        """Write the bias; whether it could be."""
+        if self.sum is None or not bool(self.sum.isfinite().all()):
+            return False
+        self.shift(torch.where(self.counts > 0, self.sum / self.count, 0.0))
+        return True
+
+
+class Statistics:
+    """The running mean and variance of a batch norm, over all of the data."""
+
+    def __init__(self, node: fx.Node, program: Program) -> None:
+        self.source = node.all_input_nodes[0]
+        self.norm: Any = program.state[str(node.target)]
+        self.count, self.mean, self.apart = 0, torch.zeros(()), torch.zeros(())
+
+    def see(self, piece: Piece) -> None:
+        """Add a piece's values, by the rule for means and squares of two parts (Chan et al. 1983)."""
+        x = piece.slim.env[self.source]
+        x = x.movedim(1, -1).flatten(0, -2).double()
+        count, mean = len(x), x.mean(0)
+        apart = (x - mean).square().sum(0)
+        total = self.count + count
+        between = mean - self.mean.to(mean)
+        self.apart = self.apart.to(mean) + apart + between.square() * (self.count * count / total)
+        self.mean = self.mean.to(mean) + between * (count / total)
+        self.count = total
+
+    def finish(self) -> bool:
+        """Write them; a channel that doesn't vary keeps its variance. Whether they could be."""
+        if self.count < 2 or not bool((self.mean.isfinite() & self.apart.isfinite()).all()):
+            return False
+        var = self.apart / (self.count - 1)
+        with torch.no_grad():
+            self.norm.running_mean.copy_(self.mean)
+            self.norm.running_var.copy_(torch.where(var > 0, var, self.norm.running_var.double()))
+        return True

@@ -1,0 +1,82 @@
+"""A layer's rows: what it reads for some of its output positions, and the values at these.
+
+    conv 3x3   x [N, 16, 32, 32]    u [rows, groups, 16 / groups * 9]      the window there, as padded
+    linear     x [N, T, 64]         u [rows, 1, 64]
+
+Which positions of a sample are looked at depends on the sample and the layer's name alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some positions of each of `n` samples."""
+
+    sample: Tensor
+    """[rows]"""
+    position: Tensor
+    """[rows]: counted over all of the sample's output positions."""
+
+
+def chosen(samples: Sequence[int], positions: int, count: int, *key: int) -> Chosen:
+    """`count` of the positions of each sample; all of them where there are no more."""
+    if count >= positions:
+        picked = np.tile(np.arange(positions), (len(samples), 1))
+    else:
+        draws = (np.random.default_rng([number, *key]) for number in samples)
+        picked = np.stack([np.sort(rng.choice(positions, count, replace=False)) for rng in draws])
+    rows = np.repeat(np.arange(len(samples)), picked.shape[1])
+    return Chosen(torch.from_numpy(rows), torch.from_numpy(picked.ravel()))
+
+
+def of_images(x: Tensor, rows: int, at: Chosen) -> Tensor:
+    """Values [images, C, *S] at positions of samples that have `rows` images each: [rows, C]."""
+    flat = x.flatten(2)
+    image, place = _split(at, flat.shape[2], rows, x.device)
+    return flat.transpose(1, 2)[image, place]
+
+
+def of_tokens(x: Tensor, batch: tuple[int, int], at: Chosen) -> Tensor:
+    """Values [..., C], whose dimension `batch` holds the samples, at positions of samples: [rows, C]."""
+    dim, rows = batch
+    flat = x.movedim(dim, 0)
+    flat = flat.reshape(flat.shape[0] // rows, -1, x.shape[-1])
+    return flat[at.sample.to(x.device), at.position.to(x.device)]
+
+
+def windows(conv: Any, x: Tensor, size: Sequence[int], rows: int, at: Chosen) -> Tensor:
+    """What a convolution reads at positions of its output, whose spatial shape is `size`: [rows, groups, C / g * K]."""
+    padding = conv._reversed_padding_repeated_twice
+    if any(padding):
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = F.pad(x, padding, mode=mode)
+    image, place = _split(at, int(np.prod(size)), rows, x.device)
+    starts = np.unravel_index(np.arange(int(np.prod(size))), tuple(size))
+    taps = np.unravel_index(np.arange(int(np.prod(conv.kernel_size))), conv.kernel_size)
+    base = np.zeros((len(starts[0]), len(taps[0])), dtype=np.int64)
+    for dim, (start, tap) in enumerate(zip(starts, taps, strict=True)):
+        along = (start * conv.stride[dim])[:, None] + (tap * conv.dilation[dim])[None]
+        base = base * x.shape[2 + dim] + along
+    where = torch.from_numpy(base).to(x.device)  # [positions, taps] in the padded image
+    read = x.flatten(2).transpose(1, 2)[image[:, None], where[place]]  # [rows, taps, C]
+    return read.transpose(1, 2).reshape(len(image), conv.groups, -1)
+
+
+def _split(at: Chosen, positions: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The image and the place in it of each row, where a sample has several images."""
+    return (at.sample * rows + at.position // positions).to(device), (at.position % positions).to(device)
+
+
+def is_conv(module: Any) -> bool:
+    """Whether a module's channels lie along dimension 1."""
+    return isinstance(module, nn.modules.conv._ConvNd)

@@ -1,0 +1,242 @@
+"""`repair`: lossless where it can be, never worse where it can't, the same however the data are cut; its refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunec.compiler import compile, trace
+from prunec.compiler.data import Data
+from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, PassResult
+from prunec.passes.repair import Repair
+from prunec.passes.shrink import Shrink
+from tests.support.nets import Made
+
+GONE = (1, 4)
+Batches = Sequence[Tensor]
+
+
+def _images(count: int = 40, seed: int = 1, step: int = 8) -> Batches:
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64).split(step))
+
+
+def _net(reader: nn.Module, run: Any = None, **more: nn.Module) -> Made:
+    """A convolution `a` with eight channels, of which two are others' doubles, and its reader `b`."""
+    torch.manual_seed(0)
+    parts = {"a": nn.Conv2d(3, 8, 3, padding=1), "b": reader, **more}
+    net = Made(parts, run or (lambda m, x: m.b(m.a(x).relu()))).double().eval()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.uniform_(part.running_mean, -1, 1)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+    with torch.no_grad():
+        for gone, kept in zip(GONE, (0, 5), strict=True):
+            net.a.weight[gone], net.a.bias[gone] = 2 * net.a.weight[kept], 2 * net.a.bias[kept]
+    return net
+
+
+def _slim(net: nn.Module, selection: dict[str, Sequence[int]] | None = None) -> tuple[Program, Program]:
+    """The traced program, and it without the units of the selection."""
+    traced = trace(net, (_images()[0][:2],))
+    return traced, Shrink().run(traced.with_facts(selection=selection or {"a": GONE}), Context()).program
+
+
+def _repaired(slim: Program, traced: Program, data: Any, **options: Any) -> PassResult:
+    return Repair.model_validate(options).run(slim, Context(data=Data.of(data), traced=traced))
+
+
+LOSSLESS = {
+    "padded": (nn.Conv2d(8, 4, 3, padding=1), None, {}),
+    "strided and dilated": (nn.Conv2d(8, 4, 3, stride=2, padding=2, dilation=2), None, {}),
+    "padded by reflection": (nn.Conv2d(8, 4, (3, 1), padding=(1, 0), padding_mode="reflect"), None, {}),
+    "same": (nn.Conv2d(8, 4, (3, 5), padding="same"), None, {}),
+    "without a bias": (nn.Conv2d(8, 4, 3, bias=False), None, {}),
+    "with a batch norm": (
+        nn.Conv2d(8, 4, 3, bias=False),
+        lambda m, x: m.n(m.b(m.a(x).relu())).relu(),
+        {"n": nn.BatchNorm2d(4)},
+    ),
+    "pooled and flattened": (
+        nn.Linear(8 * 4, 5),
+        lambda m, x: m.b(m.p(m.a(x).relu()).flatten(1)),
+        {"p": nn.AvgPool2d(4)},
+    ),
+    "tokens": (nn.Linear(8, 5), lambda m, x: m.b(m.a(x).relu().flatten(2).transpose(1, 2)), {}),
+    "beside others": (nn.Conv2d(11, 4, 3), lambda m, x: m.b(torch.cat([x, m.a(x).relu()], 1)), {}),
+    "a sum": (
+        nn.Conv2d(8, 3, 3, padding=1),
+        lambda m, x: m.c((x + m.b(m.a(x).relu())).relu()),
+        {"c": nn.Conv2d(3, 2, 1)},
+    ),
+    "a sum with a projection that comes later": (
+        nn.Conv2d(8, 4, 3, padding=1, bias=False),
+        lambda m, x: m.c((m.n(m.b(m.a(x).relu())) + m.short(x)).relu()),
+        {"n": nn.BatchNorm2d(4), "short": nn.Conv2d(3, 4, 1), "c": nn.Conv2d(4, 2, 1)},
+    ),
+    "two readers": (
+        nn.Conv2d(8, 4, 3, padding=1),
+        lambda m, x: torch.cat([m.b(y := m.a(x).relu()), m.c(y)], 1),
+        {"c": nn.Conv2d(8, 2, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("reader", "run", "more"), LOSSLESS.values(), ids=LOSSLESS)
+def test_what_is_a_combination_of_others_is_made_up_for(reader, run, more):
+    net = _net(reader, run, **more)
+    traced, slim = _slim(net)
+    x = torch.cat(list(_images(16, seed=2)))
+    wanted, cut = net(x), slim.module(x)
+    found = _repaired(slim, traced, _images(), layers="readers").program.module(x)
+    assert (cut - wanted).abs().max() > 1e-2
+    assert (found - wanted).abs().max() < 1e-9
+
+
+def test_groups_are_fitted_each_for_itself():
+    torch.manual_seed(0)
+    net = _net(nn.Conv2d(8, 4, 3, padding=1, groups=2))
+    with torch.no_grad():  # a unit is a channel of each group
+        for gone, kept in ((1, 0), (5, 4)):
+            net.a.weight[gone], net.a.bias[gone] = 3 * net.a.weight[kept], 3 * net.a.bias[kept]
+    traced, slim = _slim(net, {"a": (1,)})
+    x = torch.cat(list(_images(16, seed=2)))
+    assert slim.tensors["b.weight"].shape == (4, 3, 3, 3)
+    assert (_repaired(slim, traced, _images()).program.module(x) - net(x)).abs().max() < 1e-9
+
+
+def _deep() -> nn.Module:
+    torch.manual_seed(3)
+    parts = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False)]
+    parts += [nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 5)]
+    return nn.Sequential(*parts).double().eval()
+
+
+_CUT = {"0": (1, 2, 6), "3": (0, 7), "6": (3,)}
+
+
+def _apart(found: nn.Module, wanted: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((found(x) - wanted(x)).square().mean())
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias", "batch_norm"])
+@pytest.mark.parametrize("options", [{}, {"rows": 100}, {"memory": 1}, {"layers": "readers"}])
+def test_neither_order_nor_batches_nor_memory_matter(method, options):
+    traced, slim = _slim(_deep(), _CUT)
+    whole = torch.cat(list(_images()))
+    shuffled = whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))]
+    first = _repaired(slim, traced, _images(), method=method, **{k: v for k, v in options.items() if k != "memory"})
+    for data in (list(whole.split(40)), list(shuffled.split(3))):
+        again = _repaired(slim, traced, data, method=method, **options)
+        for name, tensor in first.program.tensors.items():
+            assert torch.allclose(again.program.tensors[name], tensor, rtol=0, atol=1e-8), name
+
+
+def test_it_is_nearer_to_the_dense_network():
+    net = _deep()
+    traced, slim = _slim(net, _CUT)
+    before = {name: tensor.clone() for name, tensor in slim.tensors.items()}
+    x, data = torch.cat(list(_images(64, seed=2))), _images(200)
+    cut = _apart(slim.module, net, x)
+    found = {
+        m: _apart(_repaired(slim, traced, data, method=m).program.module, net, x) for m in ("bias", "least_squares")
+    }
+    assert found["least_squares"] < 0.8 * found["bias"] < 0.8 * cut
+    assert all(torch.equal(tensor, before[name]) for name, tensor in slim.tensors.items())
+
+
+def test_a_mean_that_is_gone_is_in_the_bias():
+    net = _net(nn.Conv2d(8, 4, 1))
+    traced, slim = _slim(net, {"a": (2, 3)})
+    data = _images()
+    x = torch.cat(list(data))
+    found = _repaired(slim, traced, data, method="bias").program
+    assert torch.allclose(found.module(x).mean((0, 2, 3)), net(x).mean((0, 2, 3)), atol=1e-9)
+    assert torch.equal(found.tensors["b.weight"], slim.tensors["b.weight"])
+
+
+def test_statistics_are_those_of_the_slim_network():
+    net = _deep()
+    traced, slim = _slim(net, {"0": (1, 2)})
+    data = _images()
+    found = _repaired(slim, traced, data, method="batch_norm").program
+    parts = dict(slim.module.named_modules())
+    y = parts["3"](parts["1"](parts["0"](torch.cat(list(data)))).relu())
+    assert torch.allclose(found.tensors["4.running_mean"], y.mean((0, 2, 3)))
+    assert torch.allclose(found.tensors["4.running_var"], y.var((0, 2, 3)))
+    assert torch.equal(found.tensors["1.running_mean"], slim.tensors["1.running_mean"]), "nothing is lost before it"
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias", "batch_norm"])
+def test_one_sample_is_enough_to_stay_finite(method):
+    traced, slim = _slim(_deep(), _CUT)
+    found = _repaired(slim, traced, _images(1), method=method)
+    assert all(tensor.isfinite().all() for tensor in found.program.tensors.values())
+    if method == "least_squares":
+        assert [note.subject for note in found.notes] == ["9"], "one row says nothing of the classifier"
+
+
+def test_a_dead_layer_is_refit_by_its_reader_s_bias():
+    net = _net(nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        net.a.weight.zero_()
+        net.a.bias.copy_(torch.arange(8))
+    traced, slim = _slim(net)
+    x = torch.cat(list(_images(8, seed=2)))
+    assert (_repaired(slim, traced, _images()).program.module(x) - net(x)).abs().max() < 1e-9
+
+
+def test_a_layer_that_is_called_twice_is_left_alone():
+    net = _net(nn.Conv2d(8, 8, 3, padding=1), lambda m, x: m.c(m.b(m.b(m.a(x).relu()).relu())), c=nn.Conv2d(8, 2, 1))
+    traced = trace(net, (_images()[0][:2],))
+    group = next(iter(_groups(traced)))
+    traced, slim = _slim(net, {group: (1, 4)})
+    found = _repaired(slim, traced, _images())
+    assert torch.equal(found.program.tensors["b.weight"], slim.tensors["b.weight"])
+    assert any("shared" in note.reason for note in found.notes)
+    assert not torch.equal(found.program.tensors["c.weight"], slim.tensors["c.weight"])
+
+
+def _groups(program: Program) -> Sequence[str]:
+    return [group.name for group in analyse(program).groups.values() if group.free.any()]
+
+
+def test_a_folded_batch_norm_is_the_target():
+    net = _deep().float()
+    images = [x.float() for x in _images(200)]
+    cut = {"score": "l1"}, {"select": 0.25}, "shrink", {"repair": "least_squares"}
+    x = torch.cat([x.float() for x in _images(64, seed=2)])
+    plain, folded = (
+        compile(net, {"plan": 1, "passes": [*first, *cut]}, example_inputs=(images[0][:2],), data=images)
+        for first in ([], ["fold_bn"])
+    )
+    assert _apart(folded.module, net, x) < 1.5 * _apart(plain.module, net, x)
+    assert [r["verification"] for r in folded.report["passes"] if r["pass"] == "repair"] == [None]
+
+
+def test_a_network_that_lost_nothing_is_left_as_it_is():
+    traced = trace(_deep(), (_images()[0][:2],))
+    found = _repaired(traced, traced, _images())
+    assert found.program is traced
+    assert found.warnings == ("repair: nothing to repair: no layer reads fewer channels than in the traced model",)
+
+
+def test_without_data_it_says_so():
+    traced, slim = _slim(_deep(), _CUT)
+    with pytest.raises(PassError, match="repair needs some samples, and the plan has no data"):
+        Repair().ready(slim, Context(traced=traced))
+
+
+def test_data_that_do_not_fit_are_told():
+    traced, slim = _slim(_deep(), _CUT)
+    with pytest.raises(DataError, match="the model can't take the data's batches"):
+        _repaired(slim, traced, [torch.zeros(2, 4, 8, 8)])
