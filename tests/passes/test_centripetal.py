@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -271,3 +273,35 @@ def test_it_needs_clusters():
                 "passes": [{"centripetal": 1}],
             },
         )
+
+
+def test_a_training_that_is_taken_up_in_its_middle_ends_at_the_same_bits(tmp_path):
+    program, context = clustered("depthwise")
+    options = {"updates": 12, "stop_below": 0, "seed": 3, "strength_schedule": {"linear": {"start": 0, "end": 2}}}
+    whole = trained(program, context, **options).program
+    kept = Kept(tmp_path / "one.ckpt")
+    with pytest.raises(KeyboardInterrupt):
+        trained(program, replace(context, keeper=kept), **options)
+    rest = trained(program, replace(context, keeper=kept), **options).program
+    assert all(torch.equal(tensor, rest.tensors[name]) for name, tensor in whole.tensors.items())
+
+
+class Kept:
+    """A `Keeper` of one file that is killed behind its first checkpoint, after the fifth update."""
+
+    place = ""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.asked = path, 0
+
+    def due(self) -> bool:
+        self.asked += 1
+        if self.path.exists() and self.asked == 7:
+            raise KeyboardInterrupt
+        return self.asked == 5
+
+    def save(self, write: Any) -> None:
+        write(self.path)
+
+    def load(self) -> Path | None:
+        return self.path if self.path.exists() else None
