@@ -19,6 +19,7 @@ from prunec.compiler.errors import PassError, PlanError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.verify.compare import difference
+from prunec.models import digits as digits_model
 from prunec.models.densenet import densenet
 from prunec.models.resnet import resnet
 from prunec.passes.centripetal import Centripetal
@@ -305,3 +306,23 @@ class Kept:
 
     def load(self) -> Path | None:
         return self.path if self.path.exists() else None
+
+
+def test_a_merge_costs_no_accuracy_where_cutting_small_filters_does():
+    digits = {
+        "plan": 1,
+        "model": {
+            "factory": "prunec.models.digits:cnn",
+            "weights": str(Path(digits_model.__file__).parent / "weights" / "digits.safetensors"),
+        },
+        "inputs": [[1, 1, 8, 8]],
+        "data": "prunec.models.data:digits",
+    }
+    pull = {"epochs": 20, "lr": 0.05, "strength": 2.0, "schedule": "constant", "weight_decay": 0, "evaluate": False}
+    training = [{"cluster": {"ratio": "50%"}}, {"centripetal": pull}]
+    full = compile(None, {**digits, "passes": training}).report
+    merged = compile(None, {**digits, "passes": [*training, "merge"]}).report
+    cut = compile(None, {**digits, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}).report
+    assert merged["cost"]["after"]["macs"] == cut["cost"]["after"]["macs"]
+    assert merged["accuracy"]["after"] == full["accuracy"]["after"]
+    assert merged["accuracy"]["after"] > 0.95 > cut["accuracy"]["after"] + 0.1
