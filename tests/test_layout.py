@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,9 @@ UNTESTED = {
 def test_a_hole_in_the_table_is_found(modules, files, rows, fault):
     (found,) = faults(MODULES | modules, TESTS | files, TESTED_ELSEWHERE | rows)
     assert fault in found
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = (file.parent for top in ("compiler", "passes", "models") for file in (ROOT / top).rglob("__init__.py"))
+    assert sorted(listed) == sorted(".".join(("prunec", *folder.relative_to(ROOT).parts)) for folder in folders)
