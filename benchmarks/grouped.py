@@ -3,10 +3,10 @@
     python benchmarks/grouped.py                                  all networks, 2 and 4 groups
     python benchmarks/grouped.py example --groups 4 --batch 1 8
 
-The plans are `block: {into: groups=N}`, `regroup`, and `select: {budget: {macs: ...}}`, `shrink`, with the MACs that the
-grouped network has. Weights are random, the runtime has one thread. All three take turns, a run each; of every model's
-seconds (the thread's own) the lower quintile counts. The ratios are those of the seconds to the dense original's; at the
-MACs' own ratio, a network would be as much faster as it is smaller.
+The plans are `block: {into: groups=N}`, `regroup`, and `select: {budget: {macs: ...}}`, `shrink`, with the MACs that
+the grouped network has. Weights are random, the runtime has one thread. All three take turns, a run each; of every
+model's seconds (the thread's own) the lower quintile counts. The ratios are those of the seconds to the dense
+original's; at the MACs' own ratio, a network would be as much faster as it is smaller.
 """
 
 from __future__ import annotations

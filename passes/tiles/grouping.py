@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from prunec.compiler.ir.program import FloatArray, IntArray
 
@@ -102,3 +104,15 @@ def _shared_out(gains: FloatArray) -> IntArray:
         found[line] = int(np.argmax(open_ones))
         free[found[line]] -= 1
     return found
+
+
+def group_mask(weight: Tensor, groups: int, seed: int = 0) -> Tensor:
+    """True where elements of a weight, [out, in, ...], stay, so that it can become a grouped layer's: for a loop of
+    one's own. Kernels count by the sums of their elements' sizes.
+
+    Raises ValueError where outputs or inputs can't be shared out evenly.
+    """
+    scores = weight.detach().abs().double().reshape(*weight.shape[:2], -1).sum(2).numpy(force=True)
+    rows, columns = balanced_groups(scores, groups, np.random.default_rng(seed))
+    stays = torch.from_numpy(rows[:, None] == columns[None, :]).to(weight.device)
+    return stays.reshape(*stays.shape, *[1] * (weight.ndim - 2)).expand(weight.shape)

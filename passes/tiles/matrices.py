@@ -89,14 +89,14 @@ def matrices(program: Program) -> dict[str, Matrix]:
 def chosen(found: Mapping[str, Matrix], only: Iterable[str] = (), protect: Iterable[str] = ()) -> dict[str, Matrix]:
     """Those that `only` names (all, where it is empty), without those that `protect` names.
 
-    Patterns name layers, or parts that they belong to. Raises `PassError` for one that names none.
+    Patterns name layers, their weights, or parts that they belong to. Raises `PassError` for one that names none.
     """
-    names = [each for name in found for each in _parents(name)]
+    names = [each for name in found for each in _called(name)]
     asked, kept = match_names(only, names, "only"), match_names(protect, names, "protect")
-    wanted = {name for name in found if not asked or not asked.isdisjoint(_parents(name))}
-    return {name: matrix for name, matrix in found.items() if name in wanted and kept.isdisjoint(_parents(name))}
+    wanted = {name for name in found if not asked or not asked.isdisjoint(_called(name))}
+    return {name: matrix for name, matrix in found.items() if name in wanted and kept.isdisjoint(_called(name))}
 
 
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
+def _called(name: str) -> list[str]:
+    parts = [*name.split("."), "weight"]
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

@@ -11,7 +11,7 @@ rows        a tile is as wide as the matrix: with one row, a filter
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -89,3 +89,19 @@ def _lost(scores: Tensor, left: Tensor, each: int) -> Tensor:
     """[tiles]: what goes with each element that goes; infinite where nothing does."""
     gone = (~left).sum(1) * each
     return torch.where(gone > 0, (scores * ~left).sum(1) / gone.clamp(min=1), float("inf"))
+
+
+def tile_mask(
+    weight: Tensor,
+    tile: tuple[int, int],
+    keep: float,
+    mode: Literal["global", "balanced", "tile"] = "global",
+    norm: str = "l1",
+) -> Tensor:
+    """True where elements of a weight, [out, in, ...], stay: for a loop of one's own. It has the weight's shape."""
+    matrix = weight.detach().flatten(1).abs()
+    if mode == "tile":
+        return within_tiles(matrix, *tile, keep, norm).reshape(weight.shape)
+    scores = tile_sums(matrix, *tile, norm)
+    left = balanced_tiles(scores, keep) if mode == "balanced" else global_tiles([scores], keep)[0]
+    return spread(left, matrix.shape, *tile).reshape(weight.shape)

@@ -109,6 +109,16 @@ def test_clusters_in_a_loop_of_one_s_own(capsys):
     assert found["slim"].get_submodule("features.0").out_channels == 10
 
 
+def test_masks_in_a_loop_of_one_s_own():
+    found = ran("docs/training.md", "masks")
+    for weight, stays in found["masks"]:
+        assert not weight[~stays].any()
+        assert weight[stays].all()
+    plan = {"plan": 1, "passes": ["regroup"]}
+    result = compile(found["model"].eval(), plan, (torch.zeros(1, 3, 8, 8),))
+    assert result.program.state["features.3"].groups == 4
+
+
 def test_a_batch_in_parts():
     model = net()
     model.features[1].eval()
@@ -142,11 +152,13 @@ def test_plans_that_make_channels_equal(name):
     assert all(record["details"]["largest_difference"] == 0 for record in merged)
 
 
-@pytest.mark.parametrize("name", ["slimming", "growing", "constraints"])
+@pytest.mark.parametrize("name", ["slimming", "growing", "constraints", "block", "into"])
 def test_plans(name):
     passes = yaml.safe_load(block_of("docs/training.md", name))
     check_needs(steps_of(Plan.from_dict({"plan": 1, "passes": passes})))
     for entry in passes:
+        if isinstance(entry, dict) and isinstance(entry.get("finetune"), int):
+            entry["finetune"] = 2
         for options in entry.values() if isinstance(entry, dict) else ():
             if isinstance(options, dict) and "epochs" in options:
                 options["epochs"] = 2

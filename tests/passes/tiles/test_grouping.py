@@ -6,8 +6,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
-from prunec.passes.tiles.grouping import balanced_groups, by_appearance, kept_score
+from prunec.passes.tiles.grouping import balanced_groups, by_appearance, group_mask, kept_score
 
 
 def planted(rows: int, columns: int, groups: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,3 +53,13 @@ def test_groups_are_numbered_as_they_appear():
     first, second = by_appearance(np.array([2, 0, 2, 1]), np.array([1, 2, 0]))
     assert first.tolist() == [0, 1, 0, 2]
     assert second.tolist() == [2, 0, 1]
+
+
+def test_a_mask_for_groups_is_of_whole_kernels():
+    weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    stays = group_mask(weight, 2)
+    assert stays.shape == weight.shape
+    kernels = stays.flatten(2)
+    assert torch.equal(kernels.all(2), kernels.any(2))
+    assert kernels[:, :, 0].sum(1).tolist() == [2] * 8
+    assert kernels[:, :, 0].sum(0).tolist() == [4] * 4

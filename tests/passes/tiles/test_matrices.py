@@ -48,5 +48,6 @@ def test_patterns_name_layers_and_the_parts_around_them():
     found = {name: Matrix(name, (1, 1)) for name in ("body.0", "body.1", "head")}
     assert list(chosen(found, ["body"])) == ["body.0", "body.1"]
     assert list(chosen(found, (), ["body.*"])) == ["head"]
+    assert list(chosen(found, ["head.*"])) == ["head"]
     with pytest.raises(PassError, match="nothing is called 'haed'"):
         chosen(found, ["haed"])

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunec.passes.tiles.patterns import balanced_tiles, global_tiles, largest, spread, tile_sums, within_tiles
+from prunec.passes.tiles.patterns import (
+    balanced_tiles,
+    global_tiles,
+    largest,
+    spread,
+    tile_mask,
+    tile_sums,
+    within_tiles,
+)
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -60,3 +68,14 @@ def test_within_tiles_at_the_edge():
     left = within_tiles(drawn(5, 7), 2, 3, 0.5, "l1")
     assert left.shape == (5, 7)
     assert 0 < int(left.sum()) < left.numel()
+
+
+@pytest.mark.parametrize("mode", ["global", "balanced", "tile"])
+def test_a_mask_has_the_shape_of_its_weight(mode):
+    weight = drawn(8, 4, 3, 3)
+    stays = tile_mask(weight, (2, 9), 0.5, mode)
+    assert stays.shape == weight.shape
+    if mode != "tile":
+        assert stays.double().mean() == 0.5
+        assert torch.equal(stays[::2], stays[1::2])
+        assert stays[:, :, 0, 0].sum(1).tolist() == [2] * 8 or mode == "global"
