@@ -249,6 +249,8 @@ class Data:
     seed: int = 0
     again: Callable[[], Any] | None = field(default=None, repr=False)
     """Makes anew what was given, for another process; None where nobody knows how."""
+    through: Callable[[Iterator[Batch]], Iterator[Batch]] | None = None
+    """What every reading goes through: it may leave samples out, change them, and make other batches of them."""
     _read: dict[str, Callable[[], Any]] = field(default_factory=dict, repr=False)
     """Split -> the iterator that it gave last, as long as somebody holds it."""
 
@@ -321,7 +323,8 @@ class Data:
         with running(f"{place.source} failed", DataError, at=self.at), stream.drawn():
             items, total = iter(source), _length(source)
         self._refuse_again(items, place)
-        return Reading(self._batches(items, place, stream), total)
+        batches = self._batches(items, place, stream)
+        return Reading(batches, total) if self.through is None else Reading(self.through(batches), None)
 
     def _refuse_again(self, items: Iterator[Any], place: Place) -> None:
         """Refuse an iterator that an earlier reading has begun already."""
@@ -358,13 +361,25 @@ class Epochs:
         self._again = hasattr(type(self._source), "__next__")
         """Whether the split gives an iterator, which is made anew for each epoch."""
         self._fresh = True
+        self._counted = 0
 
     def __len__(self) -> int:
         """The batches of an epoch. Raises `DataError` where the data don't know."""
+        if self._data.through is not None:
+            self._counted = self._counted or self._count()
+            return self._counted
         found = _length(self._source)
         if found is None:
             message = f"{self._place.source} doesn't know how many batches an epoch has"
             raise DataError(message, at=self._data.at, hint="say 'updates' in place of 'epochs'")
+        return found
+
+    def _count(self) -> int:
+        """The batches of an epoch, counted in a reading of their own, which what comes after doesn't depend on."""
+        before = self.state
+        source = self._data._made(self._place, self._stream) if self._again else self._source
+        found = sum(1 for _ in self._data._reading(source, self._place, self._stream).batches)
+        self.restore(before)
         return found
 
     def read(self, skip: int = 0) -> Iterator[Batch]:

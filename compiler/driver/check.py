@@ -16,6 +16,7 @@ from torch import nn
 
 from prunec.compiler.cost.model import cost
 from prunec.compiler.data import Data
+from prunec.compiler.driver.classes import adapt
 from prunec.compiler.driver.compile import load_original
 from prunec.compiler.driver.evaluation import settled, try_out
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
@@ -39,9 +40,13 @@ def check_plan(plan: Plan) -> Iterator[str]:
     program, whole, inputs = load_original(plan, notes.append)
     yield from (f"note: {note}" for note in notes)
     yield _model_line(program)
+    adapted = adapt(plan, program, load_data(plan))
+    program, data, whole = adapted.program, adapted.data, adapted.whole(whole)
     yield _group_line(program)
-    data, loss = load_data(plan), load_loss(plan)
-    metric = settled(load_metric(plan, loss), whole, data, inputs)
+    if adapted.kept is not None:
+        yield f"classes: {len(adapted.kept.kept)} of {adapted.kept.of}: {', '.join(adapted.kept.titles)}"
+    loss = load_loss(adapted.plan)
+    metric = settled(load_metric(adapted.plan, loss), whole, data, inputs)
     checked = check_options(program, steps)
     context = Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss, metric=metric, train=plan.train)
     check_ready(program, steps, context if plan.region is None else replace(context, inputs=inputs))

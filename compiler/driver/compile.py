@@ -21,6 +21,7 @@ from torch import nn
 from prunec.compiler.cost.model import cost, cost_model
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.data import Data
+from prunec.compiler.driver.classes import adapt, refuse_region
 from prunec.compiler.driver.evaluation import Compared, compare, evaluate_first, settled
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.journal import Journal
@@ -143,7 +144,15 @@ class Result:
         by_latency = report.latency is not None
         for export in self.plan.export:
             programs, path = (self.before, self.program), folder / "model.onnx"
-            found = write_onnx(*programs, path, export, self.progress, quick=self.quick, by_latency=by_latency)
+            found = write_onnx(
+                *programs,
+                path,
+                export,
+                self.progress,
+                quick=self.quick,
+                by_latency=by_latency,
+                classes=self.findings.classes,
+            )
             report = replace(report, onnx=found, warnings=(*report.warnings, *filter(None, [found.slow])))
         if self.quick:
             return replace(report, unmeasured=(_LATENCY, "the original's ONNX file"))
@@ -167,7 +176,10 @@ class Result:
         """Write a program's source, and its weights beside it, whose path is given back."""
         weights = folder / f"{name}.safetensors"
         spliced = None if region is None else Splice(region.name, dict(region.taken.frozen), tuple(region.fixed))
-        source = emit_source(program, weights=weights.name, splice=spliced)
+        kept = self.findings.classes
+        source = emit_source(
+            program, weights=weights.name, splice=spliced, classes=None if kept is None else (kept.kept, kept.names)
+        )
         (folder / f"{name}.py").write_text(source, encoding="utf-8")
         save_weights(program, weights)
         return weights
@@ -249,12 +261,14 @@ def _compile(
     before, regions, warnings = _traced(plan, model, inputs)
     progress("trace", 1, 1)
     found = load_data(plan) if data is None else Data.of(data, seed=plan.seed)
-    loss = load_loss(plan)
     traced = seconds_since(start)
     _check_subject(plan, model, inputs, before, regions)
-    metric = load_metric(plan, loss)
     source = before
-    before = placed(source, plan, found is not None, notes.append)
+    adapted = adapt(plan, source, found)
+    found = adapted.data
+    loss = load_loss(adapted.plan)
+    metric = load_metric(adapted.plan, loss)
+    before = placed(adapted.program, plan, found is not None, notes.append)
     old = before.module if regions is None else regions.model
     if metric.instead is not None:
         with unwritten(before) if regions is None else untouched(old):
@@ -278,7 +292,9 @@ def _compile(
         journal.release()
     if finished is not None:
         outcome = replace(outcome, program=finished.finished(outcome.program))
-    report = replace(make_report(plan, before, outcome, traced, warnings), notes=tuple(notes))
+    whole = before if adapted.kept is None else source
+    outcome = replace(outcome, records=(*adapted.records, *outcome.records))
+    report = replace(make_report(plan, whole, outcome, traced, warnings), notes=tuple(notes), classes=adapted.findings)
     if "latency" in outcome.resources:
         from prunec.compiler.cost.latency.model import predicted_latency  # noqa: PLC0415  (imports onnxruntime)
 
@@ -295,7 +311,8 @@ def _compile(
     elif plan.metric is not None:
         report = replace(report, warnings=(*report.warnings, _UNMEASURED.format(plan.metric.name)))
     slim = on_device(outcome.program, device_of(source))
-    lock = make_lock(plan, outcome.resolved, source, slim, compared.fingerprint if compared else None)
+    hashed = compared.fingerprint if compared else None
+    lock = make_lock(plan, outcome.resolved, source, slim, hashed, adapted.findings)
     return Result(plan, source, slim, lock, report, progress, regions, modes, journal=journal)
 
 
@@ -347,6 +364,7 @@ def _traced(plan: Plan, model: nn.Module, inputs: Inputs) -> tuple[Program, Regi
     if plan.region is None:
         program, warnings = trace_modes(model, inputs, plan.mode)
         return program, None, warnings
+    refuse_region(plan)
     regions = find_regions(model, plan.region, inputs, plan.at)
     program, warnings = regions.trace(plan.mode)
     return program, regions, warnings
@@ -378,8 +396,10 @@ def program_after(plan: Plan, name: str | None) -> Program:
     if name is None:
         return load_program(plan)
     program, whole, inputs = load_original(plan)
-    loss, data = load_loss(plan), load_data(plan)
-    metric = settled(load_metric(plan, loss), whole, data, inputs)
+    adapted = adapt(plan, program, load_data(plan))
+    program, data, whole = adapted.program, adapted.data, adapted.whole(whole)
+    loss = load_loss(adapted.plan)
+    metric = settled(load_metric(adapted.plan, loss), whole, data, inputs)
     context = Context(plan.seed, data, runtime=plan.runtime, loss=loss, metric=metric, train=plan.train)
     return run_passes(program, steps, context, until=name).program
 

@@ -6,6 +6,7 @@ files, and beside them stands what a compile of it must reproduce:
     removed    parameter -> dimension -> removed positions, numbered as in the original; dimension 1 of a grouped
                convolution is numbered by input channel (`kept_indices` makes indices of them)
     grouped    parameter -> groups, for those that are numbered so; and `numbering` says how, for a person
+    classes    where not all are kept: `keep` holds the original's position of each class of the slim model
     versions   of everything that computes
     hashes     of the original's weights, of the result's, and of the samples that the accuracy was measured on
 """
@@ -27,6 +28,7 @@ from prunec.compiler.errors import ModelError, Span
 from prunec.compiler.ir.program import Axis, Program
 from prunec.compiler.pass_base import PASSES, Pass
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.report.report import KeptFindings
 from prunec.compiler.version import __version__
 
 _NUMBERING: Final = (
@@ -56,10 +58,15 @@ def removed(before: Program, after: Program) -> dict[str, dict[str, list[int]]]:
 
 
 def make_lock(
-    plan: Plan, passes: Sequence[Pass], before: Program, after: Program, data: str | None = None
+    plan: Plan,
+    passes: Sequence[Pass],
+    before: Program,
+    after: Program,
+    data: str | None = None,
+    classes: KeptFindings | None = None,
 ) -> dict[str, Any]:
     """The lock of a compile, as plain JSON values; its paths are absolute. `data` is a hash of the samples, where the
-    accuracy was measured on some."""
+    accuracy was measured on some; `classes` are those that are kept, if not all."""
     hashes = {"model": sha256_of(before.tensors), "result": sha256_of(after.tensors)}
     gone = removed(before, after)
     groups = {name: before.groups_along(Axis(name, 1)) for name, dims in gone.items() if "1" in dims}
@@ -67,11 +74,23 @@ def make_lock(
     said = {key: value for key, value in plan.to_dict().items() if key not in ("grouped", "numbering")}
     return {
         **said,
+        **({"classes": _classes(classes, said["classes"])} if classes else {}),
         "passes": [entry(pass_) for pass_ in passes],
         "removed": gone,
         **({"grouped": grouped, "numbering": _NUMBERING} if grouped else {}),
         "versions": versions(),
         "hashes": {**hashes, **({"data": data} if data else {})},
+    }
+
+
+def _classes(found: KeptFindings, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The kept classes as a plan would have them: by position, in the order of the slim model's output."""
+    names = {str(old): name for old, name in zip(found.kept, found.names, strict=True)} if found.names else None
+    outputs = said.get("outputs")
+    return {
+        "keep": list(found.kept),
+        **({"names": names} if names else {}),
+        **({"outputs": outputs} if outputs else {}),
     }
 
 

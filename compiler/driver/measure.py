@@ -6,6 +6,7 @@ sizes that may vary are fixed while they are timed: so the runtime plans both al
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from prunec.compiler.driver.slow_layers import slow_layers
@@ -13,7 +14,7 @@ from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.plan.schema import OnnxExport
-from prunec.compiler.report.report import Change, OnnxFindings
+from prunec.compiler.report.report import Change, KeptFindings, OnnxFindings
 from prunec.compiler.targets.onnx.call import Declined
 from prunec.compiler.targets.onnx_export import OnnxReport, comparable_bytes, direct_bytes, export_onnx
 from prunec.compiler.targets.ort_session import ort_latency
@@ -28,14 +29,17 @@ def write_onnx(
     *,
     quick: bool = False,
     by_latency: bool = False,
+    classes: KeptFindings | None = None,
 ) -> OnnxFindings:
     """Write the slim model's ONNX file, and compare its size and latency with the original's, unless it is `quick`.
 
-    `by_latency` is that of `slow_layers`.
+    `by_latency` is that of `slow_layers`. `classes` stand in the file's metadata.
     """
     steps = 1 if quick else 3
     progress("onnx", 0, steps)
-    slim = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic)
+    kept = {} if classes is None else {"classes": json.dumps(classes.kept), "class_names": json.dumps(classes.names)}
+    metadata = {key: text for key, text in kept.items() if text != "[]"}
+    slim = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic, metadata=metadata)
     progress("onnx", 1, steps)
     if quick:
         return OnnxFindings(slim)

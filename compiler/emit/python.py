@@ -77,7 +77,13 @@ class Splice:
     """Those of them that are as the plan says, whatever the model gives."""
 
 
-def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | None = None) -> str:
+Classes = tuple[Sequence[int], Sequence[str]]
+"""Of each class that was kept, its position in the original's output; and their names, none where nobody knows them."""
+
+
+def emit_source(
+    program: Program, *, weights: str = WEIGHTS, splice: Splice | None = None, classes: Classes | None = None
+) -> str:
     """The source of a file with the model's class and `load()`; the same program always gives the same text.
 
     Raises `ModelError` where the graph calls something that can't be imported from torch or torchvision.
@@ -98,6 +104,8 @@ def emit_source(program: Program, *, weights: str = WEIGHTS, splice: Splice | No
         splice=splice,
         frozen=literal(dict(splice.frozen)) if splice else "",
         fixed=literal(splice.fixed) if splice else "",
+        classes=literal(tuple(classes[0])) if classes else "",
+        class_names=literal(tuple(classes[1])) if classes and classes[1] else "",
         training=program.training,
         both=has_both(program.graph),
         imports=writer.imports,

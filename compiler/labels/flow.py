@@ -164,6 +164,10 @@ class Flow:
     program: Program
     incoming: Mapping[fx.Node, Incoming] = field(default_factory=dict)
     """The nodes that select what they read."""
+    classes: frozenset[fx.Node] = frozenset()
+    """Outputs whose positions along dimension 1 are classes, which may go."""
+    renormalised: frozenset[fx.Node] = frozenset()
+    """Softmaxes of classes, which are taken over those that are left."""
     values: dict[fx.Node, Labelled] = field(default_factory=dict)
     """Node -> what it carries."""
     selected: dict[fx.Node, Fields] = field(default_factory=dict)

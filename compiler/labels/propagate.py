@@ -66,7 +66,10 @@ def label(flow: Flow, node: fx.Node) -> Labelled:
         return _tensor(flow, node)
     if node.op == "output":
         for value in node.all_input_nodes:
-            pin_value(flow, flow.values[value], "reaches the model's output")
+            found = flow.values[value]
+            if value in flow.classes:
+                found = tuple(labels for labels in found if labels.size != labels.shape[1])
+            pin_value(flow, found, "reaches the model's output")
         return None
     row = row_for(flow, node)
     if flow.loose and not (row and row.carries_copies):

@@ -33,7 +33,10 @@ def mixed(flow: Flow, node: fx.Node, value: object, dims: Iterable[int], verb: s
     for labels in flow.fields(value):
         here = [d for d in along if labels.shape[d] > 1]
         if here and labels.size == np.prod([labels.shape[d] for d in here]):
-            flow.pin(labels, f"{verb} at {node.name}")
+            if node in flow.renormalised:
+                kept.append(labels)
+            else:
+                flow.pin(labels, f"{verb} at {node.name}")
             continue
         for dim in here:
             labels = whole(flow, labels, dim, node)

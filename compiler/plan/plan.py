@@ -38,6 +38,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from prunec.compiler.errors import PlanError, Span
 from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.pass_base import PASSES
+from prunec.compiler.plan.classes import ClassSpec
 from prunec.compiler.plan.entries import PASS, Kind, PlanPass, forms, made_entries, passes_of
 from prunec.compiler.plan.options import faults, wrong
 from prunec.compiler.plan.schema import (
@@ -111,6 +112,9 @@ class Plan(BaseModel):
     data: Factory | None = None
     loss: LossSpec | None = None
     """What the model was trained by; cross entropy where nobody says."""
+    classes: ClassSpec | None = None
+    """The classes that are kept of a classifier's; all where nothing is said. The model loses the others before the
+    first pass, and the data their samples."""
     metric: MetricSpec | None = None
     """What it is judged by; accuracy where nobody says and the outputs are classes, else the loss that is named."""
     device: Annotated[str, AfterValidator(_is_device)] = "auto"

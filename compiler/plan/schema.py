@@ -87,7 +87,7 @@ def _parse_name(value: object, info: ValidationInfo) -> Path:
     return _path(str(value), info)
 
 
-def _parse_path(value: object, info: ValidationInfo) -> Path:
+def parse_path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str) or not value:
         raise wrong("must be a path")
     path = _path(value, info)
@@ -112,13 +112,13 @@ def _neighbours(path: Path) -> str | None:
     return hint if hint and hint.startswith("did") else None
 
 
-def _relative(value: Path, info: SerializationInfo) -> str:
+def relative(value: Path, info: SerializationInfo) -> str:
     base = (info.context or {}).get("relative_to")
     return Path(os.path.relpath(value, base)).as_posix() if base else str(value)
 
 
 def _ref_text(ref: Ref, info: SerializationInfo) -> str:
-    return f"{_relative(ref.module, info)}:{ref.name}" if isinstance(ref.module, Path) else str(ref)
+    return f"{relative(ref.module, info)}:{ref.name}" if isinstance(ref.module, Path) else str(ref)
 
 
 def _name_text(name: str | Ref, info: SerializationInfo) -> str:
@@ -131,12 +131,12 @@ PlanRef = Annotated[
 AnyPath = Annotated[
     Path,
     PlainValidator(_parse_name),
-    PlainSerializer(_relative),
+    PlainSerializer(relative),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 """A path from the plan's folder, of a file that may be written after the plan is loaded."""
 PlanPath = Annotated[
-    Path, PlainValidator(_parse_path), PlainSerializer(_relative), WithJsonSchema({"type": "string", "minLength": 1})
+    Path, PlainValidator(parse_path), PlainSerializer(relative), WithJsonSchema({"type": "string", "minLength": 1})
 ]
 
 
@@ -146,7 +146,7 @@ class PlanTrain(TrainSpec):
     tensorboard: AnyPath | None = None
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """A mapping in a plan; a part with a `shorthand` may be written as the bare value of that key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -171,7 +171,7 @@ class _Part(BaseModel):
         return {"anyOf": [schema, handler.resolve_ref_schema(schema)["properties"][cls.shorthand]]}
 
 
-class Factory(_Part):
+class Factory(Part):
     """A function that makes what the plan needs, with its arguments."""
 
     shorthand = "factory"
@@ -188,7 +188,7 @@ def _check_is_file(path: Path) -> Path:
     return path
 
 
-class WeightsSpec(_Part):
+class WeightsSpec(Part):
     """A file of weights, and which of what is in it are meant, where the model alone doesn't tell."""
 
     shorthand = "file"
@@ -211,7 +211,7 @@ class WeightsSpec(_Part):
         return found["file"] if found.keys() == {"file"} else found
 
 
-class ModelSpec(_Part):
+class ModelSpec(Part):
     """Where the model comes from: a factory, with weights or with its own; or a folder that `prunec compile` wrote."""
 
     shorthand = "factory"
@@ -277,7 +277,7 @@ def _fits(value: JsonValue, argument: str) -> bool:
     return True
 
 
-class _Judge(_Part):
+class _Judge(Part):
     """A loss or a metric: one that is known by name, or somebody's own, called with outputs and labels."""
 
     shorthand = "name"
@@ -365,7 +365,7 @@ Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "
 _HIGHEST: Final = {"int64": 2**63 - 1, "int32": 2**31, "int16": 2**15, "int8": 2**7, "uint8": 2**8}
 
 
-class InputSpec(_Part):
+class InputSpec(Part):
     """One example tensor. Whole numbers are drawn from `low` to `high - 1`, truth values are as often true as false,
     others are normally distributed."""
 
@@ -405,7 +405,7 @@ class InputSpec(_Part):
         return 0 if self.dtype == "uint8" else -_HIGHEST[self.dtype]
 
 
-class InputItems(_Part):
+class InputItems(Part):
     """Several inputs in one argument: a list of tensors, or a mapping of them."""
 
     shorthand = "items"
@@ -414,7 +414,7 @@ class InputItems(_Part):
     items: tuple[PlanInput, ...] | dict[str, PlanInput] = Field(examples=["[[3, 32, 32], [3, 40, 40]]"])
 
 
-class InputValue(_Part):
+class InputValue(Part):
     """An argument that isn't a tensor: it is fixed when the model is traced."""
 
     value: bool | StrictInt | float | str | None

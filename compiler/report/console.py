@@ -22,6 +22,7 @@ from prunec.compiler.report.figures import (
     evaluated,
     figures,
     foretold,
+    kept_classes,
     left_alone,
     reasons_by_pass,
     removed,
@@ -136,7 +137,7 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
         [f.name, f.before, f.after, Text(f.change, _COLOURS[f.better])] for f in figures(report)
     ]
     table(report.model, ("", *sides), rows, right=sides)
-    for sentence in filter(None, (foretold(report), evaluated(report), unmeasured(report))):
+    for sentence in filter(None, (kept_classes(report), foretold(report), evaluated(report), unmeasured(report))):
         say(f"\n{sentence}")
     if hint := unevaluated(report):
         say(Text(hint, "cyan"))

@@ -123,6 +123,18 @@ def foretold(report: Report) -> str:
     return f"latency: predicted {predicted:.1%} of the original, measured {measured:.1%} ({error:+.1%})"
 
 
+def kept_classes(report: Report) -> str:
+    """Which classes a class-adaptive compile has kept, in a sentence; empty for any other."""
+    found = report.classes
+    if found is None:
+        return ""
+    names = found.names or ("",) * len(found.kept)
+    told = ", ".join(f"{name} ({old})" if name else str(old) for name, old in zip(names, found.kept, strict=True))
+    shares = "; probabilities are those among the kept classes" if found.renormalised else ""
+    measured = f"; {report.metric.name} is that among them, before too" if report.metric else ""
+    return f"classes: {len(found.kept)} of {found.of}: {told}{shares}{measured}"
+
+
 def evaluated(report: Report) -> str:
     """What the metric is of, or why there is none, in a sentence; empty where it is that of the test split."""
     found = report.evaluation

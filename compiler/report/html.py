@@ -61,6 +61,7 @@ def report_html(report: Report) -> str:
         report=report,
         figures=figures.figures(report),
         foretold=figures.foretold(report),
+        kept_classes=figures.kept_classes(report),
         evaluated=figures.evaluated(report),
         unevaluated=figures.unevaluated(report),
         unmeasured=figures.unmeasured(report),

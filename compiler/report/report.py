@@ -233,6 +233,25 @@ class RegionFindings:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptFindings:
+    """The classes that a class-adaptive compile has kept."""
+
+    kept: tuple[int, ...]
+    """New position in the output -> the original's."""
+    of: int
+    """How many the original has."""
+    names: tuple[str, ...] = ()
+    """Of the kept ones; empty where nobody knows them."""
+    renormalised: bool = False
+    """Whether the outputs are probabilities, which are taken over the kept classes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        named = {"names": list(self.names)} if self.names else {}
+        return {"kept": list(self.kept), "of": self.of, **named, "renormalised": self.renormalised}
+
+
+@dataclass(frozen=True, slots=True)
 class OnnxFindings:
     """The ONNX file, beside the original as ONNX by the same writer."""
 
@@ -293,6 +312,8 @@ class Report:
     latency: Latency | None = None
     """There where a pass had a budget of latency."""
     region: RegionFindings | None = None
+    classes: KeptFindings | None = None
+    """There where the plan keeps some classes alone."""
     metric: Measured | None = None
     """What the models are judged by, where the plan has data on which it can be measured."""
     evaluation: Evaluation | None = None
@@ -314,6 +335,7 @@ class Report:
             "origin": self.origin,
             "latency": self.latency,
             "region": self.region,
+            "classes": self.classes,
             "metric": self.metric,
             "accuracy": self.accuracy,
             "evaluation": self.evaluation,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.gc_pause import gc_paused
@@ -37,13 +38,13 @@ from prunec.compiler.rewrite.slim_view import View
 
 
 @gc_paused()
-def remove_units(program: Program, keep: BoolArray) -> Program:
+def remove_units(program: Program, keep: BoolArray, analysis: Analysis | None = None) -> Program:
     """The program without the units that `keep` ([units], see `Analysis.free`) leaves out. Shares what doesn't change.
 
     The caller makes sure that only free units go, and that no group and no cover is emptied. Channels that no reader
-    keeps go by themselves (`Analysis.settled`).
+    keeps go by themselves (`Analysis.settled`). The units are those of `analysis`, of this program, where one is given.
     """
-    analysis = analyse(program)
+    analysis = analysis or analyse(program)
     view = View(analysis, analysis.settled(keep))
     kept = _kept_positions(analysis, view.stays)
     if not kept:
@@ -143,6 +144,9 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
         if old in inside:
             continue
         view.reader = old
+        if old.op == "output":
+            _tell_output(old, new, changed)
+            continue
         known = old.meta.get("val")
         follows = not changed.isdisjoint(old.all_input_nodes)
         if _has_tensor(known) or known is None or old.meta.get("mutates"):  # None: an output, an assignment
@@ -172,6 +176,12 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
     drop_idle_picks(mapping, view)
     _drop_idle_numbers(mapping)
     return graph
+
+
+def _tell_output(old: fx.Node, new: fx.Node, changed: set[fx.Node]) -> None:
+    """Give the output its slim shapes, where a value that it returns has lost something."""
+    if not changed.isdisjoint(old.all_input_nodes):
+        new.meta["val"] = pytree.tree_map(lambda x: x.meta["val"] if isinstance(x, fx.Node) else x, new.args[0])
 
 
 def _settle(old: fx.Node, new: fx.Node, view: View) -> None:

@@ -100,14 +100,21 @@ class _Written:
     fallback: str = ""
 
 
-def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Collection[str] = ("batch",)) -> OnnxReport:
+def export_onnx(
+    program: Program,
+    path: Path,
+    *,
+    opset: int = 20,
+    dynamic: Collection[str] = ("batch",),
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxReport:
     """Write the program as one ONNX file, without external data, and compare it with the module.
 
     `dynamic` are the sizes to leave open: `batch` where the model allows it, `height` and `width` (the last dimensions
     of inputs that have four) or the export fails. The same program gives the same bytes. Raises `PlanError` for an
     opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
     `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
-    eval mode is exported.
+    eval mode is exported. `metadata` goes into the file, by key.
     """
     program = _deployed(program)
     newest = onnx.defs.onnx_opset_version()
@@ -117,6 +124,9 @@ def export_onnx(program: Program, path: Path, *, opset: int = 20, dynamic: Colle
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
     with evaluating(program.module), torch.no_grad():
         written, reason = _export(program, path, opset, frozenset(dynamic))
+    if metadata:
+        onnx.helper.set_model_props(written.model, dict(metadata))
+        path.write_bytes(written.model.SerializeToString(deterministic=True))
     worst = max(written.checks.values(), key=lambda check: check.difference)
     return OnnxReport(
         opset=opset,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from prunec.compiler.driver.classes import adapt
 from prunec.compiler.driver.compile import load_divided, load_program
 from prunec.compiler.driver.evaluation import settled
 from prunec.compiler.driver.finite import check_finite
@@ -69,15 +70,17 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     data = load_data(plan)
     if data is None:
         raise PlanError("the plan names no data to measure with", hint="for example: data: prunec.models.data:digits")
-    loss, steps = load_loss(plan), steps_of(plan)
+    steps = steps_of(plan)
     before = before_first(steps, lambda pass_: isinstance(pass_, Score))
     score = next((step.pass_ for step in unfolded(steps) if isinstance(step.pass_, Score)), None)
     program = load_program(plan) if score else load_divided(plan)
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
-    program = placed(program, plan, True, untold)
-    metric = settled(load_metric(plan, loss), program.module, data, program.inputs)
+    adapted = adapt(plan, program, data)
+    program, data = placed(adapted.program, plan, True, untold), adapted.data
+    loss = load_loss(adapted.plan)
+    metric = settled(load_metric(adapted.plan, loss), program.module, data, program.inputs)
     context = Context(plan.seed, data, progress, program, plan.runtime, loss, metric)
     if score is None:
         return Subject(program, context, Score())

@@ -39,6 +39,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my_task.py").write_text(block("task"))
     Path("net.py").write_text(NET)
+    Path("classes.txt").write_text("bird\ncat\ndog\n")
 
 
 @pytest.mark.parametrize("line", LINES)

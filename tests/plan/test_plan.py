@@ -252,6 +252,6 @@ def test_the_schema_describes_passes():
     assert rules["$defs"]["Pick"]["description"] == "Choose what to remove."
     assert set(rules["$defs"]["Pick"]["properties"]) == {"ratio", "budget", "keep", "norm", "protect"}
     assert set(rules["$defs"]) == {
-        *("Budget", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "LossSpec", "MetricSpec"),
-        *("ModelSpec", "OnnxExport", "Pick", "PlanTrain", "Tidy", "Trim", "WeightsSpec", "pass"),
+        *("Budget", "ClassSpec", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "LossSpec"),
+        *("MetricSpec", "ModelSpec", "OnnxExport", "Pick", "PlanTrain", "Tidy", "Trim", "WeightsSpec", "pass"),
     }

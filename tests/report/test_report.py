@@ -23,7 +23,7 @@ ALWAYS = [
     "warnings",
     "alarms",
 ]
-SECTIONS = ["origin", "latency", "region", "metric", "accuracy", "evaluation", "weights", "onnx"]
+SECTIONS = ["origin", "latency", "region", "classes", "metric", "accuracy", "evaluation", "weights", "onnx"]
 WHOLE = {"macs": 1000, "params": 200, "memory": 64}
 SLIM = {"macs": 400, "params": 90, "memory": 48}
 
@@ -116,6 +116,7 @@ def test_a_full_report_has_its_sections_behind_the_rest():
             "difference": 3e-07,
             "splice": ["from model import splice; splice(model)"],
         },
+        "classes": {"kept": [3, 5], "of": 10, "names": ["cat", "dog"], "renormalised": True},
         "metric": {"name": "accuracy", "higher_is_better": True, "before": 0.99, "after": 0.98},
         "accuracy": {"before": 0.99, "after": 0.98},
         "evaluation": {"split": "val", "samples": 1200},
@@ -164,7 +165,7 @@ def test_every_field_is_a_key():
 
 @pytest.mark.parametrize(
     "value",
-    [FULL, FULL.cost, FULL.groups[0], FULL.passes[0], FULL.origin, FULL.latency, FULL.region, FULL.onnx],
+    [FULL, FULL.cost, FULL.groups[0], FULL.passes[0], FULL.origin, FULL.latency, FULL.region, FULL.classes, FULL.onnx],
     ids=lambda value: type(value).__name__,
 )
 def test_nothing_in_it_can_be_set(value):
