@@ -57,15 +57,26 @@ def _multiplies(program: Program, member: Member) -> bool:
 def _is_added(node: fx.Node) -> bool:
     """Whether all that becomes of a value is that it is added, or laid beside others: a zero in it cuts nothing off."""
     return all(
-        op_name(user) in _SUMS
-        or (op_name(user) in _AFFINE and argument(user, 2, "bias") is node and node not in user.args[:2])
-        or (op_name(user) in _MOVES and _is_added(user))
+        op_name(user) in _SUMS or _is_bias(user, node) or (op_name(user) in _MOVES and _is_added(user))
         for user in node.users
     )
 
 
+def _is_bias(user: fx.Node, node: fx.Node) -> bool:
+    """Whether an operation adds the value as its bias, and has no other use for it."""
+    place = _BIAS.get(op_name(user))
+    if place is None or argument(user, place, "bias") is not node:
+        return False
+    return [*user.args, *user.kwargs.values()].count(node) == 1
+
+
 _SUMS: Final = ("add", "sub", "cat", "concat", "stack")
-_AFFINE: Final = ("linear", "conv1d", "conv2d", "conv3d")
+_BIAS: Final = {
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), 2),
+    **dict.fromkeys(("layer_norm", "group_norm"), 3),
+    **dict.fromkeys(("batch_norm", "instance_norm"), 4),
+}
+"""Operation -> the place of its bias among the arguments."""
 _MOVES: Final = words(
     "chunk contiguous expand expand_as getitem permute reshape split squeeze transpose unsqueeze view"
 )

@@ -94,6 +94,8 @@ def _shared_out(gains: FloatArray) -> IntArray:
     lines, groups = gains.shape
     room = lines // groups
     if lines <= EXACT:
+        from scipy.optimize import linear_sum_assignment  # noqa: PLC0415  (slow to import)
+
         _, seats = linear_sum_assignment(np.repeat(gains, room, axis=1), maximize=True)
         return np.asarray(seats // room, dtype=np.int64)
     free = np.full(groups, room)

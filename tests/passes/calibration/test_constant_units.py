@@ -186,3 +186,30 @@ def test_zeros_that_are_added_cut_nothing_off(scaled: bool, monkeypatch: pytest.
     keep[analysis.groups["token"].start + np.array(GONE)] = False
     assert constant_units(analysis, keep) == ({"token": 3} if scaled else {})
     assert bool(runs) is scaled
+
+
+class _Shifted(nn.Module):
+    """A norm by a function, whose shift is zero, as ConvNeXt begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.scale, self.shift = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.nn.functional.layer_norm(self.a(x), (8,), self.scale, self.shift).cos())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_norm_s_shift_of_zero_cuts_nothing_off(scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale of zero does."""
+    runs: list[object] = []
+    monkeypatch.setattr(constant_units_module, "_constant", lambda *found: runs.append(found) or ~keep)
+    net = _Shifted()
+    if scaled:
+        nn.init.zeros_(net.scale)
+    analysis = analyse(trace(net.eval(), (torch.randn(4, 3),)))
+    keep = np.ones(analysis.size, dtype=bool)
+    keep[analysis.groups["a"].start + np.array(GONE)] = False
+    constant_units(analysis, keep)
+    assert bool(runs) is scaled

@@ -43,6 +43,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_each_training_is_a_run_with_its_table(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is an option")
     result = compile(small(), plan(tmp_path / "runs"), (X,), batches())
     found = curves(tmp_path / "runs/finetune/version_0")
     (record,) = result.report["passes"]
