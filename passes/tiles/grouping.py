@@ -15,7 +15,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from prunec.compiler.ir.program import FloatArray, IntArray
