@@ -147,16 +147,17 @@ class Search:
         over channels, of which some are gone."""
         weight = self._weight(node)
         if weight is not None:
-            axis = Axis(weight, 1)
-            return weight in self.dense.tensors and self.slim.size(axis) < self.dense.size(axis)
-        module, known = self._module(node), self.dense.tensors
+            known = self.dense.tensors.get(weight)  # a group that is gone as a whole takes nothing from the others
+            return known is not None and self.slim.tensors[weight].shape[1] < known.shape[1]
+        module = self._module(node)
         if self._is_transposed(node):
             axis = Axis(f"{node.target}.weight", 0)
-            return axis.tensor in known and self.slim.size(axis) < self.dense.size(axis)
+            return axis.tensor in self.dense.tensors and self.slim.size(axis) < self.dense.size(axis)
         if not isinstance(module, MIXING):
             return False
         own = module_tensors(str(node.target), module)
-        return any(name in known and known[name].shape != x.shape for name, x in own)
+        dense = self.dense.tensors
+        return any(name in dense and dense[name].shape != x.shape for name, x in own)
 
     @cached_property
     def _uses(self) -> Counter[int]:

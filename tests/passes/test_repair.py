@@ -113,6 +113,15 @@ def test_groups_are_fitted_each_for_itself():
     assert (_repaired(slim, traced, _images()).program.module(x) - net(x)).abs().max() < 1e-9
 
 
+def test_a_depthwise_layer_has_lost_nothing_by_itself():
+    net = _net(nn.Conv2d(8, 4, 1), lambda m, x: m.b(m.d(m.a(x).relu())), d=nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    traced, slim = _slim(net, {"a": (2, 3)})
+    found = _repaired(slim, traced, _images())
+    assert list(found.details["repaired"]) == ["b"]
+    x = torch.cat(list(_images(16, seed=2)))
+    assert _apart(found.program.module, net, x) < 0.8 * _apart(slim.module, net, x)
+
+
 def _deep() -> nn.Module:
     torch.manual_seed(3)
     parts = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False)]
