@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Final
 
@@ -133,15 +134,15 @@ def decayed(parameters: Iterable[tuple[str, Tensor]], weight_decay: float, matri
 # -- schedules -----------------------------------------------------------------------------------------------------
 
 
-class _Schedule(BaseModel):
+class _Schedule(BaseModel, ABC):
     """How the rate changes; `factor` gives what it is multiplied by when a share of all updates is done."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
 
+    @abstractmethod
     def factor(self, done: float) -> float:
         """The rate's factor, at a share from 0 to 1."""
-        raise NotImplementedError
 
 
 class Constant(_Schedule):

@@ -16,27 +16,19 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from training_nets import Killed, Killer
+from training_nets import small as plain
 
 from prunec.compiler import compile
 from prunec.compiler.driver.compile import Result
 from prunec.compiler.driver.journal import JOURNAL, checkpoint_folder
-from prunec.compiler.errors import OutputError, PrunecError
+from prunec.compiler.errors import OutputError
 
 X = torch.zeros(2, 3, 6, 6)
 
 
 def small() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Conv2d(8, 6, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(6 * 4 * 4, 5),
-    ).eval()
+    return plain(dropout=0.3)
 
 
 class Shuffled:
@@ -73,22 +65,6 @@ PLAN: dict[str, Any] = {
         {"finetune": {"updates": 4}},
     ],
 }
-
-
-class Killed(PrunecError):
-    """What nobody catches."""
-
-
-class Killer:
-    """A progress that stops the compile at its nth report."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed("killed")
 
 
 def run(folder: Path | None, killer: Any = None, plan: Any = None) -> Result:
@@ -311,7 +287,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/../support"]
 from test_journal import PLAN, Shuffled, X, small
 from prunec.compiler import compile
 from prunec.compiler.errors import OutputError

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from several import small, splits
+from several import splits
+from training_nets import small
 
 from prunec.compiler import compile
 from prunec.compiler.errors import PlanError

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from training_nets import small
 
 from prunec.compiler import compile, trace
 from prunec.compiler.data import Data
@@ -16,20 +17,6 @@ from prunec.compiler.errors import DataError, PassError, PlanError, VerifyError
 from prunec.compiler.pass_base import Context
 from prunec.passes.finetune import Finetune
 from prunec.passes.score import Score
-
-
-def small(dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(8, 6, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(6 * 4 * 4, 5),
-    ).eval()
 
 
 def batches(count: int = 6, size: int = 8, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:

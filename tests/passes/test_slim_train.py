@@ -11,10 +11,11 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
+from training_nets import Killed, Killer, Residual
 
 from prunec.compiler import compile, trace
 from prunec.compiler.data import Data
-from prunec.compiler.errors import PassError, PlanError, PrunecError
+from prunec.compiler.errors import PassError, PlanError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import Context, Round
 from prunec.compiler.task.losses import GivenLoss
@@ -25,23 +26,6 @@ from prunec.passes.slim_train import SlimTrain
 from prunec.passes.training.loop import Job, fit
 from prunec.passes.training.penalties import unit_norms
 from prunec.passes.training.unit_slices import UnitSlices
-
-
-class Residual(nn.Module):
-    """Two batch-normed convolutions into one stream of 6 channels, a branch of 5, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.bn0 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.conv1, self.bn1 = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
-        self.conv2, self.bn2 = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.bn0(self.stem(x)).relu()
-        x = (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
-        return self.fc(x.mean((2, 3)))
-
 
 X = torch.zeros(2, 3, 6, 6)
 
@@ -343,22 +327,6 @@ def test_constraints_hold_in_any_training():
     assert found["conv1.weight"].flatten(1).norm(dim=1).max() <= 0.2 * (1 + 1e-6)
     assert torch.equal(found["stem.weight"], network().stem.weight)
     assert not torch.equal(found["conv2.weight"], network().conv2.weight)
-
-
-class Killed(PrunecError):
-    """What nobody catches."""
-
-
-class Killer:
-    """A progress that stops a compile at its nth report."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed("killed")
 
 
 def test_what_updates_remember_goes_on_after_a_kill(tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ from typing import Any
 
 import far_device
 import torch
-from several import small, splits
+from several import splits
 from torch import nn
 from torch.nn import functional as F
+from training_nets import small
 
 from prunec.compiler import compile
 

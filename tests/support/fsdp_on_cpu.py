@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from lightning_fabric.strategies import FSDPStrategy
-from several import batches, small
+from several import batches
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from training_nets import small
 
 from prunec.compiler import compile
 from prunec.passes.training.engine import Engine

@@ -13,21 +13,6 @@ from torch.nn import functional as F
 from prunec.compiler.errors import DataError, Span
 
 
-def small(dropout: float = 0.0) -> nn.Module:
-    """A network of two convolutions with batch norm, in eval mode."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(8, 6, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(6 * 4 * 4, 5),
-    ).eval()
-
-
 class TwoHeads(nn.Module):
     """A network of two outputs."""
 

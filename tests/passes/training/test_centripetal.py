@@ -10,6 +10,7 @@ import pytest
 import torch
 from mergeable_nets import NETS, Attention, clustered, small, traced
 from torch import nn
+from training_nets import Residual
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
@@ -32,22 +33,6 @@ from prunec.passes.training.optimizers import SCHEDULES
 CLUSTERS = {"stem": ((0, 2, 5), (1, 4)), "conv1": ((1, 3),)}
 
 
-class Residual(nn.Module):
-    """Two batch-normed convolutions into one stream of 6 channels, a branch of 5, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.bn0 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.conv1, self.bn1 = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
-        self.conv2, self.bn2 = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.bn0(self.stem(x)).relu()
-        x = (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
-        return self.fc(x.mean((2, 3)))
-
-
 OF_GROUP = {
     "stem": ("stem.weight", "stem.bias", "bn0.weight", "bn0.bias", "conv2.weight", "bn2.weight", "bn2.bias"),
     "conv1": ("conv1.weight", "bn1.weight", "bn1.bias"),
@@ -59,7 +44,7 @@ ALONE = ("fc.weight", "fc.bias")
 def made(dtype=torch.float64):
     """(model, slices), with gradients of noise."""
     torch.manual_seed(0)
-    model = Residual().to(dtype)
+    model = Residual(bias=True).to(dtype)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn_like(p))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from several import TwoHeads, batches, small
+from several import TwoHeads, batches
+from training_nets import small
 
 from prunec.compiler import Plan, compile
 from prunec.compiler.errors import PassError, PlanError, PrunecError
@@ -132,7 +133,7 @@ def test_a_loss_of_one_output_leaves_the_other_s_parameters_without_a_gradient()
 
 PLAN = """
 plan: 1
-model: several:small
+model: training_nets:small
 inputs: [[2, 3, 6, 6]]
 data: several:splits
 loss: several:loss

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training_nets import Residual
 
 from prunec.compiler import compile
 from prunec.compiler.groups.analysis import analyse
@@ -18,23 +19,6 @@ from prunec.passes.training.penalties import (
     unit_norms,
 )
 from prunec.passes.training.unit_slices import UnitSlices
-
-
-class Residual(nn.Module):
-    """Two batch-normed convolutions into one stream of 6 channels, a branch of 5, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.bn0 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.conv1, self.bn1 = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
-        self.conv2, self.bn2 = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x):
-        x = self.bn0(self.stem(x)).relu()
-        x = (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
-        return self.fc(x.mean((2, 3)))
-
 
 INPUT = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(3))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from several import batches, small
+from several import batches
+from training_nets import small
 
 from prunec.compiler import compile
 from prunec.compiler.errors import PassError
