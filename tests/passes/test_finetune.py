@@ -172,11 +172,12 @@ def test_features_of_the_teacher_are_matched_at_the_channels_that_are_left():
     assert not torch.equal(with_features["0.weight"], without["0.weight"])
 
 
-def test_momentum_goes_on_in_the_next_round_and_begins_anew_where_that_is_wanted():
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
+def test_momentum_and_the_schedule_go_on_in_the_next_round_and_begin_anew_where_that_is_wanted(schedule):
     net = small()
     program = trace(net, (X,))
     context = Context(data=Data.of(batches()), traced=program)
-    options = {"updates": 6, "lr": 0.1, "schedule": "constant", "weight_decay": 0.0, "batch_norm": "freeze"}
+    options = {"updates": 6, "lr": 0.1, "schedule": schedule, "weight_decay": 0.0, "batch_norm": "freeze"}
     first = Finetune.model_validate({**options, "rounds": (0, 2), "seed": 1}).run(program, context).program
     second = Finetune.model_validate({**options, "rounds": (1, 2), "seed": 1}).run(first, context).program
     whole = Finetune.model_validate({**options, "updates": 12, "seed": 1}).run(program, context).program
