@@ -145,7 +145,7 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
             continue
         view.reader = old
         if old.op == "output":
-            _tell_output(old, new, changed)
+            _settle_output(old, new, view, changed)
             continue
         known = old.meta.get("val")
         follows = not changed.isdisjoint(old.all_input_nodes)
@@ -178,9 +178,11 @@ def _slim_graph(program: Program, view: View) -> fx.Graph:
     return graph
 
 
-def _tell_output(old: fx.Node, new: fx.Node, changed: set[fx.Node]) -> None:
-    """Give the output its slim shapes, where a value that it returns has lost something."""
+def _settle_output(old: fx.Node, new: fx.Node, view: View, changed: set[fx.Node]) -> None:
+    """Give the output its slim shapes, where a value that it returns has lost something. A size that the model returns
+    stays what it was."""
     if not changed.isdisjoint(old.all_input_nodes):
+        _settle(old, new, view)
         new.meta["val"] = pytree.tree_map(lambda x: x.meta["val"] if isinstance(x, fx.Node) else x, new.args[0])
 
 
