@@ -179,6 +179,19 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """A file that a pass adds to the output folder; a picture that has a title stands on the report's page, too."""
+
+    file: str
+    """Its name; where several attachments have the same, the later ones get a number."""
+    content: bytes = field(repr=False)
+    title: str = ""
+    """The heading of a PNG picture on the page."""
+    caption: str = ""
+    """A sentence below the heading."""
+
+
+@dataclass(frozen=True)
 class PassResult:
     """The new program, and what was left alone and why."""
 
@@ -190,6 +203,7 @@ class PassResult:
     """What the user must see: the console prints them under the table."""
     history: tuple[Mapping[str, float | int], ...] = ()
     """The lines of a training's table, one an epoch."""
+    attachments: tuple[Attachment, ...] = ()
 
 
 class Pass(BaseModel, ABC):

@@ -53,6 +53,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.wrappers import Tell, untold, unwrapped
 from prunec.compiler.pass_base import Context, Progress, silent
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.report.attachments import attachments
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
 from prunec.compiler.report.training import trainings
@@ -129,6 +130,8 @@ class Result:
         (folder / "report.html").write_text(report_html(report), encoding="utf-8")
         for run in trainings(report):
             (folder / run.file).write_text(run.csv(), encoding="utf-8")
+        for each in attachments(report):
+            (folder / each.file).write_bytes(each.content)
         self.progress("write", 1, 1)
         return report
 

@@ -13,6 +13,7 @@ tensors; the folder vanishes with the compile's success.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -35,7 +36,7 @@ from prunec.compiler.driver.lock import entry, pass_of, sha256_of
 from prunec.compiler.errors import OutputError, PrunecError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Note, Program
-from prunec.compiler.pass_base import Context, Keeper, NoKeeper, Pass, PassResult
+from prunec.compiler.pass_base import Attachment, Context, Keeper, NoKeeper, Pass, PassResult
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.report import Record
 from prunec.compiler.verify.verify import Verification
@@ -114,7 +115,8 @@ class Journal:
         if self.at == self.known:
             after = self._with_values(after)
         details, notes = found["details"], tuple(Note(*each) for each in found["notes"])
-        result = PassResult(after, notes, details, tuple(found["warnings"]), tuple(found["history"]))
+        attached = tuple(_from_text(each) for each in found["attachments"])
+        result = PassResult(after, notes, details, tuple(found["warnings"]), tuple(found["history"]), attached)
         return result, _record(found, cost(program), result)
 
     def add(self, pass_: Pass, result: PassResult, record: Record) -> None:
@@ -133,6 +135,7 @@ class Journal:
                 "round": record.round,
                 **{key: said.get(key) for key in ("details", "verification")},
                 "history": said.get("history", []),
+                "attachments": [_as_text(each) for each in record.attachments],
             }
         )
         if pass_.trains and self.writes:
@@ -395,7 +398,19 @@ def _record(found: Mapping[str, Any], before: Any, result: PassResult) -> Record
     said = found["verification"]
     verification = None if said is None else Verification(**{**said, "batches": tuple(said["batches"])})
     told = result.notes, result.details, verification, result.warnings, result.history, found["round"]
-    return Record(found["name"], seconds, verify_seconds, before, cost(result.program), *told)
+    return Record(
+        found["name"], seconds, verify_seconds, before, cost(result.program), *told, attachments=result.attachments
+    )
+
+
+def _as_text(attachment: Attachment) -> dict[str, str]:
+    """An attachment as plain JSON values."""
+    return {**asdict(attachment), "content": base64.b64encode(attachment.content).decode("ascii")}
+
+
+def _from_text(said: Mapping[str, str]) -> Attachment:
+    words = {key: value for key, value in said.items() if key != "content"}
+    return Attachment(**words, content=base64.b64decode(said["content"]))
 
 
 def _plain(fact: Any) -> Any:

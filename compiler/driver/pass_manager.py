@@ -190,7 +190,7 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     after = cost(result.program)
     found = result.notes, result.details, verification, result.warnings, result.history
     number = context.round.index + 1 if context.round else None
-    record = Record(pass_.name, seconds, elapsed, before, after, *found, number)
+    record = Record(pass_.name, seconds, elapsed, before, after, *found, number, attachments=result.attachments)
     if isinstance(result, CompositeResult):
         return result, [replace(record, rounds=result.rounds), *result.records]
     if not held:

@@ -15,6 +15,7 @@ from typing import Final
 import jinja2
 
 from prunec.compiler.report import figures
+from prunec.compiler.report.attachments import pictures
 from prunec.compiler.report.curves import PICTURE, Curve, curve
 from prunec.compiler.report.report import Change, GroupWidths, Record, Report
 from prunec.compiler.report.training import trainings
@@ -75,6 +76,7 @@ def report_html(report: Report) -> str:
         reasons_by_pass=figures.reasons_by_pass(report),
         curves=PICTURE,
         trainings=trainings(report),
+        pictures=pictures(report),
     )
 
 

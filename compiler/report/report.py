@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     from prunec.compiler.cost.model import Cost
     from prunec.compiler.ir.program import Note
+    from prunec.compiler.pass_base import Attachment
     from prunec.compiler.targets.onnx_export import OnnxReport
     from prunec.compiler.verify.verify import Verification
 
@@ -124,6 +125,8 @@ class Record:
     """Counted from 1; there for what a pass did inside another one, whose record stands before those of its rounds."""
     rounds: Rounds | None = None
     """There for a pass that ran others in rounds; its seconds include theirs."""
+    attachments: tuple[Attachment, ...] = ()
+    """Files for the output folder, by the names that the pass gave them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -139,6 +142,7 @@ class Record:
             "verification": self.verification.as_dict() if self.verification else None,
             **({"rounds": self.rounds.to_dict()} if self.rounds else {}),
             **({"history": [dict(row) for row in self.history]} if self.history else {}),
+            **({"attachments": [each.file for each in self.attachments]} if self.attachments else {}),
         }
 
 
