@@ -92,6 +92,14 @@ class OutputError(PrunecError):
     """The artifacts can't be written where they were asked for."""
 
 
+class TargetError(PrunecError):
+    """A runtime isn't installed, can't take the model, or computes something else. `log` is what its tools printed."""
+
+    def __init__(self, message: str, *, at: Span | None = None, hint: str | None = None, log: str = "") -> None:
+        super().__init__(message, at=at, hint=hint)
+        self.log = log
+
+
 class TextError(PrunecError):
     """A program's text doesn't parse."""
 

@@ -118,7 +118,10 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/targets/onnx/ops/reduction.py": "targets/onnx/test_call.py",
     "compiler/targets/onnx/ops/reshape.py": "targets/onnx/test_call.py",
     "compiler/targets/onnx/ops/shuffle.py": "targets/onnx/test_call.py",
-    "compiler/targets/openvino.py": "targets/test_base.py",
+    "compiler/targets/onnx_file.py": "targets/test_runtimes.py",
+    "compiler/targets/openvino.py": "targets/test_runtimes.py",
+    "compiler/targets/ort.py": "targets/test_runtimes.py",
+    "compiler/targets/ort_int8.py": "targets/test_runtimes.py",
     "compiler/targets/torch.py": "targets/test_base.py",
     "compiler/tracing/answers.py": "tracing/test_either_way.py",
     "compiler/tracing/calls.py": "tracing/test_trace.py",
@@ -187,6 +190,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
 
 WHOLE = {
     "models/test_models.py": "networks of several files, against one table of published counts",
+    "targets/test_runtimes.py": "every runtime alike",
     "test_layout.py": "the house",
 }
 """Test files that are of no one module, and what they are of; so are those in `APART`."""

@@ -1,9 +1,13 @@
-"""Runtimes that a program may be meant for, one file each; and the export to ONNX.
+"""Runtimes that a program may be meant for, one file each: how its files are made there, and how they are run.
 
-base.py            what every runtime is asked: its preferred channel counts, an export, a meter
-onnxruntime.py     the one that exports and measures
-coreml.py, executorch.py, litert.py, mnn.py, ncnn.py, openvino.py      channel counts alone
-onnx_export.py     a program as an ONNX file, checked against the module
+base.py            what every runtime is asked: its preferred channel counts, conversion, execution, a meter
+exporting.py       what is the same for all: parity with the module, latency, sizes, failures
+onnx_file.py, ort.py, openvino.py          those that export
+coreml.py, executorch.py, litert.py, mnn.py, ncnn.py, torch.py       channel counts alone
+onnxruntime.py     executes ONNX and ORT files, and measures
+sources.py         what converters read: a program as torch.export or ONNX has it, at a batch size, cut short
+captured.py        holds back what converters print; interleaved.py takes times in turns
+onnx_export.py     a program as an ONNX file, checked against the module; ort_int8.py makes it int8
 onnx/              the direct writer of such files, from the program's graph
 ort_session.py     times of ONNX files in onnxruntime; processor.py names the CPU that they hold for
 """

@@ -1,11 +1,20 @@
 """Runtimes that a program may be meant for: what every one of them is asked, and where they are found.
 
-    class Ncnn(Target):                 compiler/targets/ncnn.py, or a file of another package
-        name = "ncnn"                   as a plan says it: `multiple_of: ncnn`
-        multiple = 8                    it prefers channel counts that are multiples of 8
+    class Ncnn(Target):                             compiler/targets/ncnn.py, or a file of another package
+        name = "ncnn"                               as a plan says it: `export: [ncnn]`, `multiple_of: ncnn`
+        multiple = 8                                it prefers channel counts that are multiples of 8
+        suffixes = (".ncnn.param", ".ncnn.bin")     its files: model.ncnn.param and model.ncnn.bin
+        extra = "ncnn"                              pip install 'prunec[ncnn]'
+        needs = ("ncnn>=1.0", "pnnx>=1.0")          brings these
+        only_one = True                             its files take one sample at a time
 
-A target is a class, registered in the entry-point group `prunec.targets`. What it can't do (yet) it doesn't override:
-then `exports` is False, and `export` and `meter` raise an error that says so.
+        def convert(self, program, path, options): ...
+        def load(self, path, threads): ...
+
+A target is a class, registered in the entry-point group `prunec.targets`. It says how a file is made and run;
+`targets/exporting.py` does the rest for all of them alike: parity with the module, latency, sizes, and failures. What a
+target can't do (yet) it doesn't override: without `suffixes` there is no export, without `quantize` no int8, and
+`meter` raises an error that says so.
 """
 
 from __future__ import annotations
@@ -13,11 +22,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Annotated, Any, ClassVar, Final, Protocol
 
 import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
-from prunec.compiler.errors import PrunecError
+from prunec.compiler.errors import PrunecError, TargetError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.plugins import Registry
 
@@ -58,6 +68,49 @@ class Meter(Protocol):
         """The seconds of one whole run."""
 
 
+class Session(Protocol):
+    """A file that is loaded in its runtime, ready to run."""
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """The output tensors, for the input tensors; both in the order in which the module has them."""
+
+
+class Int8(BaseModel):
+    """How a file in int8 is made, beside that in float32."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: Annotated[StrictInt, Field(ge=1)] = 128
+    """How many samples of the plan's data calibrate the ranges of activations."""
+    per_channel: StrictBool = True
+    """Whether each channel of a weight has a scale of its own, where the runtime knows such."""
+
+
+def yes_or_options(value: Any) -> Any:
+    """`int8: true` is `int8: {}`, and `int8: false` is none."""
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+class ExportOptions(BaseModel):
+    """What a plan may say of an export; a target with more to say has a subclass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shorthand: ClassVar[str | None] = None
+
+    int8: Annotated[Int8 | None, BeforeValidator(yes_or_options)] = None
+    """Make a file in int8 as well, calibrated on the plan's data."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a converter tells of the file that it wrote."""
+
+    batch: int | None
+    """The batch size that the file is fixed at; None where it takes any."""
+    note: str = ""
+    """What a person should know: such as why the batch is fixed."""
+
+
 class Target:
     """A runtime; a subclass overrides what it can do."""
 
@@ -65,16 +118,63 @@ class Target:
     multiple: ClassVar[int]
     """The preferred divisor of channel counts on the processors that the runtime is mostly used on: other counts are
     padded, or computed by a slower kernel."""
-    exports: ClassVar[bool] = False
-    """Whether `export` writes a file of the runtime's."""
+    runtime: ClassVar[str] = ""
+    """The target whose runtime executes the file, where that isn't the target itself."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Of the files that an export writes, the one that is loaded first; empty where there is no export."""
+    aside: ClassVar[tuple[str, ...]] = ()
+    """Of these, what an app doesn't ship: it doesn't count in sizes."""
+    Options: ClassVar[type[ExportOptions]] = ExportOptions
+    """What a plan may say of the export."""
+    extra: ClassVar[str] = ""
+    """The extra of this package that brings what is needed: `pip install 'prunec[ncnn]'`."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What must be installed, as requirements: `ncnn>=1.0`."""
+    only_one: ClassVar[bool] = False
+    """Whether its files take a batch of one sample alone: it is handed a program of that batch, where there is one."""
+    tolerance: ClassVar[float] = 1e-5
+    """The largest relative difference from the module that rounding explains."""
 
-    def export(self, program: Program, path: Path, **options: Any) -> Any:
-        """Write the program as the runtime's file at `path`, run it there, and compare it with the module.
+    def convert(self, program: Program, path: Path, options: Any) -> Converted:
+        """Write the program's files: at `path`, and where there are more, at `beside(path)`.
 
-        Gives what the report says of it. Raises `ModelError` where the runtime has no form of an operation, and
-        `VerifyError` where its results differ.
+        The program is in eval mode and on the CPU. `options` are of the class `Options`. Raises `TargetError` where
+        the runtime can't take the program; any other exception is told as the converter's.
         """
-        raise PrunecError(f"there is no export to {self.name}")
+        raise TargetError(f"there is no export to {self.name}")
+
+    def load(self, path: Path, threads: int) -> Session:
+        """The files at `path`, ready to run in float32 with so many threads on this machine's CPU."""
+        raise TargetError(f"{self.name} can't run here")
+
+    def unrunnable(self) -> str:
+        """Why files can be written, but not run on this machine; empty where they can."""
+        return ""
+
+    def describe(self) -> str:
+        """The runtime with its version, as it stands in reports."""
+        return self.name
+
+    def quantize(
+        self, program: Program, path: Path, to: Path, options: Any, samples: Sequence[Sequence[Array]]
+    ) -> None:
+        """Write the files in int8 at `to`, of the program and of its float32 files at `path`.
+
+        `options.int8` says how. `samples` calibrate it: the input tensors of one run each, of the batch size that the
+        file has.
+        """
+        raise TargetError(f"{self.name} has no int8 yet")
+
+    @classmethod
+    def beside(cls, path: Path) -> tuple[Path, ...]:
+        """All files of an export whose first is at `path`."""
+        stem = path.name.removesuffix(cls.suffixes[0])
+        return tuple(path.with_name(stem + suffix) for suffix in cls.suffixes)
+
+    @classmethod
+    def quantizes(cls) -> bool:
+        """Whether files in int8 can be made."""
+        return cls.quantize is not Target.quantize
 
     def meter(self) -> Meter:
         """What measures models in the runtime on this machine. Raises `PrunecError` where it can't be run here."""

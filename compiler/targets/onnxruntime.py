@@ -1,16 +1,12 @@
-"""onnxruntime on the CPU: exports ONNX files, and measures layers and networks."""
+"""onnxruntime on the CPU: executes ONNX files (`onnx_file.py`) and ORT files (`ort.py`), and measures models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import onnxruntime
 
-from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Feed, Meter, Profile, Target
-from prunec.compiler.targets.onnx_export import OnnxReport, export_onnx
 from prunec.compiler.targets.ort_session import THREADS, latency, profile, session
 from prunec.compiler.targets.processor import processor
 
@@ -39,11 +35,6 @@ class OnnxRuntime(Target):
 
     name = "onnxruntime"
     multiple = 16
-    exports = True
-
-    def export(self, program: Program, path: Path, **options: Any) -> OnnxReport:
-        """An ONNX file; `options` are those of `export_onnx`."""
-        return export_onnx(program, path, **options)
 
     def meter(self) -> Meter:
         """One thread of this machine's CPU."""

@@ -15,8 +15,9 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -26,27 +27,22 @@ import onnxruntime
 from prunec.compiler.errors import ModelError, first_line
 from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.targets.base import Feed, NodeTime, Profile
+from prunec.compiler.targets.interleaved import interleaved
 
-WARM_UP = 5
-"""Runs before any counts; of a slow model, as many as fit into a block, but one."""
-BLOCK = 0.02
-"""Seconds that one file is run for before it is another's turn."""
-RUNS = 50
-"""The most runs of a file before it is another's turn: more make the time of a short one no more certain."""
-FEWEST, MOST = 3, 50
-"""Rounds, however long they take, and however short they are."""
 THREADS = 1
 
 
-def session(model: Path | bytes, profile: Path | None = None, sizes: Mapping[str, int] | None = None) -> Any:
+def session(
+    model: Path | bytes, profile: Path | None = None, sizes: Mapping[str, int] | None = None, threads: int = THREADS
+) -> Any:
     """An onnxruntime session for a file, or for a model's bytes; with `profile`, it logs its nodes to a file of that
     prefix. `sizes` fix those that the model leaves open, by their names.
 
     Raises `ModelError` where onnxruntime refuses the model.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.inter_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     options.log_severity_level = 3
     for name, size in (sizes or {}).items():
         options.add_free_dimension_override_by_name(name, size)
@@ -74,9 +70,7 @@ def ort_latency(
 ) -> tuple[float, ...]:
     """The time of one run of each model, a file or its bytes, in seconds. `sizes` are those of `session`.
 
-    The models take turns, in blocks of runs as long as `BLOCK`, for about `seconds` each; of models so short that
-    `RUNS` of them are no block, `MOST` times `RUNS` are enough. Of each block the median counts, and of the blocks the
-    lower quartile.
+    The models take turns as `interleaved` says, for about `seconds` each; of the blocks the lower quartile counts.
     """
     sessions = [session(model, sizes=sizes) for model in models]
     return latency(sessions, [feed(opened, inputs) for opened in sessions], seconds)
@@ -84,35 +78,8 @@ def ort_latency(
 
 def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0) -> tuple[float, ...]:
     """`ort_latency` for sessions, each with its feed."""
-    known = [_warm(opened, fed) for opened, fed in zip(sessions, feeds, strict=True)]
-    lengths = [min(RUNS, max(1, round(BLOCK / one))) for one in known]
-    whole = sum(one * runs for one, runs in zip(known, lengths, strict=True))
-    blocks = [
-        [_median_run(opened, fed, runs) for opened, fed, runs in zip(sessions, feeds, lengths, strict=True)]
-        for _ in range(rounds_of(whole, seconds * len(sessions)))
-    ]
-    return tuple(quantiles(times, n=4)[0] for times in zip(*blocks, strict=True))
-
-
-def rounds_of(one: float, seconds: float) -> int:
-    """How many rounds fill so many seconds, where one round takes `one`; but a few at least, and not all too many."""
-    return min(MOST, max(FEWEST, round(seconds / one)))
-
-
-def _warm(opened: Any, fed: Feed) -> float:
-    """Warm a session up, and give the seconds of a run. The first run, which allocates, doesn't count."""
-    first = _median_run(opened, fed, 1)
-    runs = min(WARM_UP - 1, max(1, round(BLOCK / first)))
-    return _median_run(opened, fed, runs)
-
-
-def _median_run(opened: Any, fed: Feed, runs: int) -> float:
-    times = []
-    for _ in range(runs):
-        start = _clock()
-        opened.run(None, fed)
-        times.append(_clock() - start)
-    return median(times)
+    runs = [partial(opened.run, None, fed) for opened, fed in zip(sessions, feeds, strict=True)]
+    return tuple(quantiles(times, n=4)[0] for times in interleaved(runs, seconds, lambda: _clock()))
 
 
 def _clock() -> float:

@@ -9,17 +9,8 @@ from timing import CONV
 
 from prunec.compiler.cost.latency.layers import Layer, model_of
 from prunec.compiler.errors import ModelError
-from prunec.compiler.targets.ort_session import (
-    FEWEST,
-    MOST,
-    RUNS,
-    feed,
-    latency,
-    ort_latency,
-    profile,
-    rounds_of,
-    session,
-)
+from prunec.compiler.targets.interleaved import FEWEST, MOST, RUNS
+from prunec.compiler.targets.ort_session import feed, latency, ort_latency, profile, session
 
 
 def test_a_profile_has_the_nodes_of_every_file():
@@ -71,13 +62,6 @@ def test_the_rounds_follow_what_a_run_takes(seconds, total, monkeypatch):
     sessions = [Session(each, clock) for each in seconds]
     assert latency(sessions, [{}, {}]) == pytest.approx(seconds)
     assert clock[0] == pytest.approx(total, rel=0.35)
-
-
-def test_rounds_are_a_few_at_least_and_not_all_too_many():
-    assert rounds_of(0.04, 2.0) == 50
-    assert rounds_of(0.2, 2.0) == 10
-    assert rounds_of(30.0, 2.0) == FEWEST
-    assert rounds_of(1e-6, 2.0) == MOST
 
 
 def test_latency_of_bytes_and_of_a_file(tmp_path):

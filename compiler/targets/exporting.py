@@ -1,0 +1,494 @@
+"""What is the same for every target: its files are written, run in its runtime, compared with the module, and timed.
+
+    missing(target)                            why it can't be used here, and what to install; None where it can
+    export(target, slim, folder, options)      the files, and a `TargetReport` of them
+    export(..., dense=original)                with the original's size and latency beside
+
+A target that fails fails alone: its report holds the error, and none of its files stay. The error tells the first step
+of the model that the converter can't take, or after which values differ: the model is cut in halves to find it. What
+converters and runtimes print is shown with the error, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+from packaging.requirements import Requirement
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.errors import PrunecError, Span, TargetError, first_line
+from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors_in
+from prunec.compiler.ir.modules import evaluating
+from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.random_inputs import fresh_inputs, with_batch
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.captured import Log, captured
+from prunec.compiler.targets.interleaved import interleaved
+from prunec.compiler.targets.sources import at_batch, deployed, described, steps, until
+from prunec.compiler.verify.compare import relative_difference
+from prunec.compiler.verify.interpreter import Interpreter
+
+THREADS: Final = (1, 2)
+"""How many threads a runtime is timed with."""
+TIMES_TORCH: Final = 10.0
+"""How much farther from a float64 run a runtime may be than torch's float32 run, where they differ by more than the
+target's tolerance."""
+SEEDS: Final = (0, 1)
+"""Of the random inputs on which parity is checked, beside the example's own kind."""
+BATCHES: Final = (1, 3)
+"""Batch sizes at which a file that takes any is checked."""
+SECONDS: Final = 0.5
+"""For about so long each file is timed with each number of threads."""
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many steps of one export are done."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The latency of one number of threads, in seconds."""
+
+    threads: int
+    slim: float
+    dense: float | None
+    """None where there is no original, or it can't be converted."""
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """The files in int8."""
+
+    files: tuple[str, ...] = ()
+    bytes: int = 0
+    latency: tuple[Timed, ...] = ()
+    metric: str = ""
+    """What both were judged by on the plan's data; empty without data."""
+    before: float | None = None
+    """The metric of the float32 files in the runtime."""
+    after: float | None = None
+    error: str = ""
+    """Why there are none."""
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """What was exported to one target, and what came of it."""
+
+    target: str
+    runtime: str
+    """What executed it, with its version."""
+    files: tuple[str, ...] = ()
+    bytes: int = 0
+    dense_bytes: int | None = None
+    """The size of the original's files; None where it wasn't converted."""
+    batch: int | None = None
+    """The batch size that the file is fixed at; None where it takes any."""
+    difference: float | None = None
+    """The largest relative difference between runtime and module; None where it wasn't executed."""
+    note: str = ""
+    unrunnable: str = ""
+    """Why it wasn't executed."""
+    latency: tuple[Timed, ...] = ()
+    int8: Int8Report | None = None
+    error: str = ""
+    """Why there are no files."""
+    hint: str = ""
+    log: str = ""
+    """The end of what the converter printed, where it failed."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether something that was asked for isn't there."""
+        return bool(self.error or (self.int8 and self.int8.error))
+
+
+Judge = Callable[[Callable[..., Any]], tuple[str, float]]
+"""Measures the plan's metric on a model, called as the module is: the metric's name, and its value."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What int8 is made and judged with."""
+
+    samples: Callable[[int, int | None], Sequence[Sequence[Array]]]
+    """The inputs of so many samples, in runs of this batch size; of any where it is None."""
+    judge: Judge | None = None
+
+
+# -- whether it can be used ------------------------------------------------------------------------------------------
+
+
+def missing(target: Target) -> TargetError | None:
+    """Why a target can't be used on this machine, with what to install; None where all that it needs is there."""
+    hint = f"pip install 'prunec[{target.extra}]'; or leave {target.name} out" if target.extra else None
+    for text in target.needs:
+        need = Requirement(text)
+        if need.marker is not None and not need.marker.evaluate():
+            continue
+        try:
+            version = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            return TargetError(f"{target.name} needs {need.name}, which isn't installed", hint=hint)
+        if not need.specifier.contains(version, prereleases=True):
+            message = f"{target.name} needs {need.name} {need.specifier}, and {version} is installed"
+            return TargetError(message, hint=hint)
+    return None
+
+
+# -- one export ------------------------------------------------------------------------------------------------------
+
+
+def export(
+    target: Target,
+    slim: Program,
+    folder: Path,
+    options: ExportOptions,
+    *,
+    stem: str = "model",
+    dense: Program | None = None,
+    timed: bool = True,
+    calibration: Calibration | None = None,
+    progress: Progress = lambda done, total: None,
+) -> TargetReport:
+    """Write a program's files for a target into a folder, run them there, and compare and time them.
+
+    `dense` is the original, which is timed beside; None leaves it out. Nothing is raised for what is the target's, the
+    converter's or the runtime's fault: the report tells it, and none of its files stay.
+    """
+    try:
+        if (lacking := missing(target)) is not None:
+            raise lacking
+        made = _Export(target, _fitting(target, slim), folder / f"{stem}{target.suffixes[0]}", options)
+        return made.report(dense, timed, calibration, progress)
+    except TargetError as error:
+        _remove(target, folder, stem)
+        hint = error.hint or ""
+        at = f"{error.at}: " if error.at else ""
+        return TargetReport(target.name, _name(target), error=f"{at}{error.message}", hint=hint, log=error.log)
+
+
+def _name(target: Target) -> str:
+    try:
+        return target.describe()
+    except Exception:  # whatever its packages raise where they aren't installed whole
+        return target.name
+
+
+def _fitting(target: Target, program: Program) -> Program:
+    program = deployed(program)
+    return at_batch(program, 1) if target.only_one else program
+
+
+def _remove(target: Target, folder: Path, stem: str) -> None:
+    for name in (stem, f"{stem}.int8"):
+        for path in target.beside(folder / f"{name}{target.suffixes[0]}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return (
+        sum(each.stat().st_size for each in path.rglob("*") if each.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One export under way."""
+
+    target: Target
+    program: Program
+    path: Path
+    options: ExportOptions
+
+    def report(
+        self, dense: Program | None, timed: bool, calibration: Calibration | None, progress: Progress
+    ) -> TargetReport:
+        wants_int8 = self.options.int8 is not None
+        total = 2 + timed + wants_int8
+        progress(0, total)
+        converted = self.convert()
+        progress(1, total)
+        files = self.target.beside(self.path)
+        found = TargetReport(
+            self.target.name,
+            self.target.describe(),
+            files=tuple(path.name for path in files),
+            bytes=self._size(self.path),
+            batch=converted.batch,
+            note=converted.note,
+            unrunnable=self.target.unrunnable(),
+        )
+        if not found.unrunnable:
+            difference, note = self.compare(converted)
+            found = replace(found, difference=difference, note="; ".join(filter(None, (found.note, note))))
+        progress(2, total)
+        if timed:
+            found = self._with_times(found, dense)
+            progress(3, total)
+        if wants_int8:
+            found = replace(found, int8=self._int8(converted, calibration, timed))
+            progress(total, total)
+        return found
+
+    # -- converting ----------------------------------------------------------------------------------------------
+
+    def convert(self) -> Converted:
+        """Write the files. Raises `TargetError`, which tells the first step that can't be converted."""
+        try:
+            return self._convert(self.program, self.path)
+        except TargetError as error:
+            step = self._first(self._converts)
+            raise self._placed(error, step) from error
+
+    def _convert(self, program: Program, path: Path) -> Converted:
+        with self._guarded("its converter fails"):
+            with evaluating(program.module), torch.no_grad():
+                converted = self.target.convert(program, path, self.options)
+            absent = [each.name for each in self.target.beside(path) if not each.exists()]
+            if absent:
+                raise TargetError(f"its converter wrote no {absent[0]}")
+        return converted
+
+    def _converts(self, program: Program) -> bool:
+        with TemporaryDirectory() as folder:
+            try:
+                self._convert(program, Path(folder) / self.path.name)
+            except TargetError:
+                return False
+        return True
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """A context for the target's own code: what it raises becomes a `TargetError` with what was printed."""
+        log = Log()
+        try:
+            with captured() as log:
+                yield
+        except TargetError as error:
+            raise TargetError(
+                f"{self.target.name}: {error.message}", at=error.at, hint=error.hint, log=error.log or log.text
+            ) from error
+        except PrunecError as error:
+            message = f"{self.target.name}: {error.message}"
+            raise TargetError(message, at=error.at, hint=error.hint, log=log.text) from error
+        except Exception as error:  # converters and runtimes raise errors of many unrelated kinds
+            message = f"{self.target.name}: {what}: {first_line(error)}"
+            raise TargetError(message, log=log.text) from error
+
+    # -- running and comparing -----------------------------------------------------------------------------------
+
+    def load(self, path: Path, threads: int = 1) -> Session:
+        """The files at `path`, loaded. Raises `TargetError`."""
+        with self._guarded("its runtime can't load the file"):
+            return self.target.load(path, threads)
+
+    def compare(self, converted: Converted) -> tuple[float, str]:
+        """The largest relative difference from the module, over several inputs; and a note where a float64 run had to
+        decide. Raises `TargetError` for more than rounding, which tells the first step that differs."""
+        try:
+            return self._compare(self.program, self.path, converted)
+        except TargetError as error:
+            raise self._placed(error, self._first(self._agrees)) from error
+
+    def _compare(self, program: Program, path: Path, converted: Converted) -> tuple[float, str]:
+        opened = self.load(path)
+        worst, told = 0.0, ""
+        for inputs in inputs_for(program, converted.batch):
+            with self._guarded("its runtime can't run the file"):
+                got = list(opened.run(arrays(inputs)))
+            expected = outputs(program.module, inputs)
+            difference = relative_difference(got, expected)
+            if difference > self.target.tolerance:
+                told = self._arbitrated(program, inputs, got, expected, difference)
+            worst = max(worst, difference)
+        return worst, told
+
+    def _arbitrated(
+        self, program: Program, inputs: tuple[Any, ...], got: Sequence[Array], expected: Sequence[Array], found: float
+    ) -> str:
+        """Who is how far from a float64 run. Raises `TargetError` where it is the runtime that is far."""
+        exact = outputs(lambda *given: Interpreter(program, torch.float64).run(given), inputs)
+        ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
+        figures = f"the runtime is {ours:.1e} from a float64 run, torch's float32 {torchs:.1e}"
+        if not ours <= TIMES_TORCH * torchs:
+            shapes = [value.shape for value in got], [value.shape for value in expected]
+            other = f"gives outputs of {shapes[0]} for {shapes[1]}" if shapes[0] != shapes[1] else ""
+            apart = other or f"computes something else than the module, by {found:.1e}"
+            raise TargetError(
+                f"{self.target.name}: the file {apart}: {figures}",
+                hint="the difference is the converter's or the runtime's: another version of them may convert it",
+            )
+        return figures
+
+    def _agrees(self, program: Program) -> bool:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / self.path.name
+            try:
+                self._compare(program, path, self._convert(program, path))
+            except TargetError:
+                return False
+        return True
+
+    def _first(self, good: Callable[[Program], bool]) -> fx.Node | None:
+        """The first step with which the program isn't good any more; None where no part of it alone is bad."""
+        computed = steps(self.program)
+        low, high = 0, len(computed)  # the first `low` steps are good, the first `high` aren't
+        while high - low > 1:
+            middle = (low + high) // 2
+            part = until(self.program, middle)
+            if part is None or good(part):
+                low = middle
+            else:
+                high = middle
+        whole = until(self.program, high)
+        return None if whole is None or good(whole) else computed[high - 1]
+
+    def _placed(self, error: TargetError, step: fx.Node | None) -> TargetError:
+        """The error with the step that it comes from, the line of the user's model, and a way out."""
+        hint = error.hint or f"leave {self.target.name} out of the exports; the other files don't need it"
+        if step is None:
+            return TargetError(error.message, at=error.at, hint=hint, log=error.log)
+        message = f"{error.message}; it begins with {described(self.program, step)}"
+        return TargetError(message, at=error.at or Span.of_line(step.meta.get("at")), hint=hint, log=error.log)
+
+    def _size(self, path: Path) -> int:
+        """Bytes of what an app ships."""
+        shipped = (each for each in self.target.beside(path) if not each.name.endswith(self.target.aside or ("/",)))
+        return sum(map(size_of, shipped))
+
+    # -- times ---------------------------------------------------------------------------------------------------
+
+    def _with_times(self, found: TargetReport, dense: Program | None) -> TargetReport:
+        """The report with the original's size and both latencies; the original's are left out where it can't be
+        converted, and the note says why."""
+        with TemporaryDirectory() as folder:
+            path, other = Path(folder) / self.path.name, None
+            if dense is not None:
+                try:
+                    other = _fitting(self.target, dense)
+                    self._convert(other, path)
+                    found = replace(found, dense_bytes=self._size(path))
+                except TargetError as error:
+                    other = None
+                    note = f"the original isn't timed: {error.message}"
+                    found = replace(found, note="; ".join(filter(None, (found.note, note))))
+            if found.unrunnable:
+                return found
+            return replace(found, latency=self._times(self.path, path if other is not None else None))
+
+    def _times(self, slim: Path, dense: Path | None) -> tuple[Timed, ...]:
+        """Both latencies with each number of threads; they take turns."""
+        fed = arrays(self.program.inputs)
+        timed = []
+        for threads in THREADS:
+            sessions = [self.load(path, threads) for path in (slim, dense) if path is not None]
+            with self._guarded("its runtime can't run the file"):
+                times = interleaved([partial(opened.run, fed) for opened in sessions], SECONDS)
+            timed.append(Timed(threads, *map(median, times), *(() if dense else (None,))))
+        return tuple(timed)
+
+    # -- int8 ----------------------------------------------------------------------------------------------------
+
+    def _int8(self, converted: Converted, calibration: Calibration | None, timed: bool) -> Int8Report:
+        """Write the files in int8 beside the others, and judge both in the runtime. What fails is told."""
+        wanted = self.options.int8
+        assert wanted is not None, "int8 was asked for"
+        to = self.path.with_name(self.path.name.replace(self.target.suffixes[0], f".int8{self.target.suffixes[0]}"))
+        try:
+            if not self.target.quantizes():
+                raise TargetError(f"{self.target.name} has no int8 yet", hint="leave out 'int8'")
+            if calibration is None:
+                raise TargetError(f"{self.target.name}: int8 is calibrated on data", hint="name some: data: ...")
+            samples = calibration.samples(wanted.samples, converted.batch)
+            with self._guarded("int8 can't be made"), evaluating(self.program.module), torch.no_grad():
+                self.target.quantize(self.program, self.path, to, self.options, samples)
+            files = self.target.beside(to)
+            found = Int8Report(tuple(path.name for path in files), self._size(to))
+            if self.target.unrunnable():
+                return found
+            if calibration.judge is not None:
+                (name, before), (_, after) = (calibration.judge(self.runs(path, converted)) for path in (self.path, to))
+                found = replace(found, metric=name, before=before, after=after)
+            return replace(found, latency=self._times(to, None)) if timed else found
+        except TargetError as error:
+            for path in self.target.beside(to):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            return Int8Report(error=error.message)
+
+    def runs(self, path: Path, converted: Converted) -> Callable[..., Any]:
+        """The files at `path` as a function of the module's inputs that gives what the module gives."""
+        return Runs(self.program, self.load(path), converted.batch)
+
+
+class Runs:
+    """A loaded file, called as the module is; a batch that the file doesn't take is run in parts."""
+
+    def __init__(self, program: Program, opened: Session, batch: int | None) -> None:
+        self.opened = opened
+        self.batch = batch
+        self.structure = pytree.tree_structure(_values(program))
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The outputs, nested as the module returns them."""
+        size = batch_of(inputs)
+        if self.batch is None or size is None or size == self.batch:
+            return self._run(inputs)
+        starts = range(0, size, self.batch)
+        parts = [self._run(_rows(inputs, size, start, self.batch)) for start in starts]
+        leaves = zip(*(pytree.tree_leaves(part) for part in parts), strict=True)
+        whole = [torch.cat(list(values))[:size] if values[0].ndim else values[0] for values in leaves]
+        return pytree.tree_unflatten(whole, self.structure)
+
+    def _run(self, inputs: tuple[Any, ...]) -> Any:
+        got = self.opened.run(arrays(inputs))
+        return pytree.tree_unflatten([torch.from_numpy(value.copy()) for value in got], self.structure)
+
+
+def _values(program: Program) -> Any:
+    """The outputs' nest; of values that are no tensors nothing is left."""
+    return pytree.tree_map(lambda leaf: leaf, program.module(*map_tensors(torch.clone, program.inputs)))
+
+
+def _rows(inputs: tuple[Any, ...], size: int, start: int, count: int) -> tuple[Any, ...]:
+    """Some rows of a batch; the last ones again where it doesn't divide."""
+    rows = torch.arange(start, start + count).clamp(max=size - 1)
+    return tuple(map_tensors(lambda x: x[rows] if is_batched(x, size) else x, value) for value in inputs)
+
+
+# -- inputs and outputs ----------------------------------------------------------------------------------------------
+
+
+def inputs_for(program: Program, batch: int | None) -> Iterator[tuple[Any, ...]]:
+    """Inputs on which a file is compared with the module: the example's own kind at each batch size that the file
+    takes, and random ones."""
+    own = batch_of(program.inputs)
+    sizes = {own or 1, *BATCHES} if batch is None and own is not None else {own}
+    for size in sorted(sizes, key=lambda each: each or 0):
+        yield with_batch(program, size) if size is not None else program.inputs
+    yield program.inputs
+    for seed in SEEDS:
+        yield fresh_inputs(program, own, seed)
+
+
+def arrays(inputs: Any) -> list[Array]:
+    """The tensors in a nest of inputs."""
+    return [value.detach().contiguous().numpy(force=True) for value in tensors_in(inputs)]
+
+
+def outputs(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Array]:
+    """The tensors that a function gives, in order. The inputs are copied: a model may write into them."""
+    with torch.no_grad():
+        found = pytree.tree_leaves(function(*map_tensors(torch.clone, inputs)))
+    return [leaf.numpy(force=True) for leaf in found if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,80 @@
+"""ONNX files, run by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StrictInt
+
+from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Int8, Session, Target, yes_or_options
+
+
+class OrtInt8(Int8):
+    """How a file in int8 is made for onnxruntime."""
+
+    mode: Literal["static", "dynamic"] = "static"
+    """`static`: weights and activations, whose ranges are calibrated. `dynamic`: the weights of linear layers; ranges
+    of activations are taken from each run."""
+
+
+class OnnxOptions(ExportOptions):
+    """Write `model.onnx`."""
+
+    opset: Annotated[StrictInt, Field(ge=18)] = 20
+    dynamic: tuple[Literal["batch", "height", "width"], ...] = ("batch",)
+    """Sizes that the file leaves open: the batch where the model allows it; height and width, or the export fails."""
+    int8: Annotated[OrtInt8 | None, BeforeValidator(yes_or_options)] = None
+
+
+class Onnx(Target):
+    """Files that many runtimes read; widths are those that onnxruntime likes, which executes them here."""
+
+    name = "onnx"
+    multiple = 16
+    runtime = "onnxruntime"
+    suffixes = (".onnx",)
+    Options = OnnxOptions
+
+    def convert(self, program: Program, path: Path, options: OnnxOptions) -> Converted:
+        """The file of `export_onnx`, which compares it at several batch sizes on its own as well."""
+        from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
+        from prunec.compiler.targets.sources import fixed_batch  # noqa: PLC0415
+
+        report = export_onnx(program, path, opset=options.opset, dynamic=options.dynamic)
+        return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
+
+    def load(self, path: Path, threads: int) -> Session:
+        """A session of onnxruntime."""
+        return OrtSession(path, threads)
+
+    def describe(self) -> str:
+        """onnxruntime's version."""
+        return f"onnxruntime {version('onnxruntime')}"
+
+    def quantize(
+        self, program: Program, path: Path, to: Path, options: OnnxOptions, samples: Sequence[Sequence[Array]]
+    ) -> None:
+        """By onnxruntime's own tools: pairs of QuantizeLinear and DequantizeLinear, or dynamic ranges."""
+        from prunec.compiler.targets.ort_int8 import quantize_onnx  # noqa: PLC0415  (imports onnxruntime)
+
+        assert options.int8 is not None, "int8 was asked for"
+        quantize_onnx(path, to, options.int8.mode, samples, per_channel=options.int8.per_channel)
+
+
+class OrtSession:
+    """A file that onnxruntime has loaded, in either of its formats."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from prunec.compiler.targets.ort_session import session  # noqa: PLC0415  (imports onnxruntime)
+
+        self._opened: Any = session(path, threads=threads)
+        self._names = [entry.name for entry in self._opened.get_inputs()]
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """Inputs by their places."""
+        found: Sequence[Array] = self._opened.run(None, dict(zip(self._names, inputs, strict=True)))
+        return found

@@ -1,0 +1,255 @@
+"""What all targets have in common: parity, failures that are the target's alone, times, sizes and int8."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from fake_runtimes import Fake, programs
+from torch import nn
+
+from prunec.compiler.errors import TargetError
+from prunec.compiler.targets import exporting
+from prunec.compiler.targets.base import ExportOptions, Int8
+from prunec.compiler.targets.exporting import Calibration, Runs, export, inputs_for, missing
+from prunec.compiler.tracing.trace import trace
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(exporting, "SECONDS", 0.01)
+    Fake.threads.clear()
+
+
+def test_a_file_is_written_run_compared_weighed_and_timed_beside_the_original(tmp_path):
+    slim, dense = programs()
+    steps = []
+    found = export(
+        Fake(), slim, tmp_path, ExportOptions(), dense=dense, progress=lambda done, total: steps.append((done, total))
+    )
+    assert not found.failed
+    assert (found.target, found.runtime, found.error) == ("fake", "fake 1.0", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.fake", "model.weights"] == sorted(found.files)
+    assert found.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert found.dense_bytes > 0
+    assert found.difference < 1e-6
+    assert [(timed.threads, timed.slim > 0, timed.dense > 0) for timed in found.latency] == [
+        (1, True, True),
+        (2, True, True),
+    ]
+    assert set(Fake.threads) == {1, 2}
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_without_an_original_the_file_is_timed_alone_and_without_times_not_at_all(tmp_path):
+    (slim, _) = programs()
+    alone = export(Fake(), slim, tmp_path, ExportOptions(), stem="other")
+    assert [timed.dense for timed in alone.latency] == [None, None]
+    assert alone.dense_bytes is None
+    assert alone.files == ("other.fake", "other.weights")
+    assert export(Fake(), slim, tmp_path, ExportOptions(), timed=False).latency == ()
+
+
+class Refuses(Fake):
+    refuses = nn.ChannelShuffle
+
+
+def test_a_step_that_can_not_be_converted_is_named_with_its_line_and_what_was_printed(tmp_path, capfd):
+    slim, _ = programs()
+    found = export(Refuses(), slim, tmp_path, ExportOptions())
+    assert found.failed
+    assert "fake: no form of ChannelShuffle; it begins with shuffle (ChannelShuffle)" in found.error
+    assert "fake_runtimes.py:" in found.error
+    assert found.hint == "leave fake out of the exports; the other files don't need it"
+    assert found.log == "converting\nno form of shuffle"
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+class Spoils(Fake):
+    spoils: ClassVar = nn.Linear
+
+
+def test_what_differs_is_told_as_the_runtimes_with_the_first_step_and_no_file_stays(tmp_path):
+    slim, _ = programs()
+    found = export(Spoils(), slim, tmp_path, ExportOptions())
+    assert found.failed
+    assert "computes something else than the module" in found.error
+    assert "it begins with head (Linear)" in found.error
+    assert "the converter's or the runtime's" in found.hint
+    assert "bug" not in found.error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("layer", "name"), [(nn.Conv2d, "stem (Conv2d)"), (nn.BatchNorm2d, "norm (BatchNorm2d)")])
+def test_the_first_of_several_that_differ_is_named(layer, name, tmp_path):
+    class SpoilsIt(Fake):
+        spoils = layer
+
+    assert f"it begins with {name}" in export(SpoilsIt(), programs()[0], tmp_path, ExportOptions()).error
+
+
+class Crashes(Fake):
+    def load(self, path, threads):
+        raise MemoryError("no room")
+
+
+class Silent(Fake):
+    def convert(self, program, path, options):
+        return super().convert(program, path.with_name("elsewhere.fake"), options)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Crashes, "fake: its runtime can't load the file: MemoryError: no room"),
+        (Silent, "its converter wrote no model.fake"),
+    ],
+)
+def test_foreign_errors_and_missing_files_are_told(target, words, tmp_path):
+    assert words in export(target(), programs()[0], tmp_path, ExportOptions()).error
+
+
+class One(Fake):
+    only_one = True
+    batch = 1
+
+
+def test_a_runtime_of_one_sample_is_handed_a_program_of_one_sample(tmp_path):
+    slim, dense = programs(batch=4)
+    found = export(One(), slim, tmp_path, ExportOptions(), dense=dense)
+    assert not found.failed
+    assert found.batch == 1
+    assert One.kept[str(tmp_path / "model.fake")].inputs[0].shape == (1, 3, 16, 16)
+
+
+def test_a_file_of_one_sample_runs_batches_in_parts():
+    (slim, _) = programs(batch=1)
+    target = One()
+    One.kept["here"] = slim
+    images = torch.randn(5, 3, 16, 16)
+    runs = Runs(slim, target.load("here", 1), 1)
+    assert torch.allclose(runs(images), slim.module(images), atol=1e-6)
+    One.kept["pairs"] = slim
+
+    class Two(One):
+        batch = 2
+
+    assert torch.allclose(Runs(slim, Two().load("pairs", 1), 2)(images), slim.module(images), atol=1e-6)
+
+
+class Elsewhere(Fake):
+    def unrunnable(self):
+        return "it runs on phones alone"
+
+    def load(self, path, threads):
+        raise AssertionError("it isn't run")
+
+
+def test_what_can_not_be_run_here_is_weighed_alone(tmp_path):
+    slim, dense = programs()
+    found = export(Elsewhere(), slim, tmp_path, ExportOptions(), dense=dense)
+    assert not found.failed
+    assert found.unrunnable == "it runs on phones alone"
+    assert found.difference is None
+    assert found.latency == ()
+    assert found.dense_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (("no-such-package>=1",), "fake needs no-such-package, which isn't installed"),
+        (("torch>=999",), "fake needs torch >=999, and 2"),
+        (("torch>=2.0", 'no-such-package; python_version < "3"'), None),
+    ],
+)
+def test_what_is_not_installed_is_told_with_what_to_install(needs, words, tmp_path):
+    class Needs(Fake):
+        extra = "fakes"
+
+    Needs.needs = needs
+    found = missing(Needs())
+    if words is None:
+        assert found is None
+        return
+    assert words in found.message
+    assert found.hint == "pip install 'prunec[fakes]'; or leave fake out"
+    assert export(Needs(), programs()[0], tmp_path, ExportOptions()).error == found.message
+    assert not list(tmp_path.iterdir())
+
+
+class Halves(Fake):
+    def quantize(self, program, path, to, options, samples):
+        assert len(samples) == options.int8.samples
+        for each in self.beside(to):
+            each.write_text("x")
+        self.kept[str(to)] = program
+
+
+def samples(count, batch):
+    return [[np.zeros((batch or 2, 3, 16, 16), np.float32)]] * count
+
+
+def test_int8_is_calibrated_judged_in_the_runtime_and_timed(tmp_path):
+    slim, _ = programs()
+    judged = Calibration(samples, lambda model: ("spread", float(model(slim.inputs[0]).std())))
+    found = export(Halves(), slim, tmp_path, ExportOptions(int8=Int8(samples=3)), calibration=judged).int8
+    assert found.files == ("model.int8.fake", "model.int8.weights")
+    assert (found.metric, found.before) == ("spread", pytest.approx(found.after))
+    assert len(found.latency) == 2
+    assert not found.error
+
+
+@pytest.mark.parametrize(
+    ("target", "calibration", "words"),
+    [
+        (Fake, Calibration(samples), "fake has no int8 yet"),
+        (Halves, None, "fake: int8 is calibrated on data"),
+        (Halves, Calibration(lambda count, batch: []), "int8 can't be made: AssertionError"),
+    ],
+)
+def test_where_int8_fails_the_float32_files_stand(target, calibration, words, tmp_path):
+    found = export(target(), programs()[0], tmp_path, ExportOptions(int8=Int8(samples=3)), calibration=calibration)
+    assert found.failed
+    assert not found.error
+    assert words in found.int8.error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.fake", "model.weights"]
+
+
+def test_rounding_is_decided_by_a_float64_run(tmp_path):
+    class Cancels(nn.Module):
+        def forward(self, x):
+            return (x + 1000.0) - 1000.0
+
+    class Rounds(Fake):
+        def load(self, path, threads):
+            opened = super().load(path, threads)
+            run = opened.run
+            opened.run = lambda inputs: [value + np.float32(2e-5) for value in run(inputs)]
+            return opened
+
+    found = export(Rounds(), trace(Cancels(), (torch.randn(1, 4),)), tmp_path, ExportOptions(), timed=False)
+    assert not found.failed
+    assert found.difference > 5e-6
+    assert "from a float64 run" in found.note
+
+
+def test_parity_looks_at_several_inputs_and_batches():
+    (program, _) = programs(batch=2)
+    assert [inputs[0].shape[0] for inputs in inputs_for(program, None)] == [1, 2, 3, 2, 2, 2]
+    fixed = [inputs[0] for inputs in inputs_for(program, 2)]
+    assert [len(inputs) for inputs in fixed] == [2, 2, 2, 2]
+    assert not any(torch.equal(one, other) for place, one in enumerate(fixed) for other in fixed[:place])
+
+
+def test_an_error_of_ours_is_told_as_the_targets(tmp_path):
+    class Places(Fake):
+        def convert(self, program, path, options):
+            raise TargetError("not this one", hint="another way")
+
+    found = export(Places(), programs()[0], tmp_path, ExportOptions())
+    assert found.hint == "another way"
+    assert "fake: not this one; it begins with stem (Conv2d)" in found.error
