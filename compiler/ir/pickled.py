@@ -57,8 +57,6 @@ class SlimModule(fx.GraphModule):
     `graph` makes the module's own graph. `state` holds the leaf modules and tensors that it reads, by dotted names.
     """
 
-    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "code"]
-
     def __init__(
         self, state: Mapping[str, Any], graph: Callable[[], fx.Graph], class_name: str, training: bool
     ) -> None:
@@ -84,11 +82,11 @@ class SlimModule(fx.GraphModule):
         type(self).forward = _Unwritten(self)  # type: ignore[assignment]
         return None
 
-    @property
-    def code(self) -> str:
-        """The Python code that fx has written for the graph."""
+    def _written_code(self) -> str:
         _ = self.forward
-        return super().code
+        return str(self.__dict__["_code"])
+
+    _code = _Deferred(_written_code)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How a pickle makes the module: its graph, what the graph reads, and then all its attributes."""

@@ -152,6 +152,24 @@ def test_copies_keep_hooks_and_attributes():
     assert not torch.equal(twin(x), slim(x))
 
 
+@pytest.mark.parametrize("act", [lambda m: m, copy.copy, copy.deepcopy], ids=["made", "copied", "deeply"])
+def test_a_module_that_never_ran_is_printed_with_its_code(act):
+    text = str(act(trace(Sliced().eval(), (torch.randn(2, 5, 6),)).module))
+    assert "(a): Linear(in_features=6, out_features=8" in text
+    assert "def forward(self, x):" in text
+
+
+def test_the_code_follows_the_graph():
+    module = trace(Sliced().eval(), (torch.randn(2, 5, 6),)).module
+    assert "self.b(" in module.code
+    (output,) = module.graph.find_nodes(op="output")
+    output.args = (next(iter(module.graph.find_nodes(op="placeholder"))),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    assert "self.b(" not in module.code
+    assert "self.b(" not in str(module)
+
+
 @pytest.mark.parametrize("net", [Sliced(), Made()], ids=lambda net: type(net).__name__)
 def test_a_program_comes_through_with_what_its_nodes_know(net):
     program = trace(net.eval(), (torch.randn(2, 5, 6),)).with_facts(scores={"a": 1})
