@@ -1,10 +1,12 @@
 """What training between cuts is worth: methods of equal MACs and equal updates on Fashion-MNIST, over several seeds.
 
     python benchmarks/training_methods.py /usr/share/datasets/fashion-mnist --seeds 5
+    python benchmarks/training_methods.py /usr/share/datasets/fashion-mnist --only "c-sgd" "groups, trained"
 
 A ResNet-8 for 28x28 images is trained on some of the images; each method then brings it to the same share of its MACs
 with the same number of updates behind it. What needs no trained network (slimming, training from scratch) has as many
-updates in all. Accuracy is that of the test split, which nothing else reads.
+updates in all. Accuracy is that of the test split, which nothing else reads. Of what was measured before, the file of
+results keeps the rows that aren't measured now.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,16 @@ from torch import nn
 
 from prunec.compiler import Result, compile
 from prunec.compiler.driver.measure import measure_latency
+from prunec.compiler.groups.analysis import analyse
 from prunec.models.data import TensorData, fashion_mnist
 from prunec.models.resnet import resnet
 
 RESULTS = Path(__file__).parent / "results" / "training_methods.csv"
 INPUT = (torch.zeros(1, 1, 28, 28),)
 Passes = list[Any]
+Row = dict[str, float]
+Outcome = tuple[Result, float]
+"""What a plan gave, and the seconds that its training took."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Setting:
         """The options of training behind a cut; of one of several rounds."""
         epochs = max(1, self.epochs // parts)
         return {"epochs": epochs, "lr": 0.05, "schedule": "cosine", "weight_decay": 0.0005, **more}
+
+    def centripetal(self, parts: int = 1, **more: Any) -> dict[str, Any]:
+        """The options of training channels to become equal, over all updates; to a part of them."""
+        pulled = {"strength": 0.3, "to_the_end": True, "optimizer": {"sgd": {"nesterov": True}}}
+        return {**self.finetune(parts), **pulled, **more}
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -66,6 +77,12 @@ def rounds(setting: Setting, count: int, criterion: Any) -> Passes:
 
 BN_SCALE = {"criterion": "bn_scale", "normalize": "mean"}
 
+GROUPS: Passes = [
+    {"block": {"into": "groups=4", "protect": ["fc", "*.shortcut.*", "layer2.0.conv1"]}},
+    {"block": {"into": "groups=2", "only": ["layer2.0.conv1"]}},
+]
+"""Groups that leave 30% of the MACs; the projections stay whole, so that a stream's channels can be in one order."""
+
 METHODS: Mapping[str, Callable[[Setting], Passes]] = {
     "dense, trained on": lambda s: [{"finetune": s.finetune()}],
     "l1, one shot": lambda s: cut("l1", s),
@@ -74,6 +91,7 @@ METHODS: Mapping[str, Callable[[Setting], Passes]] = {
     "l1, in 4 rounds": lambda s: rounds(s, 4, "l1"),
     "taylor, then trained": lambda s: [*cut("taylor", s), {"finetune": s.finetune()}],
     "taylor, in 4 rounds": lambda s: rounds(s, 4, "taylor"),
+    "groups, one shot": lambda s: [*GROUPS, "regroup"],
 }
 """Of the trained network."""
 
@@ -83,6 +101,7 @@ WHOLE: Mapping[str, Callable[[Setting], Passes]] = {
         *cut(BN_SCALE, s),
         {"finetune": s.finetune()},
     ],
+    "groups from scratch": lambda s: [*GROUPS, "regroup", {"finetune": s.train(epochs=2 * s.epochs)}],
 }
 """Of the network before any training."""
 
@@ -98,14 +117,117 @@ def fresh(seed: int) -> nn.Module:
     return resnet(8, "projection", in_channels=1).eval()
 
 
-def run(model: nn.Module, passes: Passes, data: TensorData, seed: int) -> tuple[Result, float]:
-    """The result of a plan, and the seconds that its training took."""
-    result = compile(model, {"plan": 1, "seed": seed, "passes": passes}, INPUT, data)
-    trained = (each.seconds for each in result.findings.passes if each.history)
-    return result, sum(trained)
+@dataclass(frozen=True)
+class Start:
+    """What all methods begin with that have the same seed."""
+
+    data: TensorData
+    setting: Setting
+    seed: int
+
+    def run(self, model: nn.Module, passes: Passes) -> Outcome:
+        """The result of a plan, and the seconds that its training took."""
+        result = compile(model, {"plan": 1, "seed": self.seed, "passes": passes}, INPUT, self.data)
+        return result, sum(each.seconds for each in result.findings.passes if each.history)
+
+    @cached_property
+    def dense(self) -> Outcome:
+        """The training of the whole network."""
+        return self.run(fresh(self.seed), [{"finetune": self.setting.train()}])
+
+    @property
+    def trained(self) -> nn.Module:
+        """The trained network."""
+        return self.dense[0].module.eval()
+
+    @cached_property
+    def shape(self) -> Passes:
+        """The cut by L1 of the trained network, spelled out: any network gets the same shape by it."""
+        result, _ = self.run(self.trained, cut("l1", self.setting))
+        return [each for each in result.lock["passes"] if each == "shrink" or "select" in each]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many channels of each group that cut leaves."""
+        gone = self.shape[0]["select"]["units"]
+        groups = analyse(self.dense[0].program).groups
+        return {name: groups[name].size - len(units) for name, units in gone.items()}
 
 
-def measured(result: Result, seconds: float) -> dict[str, float]:
+def scratch(start: Start) -> Iterator[tuple[str, Outcome]]:
+    """The slim network from random weights."""
+    whole = start.setting.train(epochs=2 * start.setting.epochs)
+    yield "from scratch", start.run(fresh(start.seed + 100), [*start.shape, {"finetune": whole}])
+
+
+def csgd(start: Start) -> Iterator[tuple[str, Outcome]]:
+    """Centripetal SGD of the trained network over all updates that are left, to the widths of the cut by L1."""
+    yield from merged("c-sgd", start, start.trained, {"widths": start.widths}, start.setting.centripetal())
+
+
+def csgd_and_more(start: Start) -> Iterator[tuple[str, Outcome]]:
+    """The same over half of them; the merged network is trained over the rest."""
+    pulled, behind = start.setting.centripetal(2), [{"finetune": start.setting.finetune(2)}]
+    yield from merged("c-sgd, half", start, start.trained, {"widths": start.widths}, pulled, behind)
+
+
+def csgd_from_scratch(start: Start) -> Iterator[tuple[str, Outcome]]:
+    """Centripetal SGD from random weights; runs of neighbours become equal."""
+    whole = {**start.setting.centripetal(), **start.setting.train(epochs=2 * start.setting.epochs)}
+    clusters = {"method": "even", "widths": start.widths}
+    yield from merged("c-sgd from scratch", start, fresh(start.seed), clusters, whole)
+
+
+def merged(
+    name: str,
+    start: Start,
+    model: nn.Module,
+    clusters: dict[str, Any],
+    training: dict[str, Any],
+    behind: Passes | None = None,
+) -> Iterator[tuple[str, Outcome]]:
+    """The network that a centripetal training leaves, what `merge` makes of it, and that trained on."""
+    whole, seconds = start.run(model, [{"cluster": clusters}, {"centripetal": training}])
+    yield f"{name}, before the merge", (whole, seconds)
+    joined = [*(each for each in whole.lock["passes"] if "cluster" in each), "merge"]
+    slim, _ = start.run(whole.module.eval(), joined)
+    yield f"{name}, merged", (slim, seconds)
+    if behind:
+        slim, more = start.run(whole.module.eval(), [*joined, *behind])
+        yield f"{name}, merged, then trained", (slim, seconds + more)
+
+
+def groups(start: Start) -> Iterator[tuple[str, Outcome]]:
+    """Blocks of the trained network's weights held at zero through its training; then its layers become grouped."""
+    held, seconds = start.run(start.trained, [*GROUPS, {"finetune": start.setting.finetune()}])
+    yield "groups, trained as zeros", (held, seconds)
+    slim, _ = start.run(held.module.eval(), ["regroup"])
+    yield "groups, trained", (slim, seconds)
+
+
+def plain(name: str) -> Callable[[Start], Iterator[tuple[str, Outcome]]]:
+    """A method that is one plan."""
+
+    def rows(start: Start) -> Iterator[tuple[str, Outcome]]:
+        model, passes = (start.trained, METHODS[name]) if name in METHODS else (fresh(start.seed), WHOLE[name])
+        yield name, start.run(model, passes(start.setting))
+
+    return rows
+
+
+STEPS: Mapping[str, Callable[[Start], Iterator[tuple[str, Outcome]]]] = {
+    "dense": lambda start: iter([("dense", start.dense)]),
+    **{name: plain(name) for name in [*METHODS, *WHOLE]},
+    "from scratch": scratch,
+    "c-sgd": csgd,
+    "c-sgd, half": csgd_and_more,
+    "c-sgd from scratch": csgd_from_scratch,
+    "groups, trained": groups,
+}
+"""What `--only` names, and the rows that it gives."""
+
+
+def measured(result: Result, seconds: float) -> Row:
     """A row's figures."""
     metric, cost = result.findings.metric, result.findings.cost
     assert metric is not None, "there is a test split"
@@ -119,36 +241,33 @@ def measured(result: Result, seconds: float) -> dict[str, float]:
     }
 
 
-def of_a_seed(data: TensorData, setting: Setting, seed: int) -> dict[str, dict[str, float]]:
-    """All methods with one seed."""
-    rows: dict[str, dict[str, float]] = {}
-    start, seconds = run(fresh(seed), [{"finetune": setting.train()}], data, seed)
-    rows["dense"] = measured(start, seconds)
-    trained = start.module.eval()
-    for name, passes in METHODS.items():
-        began = time.perf_counter()
-        result, more = run(trained, passes(setting), data, seed)
-        rows[name] = measured(result, more)
-        print(f"seed {seed}  {name}: {rows[name]['accuracy']:.2%}  {time.perf_counter() - began:.0f} s", flush=True)
-        if name == "l1, then trained":
-            shape = [each for each in result.lock["passes"] if each == "shrink" or "select" in each]
-            whole = setting.train(epochs=2 * setting.epochs)
-            rows["from scratch"] = measured(*run(fresh(seed + 100), [*shape, {"finetune": whole}], data, seed))
-    for name, passes in WHOLE.items():
-        rows[name] = measured(*run(fresh(seed), passes(setting), data, seed))
-    return rows
+def kept() -> dict[tuple[str, int], Row]:
+    """The rows that were measured before, by method and seed."""
+    if not RESULTS.exists():
+        return {}
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {(row.pop("method"), int(row.pop("seed"))): {k: float(v) for k, v in row.items()} for row in rows}
 
 
-def told(found: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+def keep(rows: Mapping[tuple[str, int], Row]) -> None:
+    """Write all rows."""
+    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "seed", *next(iter(rows.values()))])
+        writer.writerows([name, seed, *row.values()] for (name, seed), row in rows.items())
+
+
+def told(rows: Mapping[tuple[str, int], Row]) -> None:
     """Print the table: means over the seeds, and the accuracy's standard deviation."""
     print("\n| method | accuracy | MACs | parameters | latency | training |")
     print("|---|---|---|---|---|---|")
-    for name in found[0]:
-        columns = {key: [rows[name][key] for rows in found] for key in found[0][name]}
-        mean = {key: statistics.mean(values) for key, values in columns.items()}
-        spread = statistics.stdev(columns["accuracy"]) if len(found) > 1 else 0.0
+    for method in dict.fromkeys(name for name, _ in rows):
+        found = [row for (name, _), row in rows.items() if name == method]
+        mean = {key: statistics.mean(row[key] for row in found) for key in found[0]}
+        spread = statistics.stdev(row["accuracy"] for row in found) if len(found) > 1 else 0.0
         print(
-            f"| {name} | {mean['accuracy']:.2%} +- {100 * spread:.2f} | {mean['macs']:.0%} | {mean['params']:.0%} "
+            f"| {method} | {mean['accuracy']:.2%} +- {100 * spread:.2f} | {mean['macs']:.1%} | {mean['params']:.0%} "
             f"| {mean['latency']:.2f} | {mean['seconds']:.0f} s |"
         )
 
@@ -161,17 +280,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="how many images are trained on")
     parser.add_argument("--epochs", type=int, default=4, help="before a cut, and as many behind it")
     parser.add_argument("--share", type=float, default=0.3, help="of the MACs, which is left")
+    parser.add_argument(
+        "--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="METHOD", help="; ".join(STEPS)
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    rows, setting = kept(), Setting(options.epochs, options.share)
     for seed in range(options.seeds):
         data = some(fashion_mnist(options.root, batch_size=64, seed=seed, val=1000), options.images)
-        found.append(of_a_seed(data, Setting(options.epochs, options.share), seed))
-        with RESULTS.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["method", "seed", *found[0]["dense"]])
-            writer.writerows([name, i, *row.values()] for i, rows in enumerate(found) for name, row in rows.items())
-    told(found)
+        start = Start(data, setting, seed)
+        for method in options.only:
+            for name, outcome in STEPS[method](start):
+                row = rows[name, seed] = measured(*outcome)
+                keep(rows)
+                print(f"seed {seed}  {name}: {row['accuracy']:.2%} at {row['macs']:.1%} of the MACs", flush=True)
+    told(rows)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,17 @@ from prunec.compiler.driver.check import check_plan
 from prunec.compiler.errors import PassError, PlanError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
+from prunec.compiler.targets.onnx_export import onnx_bytes
 from prunec.compiler.verify.compare import difference
 from prunec.models import digits as digits_model
 from prunec.models.densenet import densenet
 from prunec.models.resnet import resnet
 from prunec.passes.centripetal import Centripetal
 from prunec.passes.cluster import Cluster
+from prunec.passes.finetune import Finetune
 from prunec.passes.merge import Merge
+from prunec.passes.select import Select
+from prunec.passes.shrink import Shrink
 
 
 class Separable(nn.Module):
@@ -87,7 +91,7 @@ def outputs(program: Program, inputs: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("name", NETS)
-def test_once_clusters_have_collapsed_the_merged_network_equals_the_full_one(name, dtype, bound, tmp_path):
+def test_once_clusters_have_collapsed_the_merged_network_equals_the_full_one(name, dtype, bound):
     program, context = clustered(name, dtype)
     result = trained(program, context, epochs=30)
     assert result.details["collapsed"]
@@ -98,9 +102,38 @@ def test_once_clusters_have_collapsed_the_merged_network_equals_the_full_one(nam
     assert sum(merged.details["removed"].values()) > 0
     full = outputs(result.program, program.inputs)
     assert difference(outputs(merged.program, program.inputs), full) / float(full.abs().max()) <= bound
+    if dtype == torch.float32:  # onnxruntime has no convolutions of float64
+        session = onnxruntime.InferenceSession(onnx_bytes(merged.program))
+        (found,) = session.run(None, {session.get_inputs()[0].name: program.inputs[0].numpy()})
+        assert difference(torch.from_numpy(found), full) / float(full.abs().max()) <= bound
 
 
-@pytest.mark.parametrize("name", ["zero_pad", "projection", "densenet", "depthwise"])
+@pytest.mark.parametrize("name", NETS)
+def test_columns_that_are_dropped_in_place_of_being_added_are_a_loss(name):
+    program, context = clustered(name)
+    collapsed = trained(program, context, epochs=30).program
+    others = {group: [u for c in found for u in c[1:]] for group, found in collapsed.facts["clusters"].items()}
+    merged = Merge().run(collapsed, context).program
+    dropped = Shrink().run(Select.model_validate({"units": others}).run(collapsed, context).program, context).program
+    assert {n: t.shape for n, t in dropped.tensors.items()} == {n: t.shape for n, t in merged.tensors.items()}
+    full, scale = outputs(collapsed, program.inputs), float(outputs(collapsed, program.inputs).abs().max())
+    assert difference(outputs(dropped, program.inputs), full) > 0.01 * scale
+    assert difference(outputs(merged, program.inputs), full) <= 1e-5 * scale
+
+
+def test_without_clusters_it_trains_as_finetune_does_bit_for_bit():
+    program, context = clustered("projection", ratio="0%")
+    assert not program.facts["clusters"]
+    options = {**QUICK, "optimizer": {"sgd": {"momentum": 0.9, "nesterov": True}}, "updates": 12, "seed": 3}
+    found = trained(program, context, **options).program
+    del options["strength"]
+    plain = Finetune.model_validate(options).run(program, context).program
+    assert found.tensors.keys() == plain.tensors.keys()
+    assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in found.tensors.items())
+    assert not all(torch.equal(tensor, program.tensors[name]) for name, tensor in found.tensors.items())
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_through_a_plan_and_onnx(name, tmp_path):
     torch.manual_seed(0)
     model = NETS[name]().eval()

@@ -82,13 +82,29 @@ def by_cluster(group):
 # -- the formula -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", OF_GROUP)
-def test_the_matrices_of_the_paper_are_projections(group):
-    gamma, decay = matrices(sizes(group), CLUSTERS[group], eta=0.3, eps=0.7)
-    constant = gamma @ torch.randn(sizes(group), 4, dtype=torch.float64)
-    assert torch.allclose(gamma.sum(1), torch.ones(sizes(group), dtype=torch.float64))
+@pytest.mark.parametrize(("group", "kernel"), [("stem", "conv2.weight"), ("conv1", "conv1.weight")])
+def test_the_update_is_a_projection_and_a_pull_that_leaves_equal_filters_alone(group, kernel):
+    """Gamma and Lambda as the update has them: what it makes of unit vectors, as gradients and as filters."""
+    eps, size = 0.7, sizes(group)
+    gamma, pull = (acting(kernel, size, eps, as_gradient=which) for which in (True, False))
+    expected, decay = matrices(size, CLUSTERS[group], eta=0.0, eps=eps)
+    assert torch.allclose(gamma, expected, atol=1e-15)
+    assert torch.allclose(pull, decay, atol=1e-15)
+    assert torch.allclose(gamma.sum(1), torch.ones(size, dtype=torch.float64))
     assert torch.allclose(gamma @ gamma, gamma)
-    assert torch.allclose(decay @ constant, 0.3 * constant)
+    constant = expected @ torch.randn(size, 4, dtype=torch.float64)
+    assert torch.allclose(0.3 * constant + pull @ constant, 0.3 * constant, atol=1e-15)  # weight decay of 0.3 alone
+
+
+def acting(kernel, size, eps, *, as_gradient):
+    """[size, size]: the gradient that the update leaves of a kernel, of which a row each is a unit vector."""
+    model, slices = made()
+    weight = model.get_parameter(kernel)
+    units = torch.eye(size, weight[0].numel(), dtype=torch.float64).reshape(weight.shape)
+    nothing = torch.zeros_like(units)
+    weight.data, weight.grad = (nothing, units) if as_gradient else (units, nothing)
+    add_centripetal(slices, eps)
+    return weight.grad.reshape(size, -1)[:, :size]
 
 
 @pytest.mark.parametrize("vectors", [1.0, 0.1])
