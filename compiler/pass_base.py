@@ -29,6 +29,7 @@ from torch import nn
 from prunec.compiler.data import Data
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.plugins import Registry
+from prunec.compiler.task.kept_classes import KeptClasses
 from prunec.compiler.task.losses import DEFAULT, Loss
 from prunec.compiler.task.metrics import ACCURACY, Metric
 from prunec.compiler.train_spec import TrainSpec
@@ -170,6 +171,10 @@ class Context:
     keeper: Keeper = field(default_factory=NoKeeper)
     """For a pass that trains."""
     journal: Journal = field(default_factory=NoJournal)
+    kept: KeptClasses | None = None
+    """The classes that the plan keeps; None where it keeps all."""
+    complete: Program | None = None
+    """Where the plan keeps some classes alone, the traced model with all of them."""
     structural: bool = False
     """Whether values don't matter, since others are put in their place: then nothing is refused for what they are."""
 

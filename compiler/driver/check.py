@@ -49,6 +49,7 @@ def check_plan(plan: Plan) -> Iterator[str]:
     metric = settled(load_metric(adapted.plan, loss), whole, data, inputs)
     checked = check_options(program, steps)
     context = Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss, metric=metric, train=plan.train)
+    context = adapted.told(context)
     check_ready(program, steps, context if plan.region is None else replace(context, inputs=inputs))
     yield from ["data: none"] if data is None else _data_lines(whole, data, inputs, metric)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"

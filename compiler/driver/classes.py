@@ -30,6 +30,7 @@ from prunec.compiler.groups.patterns import names_by_axis
 from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.program import Note, Program, shape_of
 from prunec.compiler.ir.train_eval import ByMode, in_eval
+from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.report import KeptFindings, Record
 from prunec.compiler.rewrite.classes import keep_classes
@@ -53,10 +54,16 @@ class Adapted:
     kept: KeptClasses | None = None
     findings: KeptFindings | None = None
     records: tuple[Record, ...] = ()
+    complete: Program | None = None
+    """The program with all classes, where the plan keeps some."""
 
     def whole(self, model: nn.Module) -> nn.Module:
         """What is run on the data: `model`, or that of the kept classes alone."""
         return model if self.kept is None else self.program.module
+
+    def told(self, context: Context) -> Context:
+        """What passes may use, with the classes that are kept and the model that has all of them."""
+        return replace(context, kept=self.kept, complete=self.complete)
 
 
 def refuse_region(plan: Plan) -> None:
@@ -99,7 +106,7 @@ def adapt(plan: Plan, program: Program, data: Data | None) -> Adapted:
     record = Record(STEP, seconds, checked, cost(program), cost(slim), notes, {"removed_units": gone}, found)
     data = None if data is None else replace(data, through=kept)
     findings = KeptFindings(kept.kept, kept.of, kept.names, bool(axis.softmaxes))
-    return Adapted(slim, data, _fitted(plan, kept), kept, findings, (record,))
+    return Adapted(slim, data, _fitted(plan, kept), kept, findings, (record,), program)
 
 
 def _gone(axis: ClassAxis, kept: Sequence[int]) -> dict[str, int]:

@@ -277,6 +277,7 @@ def _compile(
         with unwritten(before) if regions is None else untouched(old):
             metric = settled(metric, old, found, inputs)
     context = Context(plan.seed, found, progress, before, plan.runtime, loss, metric, train=plan.train)
+    context = adapted.told(context)
     if regions is not None:
         context = replace(context, whole=regions.spliced, inputs=inputs)
     check_options(before, steps)
@@ -404,7 +405,7 @@ def program_after(plan: Plan, name: str | None) -> Program:
     loss = load_loss(adapted.plan)
     metric = settled(load_metric(adapted.plan, loss), whole, data, inputs)
     context = Context(plan.seed, data, runtime=plan.runtime, loss=loss, metric=metric, train=plan.train)
-    return run_passes(program, steps, context, until=name).program
+    return run_passes(program, steps, adapted.told(context), until=name).program
 
 
 def make_report(plan: Plan, before: Program, outcome: Outcome, seconds: float, warnings: Iterable[str] = ()) -> Report:

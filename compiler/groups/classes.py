@@ -90,6 +90,16 @@ def class_axis(program: Program, outputs: Sequence[fx.Node], needed: Sequence[fx
         open_ = [output for output in open_ if output not in held]
 
 
+def gives_probabilities(program: Program, output: fx.Node) -> bool:
+    """Whether an output comes of a softmax over its classes."""
+    return any(not _is_log(program, node) for node, _ in _softmaxes(program, output))
+
+
+def _is_log(program: Program, node: fx.Node) -> bool:
+    module = program.state[str(node.target)] if node.op == "call_module" else None
+    return isinstance(module, nn.LogSoftmax) or (module is None and op_name(node) == "log_softmax")
+
+
 def _read(analysis: Analysis) -> Mapping[int, str]:
     """Unit -> who reads it or counts it."""
     readers = (b for b in analysis.flow.bindings.values() if b.role == "reader")

@@ -81,7 +81,7 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     program, data = placed(adapted.program, plan, True, untold), adapted.data
     loss = load_loss(adapted.plan)
     metric = settled(load_metric(adapted.plan, loss), program.module, data, program.inputs)
-    context = Context(plan.seed, data, progress, program, plan.runtime, loss, metric)
+    context = adapted.told(Context(plan.seed, data, progress, program, plan.runtime, loss, metric))
     if score is None:
         return Subject(program, context, Score())
     return Subject(run_passes(program, before, context).program, context, score)
