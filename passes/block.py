@@ -48,7 +48,7 @@ from prunec.passes.criteria.curvature import Damage, Obd, ObdFisher, damage_of_e
 from prunec.passes.tiles.dead_units import masks_of_units, may_go, removable, unwritten
 from prunec.passes.tiles.grids import Grid, given, packed
 from prunec.passes.tiles.grouping import balanced_groups
-from prunec.passes.tiles.matrices import Matrix, chosen, matrices
+from prunec.passes.tiles.matrices import Matrix, chosen, grouped, matrices
 from prunec.passes.tiles.patterns import (
     balanced_tiles,
     global_tiles,
@@ -193,9 +193,15 @@ class Block(Pass):
         """The matrices of the layers that are meant, and notes on those that can't become grouped."""
         every = matrices(program)
         if not every:
-            raise PassError("this model has no layer whose weight is a matrix: a convolution or a linear layer")
+            raise PassError(
+                "this model has no layer whose weight is a matrix: a convolution without groups, or a linear layer"
+            )
         found = chosen(every, self.only, self.protect)
-        notes: list[Note] = []
+        notes = (
+            []
+            if self.only
+            else [Note(name, "it has groups, and its tiles are left alone") for name in grouped(program)]
+        )
         if self.mode == "rows":
             for name, matrix in list(found.items()):
                 if not may_go(analyse(program), matrix.writes):
@@ -204,16 +210,16 @@ class Block(Pass):
             return found, notes
         if self.into is None:
             return found, notes
-        groups = self.into.groups
+        groups, unfit = self.into.groups, list[Note]()
         for name, matrix in list(found.items()):
             rows, columns = (parts_of(program, axis) for axis in (matrix.writes, matrix.reads))
             if len(rows) % groups or len(columns) % groups:
-                notes.append(Note(name, f"{len(columns)} inputs and {len(rows)} outputs make no {groups} groups"))
+                unfit.append(Note(name, f"{len(columns)} inputs and {len(rows)} outputs make no {groups} groups"))
                 del found[name]
         if not found:
-            message = f"no layer can have {groups} groups: {notes[0].reason}" if notes else "no layer is left to change"
+            message = f"no layer can have {groups} groups: {unfit[0].reason}" if unfit else "no layer is left to change"
             raise PassError(message, keys=("into",))
-        return found, notes
+        return found, [*notes, *unfit]
 
     def _tiles(self, program: Program, found: Mapping[str, Matrix], context: Context) -> dict[str, Tensor]:
         """Weight -> which of its elements stay."""

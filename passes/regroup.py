@@ -77,7 +77,8 @@ def _names(program: Program) -> Mapping[int, list[str]]:
 def _unfit(program: Program, matrix: Matrix, names: Mapping[int, list[str]]) -> str:
     """Why a layer can't be made a grouped one; empty where it can."""
     layer = program.state[matrix.layer]
-    assert isinstance(layer, nn.Module)
+    if not isinstance(layer, nn.Module):
+        return "it is a parameter that a function reads, and not a module of its own"
     if type(layer) not in LAYERS:
         return f"a {type(layer).__name__} may do more than its base class"
     if len(names[id(program.tensors[matrix.tensor])]) > 1:

@@ -3,18 +3,21 @@
 Conv2d            weight [out, in, k, k]     matrix [out, in * k * k]     k * k columns an input
 ConvTranspose2d   weight [in, out, k, k]     matrix [out, in * k * k]
 Linear            weight [out, in]           matrix [out, in]             1 column an input
+
+A call of torch's functions with a parameter as its weight is a layer as well, and bears the parameter's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Final
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from prunec.compiler.groups.patterns import match_names
+from prunec.compiler.ir.ops import argument, op_name
 from prunec.compiler.ir.program import Axis, Program
 
 LAYERS: Final = (
@@ -23,6 +26,12 @@ LAYERS: Final = (
     nn.Linear,
 )
 """The layers whose weights are matrices."""
+FUNCTIONS: Final = {
+    "linear": False,
+    **{f"conv{rank}d": False for rank in (1, 2, 3)},
+    **{f"conv_transpose{rank}d": True for rank in (1, 2, 3)},
+}
+"""The functions that do the same, and whether their weights are transposed."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +39,11 @@ class Matrix:
     """A layer's weight, seen as a matrix."""
 
     layer: str
+    tensor: str
+    """The weight's name."""
     shape: tuple[int, ...]
     """The weight's own."""
     transposed: bool = False
-
-    @property
-    def tensor(self) -> str:
-        """The weight's name."""
-        return f"{self.layer}.weight"
 
     @property
     def writes(self) -> Axis:
@@ -79,11 +85,43 @@ def matrices(program: Program) -> dict[str, Matrix]:
     """Layer -> its matrix, for every layer that isn't grouped. Of tied weights, the first layer's."""
     found: dict[str, Matrix] = {}
     seen: set[int] = set()
-    for name, module in program.state.items():
-        if isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1 and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[name] = Matrix(name, tuple(module.weight.shape), bool(getattr(module, "transposed", False)))
+    for layer, name, weight, (transposed, groups) in (*_modules(program), *_calls(program)):
+        if groups == 1 and id(weight) not in seen:
+            seen.add(id(weight))
+            found[layer] = Matrix(layer, name, tuple(weight.shape), transposed)
     return found
+
+
+def grouped(program: Program) -> list[str]:
+    """The layers that are no matrix, since they have groups already."""
+    return [layer for layer, _, _, (_, groups) in (*_modules(program), *_calls(program)) if groups > 1]
+
+
+_Form = tuple[bool, int]
+"""Whether a layer's weight is transposed, and its groups."""
+
+
+def _modules(program: Program) -> Iterator[tuple[str, str, Tensor, _Form]]:
+    """(layer, its weight's name, the weight, its form) of modules."""
+    for layer, module in program.state.items():
+        if isinstance(module, LAYERS):
+            form = bool(getattr(module, "transposed", False)), int(getattr(module, "groups", 1))
+            yield layer, f"{layer}.weight", module.weight, form
+
+
+def _calls(program: Program) -> Iterator[tuple[str, str, Tensor, _Form]]:
+    """The same of functions whose weight is a parameter."""
+    for node in program.graph.nodes:
+        form = FUNCTIONS.get(op_name(node)) if node.op == "call_function" else None
+        if form is None:
+            continue
+        weight, groups = argument(node, 1, "weight"), argument(node, 6, "groups", 1)
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(groups, int):
+            continue
+        name = str(weight.target)
+        value = program.tensors[name]
+        if isinstance(value, nn.Parameter) and value.ndim > 1:
+            yield name, name, value, (form, groups)
 
 
 def chosen(found: Mapping[str, Matrix], only: Iterable[str] = (), protect: Iterable[str] = ()) -> dict[str, Matrix]:
@@ -91,12 +129,13 @@ def chosen(found: Mapping[str, Matrix], only: Iterable[str] = (), protect: Itera
 
     Patterns name layers, their weights, or parts that they belong to. Raises `PassError` for one that names none.
     """
-    names = [each for name in found for each in _called(name)]
+    called = {name: _called(matrix.tensor) for name, matrix in found.items()}
+    names = [each for parts in called.values() for each in parts]
     asked, kept = match_names(only, names, "only"), match_names(protect, names, "protect")
-    wanted = {name for name in found if not asked or not asked.isdisjoint(_called(name))}
-    return {name: matrix for name, matrix in found.items() if name in wanted and kept.isdisjoint(_called(name))}
+    wanted = {name for name in found if not asked or not asked.isdisjoint(called[name])}
+    return {name: matrix for name, matrix in found.items() if name in wanted and kept.isdisjoint(called[name])}
 
 
-def _called(name: str) -> list[str]:
-    parts = [*name.split("."), "weight"]
+def _called(tensor: str) -> list[str]:
+    parts = tensor.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

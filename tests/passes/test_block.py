@@ -23,6 +23,7 @@ from prunec.passes.block import Block
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.criteria.base import Setting
 from prunec.passes.criteria.curvature import Obd, damage_of_elements
+from prunec.passes.regroup import Regroup
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink
@@ -135,6 +136,35 @@ def test_behind_a_flatten_the_pixels_of_a_channel_stay_together():
     program = blocked(program_of(small()), into="groups=2", only=["fc"]).program
     pixels = (~zeros(program, "fc")).reshape(10, 16, 4)
     assert torch.equal(pixels.all(2), pixels.any(2))
+
+
+class Called(nn.Module):
+    """Convolutions and a product that are functions of parameters, and one with groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.grouped = nn.Parameter(torch.randn(8, 1, 3, 3)), nn.Conv2d(8, 8, 3, groups=4)
+        self.last = nn.Linear(8 * 16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.grouped(torch.relu(nn.functional.conv2d(x, self.kernel)))
+        return nn.functional.linear(x.flatten(1), self.last.weight, self.last.bias)
+
+
+def test_functions_of_parameters_have_tiles_and_layers_with_groups_are_told():
+    torch.manual_seed(0)
+    model = Called().eval()
+    result = blocked(program_of(model), tile=(2, 1), keep=0.25)
+    assert [str(note) for note in result.notes] == ["grouped: it has groups, and its tiles are left alone"]
+    for name in ("kernel", "last.weight"):
+        assert result.details["sparsity"][name] == pytest.approx(0.75, abs=0.03)
+    (again,) = Block(tile=(2, 1), keep=0.25).resolved(result)
+    same = again.run(program_of(model), Context()).program
+    assert all(torch.equal(tensor, same.tensors[name]) for name, tensor in result.program.tensors.items())
+    halved = blocked(program_of(model), into="groups=2", only=["last"]).program
+    (note,) = Regroup().run(halved, Context()).notes
+    assert note.subject == "last.weight"
+    assert "50.0% of its weights are zero: it is a parameter that a function reads" in note.reason
 
 
 def test_into_groups_keeps_more_than_neighbours_would():

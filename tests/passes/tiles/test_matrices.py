@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.tracing.trace import trace
-from prunec.passes.tiles.matrices import Matrix, chosen, matrices
+from prunec.passes.tiles.matrices import Matrix, chosen, grouped, matrices
 
 KINDS = {
     "conv1d": (nn.Conv1d(6, 4, 3), (1, 6, 9)),
@@ -44,8 +47,42 @@ def test_grouped_layers_are_none_and_tied_ones_are_one():
     assert list(matrices(trace(Tied(), (torch.ones(1, 4),)))) == ["first"]
 
 
+CALLS = {
+    "linear": (F.linear, (4, 6), (1, 6)),
+    "conv1d": (F.conv1d, (4, 6, 3), (1, 6, 9)),
+    "conv2d": (F.conv2d, (4, 6, 3, 2), (1, 6, 9, 9)),
+    "transposed": (F.conv_transpose2d, (6, 4, 3, 3), (1, 6, 9, 9)),
+    "grouped": (partial(F.conv1d, groups=2), (4, 3, 3), (1, 6, 9)),
+}
+
+
+class Call(nn.Module):
+    """Calls a function with a parameter of its own."""
+
+    def __init__(self, function, shape):
+        super().__init__()
+        self.function, self.kernel = function, nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return self.function(x, weight=self.kernel)
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_function_with_a_parameter_is_a_layer(kind):
+    function, shape, reads = CALLS[kind]
+    found = matrices(program := trace(Call(function, shape), (torch.ones(reads),)))
+    if kind == "grouped":
+        assert not found
+        assert grouped(program) == ["kernel"]
+    else:
+        assert found == {"kernel": Matrix("kernel", "kernel", shape, kind == "transposed")}
+        assert (found["kernel"].rows, found["kernel"].inputs) == (4, 6)
+        assert list(chosen(found, ["kernel"])) == ["kernel"]
+        assert not grouped(program)
+
+
 def test_patterns_name_layers_and_the_parts_around_them():
-    found = {name: Matrix(name, (1, 1)) for name in ("body.0", "body.1", "head")}
+    found = {name: Matrix(name, f"{name}.weight", (1, 1)) for name in ("body.0", "body.1", "head")}
     assert list(chosen(found, ["body"])) == ["body.0", "body.1"]
     assert list(chosen(found, (), ["body.*"])) == ["head"]
     assert list(chosen(found, ["head.*"])) == ["head"]
