@@ -100,6 +100,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/pass_base.py": "plan/test_plan.py",
     "passes/rounds/watch.py": "passes/test_repeat.py",
     "compiler/rewrite/gather.py": "labels/test_parameter_free.py",
+    "compiler/driver/exports.py": "end_to_end/test_exports.py",
     "compiler/targets/coreml.py": "targets/test_base.py",
     "compiler/targets/executorch.py": "targets/test_base.py",
     "compiler/targets/litert.py": "targets/test_base.py",

@@ -164,7 +164,8 @@ def compile_(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compile a plan: write the slim model, its ONNX file, the lock and the report, or nothing at all."""
+    """Compile a plan: write the slim model, its exports, the lock and the report, or nothing at all. Where an export
+    fails, the rest is written, and the exit code is 1."""
     from prunec.compiler.cli.target import plan_file  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import compile, ready_to_write  # noqa: PLC0415
     from prunec.compiler.driver.journal import checkpoint_folder  # noqa: PLC0415
@@ -189,6 +190,8 @@ def compile_(
         raise
     if not rank:
         show_report(report, folder, None if verbose else REASONS, output)
+        if report.failed:
+            raise typer.Exit(1)
 
 
 @app.command()

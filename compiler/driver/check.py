@@ -22,6 +22,7 @@ from prunec.compiler.driver.evaluation import settled, try_out
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.driver.pass_manager import check_needs, check_options, check_ready
 from prunec.compiler.driver.steps import Step, steps_of, unfolded
+from prunec.compiler.errors import TargetError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
@@ -103,12 +104,16 @@ def _export_lines(plan: Plan, program: Program, steps: Sequence[Step]) -> Iterat
     timed = any("latency" in step.pass_.resources() for step in steps)
     if not plan.export and not timed:
         return
-    from prunec.compiler.targets.onnx_export import export_onnx, onnx_bytes  # noqa: PLC0415  (imports onnxruntime)
+    from prunec.compiler.targets.exporting import export  # noqa: PLC0415  (imports onnxruntime)
+    from prunec.compiler.targets.onnx_export import onnx_bytes  # noqa: PLC0415
 
     with TemporaryDirectory() as folder:
-        for export in plan.export:
-            export_onnx(program, Path(folder) / "model.onnx", opset=export.opset, dynamic=export.dynamic)
-            yield f"export: {export.name}: the original can be exported"
+        for each in plan.export:
+            options = each.options.model_copy(update={"int8": None})
+            found = export(each.target(), program, Path(folder), options, timed=False)
+            if found.failed:
+                raise TargetError(f"{each.name}: {found.error}", at=each.at, hint=found.hint or None, log=found.log)
+            yield f"export: {each.name}: the original can be exported"
     if timed:
         onnx_bytes(program)
         yield "not checked: the budget of latency, which has to be measured"

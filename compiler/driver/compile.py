@@ -57,6 +57,7 @@ from prunec.compiler.report.attachments import attachments
 from prunec.compiler.report.html import report_html
 from prunec.compiler.report.report import Change, GroupWidths, Latency, RegionFindings, Report
 from prunec.compiler.report.training import trainings
+from prunec.compiler.task.metrics import Metric
 from prunec.compiler.tracing.both_modes import one_result, trace_modes, train_warnings
 from prunec.compiler.tracing.real_run import check_runs
 from prunec.compiler.tracing.user_state import undisturbed, untouched
@@ -80,6 +81,8 @@ class Result:
     """The parts of the model that was handed over -> whether they were in train mode."""
     quick: bool = False
     """Whether `save` measures no latency and doesn't convert the original to ONNX."""
+    judged: tuple[Data, Metric, Any] | None = field(default=None, repr=False)
+    """The data with the metric and the example inputs; None where there are none."""
     journal: Journal = field(default_factory=Journal, repr=False)
     """What was kept on the way, which goes as soon as the artifacts are written."""
 
@@ -142,21 +145,20 @@ class Result:
         report = replace(self.findings, weights=sizes)
         if not self.plan.export and (report.latency is None or self.quick):
             return replace(report, unmeasured=() if report.latency is None else (_LATENCY,))
-        from prunec.compiler.driver.measure import measure_latency, write_onnx  # noqa: PLC0415  (imports onnxruntime)
+        from prunec.compiler.driver.exports import Exports, Judge  # noqa: PLC0415  (imports onnxruntime)
+        from prunec.compiler.driver.measure import measure_latency  # noqa: PLC0415
 
-        by_latency = report.latency is not None
-        for export in self.plan.export:
-            programs, path = (self.before, self.program), folder / "model.onnx"
-            found = write_onnx(
-                *programs,
-                path,
-                export,
-                self.progress,
-                quick=self.quick,
-                by_latency=by_latency,
-                classes=self.findings.classes,
-            )
-            report = replace(report, onnx=found, warnings=(*report.warnings, *filter(None, [found.slow])))
+        exports = Exports(
+            self.before,
+            self.program,
+            folder,
+            self.progress,
+            self.quick,
+            by_latency=report.latency is not None,
+            classes=self.findings.classes,
+            judge=None if self.judged is None or self.regions is not None else Judge(*self.judged),
+        )
+        report = exports.write(self.plan.export, report)
         if self.quick:
             return replace(report, unmeasured=(_LATENCY, "the original's ONNX file"))
         if report.latency is None:
@@ -317,7 +319,8 @@ def _compile(
     slim = on_device(outcome.program, device_of(source))
     hashed = compared.fingerprint if compared else None
     lock = make_lock(plan, outcome.resolved, source, slim, hashed, adapted.findings)
-    return Result(plan, source, slim, lock, report, progress, regions, modes, journal=journal)
+    judged = None if found is None else (found, metric, inputs)
+    return Result(plan, source, slim, lock, report, progress, regions, modes, judged=judged, journal=journal)
 
 
 def _with_metric(report: Report, plan: Plan, compared: Compared) -> Report:

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 from prunec.compiler.driver.slow_layers import slow_layers
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
-from prunec.compiler.plan.schema import OnnxExport
 from prunec.compiler.report.report import Change, KeptFindings, OnnxFindings
 from prunec.compiler.targets.onnx.call import Declined
 from prunec.compiler.targets.onnx_export import OnnxReport, comparable_bytes, direct_bytes, export_onnx
-from prunec.compiler.targets.ort_session import ort_latency
+from prunec.compiler.targets.onnx_file import OnnxOptions
+from prunec.compiler.targets.ort_session import ort_latency, wall_latency
+
+SECONDS: Final = 0.5
+"""For about so long each file is timed with two threads."""
 
 
 def write_onnx(
     before: Program,
     after: Program,
     path: Path,
-    export: OnnxExport,
+    export: OnnxOptions,
     progress: Progress = silent,
     *,
     quick: bool = False,
@@ -48,10 +52,11 @@ def write_onnx(
     inputs = before.deployed.inputs
     sizes = _sizes(inputs)
     latency = Change(*ort_latency((original, beside), inputs, sizes=sizes))
+    both = Change(*wall_latency((original, beside), inputs, 2, SECONDS))
     files = Change(original, beside if isinstance(beside, bytes) else beside.read_bytes())
     slow = slow_layers(Change(before, after), files, latency, sizes, by_latency=by_latency)
     progress("onnx", 3, steps)
-    return OnnxFindings(slim, len(original), latency, slow)
+    return OnnxFindings(slim, len(original), latency, slow, both)
 
 
 def _alike(before: Program, after: Program, path: Path, slim: OnnxReport) -> tuple[bytes, bytes | Path]:

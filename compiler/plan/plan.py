@@ -27,7 +27,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    InstanceOf,
     PrivateAttr,
     StrictInt,
     ValidationError,
@@ -40,15 +39,14 @@ from prunec.compiler.ir.train_eval import Mode
 from prunec.compiler.pass_base import PASSES
 from prunec.compiler.plan.classes import ClassSpec
 from prunec.compiler.plan.entries import PASS, Kind, PlanPass, forms, made_entries, passes_of
+from prunec.compiler.plan.exports import EXPORTING, PlanExport, all_options, options_of
 from prunec.compiler.plan.options import faults, wrong
 from prunec.compiler.plan.schema import (
-    EXPORTS,
     Factory,
     InputSpec,
     LossSpec,
     MetricSpec,
     ModelSpec,
-    OnnxExport,
     PlanInput,
     PlanTrain,
 )
@@ -123,7 +121,7 @@ class Plan(BaseModel):
     train: Annotated[PlanTrain | None, AfterValidator(_goes_together)] = None
     """What training passes run on."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
-    export: tuple[Annotated[InstanceOf[OnnxExport], WithJsonSchema({})], ...] = ()
+    export: tuple[Annotated[PlanExport, WithJsonSchema({})], ...] = ()
     allow_nonfinite: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)
     ] = None
@@ -176,7 +174,7 @@ class Plan(BaseModel):
     @property
     def runtime(self) -> str:
         """The target that the slim model is meant for: that of the first export, or torch where there is none."""
-        return self.export[0].target if self.export else "torch"
+        return (self.export[0].target.runtime or self.export[0].name) if self.export else "torch"
 
     def at(self, *keys: str | int, on_key: bool = False) -> Span | None:
         """Where a value (or its key) stands in the plan's file, for messages; `None` where it came from no file."""
@@ -192,7 +190,7 @@ class Plan(BaseModel):
         return {
             **body,
             "passes": [entry.written(context) for entry in self.passes],
-            "export": [{export.name: export.model_dump(mode="json")} for export in self.export],
+            "export": [export.to_dict() for export in self.export],
         }
 
     def __eq__(self, other: object) -> bool:
@@ -205,13 +203,13 @@ def _build(source: Source, folder: Path) -> Plan:
     found: list[Fault] = []
     context = {"folder": folder}
     passes = made_entries(data.get("passes", []), "passes", passes_of(context), found)
-    exporting = Kind("export", EXPORTS, EXPORTS.__getitem__, context)
+    exporting = Kind("export", EXPORTING, options_of, context)
     exports = made_entries(data.get("export", []), "export", exporting, found)
     made = {
         "passes": [
             PlanPass(name, options, pass_, source.locate(keys, on_key=True)) for name, options, pass_, keys in passes
         ],
-        "export": [export for _, _, export, _ in exports],
+        "export": [PlanExport(name, made, source.locate(keys, on_key=True)) for name, _, made, keys in exports],
     }
     try:
         plan = Plan.model_validate({**data, **made}, context=context)
@@ -241,13 +239,13 @@ def _check_version(source: Source) -> None:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a plan, with the options of every pass that is installed."""
-    passes = PASSES.all()
+    passes, exports = PASSES.all(), all_options()
     mode: JsonSchemaMode = "validation"
-    models: list[type[BaseModel]] = [Plan, *passes.values(), *EXPORTS.values()]
+    models: list[type[BaseModel]] = [Plan, *passes.values(), *dict.fromkeys(exports.values())]
     refs, table = models_json_schema([(model, mode) for model in models], ref_template="#/$defs/{model}")
     definitions = table["$defs"]
     plan = definitions.pop(refs[Plan, mode]["$ref"].rpartition("/")[2])
-    for key, classes in (("passes", passes), ("export", EXPORTS)):
+    for key, classes in (("passes", passes), ("export", exports)):
         entry = [form for name, made in classes.items() for form in forms(name, made, refs[made, mode], definitions)]
         plan["properties"][key] = {"type": "array", "items": {"anyOf": entry}, "default": []}
     definitions[PASS] = plan["properties"]["passes"]["items"]

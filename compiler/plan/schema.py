@@ -444,20 +444,3 @@ PlanInput = Annotated[
 ]
 """One argument of a model's forward."""
 InputItems.model_rebuild()
-
-
-class OnnxExport(BaseModel):
-    """Write `model.onnx`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: ClassVar[str] = "onnx"
-    target: ClassVar[str] = "onnxruntime"
-    """The runtime that the file is meant for."""
-    shorthand: ClassVar[str | None] = None
-
-    opset: Annotated[StrictInt, Field(ge=18)] = 20
-    dynamic: tuple[Literal["batch", "height", "width"], ...] = ("batch",)
-    """Sizes that the file leaves open: the batch where the model allows it; height and width, or the export fails."""
-
-
-EXPORTS: Final[Mapping[str, type[OnnxExport]]] = {OnnxExport.name: OnnxExport}

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -32,7 +32,11 @@ from prunec.compiler.report.figures import (
     with_rounds,
 )
 from prunec.compiler.report.report import Record, Report
+from prunec.compiler.report.targets import COLUMNS, RIGHT, target_lines, target_rows, tells
 from prunec.compiler.user_code import told
+
+if TYPE_CHECKING:
+    from prunec.compiler.targets.exporting import TargetReport
 
 PLAIN_WIDTH: Final = 100_000
 """Columns of a table where nobody watches: a row is one line, whatever stands in it, so that it can be searched."""
@@ -144,14 +148,29 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
     say("")
     _show_passes(report)
     _show_reasons(report, reasons)
+    if tells(report):
+        show_targets(report.targets, share=bool(report.metric and report.metric.share))
     for note in report.notes:
         say(f"note: {note}")
     for warning in report.warnings:
         say(Text(f"warning: {warning}", "yellow"))
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    hidden = (".", "__pycache__")
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(hidden))
     say(f"\n{str(called or folder).rstrip('/')}/: {', '.join(names)}")
     for alarm in report.alarms:
         say(Text(f"\nWARNING: {alarm}", "bold red"))
+
+
+def show_targets(reports: Sequence[TargetReport], *, share: bool = False) -> None:
+    """The table of exports, what failed with its way out, and what converters printed then. `share` says whether the
+    metric reads in per cent."""
+    say("")
+    table("", COLUMNS, target_rows(reports, share), right=RIGHT)
+    for line in target_lines(reports):
+        say(Text(line, "cyan" if line.startswith("hint: ") else "default"))
+    for report in reports:
+        if report.log:
+            say(Text(f"what {report.target}'s tools printed:\n{report.log}", "dim"))
 
 
 _COLOURS: Final[Mapping[bool | None, str]] = {True: "green", False: "red", None: "default"}

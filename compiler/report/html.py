@@ -18,6 +18,7 @@ from prunec.compiler.report import figures
 from prunec.compiler.report.attachments import pictures
 from prunec.compiler.report.curves import PICTURE, Curve, curve
 from prunec.compiler.report.report import Change, GroupWidths, Record, Report
+from prunec.compiler.report.targets import COLUMNS, RIGHT, target_lines, target_rows, tells
 from prunec.compiler.report.training import trainings
 
 SKYLINE: Final = (960.0, 200.0)
@@ -77,6 +78,10 @@ def report_html(report: Report) -> str:
         curves=PICTURE,
         trainings=trainings(report),
         pictures=pictures(report),
+        targets=target_rows(report.targets, bool(report.metric and report.metric.share)) if tells(report) else (),
+        target_columns=COLUMNS,
+        target_numbers=RIGHT,
+        target_lines=target_lines(report.targets),
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prunec.compiler.cost.model import Cost
     from prunec.compiler.ir.program import Note
     from prunec.compiler.pass_base import Attachment
+    from prunec.compiler.targets.exporting import TargetReport
     from prunec.compiler.targets.onnx_export import OnnxReport
     from prunec.compiler.verify.verify import Verification
 
@@ -266,6 +267,8 @@ class OnnxFindings:
     """Seconds of one run in onnxruntime; None where it wasn't measured."""
     slow: str = ""
     """What keeps the slim model from being as much faster as it is smaller; it is among the report's warnings."""
+    two_threads: Change[float] | None = None
+    """The latency with two threads."""
 
     @property
     def bytes(self) -> Change[int] | None:
@@ -325,8 +328,15 @@ class Report:
     weights: Change[int] | None = None
     """Bytes of the safetensors files; there as soon as the artifacts are written."""
     onnx: OnnxFindings | None = None
+    targets: tuple[TargetReport, ...] = ()
+    """What was exported, in the plan's order; there as soon as the artifacts are written."""
     unmeasured: tuple[str, ...] = ()
     """What a quick compile left out; there as soon as the artifacts are written."""
+
+    @property
+    def failed(self) -> tuple[TargetReport, ...]:
+        """The exports of which something is missing."""
+        return tuple(target for target in self.targets if target.failed)
 
     @property
     def accuracy(self) -> Change[float] | None:
@@ -360,6 +370,7 @@ class Report:
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unmeasured": list(self.unmeasured)} if self.unmeasured else {}),
             **{name: section.to_dict() for name, section in sections.items() if section is not None},
+            **({"targets": [target.to_dict() for target in self.targets]} if self.targets else {}),
         }
         return {key: _finite(value) for key, value in said.items()}
 

@@ -15,7 +15,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -112,6 +112,11 @@ class TargetReport:
         """Whether something that was asked for isn't there."""
         return bool(self.error or (self.int8 and self.int8.error))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what there isn't has no key."""
+        said = {key: value for key, value in asdict(self).items() if value not in (None, "", ())}
+        return {**said, "files": list(self.files)}
+
 
 Judge = Callable[[Callable[..., Any]], tuple[str, float]]
 """Measures the plan's metric on a model, called as the module is: the metric's name, and its value."""
@@ -169,13 +174,13 @@ def export(
     try:
         if (lacking := missing(target)) is not None:
             raise lacking
-        made = _Export(target, _fitting(target, slim), folder / f"{stem}{target.suffixes[0]}", options)
+        made = Export(target, _fitting(target, slim), folder / f"{stem}{target.suffixes[0]}", options)
         return made.report(dense, timed, calibration, progress)
     except TargetError as error:
         _remove(target, folder, stem)
         hint = error.hint or ""
-        at = f"{error.at}: " if error.at else ""
-        return TargetReport(target.name, _name(target), error=f"{at}{error.message}", hint=hint, log=error.log)
+        at = f", {error.at.file}:{error.at.line}" if error.at else ""
+        return TargetReport(target.name, _name(target), error=f"{error.message}{at}", hint=hint, log=error.log)
 
 
 def _name(target: Target) -> str:
@@ -204,7 +209,7 @@ def size_of(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class _Export:
+class Export:
     """One export under way."""
 
     target: Target
@@ -238,7 +243,7 @@ class _Export:
             found = self._with_times(found, dense)
             progress(3, total)
         if wants_int8:
-            found = replace(found, int8=self._int8(converted, calibration, timed))
+            found = replace(found, int8=self.int8(converted.batch, calibration, timed))
             progress(total, total)
         return found
 
@@ -276,16 +281,11 @@ class _Export:
         try:
             with captured() as log:
                 yield
-        except TargetError as error:
-            raise TargetError(
-                f"{self.target.name}: {error.message}", at=error.at, hint=error.hint, log=error.log or log.text
-            ) from error
         except PrunecError as error:
-            message = f"{self.target.name}: {error.message}"
-            raise TargetError(message, at=error.at, hint=error.hint, log=log.text) from error
+            printed = getattr(error, "log", "") or log.text
+            raise TargetError(error.message, at=error.at, hint=error.hint, log=printed) from error
         except Exception as error:  # converters and runtimes raise errors of many unrelated kinds
-            message = f"{self.target.name}: {what}: {first_line(error)}"
-            raise TargetError(message, log=log.text) from error
+            raise TargetError(f"{what}: {first_line(error)}", log=log.text) from error
 
     # -- running and comparing -----------------------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ class _Export:
             other = f"gives outputs of {shapes[0]} for {shapes[1]}" if shapes[0] != shapes[1] else ""
             apart = other or f"computes something else than the module, by {found:.1e}"
             raise TargetError(
-                f"{self.target.name}: the file {apart}: {figures}",
+                f"the file {apart}: {figures}",
                 hint="the difference is the converter's or the runtime's: another version of them may convert it",
             )
         return figures
@@ -401,7 +401,7 @@ class _Export:
 
     # -- int8 ----------------------------------------------------------------------------------------------------
 
-    def _int8(self, converted: Converted, calibration: Calibration | None, timed: bool) -> Int8Report:
+    def int8(self, batch: int | None, calibration: Calibration | None, timed: bool) -> Int8Report:
         """Write the files in int8 beside the others, and judge both in the runtime. What fails is told."""
         wanted = self.options.int8
         assert wanted is not None, "int8 was asked for"
@@ -410,8 +410,8 @@ class _Export:
             if not self.target.quantizes():
                 raise TargetError(f"{self.target.name} has no int8 yet", hint="leave out 'int8'")
             if calibration is None:
-                raise TargetError(f"{self.target.name}: int8 is calibrated on data", hint="name some: data: ...")
-            samples = calibration.samples(wanted.samples, converted.batch)
+                raise TargetError("int8 is calibrated on data, and there are none")
+            samples = calibration.samples(wanted.samples, batch)
             with self._guarded("int8 can't be made"), evaluating(self.program.module), torch.no_grad():
                 self.target.quantize(self.program, self.path, to, self.options, samples)
             files = self.target.beside(to)
@@ -419,17 +419,17 @@ class _Export:
             if self.target.unrunnable():
                 return found
             if calibration.judge is not None:
-                (name, before), (_, after) = (calibration.judge(self.runs(path, converted)) for path in (self.path, to))
+                (name, before), (_, after) = (calibration.judge(self.runs(path, batch)) for path in (self.path, to))
                 found = replace(found, metric=name, before=before, after=after)
             return replace(found, latency=self._times(to, None)) if timed else found
-        except TargetError as error:
+        except PrunecError as error:
             for path in self.target.beside(to):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             return Int8Report(error=error.message)
 
-    def runs(self, path: Path, converted: Converted) -> Callable[..., Any]:
+    def runs(self, path: Path, batch: int | None) -> Callable[..., Any]:
         """The files at `path` as a function of the module's inputs that gives what the module gives."""
-        return Runs(self.program, self.load(path), converted.batch)
+        return Runs(self.program, self.load(path), batch)
 
 
 class Runs:

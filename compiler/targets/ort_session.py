@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -74,6 +74,13 @@ def ort_latency(
     """
     sessions = [session(model, sizes=sizes) for model in models]
     return latency(sessions, [feed(opened, inputs) for opened in sessions], seconds)
+
+
+def wall_latency(models: Sequence[Path | bytes], inputs: Sequence[Any], threads: int, seconds: float) -> list[float]:
+    """`ort_latency` with several threads, whose time is the wall clock's: of the blocks the median counts."""
+    sessions = [session(model, sizes=None, threads=threads) for model in models]
+    runs = [partial(opened.run, None, feed(opened, inputs)) for opened in sessions]
+    return [median(times) for times in interleaved(runs, seconds)]
 
 
 def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0) -> tuple[float, ...]:

@@ -10,9 +10,9 @@ from torch import nn
 from prunec.compiler import compile
 from prunec.compiler.driver import measure
 from prunec.compiler.driver.measure import measure_latency, write_onnx
-from prunec.compiler.plan.schema import OnnxExport
 from prunec.compiler.report.figures import figures, unmeasured
 from prunec.compiler.report.report import Change
+from prunec.compiler.targets.onnx_file import OnnxOptions
 
 PASSES = [{"score": "l1"}, {"select": "50%"}, "shrink"]
 
@@ -30,7 +30,7 @@ def compiled(*, quick=False, **plan):
 
 def test_both_files_are_weighed_and_timed(tmp_path):
     result = compiled()
-    found = write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxExport())
+    found = write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxOptions())
     assert found.export.bytes == (tmp_path / "slim.onnx").stat().st_size
     weights = sum(p.numel() for p in small().parameters()) * 4
     assert weights < found.original < weights + 2000
@@ -48,7 +48,7 @@ def test_open_sizes_are_fixed_while_both_are_timed(dynamic, tmp_path, monkeypatc
         return tuple(1.0 for _ in models)
 
     monkeypatch.setattr(measure, "ort_latency", timed)
-    write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxExport(dynamic=dynamic))
+    write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxOptions(dynamic=dynamic))
     open_sizes = {d.dim_param for d in onnx.load(tmp_path / "slim.onnx").graph.input[0].type.tensor_type.shape.dim} - {
         ""
     }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunec.compiler import compile
-from prunec.compiler.errors import ModelError, PlanError
+from prunec.compiler.errors import PlanError
 
 PASSES = [{"score": {"criterion": "l1", "normalize": "l2"}}, {"select": {"budget": {"params": "60%"}}}, "shrink"]
 
@@ -71,10 +71,12 @@ def test_other_image_sizes(kind, tmp_path):
 
 
 def test_a_fixed_size_stays_fixed(tmp_path):
-    result = compiled(Fixed(), ["batch", "width"])
-    with pytest.raises(ModelError, match="the width can't be left open"):
-        result.save(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    report = compiled(Fixed(), ["batch", "width"]).save(tmp_path / "out")
+    assert "the width can't be left open" in report["targets"][0]["error"]
+    assert report["alarms"] == [f"the export to onnx failed: {report['targets'][0]['error']}"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "model.py" in names
+    assert "model.onnx" not in names
     assert (
         compiled(Fixed(), []).save(tmp_path / "out")["onnx"]["static_reason"] == "the plan leaves it out of 'dynamic'"
     )

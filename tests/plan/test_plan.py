@@ -13,6 +13,7 @@ from fake_passes import Pick, Tidy, Trim, point
 
 from prunec.compiler.errors import PlanError
 from prunec.compiler.pass_base import PASSES
+from prunec.compiler.plan.exports import all_options
 from prunec.compiler.plan.plan import Plan, schema
 from prunec.compiler.plan.source import PlanErrors
 
@@ -49,7 +50,7 @@ def test_a_full_plan_loads(load, files):
     assert [entry.pass_ for entry in plan.passes] == [Pick(ratio=0.25, protect=("head.*",)), Trim(ratio=0.5), Tidy()]
     assert [str(entry.at) for entry in plan.passes] == ["plan.yaml:8:5", "plan.yaml:9:5", "plan.yaml:10:5"]
     assert plan.passes[1].options == {"ratio": 0.5}
-    assert [(export.name, export.opset) for export in plan.export] == [("onnx", 21), ("onnx", 20)]
+    assert [(export.name, export.options.opset) for export in plan.export] == [("onnx", 21), ("onnx", 20)]
     assert plan.seed == 3
 
 
@@ -251,7 +252,9 @@ def test_the_schema_describes_passes():
     rules = schema()
     assert rules["$defs"]["Pick"]["description"] == "Choose what to remove."
     assert set(rules["$defs"]["Pick"]["properties"]) == {"ratio", "budget", "keep", "norm", "protect"}
-    assert set(rules["$defs"]) == {
+    exports = {made.__name__ for made in all_options().values()}
+    assert {"OnnxOptions", "OrtOptions"} <= exports
+    assert {name for name in rules["$defs"] if not name.endswith("Int8")} == exports | {
         *("Budget", "ClassSpec", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "LossSpec"),
-        *("MetricSpec", "ModelSpec", "OnnxExport", "Pick", "PlanTrain", "Tidy", "Trim", "WeightsSpec", "pass"),
+        *("MetricSpec", "ModelSpec", "Pick", "PlanTrain", "Tidy", "Trim", "WeightsSpec", "pass"),
     }

@@ -15,7 +15,6 @@ from prunec.compiler.plan.schema import (
     LossSpec,
     MetricSpec,
     ModelSpec,
-    OnnxExport,
     PlanInput,
     Ref,
 )
@@ -106,15 +105,6 @@ def test_a_saved_model_has_weights_and_arguments_of_its_own(tmp_path):
     assert in_folder(tmp_path, {"saved": "."}).saved == tmp_path
     with pytest.raises(ValidationError, match="must not have 'args' or 'weights' beside 'saved'"):
         in_folder(tmp_path, {"saved": ".", "args": {"a": 1}})
-
-
-def test_parts_do_not_change_and_know_their_keys():
-    export = OnnxExport()
-    with pytest.raises(ValidationError, match="frozen"):
-        export.opset = 21
-    for wrong in ({"opset": 17}, {"dynamic": ["depth"]}, {"name": "x"}):
-        with pytest.raises(ValidationError):
-            OnnxExport.model_validate(wrong)
 
 
 def loss_of(value: object) -> LossSpec:

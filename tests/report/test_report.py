@@ -95,7 +95,7 @@ def test_a_bare_report_has_no_key_for_what_was_not_measured():
 
 def test_a_full_report_has_its_sections_behind_the_rest():
     found = FULL.to_dict()
-    assert list(found) == [*ALWAYS, *SECTIONS]
+    assert list(found) == [*ALWAYS, *SECTIONS, "targets"]
     assert found["warnings"] == ["accuracy fell", "weights differ"]
     assert found["alarms"] == ["accuracy fell"]
     expected = {
@@ -142,9 +142,22 @@ def test_a_full_report_has_its_sections_behind_the_rest():
 def test_each_section_is_absent_by_itself(section):
     keys = ["metric", "accuracy"] if section == "metric" else [section]
     without = replace(FULL, **{section: None}).to_dict()
-    assert list(without) == [*ALWAYS, *(name for name in SECTIONS if name not in keys)]
+    assert list(without) == [*ALWAYS, *(name for name in SECTIONS if name not in keys), "targets"]
     alone = replace(BARE, **{section: getattr(FULL, section)}).to_dict()
     assert list(alone) == [*ALWAYS, *keys]
+
+
+def test_what_was_exported_stands_behind_the_sections():
+    (onnx, coreml, ncnn) = FULL.to_dict()["targets"]
+    assert onnx["latency"] == [
+        {"threads": 1, "slim": 0.000065, "dense": 0.00013},
+        {"threads": 2, "slim": 0.00005, "dense": 0.0001},
+    ]
+    assert (onnx["int8"]["bytes"], onnx["int8"]["before"], onnx["int8"]["after"]) == (20_000, 0.98, 0.975)
+    assert "error" not in onnx
+    assert (coreml["unrunnable"], "difference" in coreml) == ("it runs on macOS alone", False)
+    assert (ncnn["files"], ncnn["log"]) == ([], "ignore erfinv")
+    assert "targets" not in BARE.to_dict()
 
 
 def test_another_metric_is_no_accuracy():

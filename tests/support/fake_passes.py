@@ -16,6 +16,7 @@ from prunec.compiler import plugins
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01
+from prunec.compiler.targets.base import TARGETS
 
 
 class Idle(Pass):
@@ -72,15 +73,21 @@ def point(name: str, value: str, package: str = "") -> EntryPoint:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Pretends that just the given entry points are installed; to begin with, the three passes above."""
+    """Pretends that just these entry points are installed, and all targets; to begin with, the three passes above."""
     module = ModuleType("fakes")
     for cls in (Pick, Trim, Tidy, Budget):
         setattr(module, cls.__name__, cls)
     monkeypatch.setitem(sys.modules, "fakes", module)
 
+    real = importlib.metadata.entry_points
+
     def install(*points: EntryPoint) -> None:
         found = {"prunec.passes": points}
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: found.get(group, ()))
+        monkeypatch.setattr(
+            importlib.metadata,
+            "entry_points",
+            lambda *, group: real(group=group) if group == TARGETS.group else found.get(group, ()),
+        )
         plugins.refresh()
 
     install(*(point(name, f"fakes:{cls}") for name, cls in FAKES.items()))

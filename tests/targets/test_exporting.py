@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -60,8 +61,8 @@ def test_a_step_that_can_not_be_converted_is_named_with_its_line_and_what_was_pr
     slim, _ = programs()
     found = export(Refuses(), slim, tmp_path, ExportOptions())
     assert found.failed
-    assert "fake: no form of ChannelShuffle; it begins with shuffle (ChannelShuffle)" in found.error
-    assert "fake_runtimes.py:" in found.error
+    assert "no form of ChannelShuffle; it begins with shuffle (ChannelShuffle)" in found.error
+    assert re.search(r"\(ChannelShuffle\), .*fake_runtimes\.py:\d+$", found.error)
     assert found.hint == "leave fake out of the exports; the other files don't need it"
     assert found.log == "converting\nno form of shuffle"
     assert not list(tmp_path.iterdir())
@@ -104,7 +105,7 @@ class Silent(Fake):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        (Crashes, "fake: its runtime can't load the file: MemoryError: no room"),
+        (Crashes, "its runtime can't load the file: MemoryError: no room"),
         (Silent, "its converter wrote no model.fake"),
     ],
 )
@@ -207,7 +208,7 @@ def test_int8_is_calibrated_judged_in_the_runtime_and_timed(tmp_path):
     ("target", "calibration", "words"),
     [
         (Fake, Calibration(samples), "fake has no int8 yet"),
-        (Halves, None, "fake: int8 is calibrated on data"),
+        (Halves, None, "int8 is calibrated on data"),
         (Halves, Calibration(lambda count, batch: []), "int8 can't be made: AssertionError"),
     ],
 )
@@ -252,4 +253,4 @@ def test_an_error_of_ours_is_told_as_the_targets(tmp_path):
 
     found = export(Places(), programs()[0], tmp_path, ExportOptions())
     assert found.hint == "another way"
-    assert "fake: not this one; it begins with stem (Conv2d)" in found.error
+    assert "not this one; it begins with stem (Conv2d)" in found.error
