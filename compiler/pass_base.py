@@ -223,6 +223,8 @@ class Pass(BaseModel, ABC):
     """Whether a pass that rewrites takes units out, and does nothing else: the groups before it are those behind it."""
     trains: ClassVar[bool] = False
     """Whether the pass changes values alone: the same graph, names and shapes, so that facts about structure hold."""
+    keeps: ClassVar[bool] = False
+    """Whether a pass takes so long that a compile which was killed goes on inside it; one that trains does anyway."""
     drops: ClassVar[frozenset[str]] = frozenset()
     """Facts that don't hold behind a pass that trains."""
     needs: ClassVar[frozenset[str]] = frozenset()

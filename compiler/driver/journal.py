@@ -87,7 +87,7 @@ class Journal:
 
         Raises `OutputError` where the folder is another plan's, is in use, or is none.
         """
-        if folder is None or not _trains(plan):
+        if folder is None or not _takes_long(plan):
             return Journal()
         seconds = plan.train.checkpoint_seconds if plan.train else 60.0
         journal = Journal(folder, _owner(plan, program), seconds, writes=writes)
@@ -120,7 +120,7 @@ class Journal:
         return result, _record(found, cost(program), result)
 
     def add(self, pass_: Pass, result: PassResult, record: Record) -> None:
-        """Take down a pass that is done; behind a training, write down all that is known."""
+        """Take down a pass that is done; behind a training, and what took as long, write down all."""
         self.at += 1
         if self.folder is None:
             return
@@ -138,7 +138,7 @@ class Journal:
                 "attachments": [_as_text(each) for each in record.attachments],
             }
         )
-        if pass_.trains and self.writes:
+        if (pass_.trains or (pass_.keeps and record.seconds >= self.every)) and self.writes:
             self._write_values(result.program)
 
     def recall(self, what: str, make: Callable[[], Made]) -> Made:
@@ -175,7 +175,7 @@ class Journal:
         return f"{passes} passes done" + (", and the training that was running" if midway else "")
 
     def _done(self) -> int:
-        """How many entries are written down: those up to the last training that was finished."""
+        """How many entries are written down: those up to the last one whose values are."""
         trained = (i for i, each in enumerate(self.entries) if each.get("trained"))
         return max(trained, default=-1) + 1
 
@@ -451,14 +451,14 @@ def _owner(plan: Plan, program: Program) -> dict[str, str]:
     }
 
 
-def _trains(plan: Plan) -> bool:
-    """Whether a pass of the plan trains, or one that another holds."""
+def _takes_long(plan: Plan) -> bool:
+    """Whether a pass of the plan trains or keeps what it has done, or one that another holds."""
 
-    def trains(pass_: Pass) -> bool:
+    def long(pass_: Pass) -> bool:
         held: Sequence[Any] = getattr(pass_, "passes", ())
-        return pass_.trains or any(trains(each.pass_) for each in held)
+        return pass_.trains or pass_.keeps or any(long(each.pass_) for each in held)
 
-    return any(trains(each.pass_) for each in plan.passes)
+    return any(long(each.pass_) for each in plan.passes)
 
 
 def _now() -> str:

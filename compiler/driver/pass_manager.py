@@ -208,7 +208,7 @@ def _named(program: Program, pass_: Pass, result: PassResult) -> PassResult:
 def _result(program: Program, step: Step, context: Context) -> PassResult:
     """What the pass gives; a composite one has its rounds run here, and can give nothing that wasn't verified."""
     pass_, given = step.pass_, [ref(program)]
-    if pass_.trains:
+    if pass_.trains or pass_.keeps:
         context = replace(context, keeper=context.journal.keeper())
     if not isinstance(pass_, Composite):
         return pass_.run(program, context)
