@@ -35,6 +35,7 @@ activation_mean, activation_std, apoz, mutual_information      what is read: its
 taylor, taylor_signed, gate     loss times change, first order, from activations
 taylor_weight                   the same from weights
 obd, obd_fisher, obs            second order, from weights; `fisher_gate` from activations
+reconstruction                  the error that remains once the readers are refit: for `repair: least_squares`
 class_weights, class_maps       what drives the classes that a plan names
 oracle                          what the loss really does when the unit goes
 torch_pruning                   an importance class of torch-pruning
@@ -53,7 +54,7 @@ from pydantic import Field, model_validator
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
-from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
 from prunec.compiler.task.losses import LOSSES
 from prunec.passes.calibration.calibration import Bytes, Calibration
@@ -131,7 +132,13 @@ class Score(Pass):
         """
         setting = self.setting(program, context)
         scores, notes = self.scored(setting, self.criterion.weigh(setting))
-        return PassResult(program.with_facts(scores=scores), notes)
+        details = {"remaining_error": {name: _rounded(curve) for name, curve in scores.remaining.items()}}
+        return PassResult(
+            program.with_facts(scores=scores),
+            notes,
+            details if scores.remaining else {},
+            attachments=_pictures(scores.remaining, context),
+        )
 
     def scored(self, setting: Setting, weighed: Iterable[Found]) -> tuple[Scores, tuple[Note, ...]]:
         """Scores of evidence, joined and normalised; and notes on groups that it says nothing about."""
@@ -146,6 +153,8 @@ class Score(Pass):
                 notes.append(Note(group.name, f"criterion {self.criterion.name} says nothing about it"))
             else:
                 scores[group.name] = normalised(joined, how)
+        told = ((n, part.remaining) for n in scores for part in evidence[n])
+        scores.remaining = {name: curve for name, curve in told if curve is not None}
         scores.losses = self._losses(setting, {name: evidence[name] for name in scores})
         scores.doubt = "" if scores.losses else self._doubt(setting.aggregate, how, evidence)
         return scores, tuple(notes)
@@ -183,6 +192,20 @@ class Score(Pass):
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """A lock needs no scores: the selection is spelled out."""
         return ()
+
+
+def _rounded(curve: FloatArray) -> list[float]:
+    return [float(f"{value:.4g}") for value in curve]
+
+
+def _pictures(curves: Mapping[str, FloatArray], context: Context) -> tuple[Attachment, ...]:
+    """A picture of the remaining error against the width, of the first round."""
+    if not curves or (context.round is not None and context.round.index):
+        return ()
+    from prunec.passes.repairing.pictures import draw_remaining  # noqa: PLC0415  (slow to import, and few plans need it)
+
+    caption = "What the readers of each group can't make up for by their other inputs, for every width of the group."
+    return (Attachment("remaining_error.png", draw_remaining(curves), "Remaining error against width", caption),)
 
 
 def _units(evidence: Sequence[Evidence]) -> IntArray:

@@ -104,6 +104,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/rewrite/gather.py": "labels/test_parameter_free.py",
     "compiler/driver/exports.py": "end_to_end/test_exports.py",
     "compiler/targets/coreml.py": "targets/test_base.py",
+    "passes/repairing/pictures.py": "passes/criteria/test_reconstruction.py",
+    "passes/repairing/inputs.py": "passes/criteria/test_reconstruction.py",
     "compiler/targets/executorch.py": "targets/test_base.py",
     "compiler/targets/litert.py": "targets/test_base.py",
     "compiler/targets/mnn.py": "targets/test_base.py",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,8 @@ class Evidence:
     figures: FloatArray
     losses: FloatArray | None = None
     """What the loss changes by, where the figures themselves are no losses but come of some."""
+    remaining: FloatArray | None = None
+    """The error that remains once 0, 1, 2, ... units are gone, for the report; None where none was found."""
 
 
 class Scores(dict[str, FloatArray]):
@@ -38,6 +41,8 @@ class Scores(dict[str, FloatArray]):
     """Why scores of several units don't add up to a loss; empty where they do."""
     losses: Mapping[str, FloatArray] | None = None
     """The losses that the scores come of, for who adds up; None where there are none, or the scores are losses."""
+    remaining: Mapping[str, FloatArray] = MappingProxyType({})
+    """Group -> the error that remains once 0, 1, 2, ... units are gone, of criteria that find it."""
 
 
 def _flat(parts: Sequence[Evidence]) -> tuple[IntArray, FloatArray]:

@@ -90,8 +90,8 @@ class Search:
     slim: Program
     dense: Program
 
-    def found(self) -> Found:
-        """All layers behind the first that has lost inputs, and that one."""
+    def found(self, *, everywhere: bool = False) -> Found:
+        """All layers behind the first that has lost inputs, and that one; or all that there are."""
         notes: list[Note] = []
         behind, lost, layers = set[fx.Node](), 0, list[Layer]()
         norms = []
@@ -100,7 +100,7 @@ class Search:
             lost += has_lost and self._weight(node) is not None
             if has_lost or not behind.isdisjoint(node.all_input_nodes):
                 behind.add(node)
-            if node not in behind:
+            if node not in behind and not everywhere:
                 continue
             if self._is_norm(node):
                 if reason := self._norm_fault(node):

@@ -6,7 +6,6 @@ Statistics     a batch norm's running mean and variance
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,7 +16,7 @@ from torch import Tensor, fx, nn
 from prunec.compiler.ir.program import Program
 from prunec.passes.repairing.layers import Layer, affine_of
 from prunec.passes.repairing.moments import Choice, Fit, Moments, choose
-from prunec.passes.repairing.rows import Chosen, chosen, is_conv, of_images, of_tokens, windows
+from prunec.passes.repairing.rows import Chosen, chosen, is_conv, of_inputs, of_outputs, positions
 from prunec.passes.repairing.walk import Piece
 
 HELD_OUT: Final = 5
@@ -52,7 +51,7 @@ class _Place:
         """[rows, channels] of a value that has the shape of what the layer gives."""
         if at is None:
             return value.movedim(1 if self.is_conv else -1, -1).flatten(0, -2)
-        return of_images(value, self.layer.batch[1], at) if self.is_conv else of_tokens(value, self.layer.batch, at)
+        return of_outputs(value, self.layer.batch, at, conv=self.is_conv)
 
     @property
     def device(self) -> torch.device:
@@ -94,23 +93,14 @@ class LeastSquares(_Place):
     def see(self, piece: Piece) -> None:
         """Add a piece's rows."""
         full = piece.dense.value(self.layer.target)
-        at = chosen(piece.samples, self._positions(full), self.each, self.key)
-        x = piece.slim.env[self.layer.source]
-        if self.is_conv:
-            u = windows(self.module, x, full.shape[2:], self.layer.batch[1], at)
-        else:
-            u = of_tokens(x, self.layer.batch, at).unsqueeze(1)
+        count = positions(full, self.layer.batch, conv=self.is_conv)
+        at = chosen(piece.samples, count, self.each, self.key)
+        u = of_inputs(self.module, piece.slim.env[self.layer.source], full, self.layer.batch, at)
         t = self.wanted(piece, full, at)
         t = t.reshape(len(t), self.groups, -1)
         held = self._held(piece.samples, at).to(self.device)
         self.held.add(u[held], t[held])
         self.fitted.add(u[~held], t[~held])
-
-    def _positions(self, value: Tensor) -> int:
-        """How many positions of a sample the layer gives something at."""
-        dim, rows = self.layer.batch
-        channels = 1 if self.is_conv else value.ndim - 1
-        return rows * math.prod(size for d, size in enumerate(value.shape) if d not in (dim, channels))
 
     def _held(self, samples: Sequence[int], at: Chosen) -> Tensor:
         """[rows]: which aren't fitted: those of a fifth of the samples, or of one sample alone a fifth of its own."""

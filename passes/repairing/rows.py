@@ -8,6 +8,7 @@ Which positions of a sample are looked at depends on the sample and the layer's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,25 @@ def of_tokens(x: Tensor, batch: tuple[int, int], at: Chosen) -> Tensor:
     flat = x.movedim(dim, 0)
     flat = flat.reshape(flat.shape[0] // rows, -1, x.shape[-1])
     return flat[at.sample.to(x.device), at.position.to(x.device)]
+
+
+def positions(value: Tensor, batch: tuple[int, int], *, conv: bool) -> int:
+    """At how many positions of a sample a layer gives `value`."""
+    dim, rows = batch
+    channels = 1 if conv else value.ndim - 1
+    return rows * math.prod(size for d, size in enumerate(value.shape) if d not in (dim, channels))
+
+
+def of_outputs(value: Tensor, batch: tuple[int, int], at: Chosen, *, conv: bool) -> Tensor:
+    """What a layer gives, or a value of that shape, at positions: [rows, C]."""
+    return of_images(value, batch[1], at) if conv else of_tokens(value, batch, at)
+
+
+def of_inputs(module: nn.Module | None, x: Tensor, given: Tensor, batch: tuple[int, int], at: Chosen) -> Tensor:
+    """What a layer that reads `x` and gives `given` reads at positions of what it gives: [rows, groups, p]."""
+    if module is not None and is_conv(module):
+        return windows(module, x, given.shape[2:], batch[1], at)
+    return of_tokens(x, batch, at).unsqueeze(1)
 
 
 def windows(conv: Any, x: Tensor, size: Sequence[int], rows: int, at: Chosen) -> Tensor:

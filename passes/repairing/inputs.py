@@ -1,0 +1,140 @@
+"""What is seen of layers over calibration data, in one run for many of them: second moments of what they read, and the
+variance of what they give.
+
+    layer       u [rows, groups, p]        A = E[u u^T] - E[u] E[u]^T                    a convolution, a linear layer
+    wide layer  u [n, 1, p], n < p         the rows themselves, as many as say enough    a classifier behind a flatten
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx
+
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.passes.calibration.calibration import SAMPLES, Calibration, bytes_of_a_sample
+from prunec.passes.repairing.layers import Layer, affine_of
+from prunec.passes.repairing.moments import Moments
+from prunec.passes.repairing.rows import chosen, is_conv, of_inputs, of_outputs, positions
+from prunec.passes.repairing.walk import AT_ONCE, feeds_of, numbers_of
+
+ROWS: Final = 32_000
+"""About how many output positions of a layer are looked at."""
+WIDE: Final = 5_000
+"""A layer that reads more keeps rows in place of moments."""
+WIDE_ROWS: Final = 1_024
+
+
+@dataclass
+class Inputs:
+    """What was seen of one layer."""
+
+    layer: Layer
+    module: Any
+    weight: Tensor
+    """[groups, p, outputs of a group], in float64."""
+    counts: Tensor
+    """[groups, outputs of a group]: how much the squared error of an output counts: as its batch norm scales it."""
+    moments: Moments
+    """Of inputs; of a wide layer the count and the sum alone."""
+    rows: list[Tensor] = field(default_factory=list)
+    """Of a wide layer: [some rows, groups, p]."""
+    outputs: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """[2, channels]: the sums of what the target gives, and of its squares."""
+
+    @staticmethod
+    def of(layer: Layer, program: Program) -> Inputs:
+        """Nothing seen yet."""
+        module = program.state.get(str(layer.node.target)) if layer.node.op == "call_module" else None
+        groups = int(getattr(module, "groups", 1))
+        weight = program.tensors[layer.weight].detach().double()
+        counts = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
+        if layer.norm is not None:
+            counts = affine_of(program.state[str(layer.norm.target)]).scale.square()
+        rows = weight.reshape(groups, len(weight) // groups, -1).transpose(1, 2)
+        p = rows.shape[1]
+        moments = Moments.none(groups, 0 if p > WIDE else p, 0, weight.device)
+        moments.inputs = weight.new_zeros(groups, p)
+        return Inputs(layer, module, rows, counts.reshape(groups, -1), moments, [], weight.new_zeros(2, len(weight)))
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether rows are kept in place of moments."""
+        return self.weight.shape[1] > WIDE
+
+    @property
+    def channels(self) -> int:
+        """How many channels one of the layer's groups reads; each has the same number of rows of its weight."""
+        return int(self.module.in_channels // self.module.groups) if is_conv(self.module) else self.weight.shape[1]
+
+    def add(self, x: Tensor, given: Tensor, samples: Sequence[int], rows: int) -> None:
+        """Take in what the layer reads and what its target gives, at about `rows` positions of each sample."""
+        conv, batch = is_conv(self.module), self.layer.batch
+        key = zlib.crc32(self.layer.node.name.encode())
+        at = chosen(samples, positions(given, batch, conv=conv), rows, key)
+        u = of_inputs(self.module, x, given, batch, at)
+        t = of_outputs(given, batch, at, conv=conv).double()
+        self.outputs += torch.stack([t.sum(0), t.square().sum(0)])
+        if self.is_wide:
+            self.rows.append(u)
+            self.moments.count += len(u)
+            self.moments.inputs += u.double().sum(0)
+        else:
+            self.moments.add(u, u.new_zeros(len(u), u.shape[1], 0))
+
+    @property
+    def _mean(self) -> Tensor:
+        """[groups, p]: what is taken from the inputs, since the bias makes up for it; zero where there is none."""
+        mean: Tensor = self.moments.inputs / self.moments.count
+        return mean if self.layer.bias is not None else torch.zeros_like(mean)
+
+    def second_moments(self) -> Tensor:
+        """A, [groups, p, p]; not of a wide layer."""
+        mean = self._mean
+        return self.moments.gram / self.moments.count - mean.unsqueeze(2) * mean.unsqueeze(1)
+
+    def centred_rows(self) -> Tensor:
+        """[groups, n, p]: of a wide layer, whose A is their product with themselves."""
+        rows: Tensor = (torch.cat(self.rows).double() - self._mean) / math.sqrt(self.moments.count)
+        return rows.movedim(0, 1)
+
+    def variance(self) -> float:
+        """Of all that the target gives, in the unit of `counts`."""
+        mean = self.outputs[0] / self.moments.count
+        each = (self.outputs[1] / self.moments.count - mean.square()).clamp(min=0)
+        return float((each if self.layer.through_norm else each * self.counts.reshape(-1)).sum())
+
+
+def look(layers: Iterable[Layer], program: Program, calibration: Calibration, context: Context) -> Mapping[str, Inputs]:
+    """Weight name -> what is seen of its layer, in one run over the data; `program` is `deployed`.
+
+    Raises `DataError` where the model can't take the data.
+    """
+    found = [Inputs.of(layer, program) for layer in layers]
+    by_target: dict[fx.Node, list[Inputs]] = defaultdict(list)
+    for each in found:
+        by_target[each.layer.target].append(each)
+    sources = {each.layer.source for each in found}
+    wanted = calibration.samples or SAMPLES
+    floats = {tensor.dtype for tensor in program.tensors.values()}
+    dtype = torch.float64 if torch.float64 in floats else torch.float32
+    for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
+        samples, read = numbers_of(piece), dict[fx.Node, Tensor]()
+        try:
+            for node, value in Interpreter(program, dtype).steps(tuple(feeds_of(program, piece.inputs))):
+                if node in sources:
+                    read[node] = value.clone()  # what follows may write into it
+                for each in by_target.get(node, ()):
+                    most = WIDE_ROWS if each.is_wide else ROWS
+                    each.add(read[each.layer.source], value, samples, -(-most // wanted))
+        except StepError as error:
+            raise piece.refused(error) from error
+    return {each.layer.weight: each for each in found}

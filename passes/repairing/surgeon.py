@@ -1,0 +1,201 @@
+"""What is left of a layer's error once some of its inputs are gone and the others are refit, for every number of them.
+
+    W [p, o]      the layer's weights, of which each unit has some rows         A [p, p]    its inputs' second moments
+
+    V = (A + r I)^-1
+    d_u = sum over outputs of  W_u' (V_uu)^-1 W_u                           what it costs when unit u goes next
+    W -= V_:u (V_uu)^-1 W_u       V -= V_:u (V_uu)^-1 V_u:                  the others, refit without it
+
+This is the optimal brain surgeon (Hassibi and Stork 1993) on a layer's own least squares, for units of several rows.
+The cheapest unit goes, and so on: the running sum is the error that remains, which a refit of what is left reaches. A
+unit that several layers read costs what it costs in all of them.
+
+Where a layer reads more than there are samples U [n, p] of it, V is never formed: with K = U_left U_left' + r I,
+
+    V = (I - U' K^-1 U) / r
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which rows of a layer's inputs belong to each unit; units may have different numbers of them, or none."""
+
+    rows: Tensor
+    """[units, k]"""
+    own: Tensor
+    """[units, k]: which of these count."""
+
+    @staticmethod
+    def of(rows: Sequence[IntArray], device: torch.device) -> Places:
+        """From the rows of each unit."""
+        most = max((each.size for each in rows), default=0)
+        index, own = np.zeros((len(rows), most), dtype=np.int64), np.zeros((len(rows), most), dtype=bool)
+        for unit, each in enumerate(rows):
+            index[unit, : each.size], own[unit, : each.size] = each, True
+        return Places(torch.from_numpy(index).to(device), torch.from_numpy(own).to(device))
+
+
+class Reader(ABC):
+    """One least squares that reads a group: of a layer, or of one group of a grouped convolution."""
+
+    def __init__(self, weight: Tensor, places: Places) -> None:
+        self.weight, self.places = weight.clone(), places
+        """W, [p, o], each output times the root of what its error counts."""
+
+    @abstractmethod
+    def blocks(self, units: Tensor) -> Tensor:
+        """[units, k, k]: V_uu; what isn't a unit's own may be anything."""
+
+    @abstractmethod
+    def columns(self, rows: Tensor) -> Tensor:
+        """[p, rows]: V_:u."""
+
+    @abstractmethod
+    def forget(self, rows: Tensor, columns: Tensor) -> None:
+        """Bring V to where these rows are gone; `columns` are V's there."""
+
+    def costs(self, units: Tensor) -> Tensor:
+        """[units]: by how much the error grows when each of these goes next."""
+        rows, own = self.places.rows[units], self.places.own[units]
+        inner = self.blocks(units).masked_fill(~(own.unsqueeze(2) & own.unsqueeze(1)), 0.0)
+        inner.diagonal(dim1=1, dim2=2).masked_fill_(~own, 1.0)
+        mine = self.weight[rows].masked_fill(~own.unsqueeze(2), 0.0)
+        return (mine * _solved(inner, mine)).sum((1, 2))
+
+    def remove(self, unit: int) -> None:
+        """Take a unit out, and refit the others."""
+        rows = self.places.rows[unit][self.places.own[unit]]
+        if not len(rows):
+            return
+        columns = self.columns(rows)
+        self.weight -= columns @ _solved(columns[rows][None], self.weight[rows][None])[0]
+        self.weight[rows] = 0.0
+        self.forget(rows, columns)
+
+
+class Formed(Reader):
+    """With V formed, [p, p]."""
+
+    def __init__(self, moments: Tensor, weight: Tensor, places: Places, ridge: float) -> None:
+        super().__init__(weight, places)
+        shifted = moments + ridge * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if int(info) == 0:
+            self.inverse = torch.cholesky_inverse(factor)
+        else:  # rounding has made an eigenvalue negative
+            values, vectors = torch.linalg.eigh(moments)
+            self.inverse = (vectors / (values.clamp(min=0) + ridge)) @ vectors.T
+
+    def blocks(self, units: Tensor) -> Tensor:
+        rows = self.places.rows[units]
+        return self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)]
+
+    def columns(self, rows: Tensor) -> Tensor:
+        return self.inverse[:, rows]
+
+    def forget(self, rows: Tensor, columns: Tensor) -> None:
+        self.inverse -= columns @ _solved(columns[rows][None], columns.T[None])[0]
+
+
+class Sampled(Reader):
+    """With V by the samples, U [n, p], divided by the root of their number."""
+
+    def __init__(self, samples: Tensor, weight: Tensor, places: Places, ridge: float) -> None:
+        super().__init__(weight, places)
+        self.samples, self.ridge = samples, ridge
+        kernel = samples @ samples.T + ridge * torch.eye(len(samples), dtype=samples.dtype, device=samples.device)
+        self.kernel = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
+        """K^-1, [n, n]."""
+        inner = self.kernel @ samples
+        self._blocks = torch.stack([-samples[:, rows].T @ inner[:, rows] for rows in places.rows])
+        self._blocks.diagonal(dim1=1, dim2=2).add_(1.0)
+        self._blocks /= ridge
+
+    def blocks(self, units: Tensor) -> Tensor:
+        return self._blocks[units]
+
+    def columns(self, rows: Tensor) -> Tensor:
+        found = -self.samples.T @ (self.kernel @ self.samples[:, rows])
+        found[rows, torch.arange(len(rows), device=rows.device)] += 1.0
+        return found / self.ridge
+
+    def forget(self, rows: Tensor, columns: Tensor) -> None:
+        half = self.kernel @ self.samples[:, rows]
+        self.kernel += half @ _solved(columns[rows][None], half.T[None])[0] / self.ridge
+        mine = columns[self.places.rows]  # [units, k, rows]
+        change = _solved(columns[rows][None], mine.flatten(0, 1).T[None])[0].T.reshape(mine.shape)
+        self._blocks -= mine @ change.transpose(1, 2)
+
+
+def _solved(inner: Tensor, right: Tensor) -> Tensor:
+    """`inner^-1 right` for positive definite matrices, [n, k, k] and [n, k, o]."""
+    factor, info = torch.linalg.cholesky_ex(inner)
+    if bool((info == 0).all()):
+        return torch.cholesky_solve(right, factor)
+    values, vectors = torch.linalg.eigh(inner)  # rounding has made an eigenvalue negative
+    least = values.amax(-1, keepdim=True).clamp(min=1e-300) * 1e-12
+    found: Tensor = vectors @ ((vectors.transpose(1, 2) @ right) / torch.maximum(values, least).unsqueeze(2))
+    return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """In which order the units of a group go, and the error that remains after each."""
+
+    order: IntArray
+    error: FloatArray
+    """[units + 1], from 0 on, rising: without the first 0, 1, 2, ... units of `order`."""
+
+    def scores(self, size: int) -> FloatArray:
+        """[size]: what each unit costs, rising in the order in which they go; NaN for units that don't.
+
+        Where the curve isn't convex, these are the slopes of its lower convex hull, as budgets want them.
+        """
+        slopes = hull_slopes(self.error)
+        found = np.full(size, np.nan)
+        # Equal ones are told apart, so that they go in this order.
+        found[self.order] = slopes + np.arange(slopes.size) * 1e-12 * float(self.error[-1])
+        return found
+
+
+def hull_slopes(error: FloatArray) -> FloatArray:
+    """For each step of a curve at 0, 1, 2, ..., the slope of its lower convex hull there."""
+    corners: list[int] = []
+    for at in range(error.size):
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (error[b] - error[a]) * (at - b) < (error[at] - error[b]) * (b - a):
+                break
+            corners.pop()
+        corners.append(at)
+    runs = np.diff(corners)
+    return np.repeat(np.diff(error[corners]) / runs, runs)
+
+
+def curve(readers: Sequence[Reader], free: BoolArray) -> Curve:
+    """The order in which the `free` [units] go, the cheapest first, and the error that remains; `readers` are spent."""
+    left = np.flatnonzero(free)
+    order: list[int] = []
+    error = [0.0]
+    while left.size:
+        units = torch.from_numpy(left)
+        costs = np.sum([reader.costs(units).cpu().numpy() for reader in readers], axis=0)
+        cheapest = int(np.argmin(costs))
+        error.append(error[-1] + max(float(costs[cheapest]), 0.0))
+        order.append(int(left[cheapest]))
+        for reader in readers:
+            reader.remove(order[-1])
+        left = np.delete(left, cheapest)
+    return Curve(np.array(order, dtype=np.int64), np.array(error))

@@ -1,0 +1,145 @@
+"""The error that remains after a refit: what a refit by hand leaves; doubles, constants, groups, sums, wide layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from calibrating import Samples, images, program_of, scores
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunec.compiler import compile
+from prunec.compiler.ir.program import FloatArray
+from prunec.passes.criteria import reconstruction
+from prunec.passes.repairing import inputs
+from tests.support.nets import Made
+
+DATA = images(24)
+
+
+def _net(reader: nn.Module, run: Any = None, **more: nn.Module) -> nn.Module:
+    """A convolution `a` with six channels, of which 4 is 1's double and 2 is constant, and its reader `b`."""
+    torch.manual_seed(0)
+    parts = {"a": nn.Conv2d(2, 6, 3, padding=1), "b": reader, **more}
+    net = Made(parts, run or (lambda m, x: m.b(m.a(x).relu()))).double().eval()
+    with torch.no_grad():
+        net.a.weight[4], net.a.bias[4] = 2 * net.a.weight[1], 2 * net.a.bias[1]
+        net.a.weight[2], net.a.bias[2] = 0, 3
+    return net
+
+
+def _found(net: nn.Module, data: Samples = DATA, **options: Any) -> FloatArray:
+    return scores(
+        program_of(net, data), {"reconstruction": {"ridge": 1e-10, **options}}, data, aggregate="sum", samples=24
+    )["a"]
+
+
+def _rows(net: nn.Module, taps: int) -> Tensor:
+    """[positions, channels * taps]: what `b` reads everywhere."""
+    with torch.no_grad():
+        read = net.a(DATA.inputs).relu()
+    return F.unfold(read, taps).transpose(1, 2).flatten(0, 1)
+
+
+def _left(rows: Tensor, weight: Tensor, gone: Any, taps: int) -> float:
+    """The mean squared error that least squares leave without some channels."""
+    left = [row for row in range(rows.shape[1]) if row // taps not in gone]
+    rows = rows - rows.mean(0)
+    target = rows @ weight
+    found = rows[:, left] @ torch.linalg.lstsq(rows[:, left], target, driver="gelsd").solution
+    return float((target - found).square().sum(1).mean())
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_sums_of_scores_are_errors_of_refits(kernel: int):
+    net = _net(nn.Conv2d(6, 4, kernel))
+    found, order = _found(net), np.argsort(_found(net))
+    rows, weight = _rows(net, kernel), net.b.weight.detach().flatten(1).T
+    whole = _left(rows, weight, range(6), kernel**2)
+    assert set(order[:2]) in ({1, 2}, {2, 4}), "a constant and one of two doubles cost nothing"
+    assert np.abs(found[order[:2]]).max() < 1e-6
+    curve = [_left(rows, weight, order[:count].tolist(), kernel**2) / whole for count in range(7)]
+    sums = np.concatenate([[0.0], np.cumsum(found[order])])
+    assert np.allclose(sums[[0, 1, 2, 6]], np.array(curve)[[0, 1, 2, 6]], atol=1e-5)
+    assert (sums <= np.array(curve) + 1e-5).all(), "the hull lies below"
+
+
+def test_neither_batches_nor_memory_matter(monkeypatch: pytest.MonkeyPatch):
+    net = _net(nn.Conv2d(6, 4, 3))
+    found = _found(net)
+    assert np.allclose(_found(net, DATA.in_batches_of(5)), found, atol=1e-12)
+    monkeypatch.setattr(reconstruction, "_MEMORY", 1)
+    assert np.allclose(_found(net, DATA.in_batches_of(24)), found, atol=1e-12)
+
+
+def test_a_wide_layer_is_looked_at_by_its_samples(monkeypatch: pytest.MonkeyPatch):
+    net = _net(nn.Linear(6 * 9, 4), lambda m, x: m.b(F.avg_pool2d(m.a(x).relu(), 2).flatten(1)))
+    formed = _found(net, ridge=1e-3)
+    monkeypatch.setattr(inputs, "WIDE", 10)
+    assert np.allclose(_found(net, ridge=1e-3), formed, atol=1e-9)
+
+
+def test_what_is_without_a_bias_has_to_give_constants_by_its_weights():
+    net = _net(nn.Conv2d(6, 4, 1, bias=False))
+    assert _found(net)[2] > 1e-3
+
+
+def test_outputs_count_as_their_norm_scales_them():
+    net = _net(nn.Conv2d(6, 4, 1, bias=False), lambda m, x: m.n(m.b(m.a(x).relu())), n=nn.BatchNorm2d(4))
+    net.n.weight.data = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    alone = _net(nn.Conv2d(6, 1, 1))
+    alone.b.weight.data = net.b.weight.data[3:]
+    assert np.allclose(_found(net), _found(alone), atol=1e-6)
+
+
+def test_errors_are_shares_of_the_sum_that_follows():
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.c((m.b(m.a(x).relu()) + 10 * x).relu())
+
+    net = _net(nn.Conv2d(6, 2, 1), run, c=nn.Conv2d(2, 3, 1))
+    own, of_sum, plain = (_found(net, relative_to=what) for what in ("own", "sum", "none"))
+    assert own.sum() > 10 * of_sum.sum()
+    assert np.allclose(own / own.sum(), of_sum / of_sum.sum())
+    assert np.allclose(plain / plain.sum(), own / own.sum())
+    assert own.sum() == pytest.approx(1, rel=1e-6), "all of the variance, once all units are gone"
+
+
+def test_two_readers_add_up_and_groups_are_fitted_each_for_itself():
+    both = _net(nn.Conv2d(6, 4, 1), lambda m, x: torch.cat([m.b(y := m.a(x).relu()), m.c(y)], 1), c=nn.Conv2d(6, 4, 1))
+    both.c.load_state_dict(both.b.state_dict())
+    assert np.allclose(_found(both), 2 * _found(_net_like(both)), atol=1e-9)
+    grouped = _net(nn.Conv2d(6, 4, 1, groups=2))
+    found = _found(grouped)
+    assert found.shape == (3,), "a unit is a channel of each group"
+    assert (found > 1e-6).all(), "1 and its double are in two groups"
+
+
+def _net_like(net: nn.Module) -> nn.Module:
+    made = _net(nn.Conv2d(6, 4, 1))
+    made.b.load_state_dict(net.b.state_dict())
+    return made
+
+
+def test_a_plan_cuts_by_it_and_loses_nothing_that_others_can_stand_for():
+    net = _net(nn.Conv2d(6, 4, 1))
+    plan = {
+        "plan": 1,
+        "passes": [
+            {"score": {"criterion": {"reconstruction": {"ridge": 1e-9}}, "samples": 24}},
+            {"select": {"widths": {"a": 4}}},
+            "shrink",
+            {"repair": "least_squares"},
+        ],
+    }
+    found = compile(net, plan, example_inputs=(DATA.inputs[:2],), data=DATA)
+    assert found.module.a.weight.shape[0] == 4
+    details = found.report["passes"][0]["details"]["remaining_error"]
+    assert [len(curve) for curve in details.values()] == [7]
+    assert details["a"] == sorted(details["a"])
+    (picture,) = found.findings.passes[0].attachments
+    assert picture.file == "remaining_error.png"
+    assert picture.content.startswith(b"\x89PNG")
+    assert torch.allclose(found.module(DATA.inputs), net(DATA.inputs), atol=1e-6)
