@@ -5,6 +5,7 @@
     prunec explain MODEL|PLAN [--group NAME] [--graph FILE]
     prunec ir MODEL|PLAN [--after PASS]
     prunec latency MODEL|PLAN [--refresh]
+    prunec export MODEL|OUTPUT|PLAN [--to NAMES] [-o DIR] [--int8]
     prunec schema
     prunec passes [NAME]
 
@@ -291,6 +292,35 @@ def latency(
         times = new_table(progress, refresh=refresh)
         model = latency_model(program, times)
     show_latency(model, times.times.name)
+
+
+@app.command()
+def export(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|OUTPUT|PLAN", help="package.module:callable, file.py:name, or out")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="NAMES", help="onnx,ort,...; a plan's own without it")] = "",
+    output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the files")] = Path("exported"),
+    int8: Annotated[bool, typer.Option("--int8", help="files in int8 as well, where the target can")] = False,
+    inputs: Inputs = None,
+    overrides: Sets = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a model, as it is or as it was compiled before, for runtimes; run each file there, compare and time it."""
+    from prunec.compiler.cli.target import plan_of  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.driver.export_model import export_model, exports_of  # noqa: PLC0415
+    from prunec.compiler.report.console import show_exported  # noqa: PLC0415
+    from prunec.compiler.report.progress import Detail, watched  # noqa: PLC0415
+
+    folder = output.absolute()  # a factory may change the working directory
+    plan = plan_of(target, inputs, overrides)
+    exports = exports_of(plan, to, int8=int8)
+    with watched(Detail.of(quiet, verbose)) as progress:
+        reports = export_model(plan, exports, folder, progress)
+    show_exported(reports, folder, output)
+    if any(report.failed for report in reports):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -6,7 +6,7 @@ The ONNX file is measured as a compile always does (`driver/measure.py`); all ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -119,6 +119,10 @@ class Exports:
                 alarms=(*report.alarms, *filter(None, [why and f"the export to {row.target} failed: {why}"])),
             )
         return report
+
+    def rows(self, exports: Sequence[PlanExport]) -> Iterator[TargetReport]:
+        """Write the files of each, and give what came of it."""
+        return (self._other(each) for each in exports)
 
     def _one(self, each: PlanExport) -> tuple[TargetReport, OnnxFindings | None]:
         """What came of one export, and for an ONNX file what a compile tells of it besides."""

@@ -149,14 +149,13 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
     _show_passes(report)
     _show_reasons(report, reasons)
     if tells(report):
+        say("")
         show_targets(report.targets, share=bool(report.metric and report.metric.share))
     for note in report.notes:
         say(f"note: {note}")
     for warning in report.warnings:
         say(Text(f"warning: {warning}", "yellow"))
-    hidden = (".", "__pycache__")
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(hidden))
-    say(f"\n{str(called or folder).rstrip('/')}/: {', '.join(names)}")
+    say(f"\n{str(called or folder).rstrip('/')}/: {', '.join(_visible(folder))}")
     for alarm in report.alarms:
         say(Text(f"\nWARNING: {alarm}", "bold red"))
 
@@ -164,13 +163,24 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
 def show_targets(reports: Sequence[TargetReport], *, share: bool = False) -> None:
     """The table of exports, what failed with its way out, and what converters printed then. `share` says whether the
     metric reads in per cent."""
-    say("")
     table("", COLUMNS, target_rows(reports, share), right=RIGHT)
     for line in target_lines(reports):
         say(Text(line, "cyan" if line.startswith("hint: ") else "default"))
     for report in reports:
         if report.log:
             say(Text(f"what {report.target}'s tools printed:\n{report.log}", "dim"))
+
+
+def _visible(folder: Path) -> list[str]:
+    """The names of what a command wrote into its folder."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "__pycache__")))
+
+
+def show_exported(reports: Sequence[TargetReport], folder: Path, called: Path) -> None:
+    """The table of `prunec export`, and where the files are, if any are."""
+    show_targets(reports)
+    if folder.is_dir() and not all(report.error for report in reports):
+        say(f"\n{str(called).rstrip('/')}/: {', '.join(_visible(folder))}")
 
 
 _COLOURS: Final[Mapping[bool | None, str]] = {True: "green", False: "red", None: "default"}
