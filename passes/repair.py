@@ -35,7 +35,7 @@ class Repair(Pass):
 
     name: ClassVar[str] = "repair"
     trains: ClassVar[bool] = True
-    drops: ClassVar[frozenset[str]] = frozenset({"scores"})
+    drops: ClassVar[frozenset[str]] = frozenset({"scores", "class_evidence"})
     shorthand: ClassVar[str | None] = "method"
 
     method: Literal["least_squares", "bias", "batch_norm"] = Field(

@@ -37,6 +37,7 @@ taylor_weight                   the same from weights
 obd, obd_fisher, obs            second order, from weights; `fisher_gate` from activations
 reconstruction                  the error that remains once the readers are refit: for `repair: least_squares`
 class_weights, class_maps       what drives the classes that a plan names
+class_evidence                  the same, of what the pass of this name has found
 oracle                          what the loss really does when the unit goes
 torch_pruning                   an importance class of torch-pruning
 random                          the control
@@ -155,6 +156,7 @@ class Score(Pass):
                 scores[group.name] = normalised(joined, how)
         told = ((n, part.remaining) for n in scores for part in evidence[n])
         scores.remaining = {name: curve for name, curve in told if curve is not None}
+        notes += setting.memo.get("notes", ())
         scores.losses = self._losses(setting, {name: evidence[name] for name in scores})
         scores.doubt = "" if scores.losses else self._doubt(setting.aggregate, how, evidence)
         return scores, tuple(notes)

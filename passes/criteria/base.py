@@ -54,7 +54,7 @@ class Setting:
     axes: str = "writers"
     aggregate: str = "mean"
     memo: dict[str, Any] = field(default_factory=dict)
-    """What a criterion remembers from one axis to the next."""
+    """What a criterion remembers from one axis to the next; under `notes`, what it has to say besides."""
 
     @property
     def analysis(self) -> Analysis:

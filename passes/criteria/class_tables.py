@@ -4,6 +4,7 @@ G [units, classes]       as measured; a class with large gradients has large num
 balanced                 each column divided by its mean over the units: 1 is what a unit has in the mean
 label of a unit          the class with the largest balanced number of the unit
 strongest                a unit's largest number for any of the classes that stay: keep it where that is above t
+by cluster               what units of a cluster have to do with the classes that stay, all together
 in turn                  for each class that stays its best unit, in turn, then each one's next: the units' order
 """
 
@@ -65,6 +66,51 @@ def in_turn(table: FloatArray) -> FloatArray:
                 still.append(units)
         waiting = still
     return places
+
+
+def cluster_labels(table: FloatArray, clusters: IntArray, share: float) -> list[tuple[int, ...]]:
+    """For each cluster, from 0 on, the classes that it is for: all that have this `share` of its units' summed balanced
+    evidence, and the one with the most; none where it has no evidence.
+
+    `table` is balanced, [units, classes]; `clusters` [units] are numbers of clusters, -1 for units without one.
+    """
+    found = []
+    for sums in _by_cluster(table, clusters):
+        large = sums >= share * sums.sum()
+        found.append(tuple(sorted({int(sums.argmax()), *np.flatnonzero(large).tolist()})) if sums.sum() > 0 else ())
+    return found
+
+
+def _by_cluster(table: FloatArray, clusters: IntArray) -> FloatArray:
+    """The summed evidence of each cluster's units, [clusters, classes]."""
+    mine = clusters >= 0
+    sums = np.zeros((int(clusters.max(initial=-1)) + 1, table.shape[1]))
+    np.add.at(sums, clusters[mine], np.nan_to_num(table[mine], nan=0.0))
+    return sums
+
+
+def by_cluster(table: FloatArray, clusters: IntArray, wanted: Sequence[int], share: float) -> FloatArray:
+    """Scores by the clusters of units, [units]: below 1 for those of clusters that are for no wanted class, from 1 to 2
+    for the others; in each, those of a cluster stand together, and clusters with a larger share of evidence for wanted
+    classes come later. Units without a cluster have 0.
+
+    `table` is balanced; `clusters` [units, layers] numbers the clusters of each layer, -1 for units without one. Where
+    a unit has several clusters, the one that is most for the wanted classes counts.
+    """
+    meets, part, number = np.zeros(len(table)), np.full(len(table), -1.0), np.full(len(table), -1)
+    for column in clusters.T:
+        mine, sums = column >= 0, _by_cluster(table, column)
+        labels = cluster_labels(table, column, share)
+        for_wanted = np.array([bool(set(each) & set(wanted)) for each in labels], dtype=np.float64)
+        shares = sums[:, list(wanted)].max(1) / np.maximum(sums.sum(1), np.finfo(np.float64).tiny)
+        meets[mine] = np.maximum(meets[mine], for_wanted[column[mine]])
+        better = np.flatnonzero(mine)[shares[column[mine]] > part[mine]]
+        part[better], number[better] = shares[column[better]], column[better]
+    inside = np.nan_to_num(table[:, list(wanted)], nan=0.0).max(1)
+    order = np.lexsort((inside, number, part, meets))
+    places = np.empty(len(table))
+    places[order] = np.arange(len(table)) / len(table)
+    return np.where(number >= 0, places + meets, 0.0)
 
 
 def missing(table: FloatArray, wanted: Sequence[int]) -> list[int]:

@@ -28,7 +28,7 @@ from prunec.compiler.errors import DataError, PassError
 from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.groups.classes import gives_probabilities
 from prunec.compiler.ir.graph import output_of
-from prunec.compiler.ir.program import Axis, FloatArray, IntArray, Program
+from prunec.compiler.ir.program import Axis, FloatArray, IntArray, Note, Program
 from prunec.compiler.ir.train_eval import in_eval
 from prunec.compiler.task.outputs import Output, chosen, first_output
 from prunec.passes.calibration.calibration import bytes_of_a_sample
@@ -132,7 +132,9 @@ class ClassEvidence(ByClass):
             wanted = self._columns(setting, table.shape[1])
             if self.classes is not None or setting.context.kept is not None:
                 check_seen(tables, table, wanted, setting)
-            seen = [each for each in wanted if each not in missing(table, wanted)]
+            lacking = missing(table, wanted)
+            setting.memo["notes"] = [Note(f"class {each}", "has no sample among those looked at") for each in lacking]
+            seen = [each for each in wanted if each not in lacking]
             yield name, found_of(self.scored(table, seen, self.level))
 
     def target(self, setting: Setting, outputs: Any, piece: Batch) -> Tensor:
@@ -149,12 +151,13 @@ def found_of(scores: FloatArray) -> Evidence:
     return Evidence("classes", known, scores[known])
 
 
-def check_seen(tables: ClassTable, table: FloatArray, wanted: Sequence[int], setting: Setting) -> None:
+def check_seen(tables: Mapping[str, FloatArray], table: FloatArray, wanted: Sequence[int], setting: Setting) -> None:
     """Raise `DataError` where the data that were looked at had no sample of a wanted class."""
     lacking = missing(table, wanted)
     if not lacking:
         return
-    called = [tables.titles[each] if tables.titles else str(each) for each in lacking[:_TOLD]]
+    titles = tables.titles if isinstance(tables, ClassTable) else ()
+    called = [titles[each] if titles else str(each) for each in lacking[:_TOLD]]
     more = f" and {len(lacking) - _TOLD} more" if len(lacking) > _TOLD else ""
     split, data = setting.calibration.split, setting.context.data
     raise DataError(

@@ -60,13 +60,13 @@ def _length(values: Tensor, call: LayerCall, low: int, step: int) -> int:
 
 
 _Rows = tuple[Tensor, Tensor, int]
-"""Windows [samples, groups, rows, channels * kernel], gradients [samples, groups, filters, rows], and the kernel."""
+"""Windows [samples, groups, channels * kernel, rows], gradients [samples, groups, filters, rows], and the kernel."""
 
 
 def _rows(call: LayerCall, source: Tensor, gradient: Tensor) -> _Rows:
     if call.conv is None:
         x, g = samples_first(source, call), samples_first(gradient, call)
-        return x[:, None], g.transpose(1, 2)[:, None], 1
+        return x.transpose(1, 2)[:, None], g.transpose(1, 2)[:, None], 1
     conv = call.conv
     if isinstance(conv, _ConvTransposeNd):
         source, gradient = gradient, source  # the weight is that of the convolution which goes the other way
@@ -76,7 +76,7 @@ def _rows(call: LayerCall, source: Tensor, gradient: Tensor) -> _Rows:
         torch.unflatten(windows, 1, (groups, -1)), 0, (-1, rows)
     )  # [samples, rows, groups, channels, places, kernel]
     places, kernel = range(4, 4 + dims), range(4 + dims, 4 + 2 * dims)
-    x = x.permute(0, 2, 1, *places, 3, *kernel).flatten(3 + dims).flatten(2, 2 + dims)
+    x = x.permute(0, 2, 3, *kernel, 1, *places).flatten(3 + dims).flatten(2, 2 + dims)
     g = torch.unflatten(
         torch.unflatten(gradient, 1, (groups, -1)), 0, (-1, rows)
     )  # [samples, rows, groups, filters, places]
@@ -94,17 +94,19 @@ def _windows(conv: _ConvNd, source: Tensor, places: torch.Size) -> Tensor:
 
 def _sums(parts: Sequence[_Rows], scratch: int) -> tuple[Tensor, Tensor]:
     """[samples, filters of all groups] and [samples, channels of all groups]."""
-    x, g = torch.cat([part[0] for part in parts], 2), torch.cat([part[1] for part in parts], 3)
+    x, g = parts[0][:2]
+    if len(parts) > 1:
+        x, g = torch.cat([part[0] for part in parts], 3), torch.cat([part[1] for part in parts], 3)
     kernel, filters = parts[0][2], g.shape[2]
-    if x.shape[2] == 1:  # one row: the gradient is a product of two vectors
-        x, g = x[:, :, 0].abs(), g[..., 0].abs()
+    if x.shape[3] == 1:  # one row: the gradient is a product of two vectors
+        x, g = x[..., 0].abs(), g[..., 0].abs()
         outer = torch.unflatten(x, 2, (-1, kernel)).sum(3) * g.sum(2, keepdim=True)
         return (g * x.sum(2, keepdim=True)).flatten(1), outer.flatten(1)
-    columns = x.new_zeros(*x.shape[:2], x.shape[3] // kernel)
+    columns = x.new_zeros(*x.shape[:2], x.shape[2] // kernel)
     rows: list[Tensor] = []
-    step = max(1, scratch // max(x.shape[0] * x.shape[1] * x.shape[3], 1))
+    step = max(1, scratch // max(x.shape[0] * x.shape[1] * x.shape[2], 1))
     for start in range(0, filters, step):
-        gradient = torch.matmul(g[:, :, start : start + step], x).abs_()
+        gradient = torch.matmul(g[:, :, start : start + step], x.transpose(2, 3)).abs_()
         rows.append(gradient.sum(3))
         columns += torch.unflatten(gradient.sum(2), 2, (-1, kernel)).sum(3)
     return torch.cat(rows, 2).flatten(1), columns.flatten(1)

@@ -50,7 +50,7 @@ class TrainingOptions(Pass, ABC):
     """The options that all training passes have."""
 
     trains: ClassVar[bool] = True
-    drops: ClassVar[frozenset[str]] = frozenset({"scores"})
+    drops: ClassVar[frozenset[str]] = frozenset({"scores", "class_evidence"})
 
     epochs: Count | None = Field(default=None, description="how often all samples are seen; 1 if nothing is said")
     updates: Count | None = Field(default=None, description="in place of epochs: how many steps the optimizer takes")
