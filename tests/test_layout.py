@@ -178,6 +178,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "passes/training/options.py": "passes/test_finetune.py",
     "passes/calibration/trials.py": "passes/studies/test_rank.py",
     "passes/criteria/base.py": "passes/test_score.py",
+    "passes/criteria/class_evidence.py": "passes/test_class_evidence.py",
     "passes/criteria/torch_pruning.py": "passes/test_score.py",
     "passes/selection/exchange.py": "passes/selection/test_knapsack.py",
     "passes/repairing/layers.py": "passes/test_repair.py",
