@@ -11,6 +11,7 @@ rounds; every ratio is one of the traced model. A `cluster` that says none of th
 
     - repeat: {steps: 3, passes: [{cluster: {ratio: [18.75%, 31.25%, 37.5%]}}, {centripetal: 600}, merge]}
     - repeat: {steps: 3, to: {macs: 40%}, passes: [cluster, {centripetal: 600}, merge]}
+    - repeat: {each: 16, to: {macs: 40%}, passes: [cluster, {centripetal: 20}, merge]}        16 units less a round
 
 The fact `clusters` holds, by group, every cluster of two units or more: sorted, by their smallest unit. A unit that
 stays alone isn't listed, nor is a group in which all do.
@@ -23,7 +24,10 @@ pinned, counted by a norm over channels, or not in the same places everywhere, n
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from operator import itemgetter
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -83,6 +87,9 @@ class Cluster(Pass):
         "same share of its units",
         examples=[{"macs": "40%"}],
     )
+    at_most: Count | None = Field(
+        default=None, description="`budget`: how many units go at most, of the groups that have lost the least share"
+    )
     may_fall_short: bool = Field(
         default=False, description="`budget`: where it is out of reach, join all that may be joined"
     )
@@ -114,6 +121,8 @@ class Cluster(Pass):
             raise wrong(
                 f"must not name 'ratio' or 'widths' for method '{self.method}', or a 'budget': it finds its own"
             )
+        if self.at_most is not None and self.budget is None:
+            raise wrong("must not name 'at_most' without a 'budget', which says how much is to go in the end")
         if (self.method == "given") != (self.clusters is not None):
             raise wrong("must name 'clusters' for method 'given', and for no other")
         if self.method == "given" and (self.only or self.protect):
@@ -136,10 +145,8 @@ class Cluster(Pass):
         """The pass with the round's budget, unless it says itself how much goes."""
         if not self.is_sized or any(getattr(self, option) is not None for option in _AMOUNTS):
             return self
-        if allowance.at_most is not None:
-            hint = "write 'steps' in place of 'each', or a ratio for each round"
-            raise wrong("must say itself how much goes, where a round removes so many units", hint=hint)
-        return self.model_copy(update={"budget": dict(allowance.left), "may_fall_short": True})
+        given = {"budget": dict(allowance.left), "at_most": allowance.at_most, "may_fall_short": True}
+        return self.model_copy(update=given)
 
     def resources(self) -> frozenset[str]:
         """The resources that have a budget."""
@@ -163,9 +170,9 @@ class Cluster(Pass):
         else:
             now = self._of_round(context)
             if self.budget is not None:
-                ratio, short = now._meeting(analysis, context, self.budget)
-                now = now.model_copy(update={"ratio": ratio})
-                details = {"ratio": ratio, **({"falls_short": short} if short else {})}
+                now, short = now._meeting(analysis, context, self.budget)
+                ratio = {} if now.ratio is None else {"ratio": now.ratio}
+                details = {**ratio, **({"falls_short": short} if short else {})}
             found, notes = now._found(analysis, context)
         groups = analysis.groups
         details = {
@@ -207,35 +214,67 @@ class Cluster(Pass):
         widths = None if self.widths is None else {name: _at(value, index) for name, value in self.widths.items()}
         return self.model_copy(update={"ratio": _at(self.ratio, index), "widths": widths})
 
-    def _meeting(self, analysis: Analysis, context: Context, wanted: Mapping[str, float | str]) -> tuple[float, str]:
-        """The smallest ratio by which the budgets are met; 1, and why not, where none does and the pass may fall short.
-        Raises `PassError` where it may not."""
+    def _meeting(
+        self, analysis: Analysis, context: Context, wanted: Mapping[str, float | str]
+    ) -> tuple[Cluster, str]:
+        """The pass with the smallest ratio by which the budgets are met, or with the widths behind `at_most` units less;
+        and why they can't be met, where the pass may fall short. Raises `PassError` where it may not."""
         limits = budgets(wanted, analysis.program, context)
 
-        def left(ratio: float) -> BoolArray:
-            keep = np.ones(analysis.size, dtype=bool)
-            for name, parts, widths in self.model_copy(update={"ratio": ratio})._divided(analysis, context.traced):
-                for part, width in zip(parts, widths, strict=True):
-                    keep[analysis.groups[name].start + part[width:]] = False
-            return keep
-
-        def missed(ratio: float) -> str:
-            keep = left(ratio)
+        def missed(pass_: Cluster) -> str:
+            keep = pass_._kept(analysis, context)
             over = (b for b in limits if b.resource.of(keep) > b.bound + b.resource.fixed)
             return next((f"{b.name} {b.resource.of(keep) / b.whole:.1%}" for b in over), "")
 
-        if least := missed(1.0):
+        def with_ratio(ratio: float) -> Cluster:
+            return self.model_copy(update={"ratio": ratio})
+
+        short = ""
+        if least := missed(with_ratio(1.0)):
+            short = f"with all units joined that may be, {least} are left"
             if not self.may_fall_short:
-                message = f"the budget can't be met: with all units joined that may be, {least} are left"
-                raise PassError(message, keys=("budget",), hint="`prunec explain` says why others can't be merged")
-            return 1.0, f"with all units joined that may be, {least} are left"
+                hint = "`prunec explain` says why others can't be merged"
+                raise PassError(f"the budget can't be met: {short}", keys=("budget",), hint=hint)
+        if self.at_most is not None:
+            every = self._steps(analysis, context)
+            sizes = np.cumsum([units for _, _, units in every])
+            most = min(max(int((sizes <= self.at_most).sum()), 1), len(every))
+            widths = {name: group.size for name, group in chosen(analysis.groups, self.only, self.protect).items()}
+
+            def behind(count: int) -> Cluster:
+                left = widths | {name: width for name, width, _ in every[:count]}
+                return self.model_copy(update={"widths": left})
+
+            count = min(bisect_left(range(most + 1), True, key=lambda n: not missed(behind(n))), most)
+            return behind(count), short if count == len(every) else ""
+        if short or not missed(with_ratio(0.0)):
+            return with_ratio(1.0 if short else 0.0), short
         low, high = 0.0, 1.0
-        if not missed(low):
-            return low, ""
         while high - low > _CLOSE:
             middle = (low + high) / 2
-            low, high = (middle, high) if missed(middle) else (low, middle)
-        return high, ""
+            low, high = (middle, high) if missed(with_ratio(middle)) else (low, middle)
+        return with_ratio(high), ""
+
+    def _steps(self, analysis: Analysis, context: Context) -> list[tuple[str, int, int]]:
+        """(group, the width behind a step, how many units that is less): all that can be taken, first those behind which
+        a group has lost the least share of its units in the traced model."""
+        wholes = whole_sizes(analysis, context.traced)
+        found = []
+        for name, parts, least in self.model_copy(update={"ratio": 1.0})._divided(analysis, context.traced):
+            group = analysis.groups[name]
+            end = group.size - sum(part.size - width for part, width in zip(parts, least, strict=True))
+            widths = [w for w in range(group.size, end - 1, -1) if w in (group.size, end) or not w % self.multiple_of]
+            steps = [(name, after, before - after) for before, after in pairwise(widths)]
+            found += [(1 - after / wholes[name], name, after, units) for name, after, units in steps]
+        return [tuple(step[1:]) for step in sorted(found, key=itemgetter(0))]
+
+    def _kept(self, analysis: Analysis, context: Context) -> BoolArray:
+        """[units]: as many as are left of each kind; which of them doesn't matter for what they cost."""
+        keep = np.ones(analysis.size, dtype=bool)
+        for name, parts, widths in self._divided(analysis, context.traced):
+            for part, width in zip(parts, widths, strict=True):
+                keep[analysis.groups[name].start + part[width:]] = False
+        return keep
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
         """The pass with its clusters spelled out."""

@@ -270,6 +270,7 @@ def test_what_the_plan_asks_in_vain(options, message):
         ({"method": "given"}, "must name 'clusters' for method 'given'"),
         ({"ratio": 0.5, "clusters": {}}, "must name 'clusters' for method 'given', and for no other"),
         ({"method": "given", "clusters": {}, "only": ["a"]}, "must not name 'only' or 'protect' for method 'given'"),
+        ({"ratio": 0.5, "at_most": 4}, "must not name 'at_most' without a 'budget'"),
         ({"widths": {"a": 0}}, "greater than or equal to 1"),
         ({"ratio": 1.5}, "must be between 0 and 1"),
     ],
@@ -334,7 +335,7 @@ def test_a_budget_out_of_reach_is_refused_or_told():
 
 def test_what_rounds_have_no_use_for_is_refused():
     for cluster, options, message in (
-        ("cluster", {"each": 4, "to": {"macs": 0.5}}, "so many units"),
+        ({"cluster": {"ratio": 0.5}}, {"each": 4, "to": {"macs": 0.5}}, "must hold a pass that takes the budget"),
         ("cluster", {"steps": 2}, "must have the key 'to'"),
         ({"cluster": {"ratio": []}}, {"steps": 2}, "empty list"),
         ({"cluster": {"ratio": 0.5, "budget": {"macs": 0.5}}}, {"steps": 2}, "must name one of"),
@@ -343,3 +344,30 @@ def test_what_rounds_have_no_use_for_is_refused():
             in_rounds(cluster, **options)
     with pytest.raises(ValidationError, match="outside of 'repeat'"):
         Cluster(ratio=(0.1, 0.2))
+
+
+@pytest.mark.parametrize("method", ["kmeans", "even"])
+@pytest.mark.parametrize("each", [1, 5, 16])
+def test_each_round_joins_so_many_units(method, each):
+    result = in_rounds({"cluster": {"method": method}}, each=each, to={"macs": "40%"})
+    before, after = (result.report["cost"][when]["macs"] for when in ("before", "after"))
+    merges = [record["details"]["removed"] for record in result.report["passes"] if record["pass"] == "merge"]
+    *all_but_the_last, last = [sum(removed.values()) for removed in merges]
+    assert set(all_but_the_last) == {each}
+    assert 0 < last <= each
+    assert 0.35 * before < after <= 0.4 * before
+    program = result.program
+    left = {name: program.tensors[f"{name}.weight"].shape[0] for name in ("conv0", "conv1")}
+    assert abs(left["conv0"] / 16 - left["conv1"] / 32) <= 1 / 16, "all groups lose the same share"
+
+
+def test_a_round_takes_a_whole_step_where_widths_are_multiples():
+    result = in_rounds({"cluster": {"multiple_of": 4}}, each=1, to={"macs": "60%"})
+    for removed in (record["details"]["removed"] for record in result.report["passes"] if record["pass"] == "merge"):
+        assert sum(removed.values()) == 4
+
+
+def test_rounds_of_clusters_end_when_nothing_more_may_be_joined():
+    result = in_rounds({"cluster": {"protect": ["conv1"]}}, each=6, to={"macs": "1%"})
+    assert result.program.tensors["conv0.weight"].shape[0] == 1
+    assert any("the budget isn't met" in warning for warning in result.report["warnings"])
