@@ -19,7 +19,8 @@ stays alone isn't listed, nor is a group in which all do.
 Writers that are coupled (all convolutions that add to one residual stream) share their clusters. These come from the
 kernels of the *pacesetter*, the writer that is least deep: the projection, the stem, the first of a chain; or from the
 kernels of all writers, one behind the other (`source: concat`). Units that can't stand for each other, since they are
-pinned, counted by a norm over channels, or not in the same places everywhere, never share a cluster.
+pinned, counted by a norm over channels, not in the same places everywhere, or different in truth values or whole
+numbers, which have no mean, never share a cluster.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from pydantic import Field, ValidationInfo, model_validator
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, Group, analyse
 from prunec.compiler.groups.balance import NO_UNIT
-from prunec.compiler.groups.interchangeable import kinds, pacesetter, unmergeable
+from prunec.compiler.groups.interchangeable import pacesetter, unmergeable
 from prunec.compiler.groups.patterns import chosen, matching
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Allowance, Context, Pass, PassResult
 from prunec.compiler.plan.entries import INSIDE
 from prunec.compiler.plan.options import Fraction01, wrong
-from prunec.compiler.rewrite.merge import Clusters, Counted, chi, identical, tidy, unit_rows
+from prunec.compiler.rewrite.merge import Clusters, Counted, chi, identical, kinds_with_means, tidy, unit_rows
 from prunec.passes.selection.amounts import Budget, Resource, fits
 from prunec.passes.selection.budgets import budgets
 from prunec.passes.selection.per_group import gone_now
@@ -201,7 +202,7 @@ class Cluster(Pass):
         self, analysis: Analysis, traced: Program | None = None
     ) -> Iterator[tuple[str, list[IntArray], list[int]]]:
         """(group, its units of each kind, how many are to be left of them), for groups that have any to join."""
-        kind = kinds(analysis)
+        kind = kinds_with_means(analysis)
         for name, (group, width) in self._targets(analysis, traced).items():
             parts = _parts(kind[group.where])
             if parts:
@@ -283,7 +284,7 @@ class Cluster(Pass):
     def _found(self, analysis: Analysis, context: Context) -> tuple[dict[str, Clusters], list[Note]]:
         found: dict[str, Clusters] = {}
         notes: list[Note] = []
-        kind = kinds(analysis)
+        kind = kinds_with_means(analysis)
         for name, (group, width) in self._targets(analysis, context.traced).items():
             parts = _parts(kind[group.where])
             if not parts:

@@ -5,7 +5,7 @@
 
 Where the channels of a cluster are identical the program computes what it did before. Where they differ, `inexact:
 mean` gives all of them the mean of their weights, biases and norm vectors first; the result is then compared with the
-old program with these means in it.
+old program with these means in it. Truth values and whole numbers have no mean: where they differ, nothing is merged.
 
 The unit that stays is the smallest of its cluster. Behind a flatten a channel has a block of columns, and each is added
 to the same pixel's. A depthwise convolution, and any grouped one that loses whole groups, reads no other channel: its
@@ -34,6 +34,7 @@ from prunec.compiler.rewrite.merge import (
     Tensors,
     chi,
     crowded,
+    discrete,
     gaps,
     producers,
     representatives,
@@ -61,14 +62,15 @@ class Merge(Pass):
     def check(self, program: Program) -> None:
         """Raise PassError where the weights say that channels of expected clusters differ, and they may not."""
         expected = program.facts.get("expected_clusters")
-        if self.inexact != "refuse" or expected is None:
+        if expected is None:
             return
         groups = analyse(program).groups
         if not isinstance(expected, Counted):
             clusters, _ = mergeable(program.with_facts(clusters=expected))
+            check_means(program, clusters)
             self._refuse_wide(_widest(gap for n, part in clusters.items() for gap in gaps(program, groups[n], part)))
             return
-        for name, units, count in expected:
+        for name, units, count in expected if self.inexact == "refuse" else ():
             if different := crowded(program, groups[name], units, count, self.tolerance):
                 raise PassError(
                     f"group '{name}': {units.size} channels are to become {count}, but {different} of them differ by "
@@ -87,6 +89,7 @@ class Merge(Pass):
         apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
         worst = _widest(gap for gap in apart.values() if gap)
         if not context.structural:
+            check_means(program, clusters)
             self._refuse_wide(worst)
         details = {
             "removed": {name: sum(len(cluster) - 1 for cluster in part) for name, part in clusters.items()},
@@ -124,6 +127,22 @@ def mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
         if alike:
             clusters[name] = alike
     return clusters, tuple(notes)
+
+
+def check_means(program: Program, clusters: Mapping[str, Clusters]) -> None:
+    """Raise `PassError` where the channels of a cluster differ in truth values or whole numbers, which have no mean."""
+    groups = analyse(program).groups
+    for name, found in clusters.items():
+        axes = {member.axis for member in discrete(program, groups[name])}
+        for gap in gaps(program, groups[name], found) if axes else ():
+            if gap.axis in axes and gap.size:
+                dtype = program.tensors[gap.axis.tensor].dtype
+                what = "truth values" if dtype == torch.bool else "whole numbers"
+                raise PassError(
+                    f"group '{name}': the channels of cluster {_spelled(gap.cluster)} aren't identical: {gap.axis} "
+                    f"holds {what}, which differ, and have no mean",
+                    hint="leave channels in which they differ apart, as `cluster` does where it finds the clusters",
+                )
 
 
 def _checked(name: str, found: object, size: int) -> Clusters:

@@ -17,7 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from prunec.compiler.groups.analysis import Group, Member
+from prunec.compiler.groups.analysis import Analysis, Group, Member
+from prunec.compiler.groups.balance import NO_UNIT
+from prunec.compiler.groups.interchangeable import kinds
 from prunec.compiler.ir.modules import clone_module, module_tensors
 from prunec.compiler.ir.program import Axis, IntArray, Program, State
 
@@ -140,6 +142,35 @@ def _places(program: Program, axis: Axis, positions: IntArray) -> tuple[torch.Te
     """Where an axis's positions lie in `_blocks`: the group, and the position within it."""
     width = program.size(axis) // program.groups_along(axis)
     return torch.from_numpy(positions // width), torch.from_numpy(positions % width)
+
+
+# -- which units have means ----------------------------------------------------------------------------------------
+
+
+def discrete(program: Program, group: Group) -> Iterator[Member]:
+    """The producers of a group that hold truth values or whole numbers: where these differ, there is no mean."""
+    for member in producers(group):
+        dtype = program.tensors[member.axis.tensor].dtype
+        if not (dtype.is_floating_point or dtype.is_complex):
+            yield member
+
+
+def kinds_with_means(analysis: Analysis) -> IntArray:
+    """The kind of each unit, [units], as `kinds` has it; units that differ in truth values or whole numbers are of
+    different kinds."""
+    found = kinds(analysis).copy()
+    for group in analysis.groups.values():
+        for member in discrete(analysis.program, group):
+            kind = found[group.where]
+            apart = np.zeros((group.size, 2), dtype=np.int64)
+            apart[:, 0] = kind
+            for each in np.unique(kind[kind != NO_UNIT]):
+                units = np.intersect1d(np.flatnonzero(kind == each), member.units)
+                rows = unit_rows(analysis.program, member, units).numpy(force=True)
+                apart[units, 1] = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1) + 1
+            _, number = np.unique(apart, axis=0, return_inverse=True)
+            found[group.where] = np.where(kind == NO_UNIT, NO_UNIT, number.reshape(-1))
+    return found
 
 
 # -- how far units are apart ---------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.rewrite.merge import Clusters, partners, producers, representatives
-from prunec.passes.merge import mergeable
+from prunec.passes.merge import check_means, mergeable
 from prunec.passes.training.slices import slice_rows
 from prunec.passes.training.updates import Update, gradient_of
 
@@ -117,13 +117,14 @@ class ClusterSlices:
         stand for each other. The module has the program's parameter names: the model that was traced, or the program's
         own module.
 
-        Raises `PassError` where there are no such groups or units, or where a tensor of the program isn't one of the
-        module's.
+        Raises `PassError` where there are no such groups or units, where channels differ in what has no mean, or where a
+        tensor of the program isn't one of the module's.
         """
         if clusters is None and "clusters" not in program.facts:
             raise PassError("the program has no clusters", hint="run `cluster` on it, or name them")
         asked = program if clusters is None else program.with_facts(clusters=clusters)
         found, _ = mergeable(asked)
+        check_means(program, found)
         analysis = analyse(program)
         names = tuple(found)
         along: dict[tuple[int, int], _Along] = {}

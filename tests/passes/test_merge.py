@@ -110,6 +110,15 @@ def test_flatten_sums_the_same_pixels_columns():
     torch.testing.assert_close(new, expected, rtol=0, atol=0)
 
 
+def test_a_parameter_with_clusters_along_both_dimensions_has_the_means_of_both():
+    program = small("two_dimensions").with_facts(clusters={"channels": ((0, 3), (1, 2, 6)), "tokens": ((2, 5),)})
+    table = program.tensors["table"].detach()
+    rows = torch.stack([table[0], table[1], table[[2, 5]].mean(0), table[3], table[4]])
+    expected = torch.stack([rows[:, [0, 3]].mean(1), rows[:, [1, 2, 6]].mean(1), *rows[:, [4, 5, 7]].T], 1)
+    new = Merge(inexact="mean").run(program, Context()).program.tensors["table"].detach()
+    torch.testing.assert_close(new, expected, rtol=0, atol=1e-12)
+
+
 def test_origins_name_the_units_that_stay():
     program = small("flatten").with_facts(clusters={"conv": ((1, 4), (2, 3, 5))})
     make_identical(program)
@@ -238,9 +247,35 @@ def test_truth_values_that_differ_are_a_difference():
     model.register_buffer("mask", torch.tensor([True, False, True] * 2).view(6, 1, 1))
     program = traced(model)
     same, apart = (program.with_facts(clusters={"conv": (cluster,)}) for cluster in ((0, 2), (0, 1)))
-    with pytest.raises(PassError, match="aren't identical"):
-        Merge().run(apart, Context())
+    for inexact in ("refuse", "mean"):
+        with pytest.raises(PassError) as caught:
+            Merge(inexact=inexact).run(apart, Context())
+        assert str(caught.value) == (
+            "group 'conv': the channels of cluster [0, 1] aren't identical: mask[0] holds truth values, which differ, "
+            "and have no mean\n"
+            "hint: leave channels in which they differ apart, as `cluster` does where it finds the clusters"
+        )
     assert Merge(inexact="mean").run(same, Context()).details["removed"] == {"conv": 1}
+
+
+class Counting(Net):
+    """How often each channel counts is a buffer of whole numbers."""
+
+    def forward(self, x):
+        return self.head(self.conv(x) * self.times)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "even"])
+def test_channels_that_differ_in_whole_numbers_share_no_cluster(method):
+    model = Counting(conv=conv(3, 6), head=conv(6, 4))
+    model.register_buffer("times", torch.tensor([1, 2, 1, 1, 2, 3]).view(6, 1, 1))
+    program = clustered(traced(model), method=method, ratio=0.5)
+    merge = Merge(inexact="mean")
+    after = merge.run(program, Context()).program
+    assert after.tensors["times"].flatten().tolist() == [1, 2, 3]
+    assert verify(after, merge.reference(program, after), pass_name="merge").difference < 1e-9
+    with pytest.raises(PassError, match="whole numbers, which differ"):
+        merge.check(program.with_facts(expected_clusters={"conv": ((0, 5),)}))
 
 
 DECLINED = {

@@ -106,6 +106,14 @@ class Tied(Net):
         return self.decoder(torch.tanh(self.embedding(x)))
 
 
+class Mixer(Net):
+    """A table with a row for each token and a column for each channel is added to what mixes both."""
+
+    def forward(self, x):
+        y = self.tokens(self.channels(x).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.last(torch.tanh(y + self.table)).transpose(1, 2))
+
+
 class FunctionalHead(Net):
     def forward(self, x):
         return F.conv2d(F.relu(self.conv(x)), self.weight)
@@ -145,6 +153,13 @@ NETS = {
     "shared": lambda: Twice(stem=conv(3, 6), again=conv(6, 6), head=conv(6, 4)),
     "shuffle": lambda: Shuffle(conv=conv(3, 8), head=conv(8, 4)),
     "pixel_shuffle": lambda: middle(nn.Sequential(nn.PixelUnshuffle(2)), 24),
+    "two_dimensions": lambda: Mixer(
+        channels=nn.Linear(6, 8),
+        tokens=nn.Linear(5, 6),
+        table=nn.Parameter(torch.randn(6, 8)),
+        last=nn.Linear(8, 3),
+        head=nn.Linear(6, 4),
+    ),
     "resnet_projection": lambda: resnet(8, "projection", widths=(4, 8, 12)),
     "resnet_zero_pad": lambda: resnet(8, "zero_pad", widths=(4, 8, 12)),
     "densenet": lambda: densenet(7, growth=4, stem=6),
@@ -164,7 +179,8 @@ def traced(model, *shape):
 
 def small(name):
     torch.manual_seed(0)
-    return traced(NETS[name](), *((2, 3, 32, 32) if "net_" in name or name == "densenet" else ()))
+    shape = (2, 5, 6) if name == "two_dimensions" else (2, 3, 32, 32) if "net_" in name or name == "densenet" else ()
+    return traced(NETS[name](), *shape)
 
 
 def clustered(program, **options):
