@@ -215,11 +215,9 @@ class Cluster(Pass):
         widths = None if self.widths is None else {name: _at(value, index) for name, value in self.widths.items()}
         return self.model_copy(update={"ratio": _at(self.ratio, index), "widths": widths})
 
-    def _meeting(
-        self, analysis: Analysis, context: Context, wanted: Mapping[str, float | str]
-    ) -> tuple[Cluster, str]:
-        """The pass with the smallest ratio by which the budgets are met, or with the widths behind `at_most` units less;
-        and why they can't be met, where the pass may fall short. Raises `PassError` where it may not."""
+    def _meeting(self, analysis: Analysis, context: Context, wanted: Mapping[str, float | str]) -> tuple[Cluster, str]:
+        """The pass with the smallest ratio by which the budgets are met, or with the widths that `at_most` units less
+        leave; and why they can't be met, where the pass may fall short. Raises `PassError` where it may not."""
         limits = budgets(wanted, analysis.program, context)
 
         def missed(pass_: Cluster) -> str:
@@ -257,8 +255,8 @@ class Cluster(Pass):
         return with_ratio(high), ""
 
     def _steps(self, analysis: Analysis, context: Context) -> list[tuple[str, int, int]]:
-        """(group, the width behind a step, how many units that is less): all that can be taken, first those behind which
-        a group has lost the least share of its units in the traced model."""
+        """(group, the width behind a step, how many units that is less), for all steps that can be taken: first those
+        behind which a group has lost the least share of its units in the traced model."""
         wholes = whole_sizes(analysis, context.traced)
         found = []
         for name, parts, least in self.model_copy(update={"ratio": 1.0})._divided(analysis, context.traced):
@@ -267,7 +265,7 @@ class Cluster(Pass):
             widths = [w for w in range(group.size, end - 1, -1) if w in (group.size, end) or not w % self.multiple_of]
             steps = [(name, after, before - after) for before, after in pairwise(widths)]
             found += [(1 - after / wholes[name], name, after, units) for name, after, units in steps]
-        return [tuple(step[1:]) for step in sorted(found, key=itemgetter(0))]
+        return [(name, width, units) for _, name, width, units in sorted(found, key=itemgetter(0))]
 
     def _kept(self, analysis: Analysis, context: Context) -> BoolArray:
         """[units]: as many as are left of each kind; which of them doesn't matter for what they cost."""

@@ -81,15 +81,20 @@ class Memberships:
 
     flow: Flow
     runs: Runs
+    written: frozenset[int]
+    """The first units of groups that have other writers than weights which read."""
 
     @cached_property
     def followers(self) -> Mapping[int, list[Member]]:
         """The first unit of each group -> its members that aren't writers."""
         found: dict[int, list[Member]] = {start: [] for start in self.runs.starts}
         for binding in self.flow.bindings.values():
-            if binding.role != "writer":
+            reading = binding.axis in self.flow.reading
+            if binding.role != "writer" or reading:
+                role = "reader" if reading else binding.role
                 for start, positions, units in self.runs.parts(binding.labels):
-                    found[start].append(Member(binding.axis, binding.role, binding.cause, positions, units))
+                    if not reading or start in self.written:
+                        found[start].append(Member(binding.axis, role, binding.cause, positions, units))
         return found
 
 
@@ -416,7 +421,8 @@ def _groups(flow: Flow, runs: Runs, pinned: Mapping[int, str]) -> dict[str, Grou
     reasons = [""] * runs.total
     for unit, reason in pinned.items():
         reasons[unit] = reason
-    table = Memberships(flow, runs)
+    writing = {start: [m for m in mine if m.axis not in flow.reading] for start, mine in writers.items()}
+    table = Memberships(flow, runs, frozenset(start for start, mine in writing.items() if mine))
     selected = _selected(flow, runs)
     written = {start: mine for start, mine in writers.items() if start not in selected}
     names = dict(zip(written, _names(list(written.values())), strict=True))
@@ -425,9 +431,9 @@ def _groups(flow: Flow, runs: Runs, pinned: Mapping[int, str]) -> dict[str, Grou
         if start in selected:
             called, first = selected[start]
             called = called if called not in groups else str(first.axis)
-            axes = [first, *(member for member in mine if member.axis != first.axis)]
+            axes = [first, *(member for member in writing[start] or mine if member.axis != first.axis)]
         else:
-            called, axes = names[start], mine
+            called, axes = names[start], writing[start] or mine
         why = tuple(reasons[start:end])
         groups[called] = Group(called, start, end - start, why, tuple(axes), table, start in selected)
     return groups

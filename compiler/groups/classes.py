@@ -102,7 +102,8 @@ def _is_log(program: Program, node: fx.Node) -> bool:
 
 def _read(analysis: Analysis) -> Mapping[int, str]:
     """Unit -> who reads it or counts it."""
-    readers = (b for b in analysis.flow.bindings.values() if b.role == "reader")
+    flow = analysis.flow
+    readers = (b for b in flow.bindings.values() if b.role == "reader" or b.axis in flow.reading)
     found = {int(unit): f"is read by {b.axis.owner or b.axis}" for b in readers for unit in analysis.units(b.labels)}
     return {**found, **analysis.counted}
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from prunec.compiler.ir.granularity import Block
 from prunec.compiler.ir.ops import shape_of_argument
@@ -71,6 +71,8 @@ class Counted(NamedTuple):
     labels: IntArray
     reason: str
     inside: bool = False
+    weight: Axis | None = None
+    """What they are multiplied with and added up: where it is a weight alone, its columns can be added instead."""
 
 
 class Pin(NamedTuple):
@@ -196,6 +198,11 @@ class Flow:
     """Labels of which several must stay."""
     counted: list[Counted] = field(default_factory=list)
     """Labels whose *number* matters (statistics, sums of products): they may be removed, but not merged."""
+    weights: dict[Axis, list[fx.Node]] = field(default_factory=dict)
+    """Axis of a parameter -> the nodes that use it as a weight along it (see `weight_along`)."""
+    reading: set[Axis] = field(default_factory=set)
+    """Those of them along which the parameter is used in no other way. They are bound as writers; what another axis
+    writes they read, as a linear layer's columns do."""
     by_group: set[Axis] = field(default_factory=set)
     """Input axes of grouped convolutions that lose whole groups, so that a group's width stays."""
     bindings: dict[Axis, Binding] = field(default_factory=dict)
@@ -316,15 +323,31 @@ class Flow:
         for labels in fields:
             self.pin(labels, reason)
 
-    def count_matters(self, labels: IntArray, reason: str, along: int | None = None) -> None:
+    def weight_along(self, value: object, dim: int, node: fx.Node) -> Axis | None:
+        """The axis along which a node multiplies what arrives with a value, and adds it up, where the value is a
+        parameter itself."""
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        tensor = self.program.state.get(str(value.target))
+        uses = sum(each is value for each in (*node.args, *node.kwargs.values()))
+        if not isinstance(tensor, nn.Parameter) or uses != 1:
+            return None
+        axis = Axis(str(value.target), dim % tensor.ndim)
+        self.weights.setdefault(axis, []).append(node)
+        return axis
+
+    def count_matters(
+        self, labels: IntArray, reason: str, along: int | None = None, weight: Axis | None = None
+    ) -> None:
         """These labels may be removed, but not merged: the node counts or multiplies channels, so that fewer of them
         with added weights would give another result. It does so `along` a dimension, where one is given: then a unit
-        that has all positions of it, such as a head with its width, may be merged with another."""
+        that has all positions of it, such as a head with its width, may be merged with another. So may all, where it
+        multiplies them with a `weight` that is nothing else (see `weight_along`)."""
         if along is None:
-            self.counted.append(Counted(labels, reason))
+            self.counted.append(Counted(labels, reason, weight=weight))
         else:
             rows = np.moveaxis(labels, along, -1).reshape(-1, labels.shape[along])
-            self.counted.append(Counted(rows, reason, inside=True))
+            self.counted.append(Counted(rows, reason, True, weight))
 
     def balance(self, rows: IntArray, node: fx.Node) -> None:
         """Every row of the labels [rows, positions] must lose equally many: these are groups of a grouped layer.

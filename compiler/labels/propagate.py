@@ -20,6 +20,7 @@ correctness.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def run_rules(flow: Flow) -> None:
             if told != before:
                 flow.mixed[node] = flow.remarks(before)
     _join_names(flow)
+    _tell_weights(flow)
 
 
 def label(flow: Flow, node: fx.Node) -> Labelled:
@@ -94,6 +96,16 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
         if size > 1 or Axis(name, dim) in flow.program.origin:
             fields += flow.result(flow.write(Axis(name, dim), size, node, role), value.ndim, dim)
     return fields
+
+
+def _tell_weights(flow: Flow) -> None:
+    """Find the axes along which parameters are weights and nothing else; what they add up can be merged."""
+    names = Counter(map(id, flow.program.tensors.values()))
+    for axis, nodes in flow.weights.items():
+        alone = names[id(flow.program.tensors[axis.tensor])] == 1 and axis not in flow.by_module
+        if alone and axis in flow.bindings and set(_readers(flow, axis.tensor)) == set(nodes):
+            flow.reading.add(axis)
+    flow.counted = [each for each in flow.counted if each.weight not in flow.reading]
 
 
 def _is_boolean_or_real(value: torch.Tensor) -> bool:

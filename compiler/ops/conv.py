@@ -116,7 +116,8 @@ def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
     _, kernel = _behind(flow.fields(weight), 2)
     flow.pin_all(kernel, f"is a kernel dimension of {node.name}")
     rows, columns = (flow.along(weight, d, node)[0] for d in (0, 1))
-    written, whole = _grouped_value(flow, node, arriving, (rows, columns), groups, transposed)
+    axis = flow.weight_along(weight, 0 if transposed else 1, node) if groups == 1 else None
+    written, whole = _grouped_value(flow, node, arriving, (rows, columns), groups, transposed, axis)
     if isinstance(bias, fx.Node):
         flow.unify(flow.along(bias, 0, node)[0], written, node)
     places = elements(shape_of_argument(value if transposed else node)[dim + 1 :])
@@ -126,10 +127,16 @@ def functional_convolution(flow: Flow, node: fx.Node) -> Labelled:
 
 
 def _grouped_value(
-    flow: Flow, node: fx.Node, arriving: IntArray, own: tuple[IntArray, IntArray], groups: int, transposed: bool
+    flow: Flow,
+    node: fx.Node,
+    arriving: IntArray,
+    own: tuple[IntArray, IntArray],
+    groups: int,
+    transposed: bool,
+    axis: Axis | None,
 ) -> tuple[IntArray, bool]:
     """What a convolution whose weight is a value writes, and whether whole groups go; `own`: labels of rows and
-    columns.
+    columns, `axis`: which of the two a weight reads along.
 
     Rows stand one group after the other; every group has the same columns. So a group of one input or one output goes
     as a whole, which takes rows away; of wider groups, the same rows of each go, and columns.
@@ -138,7 +145,7 @@ def _grouped_value(
     if groups == 1:
         reads = (rows, arriving) if transposed else (columns, arriving)
         flow.unify(*reads, node)
-        flow.count_matters(arriving, f"contracted at {node.name}")
+        flow.count_matters(arriving, f"contracted at {node.name}", weight=axis)
         return (columns if transposed else rows), False
     inner, height = arriving.size // groups, rows.size // groups
     whole = inner == 1 or (columns.size if transposed else height) == 1

@@ -58,7 +58,8 @@ def functional_linear(flow: Flow, node: fx.Node) -> Labelled:
         return unknown(flow, node)
     arriving, rest = flow.along_of(shared(flow, node, value, -1), shape_of_argument(value), -1, node)
     flow.unify(flow.along(weight, -1, node)[0], arriving, node)
-    flow.count_matters(arriving, f"contracted at {node.name}")
+    axis = flow.weight_along(weight, 1, node)
+    flow.count_matters(arriving, f"contracted at {node.name}", weight=axis)
     written, _ = flow.along(weight, 0, node)
     if isinstance(bias, fx.Node):
         flow.unify(flow.along(bias, 0, node)[0], written, node)

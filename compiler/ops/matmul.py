@@ -16,7 +16,7 @@ import numpy as np
 from torch import fx
 
 from prunec.compiler.ir.ops import argument, elements, op_name, rank_of, shape_of_argument
-from prunec.compiler.ir.program import IntArray
+from prunec.compiler.ir.program import Axis, IntArray
 from prunec.compiler.labels.broadcast import combine, follow_folded, operand, pin_loose, whole
 from prunec.compiler.labels.flow import FIXED, Fields, Flow, Labelled
 from prunec.compiler.labels.heads import divided
@@ -37,7 +37,8 @@ def matmul(flow: Flow, node: fx.Node) -> Labelled:
     if column:
         right = tuple(f[:, None] for f in right[0]), (*right[1], 1)
     gone = tuple(dim for dim, single in ((-2, row), (-1, column)) if single)
-    fields = _product(flow, node, left, right, rank_of(node) + len(gone))
+    axis = None if row or column else _weight(flow, node, argument(node, 0, "input"), argument(node, 1, name))
+    fields = _product(flow, node, left, right, rank_of(node) + len(gone), axis)
     return flow.moved((np.squeeze(f, gone) for f in fields), node) if gone else fields
 
 
@@ -48,9 +49,10 @@ _SECOND = {"mm": "mat2", "bmm": "mat2", "mv": "vec"}
 def added_product(flow: Flow, node: fx.Node) -> Labelled:
     """A product that is added to a third operand."""
     names = ("mat1", "mat2") if op_name(node) == "addmm" else ("batch1", "batch2")
-    left, right = (operand(flow, argument(node, i, name)) for i, name in enumerate(names, start=1))
+    first, second = (argument(node, i, name) for i, name in enumerate(names, start=1))
+    left, right = operand(flow, first), operand(flow, second)
     shape = shape_of_argument(node)
-    fields = _product(flow, node, left, right, len(shape))
+    fields = _product(flow, node, left, right, len(shape), _weight(flow, node, first, second))
     added = argument(node, 0, "input")
     follow_folded(flow, node, added, fields)
     return combine(flow, node, (operand(flow, added), (fields, shape)))
@@ -64,10 +66,21 @@ def outer(flow: Flow, node: fx.Node) -> Labelled:
     return combine(flow, node, lifted)
 
 
-def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int) -> Fields:
-    """The fields of a matrix product [..., m, k] by [..., k, n], whose value has that rank."""
+def _weight(flow: Flow, node: fx.Node, left: object, right: object) -> Axis | None:
+    """The axis of a matrix along which a product adds up, where one of its operands is a parameter. Of two parameters
+    neither is the other's weight."""
+    if all(isinstance(each, fx.Node) and each.op == "get_attr" for each in (left, right)):
+        return None
+    found = [(each, dim) for each, dim in ((right, 0), (left, 1)) if len(shape_of_argument(each)) == 2]
+    axes = (flow.weight_along(each, dim, node) for each, dim in found)
+    return next((axis for axis in axes if axis is not None), None)
+
+
+def _product(flow: Flow, node: fx.Node, left: Operand, right: Operand, rank: int, weight: Axis | None) -> Fields:
+    """The fields of a matrix product [..., m, k] by [..., k, n], whose value has that rank; `weight` is the axis of a
+    parameter along which it adds up."""
     left, right = _by_columns(flow, node, *divided(flow, node, (left, right), inner=(-2, -1)))
-    flat, a_rest, b_rest = contracted(flow, node, (left, -1), (right, -2))
+    flat, a_rest, b_rest = contracted(flow, node, (left, -1), (right, -2), weight)
     a_shape = (1,) * (rank - len(left[1])) + (*left[1][:-1], 1)
     b_shape = (1,) * (rank - len(right[1])) + (*right[1][:-2], 1, right[1][-1])
     fields = combine(flow, node, ((a_rest, a_shape), (b_rest, b_shape)))
@@ -90,7 +103,7 @@ def _by_columns(flow: Flow, node: fx.Node, left: Operand, right: Operand) -> tup
 
 
 def contracted(
-    flow: Flow, node: fx.Node, left: tuple[Operand, int], right: tuple[Operand, int]
+    flow: Flow, node: fx.Node, left: tuple[Operand, int], right: tuple[Operand, int], weight: Axis | None = None
 ) -> tuple[IntArray, Fields, Fields]:
     """The labels along the dimension that two operands share, flat, and each operand's other fields, at size 1 there.
 
@@ -101,7 +114,7 @@ def contracted(
     pin_loose(flow, (*a_fields, *b_fields), f"is one of several copies that {node.name} adds up")
     for fields, dim in ((a_fields, left[1]), (b_fields, right[1])):
         for labels in fields:
-            flow.count_matters(labels, f"contracted at {node.name}", along=dim)
+            flow.count_matters(labels, f"contracted at {node.name}", along=dim, weight=weight)
     size = left[0][1][left[1]]
     flat = _common(flow, node, [(f, left[1]) for f in a_fields] + [(f, right[1]) for f in b_fields], size)
     if flat is None:

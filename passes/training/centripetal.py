@@ -117,8 +117,8 @@ class ClusterSlices:
         stand for each other. The module has the program's parameter names: the model that was traced, or the program's
         own module.
 
-        Raises `PassError` where there are no such groups or units, where channels differ in what has no mean, or where a
-        tensor of the program isn't one of the module's.
+        Raises `PassError` where there are no such groups or units, where channels differ in what has no mean, or where
+        a tensor of the program isn't one of the module's.
         """
         if clusters is None and "clusters" not in program.facts:
             raise PassError("the program has no clusters", hint="run `cluster` on it, or name them")

@@ -192,6 +192,7 @@ def _filters(program: Program, name: str, weight: nn.Parameter) -> Filters:
     layer = program.state.get(name.rpartition(".")[0])
     if isinstance(layer, nn.modules.conv._ConvNd):
         return Filters(weight, 1, layer.groups) if layer.transposed else Filters(weight)
-    bindings = analyse(program).flow.bindings
-    written = [axis.dim for axis, binding in bindings.items() if axis.tensor == name and binding.role == "writer"]
+    flow = analyse(program).flow
+    mine = (axis for axis, binding in flow.bindings.items() if axis.tensor == name and binding.role == "writer")
+    written = [axis.dim for axis in mine if axis not in flow.reading]
     return Filters(weight, written[0] if len(written) == 1 else 0)

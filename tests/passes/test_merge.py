@@ -11,11 +11,11 @@ from mergeable_nets import (
     NETS,
     Attention,
     Chain,
-    FunctionalHead,
     Halves,
     Interleaved,
     Net,
     Tied,
+    UsedTwice,
     clustered,
     conv,
     middle,
@@ -294,8 +294,8 @@ DECLINED = {
         (2, 5, 8),
         "query: cluster [0, 1] isn't merged: contracted at matmul",
     ),
-    "functional_convolution": (
-        lambda: FunctionalHead(conv=conv(3, 6), weight=nn.Parameter(torch.randn(4, 6, 3, 3))),
+    "weight_that_writes_too": (
+        lambda: UsedTwice(conv=conv(3, 6), weight=nn.Parameter(torch.randn(4, 6, 3, 3)), head=conv(6, 4)),
         (2, 3, 4, 4),
         "conv: cluster [0, 1] isn't merged: contracted at conv2d",
     ),

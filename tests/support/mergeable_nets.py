@@ -114,9 +114,21 @@ class Mixer(Net):
         return self.head(self.last(torch.tanh(y + self.table)).transpose(1, 2))
 
 
-class FunctionalHead(Net):
+class Functional(Net):
+    """Weights are values: of convolutions, of a linear layer, and a factor."""
+
     def forward(self, x):
-        return F.conv2d(F.relu(self.conv(x)), self.weight)
+        y = F.relu(F.conv2d(x, self.kernel, self.bias, padding=1))
+        y = F.relu(F.conv_transpose2d(y, self.turned)).flatten(2).transpose(1, 2)
+        y = torch.tanh(F.linear(y, self.weight)) @ self.factor
+        return torch.addmm(self.shift, torch.tanh(y).mean(1), self.last)
+
+
+class UsedTwice(Net):
+    """A weight reads channels, and writes them when it goes the way back."""
+
+    def forward(self, x):
+        return self.head(F.conv_transpose2d(F.conv2d(F.relu(self.conv(x)), self.weight), self.weight))
 
 
 def conv(inputs, outputs, **options):
@@ -135,6 +147,16 @@ def middle(layer, width=6):
     """A convolution of 6 channels, the layer, and a reader of `width` channels."""
     return Chain(conv=conv(3, 6), bn=nn.BatchNorm2d(6), relu=nn.ReLU(), layer=layer, head=conv(width, 4))
 
+
+_FUNCTIONAL = {
+    "kernel": (8, 3, 3, 3),
+    "bias": (8,),
+    "turned": (8, 6, 2, 2),
+    "weight": (10, 6),
+    "factor": (10, 4),
+    "shift": (3,),
+    "last": (4, 3),
+}
 
 NETS = {
     "chain": lambda: Chain(a=conv(3, 6), relu=nn.ReLU(), b=conv(6, 8), bn=nn.BatchNorm2d(8), c=conv(8, 4)),
@@ -159,6 +181,9 @@ NETS = {
         table=nn.Parameter(torch.randn(6, 8)),
         last=nn.Linear(8, 3),
         head=nn.Linear(6, 4),
+    ),
+    "functional": lambda: Functional(
+        **{name: nn.Parameter(torch.randn(sizes) / 2) for name, sizes in _FUNCTIONAL.items()}
     ),
     "resnet_projection": lambda: resnet(8, "projection", widths=(4, 8, 12)),
     "resnet_zero_pad": lambda: resnet(8, "zero_pad", widths=(4, 8, 12)),
