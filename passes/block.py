@@ -9,8 +9,9 @@
 - regroup
 
 A layer's weight is seen as a matrix with a row for each output and, for each input, as many columns as its kernel has
-elements: M [C_out, C_in * k * k]. A tile is so many rows high and so many columns wide: `kernel` for the columns of one
-input, `all` for the whole row.
+elements: M [C_out, C_in * k * k]; so are parameters that a forward multiplies with itself (`F.linear(x, w)`). A tile is
+so many rows high and so many columns wide: `kernel` for the columns of one input, `all` for the whole row. Layers that
+are left alone (grouped and recurrent ones, weights that are computed first) are told.
 
 global      the tiles with the lowest scores go, of each layer; of all layers together with `scope: network`
 balanced    equally many stay in every row of tiles
@@ -48,7 +49,7 @@ from prunec.passes.criteria.curvature import Damage, Obd, ObdFisher, damage_of_e
 from prunec.passes.tiles.dead_units import masks_of_units, may_go, removable, unwritten
 from prunec.passes.tiles.grids import Grid, given, packed
 from prunec.passes.tiles.grouping import balanced_groups
-from prunec.passes.tiles.matrices import Matrix, chosen, grouped, matrices
+from prunec.passes.tiles.matrices import Matrix, left_alone, matrices, meant
 from prunec.passes.tiles.patterns import (
     balanced_tiles,
     global_tiles,
@@ -191,17 +192,17 @@ class Block(Pass):
 
     def _chosen(self, program: Program) -> tuple[dict[str, Matrix], list[Note]]:
         """The matrices of the layers that are meant, and notes on those that can't become grouped."""
-        every = matrices(program)
+        every, others = matrices(program), left_alone(program)
         if not every:
-            raise PassError(
-                "this model has no layer whose weight is a matrix: a convolution without groups, or a linear layer"
-            )
-        found = chosen(every, self.only, self.protect)
-        notes = (
-            []
-            if self.only
-            else [Note(name, "it has groups, and its tiles are left alone") for name in grouped(program)]
-        )
+            message = "this model has no layer whose weight is a matrix: a convolution or a linear layer"
+            raise PassError(message, hint=_told(others))
+        tensors = {name: matrix.tensor for name, matrix in every.items()} | {name: name for name in others}
+        wanted = meant(tensors, self.only, self.protect)
+        found = {name: matrix for name, matrix in every.items() if name in wanted}
+        beside = {name: reason for name, reason in others.items() if name in wanted}
+        if not found:
+            raise PassError("no layer is left to change", keys=("only",), hint=_told(beside))
+        notes = [Note(name, reason) for name, reason in beside.items()]
         if self.mode == "rows":
             for name, matrix in list(found.items()):
                 if not may_go(analyse(program), matrix.writes):
@@ -210,16 +211,15 @@ class Block(Pass):
             return found, notes
         if self.into is None:
             return found, notes
-        groups, unfit = self.into.groups, list[Note]()
+        groups, uneven = self.into.groups, list[Note]()
         for name, matrix in list(found.items()):
             rows, columns = (parts_of(program, axis) for axis in (matrix.writes, matrix.reads))
             if len(rows) % groups or len(columns) % groups:
-                unfit.append(Note(name, f"{len(columns)} inputs and {len(rows)} outputs make no {groups} groups"))
+                uneven.append(Note(name, f"{len(columns)} inputs and {len(rows)} outputs make no {groups} groups"))
                 del found[name]
         if not found:
-            message = f"no layer can have {groups} groups: {unfit[0].reason}" if unfit else "no layer is left to change"
-            raise PassError(message, keys=("into",))
-        return found, [*notes, *unfit]
+            raise PassError(f"no layer can have {groups} groups: {uneven[0].reason}", keys=("into",))
+        return found, [*notes, *uneven]
 
     def _tiles(self, program: Program, found: Mapping[str, Matrix], context: Context) -> dict[str, Tensor]:
         """Weight -> which of its elements stay."""
@@ -282,6 +282,11 @@ class Block(Pass):
 
     def _setting(self, program: Program, context: Context) -> Setting:
         return Setting(program, (), context, Calibration(samples=self.samples, loss=context.loss))
+
+
+def _told(others: Mapping[str, str]) -> str:
+    """A layer that is left alone, and why; empty where there is none."""
+    return next((f"{name}: {reason}" for name, reason in others.items()), "")
 
 
 def _share(stays: Tensor) -> float:

@@ -23,7 +23,7 @@ from torch import nn
 
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
-from prunec.compiler.rewrite.regroup import Blocks, find_blocks, regroup
+from prunec.compiler.rewrite.regroup import Blocks, calls, find_blocks, regroup, unfit
 from prunec.passes.tiles.matrices import LAYERS, Matrix, chosen, matrices
 from prunec.passes.training.carried import moved
 
@@ -52,12 +52,12 @@ class Regroup(Pass):
         for name, matrix in chosen(matrices(program), self.only, self.protect).items():
             zeros = float((program.tensors[matrix.tensor].detach() == 0).double().mean())
             blocks = find_blocks(program, matrix.reads, matrix.writes, self.groups) if zeros else None
-            reason = _unfit(program, matrix, names)
+            reason = "they leave no groups" if blocks is None else _unfit(program, matrix, blocks, names)
             if blocks is not None and not reason:
                 found[name] = blocks
             elif zeros:
                 sparsity[name] = zeros
-                notes.append(Note(name, f"{zeros:.1%} of its weights are zero: {reason or 'they leave no groups'}"))
+                notes.append(Note(name, f"{zeros:.1%} of its weights are zero: {reason}"))
         if not found:
             return PassResult(program, tuple(notes), {"grouped": {}, "sparsity": sparsity})
         made = regroup(program, found)
@@ -74,13 +74,18 @@ def _names(program: Program) -> Mapping[int, list[str]]:
     return names
 
 
-def _unfit(program: Program, matrix: Matrix, names: Mapping[int, list[str]]) -> str:
+def _unfit(program: Program, matrix: Matrix, blocks: Blocks, names: Mapping[int, list[str]]) -> str:
     """Why a layer can't be made a grouped one; empty where it can."""
-    layer = program.state[matrix.layer]
-    if not isinstance(layer, nn.Module):
-        return "it is a parameter that a function reads, and not a module of its own"
-    if type(layer) not in LAYERS:
-        return f"a {type(layer).__name__} may do more than its base class"
+    layer = program.state.get(matrix.layer)
+    if isinstance(layer, nn.Module):
+        if type(layer) not in LAYERS:
+            return f"a {type(layer).__name__} may do more than its base class"
+        if program.graph.find_nodes(op="get_attr", target=matrix.tensor):
+            return "its weight is also read as a value"
+    else:
+        functions = calls(program, {matrix.layer: blocks})
+        if reason := next(filter(None, map(unfit, functions)), ""):
+            return reason
     if len(names[id(program.tensors[matrix.tensor])]) > 1:
         return "its weight is another layer's, too"
     return ""

@@ -100,10 +100,13 @@ def _tensor(flow: Flow, node: fx.Node) -> Labelled:
 
 def _tell_weights(flow: Flow) -> None:
     """Find the axes along which parameters are weights and nothing else; what they add up can be merged."""
-    names = Counter(map(id, flow.program.tensors.values()))
+    tensors = flow.program.tensors
+    names, readers = Counter(map(id, tensors.values())), dict[str, set[fx.Node]]()
+    for node in flow.program.graph.find_nodes(op="get_attr"):
+        readers.setdefault(str(node.target), set()).update(node.users)
     for axis, nodes in flow.weights.items():
-        alone = names[id(flow.program.tensors[axis.tensor])] == 1 and axis not in flow.by_module
-        if alone and axis in flow.bindings and set(_readers(flow, axis.tensor)) == set(nodes):
+        alone = names[id(tensors[axis.tensor])] == 1 and axis not in flow.by_module
+        if alone and readers[axis.tensor] == set(nodes):
             flow.reading.add(axis)
     flow.counted = [each for each in flow.counted if each.weight not in flow.reading]
 

@@ -13,6 +13,8 @@ model's input and output, channels that a norm counts) or have been put in anoth
 
 A linear layer becomes a product of matrices, one a group: x.unflatten(-1, (groups, -1)).transpose(-3, -2) @ blocks. A
 convolution of one pixel would say the same, but runtimes multiply each sample by itself then.
+
+Functions whose weight is a parameter (`F.conv2d(x, w)`, `F.linear(x, w)`, `x @ w`) become grouped in the same way.
 """
 
 from __future__ import annotations
@@ -28,13 +30,12 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from prunec.compiler.groups.analysis import Analysis, Group, Member, analyse
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds
 from prunec.compiler.ir.modules import clone_module, module_tensors
-from prunec.compiler.ir.ops import argument
+from prunec.compiler.ir.ops import argument, op_name
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program, State
 from prunec.compiler.ir.sizes import valued
 from prunec.compiler.rewrite.merge import partners
@@ -244,6 +245,11 @@ class _Ordered:
     """For each place of a grouped input, the position that comes there."""
     rows: IntArray
 
+    @property
+    def tensor(self) -> str:
+        """The weight's name."""
+        return self.blocks.reads.tensor
+
     def blocks_of(self, weight: Tensor) -> Tensor:
         """The blocks on the diagonal, [groups, rows, columns, kernel...], of a weight whose axes stand in order."""
         whole = weight.movedim((self.blocks.writes.dim, self.blocks.reads.dim), (0, 1))
@@ -261,11 +267,38 @@ class _Ordered:
         return self.blocks_of(weight).transpose(1, 2).contiguous()
 
 
+def calls(program: Program, layers: Mapping[str, Blocks]) -> dict[fx.Node, str]:
+    """The nodes that compute layers -> the layer's name: calls of modules, and functions of their weights."""
+    free = {name: blocks for name, blocks in layers.items() if not isinstance(program.state.get(name), nn.Module)}
+    by_weight = {blocks.reads.tensor: name for name, blocks in free.items()}
+    found: dict[fx.Node, str] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_module" and str(node.target) in layers:
+            found[node] = str(node.target)
+        elif node.op == "get_attr" and str(node.target) in by_weight:
+            found |= dict.fromkeys(node.users, by_weight[str(node.target)])
+    place = {node: number for number, node in enumerate(program.graph.nodes)}
+    return dict(sorted(found.items(), key=lambda entry: place[entry[0]]))
+
+
+def unfit(node: fx.Node) -> str:
+    """Why a function of a weight can't be made a grouped one; empty where it can."""
+    name = op_name(node)
+    if node.op == "call_module" or name == "linear" or name.startswith("conv"):
+        return ""
+    if name not in ("matmul", "mm", "__matmul__"):
+        return f"{name} has no form with groups"
+    weight = argument(node, 1, "mat2" if name == "mm" else "other")
+    return "" if isinstance(weight, fx.Node) and weight.op == "get_attr" else "it multiplies from the left"
+
+
 def regroup(program: Program, layers: Mapping[str, Blocks]) -> Regrouped:
-    """Make the layers grouped ones. They are convolutions and linear layers, called by name, that share no weights."""
+    """Make the layers grouped ones. They are convolutions and linear layers that share no weights: modules that are
+    called, or parameters that `unfit` functions multiply with, by name."""
     orders = _Orders.of(program)
-    called = [str(node.target) for node in program.graph.find_nodes(op="call_module")]
-    ordered = {name: _ordered(orders, layers[name]) for name in dict.fromkeys(called) if name in layers}
+    found = calls(program, layers)
+    ordered = {name: _ordered(orders, layers[name]) for name in dict.fromkeys(found.values())}
+    products = {name for node, name in found.items() if _is_product(program, node)}
     moves: dict[str, list[tuple[int, IntArray]]] = {}
     origin = dict(program.origin)
     for axis, places in orders.sources().items():
@@ -273,11 +306,11 @@ def regroup(program: Program, layers: Mapping[str, Blocks]) -> Regrouped:
         origin[axis] = origin.get(axis, np.arange(places.size))[places]
     moved: dict[str, tuple[str, Move]] = {name: (name, _mover(steps)) for name, steps in moves.items()}
     for name, layer in ordered.items():
-        linear = isinstance(program.state[name], nn.Linear)
-        put = layer.multiplied if linear else layer.convolved
-        before = _mover(moves.get(f"{name}.weight", []))
-        moved[f"{name}.weight"] = (f"{name}.blocks" if linear else f"{name}.weight", _then(before, put))
-        if f"{name}.bias" in program.tensors:
+        put = layer.multiplied if name in products else layer.convolved
+        before = _mover(moves.get(layer.tensor, []))
+        new = _blocks_name(layer.tensor) if name in products else layer.tensor
+        moved[layer.tensor] = new, _then(before, put)
+        if isinstance(program.state.get(name), nn.Module) and f"{name}.bias" in program.tensors:
             before = _mover(moves.get(f"{name}.bias", []))
             moved[f"{name}.bias"] = f"{name}.bias", _then(before, _mover([(0, layer.rows)]))
         for axis, places in ((layer.blocks.reads, layer.columns), (layer.blocks.writes, layer.rows)):
@@ -287,10 +320,19 @@ def regroup(program: Program, layers: Mapping[str, Blocks]) -> Regrouped:
     graph, mapping = program.copy_graph_with_map()
     writing = _Writing(program, graph, state)
     gathers = dict.fromkeys(ordered, 0)
-    for node in program.graph.find_nodes(op="call_module"):
-        if node.target in ordered:
-            gathers[str(node.target)] = writing.put(mapping[node], ordered[str(node.target)])
+    for node, name in found.items():
+        gathers[name] = writing.put(mapping[node], ordered[name])
     return Regrouped(program.with_graph(graph, state).derive(origin=origin), moved, gathers)
+
+
+def _is_product(program: Program, node: fx.Node) -> bool:
+    """Whether a node multiplies by a matrix, not by kernels."""
+    module = program.state.get(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, nn.Linear) if module is not None else not op_name(node).startswith("conv")
+
+
+def _blocks_name(weight: str) -> str:
+    return f"{weight.removesuffix('.weight')}.blocks" if weight.endswith(".weight") else f"{weight}_blocks"
 
 
 def _ordered(orders: _Orders, blocks: Blocks) -> _Ordered:
@@ -335,7 +377,7 @@ def _state(
     state: dict[str, State] = {}
     for name, value in program.state.items():
         if not isinstance(value, nn.Module):
-            state[name] = made.get(id(value), value)
+            state[moved[name][0] if name in moved else name] = made.get(id(value), value)
             continue
         own = {key: made[id(tensor)] for key, tensor in module_tensors("", value) if id(tensor) in made}
         if name not in ordered:
@@ -358,19 +400,20 @@ class _Writing:
     state: dict[str, State]
 
     def put(self, node: fx.Node, layer: _Ordered) -> int:
-        """Let a node call the grouped layer, with gathers where they are needed; gives how many."""
-        module = self.program.state[str(node.target)]
-        linear = isinstance(module, nn.Linear)
+        """Let a node compute the grouped layer, with gathers where they are needed; gives how many."""
+        product = _is_product(self.program, node)
         value = argument(node, 0, "input")
-        dim = value.meta["val"].ndim - (len(module.kernel_size) + 1 if isinstance(module, _ConvNd) else 1)
+        dim = value.meta["val"].ndim - (1 if product else self.program.tensors[layer.tensor].ndim - 1)
         gathers, name = 0, node.name
         source = value
         if (layer.columns != np.arange(layer.columns.size)).any():
             source = self._gather(value, dim, layer.columns, f"{name}_inputs", node)
             gathers += 1
-        last = self._product(node, source, layer) if linear else node
-        if not linear:
+        last = self._product(node, source, layer) if product else node
+        if not product:
             node.args, node.kwargs = (source, *node.args[1:]), {k: v for k, v in node.kwargs.items() if k != "input"}
+            if node.op != "call_module":
+                self._set_groups(node, layer)
         if (layer.rows != np.arange(layer.rows.size)).any():
             with self.graph.inserting_after(last):
                 places = np.argsort(layer.rows, kind="stable")
@@ -378,10 +421,35 @@ class _Writing:
             last.replace_all_uses_with(picked, delete_user_cb=lambda user: user is not picked)
             gathers += 1
             last = picked
-        if linear:
+        if product:
+            weights = [each for each in node.all_input_nodes if each.op == "get_attr"]
             node.replace_all_uses_with(last)
             self.graph.erase_node(node)
+            for each in weights:
+                if not each.users:
+                    self.graph.erase_node(each)
         return gathers
+
+    def _set_groups(self, node: fx.Node, layer: _Ordered) -> None:
+        """Let a function that convolves have groups; its weight is theirs already."""
+        weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
+        stored = self.state[layer.tensor]
+        assert isinstance(stored, Tensor)
+        valued(weight, stored.to("meta"))
+        said = {"bias": self._bias(bias, layer, node), "groups": layer.blocks.groups}
+        args, kwargs = list(node.args), dict(node.kwargs)
+        for place, (name, new) in zip((2, 6), said.items(), strict=True):
+            if len(args) > place:
+                args[place] = new
+            elif new is not None:
+                kwargs[name] = new
+        node.args, node.kwargs = tuple(args), kwargs
+
+    def _bias(self, bias: Any, layer: _Ordered, node: fx.Node) -> Any:
+        """A function's bias in the order of the grouped layer's outputs."""
+        if not isinstance(bias, fx.Node) or (layer.rows == np.arange(layer.rows.size)).all():
+            return bias
+        return self._gather(bias, 0, layer.rows, f"{node.name}_bias", node)
 
     def _gather(self, value: fx.Node, dim: int, places: IntArray, name: str, before: fx.Node) -> fx.Node:
         """An `index_select` before a node."""
@@ -399,22 +467,33 @@ class _Writing:
 
     def _product(self, node: fx.Node, source: fx.Node, layer: _Ordered) -> fx.Node:
         """The nodes that multiply by groups, before the linear layer's node; gives the last of them."""
-        name, groups = str(node.target), layer.blocks.groups
-        blocks, bias = self.state[f"{name}.blocks"], self.state.get(f"{name}.bias")
+        name, groups = _blocks_name(layer.tensor), layer.blocks.groups
+        blocks = self.state[name]
         assert isinstance(blocks, Tensor)
         split = (groups, blocks.shape[1])
         with self.graph.inserting_before(node):
-            weight = self._made(self.graph.get_attr(f"{name}.blocks"), blocks.to("meta"), node)
+            weight = self._made(self.graph.get_attr(name), blocks.to("meta"), node)
             found = self._method(source, "unflatten", (-1, split), node)
             found = self._method(found, "transpose", (-3, -2), node)
             product = torch.matmul(found.meta["val"], weight.meta["val"])
             found = self._made(self.graph.call_function(torch.matmul, (found, weight)), product, node)
             found = self._method(found, "transpose", (-3, -2), node)
             found = self._method(found, "flatten", (-2,), node)
-            if isinstance(bias, Tensor):
-                shift = self._made(self.graph.get_attr(f"{name}.bias"), bias.to("meta"), node)
+            shift = self._shift(node, layer)
+            if shift is not None:
                 found = self._made(self.graph.call_function(operator.add, (found, shift)), found.meta["val"], node)
         return found
+
+    def _shift(self, node: fx.Node, layer: _Ordered) -> fx.Node | None:
+        """What is added behind a product: a module's bias, or a function's; None for nothing."""
+        if node.op == "call_module":
+            bias = self.state.get(f"{node.target}.bias")
+            if not isinstance(bias, Tensor):
+                return None
+            return self._made(self.graph.get_attr(f"{node.target}.bias"), bias.to("meta"), node)
+        given = argument(node, 2, "bias") if op_name(node) == "linear" else None
+        found = self._bias(given, layer, node)
+        return found if isinstance(found, fx.Node) else None
 
     def _method(self, source: fx.Node, name: str, options: tuple[Any, ...], like: fx.Node) -> fx.Node:
         value = getattr(source.meta["val"], name)(*options)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunec.compiler.groups.analysis import Analysis
+from prunec.compiler.groups.analysis import Analysis, Member
 from prunec.compiler.groups.axis_rows import axis_rows, zero_rows
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray
 
@@ -34,7 +34,7 @@ def unwritten(analysis: Analysis, masks: Mapping[str, Tensor]) -> BoolArray:
     """[units]: which may go, since every row that writes them is masked."""
     found = np.zeros(analysis.size, dtype=bool)
     for group in analysis.groups.values():
-        writers = [member for member in group.writers if member.role == "writer"]
+        writers = [member for member in group.writers if _is_matrix(analysis, member)]
         if writers and all(member.axis.tensor in masks for member in writers):
             written = np.zeros(group.size, dtype=bool)
             for member in writers:
@@ -42,6 +42,11 @@ def unwritten(analysis: Analysis, masks: Mapping[str, Tensor]) -> BoolArray:
                 written[member.units[left[member.positions]]] = True
             found[group.where] = ~written
     return found & _loose(analysis)
+
+
+def _is_matrix(analysis: Analysis, member: Member) -> bool:
+    """Whether a member writes by more than a vector, which goes with what a matrix writes."""
+    return member.role == "writer" and analysis.program.tensors[member.axis.tensor].ndim > 1
 
 
 def masks_of_units(analysis: Analysis, gone: BoolArray) -> dict[str, Tensor]:

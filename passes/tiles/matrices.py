@@ -4,7 +4,8 @@ Conv2d            weight [out, in, k, k]     matrix [out, in * k * k]     k * k 
 ConvTranspose2d   weight [in, out, k, k]     matrix [out, in * k * k]
 Linear            weight [out, in]           matrix [out, in]             1 column an input
 
-A call of torch's functions with a parameter as its weight is a layer as well, and bears the parameter's name.
+A call of torch's functions with a parameter as its weight is a layer as well, and bears the parameter's name; so is a
+product with one (`x @ w`) that is nothing else (`Flow.reading`). `left_alone` names what isn't seen as a matrix.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Final
 
 from torch import Tensor, fx, nn
 
+from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.patterns import match_names
-from prunec.compiler.ir.ops import argument, op_name
+from prunec.compiler.ir.ops import argument, op_name, words
 from prunec.compiler.ir.program import Axis, Program
 
 LAYERS: Final = (
@@ -32,6 +34,7 @@ FUNCTIONS: Final = {
     **{f"conv_transpose{rank}d": True for rank in (1, 2, 3)},
 }
 """The functions that do the same, and whether their weights are transposed."""
+_PRODUCTS: Final = frozenset([*FUNCTIONS, *words("matmul mm bmm mv addmm baddbmm einsum __matmul__")])
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,40 @@ def matrices(program: Program) -> dict[str, Matrix]:
         if groups == 1 and id(weight) not in seen:
             seen.add(id(weight))
             found[layer] = Matrix(layer, name, tuple(weight.shape), transposed)
+    for axis in analyse(program).flow.reading:
+        weight = program.tensors[axis.tensor]
+        found.setdefault(axis.tensor, Matrix(axis.tensor, axis.tensor, tuple(weight.shape), axis.dim == 0))
     return found
+
+
+def left_alone(program: Program) -> dict[str, str]:
+    """Layers with weights that aren't seen as matrices, and why."""
+    known = matrices(program)
+    found = dict.fromkeys(grouped(program), "it has groups, and its tiles are left alone")
+    for name, module in program.state.items():
+        if name in known or name in found or not isinstance(module, nn.Module):
+            continue
+        if isinstance(module, LAYERS):
+            found[name] = "it has the weight of another layer, and its tiles"
+        elif any(p.ndim > 1 for p in module.parameters()) and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            found[name] = f"it is a {type(module).__name__}, whose weights aren't seen as matrices"
+    weights = {matrix.tensor for matrix in known.values()}
+    for node, name in _multiplied(program):
+        value = program.tensors[name]
+        if name not in weights and isinstance(value, nn.Parameter) and value.ndim > 1:
+            found.setdefault(name, f"{node.name} doesn't use it as it is, or not alone")
+    return found
+
+
+def _multiplied(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    """(product, parameter) for every factor that is a parameter, or computed of one alone."""
+    for node in program.graph.nodes:
+        if node.op in ("call_function", "call_method") and op_name(node) in _PRODUCTS:
+            for source in node.all_input_nodes:
+                while source.op in ("call_function", "call_method") and len(source.all_input_nodes) == 1:
+                    source = source.all_input_nodes[0]
+                if source.op == "get_attr" and str(source.target) in program.tensors:
+                    yield node, str(source.target)
 
 
 def grouped(program: Program) -> list[str]:
@@ -129,11 +165,16 @@ def chosen(found: Mapping[str, Matrix], only: Iterable[str] = (), protect: Itera
 
     Patterns name layers, their weights, or parts that they belong to. Raises `PassError` for one that names none.
     """
-    called = {name: _called(matrix.tensor) for name, matrix in found.items()}
+    wanted = meant({name: matrix.tensor for name, matrix in found.items()}, only, protect)
+    return {name: matrix for name, matrix in found.items() if name in wanted}
+
+
+def meant(tensors: Mapping[str, str], only: Iterable[str] = (), protect: Iterable[str] = ()) -> set[str]:
+    """Of layers, by the names of their weights, those that `only` names, as `chosen` has it."""
+    called = {name: _called(tensor) for name, tensor in tensors.items()}
     names = [each for parts in called.values() for each in parts]
     asked, kept = match_names(only, names, "only"), match_names(protect, names, "protect")
-    wanted = {name for name in found if not asked or not asked.isdisjoint(called[name])}
-    return {name: matrix for name, matrix in found.items() if name in wanted and kept.isdisjoint(called[name])}
+    return {n for n, c in called.items() if (not asked or not asked.isdisjoint(c)) and kept.isdisjoint(c)}
 
 
 def _called(tensor: str) -> list[str]:

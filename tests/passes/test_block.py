@@ -8,6 +8,7 @@ import torch
 from calibrating import Chain, Samples, images, lively
 from pydantic import ValidationError
 from torch import nn
+from torch.nn import functional as F
 
 from prunec.compiler import compile
 from prunec.compiler.errors import PassError, PlanError
@@ -162,9 +163,9 @@ def test_functions_of_parameters_have_tiles_and_layers_with_groups_are_told():
     same = again.run(program_of(model), Context()).program
     assert all(torch.equal(tensor, same.tensors[name]) for name, tensor in result.program.tensors.items())
     halved = blocked(program_of(model), into="groups=2", only=["last"]).program
-    (note,) = Regroup().run(halved, Context()).notes
-    assert note.subject == "last.weight"
-    assert "50.0% of its weights are zero: it is a parameter that a function reads" in note.reason
+    regrouped = Regroup().run(halved, Context())
+    assert regrouped.details["grouped"]["last.weight"]["groups"] == 2
+    verify(regrouped.program, Regroup().reference(halved, regrouped.program), pass_name="regroup")
 
 
 def test_into_groups_keeps_more_than_neighbours_would():
@@ -173,6 +174,65 @@ def test_into_groups_keeps_more_than_neighbours_would():
     weight = before.tensors["conv3.weight"].detach().abs().sum((2, 3))
     kept = float(after.tensors["conv3.weight"].detach().abs().sum())
     assert kept > 1.05 * sum(float(weight[4 * g : 4 * g + 4, 3 * g : 3 * g + 3].sum()) for g in range(4))
+
+
+class Kernel(nn.Conv2d):
+    """A layer of one's own, whose forward is traced."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+class Functional(nn.Module):
+    """Weights that are values of the graph, with biases, on their way to the output."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = {
+            "kernel": (8, 8, 3, 3),
+            "shift": (8,),
+            "up": (8, 6, 2, 2),
+            "lift": (6,),
+            "weight": (4, 6),
+            "bias": (4,),
+        }
+        for name, size in sizes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(size)))
+        self.first, self.factor = Kernel(1, 8, 3, padding=1), nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x):
+        x = F.relu(F.conv2d(F.relu(self.first(x)), self.kernel, self.shift, padding=1))
+        x = F.conv_transpose2d(x, self.up, self.lift, stride=2).mean((2, 3))
+        return F.linear(x.sigmoid(), self.weight, self.bias) @ self.factor
+
+
+@pytest.mark.parametrize("options", [{"mode": "rows"}, {"tile": (2, "kernel"), "keep": 0.4}, {"into": "groups=2"}])
+def test_weights_that_are_values_and_subclasses_are_layers_too(options, tmp_path):
+    torch.manual_seed(0)
+    model = Functional().eval()
+    plan = {"plan": 1, "passes": [{"block": options}, "shrink", "regroup"], "export": ["onnx"]}
+    result = compile(model, plan, (torch.rand(2, 1, 8, 8),))
+    block, _, grouped = (record["details"] for record in result.report["passes"])
+    if "into" in options:
+        assert set(grouped["grouped"]) == {"kernel", "up", "weight", "factor"}
+        assert all(sparsity == 0.5 for sparsity in block["sparsity"].values())
+        assert result.report["cost"]["after"]["macs"] < 0.6 * result.report["cost"]["before"]["macs"]
+    else:
+        assert {"first.weight", "kernel", "up"} <= set(block["sparsity"])
+        assert block["removable_units"]
+    assert result.report["passes"][0]["verification"]
+    result.save(tmp_path / "out")
+    again = compile(model, result.lock, (torch.rand(2, 1, 8, 8),))
+    assert again.lock["hashes"] == result.lock["hashes"]
+
+
+def test_layers_that_are_left_alone_are_told():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    program = program_of(model.eval())
+    assert [str(note) for note in blocked(program).notes] == ["1: it has groups, and its tiles are left alone"]
+    with pytest.raises(PassError) as caught:
+        Block(only=["1"]).check(program)
+    assert str(caught.value) == "no layer is left to change\nhint: 1: it has groups, and its tiles are left alone"
 
 
 def test_no_layer_that_fits_is_an_error():

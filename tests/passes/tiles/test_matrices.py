@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.tracing.trace import trace
-from prunec.passes.tiles.matrices import Matrix, chosen, grouped, matrices
+from prunec.passes.tiles.matrices import Matrix, chosen, grouped, left_alone, matrices
 
 KINDS = {
     "conv1d": (nn.Conv1d(6, 4, 3), (1, 6, 9)),
@@ -44,7 +44,12 @@ def test_grouped_layers_are_none_and_tied_ones_are_one():
         def forward(self, x):
             return self.grouped(self.second(self.first(x))[:, :, None])
 
-    assert list(matrices(trace(Tied(), (torch.ones(1, 4),)))) == ["first"]
+    program = trace(Tied(), (torch.ones(1, 4),))
+    assert list(matrices(program)) == ["first"]
+    assert left_alone(program) == {
+        "second": "it has the weight of another layer, and its tiles",
+        "grouped": "it has groups, and its tiles are left alone",
+    }
 
 
 CALLS = {
@@ -79,6 +84,41 @@ def test_a_function_with_a_parameter_is_a_layer(kind):
         assert (found["kernel"].rows, found["kernel"].inputs) == (4, 6)
         assert list(chosen(found, ["kernel"])) == ["kernel"]
         assert not grouped(program)
+
+
+class Functional(nn.Module):
+    """Weights that are values: three that are matrices, and some that aren't used as they are, or not alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.inner = nn.Parameter(torch.randn(6, 4, 3)), nn.Linear(6, 5)
+        sizes = {"factor": (5, 8), "shape": (8, 4, 2), "table": (3, 8)}
+        self.factor, self.shape, self.table = (nn.Parameter(torch.randn(size)) for size in sizes.values())
+        self.recurrent = nn.GRU(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = F.conv1d(x, self.kernel).transpose(1, 2)
+        x = F.linear(x, self.inner.weight, self.inner.bias) @ self.factor
+        x = F.linear(x, self.shape.flatten(1)) + F.linear(x, self.table.repeat(3, 1)[:8])
+        return self.recurrent(x)[0]
+
+
+def test_parameters_that_are_weights_alone_are_matrices_and_others_are_told():
+    program = trace(Functional(), (torch.ones(1, 4, 9),))
+    found = matrices(program)
+    assert {name: (m.rows, m.inputs) for name, m in found.items()} == {
+        "kernel": (6, 4),
+        "inner.weight": (5, 6),
+        "factor": (8, 5),
+    }
+    factor = program.tensors["factor"].detach()
+    assert torch.equal(found["factor"].of(factor), factor.T)
+    assert torch.equal(found["factor"].back(factor.T), factor)
+    assert left_alone(program) == {
+        "recurrent": "it is a GRU, whose weights aren't seen as matrices",
+        "shape": "linear_1 doesn't use it as it is, or not alone",
+        "table": "linear_2 doesn't use it as it is, or not alone",
+    }
 
 
 def test_patterns_name_layers_and_the_parts_around_them():
