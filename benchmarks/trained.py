@@ -1,8 +1,9 @@
-"""The networks that `criteria.py` cuts: small ones that train on a CPU in seconds, anew for every seed.
+"""The networks that `criteria.py` and `class_adaptive.py` cut: small ones that train in seconds, anew for every seed.
 
     embedded_*           digits: the networks whose weights come with the package; a seed draws calibration images
     mlp, cnn, resnet     digits, 8x8: `prunec.models.digits`, the CNN with half its widths, the ResNet with projections
     fashion_resnet       Fashion-MNIST at 14x14: a ResNet-14, 12 to 48 channels wide
+    fashion_plain        the same images: six convolutions in a row, 24 to 96 channels wide, as VGG has them
     fashion_mobile       the same images: inverted residuals, with a depthwise convolution in each
     fashion_deep         8,000 of them: a ResNet-44, 8 to 32 channels wide
 
@@ -62,6 +63,16 @@ def mobile() -> nn.Module:
     return nn.Sequential(*stem, *blocks, *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
 
 
+def plain() -> nn.Module:
+    """A VGG in small: two convolutions before each halving."""
+    layers: list[nn.Module] = []
+    for inputs, width in ((1, 24), (24, 48), (48, 96)):
+        for read in (inputs, width):
+            layers += [nn.Conv2d(read, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 10))
+
+
 @dataclass(frozen=True)
 class Network:
     """How a network is trained, and on which images; or the name of its weights in the package."""
@@ -81,7 +92,7 @@ def split_digits(seed: int) -> TensorData:
     return TensorData(parts, batch_size=64, seed=seed)
 
 
-def fashion(seed: int, count: int = IMAGES) -> TensorData:
+def fashion(seed: int, count: int = IMAGES, tested: int = 2000) -> TensorData:
     """Fashion-MNIST at half its size, [N, 1, 14, 14]: images that the seed draws to train on, and always the same to
     test on."""
     parts = {name: _part(prefix) for name, prefix in (("train", "train"), ("test", "t10k"))}
@@ -89,7 +100,7 @@ def fashion(seed: int, count: int = IMAGES) -> TensorData:
     drawn = torch.randperm(len(parts["train"][1]), generator=generator)[:count]
     images, labels = parts["test"]
     return TensorData(
-        {"train": (parts["train"][0][drawn], parts["train"][1][drawn]), "test": (images[:2000], labels[:2000])},
+        {"train": (parts["train"][0][drawn], parts["train"][1][drawn]), "test": (images[:tested], labels[:tested])},
         batch_size=64,
         seed=seed,
     )
@@ -115,6 +126,7 @@ NETWORKS: Final = {
     "fashion_resnet": Network(
         train.Recipe(lambda: resnet.resnet(14, "projection", (12, 24, 48), in_channels=1), epochs=5), fashion
     ),
+    "fashion_plain": Network(train.Recipe(plain, epochs=5), fashion),
     "fashion_mobile": Network(train.Recipe(mobile, epochs=5), fashion),
     "fashion_deep": Network(
         train.Recipe(lambda: resnet.resnet(44, "projection", (8, 16, 32), in_channels=1), epochs=4),
