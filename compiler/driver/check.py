@@ -28,6 +28,7 @@ from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.task.kept_classes import KeptClasses
 from prunec.compiler.task.metrics import Metric
 
 
@@ -52,7 +53,7 @@ def check_plan(plan: Plan) -> Iterator[str]:
     context = Context(plan.seed, data, traced=program, runtime=plan.runtime, loss=loss, metric=metric, train=plan.train)
     context = adapted.told(context)
     check_ready(program, steps, context if plan.region is None else replace(context, inputs=inputs))
-    yield from ["data: none"] if data is None else _data_lines(whole, data, inputs, metric)
+    yield from ["data: none"] if data is None else _data_lines(whole, data, inputs, metric, adapted.kept)
     yield f"patterns and groups: fit the model in {_listed(checked)}" if checked else "patterns and groups: none"
     yield from _remarks(program, checked)
     rest = every[len(checked) :]
@@ -87,9 +88,14 @@ def _group_line(program: Program) -> str:
     )
 
 
-def _data_lines(model: nn.Module, data: Data, inputs: Inputs, metric: Metric) -> Iterator[str]:
-    """Run the first batch through the model. Raises `DataError` where it doesn't fit."""
+def _data_lines(
+    model: nn.Module, data: Data, inputs: Inputs, metric: Metric, kept: KeptClasses | None
+) -> Iterator[str]:
+    """Run the first batch through the model. Raises `DataError` where it doesn't fit, or there is no sample of a class
+    that is kept."""
     found = try_out(model, data, inputs, metric)
+    if kept is not None:
+        kept.require(data, found.split)
     yield f"data: the first {found.split} batch, {found.shapes}, runs through the model"
     if found.left_out:
         yield f"note: no accuracy will be measured: {found.left_out}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -223,7 +224,8 @@ def _index(plan: Plan, place: int, said: int | str, count: int, names: Mapping[i
         raise PlanError(f"nobody knows the names of classes, such as '{said}'", at=at, hint=hint)
     found = [index for index, name in names.items() if name == said]
     if not found:
-        raise PlanError(f"there is no class '{said}'", at=at, hint=nearest(said, names.values()))
+        near = f"a position stands without quotes: {said}" if said.isdecimal() else nearest(said, names.values())
+        raise PlanError(f"there is no class '{said}'", at=at, hint=near)
     if len(found) > 1:
         hint = "say which is meant by its position"
         raise PlanError(f"classes {', '.join(map(str, found))} are all called '{said}'", at=at, hint=hint)
@@ -260,9 +262,9 @@ def _names(plan: Plan, count: int, data: Data | None, *, asked: bool) -> Mapping
 
 
 def _lines(file: Path, at: Span | None) -> tuple[str, ...]:
-    """The lines of a text file, but for empty ones."""
+    """The lines of a text file, but for empty ones and the mark that some editors begin one with."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{file.name} can't be read as text: {error}", at=at) from error
     return tuple(line.strip() for line in lines if line.strip())
@@ -272,7 +274,7 @@ def _names_of_data(data: Data, *, asked: bool) -> tuple[str, ...] | None:
     """The names that the data list: their attribute `classes`, or that of a split's data set. Splits are only made
     where names are `asked` for."""
     with running("the names of the data's classes can't be read", DataError, at=data.at):
-        for source in (data.given, *(_splits(data) if asked and not data.alone else ())):
+        for source in chain([data.given], _splits(data) if asked and not data.alone else ()):
             for value in _within(source):
                 names = getattr(value, "classes", None)
                 if isinstance(names, Sequence | np.ndarray) and not isinstance(names, str) and len(names):

@@ -387,8 +387,15 @@ def _check_subject(plan: Plan, model: nn.Module, inputs: Inputs, program: Progra
 
 
 def load_divided(plan: Plan) -> Program:
-    """The plan's model, traced, with its channels divided into units as the passes before the first rewrite ask."""
-    program = load_program(plan)
+    """The plan's model, traced, of the classes that it keeps, with its channels divided into units as the passes before
+    the first rewrite ask. Data are made only where the names of classes are looked up in them."""
+    spec, program = plan.classes, load_program(plan)
+    named = spec is not None and spec.names is None and any(isinstance(each, str) for each in spec.keep)
+    return divided(plan, adapt(plan, program, load_data(plan) if named else None).program)
+
+
+def divided(plan: Plan, program: Program) -> Program:
+    """The program with its channels divided into units as the passes before the first rewrite ask."""
     for step in takewhile(lambda step: not step.pass_.rewrites, unfolded(steps_of(plan))):
         program = step.pass_.foreseen(program)
     return program

@@ -145,7 +145,7 @@ def _grouped_value(
     if groups == 1:
         reads = (rows, arriving) if transposed else (columns, arriving)
         flow.unify(*reads, node)
-        flow.count_matters(arriving, f"contracted at {node.name}", weight=axis)
+        flow.count_matters(arriving, f"is contracted at {node.name}", weight=axis)
         return (columns if transposed else rows), False
     inner, height = arriving.size // groups, rows.size // groups
     whole = inner == 1 or (columns.size if transposed else height) == 1
@@ -189,7 +189,7 @@ def deformable(flow: Flow, node: fx.Node) -> Labelled:
     flow.pin_all((f for f in flow.fields(weight) if max(f.shape[2:]) > 1), f"is a kernel dimension of {node.name}")
     written, columns = (flow.along(weight, dim, node)[0] for dim in (0, 1))
     flow.unify(columns, arriving, node)
-    flow.count_matters(arriving, f"contracted at {node.name}")
+    flow.count_matters(arriving, f"is contracted at {node.name}")
     if isinstance(bias, fx.Node):
         flow.unify(flow.along(bias, 0, node)[0], written, node)
     places_out = elements(shape_of_argument(node)[2:]) * shape_of_argument(node)[0]

@@ -59,7 +59,7 @@ def functional_linear(flow: Flow, node: fx.Node) -> Labelled:
     arriving, rest = flow.along_of(shared(flow, node, value, -1), shape_of_argument(value), -1, node)
     flow.unify(flow.along(weight, -1, node)[0], arriving, node)
     axis = flow.weight_along(weight, 1, node)
-    flow.count_matters(arriving, f"contracted at {node.name}", weight=axis)
+    flow.count_matters(arriving, f"is contracted at {node.name}", weight=axis)
     written, _ = flow.along(weight, 0, node)
     if isinstance(bias, fx.Node):
         flow.unify(flow.along(bias, 0, node)[0], written, node)
@@ -90,7 +90,7 @@ def bilinear(flow: Flow, node: fx.Node) -> Labelled:
     for index, value in enumerate((argument(node, 0, "input1"), argument(node, 1, "input2"))):
         arriving, rest = flow.along(value, -1, node)
         flow.bind(Axis(f"{node.target}.weight", 1 + index), arriving, node)
-        flow.count_matters(arriving, f"contracted at {node.name}")
+        flow.count_matters(arriving, f"is contracted at {node.name}")
         fields.append(rest)
     if module.bias is not None:
         flow.bind(Axis(f"{node.target}.bias", 0), written, node, "carrier")

@@ -114,7 +114,7 @@ def contracted(
     pin_loose(flow, (*a_fields, *b_fields), f"is one of several copies that {node.name} adds up")
     for fields, dim in ((a_fields, left[1]), (b_fields, right[1])):
         for labels in fields:
-            flow.count_matters(labels, f"contracted at {node.name}", along=dim, weight=weight)
+            flow.count_matters(labels, f"is contracted at {node.name}", along=dim, weight=weight)
     size = left[0][1][left[1]]
     flat = _common(flow, node, [(f, left[1]) for f in a_fields] + [(f, right[1]) for f in b_fields], size)
     if flat is None:
@@ -223,7 +223,7 @@ def _summed(flow: Flow, node: fx.Node, fields: Fields, dim: int, factors: int) -
         elif factors == 1:
             flow.pin(labels, f"is reduced over at {node.name}")
         else:
-            flow.count_matters(labels, f"contracted at {node.name}", along=dim)
+            flow.count_matters(labels, f"is contracted at {node.name}", along=dim)
             rest += [] if labels.size == labels.shape[dim] else flow.moved((whole(flow, labels, dim, node),), node)
     return tuple(rest)
 

@@ -70,7 +70,7 @@ def layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     fields = _by_heads(flow, node, value, rank)
     for index in range(rank):
         labels = _line(flow, fields, shape_of_argument(value), index - rank)
-        flow.count_matters(labels, f"counted by {describe(flow, node)}")
+        flow.count_matters(labels, f"is counted by {describe(flow, node)}")
         _carry(flow, node, labels, ("weight", "bias"), dim=index)
     return fields
 
@@ -122,7 +122,7 @@ def _group_statistics(flow: Flow, node: fx.Node, value: object, groups: int) -> 
             flow.unify(rows, rows[:, :1], node)
         else:
             keep_even(flow, node, rows)
-        flow.count_matters(labels, f"counted by {describe(flow, node)}")
+        flow.count_matters(labels, f"is counted by {describe(flow, node)}")
     return labels
 
 
@@ -146,7 +146,7 @@ def functional_layer_norm(flow: Flow, node: fx.Node) -> Labelled:
     fields = _by_heads(flow, node, value, len(shape))
     for labels in fields:
         if any(size > 1 for size in labels.shape[-len(shape) :]):
-            flow.count_matters(flow.flat(labels), f"counted by {node.name}")
+            flow.count_matters(flow.flat(labels), f"is counted by {node.name}")
     operands = [(fields, shape_of_argument(value)), *(operand(flow, p) for p in parts if p is not None)]
     return combine(flow, node, operands)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.data import Batch, told
+from prunec.compiler.data import Batch, Data, Place, told
 from prunec.compiler.errors import DataError
 from prunec.compiler.ir.inputs import is_batched
 
@@ -69,6 +69,25 @@ class KeptClasses:
                     waiting = []
         if waiting:
             yield from _in_parts(_joined(waiting), size)
+        self._tell_missing(counts, place)
+
+    def require(self, data: Data, split: str) -> None:
+        """Raise `DataError` where a split has no sample of some kept class.
+
+        It is read until each has come, before long work; what is read later doesn't depend on that.
+        """
+        epochs = replace(data, through=None).epochs(split, data.seed)
+        before, counts, place = epochs.state, torch.zeros(len(self.kept), dtype=torch.int64), None
+        for batch in epochs.read():
+            mine, place = self.pick(batch), batch.place
+            if mine is not None and mine.classes is not None:
+                counts += torch.bincount(mine.classes.cpu(), minlength=len(self.kept))
+            if counts.all():
+                break
+        epochs.restore(before)
+        self._tell_missing(counts, place)
+
+    def _tell_missing(self, counts: Tensor, place: Place | None) -> None:
         missing = [title for title, count in zip(self.titles, counts.tolist(), strict=True) if not count]
         if place is not None and missing:
             message = f"{place.source} has no sample of class {', '.join(missing)}"

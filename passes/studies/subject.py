@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from prunec.compiler.driver.classes import adapt
-from prunec.compiler.driver.compile import load_divided, load_program
+from prunec.compiler.driver.compile import divided, load_program
 from prunec.compiler.driver.evaluation import settled
 from prunec.compiler.driver.finite import check_finite
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
@@ -73,12 +73,13 @@ def subject(plan: Plan, progress: Progress) -> Subject:
     steps = steps_of(plan)
     before = before_first(steps, lambda pass_: isinstance(pass_, Score))
     score = next((step.pass_ for step in unfolded(steps) if isinstance(step.pass_, Score)), None)
-    program = load_program(plan) if score else load_divided(plan)
+    program = load_program(plan)
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
     adapted = adapt(plan, program, data)
     program, data = placed(adapted.program, plan, True, untold), adapted.data
+    program = program if score else divided(plan, program)
     loss = load_loss(adapted.plan)
     metric = settled(load_metric(adapted.plan, loss), program.module, data, program.inputs)
     context = adapted.told(Context(plan.seed, data, progress, program, plan.runtime, loss, metric))

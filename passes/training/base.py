@@ -63,6 +63,9 @@ class TrainingPass(TrainingOptions):
         if (self.early_stop or self.keep == "best") and not job.is_measured:
             message = f"the best epoch can't be found: {context.metric.name} can't be measured on these data"
             raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint="name another 'metric'")
+        if context.kept is not None:
+            for split in (self.split, *(["val"] if job.is_measured else [])):
+                context.kept.require(context.data, split)
 
     # -- the work --------------------------------------------------------------------------------------------------
 

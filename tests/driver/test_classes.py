@@ -15,8 +15,9 @@ from torch import nn
 
 from prunec.compiler import compile
 from prunec.compiler.driver.check import check_plan
-from prunec.compiler.driver.compile import program_after
+from prunec.compiler.driver.compile import load_divided, program_after
 from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError
+from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.console import show_report
 from prunec.compiler.report.html import report_html
@@ -100,8 +101,21 @@ def test_names_come_from_the_data(data):
     assert (found.kept, found.names) == ((3, 5), ("cat", "dog"))
 
 
+def test_splits_are_not_made_for_names_that_the_data_list_themselves():
+    def made():
+        raise AssertionError("nobody needs it")
+
+    found = adapted(["dog", "cat"], data=SimpleNamespace(classes=NAMES, train=made, test=samples)).findings.classes
+    assert found is not None
+    assert found.names == ("cat", "dog")
+
+
 def test_names_come_from_the_plan(tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
+    (tmp_path / "marked.txt").write_text("\r\n".join(["cat", *NAMES[1:3], "plane", *NAMES[4:]]), encoding="utf-8-sig")
+    found = adapted({"keep": ["cat", "dog"], "names": str(tmp_path / "marked.txt")}).findings.classes
+    assert found is not None
+    assert (found.kept, found.names) == ((0, 5), ("cat", "dog"))
     for names in (list(NAMES), {"5": "dog", "3": "cat"}, str(tmp_path / "names.txt")):
         found = adapted({"keep": ["dog", 3], "names": names}).findings.classes
         assert found is not None
@@ -113,6 +127,7 @@ def test_names_come_from_the_plan(tmp_path):
     [
         ([3, 10], None, PlanError, "there is no class 10: the model has 10, from 0 to 9"),
         (["cat", "dgo"], Images(), PlanError, "there is no class 'dgo'\nhint: did you mean 'dog'?"),
+        (["3", "dog"], Images(), PlanError, "there is no class '3'\nhint: a position stands without quotes: 3"),
         (["cat", "dog"], None, PlanError, "nobody knows the names of classes, such as 'cat'"),
         (["cat", "dog"], samples(), PlanError, "nobody knows the names of classes, such as 'cat'"),
         (["cat", 3], Images(), PlanError, "'classes' names one class twice"),
@@ -254,6 +269,22 @@ def test_data_without_labels_or_samples_are_told():
         adapted([1, 4], data=[(x, y + 3) for x, y in samples()])
 
 
+@pytest.mark.parametrize("lacking", ["train", "val"])
+def test_a_class_without_samples_is_told_before_any_pass(lacking):
+    few = [(x[y != 4], y[y != 4]) for x, y in samples()]
+    data = {"train": samples(), "val": samples(), "test": samples(), lacking: few}
+    said: list[str] = []
+    with pytest.raises(DataError, match=rf"the data's {lacking}\(\) has no sample of class 4\n"):
+        compile(
+            head("linear"),
+            {"plan": 1, "classes": [1, 4], "passes": ["score", {"select": "50%"}, "shrink", {"finetune": 1}]},
+            (X,),
+            data,
+            progress=lambda what, done, total, note="": said.append(what),
+        )
+    assert said == ["trace", "trace"]
+
+
 def test_losses_follow():
     model = head("linear")
     weight = [float(index + 1) for index in range(10)]
@@ -312,7 +343,7 @@ def test_a_lock_gives_the_same_again(tmp_path):
     assert again.findings.warnings == first.findings.warnings
 
 
-def plan_file(folder: Path, classes: str) -> Plan:
+def plan_file(folder: Path, classes: str, known: int = 10) -> Plan:
     (folder / "it.py").write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from heads import head\n"
@@ -320,7 +351,7 @@ def plan_file(folder: Path, classes: str) -> Plan:
         "def data():\n"
         "    import torch\n"
         "    x = torch.randn(40, 3, 6, 6)\n"
-        "    return {'test': [(x, torch.arange(40) % 10)]}\n"
+        f"    return {{'test': [(x, torch.arange(40) % {known})]}}\n"
     )
     (folder / "plan.yaml").write_text(
         f"plan: 1\nmodel: it.py:model\ninputs: [[2, 3, 6, 6]]\ndata: it.py:data\nclasses: {classes}\n"
@@ -329,8 +360,10 @@ def plan_file(folder: Path, classes: str) -> Plan:
     return Plan.load(folder / "plan.yaml")
 
 
-def test_check_and_ir_see_the_kept_classes(tmp_path):
+def test_check_ir_and_explain_see_the_kept_classes(tmp_path):
     plan = plan_file(tmp_path, "{keep: [a, c], names: {'0': a, '2': c}}")
+    sizes = {name: group.size for name, group in analyse(load_divided(plan)).groups.items()}
+    assert sizes == {"conv": 8, "fc": 2}
     lines = list(check_plan(plan))
     assert "classes: 2 of 10: a (0), c (2)" in lines
     assert program_after(plan, "score").module(X).shape == (2, 2)
@@ -344,3 +377,8 @@ def test_the_reference_is_independent():
     program = trace(model, (X,))
     got = adapted([0, 9], model=model).module(X)
     torch.testing.assert_close(got, program.module(X)[:, [0, 9]])
+
+
+def test_check_reads_until_every_class_has_come(tmp_path):
+    with pytest.raises(DataError, match=r"plan.yaml:4:7: the data's test\(\) has no sample of class 9"):
+        list(check_plan(plan_file(tmp_path, "[1, 9]", known=9)))

@@ -36,6 +36,7 @@ def test_the_classes_of_a_head_are_free(name):
 @pytest.mark.parametrize(
     ("returned", "reason"),
     [
+        (lambda s, h, p: F.layer_norm(s.fc(p), (10,)), "class 0 is counted by layer_norm"),
         (lambda s, h, p: F.normalize(s.fc(p), dim=1), "class 0 is added up at normalize"),
         (lambda s, h, p: s.fc(p) - s.fc(p).mean(1, keepdim=True), "class 0 is added up at mean"),
         (lambda s, h, p: s.fc(p) - s.fc(p).logsumexp(1, keepdim=True), "class 0 is reduced over at logsumexp"),

@@ -182,7 +182,7 @@ def test_what_cannot_be_clustered_is_noted():
     result = Cluster(ratio=0.5).run(trace(model.eval(), (torch.randn(2, 4),)), Context())
     assert result.program.facts["clusters"] == {}
     assert [str(note) for note in result.notes] == [
-        "0: counted by 1 (LayerNorm)",
+        "0: is counted by 1 (LayerNorm)",
         "2: reaches the model's output",
     ]
 

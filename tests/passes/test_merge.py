@@ -282,22 +282,22 @@ DECLINED = {
     "layer_norm": (
         lambda: Chain(fc=nn.Linear(8, 6), norm=nn.LayerNorm(6), head=nn.Linear(6, 4)),
         (2, 8),
-        "fc: cluster [0, 1] isn't merged: counted by norm (LayerNorm)",
+        "fc: cluster [0, 1] isn't merged: is counted by norm (LayerNorm)",
     ),
     "group_norm": (
         lambda: middle(nn.GroupNorm(2, 6)),
         (2, 3, 4, 4),
-        "conv: cluster [0, 1] isn't merged: counted by layer (GroupNorm)",
+        "conv: cluster [0, 1] isn't merged: is counted by layer (GroupNorm)",
     ),
     "products_of_features": (
         lambda: Products(query=nn.Linear(8, 6), key=nn.Linear(8, 6), head=nn.Linear(5, 4)),
         (2, 5, 8),
-        "query: cluster [0, 1] isn't merged: contracted at matmul",
+        "query: cluster [0, 1] isn't merged: is contracted at matmul",
     ),
     "weight_that_writes_too": (
         lambda: UsedTwice(conv=conv(3, 6), weight=nn.Parameter(torch.randn(4, 6, 3, 3)), head=conv(6, 4)),
         (2, 3, 4, 4),
-        "conv: cluster [0, 1] isn't merged: contracted at conv2d",
+        "conv: cluster [0, 1] isn't merged: is contracted at conv2d",
     ),
     "interleaved": (
         lambda: Interleaved(conv=conv(3, 6), head=conv(12, 4)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -86,6 +87,30 @@ def test_a_class_without_samples_is_told_at_the_end(labels):
     found = KEPT(iter(Data.of({"test": batches(*labels)}).read("test")))
     with pytest.raises(DataError, match=r"the data's test\(\) has no sample of class .*four \(4\)"):
         list(found)
+
+
+def test_a_class_without_samples_is_told_beforehand():
+    KEPT.require(Data.of({"test": batches([1, 0], [4, 2])}), "test")
+    for labels in ([[1, 1], [1, 0]], [[0, 0]]):
+        data = Data.of({"test": batches(*labels)})
+        with pytest.raises(DataError, match=r"the data's test\(\) has no sample of class .*four \(4\)"):
+            KEPT.require(replace(data, through=KEPT), "test")
+
+
+def test_what_is_read_beforehand_ends_with_the_last_class():
+    def loader():
+        yield from batches([1, 0], [4, 2])
+        raise AssertionError("it isn't read so far")
+
+    KEPT.require(Data.of({"test": loader}), "test")
+
+
+def test_a_look_beforehand_leaves_the_order_as_it_was():
+    generator = torch.Generator().manual_seed(0)
+    loader = torch.utils.data.DataLoader([(torch.zeros(1), i % 10) for i in range(60)], 8, True, generator=generator)
+    before = generator.get_state()
+    KEPT.require(Data(loader, ("train",), True, through=KEPT), "train")
+    assert generator.get_state().equal(before)
 
 
 def test_data_go_through_it_at_every_reading():
