@@ -28,6 +28,7 @@ from prunec.compiler.ir.inputs import Inputs, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.report.report import KeptFindings
 from prunec.compiler.task.kept_classes import KeptClasses
 from prunec.compiler.task.metrics import Metric
 
@@ -59,7 +60,7 @@ def check_plan(plan: Plan) -> Iterator[str]:
     rest = every[len(checked) :]
     if rest:
         yield f"not checked: what {_listed(rest)} will find, since a pass before it changes the program"
-    yield from _export_lines(plan, program, steps)
+    yield from _export_lines(plan, program, steps, adapted.findings)
 
 
 def _remarks(program: Program, steps: Sequence[Step]) -> Iterator[str]:
@@ -105,14 +106,17 @@ def _data_lines(
         yield f"metric: {metric.title} can be measured, {'more' if metric.higher_is_better else 'less'} of it is better"
 
 
-def _export_lines(plan: Plan, program: Program, steps: Sequence[Step]) -> Iterator[str]:
+def _export_lines(plan: Plan, program: Program, steps: Sequence[Step], kept: KeptFindings | None) -> Iterator[str]:
     """Export the original as the slim model will be. Raises what a compile would raise at its end."""
     timed = any("latency" in step.pass_.resources() for step in steps)
     if not plan.export and not timed:
         return
-    from prunec.compiler.targets.exporting import export  # noqa: PLC0415  (imports onnxruntime)
+    from prunec.compiler.driver.exports import check_folded, folded_of  # noqa: PLC0415  (imports onnxruntime)
+    from prunec.compiler.targets.exporting import export  # noqa: PLC0415
     from prunec.compiler.targets.onnx_export import onnx_bytes  # noqa: PLC0415
 
+    check_folded(plan, program, kept)
+    program = folded_of(plan).into(program)
     with TemporaryDirectory() as folder:
         for each in plan.export:
             options = each.options.model_copy(update={"int8": None})

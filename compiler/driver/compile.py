@@ -145,7 +145,7 @@ class Result:
         report = replace(self.findings, weights=sizes)
         if not self.plan.export and (report.latency is None or self.quick):
             return replace(report, unmeasured=() if report.latency is None else (_LATENCY,))
-        from prunec.compiler.driver.exports import Exports, Judge  # noqa: PLC0415  (imports onnxruntime)
+        from prunec.compiler.driver.exports import Exports, Judge, folded_of, labels_of  # noqa: PLC0415  (imports onnxruntime)
         from prunec.compiler.driver.measure import measure_latency  # noqa: PLC0415
 
         exports = Exports(
@@ -157,6 +157,9 @@ class Result:
             by_latency=report.latency is not None,
             classes=self.findings.classes,
             judge=None if self.judged is None or self.regions is not None else Judge(*self.judged),
+            folded=folded_of(self.plan),
+            labels=(labels := labels_of(self.plan, self.findings.classes)),
+            metadata={"class_names": json.dumps(labels)} if labels else {},
         )
         report = exports.write(self.plan.export, report)
         if self.quick:
@@ -284,6 +287,10 @@ def _compile(
         context = replace(context, whole=regions.spliced, inputs=inputs)
     check_options(before, steps)
     check_ready(before, steps, context)
+    if plan.export and (plan.preprocess or plan.postprocess):
+        from prunec.compiler.driver.exports import check_folded  # noqa: PLC0415  (imports onnxruntime)
+
+        check_folded(plan, before, adapted.findings)
     first = TrainSpec.rank(plan.train) == 0
     journal = Journal.of(plan, before, None if trained else checkpoints, writes=first)
     notes += [f"went on from {journal.folder}: {journal.where}"] if journal.where else []

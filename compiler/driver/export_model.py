@@ -18,7 +18,7 @@ import torch
 from prunec.compiler.driver.classes import adapt
 from prunec.compiler.driver.compile import load_original, load_program
 from prunec.compiler.driver.evaluation import settled
-from prunec.compiler.driver.exports import Exports, Judge
+from prunec.compiler.driver.exports import Exports, Judge, folded_of, labels_of
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.errors import PlanError, TargetError, nearest
@@ -40,6 +40,8 @@ RESULT: Final = "export.json"
 class Subject:
     """What is exported."""
 
+    plan: Plan
+    """The plan that says what files do besides the model."""
     program: Program
     original: Program | None = None
     judge: Judge | None = None
@@ -74,16 +76,22 @@ def subject_of(plan: Plan) -> Subject:
     saved = None if plan.model is None else plan.model.saved
     if saved is None:
         program, whole, inputs = load_original(plan)
-        return Subject(program, judge=_judge(plan, program, whole, inputs))
+        return Subject(plan, program, judge=_judge(plan, program, whole, inputs))
     program = load_program(plan)
     lock = saved / LOCK
     if not lock.is_file():
-        return Subject(program)
+        return Subject(plan, program)
     compiled = Plan.load(lock)
     if compiled.model is None or compiled.region is not None:
-        return Subject(program)
+        return Subject(plan, program)
     original, whole, inputs = load_original(compiled)
-    return Subject(program, original, _judge(compiled, original, whole, inputs))
+    return Subject(_also(plan, compiled), program, original, _judge(compiled, original, whole, inputs))
+
+
+def _also(plan: Plan, compiled: Plan) -> Plan:
+    """The plan with what the lock says of pixels and outputs, where it says nothing itself."""
+    said = {key: getattr(plan, key) or getattr(compiled, key) for key in ("preprocess", "postprocess")}
+    return plan.model_copy(update=said)
 
 
 def _judge(plan: Plan, program: Program, whole: Any, inputs: Any) -> Judge | None:
@@ -110,7 +118,10 @@ def export_model(
     def fill(folder: Path) -> tuple[TargetReport, ...]:
         here = torch.device("cpu")
         program, original = on_device(subject.program, here), subject.original and on_device(subject.original, here)
-        made = Exports(original, program, folder, progress, judge=subject.judge)
+        labels = labels_of(subject.plan)
+        made = Exports(
+            original, program, folder, progress, judge=subject.judge, folded=folded_of(subject.plan), labels=labels
+        )
         with unwritten(program):
             reports = tuple(made.rows(exports))
         if all(report.error for report in reports):

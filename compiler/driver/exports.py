@@ -7,10 +7,11 @@ The ONNX file is measured as a compile always does (`driver/measure.py`); all ot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -18,16 +19,52 @@ from torch import nn
 from prunec.compiler.data import Data
 from prunec.compiler.driver.evaluation import MEASURED, evaluate
 from prunec.compiler.driver.measure import write_onnx
-from prunec.compiler.errors import DataError, PrunecError, TargetError
+from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError, TargetError
+from prunec.compiler.ir.devices import on_device
 from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.plan.exports import PlanExport
+from prunec.compiler.plan.pixels import check_labels
+from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.report import KeptFindings, OnnxFindings, Report
 from prunec.compiler.targets.base import Array
 from prunec.compiler.targets.exporting import Calibration, Export, TargetReport, Timed, arrays, export
 from prunec.compiler.targets.onnx_file import Onnx, OnnxOptions
+from prunec.compiler.targets.pixels import Folded, Pixels, classes_of
 from prunec.compiler.task.metrics import Metric
+
+LABELS: Final = "labels.txt"
+"""The names of classes, one on each line."""
+
+
+def folded_of(plan: Plan) -> Folded:
+    """What the plan's files do besides the model."""
+    said = plan.preprocess
+    softmax = bool(plan.postprocess and plan.postprocess.softmax)
+    if said is None:
+        return Folded(softmax=softmax)
+    swapped = said.order in ("reversed", "bgr")
+    pixels = Pixels(said.scale, said.mean, said.std, swapped, said.layout == "nhwc", said.dtype == "uint8")
+    return Folded(pixels, said.input, softmax)
+
+
+def labels_of(plan: Plan, kept: KeptFindings | None = None) -> tuple[str, ...]:
+    """The names of classes that the plan's files come with; none where it says nothing of their outputs."""
+    if plan.postprocess is None:
+        return ()
+    return plan.postprocess.labels() or (kept.names if kept else ())
+
+
+def check_folded(plan: Plan, program: Program, kept: KeptFindings | None) -> None:
+    """Raise `ModelError` or `PlanError` where what the plan folds into its files doesn't fit the model."""
+    try:
+        folded_of(plan).into(on_device(program, torch.device("cpu")))
+        check_labels(labels_of(plan, kept), classes_of(program))
+    except (ModelError, PlanError) as error:
+        key = "preprocess" if error.message.startswith("preprocess") else "postprocess"
+        error.at = error.at or plan.at(key, on_key=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -38,11 +75,12 @@ class Judge:
     metric: Metric
     example: Any
 
-    def calibration(self, program: Program) -> Calibration:
-        """What files in int8 of a program are calibrated and judged with."""
-        return Calibration(lambda samples, batch: self._samples(program, samples, batch), self._judge(program))
+    def calibration(self, program: Program, folded: Folded) -> Calibration:
+        """What files in int8 of a program are calibrated and judged with; `folded` is what they do besides."""
+        called = _Called(program, folded)
+        return Calibration(lambda samples, batch: self._samples(called, samples, batch), self._judge(called))
 
-    def _samples(self, program: Program, wanted: int, batch: int | None) -> Sequence[Sequence[Array]]:
+    def _samples(self, called: _Called, wanted: int, batch: int | None) -> Sequence[Sequence[Array]]:
         """The inputs of the first samples, in runs of the batch that a file takes."""
         split = self.data.first("train", *MEASURED)
         assert split, "data have at least one split"
@@ -52,7 +90,7 @@ class Judge:
             piece = found.like(self.example, torch.device("cpu"))[: wanted - done]
             size = batch or piece.count
             for start in range(0, piece.count - size + 1, max(size, 1)):
-                runs.append(arrays(_in_order(program, piece[start : start + size].inputs)))
+                runs.append(arrays(called.inputs(piece[start : start + size].inputs)))
             done += piece.count
             if done >= wanted:
                 break
@@ -60,9 +98,9 @@ class Judge:
             raise TargetError("the data have no samples to calibrate int8 on")
         return runs
 
-    def _judge(self, program: Program) -> Callable[[Callable[..., Any]], tuple[str, float]] | None:
+    def _judge(self, called: _Called) -> Callable[[Callable[..., Any]], tuple[str, float]] | None:
         def judge(model: Callable[..., Any]) -> tuple[str, float]:
-            found = evaluate(_Called(program, model), self.data, self.example, self.metric)
+            found = evaluate(called.by(model), self.data, self.example, self.metric)
             if found.value is None:
                 raise DataError(f"no {self.metric.title} can be measured: {found.left_out}")
             return self.metric.title, found.value
@@ -70,16 +108,30 @@ class Judge:
         return judge if self.data.first(*MEASURED) else None
 
 
-class _Called(nn.Module):
-    """A file in its runtime as a module, which the metric is measured on."""
+@dataclass(frozen=True)
+class _Called:
+    """How the data call a file: it takes what is folded in before the model, and gives what is folded in behind it."""
 
-    def __init__(self, program: Program, model: Callable[..., Any]) -> None:
+    program: Program
+    """The model without what is folded in."""
+    folded: Folded
+
+    def inputs(self, given: Any) -> tuple[Any, ...]:
+        """What the file takes, for a batch of the data."""
+        return self.folded.raw(self.program, _in_order(self.program, given))
+
+    def by(self, model: Callable[..., Any]) -> nn.Module:
+        """A file in its runtime as a module, which the metric is measured on."""
+        return _Executed(lambda given: self.folded.logits(model(*self.inputs(given))))
+
+
+class _Executed(nn.Module):
+    def __init__(self, run: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.program, self.model = program, model
+        self.run = run
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the file gives."""
-        return self.model(*_in_order(self.program, named or inputs))
+        return self.run(named or inputs)
 
 
 def _in_order(program: Program, inputs: Any) -> tuple[Any, ...]:
@@ -104,9 +156,25 @@ class Exports:
     """That of `slow_layers`."""
     classes: KeptFindings | None = None
     judge: Judge | None = None
+    folded: Folded = field(default_factory=Folded)
+    """What files do besides."""
+    labels: tuple[str, ...] = ()
+    """The names of classes."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What stands in files that have a place for it."""
+
+    @cached_property
+    def _slim(self) -> Program:
+        return self.folded.into(self.after)
+
+    @cached_property
+    def _dense(self) -> Program | None:
+        return None if self.before is None else self.folded.into(self.before)
 
     def write(self, exports: Sequence[PlanExport], report: Report) -> Report:
         """Write the files of each; the report with what came of it."""
+        if exports:
+            self._write_labels()
         for each in exports:
             row, found = self._one(each)
             why = row.error or (row.int8.error if row.int8 else "")
@@ -122,50 +190,58 @@ class Exports:
 
     def rows(self, exports: Sequence[PlanExport]) -> Iterator[TargetReport]:
         """Write the files of each, and give what came of it."""
+        self._write_labels()
         return (self._other(each) for each in exports)
+
+    def _write_labels(self) -> None:
+        check_labels(self.labels, classes_of(self.after))
+        if self.labels:
+            (self.folder / LABELS).write_text("".join(f"{name}\n" for name in self.labels), encoding="utf-8")
 
     def _one(self, each: PlanExport) -> tuple[TargetReport, OnnxFindings | None]:
         """What came of one export, and for an ONNX file what a compile tells of it besides."""
         if isinstance(each.options, OnnxOptions) and self.before is not None:
-            return self._onnx(each.options, self.before)
+            return self._onnx(each.options)
         return self._other(each), None
 
     def _other(self, each: PlanExport) -> TargetReport:
         return export(
             each.target(),
-            self.after,
+            self._slim,
             self.folder,
             each.options,
-            dense=None if self.quick else self.before,
+            dense=None if self.quick else self._dense,
             timed=not self.quick,
             calibration=self._calibration(),
             progress=lambda done, total: self.progress(each.name, done, total),
         )
 
     def _calibration(self) -> Calibration | None:
-        return None if self.judge is None else self.judge.calibration(self.after.deployed)
+        return None if self.judge is None else self.judge.calibration(self.after.deployed, self.folded)
 
-    def _onnx(self, options: OnnxOptions, before: Program) -> tuple[TargetReport, OnnxFindings | None]:
+    def _onnx(self, options: OnnxOptions) -> tuple[TargetReport, OnnxFindings | None]:
         target, path = Onnx(), self.folder / "model.onnx"
+        assert self._dense is not None, "a compile has an original"
         try:
             found = write_onnx(
-                before,
-                self.after,
+                self._dense,
+                self._slim,
                 path,
                 options,
                 self.progress,
                 quick=self.quick,
                 by_latency=self.by_latency,
                 classes=self.classes,
+                metadata=self.metadata,
             )
         except PrunecError as error:
             path.unlink(missing_ok=True)
             told = f"{error.message}, {error.at.file}:{error.at.line}" if error.at else error.message
             return TargetReport(target.name, target.describe(), error=told, hint=error.hint or ""), None
-        batch = None if found.export.dynamic_batch else batch_of(self.after.deployed.inputs)
+        batch = None if found.export.dynamic_batch else batch_of(self._slim.deployed.inputs)
         int8 = None
         if options.int8 is not None:
-            made = Export(target, self.after.deployed, path, options)
+            made = Export(target, self._slim.deployed, path, options)
             int8 = made.int8(batch, self._calibration(), timed=not self.quick)
         sides = [side for side in (found.latency, found.two_threads) if side is not None]
         row = TargetReport(

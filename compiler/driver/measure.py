@@ -7,6 +7,7 @@ sizes that may vary are fixed while they are timed: so the runtime plans both al
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -34,16 +35,17 @@ def write_onnx(
     quick: bool = False,
     by_latency: bool = False,
     classes: KeptFindings | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> OnnxFindings:
     """Write the slim model's ONNX file, and compare its size and latency with the original's, unless it is `quick`.
 
-    `by_latency` is that of `slow_layers`. `classes` stand in the file's metadata.
+    `by_latency` is that of `slow_layers`. `classes` and `metadata` stand in the file's metadata.
     """
     steps = 1 if quick else 3
     progress("onnx", 0, steps)
     kept = {} if classes is None else {"classes": json.dumps(classes.kept), "class_names": json.dumps(classes.names)}
-    metadata = {key: text for key, text in kept.items() if text != "[]"}
-    slim = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic, metadata=metadata)
+    said = {**{key: text for key, text in kept.items() if text != "[]"}, **(metadata or {})}
+    slim = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic, metadata=said)
     progress("onnx", 1, steps)
     if quick:
         return OnnxFindings(slim)

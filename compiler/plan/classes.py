@@ -73,6 +73,21 @@ def _written(value: Names, info: SerializationInfo) -> Any:
     return {str(key): name for key, name in value.items()} if isinstance(value, dict) else list(value)
 
 
+ClassNames = Annotated[
+    Names,
+    PlainValidator(_names),
+    PlainSerializer(_written),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": _NAME},
+                {"type": "object", "additionalProperties": _NAME},
+                _NAME,
+            ]
+        }
+    ),
+]
+"""The names of classes: all in order, some by position, or a file."""
 Class = Annotated[int | str, PlainValidator(_class), WithJsonSchema({"anyOf": [_INDEX, _NAME]})]
 
 
@@ -84,20 +99,7 @@ class ClassSpec(Part):
     usage = "a list of classes or a mapping with the key 'keep'"
 
     keep: Annotated[tuple[Class, ...], AfterValidator(_several)] = Field(examples=["[cat, dog]"])
-    names: Annotated[
-        Names | None,
-        PlainValidator(_names),
-        PlainSerializer(_written),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "array", "items": _NAME},
-                    {"type": "object", "additionalProperties": _NAME},
-                    _NAME,
-                ]
-            }
-        ),
-    ] = None
+    names: ClassNames | None = None
     """The names of all classes in the order of the output, of some by position, or a file with one on each line; the
     data's own where nothing is said."""
     outputs: Annotated[tuple[Class, ...], Field(min_length=1)] | None = None

@@ -41,6 +41,7 @@ from prunec.compiler.plan.classes import ClassSpec
 from prunec.compiler.plan.entries import PASS, Kind, PlanPass, forms, made_entries, passes_of
 from prunec.compiler.plan.exports import EXPORTING, PlanExport, all_options, options_of
 from prunec.compiler.plan.options import faults, wrong
+from prunec.compiler.plan.pixels import Postprocess, Preprocess
 from prunec.compiler.plan.schema import (
     Factory,
     InputSpec,
@@ -122,6 +123,10 @@ class Plan(BaseModel):
     """What training passes run on."""
     passes: tuple[Annotated[PlanPass, WithJsonSchema({})], ...] = ()
     export: tuple[Annotated[PlanExport, WithJsonSchema({})], ...] = ()
+    preprocess: Preprocess | None = None
+    """What exported files do to pixels before the model, so that an app feeds them as they are."""
+    postprocess: Postprocess | None = None
+    """What exported files do to outputs, and the names of classes."""
     allow_nonfinite: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...] | None, BeforeValidator(_one_or_several)
     ] = None

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
+import torch
 import yaml
 
 from prunec.compiler.cli import main as cli
 from prunec.compiler.driver import exports
 from prunec.compiler.errors import ModelError
 from prunec.compiler.targets import exporting
+from prunec.compiler.targets.exporting import missing
+from prunec.compiler.targets.openvino import OpenVino
 from prunec.compiler.targets.ort import Ort
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +125,55 @@ def test_check_names_the_entry_that_can_not_be_exported(capsys, monkeypatch):
     told = capsys.readouterr().err
     assert "plan.yaml:" in told
     assert "ort needs no-such-package, which isn't installed" in told
+
+
+def folding(**said):
+    """Compile the digits network for pixels from 0 to 255 with their channels last."""
+    plan = {**PLAN, "preprocess": {"scale": "1/255", "mean": 0.1, "std": 0.5, "layout": "nhwc"}, **said}
+    Path("plan.yaml").write_text(yaml.safe_dump(plan))
+    return cli.run(["compile", "plan.yaml", "-o", "out", "--quick"])
+
+
+def test_files_take_raw_pixels_and_give_probabilities_and_names():
+    names = [f"digit {number}" for number in range(10)]
+    exports = [{"onnx": {"int8": True}}, {"ort": {"int8": True}}, {"openvino": None}]
+    if missing(OpenVino()) is not None:
+        exports.pop()
+    assert folding(export=exports, postprocess={"softmax": True, "names": names}) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    for row in report["targets"][:2]:
+        assert row["int8"]["before"] == pytest.approx(report["accuracy"]["after"], abs=0.002), "pixels are raw again"
+        assert row["int8"]["after"] > 0.95
+    assert all(row["difference"] < 1e-5 for row in report["targets"])
+    assert Path("out/labels.txt").read_text().splitlines() == names
+    opened = onnxruntime.InferenceSession("out/model.onnx")
+    assert opened.get_inputs()[0].shape == ["batch", 8, 8, 1]
+    raw = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 1)).astype(np.float32)
+    (got,) = opened.run(None, {opened.get_inputs()[0].name: raw})
+    sys.path.insert(0, "out")
+    try:
+        slim = import_module("model").load()
+    finally:
+        sys.path.remove("out")
+        del sys.modules["model"]
+    given = torch.from_numpy((raw / 255 - 0.1) / 0.5).permute(0, 3, 1, 2)
+    assert np.allclose(got, slim(given).softmax(1).detach().numpy(), atol=1e-5)
+    assert json.loads(opened.get_modelmeta().custom_metadata_map["class_names"]) == names
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"preprocess": {"mean": [0.1, 0.2]}}, "mean has 2 numbers, and the image 1 channels"),
+        ({"postprocess": {"names": ["a"]}}, "1 names, and the output has 10 classes"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_any_work(said, words, capsys):
+    assert folding(export=["ort"], **said) == 1
+    told = capsys.readouterr().err
+    assert words in told
+    assert "plan.yaml:" in told
+    assert "shrink" not in told
+    assert not Path("out").exists()
+    assert cli.run(["check", "plan.yaml"]) == 1
+    assert words in capsys.readouterr().err

@@ -256,5 +256,6 @@ def test_the_schema_describes_passes():
     assert {"OnnxOptions", "OrtOptions"} <= exports
     assert {name for name in rules["$defs"] if not name.endswith("Int8")} == exports | {
         *("Budget", "ClassSpec", "Factory", "InputItems", "InputSpec", "InputValue", "JsonValue", "LossSpec"),
-        *("MetricSpec", "ModelSpec", "Pick", "PlanTrain", "Tidy", "Trim", "WeightsSpec", "pass"),
+        *("MetricSpec", "ModelSpec", "Pick", "PlanTrain", "Postprocess", "Preprocess", "Tidy", "Trim"),
+        *("WeightsSpec", "pass"),
     }
