@@ -1,8 +1,19 @@
-"""LiteRT, once TensorFlow Lite: a target for `multiple_of` alone."""
+"""LiteRT, once TensorFlow Lite: one file, which `litert_torch` writes from what torch exports."""
 
 from __future__ import annotations
 
-from prunec.compiler.targets.base import Target
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunec.compiler.ir.inputs import batch_of
+from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.flat import flat
 
 
 class LiteRT(Target):
@@ -10,3 +21,43 @@ class LiteRT(Target):
 
     name = "litert"
     multiple = 8
+    suffixes = (".tflite",)
+    extra = "litert"
+    needs = ("ai-edge-litert>=2.3", "litert-torch>=0.10")
+
+    def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
+        """Of the example's sizes: with an open batch the converter can't flatten."""
+        import litert_torch  # noqa: PLC0415  (an extra)
+
+        module, inputs = flat(program)
+        litert_torch.convert(module, inputs, strict_export=False).export(str(path))
+        return Converted(batch_of(program.inputs))
+
+    def load(self, path: Path, threads: int) -> Session:
+        """The file in LiteRT's interpreter."""
+        return LiteRTSession(path, threads)
+
+    def describe(self) -> str:
+        """LiteRT's version."""
+        return f"LiteRT {version('ai-edge-litert')}"
+
+
+class LiteRTSession:
+    """A file that LiteRT has loaded."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415  (an extra)
+
+        self._interpreter: Any = Interpreter(str(path), num_threads=threads)
+        self._run: Any = self._interpreter.get_signature_runner()
+        self._types = {name: found["dtype"] for name, found in self._run.get_input_details().items()}
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """Inputs and outputs by the numbers in their names: args_0, output_0."""
+        fed = {name: np.ascontiguousarray(inputs[_place(name)], kind) for name, kind in self._types.items()}
+        found = self._run(**fed)
+        return [found[name] for name in sorted(found, key=_place)]
+
+
+def _place(name: str) -> int:
+    return int(re.findall(r"\d+", name)[-1])

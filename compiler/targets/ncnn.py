@@ -1,8 +1,31 @@
-"""ncnn, Tencent's runtime for phones: a target for `multiple_of` alone."""
+"""ncnn, Tencent's runtime for phones: its text of layers and its weights, which pnnx writes from TorchScript."""
 
 from __future__ import annotations
 
-from prunec.compiler.targets.base import Target
+import re
+import subprocess
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunec.compiler.errors import TargetError
+from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.flat import flat
+from prunec.compiler.verify.compare import relative_difference
+
+_NO_BATCH = 233
+"""What ncnn and pnnx call the batch dimension of a value that has none."""
+_TYPES = {torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.bool: "bool"}
+"""Types of inputs as pnnx spells them."""
+_SURE = 1e-3
+"""From this relative difference on, what pnnx has complained about has changed the function."""
 
 
 class Ncnn(Target):
@@ -11,3 +34,150 @@ class Ncnn(Target):
 
     name = "ncnn"
     multiple = 8
+    suffixes = (".ncnn.param", ".ncnn.bin")
+    extra = "ncnn"
+    needs = ("ncnn>=1.0.20261020", "pnnx>=20261020")
+    only_one = True
+
+    def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
+        """By way of TorchScript, of which pnnx knows more operations than of ONNX. The weights stay float32."""
+        import ncnn  # noqa: PLC0415  (an extra)
+
+        with TemporaryDirectory() as folder:
+            source = Path(folder) / "model.pt"
+            module, inputs = flat(program)
+            with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated; pnnx reads nothing newer
+                traced = torch.jit.trace(module, inputs, check_trace=False)  # type: ignore[no-untyped-call]
+                torch.jit.save(traced, str(source))
+            log = _pnnx(source, inputs)
+            written = source.with_suffix(".ncnn.param")
+            if not written.exists():
+                raise TargetError("pnnx writes no file", log=log)
+            text = written.read_text(encoding="utf-8")
+            unknown = [kind for kind in _kinds(text) if ncnn.layer_to_index(kind) < 0]
+            if unknown:
+                raise TargetError(f"ncnn has no layer for the operation '{unknown[0]}'", log=log)
+            batched = _batched(source.with_name("model_ncnn.py").read_text(encoding="utf-8"), log)
+            path.write_text(_with_shapes(text, inputs, batched), encoding="utf-8")
+            self.beside(path)[1].write_bytes(source.with_suffix(".ncnn.bin").read_bytes())
+        self._check(path, module, inputs, log)
+        return Converted(1 if batched else None)
+
+    def _check(self, path: Path, module: Any, inputs: Sequence[torch.Tensor], log: str) -> None:
+        """pnnx goes on where it can't convert an operation, or converts less of it: see whether that mattered."""
+        complaints = [
+            line.strip() for line in log.splitlines() if "not supported" in line or line.startswith("ignore ")
+        ]
+        if not complaints:
+            return
+        got = self.load(path, 1).run([value.numpy(force=True) for value in inputs])
+        with torch.no_grad():
+            expected = [value.numpy(force=True) for value in module(*(value.clone() for value in inputs))]
+        if not relative_difference(list(got), expected) <= _SURE:
+            raise TargetError(f"pnnx can't convert all of the model: {complaints[0]}", log=log)
+
+    def load(self, path: Path, threads: int) -> Session:
+        """The files in ncnn; left to itself it rounds weights and values to float16."""
+        return NcnnSession(path, self.beside(path)[1], threads)
+
+    def describe(self) -> str:
+        """ncnn's version."""
+        return f"ncnn {version('ncnn')}"
+
+
+class NcnnSession:
+    """A network that ncnn has loaded."""
+
+    def __init__(self, param: Path, weights: Path, threads: int) -> None:
+        import ncnn  # noqa: PLC0415  (an extra)
+
+        self._ncnn = ncnn
+        self._net = ncnn.Net()
+        for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+            setattr(self._net.opt, option, False)
+        self._net.opt.num_threads = threads
+        if self._net.load_param(str(param)) or self._net.load_model(str(weights)):
+            raise TargetError("ncnn can't load the files")
+        self._inputs = sorted(self._net.input_names(), key=_place)
+        self._outputs = sorted(self._net.output_names(), key=_place)
+        self._ranks = dict(_ranks(param.read_text(encoding="utf-8")))
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """One sample; whole numbers are int32 in ncnn."""
+        mats = self._ncnn.Mat
+        held = [np.ascontiguousarray(x, np.int32 if x.dtype.kind in "iub" else np.float32) for x in inputs]
+        extractor = self._net.create_extractor()
+        batch = 0
+        for name in self._inputs:
+            value = held[_place(name)]
+            batch = 0 if self._ranks[name] < value.ndim else _NO_BATCH
+            extractor.input(name, mats(value, batch_index=batch))
+        outputs = []
+        for name in self._outputs:
+            failed, found = extractor.extract(name)
+            if failed:
+                raise TargetError(f"ncnn can't compute the output '{name}': it gives the code {failed}")
+            outputs.append(np.array(found.numpy(batch_index=batch)))
+        return outputs
+
+
+# -- pnnx ------------------------------------------------------------------------------------------------------------
+
+
+def _pnnx(source: Path, inputs: Sequence[torch.Tensor]) -> str:
+    """Convert a file in its folder, and give what pnnx says. Its exit status is 0 whatever happens, crashes aside."""
+    import pnnx  # noqa: PLC0415  (an extra)
+
+    strange = [value.dtype for value in inputs if value.dtype not in _TYPES]
+    if strange:
+        raise TargetError(f"ncnn takes no input of {strange[0]}", hint="make it float32")
+    shapes = ",".join(f"[{','.join(map(str, value.shape))}]{_TYPES[value.dtype]}" for value in inputs)
+    command = [pnnx.EXEC_PATH, source.name, f"inputshape={shapes}", "fp16=0"]
+    found = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, errors="replace", check=False)
+    log = found.stdout + found.stderr
+    if found.returncode:
+        raise TargetError(f"pnnx fails with the exit status {found.returncode}", log=log)
+    return log
+
+
+def _batched(script: str, log: str) -> bool:
+    """Whether the inputs and outputs of the network lack the batch dimension that the module's have, by the script
+    that pnnx writes beside it to try it."""
+    found = set(re.findall(r"batch_index=(\d+)", script))
+    if len(found) > 1 or not found <= {"0", str(_NO_BATCH)}:
+        raise TargetError("pnnx can't tell which dimension is the batch", log=log)
+    return found == {"0"}
+
+
+# -- the text of layers ----------------------------------------------------------------------------------------------
+
+
+def _kinds(text: str) -> Iterator[str]:
+    """The kinds of layers in a network's text, whose first two lines are a number and counts."""
+    return (line.split()[0] for line in text.splitlines()[2:] if line.strip())
+
+
+def _with_shapes(text: str, inputs: Sequence[torch.Tensor], batched: bool) -> str:
+    """The text with the shapes of its inputs, which tell an app what to feed: `0=` width, `1=` height, `11=` depth,
+    `2=` channels."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("Input "):
+            shape = list(inputs[_place(line.split()[1])].shape)[1 if batched else 0 :]
+            keys = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 11, 1, 0)}.get(len(shape), ())
+            sizes = sorted(zip(keys, shape, strict=False))
+            lines[number] = " ".join([line.rstrip(), *(f"{key}={size}" for key, size in sizes)])
+    return "\n".join(lines) + "\n"
+
+
+def _ranks(text: str) -> Iterator[tuple[str, int]]:
+    """The rank of each input, by its name, as `_with_shapes` has written it."""
+    for line in text.splitlines():
+        if line.startswith("Input "):
+            _, name, *rest = line.split()
+            yield name, sum("=" in word for word in rest)
+
+
+def _place(name: str) -> int:
+    """pnnx calls inputs in0, in1, ... and outputs out0, out1, ..."""
+    return int(re.sub(r"\D", "", name))

@@ -226,7 +226,7 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
 
 
 def _write_directly(program: Program, opset: int, open_batch: bool) -> onnx.ModelProto:
-    names = _input_names(program), _output_names(program.graph)
+    names = input_names(program), output_names(program.graph)
     return write(program, opset=opset, open_batch=open_batch, inputs=names[0], outputs=names[1])
 
 
@@ -266,8 +266,8 @@ def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
                 external_data=False,
                 opset_version=opset,
                 dynamic_shapes=shapes if dims else None,
-                input_names=_input_names(program),
-                output_names=_output_names(program.graph),
+                input_names=input_names(program),
+                output_names=output_names(program.graph),
                 verbose=False,
             )
     except Exception as error:  # the exporter raises errors of many unrelated kinds
@@ -332,13 +332,13 @@ def _strip(part: Any) -> None:
     del part.metadata_props[:]
 
 
-def _input_names(program: Program) -> list[str]:
+def input_names(program: Program) -> list[str]:
     """A name for each tensor: the input's, with the keys that lead to it."""
     inputs = zip(program.graph.find_nodes(op="placeholder"), program.inputs, strict=True)
     return [name for node, value in inputs for name in names_of(str(node.target), value)]
 
 
-def _output_names(graph: fx.Graph) -> list[str]:
+def output_names(graph: fx.Graph) -> list[str]:
     """Names from the keys of a dict, with the keys that lead on to nested tensors; or `output`, `output_1`, ..."""
     returned = next(node for node in graph.nodes if node.op == "output").args[0]
     values = pytree.tree_map(lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf, returned)

@@ -1,0 +1,50 @@
+"""A program as a module of plain tensors, for converters that know no nests, numbers or flags among inputs and outputs.
+
+flat(program)            forward(*tensors) -> tuple of tensors, in the order of `tensors_in`
+exported_flat(program)   the same as a `torch.export.ExportedProgram`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.ir.inputs import tensors_in
+from prunec.compiler.ir.program import Program
+
+
+class Flat(nn.Module):
+    """The program's module, with what isn't a tensor among its example inputs fixed at what it is there."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.model = program.module
+        leaves, self._structure = pytree.tree_flatten(tuple(program.inputs))
+        self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The output tensors, for the input tensors."""
+        leaves: list[Any] = list(self._leaves)
+        for place, tensor in zip(self._places, tensors, strict=True):
+            leaves[place] = tensor
+        found = pytree.tree_leaves(self.model(*pytree.tree_unflatten(leaves, self._structure)))
+        return tuple(leaf for leaf in found if isinstance(leaf, Tensor))
+
+
+def flat(program: Program) -> tuple[Flat, tuple[Tensor, ...]]:
+    """The module, and its example inputs."""
+    module = Flat(program)
+    module.training = False  # the module inside is in the mode that its owner has put it in
+    return module, tuple(tensors_in(program.inputs))
+
+
+def exported_flat(program: Program) -> ExportedProgram:
+    """The module as `torch.export` sees it, at the sizes of its example inputs; no operation is decomposed yet."""
+    module, inputs = flat(program)
+    with torch.no_grad():
+        return torch.export.export(module, inputs)

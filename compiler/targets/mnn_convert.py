@@ -1,0 +1,40 @@
+"""MNN's converter in a process of its own: `python -m prunec.compiler.targets.mnn_convert model.onnx model.mnn`.
+
+The compiled converter is called. Its wrappers, the command `mnnconvert` and all of `MNN.tools`, would install a package
+and send usage data; here nothing may start a process or open a connection, whatever is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+FORBIDDEN: Final = (
+    "subprocess.",
+    "socket.",
+    "os.system",
+    "os.exec",
+    "os.spawn",
+    "os.posix_spawn",
+    "os.fork",
+    "urllib.",
+)
+"""How the names of Python's audit events begin that tell of processes and connections."""
+
+
+def main(source: str, written: str) -> None:
+    """Convert an ONNX file."""
+    sys.addaudithook(_refuse)
+    import _tools  # noqa: PLC0415  (MNN's compiled tools)
+
+    files = ["--modelFile", source, "--MNNModel", written]
+    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *files, "--bizCode", "prunec"])
+
+
+def _refuse(event: str, args: tuple[Any, ...]) -> None:
+    if event.startswith(FORBIDDEN):
+        raise PermissionError(f"a converter of models has no business with {event}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
