@@ -7,22 +7,27 @@ selection conv1 = [2, 5]
                  v
 %conv1 = conv1(%x) : f32[1, 6, 6, 6]      conv1 = Conv2d(3, 6, ...)
 %relu  = F.relu(%conv1)                   fc    = Linear(216, 10)
+
+What a unit gives that doesn't depend on the input goes into its readers' biases (`repairing/absorbing.py`): such a
+unit, for example a filter of zeros behind a batch norm's shift, is removed exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import BoolArray, IntArray, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
-from prunec.compiler.verify.reference import Masked, Reference
-from prunec.passes.calibration.constant_units import constant_units
+from prunec.compiler.verify.reference import Masked, MaskedOutputs, Reference
+from prunec.passes.calibration.constant_units import by_group, constant_units, constants
+from prunec.passes.repairing.absorbing import Absorbed, absorbed
 
 
 class Shrink(Pass):
@@ -33,6 +38,12 @@ class Shrink(Pass):
     removes: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"selection"})
 
+    constants: Literal["exact", "approximate", "drop"] = Field(
+        default="exact",
+        description="constants that removed units give: into their readers' biases where that is exact; also where "
+        "zeros around the image make it inexact at the border; or nowhere",
+    )
+
     def run(self, program: Program, context: Context) -> PassResult:
         """Give the program without the units in the fact `selection`."""
         analysis = analyse(program)
@@ -41,9 +52,27 @@ class Shrink(Pass):
         removed = {g.name: int((~left[g.where]).sum()) for g in analysis.groups.values()}
         details = {"removed_units": {name: n for name, n in removed.items() if n}}
         constant = constant_units(analysis, keep)
-        if constant:
-            details["constant_units"] = constant
-        return PassResult(remove_units(program, keep), details=details, warnings=_told(constant))
+        if not constant.any():
+            return PassResult(remove_units(program, keep), details=details)
+        taken = self._taken(analysis, keep, constant)
+        details["constant_units"] = by_group(analysis, constant)
+        details["absorbed_units"] = by_group(analysis, taken.units)
+        warnings = _told(analysis, constant & ~taken.units, taken.reasons)
+        if self.constants == "approximate":
+            warnings += _told_inexact(analysis, taken.units & ~self._exact(analysis, keep, constant).units)
+        return PassResult(remove_units(taken.program, keep), details=details, warnings=warnings)
+
+    def _taken(self, analysis: Analysis, keep: BoolArray, constant: BoolArray) -> Absorbed:
+        """The program with constants of units that go in their readers, as the plan says."""
+        if self.constants == "drop":
+            return Absorbed(analysis.program, np.zeros_like(constant), {})
+        found = self._exact(analysis, keep, constant)
+        if self.constants == "approximate" and (constant & ~found.units).any():
+            return absorbed(analysis, constant, constants(analysis, keep)[1], border=False)
+        return found
+
+    def _exact(self, analysis: Analysis, keep: BoolArray, constant: BoolArray) -> Absorbed:
+        return absorbed(analysis, constant, constants(analysis, keep)[1])
 
     def expected(self, program: Program) -> Mapping[str, Any]:
         """`expected_left`, [units]: which stay at least, after this and earlier removals."""
@@ -53,23 +82,49 @@ class Shrink(Pass):
         return {"expected_left": left if before is None else left & before, "expected_selection": None}
 
     def reference(self, before: Program, after: Program) -> Reference:
-        """The old program with the removed channels masked where they are read."""
+        """The old program with the removed channels masked where they are read; of a unit whose constant has gone into
+        its readers exactly, nothing is masked."""
         analysis = analyse(before)
         keep = kept_units(analysis, before.facts["selection"])
-        return Masked(before, removed_positions(analysis, keep))
+        constant = constant_units(analysis, keep)
+        taken = self._taken(analysis, keep, constant) if constant.any() else None
+        if taken is None or not taken.units.any():
+            return Masked(before, removed_positions(analysis, keep))
+        exact = self._exact(analysis, keep, constant)
+        if (taken.units & ~exact.units).any():  # inexact by request: what was written is taken for granted
+            return Masked(taken.program, removed_positions(analysis, keep))
+        return MaskedOutputs(before, removed_positions(analysis, keep | exact.units))
 
 
-def _told(constant: Mapping[str, int]) -> tuple[str, ...]:
-    """The warning about removed units that give a constant."""
-    if not constant:
+def _told(analysis: Analysis, units: BoolArray, reasons: Mapping[int, str]) -> tuple[str, ...]:
+    """The warning about removed units that give a constant, which their readers lose."""
+    if not units.any():
         return ()
-    total = sum(constant.values())
-    units = "1 unit that is" if total == 1 else f"{total} units that are"
-    where = ", ".join(f"{count} of '{name}'" for name, count in constant.items())
+    why = sorted({reasons[unit] for unit in np.flatnonzero(units).tolist() if unit in reasons})
+    because = f"; {'; '.join(why[:3])}" if why else ""
     return (
-        f"shrink removes {units} constant but not zero ({where}): their readers lose these constants, so the slim "
-        "model gives other values than the model with these units in it",
+        f"shrink removes {_counted(units)} constant but not zero ({_where(analysis, units)}): their readers "
+        f"lose these constants, so the slim model gives other values than the model with these units in it{because}",
     )
+
+
+def _told_inexact(analysis: Analysis, units: BoolArray) -> tuple[str, ...]:
+    """The warning about constants that are in biases, though zeros around the image aren't the constant."""
+    if not units.any():
+        return ()
+    return (
+        f"shrink removes {_counted(units)} constant ({_where(analysis, units)}), and adds these constants to "
+        "biases, as the plan says: values at the borders of images differ from the model's",
+    )
+
+
+def _counted(units: BoolArray) -> str:
+    total = int(units.sum())
+    return "1 unit that is" if total == 1 else f"{total} units that are"
+
+
+def _where(analysis: Analysis, units: BoolArray) -> str:
+    return ", ".join(f"{count} of '{name}'" for name, count in by_group(analysis, units).items())
 
 
 def kept_units(analysis: Analysis, selection: Mapping[str, IntArray | Sequence[int]]) -> BoolArray:

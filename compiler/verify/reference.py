@@ -3,6 +3,7 @@
     Same(before)                 the old program
     Replaced(before, tensors)    the old program with other values in some tensors (cluster means, refitted readers)
     Masked(before, removed)      the old program whose removed channels count for nothing where they are read
+    MaskedOutputs(before, ...)   the same, compared at the outputs alone
 
 `Masked` turns positions that are removed from parameters into marks, which then flow along with the data by the rules
 of `verify.ops`:
@@ -214,3 +215,10 @@ class Masked(Reference):
 
     def interpreter(self, dtype: torch.dtype) -> MaskedInterpreter:
         return MaskedInterpreter(self.before, dtype, self.marks, self.memo, self.edges)
+
+
+class MaskedOutputs(Masked):
+    """`Masked`, where channels are gone that aren't masked, since their readers have taken in what they gave: outputs
+    alone can be compared then."""
+
+    nodewise: ClassVar[bool] = False

@@ -25,14 +25,23 @@ from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
 from prunec.compiler.verify.interpreter import Interpreter, StepError
 
 
-def constant_units(analysis: Analysis, keep: BoolArray) -> dict[str, int]:
-    """Group -> how many of the units that go (where `keep` [units] is False) give a constant that isn't zero."""
-    candidates = _without_input(analysis, ~keep)
-    if not candidates.any():
-        return {}
-    found = candidates & _constant(analysis, candidates)
-    counts = {group.name: int(found[group.where].sum()) for group in analysis.groups.values()}
+def constant_units(analysis: Analysis, keep: BoolArray) -> BoolArray:
+    """[units]: which of the units that go (where `keep` is False) give a constant that isn't zero."""
+    return constants(analysis, ~keep)[1]
+
+
+def by_group(analysis: Analysis, units: BoolArray) -> dict[str, int]:
+    """Group -> how many of these units, [units], it has, where it has any."""
+    counts = {group.name: int(units[group.where].sum()) for group in analysis.groups.values()}
     return {name: count for name, count in counts.items() if count}
+
+
+def constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """[units], twice: which of the units in `among` give zero wherever they are read, and which another constant."""
+    candidates = _without_input(analysis, among)
+    if not candidates.any():
+        return candidates, candidates
+    return _constant(analysis, candidates)
 
 
 def _without_input(analysis: Analysis, gone: BoolArray) -> BoolArray:
@@ -91,22 +100,26 @@ def _zero(program: Program, member: Member) -> IntArray:
     return np.setdiff1d(member.units[empty], member.units[~empty])
 
 
-def _constant(analysis: Analysis, candidates: BoolArray) -> BoolArray:
-    """[units]: whether what the readers see of a candidate doesn't depend on the input, and isn't zero everywhere."""
-    program = analysis.program
-    read = {node: fields for node in program.graph.nodes if (fields := _read_fields(analysis, node, candidates))}
+def _constant(analysis: Analysis, candidates: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """[units], twice: whether what the readers see of a candidate is zero, or something else that doesn't depend on the
+    input."""
+    program, nothing = analysis.program, np.zeros(analysis.size, dtype=bool)
+    read = {node: fields for node in program.graph.nodes if (fields := read_fields(analysis, node, candidates))}
     runs = [_seen(program, read, inputs) for inputs in (program.inputs, fresh_inputs(program, None, 1))]
     if not all(runs):
-        return np.zeros(analysis.size, dtype=bool)  # the model takes no other values than its example's
+        return nothing, nothing  # the model takes no other values than its example's
+    known = nothing.copy()
     spread, size = np.zeros(analysis.size), np.zeros(analysis.size)
     for node, fields in read.items():
         first, second = (run[node] for run in runs)
         for labels in fields:
             units = analysis.units(labels)
             here = units != NO_UNIT
+            known[units[here]] = True
             np.maximum.at(spread, units[here], _largest(first - second, labels)[here])
             np.maximum.at(size, units[here], _largest(first, labels)[here])
-    return np.asarray((size > 0) & (spread <= 1e-6 * size))
+    known &= candidates
+    return known & (size == 0) & (spread == 0), known & (size > 0) & (spread <= 1e-6 * size)
 
 
 def _seen(program: Program, nodes: Mapping[fx.Node, object], inputs: tuple[object, ...]) -> dict[fx.Node, torch.Tensor]:
@@ -118,16 +131,22 @@ def _seen(program: Program, nodes: Mapping[fx.Node, object], inputs: tuple[objec
         return {}
 
 
-def _read_fields(analysis: Analysis, node: fx.Node, candidates: BoolArray) -> tuple[IntArray, ...]:
+def read_fields(analysis: Analysis, node: fx.Node, candidates: BoolArray) -> tuple[IntArray, ...]:
     """The fields of a node with candidates that some reader of it doesn't pass on: there the channel is read."""
+    return tuple(labels for labels, _, _ in reads(analysis, node, candidates))
+
+
+def reads(
+    analysis: Analysis, node: fx.Node, candidates: BoolArray
+) -> Iterator[tuple[IntArray, set[int], list[fx.Node]]]:
+    """(a field of a node, the candidates in it, those who read some of them), where there are any who do."""
     if not isinstance(node.meta.get("val"), torch.Tensor) or node.op == "get_attr":
-        return ()
-    found = []
+        return
     for labels in analysis.flow.fields(node):
         mine = _units_in(analysis, labels, candidates)
-        if mine and any(not mine.issubset(_passed_on(analysis, user, candidates)) for user in node.users):
-            found.append(labels)
-    return tuple(found)
+        users = [user for user in node.users if not mine.issubset(_passed_on(analysis, user, candidates))]
+        if mine and users:
+            yield labels, mine, users
 
 
 def _units_in(analysis: Analysis, labels: IntArray, candidates: BoolArray) -> set[int]:

@@ -15,7 +15,7 @@ from prunec.compiler.driver.compile import Result
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.tracing.trace import trace
 from prunec.passes.calibration import constant_units as constant_units_module
-from prunec.passes.calibration.constant_units import constant_units
+from prunec.passes.calibration.constant_units import by_group, constant_units
 
 GONE = (1, 4, 6)
 IMAGES = (4, 3, 6, 6)
@@ -46,7 +46,7 @@ def _found(net: nn.Module, gone: tuple[int, ...] = GONE, shape: tuple[int, ...] 
     analysis = analyse(trace(net, (torch.randn(shape),)))
     keep = np.ones(analysis.size, dtype=bool)
     keep[analysis.groups["a"].start + np.array(gone)] = False
-    return constant_units(analysis, keep)
+    return by_group(analysis, constant_units(analysis, keep))
 
 
 CONSTANT = {
@@ -129,17 +129,22 @@ def _plain(shift: float) -> nn.Sequential:
     return net.eval()
 
 
-def _pruned(shift: float) -> tuple[nn.Sequential, Result]:
+def _pruned(shift: float, **options: str) -> tuple[nn.Sequential, Result]:
     """A network with four filters zeroed by torch's own pruning, and what a compile gives of it."""
     net = _plain(shift)
     prune.ln_structured(net[0], "weight", 4, n=1, dim=0)
-    return net, compile(net, _PLAN, example_inputs=(torch.randn(2, 3, 5, 5),))
+    plan = {**_PLAN, "passes": [*_PLAN["passes"][:2], {"shrink": options} if options else "shrink"]}
+    return net, compile(net, plan, example_inputs=(torch.randn(2, 3, 5, 5),))
+
+
+def _details(result: Result) -> dict[str, object]:
+    return next(record["details"] for record in result.report["passes"] if record["pass"] == "shrink")
 
 
 def test_shrink_tells_how_many_and_where():
-    _, result = _pruned(0.5)
-    record = next(record for record in result.report["passes"] if record["pass"] == "shrink")
-    assert record["details"]["removed_units"] == record["details"]["constant_units"] == {"0": 4}
+    _, result = _pruned(0.5, constants="drop")
+    assert _details(result)["removed_units"] == _details(result)["constant_units"] == {"0": 4}
+    assert _details(result)["absorbed_units"] == {}
     told = [w for w in result.report["warnings"] if "shrink removes 4 units that are constant but not zero" in w]
     assert len(told) == 1
     assert "(4 of '0')" in told[0]
@@ -153,11 +158,12 @@ def test_units_that_give_zero_are_exact_and_not_told():
     assert result.report["warnings"] == []
 
 
-@pytest.mark.xfail(strict=True, reason="what a removed unit gave isn't added to its readers' biases yet")
 def test_units_that_give_a_constant_are_exact():
     net, result = _pruned(0.5)
     x = torch.randn(3, 3, 7, 7)
     assert torch.allclose(net(x), result.module(x), atol=1e-5)
+    assert _details(result)["absorbed_units"] == {"0": 4}
+    assert result.report["warnings"] == []
 
 
 class _Tokens(nn.Module):
@@ -177,14 +183,14 @@ class _Tokens(nn.Module):
 def test_zeros_that_are_added_cut_nothing_off(scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model with no factor of zero isn't run for it; a scale of zero is such a factor."""
     runs: list[object] = []
-    monkeypatch.setattr(constant_units_module, "_constant", lambda *found: runs.append(found) or ~keep)
+    monkeypatch.setattr(constant_units_module, "_constant", lambda *found: runs.append(found) or (~keep, ~keep))
     net = _Tokens()
     if scaled:
         nn.init.zeros_(net.scale)
     analysis = analyse(trace(net.eval(), (torch.randn(4, 5, 3),)))
     keep = np.ones(analysis.size, dtype=bool)
     keep[analysis.groups["token"].start + np.array(GONE)] = False
-    assert constant_units(analysis, keep) == ({"token": 3} if scaled else {})
+    assert by_group(analysis, constant_units(analysis, keep)) == ({"token": 3} if scaled else {})
     assert bool(runs) is scaled
 
 
@@ -204,7 +210,7 @@ class _Shifted(nn.Module):
 def test_a_norm_s_shift_of_zero_cuts_nothing_off(scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale of zero does."""
     runs: list[object] = []
-    monkeypatch.setattr(constant_units_module, "_constant", lambda *found: runs.append(found) or ~keep)
+    monkeypatch.setattr(constant_units_module, "_constant", lambda *found: runs.append(found) or (~keep, ~keep))
     net = _Shifted()
     if scaled:
         nn.init.zeros_(net.scale)

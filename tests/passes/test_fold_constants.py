@@ -1,0 +1,92 @@
+"""`fold_constants`: what gives a constant goes, and nothing else changes; one stays where zeros are padded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunec.compiler import compile
+
+GONE = (1, 4, 6)
+
+
+def _net(padding: int, *, bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=padding, bias=bias),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * (4 + 2 * padding) ** 2, 5),
+    )
+    with torch.no_grad():
+        net[1].bias.fill_(0.5)
+        net[0].weight[list(GONE)] = 0
+        net[1].weight[0], net[1].bias[0] = 0, -1  # dead behind the relu
+        net[3].weight[2] = 0
+        if bias:
+            net[3].bias[2] = 0.25
+    return net.eval()
+
+
+def _compiled(net: nn.Module, *passes: Any) -> Any:
+    plan = {"plan": 1, "passes": list(passes) or ["fold_constants"]}
+    return compile(net, plan, example_inputs=(torch.randn(2, 3, 8, 8),))
+
+
+def _widths(result: Any) -> tuple[int, ...]:
+    return tuple(result.module.state_dict()[name].shape[0] for name in ("0.weight", "3.weight"))
+
+
+@pytest.mark.parametrize(("padding", "widths"), [(0, (4, 5)), (1, (5, 5))])
+def test_constants_and_zeros_go_without_a_trace(padding, widths):
+    net = _net(padding)
+    result = _compiled(net)
+    assert _widths(result) == widths
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)
+    record = result.report["passes"][0]
+    assert record["verification"]["difference"] < 1e-5
+    assert result.report["warnings"] == []
+    assert [note["subject"] for note in record["notes"]] == ([] if padding == 0 else ["0"])
+
+
+def test_what_is_approximated_is_told():
+    net = _net(1)
+    result = _compiled(net, {"fold_constants": "approximate"})
+    assert _widths(result) == (4, 5)
+    assert any("the borders of images differ" in warning for warning in result.report["warnings"])
+    x = torch.randn(4, 3, 8, 8)
+    apart = (result.module(x) - net(x)).abs().max()
+    dropped = _compiled(net, {"select": {"units": {"0": [0, *GONE]}}}, {"shrink": {"constants": "drop"}})
+    assert 1e-4 < apart < 0.7 * (dropped.module(x) - net(x)).abs().max()
+
+
+def test_a_network_without_constants_stays_as_it_is():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    result = _compiled(net)
+    assert result.program is not None
+    assert torch.equal(result.module.state_dict()["0.weight"], net[0].weight)
+
+
+def test_a_group_keeps_a_unit():
+    net = _net(0)
+    nn.init.zeros_(net[0].weight)
+    result = _compiled(net)
+    assert _widths(result)[0] == 1
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", ["keep", "approximate"])
+def test_its_lock_gives_the_same(padded):
+    net = _net(1)
+    first = _compiled(net, {"fold_constants": padded})
+    again = compile(net, first.lock, example_inputs=(torch.randn(2, 3, 8, 8),))
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], tensor)
