@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class ClassEvidencePass(Pass):
     )
     batches: Count | None = Field(default=None, description="how many batches of the data are looked at")
     samples: Count | None = Field(default=None, description="how many samples; 1024 where neither is given")
-    split: str = Field(default="train", pattern="^(train|val|test)$", description="the split they are taken from")
+    split: Literal["train", "val", "test"] = Field(default="train", description="the split they are taken from")
     memory: Bytes | None = Field(default=None, description="what the values of one run may take", examples=["2GB"])
 
     @field_validator("criterion")

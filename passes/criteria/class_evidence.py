@@ -9,15 +9,17 @@ level: balanced     each class that stays takes its best unit in turn
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import FloatArray, IntArray
+from prunec.compiler.plan.options import Fraction01
 from prunec.passes.criteria.base import Found, Setting
 from prunec.passes.criteria.class_tables import balanced, by_cluster
 from prunec.passes.criteria.classes import ByClass, check_seen, found_of
+from prunec.passes.criteria.cluster_labels import SHARE
 
 
 class ByEvidence(ByClass):
@@ -30,10 +32,10 @@ class ByEvidence(ByClass):
         description="`filter`: a unit's largest evidence for any class that stays; `cluster`: its cluster's, of those "
         "that `visualise` finds; `balanced`: its place in an order in which each class takes its best unit in turn",
     )
-    share: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.25,
-        description="`level: cluster`: a cluster is for every class that has this share of its evidence, and for the "
-        "class with the most",
+    share: Fraction01 = Field(
+        default=SHARE,
+        description="`level: cluster`: a cluster serves the classes with at least this share of its strongest class's "
+        "evidence",
     )
 
     def required(self) -> frozenset[str]:

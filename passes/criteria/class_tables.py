@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunec.compiler.ir.program import FloatArray, IntArray
+from prunec.passes.criteria.cluster_labels import cluster_evidence, cluster_labels
 
 
 class ClassTable(dict[str, FloatArray]):
@@ -68,46 +69,25 @@ def in_turn(table: FloatArray) -> FloatArray:
     return places
 
 
-def cluster_labels(table: FloatArray, clusters: IntArray, share: float) -> list[tuple[int, ...]]:
-    """For each cluster, from 0 on, the classes that it is for: all that have this `share` of its units' summed balanced
-    evidence, and the one with the most; none where it has no evidence.
-
-    `table` is balanced, [units, classes]; `clusters` [units] are numbers of clusters, -1 for units without one.
-    """
-    found = []
-    for sums in _by_cluster(table, clusters):
-        large = sums >= share * sums.sum()
-        found.append(tuple(sorted({int(sums.argmax()), *np.flatnonzero(large).tolist()})) if sums.sum() > 0 else ())
-    return found
-
-
-def _by_cluster(table: FloatArray, clusters: IntArray) -> FloatArray:
-    """The summed evidence of each cluster's units, [clusters, classes]."""
-    mine = clusters >= 0
-    sums = np.zeros((int(clusters.max(initial=-1)) + 1, table.shape[1]))
-    np.add.at(sums, clusters[mine], np.nan_to_num(table[mine], nan=0.0))
-    return sums
-
-
 def by_cluster(table: FloatArray, clusters: IntArray, wanted: Sequence[int], share: float) -> FloatArray:
     """Scores by the clusters of units, [units]: below 1 for those of clusters that are for no wanted class, from 1 to 2
-    for the others; in each, those of a cluster stand together, and clusters with a larger share of evidence for wanted
-    classes come later. Units without a cluster have 0.
+    for the others; in each, those of a cluster stand together, and clusters whose units have in the mean more evidence
+    for a wanted class come later. Units without a cluster have 0.
 
-    `table` is balanced; `clusters` [units, layers] numbers the clusters of each layer, -1 for units without one. Where
-    a unit has several clusters, the one that is most for the wanted classes counts.
+    `table` is balanced; `clusters` [units, layers] numbers the clusters of each layer, -1 for units without one. Where a
+    unit has several clusters, the one with the most counts.
     """
-    meets, part, number = np.zeros(len(table)), np.full(len(table), -1.0), np.full(len(table), -1)
+    meets, most, number = np.zeros(len(table)), np.full(len(table), -1.0), np.full(len(table), -1)
     for column in clusters.T:
-        mine, sums = column >= 0, _by_cluster(table, column)
+        mine, sums = column >= 0, cluster_evidence(table, column)
         labels = cluster_labels(table, column, share)
         for_wanted = np.array([bool(set(each) & set(wanted)) for each in labels], dtype=np.float64)
-        shares = sums[:, list(wanted)].max(1) / np.maximum(sums.sum(1), np.finfo(np.float64).tiny)
+        means = sums[:, list(wanted)].max(1) / np.maximum(np.bincount(column[mine], minlength=len(sums)), 1)
         meets[mine] = np.maximum(meets[mine], for_wanted[column[mine]])
-        better = np.flatnonzero(mine)[shares[column[mine]] > part[mine]]
-        part[better], number[better] = shares[column[better]], column[better]
+        better = np.flatnonzero(mine)[means[column[mine]] > most[mine]]
+        most[better], number[better] = means[column[better]], column[better]
     inside = np.nan_to_num(table[:, list(wanted)], nan=0.0).max(1)
-    order = np.lexsort((inside, number, part, meets))
+    order = np.lexsort((inside, number, most, meets))
     places = np.empty(len(table))
     places[order] = np.arange(len(table)) / len(table)
     return np.where(number >= 0, places + meets, 0.0)

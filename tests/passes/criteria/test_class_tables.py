@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunec.passes.criteria.class_tables import balanced, in_turn, missing, strongest, unit_labels
+from prunec.passes.criteria.class_tables import balanced, by_cluster, in_turn, missing, strongest, unit_labels
 
 NAN = np.nan
 
@@ -36,6 +36,24 @@ def test_classes_take_units_in_turn():
 def test_a_class_without_units_loses_its_turn():
     table = np.array([[1.0, 0, 5], [2, 0, 0], [3, 0, 0]])
     assert np.argsort(-in_turn(table), kind="stable").tolist() == [2, 0, 1]
+
+
+def test_clusters_stay_whole_and_in_the_order_of_their_evidence():
+    """Of four clusters one is for class 1 alone. The others go in the order of what their units have for class 0, a
+    unit of them at a time, the weaker first."""
+    table = np.array([[3.0, 0], [5, 0], [1, 0], [2, 0], [0, 9], [0, 8], [0.5, 0], [7, 0]])
+    clusters = np.array([0, 0, 1, 1, 2, 2, -1, 3])[:, None]
+    found = by_cluster(table, clusters, [0], 0.5)
+    assert np.argsort(found, kind="stable").tolist() == [6, 4, 5, 2, 3, 0, 1, 7]
+    assert (found >= 1).tolist() == [True] * 4 + [False] * 3 + [True]
+    assert (by_cluster(table, clusters, [0, 1], 0.5) >= 1).tolist() == [True] * 6 + [False, True]
+
+
+def test_a_unit_has_a_cluster_in_each_layer_of_its_group():
+    table = np.array([[4.0, 0], [0, 4], [0, 4]])
+    clusters = np.array([[0, -1], [1, 0], [-1, 1]])
+    assert (by_cluster(table, clusters, [0], 0.5) >= 1).tolist() == [True, False, False]
+    assert (by_cluster(table, np.array([[0, 0], [1, 0], [-1, 1]]), [0], 0.5) >= 1).tolist() == [True, True, False]
 
 
 def test_missing():
