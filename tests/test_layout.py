@@ -99,6 +99,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/ops/sign_analysis.py": "end_to_end/test_patterns_of_models.py",
     "compiler/pass_base.py": "plan/test_plan.py",
     "passes/rounds/watch.py": "passes/test_repeat.py",
+    "passes/studies/asked.py": "passes/studies/test_sensitivity.py",
     "passes/visualising/presets.py": "passes/visualising/test_ascent.py",
     "passes/visualising/work.py": "passes/test_visualise.py",
     "compiler/rewrite/gather.py": "labels/test_parameter_free.py",

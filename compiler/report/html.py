@@ -14,6 +14,7 @@ from typing import Final
 
 import jinja2
 
+from prunec.compiler.pass_base import Attachment
 from prunec.compiler.report import figures
 from prunec.compiler.report.attachments import pictures
 from prunec.compiler.report.curves import PICTURE, Curve, curve
@@ -157,8 +158,14 @@ class Rows:
 
 def table_page(title: str, lead: str, picture: bytes, tables: Sequence[Rows]) -> str:
     """A page that looks like the report: a title, a sentence, a PNG picture that stands inside, and tables."""
-    inside = base64.b64encode(picture).decode("ascii")
-    return _template("tables.html.jinja").render(title=title, lead=lead, picture=inside, tables=tables)
+    return pictures_page(title, lead, [Attachment("", picture)], tables)
+
+
+def pictures_page(title: str, lead: str, pictures: Sequence[Attachment], tables: Sequence[Rows]) -> str:
+    """A page that looks like the report: a title, a sentence, PNG pictures, each with a title and a caption, if it has
+    them, and tables."""
+    inside = [(each, base64.b64encode(each.content).decode("ascii")) for each in pictures]
+    return _template("tables.html.jinja").render(title=title, lead=lead, pictures=inside, tables=tables)
 
 
 @cache

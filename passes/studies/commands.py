@@ -1,4 +1,5 @@
-"""The commands `prunec sensitivity` and `prunec rank`, as typer reads them; what they do is imported when they run."""
+"""The commands `prunec sensitivity`, `rank` and `visualise`, as typer reads them; what they do is imported when they
+run."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def sensitivity(
 ) -> None:
     """Measure the metric, or loss, against the share of its units that each group alone loses."""
     from prunec.compiler.report.progress import Detail  # noqa: PLC0415
-    from prunec.passes.studies.run import SENSITIVITY, Asked, show_sensitivity  # noqa: PLC0415  (imports torch)
+    from prunec.passes.studies.asked import Asked  # noqa: PLC0415  (imports torch)
+    from prunec.passes.studies.run import SENSITIVITY, show_sensitivity  # noqa: PLC0415
 
     detail = Detail.of(quiet, verbose)
     looks = {"samples": samples, "batches": batches, "split": split, "loss": loss}
@@ -65,8 +67,34 @@ def rank(
 ) -> None:
     """Correlate criteria with the oracle: what the loss really does when a unit goes."""
     from prunec.compiler.report.progress import Detail  # noqa: PLC0415
-    from prunec.passes.studies.run import RANK, Asked, show_rank  # noqa: PLC0415  (imports torch)
+    from prunec.passes.studies.asked import Asked  # noqa: PLC0415  (imports torch)
+    from prunec.passes.studies.run import RANK, show_rank  # noqa: PLC0415
 
     detail = Detail.of(quiet, verbose)
     looks = {"samples": samples, "batches": batches, "split": split, "loss": loss}
     show_rank(Asked.load(plan, overrides, output, RANK, detail), criteria, units, groups or (), looks)
+
+
+def visualise(
+    plan: PlanFile,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layer", metavar="PATTERN", help="only the layers of that name; once for each")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="NAME", help="steps and regularisers by name: fast, yosinski_c, ..."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the folder of the results")] = Path("visualise"),
+    overrides: Sets = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make an image of what each unit of a layer looks for, in clusters: a sheet for each layer."""
+    from prunec.compiler.report.progress import Detail  # noqa: PLC0415
+    from prunec.passes.studies.asked import Asked  # noqa: PLC0415  (imports torch)
+    from prunec.passes.studies.images import VISUALISE, show_images  # noqa: PLC0415
+
+    detail = Detail.of(quiet, verbose)
+    said = {"layers": layers, "preset": preset}
+    options = {key: value for key, value in said.items() if value}
+    show_images(Asked.load(plan, overrides, output, VISUALISE, detail), options)

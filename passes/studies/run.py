@@ -11,62 +11,27 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from prunec.compiler.cli.target import plan_file
-from prunec.compiler.emit.output_folder import check_writable, write_atomically
 from prunec.compiler.errors import PlanError
-from prunec.compiler.plan.plan import Plan
-from prunec.compiler.report.console import say
-from prunec.compiler.report.progress import Detail, watched
+from prunec.compiler.report.progress import watched
 from prunec.passes.criteria.base import Criterion
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.selection.curves import write_curves
 from prunec.passes.studies import pictures, rank, tables
+from prunec.passes.studies.asked import Asked
 from prunec.passes.studies.sensitivity import Removed, measured
 from prunec.passes.studies.subject import Subject, groups_named, looking, said, scored_by, subject
 
 SENSITIVITY: Final = "sensitivity"
 RANK: Final = "rank"
 """The names of the commands, which the manifests of their folders hold."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A plan that a command was given, and the folder for its results."""
-
-    plan: Plan
-    folder: Path
-    """An absolute path: a factory may change the working directory."""
-    command: str
-    detail: Detail = Detail.STAGES
-    shown: str = ""
-    """The folder as it was asked for."""
-
-    @staticmethod
-    def load(
-        plan: Path, overrides: Sequence[str] | None, folder: Path, command: str, detail: Detail = Detail.STAGES
-    ) -> Asked:
-        """Load the plan; a folder that can't be written is refused before any work is done. Raises `PrunecError`."""
-        loaded = plan_file(plan, overrides)
-        check_writable(folder, command)
-        return Asked(loaded, folder.absolute(), command, detail, f"{str(folder).rstrip('/')}/")
-
-    def write(self, files: Mapping[str, Any]) -> None:
-        """Write the folder: `files` are names, each with what writes the file to a path."""
-
-        def fill(folder: Path) -> None:
-            for name, write in files.items():
-                write(folder / name)
-
-        write_atomically(self.folder, fill, self.command)
-        say(f"\n{self.shown or self.folder}: {', '.join(sorted(files))}")
 
 
 # -- sensitivity ---------------------------------------------------------------------------------------------------

@@ -66,26 +66,33 @@ def subject(plan: Plan, progress: Progress) -> Subject:
         raise PlanError(
             "the whole model is measured, and the plan names a region of it", at=plan.at("region"), hint=hint
         )
-    progress("trace", 0, 1)
-    data = load_data(plan)
-    if data is None:
+    if plan.data is None:
         raise PlanError("the plan names no data to measure with", hint="for example: data: prunec.models.data:digits")
     steps = steps_of(plan)
     before = before_first(steps, lambda pass_: isinstance(pass_, Score))
     score = next((step.pass_ for step in unfolded(steps) if isinstance(step.pass_, Score)), None)
+    program, context = begun(plan, progress, by_units=score is None)
+    if score is None:
+        return Subject(program, context, Score())
+    return Subject(run_passes(program, before, context).program, context, score)
+
+
+def begun(plan: Plan, progress: Progress, *, by_units: bool = False) -> tuple[Program, Context]:
+    """The plan's program before its first pass, and what passes may use; `by_units`, with its channels divided as the
+    passes before the first rewrite ask. Raises `PrunecError`."""
+    progress("trace", 0, 1)
+    data = load_data(plan)
     program = load_program(plan)
     progress("trace", 1, 1)
     check_model(plan.hashes, program, plan.at("hashes"))
     check_finite(program, plan)
     adapted = adapt(plan, program, data)
-    program, data = placed(adapted.program, plan, True, untold), adapted.data
-    program = program if score else divided(plan, program)
+    program, data = placed(adapted.program, plan, data is not None, untold), adapted.data
+    program = divided(plan, program) if by_units else program
     loss = load_loss(adapted.plan)
     metric = settled(load_metric(adapted.plan, loss), program.module, data, program.inputs)
-    context = adapted.told(Context(plan.seed, data, progress, program, plan.runtime, loss, metric))
-    if score is None:
-        return Subject(program, context, Score())
-    return Subject(run_passes(program, before, context).program, context, score)
+    context = Context(plan.seed, data, progress, program, plan.runtime, loss, metric, train=plan.train)
+    return program, adapted.told(context)
 
 
 def looking(score: Score, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from prunec.compiler.ir.devices import device_of
 from prunec.compiler.ir.program import FloatArray, IntArray, Note, Program
 from prunec.compiler.pass_base import Attachment, Context, PassResult
 from prunec.passes.calibration.calibration import bytes_of_a_sample
+from prunec.passes.criteria.class_tables import balanced
 from prunec.passes.criteria.cluster_labels import cluster_labels
 from prunec.passes.visualising.ascent import Climbed, climb
 from prunec.passes.visualising.clusters import DEAD, clustered
@@ -174,7 +175,7 @@ class Work:
         rows = np.full((analysis.size, first.shape[1]), np.nan)
         for group, table in zip(analysis.groups.values(), tables, strict=True):
             if table is not None:
-                rows[group.where] = _balanced(table)
+                rows[group.where] = balanced(table)
         titles = tuple(getattr(known, "titles", ())) or tuple(map(str, range(first.shape[1])))
         return rows[layer.units], titles
 
@@ -230,12 +231,6 @@ class Work:
         return text.getvalue()
 
 
-def _balanced(table: FloatArray) -> FloatArray:
-    known = ~np.isnan(table)
-    means = np.where(known, table, 0.0).sum(0) / np.maximum(known.sum(0), 1)
-    return np.asarray(table / np.where(means > 0, means, 1.0))
-
-
 def _dead(found: Findings) -> str:
     """The reason of the note about dead units."""
     numbers = found.layer.positions[found.climbed.dead.numpy()]
@@ -261,6 +256,8 @@ def _figures(found: Findings) -> dict[str, Any]:
     return {
         "units": int(found.layer.units.size),
         "clusters": np.bincount(found.clusters[found.clusters >= 0], minlength=found.count).tolist(),
+        "start": float(f"{found.climbed.first.mean():.4g}"),
+        "end": float(f"{found.climbed.last.mean():.4g}"),
         "dead": found.layer.positions[found.climbed.dead.numpy()].tolist(),
         **silhouette,
     }
