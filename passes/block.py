@@ -159,7 +159,7 @@ class Block(Pass):
         if self.masks is not None:
             stays = given(program, self.masks)
         else:
-            found, notes = self._chosen(program)
+            found, notes = self._chosen(program, again=context.round is not None and context.round.index > 0)
             stays = self._tiles(program, found, context)
         masks = _everywhere(program, stays)
         cut_off = unwritten(analyse(program), masks)
@@ -190,17 +190,18 @@ class Block(Pass):
 
     # -- which tiles stay ------------------------------------------------------------------------------------------
 
-    def _chosen(self, program: Program) -> tuple[dict[str, Matrix], list[Note]]:
-        """The matrices of the layers that are meant, and notes on those that can't become grouped."""
+    def _chosen(self, program: Program, *, again: bool = False) -> tuple[dict[str, Matrix], list[Note]]:
+        """The matrices of the layers that are meant, and notes on those that can't become grouped. None is an error, but
+        for a round `again`: earlier rounds may have changed all layers already."""
         every, others = matrices(program), left_alone(program)
-        if not every:
+        if not every and not again:
             message = "this model has no layer whose weight is a matrix: a convolution or a linear layer"
             raise PassError(message, hint=_told(others))
         tensors = {name: matrix.tensor for name, matrix in every.items()} | {name: name for name in others}
         wanted = meant(tensors, self.only, self.protect)
         found = {name: matrix for name, matrix in every.items() if name in wanted}
         beside = {name: reason for name, reason in others.items() if name in wanted}
-        if not found:
+        if not found and not again:
             raise PassError("no layer is left to change", keys=("only",), hint=_told(beside))
         notes = [Note(name, reason) for name, reason in beside.items()]
         if self.mode == "rows":
@@ -217,7 +218,7 @@ class Block(Pass):
             if len(rows) % groups or len(columns) % groups:
                 uneven.append(Note(name, f"{len(columns)} inputs and {len(rows)} outputs make no {groups} groups"))
                 del found[name]
-        if not found:
+        if not found and not again:
             raise PassError(f"no layer can have {groups} groups: {uneven[0].reason}", keys=("into",))
         return found, [*notes, *uneven]
 

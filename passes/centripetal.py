@@ -24,11 +24,12 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from prunec.compiler.errors import PassError
-from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
 from prunec.passes.training.base import TrainingPass
-from prunec.passes.training.centripetal import ClusterSlices, Collapse
+from prunec.passes.training.centripetal import ClusterSlices, Collapse, joined_masks
+from prunec.passes.training.masks import masks_of, with_masks
 from prunec.passes.training.optimizers import SCHEDULES, PlanSchedule
 from prunec.passes.training.updates import Update
 
@@ -102,14 +103,25 @@ class Centripetal(TrainingPass):
         return [Collapse(clusters, self.strength, self.vectors, below=below, to_the_end=whole, schedule=factor)]
 
     def run(self, program: Program, context: Context) -> PassResult:
-        """Train. A warning says where the clusters haven't collapsed."""
+        """Train. A warning says where the clusters haven't collapsed, a note where zeros are let go."""
+        before, joined = masks_of(program), joined_masks(program)
+        freed = sum(int((stays & ~before[name]).sum()) for name, stays in joined.items())
+        if freed:
+            program = with_masks(program, joined)
         result = super().run(program, context)
         details = dict(result.details)
         details["collapsed"] = details["chi"] < self.stop_below if self.collapsed is None else self.collapsed
         warnings = result.warnings
         if not details["collapsed"] and self.stop_below and program.facts["clusters"]:
             warnings = (*warnings, self._told(details, result.history))
-        return PassResult(result.program, result.notes, details, warnings, result.history)
+        notes = result.notes
+        if freed:
+            held = sum(int((~stays).sum()) for stays in before.values())
+            notes = (
+                *notes,
+                Note("masks", f"{freed} of {held} zeros are let go: others of their clusters have none there"),
+            )
+        return PassResult(result.program, notes, details, warnings, result.history)
 
     def _told(self, details: Mapping[str, Any], history: Sequence[Mapping[str, float | int]]) -> str:
         """The warning that the clusters haven't collapsed, with the group that is farthest from it."""

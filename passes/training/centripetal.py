@@ -43,6 +43,7 @@ from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import Axis, IntArray, Program
 from prunec.compiler.rewrite.merge import Clusters, partners, producers, representatives
 from prunec.passes.merge import check_means, mergeable
+from prunec.passes.training.masks import masks_of
 from prunec.passes.training.slices import slice_rows
 from prunec.passes.training.updates import Update, gradient_of
 
@@ -208,6 +209,23 @@ def _along(program: Program, axis: Axis, tensor: Tensor, target: IntArray, group
     parameter = tensor if isinstance(tensor, nn.Parameter) else None
     follows = parameter is None and isinstance(program.state.get(axis.owner), _NORMS)
     return _Along(parameter, axis.tensor, axis.dim, program.groups_along(axis), slot, group, follows)
+
+
+def joined_masks(program: Program) -> dict[str, Tensor]:
+    """The program's masks, where filters that are to become equal have the zeros that all of their cluster have. Others
+    would keep them apart."""
+    masks = masks_of(program)
+    clusters, _ = mergeable(program) if masks else ({}, ())
+    for axis, (target, _) in _by_axis(analyse(program), clusters).items():
+        if axis.tensor in masks:
+            mask = masks[axis.tensor].clone()
+            rows = slice_rows(mask, axis.dim, program.groups_along(axis))
+            slot = torch.from_numpy(np.unique(target, return_inverse=True)[1])
+            stays = rows.reshape(len(slot), -1).to(torch.int32)
+            any_stays = stays.new_zeros(int(slot.max()) + 1, stays.shape[1]).index_add_(0, slot, stays) > 0
+            rows.copy_(any_stays[slot].view(rows.shape))
+            masks[axis.tensor] = mask
+    return masks
 
 
 # -- the update ----------------------------------------------------------------------------------------------------

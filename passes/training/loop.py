@@ -203,10 +203,11 @@ class _Run:
         self._remember()
         made = self.options.updates_for(self.module, own, job.context)
         constraints = self.options.constraints.updates(self.module, own)
-        self.beside = in_order([*made, *constraints, *masks.updates_of(self.module, own)])
+        held = masks.updates_of(self.module, own)
+        self.beside = in_order([*made, *constraints, *held])
         self.beside += [self.scoring] if self.scoring else []
         if self.sharded:
-            check_sharded(self.options, bool(self.beside))
+            check_sharded(self.options, len(self.beside) > len(held), bool(held))
         for update in self.beside:
             update.attach(self.optimizer)
         self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))

@@ -27,12 +27,14 @@ def is_sharded(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, FSDPStrategy)
 
 
-def check_sharded(options: TrainingOptions, beside: bool) -> None:
-    """Raise `PassError` for what reads whole parameters."""
+def check_sharded(options: TrainingOptions, beside: bool, masked: bool = False) -> None:
+    """Raise `PassError` for what reads whole parameters: options, what is done `beside` the steps, and zeros that are
+    held where parameters are `masked`."""
     said = {"early_stop": options.early_stop is not None, "keep": options.keep == "best"}
     wrong = next((key for key, holds in said.items() if holds), None)
-    if wrong is not None or beside:
-        what = f"'{wrong}'" if wrong else "what this pass does beside the steps"
+    if wrong is not None or beside or masked:
+        beside_them = "what this pass does beside the steps" if beside else "holding the zeros that `block` has set"
+        what = f"'{wrong}'" if wrong else beside_them
         message = f"{what} needs whole parameters, which strategy fsdp divides among the processes"
         raise PassError(message, keys=(wrong,) if wrong else (), hint="strategy: ddp keeps them whole")
 

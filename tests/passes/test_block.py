@@ -329,6 +329,16 @@ def test_masks_are_held_through_training_and_the_lock_gives_the_same():
     assert compile(None, result.lock).lock["hashes"] == result.lock["hashes"]
 
 
+@pytest.mark.parametrize("block", [{"into": "groups=2"}, {"mode": "rows", "keep": 0.7}])
+def test_rounds_of_blocks_go_on_where_no_layer_is_left(block):
+    pytest.importorskip("lightning_fabric")
+    passes = [{"block": block}, {"finetune": {"updates": 2}}, "shrink", "regroup"]
+    result = compile(None, {**DIGITS, "passes": [{"repeat": {"steps": 2, "passes": passes}}]})
+    gone = [record["details"]["sparsity"] for record in result.report["passes"] if record["pass"] == "block"]
+    assert bool(gone[1]) == ("mode" in block)
+    assert compile(None, result.lock).lock["hashes"] == result.lock["hashes"]
+
+
 def test_a_second_block_adds_to_the_first():
     first = blocked(program_of(small()), keep=0.5, only=["conv3"]).program
     second = blocked(first, keep=0.25, only=["conv3"]).program

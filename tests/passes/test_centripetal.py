@@ -23,12 +23,14 @@ from prunec.compiler.verify.compare import difference
 from prunec.models import digits as digits_model
 from prunec.models.densenet import densenet
 from prunec.models.resnet import resnet
+from prunec.passes.block import Block
 from prunec.passes.centripetal import Centripetal
 from prunec.passes.cluster import Cluster
 from prunec.passes.finetune import Finetune
 from prunec.passes.merge import Merge
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink
+from prunec.passes.training.masks import masks_of
 
 
 class Separable(nn.Module):
@@ -160,6 +162,24 @@ def test_through_a_plan_and_onnx(name, tmp_path):
     merge = next(record for record in result.report["passes"] if record["pass"] == "merge")
     assert merge["details"]["largest_difference"] == 0
     assert result.report["cost"]["after"]["macs"] < 0.8 * result.report["cost"]["before"]["macs"]
+
+
+@pytest.mark.parametrize("name", ["projection", "depthwise"])
+@pytest.mark.parametrize("block", [{"tile": [2, "kernel"], "keep": 0.6}, {"mode": "rows", "keep": 0.8}])
+def test_zeros_that_a_cluster_shares_are_held_and_others_let_go(name, block):
+    program, context = clustered(name)
+    blocked = Block.model_validate(block).run(program, context).program
+    before = masks_of(blocked)
+    result = trained(Cluster(ratio=0.375).run(blocked, context).program, context, epochs=30)
+    assert result.details["collapsed"]
+    (note,) = result.notes
+    assert note.subject == "masks"
+    held = masks_of(result.program)
+    assert all(not result.program.tensors[name][~stays].any() for name, stays in held.items())
+    assert 0 < sum(int((~held[name]).sum()) for name in held) < sum(int((~stays).sum()) for stays in before.values())
+    merged = Merge().run(result.program, context)
+    full = outputs(result.program, program.inputs)
+    assert difference(outputs(merged.program, program.inputs), full) / float(full.abs().max()) <= 1e-5
 
 
 def test_chi_falls_and_has_a_column_for_each_group():

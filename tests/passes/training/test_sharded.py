@@ -48,4 +48,6 @@ def test_divided_parameters_train_as_whole_ones_and_momentum_goes_on(tmp_path):
 def test_what_reads_whole_parameters_is_refused_where_they_are_divided(options, beside, said):
     with pytest.raises(PassError, match=said):
         check_sharded(Finetune.model_validate(options), beside)
+    with pytest.raises(PassError, match="holding the zeros that `block` has set needs whole parameters"):
+        check_sharded(Finetune(), beside=False, masked=True)
     check_sharded(Finetune(), beside=False)
