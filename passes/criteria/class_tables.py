@@ -74,8 +74,8 @@ def by_cluster(table: FloatArray, clusters: IntArray, wanted: Sequence[int], sha
     for the others; in each, those of a cluster stand together, and clusters whose units have in the mean more evidence
     for a wanted class come later. Units without a cluster have 0.
 
-    `table` is balanced; `clusters` [units, layers] numbers the clusters of each layer, -1 for units without one. Where a
-    unit has several clusters, the one with the most counts.
+    `table` is balanced; `clusters` [units, layers] numbers the clusters of each layer, -1 for units without one. Where
+    a unit has several clusters, the one with the most counts.
     """
     meets, most, number = np.zeros(len(table)), np.full(len(table), -1.0), np.full(len(table), -1)
     for column in clusters.T:

@@ -99,7 +99,9 @@ def test_units_and_clusters_are_told_by_their_evidence():
     for cluster in ("0", "1"):
         mine = [row for row in rows if row["cluster"] == cluster]
         counts = {y: sum(row["class"] == y for row in mine) for y in "012"}
-        served = {y for y in "012" if counts[y] >= 0.5 * max(counts.values())}
+        most = max(counts.values())
+        above = {y for y in "012" if counts[y] * 3.2 > len(mine)}  # a unit has 3.2 of its class, and 1 in the mean
+        served = {y for y in "012" if counts[y] >= 0.5 * most and (y in above or counts[y] == most)}
         assert {row["classes of the cluster"] for row in mine} == {
             ", ".join(sorted(served, key=lambda y: (-counts[y], y)))
         }
