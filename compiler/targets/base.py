@@ -130,6 +130,8 @@ class Target:
     """The extra of this package that brings what is needed: `pip install 'prunec[ncnn]'`."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What must be installed, as requirements: `ncnn>=1.0`."""
+    int8_needs: ClassVar[tuple[str, ...]] = ()
+    """What must be installed for files in int8 besides; the same extra brings it."""
     only_one: ClassVar[bool] = False
     """Whether its files take a batch of one sample alone: it is handed a program of that batch, where there is one."""
     tolerance: ClassVar[float] = 1e-5

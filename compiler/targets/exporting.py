@@ -24,12 +24,13 @@ from typing import Any, Final
 
 import torch
 from packaging.requirements import Requirement
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import PrunecError, Span, TargetError, first_line
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir.modules import evaluating
+from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import fresh_inputs, with_batch
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
@@ -134,10 +135,11 @@ class Calibration:
 # -- whether it can be used ------------------------------------------------------------------------------------------
 
 
-def missing(target: Target) -> TargetError | None:
-    """Why a target can't be used on this machine, with what to install; None where all that it needs is there."""
+def missing(target: Target, int8: bool = False) -> TargetError | None:
+    """Why a target can't be used on this machine, for `int8` or at all, with what to install; None where all that it
+    needs is there."""
     hint = f"pip install 'prunec[{target.extra}]'; or leave {target.name} out" if target.extra else None
-    for text in target.needs:
+    for text in (*target.needs, *(target.int8_needs if int8 else ())):
         need = Requirement(text)
         if need.marker is not None and not need.marker.evaluate():
             continue
@@ -298,9 +300,21 @@ class Export:
         """The largest relative difference from the module, over several inputs; and a note where a float64 run had to
         decide. Raises `TargetError` for more than rounding, which tells the first step that differs."""
         try:
-            return self._compare(self.program, self.path, converted)
+            found = self._compare(self.program, self.path, converted)
+            return max(found, self._before_softmax(), key=lambda each: each[0])
         except TargetError as error:
             raise self._placed(error, self._first(self._agrees)) from error
+
+    def _before_softmax(self) -> tuple[float, str]:
+        """What `_compare` finds of a program that ends in a softmax, without it: probabilities that are nearly alike
+        would hide a difference. Raises `TargetError`."""
+        computed = steps(self.program)
+        part = until(self.program, len(computed) - 1) if computed and _is_softmax(self.program, computed[-1]) else None
+        if part is None:
+            return 0.0, ""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / self.path.name
+            return self._compare(part, path, self._convert(part, path))
 
     def _compare(self, program: Program, path: Path, converted: Converted) -> tuple[float, str]:
         opened = self.load(path)
@@ -409,6 +423,8 @@ class Export:
         try:
             if not self.target.quantizes():
                 raise TargetError(f"{self.target.name} has no int8 yet", hint="leave out 'int8'")
+            if (lacking := missing(self.target, int8=True)) is not None:
+                raise lacking
             if calibration is None:
                 raise TargetError("int8 is calibrated on data, and there are none")
             samples = calibration.samples(wanted.samples, batch)
@@ -465,6 +481,12 @@ def _rows(inputs: tuple[Any, ...], size: int, start: int, count: int) -> tuple[A
     """Some rows of a batch; the last ones again where it doesn't divide."""
     rows = torch.arange(start, start + count).clamp(max=size - 1)
     return tuple(map_tensors(lambda x: x[rows] if is_batched(x, size) else x, value) for value in inputs)
+
+
+def _is_softmax(program: Program, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(program.state[str(node.target)], nn.Softmax)
+    return op_name(node) == "softmax"
 
 
 # -- inputs and outputs ----------------------------------------------------------------------------------------------

@@ -254,3 +254,20 @@ def test_an_error_of_ours_is_told_as_the_targets(tmp_path):
     found = export(Places(), programs()[0], tmp_path, ExportOptions())
     assert found.hint == "another way"
     assert "not this one; it begins with stem (Conv2d)" in found.error
+
+
+def test_a_softmax_hides_nothing(tmp_path):
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 10)
+            self.head.weight.data *= 1e-8
+            self.head.bias.data.zero_()
+
+        def forward(self, x):
+            return self.head(x).softmax(1)
+
+    program = trace(Alike().eval(), (torch.randn(2, 4),))
+    found = export(Spoils(), program, tmp_path, ExportOptions())
+    assert "it begins with head (Linear)" in found.error
+    assert not export(Fake(), program, tmp_path, ExportOptions()).failed
