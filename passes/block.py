@@ -191,8 +191,8 @@ class Block(Pass):
     # -- which tiles stay ------------------------------------------------------------------------------------------
 
     def _chosen(self, program: Program, *, again: bool = False) -> tuple[dict[str, Matrix], list[Note]]:
-        """The matrices of the layers that are meant, and notes on those that can't become grouped. None is an error, but
-        for a round `again`: earlier rounds may have changed all layers already."""
+        """The matrices of the layers that are meant, and notes on those that aren't changed. None is an error, but for
+        a round `again`: earlier ones may have changed all layers already."""
         every, others = matrices(program), left_alone(program)
         if not every and not again:
             message = "this model has no layer whose weight is a matrix: a convolution or a linear layer"

@@ -142,7 +142,7 @@ def choose(fitted: Moments, held: Moments, old: Fit, weights: Tensor, *, interce
     """The ridge with the least error on `held`, weighted by `weights` [groups, o]; then all rows fitted with it."""
     before = float((held.error(old) * weights).sum())
     best: tuple[float, float] | None = None
-    for ridge in _ridges(intercept):
+    for ridge in ridges(intercept):
         fit = solve(fitted, old, ridge, intercept=intercept)
         if fit is None:
             continue
@@ -155,7 +155,7 @@ def choose(fitted: Moments, held: Moments, old: Fit, weights: Tensor, *, interce
     return Choice(final, best[1], before, max(best[0], 0.0))
 
 
-def _ridges(intercept: bool) -> Iterator[float]:
+def ridges(intercept: bool) -> Iterator[float]:
     """All ridges that are tried; an infinite one moves the bias alone."""
     yield from RIDGES
     if intercept:

@@ -18,9 +18,13 @@ from prunec.passes.repairing.layers import Layer, affine_of
 from prunec.passes.repairing.moments import Choice, Fit, Moments, choose
 from prunec.passes.repairing.rows import Chosen, chosen, is_conv, of_inputs, of_outputs, positions
 from prunec.passes.repairing.walk import Piece
+from prunec.passes.repairing.wide import Rows, WideChoice
+from prunec.passes.repairing.wide import choose as choose_wide
 
 HELD_OUT: Final = 5
 """One of so many samples isn't fitted, and says which ridge is best."""
+_OUTPUTS: Final = 256
+"""How many outputs of a wide layer are computed at a time."""
 
 
 class _Place:
@@ -75,17 +79,18 @@ class _Place:
 
 
 class LeastSquares(_Place):
-    """Weights and bias of a layer by least squares."""
+    """Weights and bias of a layer by least squares: from sums over its rows, or from the rows themselves where it reads
+    more than there are rows."""
 
     def __init__(self, layer: Layer, program: Program, known: Sequence[int], rows: int) -> None:
         super().__init__(layer, program)
         self.groups = int(getattr(self.module, "groups", 1))
         self.weight = program.tensors[layer.weight]
-        outputs, inputs = self.weight.shape[0] // self.groups, self.weight[0].numel()
-        self.fitted, self.held = (Moments.none(self.groups, inputs, outputs, self.device) for _ in range(2))
+        self.fitted: Moments | Rows | None = None
+        self.held: Moments | Rows | None = None
         self.each = -(-rows // len(known))
         """At how many positions of a sample is looked."""
-        self.alone = len(known) == 1
+        self.samples = len(known)
         self.last_held = known[max(1, len(known) // HELD_OUT) - 1]
         """Of the samples' numbers, in rising order, the last that is held out."""
         self.key = zlib.crc32(layer.node.name.encode())
@@ -98,25 +103,49 @@ class LeastSquares(_Place):
         u = of_inputs(self.module, piece.slim.env[self.layer.source], full, self.layer.batch, at)
         t = self.wanted(piece, full, at)
         t = t.reshape(len(t), self.groups, -1)
+        if self.fitted is None or self.held is None:
+            self.fitted, self.held = (self._nothing(min(count, self.each) * self.samples) for _ in range(2))
+        if isinstance(self.fitted, Rows):
+            t = t - self._given(u)
         held = self._held(piece.samples, at).to(self.device)
         self.held.add(u[held], t[held])
         self.fitted.add(u[~held], t[~held])
 
+    def _nothing(self, rows: int) -> Moments | Rows:
+        """What is gathered of so many rows, before the first."""
+        inputs = self.weight[0].numel()
+        if rows < inputs:
+            return Rows()
+        return Moments.none(self.groups, inputs, self.weight.shape[0] // self.groups, self.device)
+
+    def _given(self, u: Tensor) -> Tensor:
+        """What the layer gives now for rows u [rows, groups, p]: [rows, groups, o], in float64."""
+        u, found = u.double().movedim(0, 1), []
+        for rows in torch.split(torch.arange(len(self.weight)).view(self.groups, -1), _OUTPUTS, dim=1):
+            weight = self.weight.detach()[rows.flatten()].double().reshape(self.groups, rows.shape[1], -1)
+            found.append(u @ weight.transpose(1, 2))
+        return torch.cat(found, 2).movedim(0, 1) + self._bias().reshape(self.groups, -1)
+
     def _held(self, samples: Sequence[int], at: Chosen) -> Tensor:
         """[rows]: which aren't fitted: those of a fifth of the samples, or of one sample alone a fifth of its own."""
-        if self.alone:
+        if self.samples == 1:
             return torch.arange(len(at.position)) % HELD_OUT == HELD_OUT - 1
         return torch.tensor([number <= self.last_held for number in samples])[at.sample]
 
-    def finish(self) -> Choice | None:
+    def finish(self) -> Choice | WideChoice | None:
         """Write what is best, where it is better than what is there; None where nothing can be said."""
-        if not (self.fitted.count and self.held.count and self.fitted.is_finite and self.held.is_finite):
+        fitted, held = self.fitted, self.held
+        if not (fitted and held and fitted.count and held.count and fitted.is_finite and held.is_finite):
             return None
+        if isinstance(fitted, Rows) and isinstance(held, Rows):
+            return self._finish_wide(fitted, held)
+        assert isinstance(fitted, Moments), "both are of one kind"
+        assert isinstance(held, Moments), "both are of one kind"
         weight = self.weight.detach().double()
         old = weight.reshape(self.groups, -1, self.weight[0].numel()).transpose(1, 2)
         counts = self.counts.reshape(self.groups, -1)
         bias = self._bias().reshape(self.groups, -1)
-        choice = choose(self.fitted, self.held, Fit(old, bias), counts, intercept=self.layer.bias is not None)
+        choice = choose(fitted, held, Fit(old, bias), counts, intercept=self.layer.bias is not None)
         if choice.ridge is None:
             return choice
         alive = (counts > 0).reshape(-1)
@@ -125,6 +154,21 @@ class LeastSquares(_Place):
             self.weight[alive] = new.to(self.weight.dtype)[alive]
         if self.layer.bias is not None:
             self.shift(((choice.fit.bias - bias).reshape(-1)) * alive)
+        return choice
+
+    def _finish_wide(self, fitted: Rows, held: Rows) -> WideChoice:
+        counts = self.counts.reshape(self.groups, -1)
+        choice = choose_wide(fitted, held, counts, intercept=self.layer.bias is not None)
+        if choice.ridge is None:
+            return choice
+        place = torch.arange(counts.numel(), device=self.device).view(self.groups, -1)
+        with torch.no_grad():
+            for some, change in choice.solver.changes(choice.a):
+                rows, alive = place[:, some].flatten(), counts[:, some].flatten() > 0
+                new = self.weight[rows].double() + change.transpose(1, 2).reshape(-1, *self.weight.shape[1:])
+                self.weight[rows[alive]] = new[alive].to(self.weight.dtype)
+        if self.layer.bias is not None:
+            self.shift((choice.solver.shift(choice.a) * (counts > 0)).reshape(-1))
         return choice
 
     def _bias(self) -> Tensor:

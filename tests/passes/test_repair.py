@@ -16,6 +16,8 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, PassResult
 from prunec.passes.repair import Repair
+from prunec.passes.repairing.moments import Moments
+from prunec.passes.repairing.refit import LeastSquares
 from prunec.passes.shrink import Shrink
 from tests.support.nets import Made
 
@@ -99,6 +101,22 @@ def test_what_is_a_combination_of_others_is_made_up_for(reader, run, more):
     found = _repaired(slim, traced, _images(), layers="readers").program.module(x)
     assert (cut - wanted).abs().max() > 1e-2
     assert (found - wanted).abs().max() < 1e-9
+
+
+def test_a_wide_reader_is_refit_from_its_rows(monkeypatch):
+    net = _net(nn.Linear(8 * 64, 5), lambda m, x: m.b(m.a(x).relu().flatten(1)))
+    traced, slim = _slim(net, {"a": (2, 3)})
+    x = torch.cat(list(_images(16, seed=2)))
+    data = _images(120)
+    wanted = _repaired(slim, traced, data, layers="readers")
+    assert list(wanted.details["repaired"]) == ["b"]
+    assert _apart(wanted.program.module, net, x) < 0.8 * _apart(slim.module, net, x)
+    sums = Moments.none(1, 6 * 64, 5)
+    monkeypatch.setattr(LeastSquares, "_nothing", lambda self, rows: sums + sums)
+    found = _repaired(slim, traced, data, layers="readers")
+    assert found.details["repaired"]["b"]["ridge"] == wanted.details["repaired"]["b"]["ridge"]
+    for name, tensor in wanted.program.tensors.items():
+        assert torch.allclose(found.program.tensors[name], tensor, rtol=0, atol=1e-8), name
 
 
 def test_groups_are_fitted_each_for_itself():
