@@ -51,6 +51,16 @@ def test_the_plan_repairs():
     assert record["details"]["samples"] == 96
 
 
+def test_the_choice_is_better_than_by_norms():
+    plan = _block("choice")
+    by_norms = [{"score": "l1"}, {"select": {"budget": {"macs": "35%"}}}, *plan[2:]]
+    assert _error(_compiled(plan).module) < _error(_compiled(by_norms).module)
+
+
+def test_constants_go_and_what_is_left_is_folded():
+    assert [each["pass"] for each in _compiled(_block("constants")).report["passes"]] == ["fold_constants", "fold_bn"]
+
+
 @pytest.mark.parametrize("entry", _block("options"), ids=str)
 def test_the_options_are_options(entry):
     found = _compiled([*_block("plan")[:-1], entry])
