@@ -185,13 +185,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A file that a pass adds to the output folder; a picture that has a title stands on the report's page, too."""
+    """A file that a pass adds to the output folder; a picture or a table that has a title stands on the report's page,
+    too."""
 
     file: str
     """Its name; where several attachments have the same, the later ones get a number."""
     content: bytes = field(repr=False)
     title: str = ""
-    """The heading of a PNG picture on the page."""
+    """The heading of a PNG picture or of a CSV table on the page."""
     caption: str = ""
     """A sentence below the heading."""
 
@@ -225,6 +226,8 @@ class Pass(BaseModel, ABC):
     """Whether the pass changes values alone: the same graph, names and shapes, so that facts about structure hold."""
     keeps: ClassVar[bool] = False
     """Whether a pass takes so long that a compile which was killed goes on inside it; one that trains does anyway."""
+    refits: ClassVar[bool] = False
+    """Whether a pass that trains gives values in closed form, so that its result is verified by `reference`, too."""
     drops: ClassVar[frozenset[str]] = frozenset()
     """Facts that don't hold behind a pass that trains."""
     needs: ClassVar[frozenset[str]] = frozenset()

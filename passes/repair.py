@@ -11,7 +11,7 @@ network gives it then, so that later ones also make up for what earlier ones cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -21,7 +21,8 @@ from torch import fx
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Note, Program
-from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult
+from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Bytes, Calibration
 from prunec.passes.repairing.layers import Found, Layer, Search
 from prunec.passes.repairing.refit import Bias, LeastSquares, Statistics
@@ -35,6 +36,7 @@ class Repair(Pass):
 
     name: ClassVar[str] = "repair"
     trains: ClassVar[bool] = True
+    refits: ClassVar[bool] = True
     drops: ClassVar[frozenset[str]] = frozenset({"scores", "class_evidence"})
     shorthand: ClassVar[str | None] = "method"
 
@@ -82,7 +84,12 @@ class Repair(Pass):
             return PassResult(program, tuple(found.notes), warnings=(f"repair: {why}",))
         rows = work.run(places)
         details = {"method": self.method, "repaired": rows, "samples": work.samples}
-        return PassResult(made, (*found.notes, *work.notes), details)
+        return PassResult(made, (*found.notes, *work.notes), details, attachments=_table(self.method, rows))
+
+    def reference(self, before: Program, after: Program) -> Reference:
+        """The program as it was, with the refitted tensors put in."""
+        old, new = before.tensors, after.tensors
+        return Replaced(before, {name: new[name] for name in old if not torch.equal(old[name], new[name])})
 
 
 class _Work:
@@ -133,6 +140,15 @@ class _Work:
         if self.options.method == "bias":
             return Bias(layer, self.slim)
         return LeastSquares(layer, self.slim, walk.known, self.options.rows)
+
+
+def _table(method: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[Attachment, ...]:
+    """The figures of least squares as a table."""
+    if method != "least_squares" or not rows:
+        return ()
+    lines = ["layer,ridge,error left", *(f"{name},{row['ridge']},{row['error_left']}" for name, row in rows.items())]
+    caption = "Each layer's ridge, and the share of its error on samples held out that is left."
+    return (Attachment("repair.csv", ("\n".join(lines) + "\n").encode(), "Repaired layers", caption),)
 
 
 def _row(figures: Any) -> dict[str, Any]:

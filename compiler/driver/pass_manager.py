@@ -186,6 +186,9 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
     if pass_.trains and result.program is not program:
         check_trained(program, result.program, pass_.name)
         check_stays_finite(program, result.program, pass_.name, step.at)
+        if pass_.refits:
+            reference = pass_.reference(program, result.program)
+            verification = verify(result.program, reference, pass_name=pass_.name, seed=context.seed)
     elapsed = seconds_since(start)
     after = cost(result.program)
     found = result.notes, result.details, verification, result.warnings, result.history

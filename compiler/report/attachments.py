@@ -7,6 +7,7 @@ evidence_2.csv evidence_2.png        of the second
 from __future__ import annotations
 
 import base64
+import csv
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -30,3 +31,9 @@ def pictures(report: Report) -> list[tuple[Attachment, str]]:
     """The pictures that have a title, each with its bytes in base64."""
     shown = (each for each in attachments(report) if each.title and each.file.endswith(".png"))
     return [(each, base64.b64encode(each.content).decode("ascii")) for each in shown]
+
+
+def tables(report: Report) -> list[tuple[Attachment, list[list[str]]]]:
+    """The tables that have a title, each with its rows of cells, the first of which are the names of columns."""
+    shown = (each for each in attachments(report) if each.title and each.file.endswith(".csv"))
+    return [(each, list(csv.reader(each.content.decode().splitlines()))) for each in shown]

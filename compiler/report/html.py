@@ -16,7 +16,7 @@ import jinja2
 
 from prunec.compiler.pass_base import Attachment
 from prunec.compiler.report import figures
-from prunec.compiler.report.attachments import pictures
+from prunec.compiler.report.attachments import pictures, tables
 from prunec.compiler.report.curves import PICTURE, Curve, curve
 from prunec.compiler.report.report import Change, GroupWidths, Record, Report
 from prunec.compiler.report.targets import COLUMNS, RIGHT, target_lines, target_rows, tells
@@ -79,6 +79,7 @@ def report_html(report: Report) -> str:
         curves=PICTURE,
         trainings=trainings(report),
         pictures=pictures(report),
+        tables=tables(report),
         targets=target_rows(report.targets, bool(report.metric and report.metric.share)) if tells(report) else (),
         target_columns=COLUMNS,
         target_numbers=RIGHT,

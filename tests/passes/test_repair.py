@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from prunec.compiler import compile, trace
 from prunec.compiler.data import Data
-from prunec.compiler.errors import DataError, PassError
+from prunec.compiler.errors import DataError, PassError, VerifyError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, PassResult
+from prunec.compiler.verify.verify import verify
 from prunec.passes.repair import Repair
 from prunec.passes.repairing.moments import Moments
 from prunec.passes.repairing.refit import LeastSquares
@@ -247,7 +248,19 @@ def test_a_folded_batch_norm_is_the_target():
         for first in ([], ["fold_bn"])
     )
     assert _apart(folded.module, net, x) < 1.5 * _apart(plain.module, net, x)
-    assert [r["verification"] for r in folded.report["passes"] if r["pass"] == "repair"] == [None]
+    (record,) = (r for r in folded.report["passes"] if r["pass"] == "repair")
+    assert record["verification"]["difference"] < 1e-5
+    assert record["attachments"] == ["repair.csv"]
+
+
+def test_what_it_gives_is_the_old_program_with_its_tensors():
+    traced, slim = _slim(_deep(), _CUT)
+    found = _repaired(slim, traced, _images())
+    reference = Repair().reference(slim, found.program)
+    assert verify(found.program, reference, pass_name="repair", exact=True).difference == 0
+    lost = found.program.derive(state={**found.program.state, "9": slim.state["9"]})
+    with pytest.raises(VerifyError, match="changed what the program computes"):
+        verify(lost, reference, pass_name="repair")
 
 
 def test_a_network_that_lost_nothing_is_left_as_it_is():

@@ -41,6 +41,16 @@ def test_a_picture_with_a_title_stands_on_the_page():
     assert record.to_dict()["attachments"] == ["map.png", "table.csv", "plain.png"]
 
 
+def test_a_table_with_a_title_stands_on_the_page():
+    titled = Attachment("layers.csv", b"layer,error\nconv1,<0.5\nfc,0\n", "Layers", "What is left.")
+    record = replace(BARE.passes[0], attachments=(TABLE, titled))
+    page = report_html(replace(BARE, passes=(record,)))
+    assert page.count("<h2>Layers</h2>") == 1
+    assert "<code>conv1</code>" in page
+    assert "&lt;0.5" in page
+    assert "table.csv" not in page
+
+
 @pytest.fixture
 def drawing(monkeypatch):
     """Scores that come with a picture."""
