@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -124,11 +125,11 @@ class Result:
 
     def _write(self, folder: Path, target: Path) -> Report:
         self.progress("write", 0, 1)
-        with unwritten(self.before), unwritten(self.program):
-            report = self._write_models(folder)
         passes = [moved(each, target.resolve()) for each in self.lock["passes"]]
         lock = {**self.lock, "passes": passes, **_moved(self.plan, target)}
         (folder / LOCK).write_text(json.dumps(lock, indent=1) + "\n", encoding="utf-8")
+        with unwritten(self.before), unwritten(self.program):
+            report = self._write_models(folder)
         (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(report_html(report), encoding="utf-8")
         for run in trainings(report):
@@ -159,7 +160,10 @@ class Result:
             judge=None if self.judged is None or self.regions is not None else Judge(*self.judged),
             folded=folded_of(self.plan),
             labels=(labels := labels_of(self.plan, self.findings.classes)),
-            metadata={"class_names": json.dumps(labels)} if labels else {},
+            metadata={
+                **({"class_names": json.dumps(labels)} if labels else {}),
+                "lock_sha256": hashlib.sha256((folder / LOCK).read_bytes()).hexdigest(),
+            },
         )
         report = exports.write(self.plan.export, report)
         if self.quick:

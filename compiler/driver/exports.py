@@ -235,7 +235,8 @@ class Exports:
                 metadata=self.metadata,
             )
         except PrunecError as error:
-            path.unlink(missing_ok=True)
+            for each in target.beside(path):
+                each.unlink(missing_ok=True)
             told = f"{error.message}, {error.at.file}:{error.at.line}" if error.at else error.message
             return TargetReport(target.name, target.describe(), error=told, hint=error.hint or ""), None
         batch = None if found.export.dynamic_batch else batch_of(self._slim.deployed.inputs)
@@ -247,7 +248,7 @@ class Exports:
         row = TargetReport(
             target.name,
             target.describe(),
-            (path.name,),
+            tuple(each.name for each in target.beside(path)),
             found.export.bytes,
             found.original,
             batch,

@@ -11,13 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import onnx
+
 from prunec.compiler.driver.slow_layers import slow_layers
 from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.report.report import Change, KeptFindings, OnnxFindings
 from prunec.compiler.targets.onnx.call import Declined
-from prunec.compiler.targets.onnx_export import OnnxReport, comparable_bytes, direct_bytes, export_onnx
+from prunec.compiler.targets.onnx_export import (
+    OnnxReport,
+    comparable_bytes,
+    data_of,
+    direct_bytes,
+    export_onnx,
+    is_too_large,
+)
 from prunec.compiler.targets.onnx_file import OnnxOptions
 from prunec.compiler.targets.ort_session import ort_latency, wall_latency
 
@@ -45,9 +54,10 @@ def write_onnx(
     progress("onnx", 0, steps)
     kept = {} if classes is None else {"classes": json.dumps(classes.kept), "class_names": json.dumps(classes.names)}
     said = {**{key: text for key, text in kept.items() if text != "[]"}, **(metadata or {})}
-    slim = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic, metadata=said)
+    slim = export_onnx(after, path, opset=export.opset, dynamic=export.dynamic, metadata=said, weights=export.weights)
     progress("onnx", 1, steps)
-    if quick:
+    if quick or is_too_large(before):
+        progress("onnx", steps, steps)
         return OnnxFindings(slim)
     original, beside = _alike(before, after, path, slim)
     progress("onnx", 2, steps)
@@ -55,10 +65,15 @@ def write_onnx(
     sizes = _sizes(inputs)
     latency = Change(*ort_latency((original, beside), inputs, sizes=sizes))
     both = Change(*wall_latency((original, beside), inputs, 2, SECONDS))
-    files = Change(original, beside if isinstance(beside, bytes) else beside.read_bytes())
+    files = Change(original, beside if isinstance(beside, bytes) else _whole(beside))
     slow = slow_layers(Change(before, after), files, latency, sizes, by_latency=by_latency)
     progress("onnx", 3, steps)
     return OnnxFindings(slim, len(original), latency, slow, both)
+
+
+def _whole(path: Path) -> bytes:
+    """An ONNX file with its weights in it."""
+    return bytes(onnx.load(path).SerializeToString()) if data_of(path).exists() else path.read_bytes()
 
 
 def _alike(before: Program, after: Program, path: Path, slim: OnnxReport) -> tuple[bytes, bytes | Path]:

@@ -122,6 +122,8 @@ class Target:
     """The target whose runtime executes the file, where that isn't the target itself."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Of the files that an export writes, the one that is loaded first; empty where there is no export."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Of files that there may be besides."""
     aside: ClassVar[tuple[str, ...]] = ()
     """Of these, what an app doesn't ship: it doesn't count in sizes."""
     Options: ClassVar[type[ExportOptions]] = ExportOptions
@@ -171,7 +173,8 @@ class Target:
     def beside(cls, path: Path) -> tuple[Path, ...]:
         """All files of an export whose first is at `path`."""
         stem = path.name.removesuffix(cls.suffixes[0])
-        return tuple(path.with_name(stem + suffix) for suffix in cls.suffixes)
+        more = (path.with_name(stem + suffix) for suffix in cls.optional)
+        return (*(path.with_name(stem + suffix) for suffix in cls.suffixes), *(each for each in more if each.exists()))
 
     @classmethod
     def quantizes(cls) -> bool:

@@ -34,7 +34,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import with_batch
 from prunec.compiler.targets.base import Array, Feed
 from prunec.compiler.targets.onnx.call import Declined
-from prunec.compiler.targets.onnx.writer import write
+from prunec.compiler.targets.onnx.writer import LARGEST, write
 from prunec.compiler.targets.ort_session import feed, session
 from prunec.compiler.verify.compare import relative_difference
 from prunec.compiler.verify.interpreter import Interpreter
@@ -55,6 +55,8 @@ IMAGE: Open = frozenset({"height", "width"})
 """Open sizes of images."""
 
 
+Weights = Literal["inside", "beside", "auto"]
+"""Where the weights are: in the ONNX file, in one beside it, or there if one file can't hold them."""
 Writer = Literal["direct", "torch"]
 """What wrote a file: the direct writer, or torch's exporter."""
 
@@ -107,14 +109,16 @@ def export_onnx(
     opset: int = 20,
     dynamic: Collection[str] = ("batch",),
     metadata: Mapping[str, str] | None = None,
+    weights: Weights = "auto",
 ) -> OnnxReport:
-    """Write the program as one ONNX file, without external data, and compare it with the module.
+    """Write the program as an ONNX file, and compare it with the module.
 
     `dynamic` are the sizes to leave open: `batch` where the model allows it, `height` and `width` (the last dimensions
     of inputs that have four) or the export fails. The same program gives the same bytes. Raises `PlanError` for an
     opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
     `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
-    eval mode is exported. `metadata` goes into the file, by key.
+    eval mode is exported. `metadata` goes into the file, by key. The weights stand inside the file, or `beside` it, in
+    one of the same name with `.data` behind; `auto` puts those beside that are too large for one file.
     """
     program = _deployed(program)
     newest = onnx.defs.onnx_opset_version()
@@ -123,15 +127,16 @@ def export_onnx(
     if any(tensor.dtype == torch.bfloat16 for tensor in (*program.tensors.values(), *tensors_in(program.inputs))):
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
     with evaluating(program.module), torch.no_grad():
-        written, reason = _export(program, path, opset, frozenset(dynamic))
+        written, reason = _export(program, path, opset, frozenset(dynamic), weights)
     if metadata:
         onnx.helper.set_model_props(written.model, dict(metadata))
         path.write_bytes(written.model.SerializeToString(deterministic=True))
+    data = data_of(path)
     worst = max(written.checks.values(), key=lambda check: check.difference)
     return OnnxReport(
         opset=opset,
         ir_version=written.model.ir_version,
-        bytes=path.stat().st_size,
+        bytes=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
         dynamic_batch=not reason,
         static_reason=reason,
         differences={size: check.difference for size, check in written.checks.items()},
@@ -140,6 +145,16 @@ def export_onnx(
         writer=written.writer,
         fallback=written.fallback,
     )
+
+
+def data_of(path: Path) -> Path:
+    """The file with the weights of the ONNX file at `path`, where they are beside it."""
+    return path.with_name(f"{path.name}.data")
+
+
+def is_too_large(program: Program) -> bool:
+    """Whether the program's weights don't fit into one ONNX file."""
+    return sum(tensor.nbytes for tensor in program.tensors.values()) > LARGEST
 
 
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:
@@ -190,29 +205,29 @@ def _batch(program: Program) -> int:
     return batch_of(program.inputs) or 1
 
 
-def _export(program: Program, path: Path, opset: int, dynamic: Open) -> tuple[_Written, str]:
+def _export(program: Program, path: Path, opset: int, dynamic: Open, weights: Weights) -> tuple[_Written, str]:
     """The file, and why its batch size is fixed; empty where it is open."""
     reason = _why_static(program) if "batch" in dynamic else "the plan leaves it out of 'dynamic'"
     if not reason:
         try:
-            return _write_and_check(program, path, opset, dynamic), ""
+            return _write_and_check(program, path, opset, dynamic, weights), ""
         except VerifyError as error:  # such as `x.squeeze()`, which gives a batch of 1 another shape
             reason = error.message
         except ModelError as error:
             if _operator_in(error.__cause__):
                 raise
             reason = error.message
-    return _write_and_check(program, path, opset, dynamic - {"batch"}), reason
+    return _write_and_check(program, path, opset, dynamic - {"batch"}, weights), reason
 
 
-def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) -> _Written:
+def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open, weights: Weights) -> _Written:
     """Write the file with these sizes open, and compare it with the module at several sizes; by torch's exporter where
     the direct writer can't."""
     try:
         if IMAGE & dynamic:
             raise Declined("the size of images is left open")
-        model = _write_directly(program, opset, "batch" in dynamic)
-        return _Written(model, _check(program, path, model, dynamic), "direct")
+        model = _write_directly(program, opset, "batch" in dynamic, one_file=False)
+        return _Written(model, _check(program, path, model, dynamic, weights), "direct")
     except Declined as error:
         fallback = str(error)
     except (ModelError, VerifyError) as error:
@@ -222,21 +237,35 @@ def _write_and_check(program: Program, path: Path, opset: int, dynamic: Open) ->
     written = {entry.domain: entry.version for entry in model.opset_import}[""]
     if written != opset:
         raise PlanError(f"opset {opset} can't be exported", hint=f"for this model the exporter gives opset {written}")
-    return _Written(model, _check(program, path, model, dynamic), "torch", fallback)
+    return _Written(model, _check(program, path, model, dynamic, weights), "torch", fallback)
 
 
-def _write_directly(program: Program, opset: int, open_batch: bool) -> onnx.ModelProto:
+def _write_directly(program: Program, opset: int, open_batch: bool, *, one_file: bool = True) -> onnx.ModelProto:
     names = input_names(program), output_names(program.graph)
-    return write(program, opset=opset, open_batch=open_batch, inputs=names[0], outputs=names[1])
+    return write(program, opset=opset, open_batch=open_batch, inputs=names[0], outputs=names[1], one_file=one_file)
 
 
-def _check(program: Program, path: Path, model: onnx.ModelProto, dynamic: Open) -> Checks:
+def _save(model: onnx.ModelProto, path: Path, weights: Weights) -> None:
+    """Write the model's file, and where they go there, its weights beside; then the model holds them no more."""
+    data_of(path).unlink(missing_ok=True)
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weights == "beside" or (weights == "auto" and size > LARGEST):
+        onnx.external_data_helper.convert_model_to_external_data(
+            model, location=data_of(path).name, size_threshold=1024
+        )
+        onnx.external_data_helper.write_external_data_tensors(model, str(path.parent))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _check(program: Program, path: Path, model: onnx.ModelProto, dynamic: Open, weights: Weights) -> Checks:
     """Write the model's file, and compare it with the module at several sizes."""
     try:
-        onnx.checker.check_model(model, full_check=True)
+        _save(model, path, weights)
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        path.unlink(missing_ok=True)
+        data_of(path).unlink(missing_ok=True)
         raise ModelError(f"the exporter made a graph that is no valid ONNX: {first_line(error)}") from error
-    path.write_bytes(model.SerializeToString(deterministic=True))
     opened = session(path)
     sizes = sorted({_batch(program), *(BATCHES if "batch" in dynamic else ())})
     checks = {size: _compare(opened, program, with_batch(program, size), size) for size in sizes}

@@ -27,6 +27,9 @@ class OnnxOptions(ExportOptions):
     opset: Annotated[StrictInt, Field(ge=18)] = 20
     dynamic: tuple[Literal["batch", "height", "width"], ...] = ("batch",)
     """Sizes that the file leaves open: the batch where the model allows it; height and width, or the export fails."""
+    weights: Literal["inside", "beside", "auto"] = "auto"
+    """Whether the weights are in the file, or in `model.onnx.data` beside it; with `auto` they are there if they take
+    over 2 GB, which one file can't hold."""
     int8: Annotated[OrtInt8 | None, BeforeValidator(yes_or_options)] = None
 
 
@@ -37,6 +40,7 @@ class Onnx(Target):
     multiple = 16
     runtime = "onnxruntime"
     suffixes = (".onnx",)
+    optional = (".onnx.data",)
     Options = OnnxOptions
 
     def convert(self, program: Program, path: Path, options: OnnxOptions) -> Converted:
@@ -44,7 +48,7 @@ class Onnx(Target):
         from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
         from prunec.compiler.targets.sources import fixed_batch  # noqa: PLC0415
 
-        report = export_onnx(program, path, opset=options.opset, dynamic=options.dynamic)
+        report = export_onnx(program, path, opset=options.opset, dynamic=options.dynamic, weights=options.weights)
         return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
 
     def load(self, path: Path, threads: int) -> Session:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import onnx
 import pytest
 import torch
@@ -117,3 +119,25 @@ def test_where_nothing_would_be_measured_quick_leaves_nothing_out(tmp_path):
     assert report.unmeasured == ()
     assert "unmeasured" not in report.to_dict()
     assert unmeasured(report) == ""
+
+
+def test_a_file_with_its_weights_beside_is_timed_like_any_other(tmp_path):
+    plan = {"export": [{"onnx": {"weights": "beside"}}]}
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)).eval()
+    report = compile(wide, {"plan": 1, "passes": PASSES, **plan}, (torch.zeros(1, 3, 8, 8),)).save(tmp_path / "out")
+    assert report["targets"][0]["files"] == ["model.onnx", "model.onnx.data"]
+    assert report["onnx"]["bytes"]["after"] == sum(
+        path.stat().st_size for path in (tmp_path / "out").glob("model.onnx*")
+    )
+    assert report["onnx"]["latency"]["after"] > 0
+    properties = onnx.load(tmp_path / "out/model.onnx").metadata_props
+    lock = (tmp_path / "out/plan.lock.json").read_bytes()
+    assert {entry.key: entry.value for entry in properties} == {"lock_sha256": hashlib.sha256(lock).hexdigest()}
+
+
+def test_a_model_that_is_too_large_is_written_and_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr("prunec.compiler.targets.onnx_export.LARGEST", 100)
+    report = compiled(export=["onnx"]).save(tmp_path / "out")
+    assert report["targets"][0]["files"][0] == "model.onnx"
+    assert "latency" not in report["onnx"]

@@ -269,3 +269,27 @@ DIFFERENCES = [
 @pytest.mark.parametrize(("got", "expected", "difference"), DIFFERENCES)
 def test_relative_difference(got, expected, difference):
     assert relative_difference(list(map(np.array, got)), list(map(np.array, expected))) == difference
+
+
+def test_weights_beside_the_file(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    program = trace(nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)).eval(), (torch.randn(2, 40),))
+    inside = export_onnx(program, tmp_path / "inside.onnx", metadata={"a": "b"})
+    beside = export_onnx(program, tmp_path / "model.onnx", weights="beside", metadata={"a": "b"})
+    data = tmp_path / "model.onnx.data"
+    assert data.stat().st_size >= 30 * 40 * 4
+    assert (tmp_path / "model.onnx").stat().st_size < 3000
+    assert beside.bytes == data.stat().st_size + (tmp_path / "model.onnx").stat().st_size
+    assert beside.differences == inside.differences
+    assert onnx.load(tmp_path / "model.onnx", load_external_data=False).metadata_props[0].value == "b"
+    assert not (tmp_path / "inside.onnx.data").exists()
+    for name in ("inside", "model"):
+        x = np.ones((3, 40), np.float32)
+        (got,) = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx").run(None, {"input": x})
+        assert np.allclose(got, program.module(torch.ones(3, 40)).detach().numpy(), atol=1e-6)
+    again = export_onnx(program, tmp_path / "model.onnx")
+    assert not data.exists(), "it belongs to an earlier file"
+    assert again.bytes == (tmp_path / "model.onnx").stat().st_size
+    monkeypatch.setattr(export, "LARGEST", 1000)
+    export_onnx(program, tmp_path / "model.onnx")
+    assert data.exists(), "it is too large for one file"

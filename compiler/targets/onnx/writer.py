@@ -40,9 +40,16 @@ _FOLDED: Final = 2**18
 
 
 def write(
-    program: Program, *, opset: int, open_batch: bool, inputs: Sequence[str], outputs: Sequence[str]
+    program: Program,
+    *,
+    opset: int,
+    open_batch: bool,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    one_file: bool = True,
 ) -> onnx.ModelProto:
-    """The program in eval mode as an ONNX model with these names; with `open_batch`, of any batch size.
+    """The program in eval mode as an ONNX model with these names; with `open_batch`, of any batch size. As
+    `one_file` it holds no more than `LARGEST` bytes of weights.
 
     Raises `Declined` where the program holds what can't be written.
     """
@@ -54,7 +61,7 @@ def write(
         raise Declined(f"the model doesn't run on shapes alone: {first_line(error)}") from error
     with torch.no_grad(), seeded(0):
         before = torch.random.get_rng_state()
-        writer = _Writer(program, Graph(opset, _keys(program)), shapes, rows)
+        writer = _Writer(program, Graph(opset, _keys(program)), shapes, rows, LARGEST if one_file else None)
         model = writer.model(inputs, outputs, open_batch)
         if not torch.equal(before, torch.random.get_rng_state()):
             raise Declined("the model draws random numbers")
@@ -91,8 +98,16 @@ def _called(program: Program, node: fx.Node) -> str:
 class _Writer:
     """One walk: the names of every value, and the graph that grows."""
 
-    def __init__(self, program: Program, graph: Graph, shapes: Shapes, rows: Mapping[fx.Node, Row | None]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        graph: Graph,
+        shapes: Shapes,
+        rows: Mapping[fx.Node, Row | None],
+        largest: int | None = None,
+    ) -> None:
         self.program = program
+        self.largest = largest
         self.graph = graph
         self.shapes = shapes
         self.rows = rows
@@ -109,7 +124,7 @@ class _Writer:
             if node.op not in {"placeholder", "output"}:
                 self._write(node)
         results = list(self._outputs(outputs))
-        if self.graph.weight_bytes > LARGEST:
+        if self.largest is not None and self.graph.weight_bytes > self.largest:
             raise Declined("the weights are too large for one file")
         weights = self.graph.initialisers()
         graph = helper.make_graph(self.graph.nodes, self.program.name, infos, results, initializer=weights)
