@@ -104,6 +104,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "passes/visualising/work.py": "passes/test_visualise.py",
     "compiler/rewrite/gather.py": "labels/test_parameter_free.py",
     "compiler/driver/exports.py": "end_to_end/test_exports.py",
+    "passes/repairing/low_rank.py": "passes/test_factorise.py",
     "passes/repairing/pictures.py": "passes/criteria/test_reconstruction.py",
     "passes/repairing/inputs.py": "passes/criteria/test_reconstruction.py",
     "compiler/targets/coreml.py": "targets/test_runtimes.py",

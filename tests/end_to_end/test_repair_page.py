@@ -61,6 +61,11 @@ def test_constants_go_and_what_is_left_is_folded():
     assert [each["pass"] for each in _compiled(_block("constants")).report["passes"]] == ["fold_constants", "fold_bn"]
 
 
+def test_layers_become_thin():
+    cost = _compiled(_block("thin")).report["cost"]
+    assert cost["after"]["macs"] <= 0.6 * cost["before"]["macs"]
+
+
 @pytest.mark.parametrize("entry", _block("options"), ids=str)
 def test_the_options_are_options(entry):
     found = _compiled([*_block("plan")[:-1], entry])
