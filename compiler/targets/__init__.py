@@ -7,7 +7,8 @@ coreml.py, executorch.py, litert.py, ncnn.py         those that export, from wha
 torch.py           channel counts alone
 onnxruntime.py     executes ONNX and ORT files, and measures
 sources.py         what converters read: a program as torch.export or ONNX has it, at a batch size, cut short
-flat.py            a program as a module of plain tensors; mnn_convert.py runs MNN's converter
+flat.py            a program as a module of plain tensors
+child.py           runs in a process of its own what may crash: mnn_convert.py, mnn_session.py, ncnn_session.py
 captured.py        holds back what converters print; interleaved.py takes times in turns
 onnx_export.py     a program as an ONNX file, checked against the module; ort_int8.py makes it int8
 onnx/              the direct writer of such files, from the program's graph

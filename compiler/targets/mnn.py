@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final
 
 from prunec.compiler.errors import TargetError
+from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.random_inputs import with_batch
+from prunec.compiler.targets import mnn_convert
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.child import in_child, tried
+from prunec.compiler.targets.mnn_session import MnnSession
+
+if TYPE_CHECKING:
+    from prunec.compiler.targets.onnx_export import OnnxReport
+
+BATCHES: Final = (1, 3)
+"""Batch sizes that an open file is tried at, beside the example's."""
 
 
 class Mnn(Target):
@@ -33,26 +39,35 @@ class Mnn(Target):
     """Its exponential, and all that is made of it, is an approximation."""
 
     def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
-        """By way of an ONNX file, whose batch stays open where the model allows it. The converter has a process of its
-        own, for it crashes on some models."""
+        """By way of an ONNX file, whose batch stays open where the model, and MNN, allow it."""
+        report = self._convert(program, path, ("batch",))
+        why = report.static_reason
+        if report.dynamic_batch:
+            own = batch_of(program.inputs) or 1
+            try:
+                tried(MnnSession, path, [_arrays(with_batch(program, size)) for size in (own, *BATCHES, own)])
+                return Converted(None)
+            except TargetError:
+                why = "its runtime crashes when the batch changes"
+                self._convert(program, path, ())
+        tried(MnnSession, path, [_arrays(program.inputs)])
+        return Converted(batch_of(program.inputs), f"fixed batch: {why}")
+
+    def _convert(self, program: Program, path: Path, dynamic: Sequence[str]) -> OnnxReport:
+        """Write the file with these sizes open. The converter has a process of its own: it crashes on some models."""
         from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
-        from prunec.compiler.targets.sources import fixed_batch  # noqa: PLC0415
 
         with TemporaryDirectory() as folder:
             source, written = Path(folder) / "model.onnx", Path(folder) / "model.mnn"
-            report = export_onnx(program, source)
-            command = [sys.executable, "-m", "prunec.compiler.targets.mnn_convert", str(source), str(written)]
-            found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-            log = found.stdout + found.stderr
-            if found.returncode < 0:
-                raise TargetError(f"its converter crashes: {signal.Signals(-found.returncode).name}", log=log)
+            report = export_onnx(program, source, dynamic=dynamic)
+            log = in_child(mnn_convert.__name__, str(source), str(written), what="its converter")
             lacking = re.search(r"These Op Not Support: (.*)", log)
             if lacking:
                 raise TargetError(f"MNN has no form of the operation '{lacking[1].strip()}'", log=log)
             if not written.exists() or not written.stat().st_size:
                 raise TargetError("its converter writes no file", log=log)
             path.write_bytes(_without_chance(written))
-        return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
+        return report
 
     def load(self, path: Path, threads: int) -> Session:
         """The file in MNN, with all arithmetic in float32."""
@@ -63,34 +78,8 @@ class Mnn(Target):
         return f"MNN {version('MNN')}"
 
 
-class MnnSession:
-    """A file that MNN has loaded."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        import MNN  # noqa: PLC0415  (an extra)
-
-        self._expr: Any = MNN.expr
-        runtime = MNN.nn.create_runtime_manager(({"backend": 0, "precision": "high", "numThread": threads},))
-        self._net: Any = MNN.nn.load_module_from_file(str(path), [], [], runtime_manager=runtime)
-        if self._net is None:
-            raise TargetError("MNN can't load the file")
-        self._runtime = runtime
-
-    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """Whole numbers are int32 in MNN."""
-        expr = self._expr
-        values = []
-        for given in inputs:
-            whole = given.dtype.kind in "iub"
-            held = np.ascontiguousarray(given, np.int32 if whole else np.float32)
-            values.append(expr.const(held, list(held.shape), expr.NCHW, expr.int if whole else expr.float))
-        found = self._net.forward(values)
-        return [np.array(self._plain(value).read()) for value in found]
-
-    def _plain(self, value: Any) -> Any:
-        """A value in the order of its dimensions."""
-        expr = self._expr
-        return expr.convert(value, expr.NCHW) if value.data_format == expr.NC4HW4 else value
+def _arrays(inputs: Any) -> list[Array]:
+    return [value.detach().numpy(force=True) for value in tensors_in(inputs)]
 
 
 def _without_chance(written: Path) -> bytes:

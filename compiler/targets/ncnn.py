@@ -11,17 +11,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.base import Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.child import tried
 from prunec.compiler.targets.flat import flat
+from prunec.compiler.targets.ncnn_session import NcnnSession, place
 from prunec.compiler.verify.compare import relative_difference
 
-_NO_BATCH = 233
-"""What ncnn and pnnx call the batch dimension of a value that has none."""
+NO_BATCH = "233"
+"""What pnnx calls the batch dimension of a value that has none."""
 _TYPES = {torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.bool: "bool"}
 """Types of inputs as pnnx spells them."""
 _SURE = 1e-3
@@ -60,6 +61,7 @@ class Ncnn(Target):
             batched = _batched(source.with_name("model_ncnn.py").read_text(encoding="utf-8"), log)
             path.write_text(_with_shapes(text, inputs, batched), encoding="utf-8")
             self.beside(path)[1].write_bytes(source.with_suffix(".ncnn.bin").read_bytes())
+        tried(NcnnSession, path, [[value.numpy(force=True) for value in inputs]])
         self._check(path, module, inputs, log)
         return Converted(1 if batched else None)
 
@@ -78,47 +80,11 @@ class Ncnn(Target):
 
     def load(self, path: Path, threads: int) -> Session:
         """The files in ncnn; left to itself it rounds weights and values to float16."""
-        return NcnnSession(path, self.beside(path)[1], threads)
+        return NcnnSession(path, threads)
 
     def describe(self) -> str:
         """ncnn's version."""
         return f"ncnn {version('ncnn')}"
-
-
-class NcnnSession:
-    """A network that ncnn has loaded."""
-
-    def __init__(self, param: Path, weights: Path, threads: int) -> None:
-        import ncnn  # noqa: PLC0415  (an extra)
-
-        self._ncnn = ncnn
-        self._net = ncnn.Net()
-        for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-            setattr(self._net.opt, option, False)
-        self._net.opt.num_threads = threads
-        if self._net.load_param(str(param)) or self._net.load_model(str(weights)):
-            raise TargetError("ncnn can't load the files")
-        self._inputs = sorted(self._net.input_names(), key=_place)
-        self._outputs = sorted(self._net.output_names(), key=_place)
-        self._ranks = dict(_ranks(param.read_text(encoding="utf-8")))
-
-    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """One sample; whole numbers are int32 in ncnn."""
-        mats = self._ncnn.Mat
-        held = [np.ascontiguousarray(x, np.int32 if x.dtype.kind in "iub" else np.float32) for x in inputs]
-        extractor = self._net.create_extractor()
-        batch = 0
-        for name in self._inputs:
-            value = held[_place(name)]
-            batch = 0 if self._ranks[name] < value.ndim else _NO_BATCH
-            extractor.input(name, mats(value, batch_index=batch))
-        outputs = []
-        for name in self._outputs:
-            failed, found = extractor.extract(name)
-            if failed:
-                raise TargetError(f"ncnn can't compute the output '{name}': it gives the code {failed}")
-            outputs.append(np.array(found.numpy(batch_index=batch)))
-        return outputs
 
 
 # -- pnnx ------------------------------------------------------------------------------------------------------------
@@ -144,7 +110,7 @@ def _batched(script: str, log: str) -> bool:
     """Whether the inputs and outputs of the network lack the batch dimension that the module's have, by the script
     that pnnx writes beside it to try it."""
     found = set(re.findall(r"batch_index=(\d+)", script))
-    if len(found) > 1 or not found <= {"0", str(_NO_BATCH)}:
+    if len(found) > 1 or not found <= {"0", NO_BATCH}:
         raise TargetError("pnnx can't tell which dimension is the batch", log=log)
     return found == {"0"}
 
@@ -163,21 +129,8 @@ def _with_shapes(text: str, inputs: Sequence[torch.Tensor], batched: bool) -> st
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if line.startswith("Input "):
-            shape = list(inputs[_place(line.split()[1])].shape)[1 if batched else 0 :]
+            shape = list(inputs[place(line.split()[1])].shape)[1 if batched else 0 :]
             keys = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 11, 1, 0)}.get(len(shape), ())
             sizes = sorted(zip(keys, shape, strict=False))
             lines[number] = " ".join([line.rstrip(), *(f"{key}={size}" for key, size in sizes)])
     return "\n".join(lines) + "\n"
-
-
-def _ranks(text: str) -> Iterator[tuple[str, int]]:
-    """The rank of each input, by its name, as `_with_shapes` has written it."""
-    for line in text.splitlines():
-        if line.startswith("Input "):
-            _, name, *rest = line.split()
-            yield name, sum("=" in word for word in rest)
-
-
-def _place(name: str) -> int:
-    """pnnx calls inputs in0, in1, ... and outputs out0, out1, ..."""
-    return int(re.sub(r"\D", "", name))
