@@ -83,7 +83,6 @@ def _decompositions(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """How to write out what the program calls and `coremltools` doesn't know, where torch knows how."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY  # noqa: PLC0415
 
-    known = set(_TORCH_OPS_REGISTRY.name_to_func_mapping)
     called = {node.target for node in exported.graph.nodes if node.op == "call_function"}
     table = torch.export.default_decompositions()
     return {
@@ -91,7 +90,7 @@ def _decompositions(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]:
         for operation in called
         if isinstance(operation, torch._ops.OpOverload)
         and operation in table
-        and operation.overloadpacket.__name__ not in known
+        and _TORCH_OPS_REGISTRY.get_func(operation.name()) is None
     }
 
 

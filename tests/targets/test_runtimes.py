@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from auditing import audited
 from fake_runtimes import Attention, Depthwise, programs
+from torch import nn
 
 from prunec.compiler.errors import PrunecError
 from prunec.compiler.targets import exporting
@@ -55,6 +60,79 @@ def test_a_pruned_network_is_converted_run_and_timed(name, made, tmp_path):
     assert all(timed.slim > 0 and timed.dense > 0 for timed in found.latency)
 
 
+class Small(nn.Module):
+    """Three steps, each with a fault to put in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.point, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.point(self.stem(x)).mean((2, 3)))
+
+
+FAULTS = {
+    "a transposed weight": ("point.weight", lambda weight: weight.transpose(0, 1)),
+    "a dropped bias": ("head.bias", torch.zeros_like),
+    "a wrong channel order": ("stem.weight", lambda weight: weight.flip(1)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fault_of_the_converter_is_told_with_the_layer(name, fault, tmp_path, monkeypatch):
+    """The target converts another program than it is handed; what is right is what it was handed."""
+    target = _target(name)
+    if target.unrunnable():
+        return
+    key, spoil = FAULTS[fault]
+    torch.manual_seed(0)
+    program = trace(Small().eval(), (torch.randn(1, 3, 8, 8),))
+    convert = type(target).convert
+
+    def wrong(self, given, path, options):
+        state = copy.deepcopy(dict(given.state))
+        owner, _, member = key.rpartition(".")
+        if owner in state:
+            getattr(state[owner], member).data = spoil(getattr(state[owner], member).data).contiguous()
+        return convert(self, given.with_graph(given.copy_graph(), state), path, options)
+
+    monkeypatch.setattr(type(target), "convert", wrong)
+    found = export(target, program, tmp_path, target.Options(), timed=False)
+    assert "computes something else than the module" in found.error
+    assert f"it begins with {key.split('.')[0]} (" in found.error
+    assert "the converter's or the runtime's" in found.hint
+    assert not list(tmp_path.iterdir())
+
+
+BY_CHANCE = {
+    "openvino": "it numbers constants through the life of a process",
+    "ort": "its converter writes tables in the order of a hash",
+}
+"""Whose tools write one program in several ways."""
+
+
+def _bytes(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_program_gives_the_same_bytes_and_no_connection_is_opened(name, tmp_path):
+    """What converters start is a module of ours, pnnx, or the flatbuffer compiler of ExecuTorch."""
+    target = _target(name)
+    program = trace(Small().eval(), (torch.randn(1, 3, 8, 8),))
+    with audited() as events:
+        for folder in ("one", "two"):
+            (tmp_path / folder).mkdir()
+            found = export(target, program, tmp_path / folder, target.Options(), timed=False)
+            assert not found.failed, found.error + found.log
+    if name not in BY_CHANCE:
+        assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    started = [args[1] for event, args in events if event == "subprocess.Popen"]
+    assert all(command[1:2] == ["-m"] or Path(command[0]).name in ("pnnx", "flatc") for command in started), started
+    assert [event for event, _ in events if event != "subprocess.Popen"] == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_files_in_int8_compute_nearly_the_same(name, tmp_path):
     target = _target(name)
@@ -92,7 +170,7 @@ def test_a_session_takes_numpy_arrays_and_gives_them_in_order(name, tmp_path):
     if target.unrunnable():
         return
 
-    class Two(torch.nn.Module):
+    class Two(nn.Module):
         def forward(self, x, y):
             return (x + y, (x - y).relu())
 
