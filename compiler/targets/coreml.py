@@ -90,7 +90,7 @@ def _decompositions(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]:
         for operation in called
         if isinstance(operation, torch._ops.OpOverload)
         and operation in table
-        and _TORCH_OPS_REGISTRY.get_func(operation.name()) is None
+        and _TORCH_OPS_REGISTRY.get_func(str(operation)) is None
     }
 
 
