@@ -6,8 +6,9 @@ conv - add - relu     the value of conv: what is added is somebody else's
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Final, Literal
 
@@ -64,21 +65,29 @@ class Layer:
 def find_layers(program: Program, wanted: Wanted) -> list[Layer]:
     """The layers in the order of the graph. Raises `PassError` for a pattern that names none, or where there are
     none."""
-    known = _known(program)
+    found = _known(program)
+    known = [layer for layer in found.values() if isinstance(layer, Layer)]
     if not known:
-        raise PassError("no layer has channels whose images could be made", keys=("layers",))
+        why = next((reason for reason in found.values() if isinstance(reason, str)), "it has no layer with weights")
+        raise PassError(f"the model has no layer that can be visualised: {why}", keys=("layers",))
     if isinstance(wanted, str):
         return _late(known) if wanted == "late" else [layer for layer in known if _is_map(layer)] or known
-    found: set[str] = set()
+    named: set[str] = set()
     for index, pattern in enumerate(wanted):
-        names = {layer.name for layer in known if fnmatchcase(layer.name, pattern)}
-        if not names:
-            names_known = [layer.name for layer in known]
-            message = f"no layer with channels is called '{pattern}'"
-            hint = nearest(pattern, names_known) or f"for example: {', '.join(names_known[-3:])}"
-            raise PassError(message, keys=("layers", index), hint=hint)
-        found |= names
-    return [layer for layer in known if layer.name in found]
+        names = fnmatch.filter(found, pattern)
+        if not any(isinstance(found[name], Layer) for name in names):
+            raise _unknown(pattern, index, {name: found[name] for name in names}, [layer.name for layer in known])
+        named.update(names)
+    return [layer for layer in known if layer.name in named]
+
+
+def _unknown(pattern: str, index: int, found: Mapping[str, Layer | str], names: Sequence[str]) -> PassError:
+    """The error of a pattern that names no layer, or only layers that can't be visualised, with the reason."""
+    if found:
+        name, why = next(iter(found.items()))
+        return PassError(f"'{name}' can't be visualised: {why}", keys=("layers", index))
+    hint = nearest(pattern, names) or f"for example: {', '.join(names[-3:])}"
+    return PassError(f"no layer with weights is called '{pattern}'", keys=("layers", index), hint=hint)
 
 
 def _late(known: list[Layer]) -> list[Layer]:
@@ -100,38 +109,37 @@ def _places(layer: Layer) -> int:
     return elements([shape[d] for d in range(len(shape)) if d not in (read.batch, *read.dims)]) * read.rows
 
 
-def _known(program: Program) -> list[Layer]:
-    """Every layer with weights whose channels are units; one that is called more than once shows in its first call."""
+def _known(program: Program) -> dict[str, Layer | str]:
+    """Every layer with weights, or the reason why it can't be visualised; one that is called more than once shows in
+    its first call."""
     analysis, run = analyse(program), evaluated(program.deployed)
     values = {node.name: node for node in program.graph.nodes}
     places = batch_places(run)
     weighty = {product.node for product in analysis.flow.macs}
-    found: dict[str, Layer] = {}
+    found: dict[str, Layer | str] = {}
     for node in run.graph.nodes:
-        if node.name not in weighty or not _has_weights(run, node):
-            continue
         name = str(node.target) if node.op == "call_module" else node.name
-        shown = _pre_activation(run, node)
-        layer = _layer(analysis, name, values[shown.name], places.get(shown), run)
-        if layer is not None:
-            found.setdefault(name, layer)
-    return list(found.values())
+        if node.name in weighty and name not in found and _has_weights(run, node):
+            shown = _pre_activation(run, node)
+            found[name] = _layer(analysis, name, values[shown.name], places.get(shown), run)
+    return found
 
 
-def _layer(analysis: Analysis, name: str, node: fx.Node, place: tuple[int, int] | None, run: Program) -> Layer | None:
+def _layer(analysis: Analysis, name: str, node: fx.Node, place: tuple[int, int] | None, run: Program) -> Layer | str:
+    """A layer that shows in a node's value, of which `place` says where its samples are; or why there is none."""
     arrays = list(label_arrays_of(analysis.flow.values.get(node)))
-    if place is None or len(arrays) != 1 or not isinstance(node.meta.get("val"), Tensor):
-        return None
+    if len(arrays) != 1 or not isinstance(node.meta.get("val"), Tensor):
+        return "it gives no channels"
+    if place is None:
+        return "what it gives doesn't follow the batch: the model takes one batch size alone up to there"
     batch, rows = place
     flat = analysis.units(arrays[0])
     dims = tuple(d for d, size in enumerate(flat.shape) if size > 1)
-    if batch in dims:
-        return None
     flat = flat.ravel()
     units, first = np.unique(flat, return_index=True)
     units, first = units[units != NO_UNIT], first[units != NO_UNIT]
-    if not units.size:
-        return None
+    if not units.size or batch in dims:
+        return "its channels are no units"
     index = np.searchsorted(units, flat)
     index[flat == NO_UNIT] = units.size
     return Layer(name, Read(node, node, units, dims, index, batch, rows), first, run)

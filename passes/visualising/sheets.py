@@ -41,6 +41,8 @@ _TILE: Final = 0.62
 """Inches of an image with the gap beside it."""
 _TEXT: Final = 0.17
 """Inches of a line below an image."""
+_LONGEST: Final = 13
+"""Letters that fit below an image."""
 _HEAD: Final = 0.32
 """Inches of a heading."""
 
@@ -82,7 +84,7 @@ class Sheet:
         for (cluster, units), height in zip(order, heights, strict=True):
             heading = f"cluster {cluster}: {_units(len(units))}"
             if self.headings and self.headings[cluster]:
-                heading += f", for {self.headings[cluster]}"
+                heading += f", for {_told(self.headings[cluster])}"
             colour = COLOURS[cluster % len(COLOURS)]
             axes.text(0.1, y + _HEAD / 2, heading, fontsize=9, va="center", color=colour, weight="bold")
             for index, unit in enumerate(units.tolist()):
@@ -93,7 +95,7 @@ class Sheet:
                     shown[unit], extent=box, interpolation="nearest", aspect="auto", cmap="gray", vmin=0, vmax=255
                 )
                 axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=1.2))
-                below = str(self.numbers[unit]) + (f"\n{self.labels[unit]}" if self.labels else "")
+                below = str(self.numbers[unit]) + (f"\n{_short(_told(self.labels[unit]))}" if self.labels else "")
                 axes.text(left + side / 2, top + side + 0.02, below, fontsize=6, va="top", ha="center", linespacing=1.1)
             y += height
         if lost:
@@ -104,6 +106,15 @@ class Sheet:
         found = io.BytesIO()
         figure.savefig(found, format="png", metadata={"Software": None})
         return found.getvalue()
+
+
+def _told(classes: str) -> str:
+    """`class 3` of a class without a name, which would look like a unit's number."""
+    return f"class {classes}" if classes[:1].isdigit() else classes
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _units(count: int) -> str:

@@ -209,7 +209,7 @@ def test_the_range_of_pixels_is_that_of_the_data():
 
 
 FAULTS = {
-    "an unknown layer": ({"layers": ["conv9"], **QUICK}, PassError, "no layer with channels is called 'conv9'"),
+    "an unknown layer": ({"layers": ["conv9"], **QUICK}, PassError, "no layer with weights is called 'conv9'"),
     "an unknown preset": ({"preset": "slow"}, PlanError, "preset must be"),
     "a rule without a rate": ({"rule": "constant", **QUICK}, PlanError, "must name the 'rate' of the rule 'constant'"),
     "a range that falls": ({"pixels": [1, -1]}, PlanError, "the smaller one first"),

@@ -108,6 +108,23 @@ def test_a_units_channels_count_together():
 
 def test_unknown_layers_are_told_with_the_nearest():
     _, program = mixed()
-    with pytest.raises(PassError, match="no layer with channels is called 'stemm'") as error:
+    with pytest.raises(PassError, match="no layer with weights is called 'stemm'") as error:
         find_layers(program, ("stemm",))
     assert "stem" in str(error.value.hint)
+
+
+def test_a_layer_behind_a_fixed_batch_is_told_with_the_reason():
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(512, 4)
+
+        def forward(self, x):
+            return self.fc(self.second(self.first(x).relu().view(2, 8, 10, 10)).relu().flatten(1))
+
+    program = trace(Fixed().eval(), (torch.zeros(2, 3, 12, 12),))
+    assert [layer.name for layer in find_layers(program, "all")] == ["first"]
+    with pytest.raises(PassError, match="'second' can't be visualised: what it gives doesn't follow the batch"):
+        find_layers(program, ("sec*",))
+    with pytest.raises(PassError, match="no layer that can be visualised: it has no layer with weights"):
+        find_layers(trace(nn.Sequential(nn.ReLU()), (torch.zeros(2, 3, 4, 4),)), "late")
