@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.inputs import batch_of
@@ -28,12 +29,29 @@ class ExecuTorch(Target):
 
     def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
         """Of the example's sizes: memory is planned ahead, so an open batch would take that of the largest."""
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # noqa: PLC0415
-        from executorch.exir import to_edge_transform_and_lower  # noqa: PLC0415  (an extra)
-
-        lowered = to_edge_transform_and_lower(exported_flat(program), partitioner=[XnnpackPartitioner()])
-        path.write_bytes(lowered.to_executorch().buffer)
+        _lower(exported_flat(program), path)
         return Converted(batch_of(program.inputs))
+
+    def quantize(
+        self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
+    ) -> None:
+        """By torchao's quantisation of exported programs: layers that XNNPACK has in int8, their ranges from samples."""
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (  # noqa: PLC0415  (an extra)
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e  # noqa: PLC0415  (an extra)
+
+        assert options.int8 is not None, "int8 was asked for"
+        exported = exported_flat(program)
+        quantizer = XNNPACKQuantizer()
+        quantizer.set_global(get_symmetric_quantization_config(is_per_channel=options.int8.per_channel))
+        prepared = prepare_pt2e(exported.module(), quantizer)
+        for sample in samples:
+            prepared(*map(torch.from_numpy, sample))
+        inputs = exported.example_inputs
+        assert inputs is not None, "the program has examples"
+        _lower(torch.export.export(convert_pt2e(prepared), inputs[0]), to)
 
     def load(self, path: Path, threads: int) -> Session:
         """The file in ExecuTorch's own interpreter, with the kernels that come with it."""
@@ -42,6 +60,15 @@ class ExecuTorch(Target):
     def describe(self) -> str:
         """ExecuTorch's version."""
         return f"ExecuTorch {version('executorch')}"
+
+
+def _lower(exported: ExportedProgram, path: Path) -> None:
+    """Write a program of torch's as one of ExecuTorch's, what XNNPACK can compute delegated to it."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # noqa: PLC0415
+    from executorch.exir import to_edge_transform_and_lower  # noqa: PLC0415  (an extra)
+
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
 
 
 class ExecuTorchSession:

@@ -53,14 +53,20 @@ class Mnn(Target):
         tried(MnnSession, path, [_arrays(program.inputs)])
         return Converted(batch_of(program.inputs), f"fixed batch: {why}")
 
-    def _convert(self, program: Program, path: Path, dynamic: Sequence[str]) -> OnnxReport:
+    def quantize(
+        self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
+    ) -> None:
+        """The weights alone, with a scale for each channel: MNN takes the ranges of activations from each run."""
+        self._convert(program, to, ("batch",) if MnnSession(path, 1).batch_is_open else (), "--weightQuantBits", "8")
+
+    def _convert(self, program: Program, path: Path, dynamic: Sequence[str], *more: str) -> OnnxReport:
         """Write the file with these sizes open. The converter has a process of its own: it crashes on some models."""
         from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
 
         with TemporaryDirectory() as folder:
             source, written = Path(folder) / "model.onnx", Path(folder) / "model.mnn"
             report = export_onnx(program, source, dynamic=dynamic)
-            log = in_child(mnn_convert.__name__, str(source), str(written), what="its converter")
+            log = in_child(mnn_convert.__name__, str(source), str(written), *more, what="its converter")
             lacking = re.search(r"These Op Not Support: (.*)", log)
             if lacking:
                 raise TargetError(f"MNN has no form of the operation '{lacking[1].strip()}'", log=log)

@@ -22,13 +22,13 @@ FORBIDDEN: Final = (
 """How the names of Python's audit events begin that tell of processes and connections."""
 
 
-def main(source: str, written: str) -> None:
-    """Convert an ONNX file."""
+def main(source: str, written: str, *more: str) -> None:
+    """Convert an ONNX file, with `more` options of the converter's."""
     sys.addaudithook(_refuse)
     import _tools  # noqa: PLC0415  (MNN's compiled tools)
 
     files = ["--modelFile", source, "--MNNModel", written]
-    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *files, "--bizCode", "prunec"])
+    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *files, "--bizCode", "prunec", *more])
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:

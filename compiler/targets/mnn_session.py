@@ -27,6 +27,11 @@ class MnnSession:
             raise TargetError("MNN can't load the file")
         self._runtime = runtime
 
+    @property
+    def batch_is_open(self) -> bool:
+        """Whether the file takes batches of any size."""
+        return any(-1 in value.shape for value in self._net.get_info()["inputs"])
+
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Whole numbers are int32 in MNN."""
         expr = self._expr

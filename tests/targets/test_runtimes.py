@@ -160,7 +160,7 @@ def test_files_in_int8_compute_nearly_the_same(name, tmp_path):
         assert 1e-4 < found.int8.after < 0.3, "it is rounded, and not broken"
 
 
-WITHOUT_INT8 = frozenset({"coreml", "executorch", "litert", "mnn", "ncnn"})
+WITHOUT_INT8 = frozenset({"coreml", "ncnn"})
 """Those whose tools for it don't fit beside the rest, or that have none."""
 
 
