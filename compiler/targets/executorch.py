@@ -35,7 +35,7 @@ class ExecuTorch(Target):
     def quantize(
         self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
     ) -> None:
-        """By torchao's quantisation of exported programs: layers that XNNPACK has in int8, their ranges from samples."""
+        """By torchao's quantisation of exported programs: what XNNPACK has in int8, with ranges from samples."""
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (  # noqa: PLC0415  (an extra)
             XNNPACKQuantizer,
             get_symmetric_quantization_config,

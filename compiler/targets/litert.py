@@ -39,7 +39,7 @@ class LiteRT(Target):
     def quantize(
         self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
     ) -> None:
-        """By LiteRT's quantiser, which works on the float32 file: ranges from samples. Inputs and outputs stay float32."""
+        """By LiteRT's quantiser, which works on the float32 file. Inputs and outputs stay float32."""
         from ai_edge_quantizer import qtyping, quantizer, recipe  # noqa: PLC0415  (an extra)
 
         assert options.int8 is not None, "int8 was asked for"
