@@ -52,7 +52,8 @@ class Reconstruction(Criterion):
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence about the units of every group that a layer reads which can be refit."""
         program = setting.program.deployed
-        layers = {layer.weight: layer for layer in Search(program, program).found(everywhere=True).layers}
+        every = Search(program, program).found(everywhere=True).layers
+        layers = {layer.weight: layer for layer in every if not layer.form.turned}
         for groups in _lots(setting.groups, layers, program):
             asked = {weight: layers[weight] for group in groups for weight in _read_by(group, layers)}
             known = look(asked.values(), program, setting.calibration, setting.context)

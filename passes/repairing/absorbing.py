@@ -125,7 +125,8 @@ class _Draft:
     def look(self) -> None:
         """Find what is read of the units, and which of them can't be taken in."""
         program, candidates = self.analysis.program, self.gone | self.stay
-        layers = {layer.node: layer for layer in Search(program, program).found(everywhere=True).layers}
+        every = Search(program, program).found(everywhere=True).layers
+        layers = {layer.node: layer for layer in every if not layer.form.turned}
         wanted = {
             node: found for node in program.graph.nodes if (found := list(reads(self.analysis, node, candidates)))
         }
@@ -152,12 +153,12 @@ class _Draft:
         units = self.analysis.units(labels).reshape(-1)
         candidates = np.append(self.gone | self.stay, False)
         units = np.where(candidates[units], units, NO_UNIT)
-        module = self.analysis.program.state.get(str(layer.node.target)) if layer.node.op == "call_module" else None
+        module = layer.form.conv
         self.seen.append(_Seen(layer, module, first.masked_fill(~even, float("nan")), units))
 
     def _dim(self, layer: Layer, labels: IntArray) -> int | None:
         """The dimension of the layer's input along which its channels lie, if the units lie there, too."""
-        module = self.analysis.program.state.get(str(layer.node.target)) if layer.node.op == "call_module" else None
+        module = layer.form.conv
         dim = 1 if is_conv(module) else labels.ndim - 1
         return dim if labels.size == labels.shape[dim] > 1 or labels.ndim == 1 else None
 

@@ -53,8 +53,7 @@ class Inputs:
     @staticmethod
     def of(layer: Layer, program: Program) -> Inputs:
         """Nothing seen yet."""
-        module = program.state.get(str(layer.node.target)) if layer.node.op == "call_module" else None
-        groups = int(getattr(module, "groups", 1))
+        module, groups = layer.form.conv, layer.form.groups
         weight = program.tensors[layer.weight].detach().double()
         counts = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
         if layer.norm is not None:

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.aliasing import mutates
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.ops import argument, op_name
 from prunec.compiler.ir.program import Axis, Note, Program, shape_of
 from prunec.compiler.tracing.batch_dim import batch_places
+from prunec.passes.repairing.calls import call_of
+from prunec.passes.repairing.rows import Form
 
-CONVS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-LINEARS: Final = (nn.Linear, NonDynamicallyQuantizableLinear)
 MIXING: Final = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Norms whose statistics are of several channels together."""
 NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -48,6 +48,7 @@ class Layer:
 
     node: fx.Node
     source: fx.Node
+    form: Form
     weight: str
     bias: str | None
     """The tensor that moves the layer's outputs: its bias, or the running mean of its batch norm; None for neither."""
@@ -97,7 +98,7 @@ class Search:
         norms = []
         for node in self.slim.graph.nodes:
             has_lost = self._has_lost(node)
-            lost += has_lost and self._weight(node) is not None
+            lost += has_lost and not isinstance(self._module(node), MIXING)
             if has_lost or not behind.isdisjoint(node.all_input_nodes):
                 behind.add(node)
             if node not in behind and not everywhere:
@@ -113,8 +114,8 @@ class Search:
                     notes.append(Note(_called(node), made))
                     continue
                 layers.append(made)
-            elif self._is_transposed(node):
-                notes.append(Note(_called(node), "a transposed convolution isn't refit"))
+            elif has_lost and not isinstance(self._module(node), MIXING):
+                notes.append(Note(_called(node), f"{_kind(node, self._module(node))} isn't refit"))
         layers, order = self._with_sums(layers)
         place = {node: index for index, node in enumerate(order)}
         layers.sort(key=lambda layer: place[layer.node])
@@ -130,34 +131,40 @@ class Search:
         module = self._module(node)
         return type(module) in NORMS and module.running_mean is not None
 
-    def _is_transposed(self, node: fx.Node) -> bool:
-        return isinstance(self._module(node), nn.modules.conv._ConvTransposeNd)
-
     def _weight(self, node: fx.Node) -> str | None:
         """The name of a layer's weight; None for a node that is no layer."""
-        if type(self._module(node)) in (*CONVS, *LINEARS):
-            return f"{node.target}.weight"
-        if node.op == "call_function" and node.target is F.linear:
-            weight = argument(node, 1, "weight")
-            return str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
-        return None
+        call = call_of(node, self.slim)
+        return None if call is None else call.weight
 
     def _has_lost(self, node: fx.Node) -> bool:
         """Whether a node reads fewer channels than in the dense program: its weight has lost columns, or it is a norm
         over channels, of which some are gone."""
-        weight = self._weight(node)
-        if weight is not None:
-            known = self.dense.tensors.get(weight)  # a group that is gone as a whole takes nothing from the others
-            return known is not None and self.slim.tensors[weight].shape[1] < known.shape[1]
+        call = call_of(node, self.slim)
+        if call is not None:
+            known = self._named.get(node.name)
+            before = None if known is None else call_of(known, self.dense)
+            if before is None or before.weight != call.weight:
+                return False
+            now, then = self.slim.tensors[call.weight], self.dense.tensors[call.weight]
+            # a group that is gone as a whole takes nothing from the others
+            return call.form.inputs(now) < before.form.inputs(then)
         module = self._module(node)
-        if self._is_transposed(node):
-            axis = Axis(f"{node.target}.weight", 0)
-            return axis.tensor in self.dense.tensors and self.slim.size(axis) < self.dense.size(axis)
-        if not isinstance(module, MIXING):
-            return False
-        own = module_tensors(str(node.target), module)
-        dense = self.dense.tensors
-        return any(name in dense and dense[name].shape != x.shape for name, x in own)
+        if isinstance(module, MIXING):
+            own = module_tensors(str(node.target), module)
+            return any(name in self.dense.tensors and self.dense.tensors[name].shape != x.shape for name, x in own)
+        names = [name for name, _ in module_tensors(str(node.target), module)] if isinstance(module, nn.Module) else []
+        names += [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
+        axes = (axis for name in names for axis in self._reading.get(name, ()))
+        return any(axis.tensor in self.slim.tensors and self.slim.size(axis) < self.dense.size(axis) for axis in axes)
+
+    @cached_property
+    def _reading(self) -> Mapping[str, list[Axis]]:
+        """Tensor -> its axes that read channels in the dense program."""
+        flow, found = analyse(self.dense).flow, dict[str, list[Axis]]()
+        for axis, binding in flow.bindings.items():
+            if (binding.role == "reader" or axis in flow.reading) and axis not in flow.by_group:
+                found.setdefault(axis.tensor, []).append(axis)
+        return found
 
     @cached_property
     def _uses(self) -> Counter[int]:
@@ -192,40 +199,34 @@ class Search:
 
     def _layer(self, node: fx.Node, lost: bool) -> Layer | str:
         """The layer of a node, with its own output as the target; or why it can't be refit."""
-        weight, source = self._weight(node), _source(node)
-        assert weight is not None, "it is a layer"
-        bias = self._bias(node)
+        call = call_of(node, self.slim)
+        assert call is not None, "it is a layer"
+        weight, source, bias, conv = call.weight, call.source, call.bias, call.form.conv
         if self._is_shared(weight, bias):
             return "its weights are shared with another call"
         if source is None or source not in self._places or node not in self._places:
             return "what it reads doesn't follow the batch"
-        module = self._module(node)
-        if type(module) in CONVS and (len(shape_of(source)) != module.weight.ndim or self._places[source][0] != 0):
+        rank = self.slim.tensors[weight].ndim
+        if conv is not None and (len(shape_of(source)) != rank or self._places[source][0] != 0):
             return "it reads no batch of images"
         if self._places[source] != self._places[node]:
             return "what it gives doesn't follow the batch as what it reads does"
         target = self._target(node)
         if target is None:
             return "the dense model has no such layer"
-        left = self._left(weight, target, _channel_dim(node, self.slim))
+        left = self._left(Axis(weight, call.form.writes), target, call.dim)
         if left is None:
             return "its channels can't be told from those of the dense model's layer"
-        norm = self._own_norm(node)
+        norm = self._own_norm(node, call.dim)
         shifted = bias or (f"{norm.target}.running_mean" if norm is not None else None)
-        return Layer(node, source, weight, shifted, norm, target, left, None, lost, self._places[source])
+        return Layer(node, source, call.form, weight, shifted, norm, target, left, None, lost, self._places[source])
 
-    def _bias(self, node: fx.Node) -> str | None:
-        if node.op == "call_module":
-            return None if self._module(node).bias is None else f"{node.target}.bias"
-        bias = argument(node, 2, "bias")
-        return str(bias.target) if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
-
-    def _own_norm(self, node: fx.Node) -> fx.Node | None:
+    def _own_norm(self, node: fx.Node, dim: int) -> fx.Node | None:
         """The batch norm that alone reads a convolution or a linear layer, along its channels."""
         reader = _only(node)
         if reader is None or not self._is_norm(reader) or _source(reader) is not node:
             return None
-        along = _channel_dim(node, self.slim) % len(shape_of(node)) == 1
+        along = dim % len(shape_of(node)) == 1
         return reader if along and self._norm_fault(reader) is None else None
 
     def _target(self, node: fx.Node) -> fx.Node | None:
@@ -244,17 +245,16 @@ class Search:
     def _slim_names(self) -> frozenset[str]:
         return frozenset(node.name for node in self.slim.graph.nodes)
 
-    def _left(self, weight: str, target: fx.Node, dim: int) -> Tensor | None:
+    def _left(self, axis: Axis, target: fx.Node, dim: int) -> Tensor | None:
         """Which channels of the target are left; None where that isn't known."""
-        axis = Axis(weight, 0)
-        if weight not in self.dense.tensors:
+        if axis.tensor not in self.dense.tensors:
             return None
-        known = self.dense.origin.get(axis, np.arange(self.dense.tensors[weight].shape[0]))
+        known = self.dense.origin.get(axis, np.arange(self.dense.size(axis)))
         mine = self.slim.origin.get(axis, known)
         value = target.meta.get("val")
         if not isinstance(value, Tensor) or value.shape[dim] != len(known) or not np.isin(mine, known).all():
             return None
-        if len(mine) != self.slim.tensors[weight].shape[0]:
+        if len(mine) != self.slim.size(axis):
             return None
         order = np.argsort(known)
         return torch.from_numpy(order[np.searchsorted(known, mine, sorter=order)])
@@ -349,10 +349,9 @@ def _only(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 and users[0].all_input_nodes.count(node) == 1 else None
 
 
-def _channel_dim(node: fx.Node, program: Program) -> int:
-    """The dimension of a layer's output along which its channels lie."""
-    module = program.state.get(str(node.target)) if node.op == "call_module" else None
-    return 1 if type(module) in CONVS else -1
+def _kind(node: fx.Node, module: Any) -> str:
+    name = op_name(node) if module is None else type(module).__name__
+    return f"{name} at {node.name}" if module is None else f"a {name}"
 
 
 def affine_of(norm: Any) -> Affine:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from prunec.compiler.ir.program import Program
+from prunec.compiler.ir.program import Axis, Program
 from prunec.passes.repairing.layers import Layer, affine_of
 from prunec.passes.repairing.moments import Choice, Fit, Moments, choose
-from prunec.passes.repairing.rows import Chosen, chosen, is_conv, of_inputs, of_outputs, positions
+from prunec.passes.repairing.rows import Chosen, chosen, of_inputs, of_outputs, positions
 from prunec.passes.repairing.walk import Piece
 from prunec.passes.repairing.wide import Rows, WideChoice
 from prunec.passes.repairing.wide import choose as choose_wide
@@ -32,9 +32,7 @@ class _Place:
 
     def __init__(self, layer: Layer, program: Program) -> None:
         self.layer, self.program = layer, program
-        module = program.state.get(str(layer.node.target)) if layer.node.op == "call_module" else None
-        self.module = module if isinstance(module, nn.Module) else None
-        self.is_conv = is_conv(module)
+        self.conv = layer.form.conv
         norm = program.state[str(layer.norm.target)] if layer.norm is not None else None
         self.affine = affine_of(norm) if norm is not None else None
 
@@ -54,8 +52,8 @@ class _Place:
     def values(self, value: Tensor, at: Chosen | None) -> Tensor:
         """[rows, channels] of a value that has the shape of what the layer gives."""
         if at is None:
-            return value.movedim(1 if self.is_conv else -1, -1).flatten(0, -2)
-        return of_outputs(value, self.layer.batch, at, conv=self.is_conv)
+            return value.movedim(-1 if self.conv is None else 1, -1).flatten(0, -2)
+        return of_outputs(value, self.layer.batch, at, conv=self.conv is not None)
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +63,7 @@ class _Place:
     @property
     def counts(self) -> Tensor:
         """[o]: how much each output's error counts: as its batch norm scales it. Outputs of scale 0 are left alone."""
-        size = self.program.tensors[self.layer.weight].shape[0]
+        size = self.program.size(Axis(self.layer.weight, self.layer.form.writes))
         ones = torch.ones(size, dtype=torch.float64, device=self.device)
         return ones if self.affine is None else self.affine.scale.square()
 
@@ -84,8 +82,9 @@ class LeastSquares(_Place):
 
     def __init__(self, layer: Layer, program: Program, known: Sequence[int], rows: int) -> None:
         super().__init__(layer, program)
-        self.groups = int(getattr(self.module, "groups", 1))
-        self.weight = program.tensors[layer.weight]
+        self.groups = layer.form.groups
+        self.weight = layer.form.laid(program.tensors[layer.weight].detach())
+        """[groups, inputs, kernel..., outputs]: what is written here is written into the program."""
         self.fitted: Moments | Rows | None = None
         self.held: Moments | Rows | None = None
         self.each = -(-rows // len(known))
@@ -98,9 +97,9 @@ class LeastSquares(_Place):
     def see(self, piece: Piece) -> None:
         """Add a piece's rows."""
         full = piece.dense.value(self.layer.target)
-        count = positions(full, self.layer.batch, conv=self.is_conv)
+        count = positions(full, self.layer.batch, conv=self.conv is not None)
         at = chosen(piece.samples, count, self.each, self.key)
-        u = of_inputs(self.module, piece.slim.env[self.layer.source], full, self.layer.batch, at)
+        u = of_inputs(self.conv, piece.slim.env[self.layer.source], full, self.layer.batch, at)
         t = self.wanted(piece, full, at)
         t = t.reshape(len(t), self.groups, -1)
         if self.fitted is None or self.held is None:
@@ -113,17 +112,13 @@ class LeastSquares(_Place):
 
     def _nothing(self, rows: int) -> Moments | Rows:
         """What is gathered of so many rows, before the first."""
-        inputs = self.weight[0].numel()
-        if rows < inputs:
-            return Rows()
-        return Moments.none(self.groups, inputs, self.weight.shape[0] // self.groups, self.device)
+        inputs, outputs = self.weight[0, ..., 0].numel(), self.weight.shape[-1]
+        return Rows() if rows < inputs else Moments.none(self.groups, inputs, outputs, self.device)
 
     def _given(self, u: Tensor) -> Tensor:
         """What the layer gives now for rows u [rows, groups, p]: [rows, groups, o], in float64."""
-        u, found = u.double().movedim(0, 1), []
-        for rows in torch.split(torch.arange(len(self.weight)).view(self.groups, -1), _OUTPUTS, dim=1):
-            weight = self.weight.detach()[rows.flatten()].double().reshape(self.groups, rows.shape[1], -1)
-            found.append(u @ weight.transpose(1, 2))
+        u = u.double().movedim(0, 1)
+        found = [u @ some.double().flatten(1, -2) for some in torch.split(self.weight, _OUTPUTS, dim=-1)]
         return torch.cat(found, 2).movedim(0, 1) + self._bias().reshape(self.groups, -1)
 
     def _held(self, samples: Sequence[int], at: Chosen) -> Tensor:
@@ -141,32 +136,30 @@ class LeastSquares(_Place):
             return self._finish_wide(fitted, held)
         assert isinstance(fitted, Moments), "both are of one kind"
         assert isinstance(held, Moments), "both are of one kind"
-        weight = self.weight.detach().double()
-        old = weight.reshape(self.groups, -1, self.weight[0].numel()).transpose(1, 2)
+        old = self.weight.double().flatten(1, -2)
         counts = self.counts.reshape(self.groups, -1)
         bias = self._bias().reshape(self.groups, -1)
         choice = choose(fitted, held, Fit(old, bias), counts, intercept=self.layer.bias is not None)
         if choice.ridge is None:
             return choice
-        alive = (counts > 0).reshape(-1)
-        new = choice.fit.weight.transpose(1, 2).reshape(self.weight.shape)
-        with torch.no_grad():
-            self.weight[alive] = new.to(self.weight.dtype)[alive]
+        self._write(slice(None), choice.fit.weight, counts)
         if self.layer.bias is not None:
-            self.shift(((choice.fit.bias - bias).reshape(-1)) * alive)
+            self.shift(((choice.fit.bias - bias) * (counts > 0)).reshape(-1))
         return choice
+
+    def _write(self, some: slice, new: Tensor, counts: Tensor) -> None:
+        """New weights, [groups, p, those], of some outputs of each group; those that don't count keep theirs."""
+        old = self.weight[..., some]
+        alive = (counts[:, some] > 0).view(self.groups, *[1] * (old.ndim - 2), -1)
+        old.copy_(torch.where(alive, new.view(old.shape).to(old.dtype), old))
 
     def _finish_wide(self, fitted: Rows, held: Rows) -> WideChoice:
         counts = self.counts.reshape(self.groups, -1)
         choice = choose_wide(fitted, held, counts, intercept=self.layer.bias is not None)
         if choice.ridge is None:
             return choice
-        place = torch.arange(counts.numel(), device=self.device).view(self.groups, -1)
-        with torch.no_grad():
-            for some, change in choice.solver.changes(choice.a):
-                rows, alive = place[:, some].flatten(), counts[:, some].flatten() > 0
-                new = self.weight[rows].double() + change.transpose(1, 2).reshape(-1, *self.weight.shape[1:])
-                self.weight[rows[alive]] = new[alive].to(self.weight.dtype)
+        for some, change in choice.solver.changes(choice.a):
+            self._write(some, self.weight[..., some].double().flatten(1, -2) + change, counts)
         if self.layer.bias is not None:
             self.shift((choice.solver.shift(choice.a) * (counts > 0)).reshape(-1))
         return choice
@@ -176,7 +169,7 @@ class LeastSquares(_Place):
         own = name is not None and (self.layer.norm is None or not name.startswith(f"{self.layer.norm.target}."))
         if name is not None and own:
             return self.program.tensors[name].detach().double()
-        return torch.zeros(self.weight.shape[0], dtype=torch.float64, device=self.device)
+        return torch.zeros_like(self.counts)
 
 
 class Bias(_Place):

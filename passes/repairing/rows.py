@@ -3,6 +3,8 @@
     conv 3x3   x [N, 16, 32, 32]    u [rows, groups, 16 / groups * 9]      the window there, as padded
     linear     x [N, T, 64]         u [rows, 1, 64]
 
+A transposed convolution reads a window, too: at an output position some of its taps meet an input, others none.
+
 Which positions of a sample are looked at depends on the sample and the layer's name alone.
 """
 
@@ -17,6 +19,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer reads and writes: a module, or a function whose weight is a parameter."""
+
+    conv: Any = None
+    """A convolution module with its options: its own, or one made of a function's; None for a layer that multiplies
+    by a matrix."""
+    turned: bool = False
+    """Whether the weight's first dimension reads: that of a transposed convolution, and of `x @ w`."""
+
+    @property
+    def groups(self) -> int:
+        """How many groups of channels there are."""
+        return 1 if self.conv is None else int(self.conv.groups)
+
+    @property
+    def writes(self) -> int:
+        """The weight's dimension of outputs."""
+        return 1 if self.turned else 0
+
+    def inputs(self, weight: Tensor) -> int:
+        """How many channels each group reads."""
+        return int(weight.shape[0] // self.groups if self.turned else weight.shape[1])
+
+    def laid(self, weight: Tensor) -> Tensor:
+        """A view of the weight: [groups, inputs of a group, kernel..., outputs of a group]."""
+        parts = weight.view(self.groups, -1, *weight.shape[1:])
+        return parts.movedim(2 if self.turned else 1, -1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +108,8 @@ def of_inputs(module: nn.Module | None, x: Tensor, given: Tensor, batch: tuple[i
 
 def windows(conv: Any, x: Tensor, size: Sequence[int], rows: int, at: Chosen) -> Tensor:
     """What a convolution reads at positions of its output, whose spatial shape is `size`: [rows, groups, C / g * K]."""
+    if conv.transposed:
+        return _transposed_windows(conv, x, size, rows, at)
     padding = conv._reversed_padding_repeated_twice
     if any(padding):
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -89,6 +123,23 @@ def windows(conv: Any, x: Tensor, size: Sequence[int], rows: int, at: Chosen) ->
         base = base * x.shape[2 + dim] + along
     where = torch.from_numpy(base).to(x.device)  # [positions, taps] in the padded image
     read = x.flatten(2).transpose(1, 2)[image[:, None], where[place]]  # [rows, taps, C]
+    return read.transpose(1, 2).reshape(len(image), conv.groups, -1)
+
+
+def _transposed_windows(conv: Any, x: Tensor, size: Sequence[int], rows: int, at: Chosen) -> Tensor:
+    """The same of a transposed convolution: zeros where a tap meets no input."""
+    image, place = _split(at, int(np.prod(size)), rows, x.device)
+    ends = np.unravel_index(np.arange(int(np.prod(size))), tuple(size))
+    taps = np.unravel_index(np.arange(int(np.prod(conv.kernel_size))), conv.kernel_size)
+    base = np.zeros((len(ends[0]), len(taps[0])), dtype=np.int64)
+    meets = np.ones(base.shape, dtype=bool)
+    for dim, (end, tap) in enumerate(zip(ends, taps, strict=True)):
+        steps, rest = np.divmod(end[:, None] + conv.padding[dim] - (tap * conv.dilation[dim])[None], conv.stride[dim])
+        meets &= (rest == 0) & (steps >= 0) & (steps < x.shape[2 + dim])
+        base = base * x.shape[2 + dim] + steps
+    flat = F.pad(x.flatten(2), (0, 1))  # the last place holds the zero
+    where = torch.from_numpy(np.where(meets, base, flat.shape[2] - 1)).to(x.device)
+    read = flat.transpose(1, 2)[image[:, None], where[place]]  # [rows, taps, C]
     return read.transpose(1, 2).reshape(len(image), conv.groups, -1)
 
 
