@@ -11,6 +11,7 @@ network gives it then, so that later ones also make up for what earlier ones cou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -92,6 +93,9 @@ class Repair(Pass):
         return Replaced(before, {name: new[name] for name in old if not torch.equal(old[name], new[name])})
 
 
+_Place = LeastSquares | Bias | Statistics
+
+
 class _Work:
     """One repair of a program, whose values it changes in place."""
 
@@ -117,15 +121,24 @@ class _Work:
         )
         self.samples = len(walk.known)
         rows: dict[str, Any] = {}
+        begun, seen = dict[int, _Place](), Counter[int]()
+        """By the id of a weight that several layers share: what is gathered of them, and how many were seen."""
         left = [layer.target for _, layer in places if layer is not None]
         for done, (node, layer) in enumerate(places):
             name = str(node.target) if node.op == "call_module" else node.name
             self.context.progress("repair", done, len(places), name)
-            place = self._place(node, layer, walk)
+            place = self._place(node, layer, walk, begun)
             wanted = set(left[done:])
             for piece in walk.halt(node, wanted):
                 with torch.no_grad():
                     place.see(piece)
+            if layer is not None and layer.calls > 1:
+                key = id(self.slim.tensors[layer.weight])
+                seen[key] += 1
+                begun[key] = place
+                if seen[key] < layer.calls:
+                    continue
+                walk.restart()  # its earlier calls give other values now
             figures = place.finish()
             if figures is None or figures is False:
                 self.notes.append(Note(name, "isn't repaired: too few samples, or values that aren't finite"))
@@ -134,9 +147,13 @@ class _Work:
         self.context.progress("repair", len(places), len(places))
         return rows
 
-    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk) -> LeastSquares | Bias | Statistics:
+    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk, begun: Mapping[int, _Place]) -> _Place:
         if layer is None:
             return Statistics(node, self.slim)
+        known = begun.get(id(self.slim.tensors[layer.weight]))
+        if known is not None and not isinstance(known, Statistics):
+            known.move(layer)
+            return known
         if self.options.method == "bias":
             return Bias(layer, self.slim)
         return LeastSquares(layer, self.slim, walk.known, self.options.rows)

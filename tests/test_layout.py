@@ -186,6 +186,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "passes/criteria/class_evidence.py": "passes/test_class_evidence.py",
     "passes/criteria/torch_pruning.py": "passes/test_score.py",
     "passes/selection/exchange.py": "passes/selection/test_knapsack.py",
+    "passes/repairing/calls.py": "passes/test_repair.py",
     "passes/repairing/layers.py": "passes/test_repair.py",
     "passes/repairing/refit.py": "passes/test_repair.py",
     "passes/repairing/rows.py": "passes/test_repair.py",

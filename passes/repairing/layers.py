@@ -26,9 +26,10 @@ from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.ops import argument, op_name
 from prunec.compiler.ir.program import Axis, Note, Program, shape_of
 from prunec.compiler.tracing.batch_dim import batch_places
-from prunec.passes.repairing.calls import call_of
+from prunec.passes.repairing.calls import Call, call_of
 from prunec.passes.repairing.rows import Form
 
+_SHARED: Final = "its weights are shared with another call"
 MIXING: Final = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Norms whose statistics are of several channels together."""
 NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -63,6 +64,8 @@ class Layer:
     """Whether the layer has lost inputs."""
     batch: tuple[int, int]
     """The dimension of the source that holds the samples, and the rows of it that one sample has."""
+    calls: int = 1
+    """How many layers of the program have its weight, and are refit together."""
 
     @property
     def through_norm(self) -> bool:
@@ -109,14 +112,14 @@ class Search:
                 else:
                     norms.append(node)
             elif self._weight(node) is not None:
-                made = self._layer(node, has_lost)
+                made = self._layer(node, has_lost, alone=everywhere)
                 if isinstance(made, str):
                     notes.append(Note(_called(node), made))
                     continue
                 layers.append(made)
             elif has_lost and not isinstance(self._module(node), MIXING):
                 notes.append(Note(_called(node), f"{_kind(node, self._module(node))} isn't refit"))
-        layers, order = self._with_sums(layers)
+        layers, order = self._with_sums(self._complete(layers, notes))
         place = {node: index for index, node in enumerate(order)}
         layers.sort(key=lambda layer: place[layer.node])
         norms.sort(key=lambda node: place[node])
@@ -181,6 +184,35 @@ class Search:
     def _is_shared(self, *names: str | None) -> bool:
         return any(self._uses[id(self.slim.tensors[name])] > 1 for name in names if name is not None)
 
+    @cached_property
+    def _sharing(self) -> Mapping[int, list[Call]]:
+        """Weight's id -> the layers that have it."""
+        found: dict[int, list[Call]] = {}
+        for call in (call_of(node, self.slim) for node in self.slim.graph.nodes):
+            if call is not None:
+                found.setdefault(id(self.slim.tensors[call.weight]), []).append(call)
+        return found
+
+    def _together(self, call: Call) -> int:
+        """How many layers have a layer's weight and bias; 0 where others read these, too, or have another bias."""
+        others = self._sharing[id(self.slim.tensors[call.weight])]
+        biases = {None if each.bias is None else id(self.slim.tensors[each.bias]) for each in others}
+        shared = [call.weight] if call.bias is None else [call.weight, call.bias]
+        alone = all(self._uses[id(self.slim.tensors[name])] == len(others) for name in shared)
+        same = len({(each.form.turned, each.form.groups) for each in others}) == 1
+        return len(others) if alone and same and len(biases) == 1 else 0
+
+    def _complete(self, layers: Sequence[Layer], notes: list[Note]) -> list[Layer]:
+        """The layers without those that share a weight with one that isn't among them."""
+        count = Counter(id(self.slim.tensors[layer.weight]) for layer in layers)
+        found = []
+        for layer in layers:
+            if layer.calls == count[id(self.slim.tensors[layer.weight])]:
+                found.append(layer)
+            else:
+                notes.append(Note(_called(layer.node), _SHARED))
+        return found
+
     def _norm_fault(self, node: fx.Node) -> str | None:
         """Why the statistics of a batch norm can't be estimated anew."""
         if self._is_shared(f"{node.target}.running_mean", f"{node.target}.running_var"):
@@ -197,13 +229,15 @@ class Search:
     def _places(self) -> Mapping[fx.Node, tuple[int, int]]:
         return batch_places(self.slim)
 
-    def _layer(self, node: fx.Node, lost: bool) -> Layer | str:
-        """The layer of a node, with its own output as the target; or why it can't be refit."""
+    def _layer(self, node: fx.Node, lost: bool, alone: bool) -> Layer | str:
+        """The layer of a node, with its own output as the target; or why it can't be refit. With `alone`, those that
+        share their weights can't be."""
         call = call_of(node, self.slim)
         assert call is not None, "it is a layer"
         weight, source, bias, conv = call.weight, call.source, call.bias, call.form.conv
-        if self._is_shared(weight, bias):
-            return "its weights are shared with another call"
+        calls = self._together(call) if self._is_shared(weight, bias) else 1
+        if not calls or (alone and calls > 1):
+            return _SHARED
         if source is None or source not in self._places or node not in self._places:
             return "what it reads doesn't follow the batch"
         rank = self.slim.tensors[weight].ndim
@@ -217,9 +251,11 @@ class Search:
         left = self._left(Axis(weight, call.form.writes), target, call.dim)
         if left is None:
             return "its channels can't be told from those of the dense model's layer"
-        norm = self._own_norm(node, call.dim)
+        norm = self._own_norm(node, call.dim) if calls == 1 else None
         shifted = bias or (f"{norm.target}.running_mean" if norm is not None else None)
-        return Layer(node, source, call.form, weight, shifted, norm, target, left, None, lost, self._places[source])
+        return Layer(
+            node, source, call.form, weight, shifted, norm, target, left, None, lost, self._places[source], calls
+        )
 
     def _own_norm(self, node: fx.Node, dim: int) -> fx.Node | None:
         """The batch norm that alone reads a convolution or a linear layer, along its channels."""
@@ -268,7 +304,7 @@ class Search:
         for node in self.slim.graph.nodes:
             depth[node] = 1 + max((depth[x] for x in node.all_input_nodes), default=0)
         best: dict[fx.Node, Layer] = {}
-        for layer in layers:
+        for layer in (layer for layer in layers if layer.calls == 1):
             total = self._sum(layer)
             if total is not None and (total not in best or depth[layer.node] > depth[best[total].node]):
                 best[total] = layer

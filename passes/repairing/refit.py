@@ -36,6 +36,10 @@ class _Place:
         norm = program.state[str(layer.norm.target)] if layer.norm is not None else None
         self.affine = affine_of(norm) if norm is not None else None
 
+    def move(self, layer: Layer) -> None:
+        """Look at another layer from now on, which has the same weight."""
+        self.layer = layer
+
     def wanted(self, piece: Piece, full: Tensor, at: Chosen | None) -> Tensor:
         """[rows, o], in float64: what the layer itself should give at some positions (all of them where none are
         named), where `full` is the target's value."""
@@ -103,7 +107,9 @@ class LeastSquares(_Place):
         t = self.wanted(piece, full, at)
         t = t.reshape(len(t), self.groups, -1)
         if self.fitted is None or self.held is None:
-            self.fitted, self.held = (self._nothing(min(count, self.each) * self.samples) for _ in range(2))
+            self.fitted, self.held = (
+                self._nothing(min(count, self.each) * self.samples * self.layer.calls) for _ in range(2)
+            )
         if isinstance(self.fitted, Rows):
             t = t - self._given(u)
         held = self._held(piece.samples, at).to(self.device)

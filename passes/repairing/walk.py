@@ -130,6 +130,10 @@ class Walk:
             if self._taken + piece.bytes <= self.memory:
                 self._waiting[index] = piece
 
+    def restart(self) -> None:
+        """Run all pieces from the start from now on: what lies before has changed."""
+        self._waiting.clear()
+
     @property
     def _taken(self) -> int:
         return sum(piece.bytes for piece in self._waiting.values())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunec.compiler import compile, trace
 from prunec.compiler.data import Data
@@ -85,6 +86,44 @@ LOSSLESS = {
         lambda m, x: m.c((m.n(m.b(m.a(x).relu())) + m.short(x)).relu()),
         {"n": nn.BatchNorm2d(4), "short": nn.Conv2d(3, 4, 1), "c": nn.Conv2d(4, 2, 1)},
     ),
+    "transposed": (nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1), None, {}),
+    "transposed and dilated": (nn.ConvTranspose2d(8, 4, (2, 3), dilation=(3, 2), padding=(2, 0)), None, {}),
+    "transposed, with a batch norm": (
+        nn.ConvTranspose2d(8, 4, 2, stride=3, bias=False),
+        lambda m, x: m.n(m.b(m.a(x).relu())).relu(),
+        {"n": nn.BatchNorm2d(4)},
+    ),
+    "a transposed one in a sum": (
+        nn.ConvTranspose2d(8, 3, 3, padding=1),
+        lambda m, x: m.c((x + m.b(m.a(x).relu())).relu()),
+        {"c": nn.Conv2d(3, 2, 1)},
+    ),
+    "a function": (
+        nn.Conv2d(8, 4, 3),
+        lambda m, x: F.conv2d(m.a(x).relu(), m.b.weight, m.b.bias, stride=2, padding="valid", dilation=2),
+        {},
+    ),
+    "a function with its options by name": (
+        nn.ConvTranspose2d(8, 4, 3),
+        lambda m, x: F.conv_transpose2d(m.a(x).relu(), weight=m.b.weight, bias=m.b.bias, stride=(2, 1), padding=1),
+        {},
+    ),
+    "a function that multiplies": (
+        nn.Linear(8, 5),
+        lambda m, x: F.linear(m.a(x).relu().mean((2, 3)), m.b.weight, m.b.bias),
+        {},
+    ),
+    "a product": (nn.Linear(5, 8), lambda m, x: m.a(x).relu().movedim(1, -1) @ m.b.weight, {}),
+    "a sum of a product": (
+        nn.Linear(5, 8),
+        lambda m, x: torch.addmm(m.c.weight, m.a(x).relu().mean((2, 3)), m.b.weight),
+        {"c": nn.PReLU(5)},
+    ),
+    "one reader of two": (
+        nn.Conv2d(8, 4, 1),
+        lambda m, x: torch.cat([m.b(y := m.a(x).relu()).flatten(1), m.b(F.max_pool2d(y, 2)).flatten(1)], 1),
+        {},
+    ),
     "two readers": (
         nn.Conv2d(8, 4, 3, padding=1),
         lambda m, x: torch.cat([m.b(y := m.a(x).relu()), m.c(y)], 1),
@@ -140,6 +179,81 @@ def test_a_depthwise_layer_has_lost_nothing_by_itself():
     assert list(found.details["repaired"]) == ["b"]
     x = torch.cat(list(_images(16, seed=2)))
     assert _apart(found.program.module, net, x) < 0.8 * _apart(slim.module, net, x)
+
+
+class Sequences(nn.Module):
+    """Layers along one and along three dimensions, transposed ones in groups among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 8, 3, padding=1), nn.ConvTranspose1d(8, 4, 4, stride=2, groups=2)
+        self.c, self.d = nn.Conv3d(3, 8, 3, padding=1), nn.ConvTranspose3d(8, 4, 2, dilation=2)
+        self.e = nn.Conv3d(8, 2, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        flat, deep = self.a(x.flatten(2)).relu(), self.c(x.unflatten(2, (2, 4))).relu()
+        return self.b(flat), self.d(deep), self.e(deep)
+
+
+def test_layers_of_one_and_three_dimensions():
+    torch.manual_seed(0)
+    net = Sequences().double().eval()
+    with torch.no_grad():
+        for layer in (net.a, net.c):
+            for gone, kept in ((1, 0), (5, 4)):
+                layer.weight[gone], layer.bias[gone] = 2 * layer.weight[kept], 2 * layer.bias[kept]
+    traced, slim = _slim(net, {"a": (1,), "c": (1, 5)})
+    x = torch.cat(list(_images(16, seed=2)))
+    repaired = _repaired(slim, traced, _images())
+    assert set(repaired.details["repaired"]) == {"b", "d", "e"}
+    for found, wanted in zip(repaired.program.module(x), net(x), strict=True):
+        assert (found - wanted).abs().max() < 1e-9
+
+
+class Attending(nn.Module):
+    """Self-attention on a stream that loses channels: its projections read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 12), nn.Linear(12, 4)
+        self.mix = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2)).relu()
+        return self.head(self.mix(x, x, x, need_weights=False)[0])
+
+
+def test_projections_of_attention():
+    torch.manual_seed(0)
+    net = Attending().double().eval()
+    with torch.no_grad():
+        net.embed.weight[3], net.embed.bias[3] = 2 * net.embed.weight[7], 2 * net.embed.bias[7]
+    traced, slim = _slim(net, {"embed": (3,)})
+    repaired = _repaired(slim, traced, _images())
+    assert "linear" in repaired.details["repaired"]
+    x = torch.cat(list(_images(16, seed=2)))
+    assert (repaired.program.module(x) - net(x)).abs().max() < 1e-9
+
+
+class Reading(nn.Module):
+    """What no repair can refit reads channels that go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(64, 8), nn.Bilinear(8, 3, 4), nn.GRU(8, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.a(x.flatten(2)).relu()
+        return self.b(y, x.mean(3)[..., :3]), self.c(y)[0]
+
+
+def test_what_reads_less_and_cannot_be_refit_is_told():
+    torch.manual_seed(0)
+    net = Reading().double().eval()
+    traced, slim = _slim(net)
+    found = _repaired(slim, traced, _images())
+    assert [str(note) for note in found.notes] == ["b: a Bilinear isn't refit", "c: a GRU isn't refit"]
+    assert found.warnings == ("repair: none of the 2 layers that have lost inputs can be repaired",)
 
 
 def _deep() -> nn.Module:
@@ -224,15 +338,27 @@ def test_a_dead_layer_is_refit_by_its_reader_s_bias():
     assert (_repaired(slim, traced, _images()).program.module(x) - net(x)).abs().max() < 1e-9
 
 
-def test_a_layer_that_is_called_twice_is_left_alone():
+@pytest.mark.parametrize(("method", "left"), [("least_squares", 0.5), ("bias", 0.7)])
+@pytest.mark.parametrize("memory", [1, 2**30])
+def test_a_layer_that_is_called_twice_is_refit_for_both_calls(method, left, memory):
     net = _net(nn.Conv2d(8, 8, 3, padding=1), lambda m, x: m.c(m.b(m.b(m.a(x).relu()).relu())), c=nn.Conv2d(8, 2, 1))
     traced = trace(net, (_images()[0][:2],))
     group = next(iter(_groups(traced)))
     traced, slim = _slim(net, {group: (1, 4)})
+    found = _repaired(slim, traced, _images(), method=method, memory=memory)
+    assert list(found.details["repaired"]) == ["b", "c"]
+    assert not torch.equal(found.program.tensors["b.bias"], slim.tensors["b.bias"])
+    x = torch.cat(list(_images(64, seed=2)))
+    assert _apart(found.program.module, net, x) < left * _apart(slim.module, net, x)
+
+
+def test_a_weight_with_two_biases_is_left_alone():
+    net = _net(nn.Conv2d(8, 4, 1), lambda m, x: m.b(m.a(x).relu()) + m.c(m.a(x).tanh()), c=nn.Conv2d(8, 4, 1))
+    net.c.weight = net.b.weight
+    traced, slim = _slim(net)
     found = _repaired(slim, traced, _images())
-    assert torch.equal(found.program.tensors["b.weight"], slim.tensors["b.weight"])
-    assert any("shared" in note.reason for note in found.notes)
-    assert not torch.equal(found.program.tensors["c.weight"], slim.tensors["c.weight"])
+    assert [str(note) for note in found.notes] == [f"{n}: its weights are shared with another call" for n in "bc"]
+    assert found.program is slim
 
 
 def _groups(program: Program) -> Sequence[str]:
