@@ -32,8 +32,9 @@ from prunec.compiler.pass_base import Allowance, Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Calibration
+from prunec.passes.repairing.calls import CONVS, LINEARS
 from prunec.passes.repairing.inputs import WIDE, look
-from prunec.passes.repairing.layers import CONVS, LINEARS, Layer, Search
+from prunec.passes.repairing.layers import Layer, Search
 from prunec.passes.repairing.low_rank import Spectrum
 from prunec.passes.selection.amounts import Budget, Resource, fits
 from prunec.passes.selection.budgets import met
@@ -161,7 +162,9 @@ class Factorise(Pass):
         for layer in search.layers:
             module = program.state.get(str(layer.node.target)) if layer.node.op == "call_module" else None
             name = str(layer.node.target)
-            if type(module) not in (*CONVS, *LINEARS):
+            if module is not None and layer.form.turned:
+                notes.append(Note(name, "a transposed convolution isn't factorised"))
+            elif type(module) not in (*CONVS, *LINEARS):
                 notes.append(Note(layer.weight, "a function's weight isn't factorised"))
             elif getattr(module, "groups", 1) > 1:
                 notes.append(Note(name, "a grouped convolution isn't factorised"))

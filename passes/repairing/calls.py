@@ -18,11 +18,9 @@ from prunec.compiler.ir.ops import argument, op_name
 from prunec.compiler.ir.program import Program
 from prunec.passes.repairing.rows import Form
 
-_CONVS: Final = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-_LINEARS: Final = (nn.Linear, NonDynamicallyQuantizableLinear)
+CONVS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LINEARS: Final = (nn.Linear, NonDynamicallyQuantizableLinear)
 _BY_FUNCTION: Final = {
     getattr(F, name): made
     for name, made in (
@@ -75,9 +73,9 @@ def call_of(node: fx.Node, program: Program) -> Call | None:
 
 def _of_module(node: fx.Node, program: Program) -> Call | None:
     module: Any = program.state.get(str(node.target))
-    if type(module) not in (*_CONVS, *_LINEARS):
+    if type(module) not in (*CONVS, *_TRANSPOSED, *LINEARS):
         return None
-    conv = module if type(module) in _CONVS else None
+    conv = None if type(module) in LINEARS else module
     form = Form(conv, conv is not None and conv.transposed)
     return Call(
         form, _node(node, "input", 0), f"{node.target}.weight", None if module.bias is None else f"{node.target}.bias"
