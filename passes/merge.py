@@ -20,12 +20,14 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, Member, analyse, hand_on
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds, unmergeable
-from prunec.compiler.ir.program import Axis, IntArray, Note, Program
+from prunec.compiler.ir.modules import clone_module
+from prunec.compiler.ir.program import Axis, Edge, IntArray, Note, Program, State
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.rewrite.merge import (
     Clusters,
@@ -40,7 +42,9 @@ from prunec.compiler.rewrite.merge import (
     representatives,
 )
 from prunec.compiler.rewrite.shrink import remove_units
-from prunec.compiler.verify.reference import Reference, Replaced, Same
+from prunec.compiler.verify.reference import Masked, Reference, Replaced, Same
+from prunec.passes.calibration.calibration import Calibration
+from prunec.passes.repairing.combining import Read, fold, moments, reads_of, share_left
 
 _WAY_OUT: Final = "train until they agree, or merge their means: {inexact: mean}"
 
@@ -53,10 +57,13 @@ class Merge(Pass):
     needs = frozenset({"clusters"})
     shorthand = "inexact"
 
-    inexact: Literal["refuse", "mean"] = Field(
+    inexact: Literal["refuse", "mean", "least_squares"] = Field(
         default="refuse",
-        description="what to do where channels of a cluster differ: stop, or give them their mean first",
+        description="what to do where channels of a cluster differ: stop, give them their mean first, or write those "
+        "that go as combinations of those that stay, on calibration data",
     )
+    samples: int = Field(512, ge=1, description="`least_squares`: how many samples are looked at; labels aren't")
+    split: str = Field("train", description="`least_squares`: the split of the data that they are of")
     tolerance: float = Field(1e-6, ge=0, description="what counts as different, relative to the tensor's largest value")
 
     def check(self, program: Program) -> None:
@@ -82,10 +89,25 @@ class Merge(Pass):
         if self.inexact == "refuse" and worst is not None and worst.size > self.tolerance:
             raise _refusal(worst, self.tolerance)
 
+    def ready(self, program: Program, context: Context) -> None:
+        """Raise `PassError` where data are needed and there are none, `DataError` where they don't fit."""
+        if self.inexact == "least_squares":
+            if context.data is None:
+                hint = "name a data factory, for example data: prunec.models.data:digits; labels aren't needed"
+                raise PassError("merge: least_squares needs some samples, and the plan has no data", hint=hint)
+            context.data.require(self.split)
+            self._calibration.first(program, context)
+
+    @property
+    def _calibration(self) -> Calibration:
+        return Calibration(samples=self.samples, split=self.split)
+
     def run(self, program: Program, context: Context) -> PassResult:
         """Merge. Raises PassError where channels differ and may not."""
         analysis = analyse(program)
         clusters, notes = mergeable(program)
+        if self.inexact == "least_squares":
+            return self._combined(analysis, clusters, notes, context)
         apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
         worst = _widest(gap for gap in apart.values() if gap)
         if not context.structural:
@@ -100,8 +122,42 @@ class Merge(Pass):
         after = _merged(analysis, clusters, differing) if clusters else program
         return PassResult(after, notes, details)
 
+    def _combined(
+        self, analysis: Analysis, clusters: Mapping[str, Clusters], notes: tuple[Note, ...], context: Context
+    ) -> PassResult:
+        """The program without the units that others stand for."""
+        kind, reads, left = kinds(analysis), dict[str, list[Read]](), list(notes)
+        for name in clusters:
+            found = reads_of(analysis, analysis.groups[name])
+            if isinstance(found, str):
+                left.append(Note(name, f"its units stay: {found}"))
+            else:
+                reads[name] = found
+        seen = moments([read for some in reads.values() for read in some], analysis.program, self._calibration, context)
+        waiting, errors = iter(seen), dict[str, float]()
+        tensors, keep = Tensors(analysis.program), np.ones(analysis.size, dtype=bool)
+        for name, some in reads.items():
+            group, grams = analysis.groups[name], [next(waiting) for _ in some]
+            stays = representatives(group.size, clusters[name]) == np.arange(group.size)
+            for value in np.unique(kind[group.where][~stays]):
+                mine = kind[group.where] == value
+                kept, gone = np.flatnonzero(mine & stays), np.flatnonzero(mine & ~stays)
+                errors[name] = max(errors.get(name, 0.0), share_left(grams, kept, gone))
+                for read, gram in _by_axis(some, grams):
+                    fold(tensors, read, gram, kept, gone)
+            keep[group.where] = stays
+        details = {
+            "removed": {name: int((~keep[analysis.groups[name].where]).sum()) for name in reads},
+            "error_left": {name: float(f"{error:.3g}") for name, error in errors.items()},
+        }
+        after = remove_units(hand_on(analysis, tensors.finish()), keep) if reads else analysis.program
+        return PassResult(after, tuple(left), details)
+
     def reference(self, before: Program, after: Program) -> Reference:
-        """The old program; with the clusters' means in its weights where their channels differ."""
+        """The old program; with the clusters' means in its weights where their channels differ. For combinations it is
+        the old program with the merged columns of those that stay, and the others masked."""
+        if self.inexact == "least_squares":
+            return _masked(before, after)
         means = _means(before)
         return Replaced(before, means) if means else Same(before)
 
@@ -199,6 +255,34 @@ def _refusal(gap: Gap, tolerance: float) -> PassError:
 
 def _spelled(cluster: tuple[int, ...]) -> str:
     return "[" + ", ".join(str(unit) for unit in cluster) + "]"
+
+
+def _by_axis(reads: Iterable[Read], grams: Iterable[torch.Tensor]) -> Iterable[tuple[Read, torch.Tensor]]:
+    """Each axis once, with the moments of all that it reads: a layer that is called twice reads two values."""
+    found: dict[Axis, tuple[Read, torch.Tensor]] = {}
+    for read, gram in zip(reads, grams, strict=True):
+        known = found.get(read.member.axis)
+        found[read.member.axis] = (read, gram) if known is None else (read, known[1] + gram)
+    return found.values()
+
+
+def _masked(before: Program, after: Program) -> Reference:
+    """What the removal must leave, where the merged columns are taken from the new program."""
+    removed: dict[Axis | Edge, IntArray] = {}
+    for axis, left in after.origin.items():
+        known = before.origin.get(axis, np.arange(before.size(axis)))
+        removed[axis] = np.flatnonzero(~np.isin(known, left))
+    state: dict[str, State] = dict(before.state)
+    for axis in [axis for axis in removed if isinstance(axis, Axis) and axis.dim == 1]:
+        module = state.get(axis.owner)
+        if before.groups_along(axis) == 1 and isinstance(module, nn.Module):
+            whole = before.tensors[axis.tensor].detach().clone()
+            rows, columns = (
+                np.setdiff1d(np.arange(whole.shape[dim]), removed.get(Axis(axis.tensor, dim), ())) for dim in (0, 1)
+            )
+            whole[rows[:, None], columns] = after.tensors[axis.tensor].detach()
+            state[axis.owner] = clone_module(module, {axis.tensor.removeprefix(f"{axis.owner}."): whole})
+    return Masked(before.derive(state=state), removed)
 
 
 # -- the reference: means by plain loops, apart from what the rewrite uses ------------------------------------------

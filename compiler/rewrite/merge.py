@@ -89,6 +89,10 @@ class Tensors:
             rows = self.rows(member.axis, member.positions[moved])
             self._write(member.axis, target[moved], rows, accumulate=True)
 
+    def accumulate(self, axis: Axis, positions: IntArray, rows: torch.Tensor) -> None:
+        """Add rows, `[positions, elements]`, to the elements of an axis's positions."""
+        self._write(axis, positions, rows, accumulate=True)
+
     def average(self, member: Member, into: IntArray) -> None:
         """Give every unit the mean of its cluster, unless all are equal already. `into` is unit -> representative."""
         target = partners(member, into)

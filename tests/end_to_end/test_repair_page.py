@@ -61,6 +61,12 @@ def test_constants_go_and_what_is_left_is_folded():
     assert [each["pass"] for each in _compiled(_block("constants")).report["passes"]] == ["fold_constants", "fold_bn"]
 
 
+def test_channels_are_combined():
+    found = _compiled(_block("merged"))
+    dropped = [{"score": "random"}, {"select": "40%"}, "shrink"]
+    assert _error(found.module) < 0.7 * _error(_compiled(dropped).module)
+
+
 def test_layers_become_thin():
     cost = _compiled(_block("thin")).report["cost"]
     assert cost["after"]["macs"] <= 0.6 * cost["before"]["macs"]

@@ -1,0 +1,121 @@
+"""Channels as combinations of others: what each channel that goes is to those that stay, wherever it is read.
+
+    x [rows, units]     what a reader reads of a group's units          G = E[x x']
+
+    x_gone ~ x_kept C       C = G_kk^-1 G_kg            then the reader's columns: W_kept += C W_gone
+
+The combination is one of values, without a constant: so it holds at every tap of a kernel, and at borders with zeros
+around them. It knows nothing of what a reader makes of them, so it needs fewer samples than a refit of the reader does.
+A channel that is another's multiple is made up for exactly. Merging a cluster's channels into one is the combination
+with a one in its row.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from prunec.compiler.groups.analysis import Analysis, Group, Member
+from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.rewrite.merge import Tensors
+from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
+from prunec.passes.repairing.walk import AT_ONCE, feeds_of
+
+_LEAST: Final = 1e-10
+"""Directions of less variance than this share of the largest aren't looked at: rounding makes them."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A reader's axis, the value that it reads, and where each unit's elements lie in it."""
+
+    member: Member
+    source: fx.Node
+    dim: int
+    places: IntArray
+    """[units, k]: positions along `dim`; the i-th of one unit corresponds to the i-th of another."""
+
+
+def reads_of(analysis: Analysis, group: Group) -> list[Read] | str:
+    """Every place where a layer's weight reads the group; or why its values can't be told."""
+    found: list[Read] = []
+    for member in group.readers:
+        users = [node for node in analysis.program.graph.nodes if _reads(node, member)]
+        if not users:
+            return f"what {member.axis} reads isn't the value of one node"
+        order = np.lexsort((member.positions, member.units))
+        counts = np.bincount(member.units, minlength=group.size)
+        grouped = analysis.program.groups_along(member.axis) > 1
+        if counts.min() != counts.max() or member.axis.dim != 1 or grouped:
+            return f"{member.axis} reads its units in different ways"
+        places = member.positions[order].reshape(group.size, -1)
+        for user in users:
+            source = user.all_input_nodes[0]
+            value = source.meta.get("val")
+            if not isinstance(value, Tensor):
+                return f"what {member.axis} reads isn't the value of one node"
+            weight = analysis.program.tensors[member.axis.tensor]
+            found.append(Read(member, source, value.ndim - 1 if weight.ndim == 2 else 1, places))
+    return found or "nothing reads it by a weight"
+
+
+def _reads(node: fx.Node, member: Member) -> bool:
+    return node.op == "call_module" and str(node.target) == member.axis.owner
+
+
+def moments(reads: Sequence[Read], program: Program, calibration: Calibration, context: Context) -> list[Tensor]:
+    """G of each read, [units, units] in float64, in one run over the data. Raises `DataError` where they don't fit."""
+    sums = [torch.zeros(len(read.places), len(read.places), dtype=torch.float64) for read in reads]
+    wanted: dict[fx.Node, list[int]] = defaultdict(list)
+    for number, read in enumerate(reads):
+        wanted[read.source].append(number)
+    floats = {tensor.dtype for tensor in program.tensors.values()}
+    dtype = torch.float64 if torch.float64 in floats else torch.float32
+    for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
+        try:
+            for node, value in Interpreter(program, dtype).steps(tuple(feeds_of(program, piece.inputs))):
+                for number in wanted.get(node, ()):
+                    read = reads[number]
+                    rows = value.detach().movedim(read.dim, 0).flatten(1)[torch.from_numpy(read.places)].flatten(1)
+                    sums[number] += (rows @ rows.T).double().cpu() / rows.shape[1]
+        except StepError as error:
+            raise piece.refused(error) from error
+    return sums
+
+
+def coefficients(gram: Tensor, kept: IntArray, gone: IntArray) -> Tensor:
+    """C, [kept, gone], of least squares; the smallest where several are."""
+    inner = gram[kept][:, kept]
+    values, vectors = torch.linalg.eigh(inner)
+    fine = values > _LEAST * values.amax().clamp(min=1e-300)
+    inverse = torch.where(fine, 1 / values.masked_fill(~fine, 1.0), 0.0)
+    found: Tensor = vectors @ (inverse[:, None] * (vectors.T @ gram[kept][:, gone]))
+    return found
+
+
+def fold(tensors: Tensors, read: Read, gram: Tensor, kept: IntArray, gone: IntArray) -> None:
+    """Add to the columns of units that stay what stands for those that go."""
+    mixed = coefficients(gram, kept, gone)
+    for each in range(read.places.shape[1]):
+        rows = tensors.rows(read.member.axis, read.places[gone, each])
+        change = mixed.to(rows.device, torch.float64) @ rows.double()
+        tensors.accumulate(read.member.axis, read.places[kept, each], change)
+
+
+def share_left(grams: Sequence[Tensor], kept: IntArray, gone: IntArray) -> float:
+    """The share of what is read of the units that go which the others can't make up for, over all reads."""
+    lost = whole = 0.0
+    for gram in grams:
+        mixed = coefficients(gram, kept, gone)
+        own = gram[gone][:, gone].diagonal().sum()
+        whole += float(own)
+        lost += float(own - (mixed * gram[kept][:, gone]).sum())
+    return max(lost, 0.0) / whole if whole > 0 else 0.0
