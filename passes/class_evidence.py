@@ -15,15 +15,16 @@ that goes is half of what there is to know. Behind other rewrites it is of the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 
-from prunec.compiler.data import Data
+from prunec.compiler.data import Batch, Data
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import FloatArray, Note, Program
 from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult
@@ -163,8 +164,8 @@ class _Subject:
             return _Subject(program, context, titles, kept.kept, (note,), kept.kept)
         data = context.data
         if data is not None:
-            every = KeptClasses(tuple(range(kept.of)), kept.of, (), kept.ignored) if kept.ignored else None
-            data = replace(Data.of(data), through=every)
+            every = KeptClasses(tuple(range(kept.of)), kept.of, (), kept.ignored)
+            data = replace(Data.of(data), through=partial(_with_classes, every))
         whole = replace(context, data=data, kept=None, complete=None)
         return _Subject(context.complete, whole, titles, kept.kept)
 
@@ -175,6 +176,11 @@ class _Subject:
         found = np.full((len(table), len(self.titles)), np.nan)
         found[:, list(self.columns)] = table
         return found
+
+
+def _with_classes(every: KeptClasses, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The samples that have a class."""
+    return (mine for batch in batches if (mine := every.pick(batch)) is not None)
 
 
 def _is_same(program: Program, complete: Program) -> bool:

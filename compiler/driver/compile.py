@@ -456,7 +456,7 @@ def group_widths(before: Program, after: Program) -> Iterator[GroupWidths]:
     """Each group's channels before and after, as its first writer counts them; how many units are pinned, and why."""
     for group in analyse(before).groups.values():
         first = group.writers[0]
-        left = after.origin.get(first.axis)
+        left = after.left_of(before, first.axis)
         kept = first.positions.size if left is None else int(np.isin(first.positions, left).sum())
         pinned = Counter(reason for reason in group.pinned if reason)
         yield GroupWidths(group.name, group.size, Change(first.positions.size, kept), pinned)

@@ -262,6 +262,15 @@ class Program:
             return len(self.origin[axis])
         return int(self.tensors[axis.tensor].shape[axis.dim]) * self.groups_along(axis)
 
+    def left_of(self, before: Program, axis: Axis) -> IntArray | None:
+        """The positions of an axis of `before`, an earlier program of the same model, that are left of it; None where
+        all are."""
+        left, known = self.origin.get(axis), before.origin.get(axis)
+        if left is None or known is None:
+            return left
+        order = np.argsort(known, kind="stable")
+        return np.asarray(order[np.searchsorted(known, left, sorter=order)])
+
     def groups_along(self, axis: Axis) -> int:
         """The groups of a grouped convolution, where the axis is dimension 1 of its weight; 1 for any other axis.
 

@@ -281,23 +281,24 @@ class ClassWeights(ClassEvidence):
         slow = _Slow.of(setting, [each for each in asked if each not in plain])
         wanted = {id(tensors[each.member.axis.tensor]): calls[id(tensors[each.member.axis.tensor])] for each in plain}
         columns = {each.member.axis: _Columns() for each in asked}
+        read = {id(tensors[each.member.axis.tensor]) for each in plain if each.member.axis.dim}
         samples, scratch = _Samples(), _scratch(setting)
         reached: dict[int, list[Part]] = {}
         sums: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def show(call: LayerCall, read: Tensor, gradient: Tensor) -> None:
+        def show(call: LayerCall, source: Tensor, gradient: Tensor) -> None:
             number = id(tensors[call.weight])
             parts = reached.setdefault(number, [])
-            parts.append((call, read, gradient))
+            parts.append((call, source, gradient))
             if len(parts) == len(wanted[number]):
-                sums[number] = absolute_sums(reached.pop(number), scratch)
+                sums[number] = absolute_sums(reached.pop(number), scratch, both=number in read)
 
         module = watched_calls(evaluated(setting.program), [call for each in wanted.values() for call in each], show)
         size = 2 * bytes_of_a_sample(setting.program)
         for piece in setting.calibration.pieces(setting.program, setting.context, size):
             outputs = look_once(module, piece, lambda outputs, piece: self.target(setting, outputs, piece))
             labels = samples.add(setting, outputs, piece)
-            sums.update({number: absolute_sums(parts, scratch) for number, parts in reached.items()})
+            sums.update({n: absolute_sums(parts, scratch, both=n in read) for n, parts in reached.items()})
             for axis in dict.fromkeys(each.member.axis for each in plain):
                 if id(tensors[axis.tensor]) in sums:
                     columns[axis].add(sums[id(tensors[axis.tensor])][axis.dim], labels, samples.counts.size)

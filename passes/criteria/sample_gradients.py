@@ -28,9 +28,9 @@ Part = tuple[LayerCall, Tensor, Tensor]
 """A call of a layer, what it has read, and the gradient of what it gave."""
 
 
-def absolute_sums(parts: Sequence[Part], scratch: int = SCRATCH) -> tuple[Tensor, Tensor]:
+def absolute_sums(parts: Sequence[Part], scratch: int = SCRATCH, *, both: bool = True) -> tuple[Tensor, Tensor]:
     """For each sample, the summed absolute gradients of the weight's elements that belong to a position of dimension 0,
-    and of dimension 1: two tensors [samples, positions].
+    and of dimension 1: two tensors [samples, positions]. Where `both` aren't wanted, the second is zero.
 
     `parts` are all calls with this weight for the same samples. Dimension 1 of a grouped convolution counts the
     channels of all groups. Some `scratch` numbers are computed at a time, more where one sample and filter need them.
@@ -39,7 +39,7 @@ def absolute_sums(parts: Sequence[Part], scratch: int = SCRATCH) -> tuple[Tensor
     each = sum(x.numel() * _kernel(call) + g.numel() for call, x, g in parts) // samples
     step = max(1, scratch // max(each, 1))
     found = [
-        _sums([_rows(call, *_some(call, start, step, source, gradient)) for call, source, gradient in parts], scratch)
+        _sums([_rows(call, *_some(call, start, step, x, g)) for call, x, g in parts], scratch, both)
         for start in range(0, samples, step)
     ]
     rows, columns = (torch.cat(each) for each in zip(*found, strict=True))
@@ -92,7 +92,7 @@ def _windows(conv: _ConvNd, source: Tensor, places: torch.Size) -> Tensor:
     return found
 
 
-def _sums(parts: Sequence[_Rows], scratch: int) -> tuple[Tensor, Tensor]:
+def _sums(parts: Sequence[_Rows], scratch: int, both: bool) -> tuple[Tensor, Tensor]:
     """[samples, filters of all groups] and [samples, channels of all groups]."""
     x, g = parts[0][:2]
     if len(parts) > 1:
@@ -108,5 +108,6 @@ def _sums(parts: Sequence[_Rows], scratch: int) -> tuple[Tensor, Tensor]:
     for start in range(0, filters, step):
         gradient = torch.matmul(g[:, :, start : start + step], x.transpose(2, 3)).abs_()
         rows.append(gradient.sum(3))
-        columns += torch.unflatten(gradient.sum(2), 2, (-1, kernel)).sum(3)
+        if both:
+            columns += torch.unflatten(gradient.sum(2), 2, (-1, kernel)).sum(3)
     return torch.cat(rows, 2).flatten(1), columns.flatten(1)

@@ -38,7 +38,7 @@ def whole_sizes(analysis: Analysis, traced: Program | None) -> dict[str, int]:
 
 def _whole(analysis: Analysis, group: Group, original: Analysis) -> int:
     for member in group.writers:
-        binding, left = original.flow.bindings.get(member.axis), analysis.program.origin.get(member.axis)
+        binding, left = original.flow.bindings.get(member.axis), analysis.program.left_of(original.program, member.axis)
         if binding is not None and left is not None:
             units = original.units(binding.labels).ravel()[left[member.positions]]
             groups = set(original.group_of[units[units != NO_UNIT]].tolist())

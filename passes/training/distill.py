@@ -125,7 +125,7 @@ def _layers(original: Program, student: Program) -> Sequence[tuple[str, tuple[Te
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
             continue  # its outputs are counted in two dimensions
-        left = student.origin.get(Axis(f"{name}.weight", 1 if transposed else 0))
+        left = student.left_of(original, Axis(f"{name}.weight", 1 if transposed else 0))
         index = torch.zeros(0, dtype=torch.long) if left is None else torch.from_numpy(left)
         found.append((name, (index, -1 if isinstance(module, nn.Linear) else 1)))
     return found

@@ -14,13 +14,17 @@ from heads import head
 from torch import nn
 
 from prunec.compiler import compile
+from prunec.compiler.cost.latency.model import kept_units
 from prunec.compiler.driver.check import check_plan
 from prunec.compiler.driver.compile import load_divided, program_after
 from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError
 from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.groups.classes import class_axis
+from prunec.compiler.ir.graph import output_of
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.console import show_report
 from prunec.compiler.report.html import report_html
+from prunec.compiler.rewrite.classes import keep_classes
 from prunec.compiler.tracing.trace import trace
 
 NAMES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -256,6 +260,23 @@ def test_scores_metric_and_training_see_the_kept_classes():
     assert result.module(X).shape == (2, 2)
     history = result.findings.passes[-1].history
     assert [row["epoch"] for row in history] == [1, 2]
+
+
+def test_later_rounds_and_distillation_count_from_the_kept_classes():
+    """What is left of the head's axis is numbered by the original's classes, and both look it up among the kept ones."""
+    rounds = {"repeat": {"steps": 2, "to": {"macs": "50%"}, "passes": [{"score": "l1"}, "select", "shrink"]}}
+    result = adapted([2, 5, 9], rounds, {"finetune": {"updates": 2, "distill": {"features": 1.0}}}, data=Images())
+    assert result.module(X).shape == (2, 3)
+    assert result.findings.cost.after.macs <= 0.5 * result.findings.cost.before.macs
+
+
+def test_a_predicted_latency_is_that_of_the_kept_classes():
+    source = trace(head("linear"), (X,))
+    slim = keep_classes(
+        source, class_axis(source, outputs := output_of(source.graph).all_input_nodes, outputs), (2, 5, 9)
+    )
+    assert kept_units(slim, slim).all()
+    assert kept_units(source, slim).sum() == analyse(source).size - 7
 
 
 def test_data_without_labels_or_samples_are_told():

@@ -140,6 +140,16 @@ def test_an_axis_that_lost_positions_is_as_long_as_what_is_left():
     assert program.derive(origin={axis: np.array([0, 4])}).size(axis) == 2
 
 
+def test_what_is_left_of_an_earlier_program(program):
+    """Positions are numbered by the traced model, and looked up among those that an earlier program had."""
+    axis = Axis("conv.weight", 0)
+    earlier = program.derive(origin={axis: np.array([7, 1, 4])})
+    later = program.derive(origin={axis: np.array([4, 7])})
+    assert later.left_of(earlier, axis).tolist() == [2, 0]
+    assert later.left_of(program, axis).tolist() == [4, 7]
+    assert program.left_of(program, axis) is None
+
+
 def test_a_tied_tensor_is_saved_in_each_of_its_places():
     first, second = nn.Linear(3, 3), nn.BatchNorm1d(3)
     second.weight = first.bias

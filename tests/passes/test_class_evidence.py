@@ -6,8 +6,9 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from calibrating import Chain, Samples, Stream, images, lively
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunec.compiler import compile
@@ -145,6 +146,47 @@ def test_a_whole_compile_by_each_level(tmp_path):
         assert widths["conv2"] == 4
         assert 2 <= widths["conv1"] < 5
         assert result.findings.classes.kept == (1, 3)
+
+
+def test_ignored_samples_count_for_no_class():
+    labels = torch.where(DATA.labels == 2, 255, DATA.labels)
+    loss = {"name": "cross_entropy", "args": {"ignore_index": 255}}
+    result = compiled("class_evidence", data=Samples(DATA.inputs, labels), classes=[1, 3], loss=loss)
+    assert [note.subject for note in result.findings.passes[1].notes] == ["class 2"]
+
+
+class Heads(nn.Module):
+    """Colours and kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.colour, self.kind = nn.Conv2d(2, 8, 3), nn.Linear(8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        pooled = torch.relu(self.conv(x)).mean((2, 3), keepdim=True)
+        return {"colour": self.colour(pooled.flatten(1)), "kind": self.kind(pooled).flatten(1)}
+
+
+@pytest.mark.parametrize("criterion", ["class_weights", "class_maps", "class_evidence"])
+def test_of_several_outputs_the_judged_one_counts(criterion):
+    """The head that isn't judged has no part in what its layer's units are for."""
+    before = ["class_evidence"] if criterion == "class_evidence" else []
+    metric = {"name": "accuracy", "output": "kind"}
+    plan = [*before, {"score": criterion}, {"select": "50%"}, "shrink"]
+    model = lively(Heads())
+    model.kind.weight.data[:, [0, 2, 5, 7]] = 0
+    for kept in ({}, {"classes": {"keep": [1, 3], "outputs": ["kind"]}}):
+        result = compiled(*plan, model=model, metric=metric, **kept)
+        assert result.lock["removed"]["conv.weight"]["0"] == [0, 2, 5, 7]
+
+
+def test_rounds_measure_anew():
+    """The first round's table is of all classes, the second's of those that are left; one picture is drawn."""
+    steps = ["class_evidence", {"score": "class_evidence"}, "select", "shrink"]
+    result = compiled({"repeat": {"steps": 2, "to": {"macs": "40%"}, "passes": steps}}, classes=[1, 3])
+    told = [record for record in result.findings.passes if record.name == "class_evidence"]
+    assert [bool(record.attachments) for record in told] == [True, False]
+    assert [len(record.notes) for record in told] == [0, 3]
 
 
 # -- clusters ---------------------------------------------------------------------------------------------------------

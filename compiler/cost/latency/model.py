@@ -245,7 +245,7 @@ def kept_units(before: Program, after: Program) -> BoolArray:
     keep = np.ones(analysis.size, dtype=bool)
     for group in analysis.groups.values():
         for member in group.writers:
-            left = after.origin.get(member.axis)
+            left = after.left_of(before, member.axis)
             if left is not None:
                 keep[group.start + member.units] &= np.isin(member.positions, left)
     return keep
