@@ -263,7 +263,7 @@ def test_scores_metric_and_training_see_the_kept_classes():
 
 
 def test_later_rounds_and_distillation_count_from_the_kept_classes():
-    """What is left of the head's axis is numbered by the original's classes, and both look it up among the kept ones."""
+    """What is left of the head's axis is numbered by the original's classes; both look it up among the kept ones."""
     rounds = {"repeat": {"steps": 2, "to": {"macs": "50%"}, "passes": [{"score": "l1"}, "select", "shrink"]}}
     result = adapted([2, 5, 9], rounds, {"finetune": {"updates": 2, "distill": {"features": 1.0}}}, data=Images())
     assert result.module(X).shape == (2, 3)
@@ -272,9 +272,8 @@ def test_later_rounds_and_distillation_count_from_the_kept_classes():
 
 def test_a_predicted_latency_is_that_of_the_kept_classes():
     source = trace(head("linear"), (X,))
-    slim = keep_classes(
-        source, class_axis(source, outputs := output_of(source.graph).all_input_nodes, outputs), (2, 5, 9)
-    )
+    outputs = output_of(source.graph).all_input_nodes
+    slim = keep_classes(source, class_axis(source, outputs, outputs), (2, 5, 9))
     assert kept_units(slim, slim).all()
     assert kept_units(source, slim).sum() == analyse(source).size - 7
 
