@@ -55,7 +55,7 @@ IMAGE: Open = frozenset({"height", "width"})
 """Open sizes of images."""
 
 
-Weights = Literal["inside", "beside", "auto"]
+Weights = Literal["inside", "beside"] | None
 """Where the weights are: in the ONNX file, in one beside it, or there if one file can't hold them."""
 Writer = Literal["direct", "torch"]
 """What wrote a file: the direct writer, or torch's exporter."""
@@ -109,7 +109,7 @@ def export_onnx(
     opset: int = 20,
     dynamic: Collection[str] = ("batch",),
     metadata: Mapping[str, str] | None = None,
-    weights: Weights = "auto",
+    weights: Weights = None,
 ) -> OnnxReport:
     """Write the program as an ONNX file, and compare it with the module.
 
@@ -118,7 +118,7 @@ def export_onnx(
     opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
     `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
     eval mode is exported. `metadata` goes into the file, by key. The weights stand inside the file, or `beside` it, in
-    one of the same name with `.data` behind; `auto` puts those beside that are too large for one file.
+    one of the same name with `.data` behind; None puts those beside that are too large for one file.
     """
     program = _deployed(program)
     newest = onnx.defs.onnx_opset_version()
@@ -249,7 +249,7 @@ def _save(model: onnx.ModelProto, path: Path, weights: Weights) -> None:
     """Write the model's file, and where they go there, its weights beside; then the model holds them no more."""
     data_of(path).unlink(missing_ok=True)
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights == "beside" or (weights == "auto" and size > LARGEST):
+    if weights == "beside" or (weights is None and size > LARGEST):
         onnx.external_data_helper.convert_model_to_external_data(
             model, location=data_of(path).name, size_threshold=1024
         )

@@ -27,9 +27,9 @@ class OnnxOptions(ExportOptions):
     opset: Annotated[StrictInt, Field(ge=18)] = 20
     dynamic: tuple[Literal["batch", "height", "width"], ...] = ("batch",)
     """Sizes that the file leaves open: the batch where the model allows it; height and width, or the export fails."""
-    weights: Literal["inside", "beside", "auto"] = "auto"
-    """Whether the weights are in the file, or in `model.onnx.data` beside it; with `auto` they are there if they take
-    over 2 GB, which one file can't hold."""
+    weights: Literal["inside", "beside"] | None = None
+    """Whether the weights are in the file, or in `model.onnx.data` beside it; where nothing is said they are there if
+    they take over 2 GB, which one file can't hold."""
     int8: Annotated[OrtInt8 | None, BeforeValidator(yes_or_options)] = None
 
 

@@ -16,7 +16,8 @@ from prunec.compiler.errors import PrunecError
 from prunec.compiler.targets import exporting
 from prunec.compiler.targets.base import TARGETS
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.exporting import Calibration, export, missing
+from prunec.compiler.targets.exporting import Calibration, Export, export, missing
+from prunec.compiler.targets.pixels import Folded, Pixels
 from prunec.compiler.tracing.trace import trace
 
 
@@ -183,3 +184,44 @@ def test_a_session_takes_numpy_arrays_and_gives_them_in_order(name, tmp_path):
     assert [type(value) for value in found] == [np.ndarray] * 2
     for got, expected in zip(found, (x + y, (x - y).relu()), strict=True):
         assert np.allclose(got, expected.numpy(), atol=1e-6)
+
+
+FAULTS = {
+    "a transposed weight": (
+        "point",
+        lambda module: module.weight.data.copy_(module.weight.data.transpose(0, 1).clone()),
+    ),
+    "a dropped bias": ("head", lambda module: module.bias.data.zero_()),
+    "a wrong order of channels": ("preprocess", lambda module: module.weight.data.copy_(module.weight.data.flip(1))),
+}
+
+
+def spoilt(program, name, fault):
+    """The program with a fault put into one of its layers."""
+    state = dict(program.state)
+    if name in state:
+        state[name] = copy.deepcopy(state[name])
+        with torch.no_grad():
+            fault(state[name])
+    return program.derive(state=state)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fault_of_the_converter_is_found(name, fault, tmp_path, monkeypatch):
+    target, (layer, spoil) = _target(name), FAULTS[fault]
+    if target.unrunnable():
+        return
+    (program, _) = programs()
+    folded = Folded(Pixels(1 / 255, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), swapped=True, last=True), softmax=True)
+    program = folded.into(program)
+    convert = type(target).convert
+    monkeypatch.setattr(
+        type(target),
+        "convert",
+        lambda self, program, path, options: convert(self, spoilt(program, layer, spoil), path, options),
+    )
+    monkeypatch.setattr(Export, "_first", lambda self, good: None)  # finding the layer has tests of its own
+    found = export(target, program, tmp_path, target.Options(), timed=False)
+    assert "computes something else than the module" in found.error, found
+    assert not list(tmp_path.iterdir())
