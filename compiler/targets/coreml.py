@@ -16,10 +16,10 @@ import torch
 from torch.export import ExportedProgram
 
 from prunec.compiler.errors import TargetError
-from prunec.compiler.ir.inputs import batch_of
+from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
-from prunec.compiler.targets.flat import exported_flat
+from prunec.compiler.targets.flat import exported_flat, pixels_as_floats
 
 _TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int32: np.int32, torch.int64: np.int32}
 """Types of inputs -> what Core ML takes for them."""
@@ -43,11 +43,11 @@ class CoreML(Target):
 
         from prunec.compiler.targets.onnx_export import input_names, output_names  # noqa: PLC0415
 
-        exported = exported_flat(program)
-        inputs = exported.example_inputs[0] if exported.example_inputs else ()
+        inputs = pixels_as_floats(tuple(tensors_in(program.inputs)))
         strange = [value.dtype for value in inputs if value.dtype not in _TYPES]
         if strange:
             raise TargetError(f"Core ML takes no input of {strange[0]}", hint="make it float32")
+        exported = exported_flat(program, inputs)
         tensor = coremltools.TensorType
         model = coremltools.convert(
             exported.run_decompositions(_decompositions(exported)),
@@ -106,8 +106,9 @@ class CoreMLSession:
         self._outputs = [entry.name for entry in described.output]
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """Inputs and outputs by their names."""
-        found = self._model.predict(dict(zip(self._inputs, inputs, strict=True)))
+        """Inputs and outputs by their names; pixels are float32."""
+        fed = [value.astype(np.float32) if value.dtype == np.uint8 else value for value in inputs]
+        found = self._model.predict(dict(zip(self._inputs, fed, strict=True)))
         return [np.asarray(found[name]) for name in self._outputs]
 
 

@@ -6,6 +6,7 @@ exported_flat(program)   the same as a `torch.export.ExportedProgram`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,8 +44,14 @@ def flat(program: Program) -> tuple[Flat, tuple[Tensor, ...]]:
     return module, tuple(tensors_in(program.inputs))
 
 
-def exported_flat(program: Program) -> ExportedProgram:
+def pixels_as_floats(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Inputs for runtimes that take pixels as float32, of 0 to 255: what was uint8 is such."""
+    return tuple(value.float() if value.dtype == torch.uint8 else value for value in inputs)
+
+
+def exported_flat(program: Program, inputs: tuple[Tensor, ...] | None = None) -> ExportedProgram:
     """The module as `torch.export` sees it, at the sizes of its example inputs; no operation is decomposed yet."""
-    module, inputs = flat(program)
+    module, own = flat(program)
+    inputs = own if inputs is None else inputs
     with torch.no_grad():
         return torch.export.export(module, inputs)

@@ -17,7 +17,7 @@ from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Converted, ExportOptions, Session, Target
 from prunec.compiler.targets.child import tried
-from prunec.compiler.targets.flat import flat
+from prunec.compiler.targets.flat import flat, pixels_as_floats
 from prunec.compiler.targets.ncnn_session import NcnnSession, place
 from prunec.compiler.verify.compare import relative_difference
 
@@ -46,7 +46,8 @@ class Ncnn(Target):
 
         with TemporaryDirectory() as folder:
             source = Path(folder) / "model.pt"
-            module, inputs = flat(program)
+            module, own = flat(program)
+            inputs = pixels_as_floats(own)
             with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated; pnnx reads nothing newer
                 traced = torch.jit.trace(module, inputs, check_trace=False)  # type: ignore[no-untyped-call]
                 torch.jit.save(traced, str(source))

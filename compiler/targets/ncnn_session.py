@@ -35,9 +35,10 @@ class NcnnSession:
         self._ranks = dict(_ranks(path.read_text(encoding="utf-8")))
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """One sample; whole numbers are int32 in ncnn."""
+        """One sample. Whole numbers are int32 in ncnn, and pixels float32."""
         mats = self._ncnn.Mat
-        held = [np.ascontiguousarray(x, np.int32 if x.dtype.kind in "iub" else np.float32) for x in inputs]
+        kinds = [np.int32 if value.dtype.kind in "ib" else np.float32 for value in inputs]
+        held = [np.ascontiguousarray(value, kind) for value, kind in zip(inputs, kinds, strict=True)]
         extractor = self._net.create_extractor()
         batch = 0
         for name in self._inputs:

@@ -1,0 +1,172 @@
+"""Every runtime, on the networks of phones: is a slim model right there, and as much faster as it is smaller?
+
+    python benchmarks/mobile.py                                          all networks and targets: hours
+    python benchmarks/mobile.py mobilenet_v2 resnet18 --targets ncnn mnn --int8
+    python benchmarks/mobile.py --csv benchmarks/results/mobile.csv      rows that are there aren't measured again
+
+The plan is `score`, `select: {budget: {macs: 50%}}`, `shrink`, `fold_bn`; weights are random, the batch is an image of
+224x224. Original and slim model are converted, run in the target's own runtime and compared with the module on several
+inputs; they are timed in turns, with one thread, in CPU seconds of the process, which other programs don't lengthen. A
+ratio is that of the latencies over that of the MACs: at 1.0, half the MACs are half the time. int8 is calibrated on
+random images, so its difference from the module tells of rounding and of nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torchvision
+from rich.console import Console
+
+from prunec.compiler import trace
+from prunec.compiler.cost.model import cost
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.targets import exporting
+from prunec.compiler.targets.base import TARGETS, Array
+from prunec.compiler.targets.exporting import Calibration, TargetReport, Timed, export
+from prunec.compiler.targets.interleaved import interleaved
+from prunec.compiler.targets.processor import processor
+from prunec.passes.fold_bn import FoldBN
+from prunec.passes.score import Score
+from prunec.passes.select import Select
+from prunec.passes.shrink import Shrink
+
+NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "efficientnet_b0", "shufflenet_v2_x1_0", "vit_b_16")
+SIZE = 224
+COLUMNS = (
+    *("network", "target", "runtime", "macs", "difference", "dense_ms", "slim_ms", "ratio"),
+    *("dense_mb", "slim_mb", "int8_mb", "int8_ms", "int8_difference", "note", "processor"),
+)
+
+
+def dense(name: str) -> Program:
+    """A classifier with random weights and running statistics of its own activations, so that no value dies out."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model(torch.randn(8, 3, SIZE, SIZE))
+    return trace(model.eval(), (torch.randn(1, 3, SIZE, SIZE),))
+
+
+def slim(program: Program) -> Program:
+    """At half of the MACs, by the default plan; batch norm is folded, as in the original when it is converted."""
+    context = Context(traced=program, runtime="onnxruntime")
+    for each in (Score(), Select.model_validate({"budget": {"macs": "50%"}}), Shrink(), FoldBN()):
+        program = each.run(program, context).program
+    return program
+
+
+def calibration(program: Program) -> Calibration:
+    """Random images, and the relative difference from the module on one of them."""
+    x = program.inputs[0]
+    with torch.no_grad():
+        exact = program.module(x)
+
+    def judge(model: Any) -> tuple[str, float]:
+        return "difference", float((model(x) - exact).abs().max() / exact.abs().max())
+
+    def samples(count: int, batch: int | None) -> Sequence[Sequence[Array]]:
+        generator = torch.Generator().manual_seed(1)
+        return [[torch.randn(batch or 1, *x.shape[1:], generator=generator).numpy()] for _ in range(count)]
+
+    return Calibration(samples, judge)
+
+
+def row(name: str, target: str, programs: tuple[Program, Program], int8: bool) -> dict[str, str]:
+    """Convert, compare and time; int8 where the target has it."""
+    made = TARGETS.named(target)()
+    wanted = {"int8": {"samples": 16}} if int8 and made.quantizes() else {}
+    with TemporaryDirectory() as folder:
+        found = export(
+            made,
+            programs[1],
+            Path(folder),
+            made.Options.model_validate(wanted),
+            dense=programs[0],
+            calibration=calibration(programs[1]) if wanted else None,
+        )
+    share = cost(programs[1]).macs / cost(programs[0]).macs
+    return {"network": name, "target": target, "macs": f"{share:.3f}", "processor": processor()} | _figures(
+        found, share
+    )
+
+
+def _figures(found: TargetReport, share: float) -> dict[str, str]:
+    figures = {"runtime": found.runtime, "note": found.error or found.unrunnable or found.note}
+    if found.error:
+        return figures
+    figures["slim_mb"] = f"{found.bytes / 1e6:.2f}"
+    if found.dense_bytes is not None:
+        figures["dense_mb"] = f"{found.dense_bytes / 1e6:.2f}"
+    if found.difference is not None:
+        figures["difference"] = f"{found.difference:.1e}"
+    for timed in found.latency:
+        figures |= _times(timed, share)
+    if found.int8 is not None and not found.int8.error:
+        figures["int8_mb"] = f"{found.int8.bytes / 1e6:.2f}"
+        figures["int8_difference"] = "" if found.int8.after is None else f"{found.int8.after:.2f}"
+        figures["int8_ms"] = next((f"{1e3 * each.slim:.2f}" for each in found.int8.latency), "")
+    elif found.int8 is not None:
+        figures["note"] = f"int8: {found.int8.error}"
+    return figures
+
+
+def _times(timed: Timed, share: float) -> dict[str, str]:
+    figures = {"slim_ms": f"{1e3 * timed.slim:.2f}"}
+    if timed.dense is not None:
+        figures |= {"dense_ms": f"{1e3 * timed.dense:.2f}", "ratio": f"{timed.slim / timed.dense / share:.2f}"}
+    return figures
+
+
+def time_alone(seconds: float) -> None:
+    """Have exports timed with one thread, by the CPU seconds of the process."""
+    exporting.THREADS = (1,)  # type: ignore[misc,assignment]
+    exporting.SECONDS = seconds  # type: ignore[misc]
+    exporting.interleaved = partial(interleaved, clock=time.process_time)  # type: ignore[assignment]
+
+
+def main() -> None:
+    """Measure what is asked for, and print each row as it comes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--targets", nargs="*", default=[n for n in TARGETS.names() if TARGETS.named(n).suffixes])
+    parser.add_argument("--int8", action="store_true", help="make and time int8 files as well")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for about so long each model is timed")
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    time_alone(options.seconds)
+    rows = list(csv.DictReader(options.csv.open(encoding="utf-8"))) if options.csv and options.csv.exists() else []
+    known = {(each["network"], each["target"]) for each in rows}
+    out = Console(soft_wrap=True)
+    for name in options.networks:
+        wanted = [target for target in options.targets if (name, target) not in known]
+        if not wanted:
+            continue
+        original = dense(name)
+        programs = original, slim(original)
+        for target in wanted:
+            found = row(name, target, programs, options.int8)
+            out.print("  ".join(f"{key} {found[key]}" for key in COLUMNS[:-1] if found.get(key)))
+            rows.append(found)
+            if options.csv:
+                with options.csv.open("w", encoding="utf-8", newline="") as file:
+                    writer = csv.DictWriter(file, COLUMNS, restval="")
+                    writer.writeheader()
+                    writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
