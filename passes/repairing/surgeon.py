@@ -20,12 +20,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
+
+_TOGETHER: Final = 128
+"""So many rows' changes wait until they are put into a matrix that doesn't fit into a cache."""
 
 
 @dataclass(frozen=True)
@@ -50,29 +54,29 @@ class Places:
 class Reader(ABC):
     """One least squares that reads a group: of a layer, or of one group of a grouped convolution."""
 
-    def __init__(self, weight: Tensor, places: Places) -> None:
+    def __init__(self, weight: Tensor, places: Places, blocks: Tensor) -> None:
         self.weight, self.places = weight.clone(), places
         """W, [p, o], each output times the root of what its error counts."""
-
-    @abstractmethod
-    def blocks(self, units: Tensor) -> Tensor:
-        """[units, k, k]: V_uu; what isn't a unit's own may be anything."""
+        self.blocks = blocks
+        """V_uu, [units, k, k]; what isn't a unit's own may be anything."""
 
     @abstractmethod
     def columns(self, rows: Tensor) -> Tensor:
         """[p, rows]: V_:u."""
 
     @abstractmethod
-    def forget(self, rows: Tensor, columns: Tensor) -> None:
-        """Bring V to where these rows are gone; `columns` are V's there."""
+    def forget(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
+        """Bring V to where these rows are gone: V -= columns @ change; `columns` are V's there."""
 
     def costs(self, units: Tensor) -> Tensor:
         """[units]: by how much the error grows when each of these goes next."""
         rows, own = self.places.rows[units], self.places.own[units]
-        inner = self.blocks(units).masked_fill(~(own.unsqueeze(2) & own.unsqueeze(1)), 0.0)
+        mine = self.weight[rows].masked_fill_(~own.unsqueeze(2), 0.0)
+        inner = self.blocks[units].masked_fill_(~(own.unsqueeze(2) & own.unsqueeze(1)), 0.0)
         inner.diagonal(dim1=1, dim2=2).masked_fill_(~own, 1.0)
-        mine = self.weight[rows].masked_fill(~own.unsqueeze(2), 0.0)
-        return (mine * _solved(inner, mine)).sum((1, 2))
+        if rows.shape[1] == 1:
+            return mine.square().sum((1, 2)) / inner[:, 0, 0].clamp(min=1e-300)
+        return _solved(inner, mine @ mine.transpose(1, 2)).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, unit: int) -> None:
         """Take a unit out, and refit the others."""
@@ -80,16 +84,18 @@ class Reader(ABC):
         if not len(rows):
             return
         columns = self.columns(rows)
-        self.weight -= columns @ _solved(columns[rows][None], self.weight[rows][None])[0]
+        inner = columns[rows]
+        self.weight.addmm_(columns, _solved(inner[None], self.weight[rows][None])[0], alpha=-1)
         self.weight[rows] = 0.0
-        self.forget(rows, columns)
+        change = _solved(inner[None], columns.T[None])[0]
+        self.blocks -= columns[self.places.rows] @ change.T[self.places.rows].transpose(1, 2)
+        self.forget(rows, columns, change)
 
 
 class Formed(Reader):
-    """With V formed, [p, p]."""
+    """With V formed, [p, p]. Several units' changes are put into it at once."""
 
     def __init__(self, moments: Tensor, weight: Tensor, places: Places, ridge: float) -> None:
-        super().__init__(weight, places)
         shifted = moments + ridge * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
         factor, info = torch.linalg.cholesky_ex(shifted)
         if int(info) == 0:
@@ -97,46 +103,46 @@ class Formed(Reader):
         else:  # rounding has made an eigenvalue negative
             values, vectors = torch.linalg.eigh(moments)
             self.inverse = (vectors / (values.clamp(min=0) + ridge)) @ vectors.T
-
-    def blocks(self, units: Tensor) -> Tensor:
-        rows = self.places.rows[units]
-        return self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)]
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        rows = places.rows
+        super().__init__(weight, places, self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)])
 
     def columns(self, rows: Tensor) -> Tensor:
-        return self.inverse[:, rows]
+        found = self.inverse[:, rows]
+        for columns, change in self.waiting:
+            found.addmm_(columns, change[:, rows], alpha=-1)
+        return found
 
-    def forget(self, rows: Tensor, columns: Tensor) -> None:
-        self.inverse -= columns @ _solved(columns[rows][None], columns.T[None])[0]
+    def forget(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
+        self.waiting.append((columns, change))
+        if len(self.waiting) * len(rows) >= _TOGETHER:
+            left = torch.cat([each for each, _ in self.waiting], 1)
+            right = torch.cat([each for _, each in self.waiting])
+            self.inverse.addmm_(left, right, alpha=-1)
+            self.waiting = []
 
 
 class Sampled(Reader):
     """With V by the samples, U [n, p], divided by the root of their number."""
 
     def __init__(self, samples: Tensor, weight: Tensor, places: Places, ridge: float) -> None:
-        super().__init__(weight, places)
         self.samples, self.ridge = samples, ridge
         kernel = samples @ samples.T + ridge * torch.eye(len(samples), dtype=samples.dtype, device=samples.device)
         self.kernel = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
         """K^-1, [n, n]."""
         inner = self.kernel @ samples
-        self._blocks = torch.stack([-samples[:, rows].T @ inner[:, rows] for rows in places.rows])
-        self._blocks.diagonal(dim1=1, dim2=2).add_(1.0)
-        self._blocks /= ridge
-
-    def blocks(self, units: Tensor) -> Tensor:
-        return self._blocks[units]
+        blocks = torch.stack([-samples[:, rows].T @ inner[:, rows] for rows in places.rows])
+        blocks.diagonal(dim1=1, dim2=2).add_(1.0)
+        super().__init__(weight, places, blocks / ridge)
 
     def columns(self, rows: Tensor) -> Tensor:
         found = -self.samples.T @ (self.kernel @ self.samples[:, rows])
         found[rows, torch.arange(len(rows), device=rows.device)] += 1.0
         return found / self.ridge
 
-    def forget(self, rows: Tensor, columns: Tensor) -> None:
+    def forget(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
         half = self.kernel @ self.samples[:, rows]
         self.kernel += half @ _solved(columns[rows][None], half.T[None])[0] / self.ridge
-        mine = columns[self.places.rows]  # [units, k, rows]
-        change = _solved(columns[rows][None], mine.flatten(0, 1).T[None])[0].T.reshape(mine.shape)
-        self._blocks -= mine @ change.transpose(1, 2)
 
 
 def _solved(inner: Tensor, right: Tensor) -> Tensor:
