@@ -359,15 +359,11 @@ class Export:
         """The first step with which the program isn't good any more; None where no part of it alone is bad."""
         computed = steps(self.program)
         low, high = 0, len(computed)  # the first `low` steps are good, the first `high` aren't
-        while high - low > 1:
-            middle = (low + high) // 2
-            part = until(self.program, middle)
-            if part is None or good(part):
-                low = middle
-            else:
-                high = middle
+        while (found := _part(self.program, low, high)) is not None:
+            count, part = found
+            low, high = (count, high) if good(part) else (low, count)
         whole = until(self.program, high)
-        return None if whole is None or good(whole) else computed[high - 1]
+        return None if whole is None or good(whole) else computed[low]
 
     def _placed(self, error: TargetError, step: fx.Node | None) -> TargetError:
         """The error with the step that it comes from, the line of the user's model, and a way out."""
@@ -481,6 +477,16 @@ def _rows(inputs: tuple[Any, ...], size: int, start: int, count: int) -> tuple[A
     """Some rows of a batch; the last ones again where it doesn't divide."""
     rows = torch.arange(start, start + count).clamp(max=size - 1)
     return tuple(map_tensors(lambda x: x[rows] if is_batched(x, size) else x, value) for value in inputs)
+
+
+def _part(program: Program, low: int, high: int) -> tuple[int, Program] | None:
+    """The part of a program that ends nearest to the middle between two numbers of steps, with its number; None where
+    none ends between them: what flows there, such as complex numbers, is nothing to compare."""
+    for count in sorted(range(low + 1, high), key=lambda count: abs(2 * count - low - high)):
+        part = until(program, count)
+        if part is not None:
+            return count, part
+    return None
 
 
 def _is_softmax(program: Program, node: fx.Node) -> bool:

@@ -117,5 +117,7 @@ def described(program: Program, node: fx.Node) -> str:
     if node.op == "call_module":
         return f"{node.target} ({type(program.state[str(node.target)]).__name__})"
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    if node.target is getattr:
+        called = str(node.args[1])
     scope = node.meta.get("scope")
     return f"{called} in {scope}" if scope else str(called)

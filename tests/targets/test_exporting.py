@@ -271,3 +271,23 @@ def test_a_softmax_hides_nothing(tmp_path):
     found = export(Spoils(), program, tmp_path, ExportOptions())
     assert "it begins with head (Linear)" in found.error
     assert not export(Fake(), program, tmp_path, ExportOptions()).failed
+
+
+def test_between_steps_that_can_not_be_cut_the_first_is_named(tmp_path):
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(torch.fft.fft2(torch.relu(self.conv(x))).real)
+
+    class NoComplex(Fake):
+        def convert(self, program, path, options):
+            if any("fft" in str(node.target) for node in program.graph.nodes):
+                raise TargetError("no complex numbers")
+            return super().convert(program, path, options)
+
+    program = trace(Spectrum().eval(), (torch.randn(1, 3, 6, 6),))
+    error = export(NoComplex(), program, tmp_path, ExportOptions()).error
+    assert "it begins with fft_fft2" in error, error
