@@ -1,0 +1,65 @@
+"""MNN's files take any batch where its runtime bears that; what crashes it or its converter is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import Made
+from torch import nn
+
+from prunec.compiler.errors import TargetError
+from prunec.compiler.targets.base import ExportOptions
+from prunec.compiler.targets.exporting import export, missing
+from prunec.compiler.targets.mnn import Mnn
+from prunec.compiler.tracing.trace import trace
+
+TARGET = Mnn()
+if (_lacking := missing(TARGET)) is not None:
+    pytest.skip(_lacking.message, allow_module_level=True)
+
+
+def program(parts, run, *inputs):
+    torch.manual_seed(0)
+    return trace(Made(parts, run).eval(), inputs or (torch.randn(1, 3, 8, 8),))
+
+
+def test_the_batch_stays_open(tmp_path):
+    made = program({"conv": nn.Conv2d(3, 4, 3)}, lambda m, x: m.conv(x).relu().mean((2, 3)))
+    found = export(TARGET, made, tmp_path, ExportOptions(), timed=False)
+    assert not found.failed, found.error
+    assert found.batch is None
+
+
+def test_where_another_batch_crashes_the_runtime_it_is_fixed(tmp_path):
+    def normed(m, x):
+        return nn.functional.local_response_norm(m.conv(x), 2)
+
+    found = export(TARGET, program({"conv": nn.Conv2d(3, 4, 3)}, normed), tmp_path, ExportOptions(), timed=False)
+    assert not found.failed, found.error
+    assert found.batch == 1
+    assert "crashes when the batch changes" in found.note
+
+
+def test_a_converter_that_crashes_is_told(tmp_path):
+    made = program({"rnn": nn.LSTM(8, 4, batch_first=True)}, lambda m, x: m.rnn(x)[0], torch.randn(1, 5, 8))
+    with pytest.raises(TargetError, match=r"its converter crashes \(SIG") as caught:
+        TARGET.convert(made, tmp_path / "model.mnn", ExportOptions())
+    assert "MNN" in caught.value.log
+
+
+def test_an_operation_that_it_lacks_is_told(tmp_path):
+    made = program({"conv": nn.Conv2d(3, 4, 3)}, lambda m, x: torch.fft.rfft2(m.conv(x)).abs())
+    with pytest.raises(TargetError, match="MNN has no form of the operation 'ONNX::DFT'"):
+        TARGET.convert(made, tmp_path / "model.mnn", ExportOptions())
+
+
+def test_weights_in_int8_make_a_smaller_file_that_takes_the_same_batches(tmp_path):
+    made = program({"fc": nn.Linear(64, 256)}, lambda m, x: m.fc(x), torch.randn(1, 64))
+    TARGET.convert(made, tmp_path / "model.mnn", ExportOptions())
+    TARGET.quantize(made, tmp_path / "model.mnn", tmp_path / "model.int8.mnn", ExportOptions(), [])
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.mnn", "model.int8.mnn")]
+    assert sizes[1] < 0.4 * sizes[0]
+    x = torch.randn(3, 64)
+    (got,) = TARGET.load(tmp_path / "model.int8.mnn", 1).run([x.numpy()])
+    expected = made.module(x).detach()
+    assert (torch.from_numpy(got) - expected).abs().max() / expected.abs().max() < 0.05
