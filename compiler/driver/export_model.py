@@ -7,9 +7,10 @@ out                                 the slim model of the folder; its lock names
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,8 @@ class Subject:
     program: Program
     original: Program | None = None
     judge: Judge | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What the lock says of the model, for files that have a place for it."""
 
 
 def exports_of(plan: Plan, names: str, *, int8: bool = False) -> tuple[PlanExport, ...]:
@@ -81,11 +84,24 @@ def subject_of(plan: Plan) -> Subject:
     lock = saved / LOCK
     if not lock.is_file():
         return Subject(plan, program)
-    compiled = Plan.load(lock)
+    compiled, known = Plan.load(lock), _metadata(lock)
     if compiled.model is None or compiled.region is not None:
-        return Subject(plan, program)
+        return Subject(_also(plan, compiled), program, metadata=known)
     original, whole, inputs = load_original(compiled)
-    return Subject(_also(plan, compiled), program, original, _judge(compiled, original, whole, inputs))
+    return Subject(_also(plan, compiled), program, original, _judge(compiled, original, whole, inputs), known)
+
+
+def _metadata(lock: Path) -> dict[str, str]:
+    """The lock's hash, and the classes that it keeps, as a compile writes them into an ONNX file."""
+    text = lock.read_bytes()
+    kept = json.loads(text).get("classes") or {}
+    names = kept.get("names") or {}
+    named = [names.get(str(place), "") for place in kept.get("keep", ())]
+    return {
+        **({"classes": json.dumps(kept["keep"])} if kept else {}),
+        **({"class_names": json.dumps(named)} if any(named) else {}),
+        "lock_sha256": hashlib.sha256(text).hexdigest(),
+    }
 
 
 def _also(plan: Plan, compiled: Plan) -> Plan:
@@ -120,7 +136,14 @@ def export_model(
         program, original = on_device(subject.program, here), subject.original and on_device(subject.original, here)
         labels = labels_of(subject.plan)
         made = Exports(
-            original, program, folder, progress, judge=subject.judge, folded=folded_of(subject.plan), labels=labels
+            original,
+            program,
+            folder,
+            progress,
+            judge=subject.judge,
+            folded=folded_of(subject.plan),
+            labels=labels,
+            metadata={**({"class_names": json.dumps(labels)} if labels else {}), **subject.metadata},
         )
         with unwritten(program):
             reports = tuple(made.rows(exports))

@@ -213,6 +213,7 @@ class Exports:
             dense=None if self.quick else self._dense,
             timed=not self.quick,
             calibration=self._calibration(),
+            metadata=self.metadata,
             progress=lambda done, total: self.progress(each.name, done, total),
         )
 

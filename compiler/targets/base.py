@@ -147,6 +147,9 @@ class Target:
         """
         raise TargetError(f"there is no export to {self.name}")
 
+    def label(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Put texts by their keys into the file at `path`, where its format has a place for them."""
+
     def load(self, path: Path, threads: int) -> Session:
         """The files at `path`, ready to run in float32 with so many threads on this machine's CPU."""
         raise TargetError(f"{self.name} can't run here")

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -166,17 +166,20 @@ def export(
     dense: Program | None = None,
     timed: bool = True,
     calibration: Calibration | None = None,
+    metadata: Mapping[str, str] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> TargetReport:
     """Write a program's files for a target into a folder, run them there, and compare and time them.
 
-    `dense` is the original, which is timed beside; None leaves it out. Nothing is raised for what is the target's, the
-    converter's or the runtime's fault: the report tells it, and none of its files stay.
+    `metadata` go into files that have a place for them. `dense` is the original, which is timed beside; None leaves it
+    out. Nothing is raised for what is the target's, the converter's or the runtime's fault: the report tells it, and
+    none of its files stay.
     """
     try:
         if (lacking := missing(target)) is not None:
             raise lacking
-        made = Export(target, _fitting(target, slim), folder / f"{stem}{target.suffixes[0]}", options)
+        path = folder / f"{stem}{target.suffixes[0]}"
+        made = Export(target, _fitting(target, slim), path, options, metadata or {})
         return made.report(dense, timed, calibration, progress)
     except TargetError as error:
         _remove(target, folder, stem)
@@ -218,6 +221,7 @@ class Export:
     program: Program
     path: Path
     options: ExportOptions
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def report(
         self, dense: Program | None, timed: bool, calibration: Calibration | None, progress: Progress
@@ -226,6 +230,9 @@ class Export:
         total = 2 + timed + wants_int8
         progress(0, total)
         converted = self.convert()
+        if self.metadata:
+            with self._guarded("the file takes no metadata"):
+                self.target.label(self.path, self.metadata)
         progress(1, total)
         files = self.target.beside(self.path)
         found = TargetReport(

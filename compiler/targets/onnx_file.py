@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +50,14 @@ class Onnx(Target):
 
         report = export_onnx(program, path, opset=options.opset, dynamic=options.dynamic, weights=options.weights)
         return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
+
+    def label(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """As the file's own metadata."""
+        import onnx  # noqa: PLC0415  (takes time that a plan without exports doesn't need)
+
+        model = onnx.load(path, load_external_data=False)
+        onnx.helper.set_model_props(model, dict(metadata))
+        path.write_bytes(model.SerializeToString(deterministic=True))
 
     def load(self, path: Path, threads: int) -> Session:
         """A session of onnxruntime."""

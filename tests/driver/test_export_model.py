@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -131,3 +133,16 @@ def test_another_folder_is_never_replaced(capsys):
     assert cli.run(["export", "prunec.models.digits:cnn", "--inputs", "1,1,8,8", "--to", "ort", "-o", "mine"]) == 1
     assert "won't replace '" in capsys.readouterr().err
     assert names("mine") == {"thesis.txt"}
+
+
+def test_the_files_metadata_are_those_of_the_compile():
+    plan = {**PLAN, "classes": {"keep": [3, 5, 8], "names": {str(place): f"digit {place}" for place in range(10)}}}
+    compile(None, {**plan, "export": ["onnx"]}, quick=True).save("out")
+    assert cli.run(["export", "out", "--to", "onnx"]) == 0
+    found, again = (
+        {entry.key: entry.value for entry in onnx.load(f"{folder}/model.onnx").metadata_props}
+        for folder in ("out", "exported")
+    )
+    assert found == again
+    assert json.loads(found["class_names"]) == ["digit 3", "digit 5", "digit 8"]
+    assert found["lock_sha256"] == hashlib.sha256(Path("out/plan.lock.json").read_bytes()).hexdigest()
