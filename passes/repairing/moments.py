@@ -6,7 +6,9 @@
     W = (A + r I)^-1 (B + r W0)       b = E[t] - E[u] W                 r = ridge * mean(diag A)
 
 The ridge pulls towards the weights `W0` that are there. It is the one with the least error on rows that weren't fitted;
-then all rows are fitted with it. A grouped convolution is as many least squares side by side.
+then all rows are fitted with it. Weights that are right only as differences of large numbers (of an input that hardly
+varies, and the bias against it) are no solution, since rounding them to their type shows: the next best ridge is taken.
+A grouped convolution is as many least squares side by side.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+CLOSE: Final = 1e-6
+"""What rounding may change of what a layer gives, as a share."""
 RIDGES: Final = (1e-12, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Shares of the mean variance of what is read. The first serves where what is gone can be told from what is left."""
 
@@ -75,6 +79,21 @@ class Moments:
         apart = self.squares - 2 * (w * self.cross).sum(1) + (w * (self.gram @ w)).sum(1)
         read = (self.inputs.unsqueeze(1) @ w).squeeze(1)
         return (apart + 2 * b * (read - self.targets)) / self.count + b.square()
+
+    def size(self, fit: Fit) -> Tensor:
+        """[groups, o]: the sum of the squares of all that is added up for an output, on average."""
+        read = self.gram.diagonal(dim1=1, dim2=2) / self.count
+        return (read.unsqueeze(2) * fit.weight.square()).sum(1) + fit.bias.square()
+
+    def limit(self, old: Fit, weights: Tensor, precision: float) -> float:
+        """How large the weighted sum of `size` may be, for weights of this relative precision."""
+        size = float(((self.squares / self.count + self.size(old)) * weights).sum())
+        return size * growth(precision) ** 2
+
+
+def growth(precision: float) -> float:
+    """How many times larger than what comes out may be what is added up: rounding makes errors of `CLOSE` then."""
+    return max(CLOSE / precision, 10.0)
 
 
 @dataclass(frozen=True)
@@ -138,21 +157,25 @@ class Choice:
     """That of what was chosen, fitted to the others."""
 
 
-def choose(fitted: Moments, held: Moments, old: Fit, weights: Tensor, *, intercept: bool) -> Choice:
-    """The ridge with the least error on `held`, weighted by `weights` [groups, o]; then all rows fitted with it."""
+def choose(
+    fitted: Moments, held: Moments, old: Fit, weights: Tensor, *, intercept: bool, precision: float = 2.0**-52
+) -> Choice:
+    """The ridge with the least error on `held`, weighted by `weights` [groups, o]; then all rows fitted with it.
+    `precision` is that of the type that the weights will have."""
     before = float((held.error(old) * weights).sum())
-    best: tuple[float, float] | None = None
+    found = []
     for ridge in ridges(intercept):
         fit = solve(fitted, old, ridge, intercept=intercept)
-        if fit is None:
-            continue
-        error = float((held.error(fit) * weights).sum())
-        if error < (before if best is None else best[0]):
-            best = error, ridge
-    final = solve(fitted + held, old, best[1], intercept=intercept) if best else None
-    if best is None or final is None:
-        return Choice(old, None, before, before)
-    return Choice(final, best[1], before, max(best[0], 0.0))
+        error = before if fit is None else float((held.error(fit) * weights).sum())
+        if error < before:
+            found.append((error, ridge))
+    whole = fitted + held
+    limit = whole.limit(old, weights, precision)
+    for error, ridge in sorted(found):
+        final = solve(whole, old, ridge, intercept=intercept)
+        if final is not None and float((whole.size(final) * weights).sum()) <= limit:
+            return Choice(final, ridge, before, max(error, 0.0))
+    return Choice(old, None, before, before)
 
 
 def ridges(intercept: bool) -> Iterator[float]:

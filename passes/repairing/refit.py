@@ -110,9 +110,11 @@ class LeastSquares(_Place):
             self.fitted, self.held = (
                 self._nothing(min(count, self.each) * self.samples * self.layer.calls) for _ in range(2)
             )
-        if isinstance(self.fitted, Rows):
-            t = t - self._given(u)
         held = self._held(piece.samples, at).to(self.device)
+        if isinstance(self.fitted, Rows) and isinstance(self.held, Rows):
+            self.held.aim(t[held])
+            self.fitted.aim(t[~held])
+            t = t - self._given(u)
         self.held.add(u[held], t[held])
         self.fitted.add(u[~held], t[~held])
 
@@ -145,7 +147,8 @@ class LeastSquares(_Place):
         old = self.weight.double().flatten(1, -2)
         counts = self.counts.reshape(self.groups, -1)
         bias = self._bias().reshape(self.groups, -1)
-        choice = choose(fitted, held, Fit(old, bias), counts, intercept=self.layer.bias is not None)
+        intercept, precision = self.layer.bias is not None, torch.finfo(self.weight.dtype).eps
+        choice = choose(fitted, held, Fit(old, bias), counts, intercept=intercept, precision=precision)
         if choice.ridge is None:
             return choice
         self._write(slice(None), choice.fit.weight, counts)
@@ -161,7 +164,8 @@ class LeastSquares(_Place):
 
     def _finish_wide(self, fitted: Rows, held: Rows) -> WideChoice:
         counts = self.counts.reshape(self.groups, -1)
-        choice = choose_wide(fitted, held, counts, intercept=self.layer.bias is not None)
+        intercept = self.layer.bias is not None
+        choice = choose_wide(fitted, held, counts, intercept=intercept, precision=torch.finfo(self.weight.dtype).eps)
         if choice.ridge is None:
             return choice
         for some, change in choice.solver.changes(choice.a):

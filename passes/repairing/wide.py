@@ -20,7 +20,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from prunec.passes.repairing.moments import ridges
+from prunec.passes.repairing.moments import growth, ridges
 
 AT_ONCE: Final = 2**25
 """About how many elements of new weights are made at a time."""
@@ -34,14 +34,21 @@ class Rows:
     """u, each [some rows, groups, p], as the layer reads it."""
     lacking: list[Tensor] = field(default_factory=list)
     """[some rows, groups, o], in float64: what the layer's outputs lack."""
+    size: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """[groups, o]: the sums of squares of what is to be given."""
 
     def add(self, u: Tensor, lacking: Tensor) -> None:
         """Add rows: u [rows, groups, p], lacking [rows, groups, o]."""
         self.inputs.append(u)
         self.lacking.append(lacking.double())
 
+    def aim(self, t: Tensor) -> None:
+        """Note what is to be given, [rows, groups, o]."""
+        self.size = self.size.to(t) + t.square().sum(0)
+
     def __add__(self, other: Rows) -> Rows:
-        return Rows(self.inputs + other.inputs, self.lacking + other.lacking)
+        size = self.size.to(other.size) + other.size
+        return Rows(self.inputs + other.inputs, self.lacking + other.lacking, size)
 
     @property
     def count(self) -> int:
@@ -118,6 +125,12 @@ class Solver:
             some = slice(start, start + step)
             yield some, self.u.transpose(1, 2) @ a[:, :, some]
 
+    def size(self, a: Tensor) -> Tensor:
+        """[groups, o]: the sum of the squares of all that is added to an output, on average."""
+        read = (self.u + self.read).square().mean(1)
+        added = torch.cat([(read.unsqueeze(2) * change.square()).sum(1) for _, change in self.changes(a)], 1)
+        return added + self.shift(a).square()
+
     def shift(self, a: Tensor) -> Tensor:
         """[groups, o]: what the bias changes by."""
         return (self.lacked - self.read @ self.u.transpose(1, 2) @ a).squeeze(1)
@@ -137,18 +150,22 @@ class WideChoice:
     """That of what was chosen, fitted to the others."""
 
 
-def choose(fitted: Rows, held: Rows, weights: Tensor, *, intercept: bool) -> WideChoice:
+def choose(fitted: Rows, held: Rows, weights: Tensor, *, intercept: bool, precision: float = 2.0**-52) -> WideChoice:
     """As `moments.choose`: the ridge with the least error on `held`, weighted by `weights` [groups, o]; then all rows
-    fitted with it."""
+    fitted with it. `precision` is that of the type that the weights will have."""
     before = float((held.r.square().mean(1) * weights).sum())
     solver = Solver.of(fitted, intercept=intercept)
     between = solver.between(held)
-    after, best = before, None
+    found = []
     for ridge in ridges(intercept):
         error = float((solver.error(held, between, solver.coefficients(ridge)) * weights).sum())
-        if error < after:
-            after, best = error, ridge
-    if best is None:
-        return WideChoice(solver, solver.coefficients(float("inf")), None, before, before)
-    final = Solver.of(fitted + held, intercept=intercept)
-    return WideChoice(final, final.coefficients(best), best, before, after)
+        if error < before:
+            found.append((error, ridge))
+    whole = fitted + held
+    final = Solver.of(whole, intercept=intercept)
+    limit = growth(precision) ** 2 * float((whole.size / whole.count * weights).sum())
+    for error, ridge in sorted(found):
+        a = final.coefficients(ridge)
+        if float((final.size(a) * weights).sum()) <= limit:
+            return WideChoice(final, a, ridge, before, error)
+    return WideChoice(solver, solver.coefficients(float("inf")), None, before, before)

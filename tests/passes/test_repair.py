@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunec.compiler import compile, trace
+from prunec.compiler import Plan, compile, trace
 from prunec.compiler.data import Data
 from prunec.compiler.errors import DataError, PassError, VerifyError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, PassResult
 from prunec.compiler.verify.verify import verify
+from prunec.models import digits as digits_model
 from prunec.passes.repair import Repair
 from prunec.passes.repairing.moments import Moments
-from prunec.passes.repairing.refit import LeastSquares
+from prunec.passes.repairing.refit import Bias, LeastSquares
 from prunec.passes.shrink import Shrink
 from tests.support.nets import Made
 
@@ -407,3 +409,119 @@ def test_data_that_do_not_fit_are_told():
     traced, slim = _slim(_deep(), _CUT)
     with pytest.raises(DataError, match="the model can't take the data's batches"):
         _repaired(slim, traced, [torch.zeros(2, 4, 8, 8)])
+
+
+# -- in plans --------------------------------------------------------------------------------------------------------
+
+DIGITS = {
+    "plan": 1,
+    "model": {
+        "factory": "prunec.models.digits:cnn",
+        "weights": str(Path(digits_model.__file__).parent / "weights" / "digits.safetensors"),
+    },
+    "inputs": [[1, 1, 8, 8]],
+    "data": "prunec.models.data:digits",
+}
+SMALL = {"method": "least_squares", "samples": 128, "rows": 2000}
+HALF = ({"score": "l1"}, {"select": {"budget": {"macs": 0.5}}}, "shrink")
+
+
+@pytest.mark.parametrize("classes", [None, [1, 4, 7]])
+@pytest.mark.parametrize(
+    "passes",
+    [
+        [
+            {
+                "repeat": {
+                    "steps": 2,
+                    "to": {"macs": 0.5},
+                    "passes": [{"score": "l1"}, "select", "shrink", {"repair": SMALL}],
+                }
+            }
+        ],
+        [*HALF, {"repair": SMALL}, {"repair": {"method": "bias", "samples": 128}}, "fold_bn"],
+        ["fold_bn", *HALF, {"repair": SMALL}],
+    ],
+    ids=["rounds", "one behind the other", "folded before"],
+)
+def test_repairs_stand_anywhere_and_a_lock_gives_the_same(passes, classes, tmp_path):
+    plan = {**DIGITS, "passes": passes, **({"classes": classes} if classes else {})}
+    cut = compile(None, {**DIGITS, "passes": [*HALF], **({"classes": classes} if classes else {})}, quick=True)
+    result = compile(None, plan, quick=True)
+    assert result.report["accuracy"]["after"] >= max(0.96, cut.report["accuracy"]["after"])
+    assert compile(None, result.lock, quick=True).lock["hashes"] == result.lock["hashes"]
+    result.save(tmp_path / "out")
+    locked = Plan.load(tmp_path / "out" / "plan.lock.json")
+    again = compile(None, locked, quick=True, trained=True)
+    assert again.lock["hashes"] == result.lock["hashes"]
+
+
+def test_weights_stay_such_that_a_batch_norm_can_be_folded_behind_a_repair():
+    passes = [{"score": "l1"}, {"select": {"budget": {"macs": 0.3}}}, "shrink", {"repair": "least_squares"}]
+    plain = compile(None, {**DIGITS, "passes": passes}, quick=True)
+    assert plain.report["accuracy"]["after"] >= 0.98
+    folded = compile(None, {**DIGITS, "passes": [*passes, {"repair": "batch_norm"}, "fold_bn"]}, quick=True)
+    assert folded.report["accuracy"]["after"] >= 0.98
+
+
+class Optional(nn.Module):
+    """A second input that may be left out, and a head for training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)
+        self.head, self.aside = nn.Linear(9, 4), nn.Linear(8, 4)
+
+    def forward(self, image: Tensor, beside: Tensor | None = None) -> Any:
+        x = self.n(self.a(image)).relu()
+        y = self.b(x).relu().mean((2, 3))
+        found = self.head(torch.cat([y, image.mean((2, 3)) if beside is None else beside], 1))
+        return (found, self.aside(x.mean((2, 3)))) if self.training else found
+
+
+@pytest.mark.parametrize("kind", ["a mapping", "several", "some left out", "both modes"])
+def test_however_the_inputs_come(kind):
+    torch.manual_seed(0)
+    net = Optional().eval()
+    images = [x.float() for x in _images(64)]
+    beside = [x.mean((2, 3)) + 1 for x in images]
+    pairs = list(zip(images, beside, strict=True))
+    alone = kind in ("some left out", "both modes")
+    data = {
+        "a mapping": [{"beside": e, "image": x} for x, e in pairs],
+        "several": [((x, e), torch.zeros(len(x))) for x, e in pairs],
+    }.get(kind, images)
+    inputs = (images[0][:2],) if alone else pairs[0]
+    passes = [{"score": "l1"}, {"select": 0.25}, "shrink"]
+    mode = {"mode": "train"} if kind == "both modes" else {}
+    cut = compile(net, {"plan": 1, "passes": passes, **mode}, inputs, data, quick=True)
+    found = compile(net, {"plan": 1, "passes": [*passes, {"repair": SMALL}], **mode}, inputs, data, quick=True)
+    asked = (images[0],) if alone else pairs[0]
+    with torch.no_grad():
+        before, after = ((r.module.eval()(*asked) - net(*asked)).square().mean() for r in (cut, found))
+    assert after < 0.3 * before
+    if kind == "both modes":
+        assert len(found.module.train()(images[0])) == 2
+
+
+def test_a_repair_that_was_killed_goes_on_from_the_pass_before(tmp_path, monkeypatch):
+    plan = {**DIGITS, "passes": [*HALF, {"repair": SMALL}, {"repair": {"method": "bias", "samples": 128}}]}
+    whole = compile(None, plan, quick=True)
+    finish, runs = LeastSquares.finish, []
+
+    def counted(self: LeastSquares) -> Any:
+        runs.append(self.layer.node.name)
+        return finish(self)
+
+    def killed(self: Bias) -> bool:
+        raise RuntimeError("the machine is gone")
+
+    monkeypatch.setattr(LeastSquares, "finish", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bias, "finish", killed)
+        with pytest.raises(PassError, match="the machine is gone"):
+            compile(None, plan, quick=True, checkpoints=tmp_path / "kept")
+    first = len(runs)
+    rest = compile(None, plan, quick=True, checkpoints=tmp_path / "kept")
+    assert len(runs) == first > 0
+    assert rest.lock["hashes"] == whole.lock["hashes"]

@@ -27,6 +27,7 @@ def _lacking(u: torch.Tensor, t: torch.Tensor, old: Fit, step: int = 7) -> Rows:
     made, lacking = Rows(), t - torch.einsum("rgp,gpo->rgo", u, old.weight) - old.bias
     for start in range(0, len(u), step):
         made.add(u[start : start + step], lacking[start : start + step])
+        made.aim(t[start : start + step])
     return made
 
 
@@ -62,6 +63,27 @@ def test_the_same_ridge_is_best_and_the_errors_are_the_same(intercept):
     assert found.before == pytest.approx(wanted.before)
     assert found.after == pytest.approx(wanted.after)
     assert torch.allclose(_weight(found.solver, found.a, old), wanted.fit.weight, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["sums", "rows"])
+def test_what_hardly_varies_gets_no_weight_that_rounding_would_spoil(kind):
+    torch.manual_seed(0)
+    u = torch.randn(60, 1, 5, dtype=torch.float64)
+    u[..., 0] = 1 + 1e-5 * u[..., 0]  # tells the target, but in float32 hardly
+    t = 3e5 * (u[..., :1] - 1) + 0.1 * u[..., 1:2]
+    old = Fit(torch.zeros(1, 5, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
+    made = {"sums": (_sums, moments.choose), "rows": (lambda u, t: _lacking(u, t, old), wide.choose)}
+    gather, choose = made[kind]
+    parts, ones = (gather(u[:50], t[:50]), gather(u[50:], t[50:])), torch.ones(1, 1, dtype=torch.float64)
+    args = (*parts, old, ones) if kind == "sums" else (*parts, ones)
+
+    def largest(precision: float) -> float:
+        found = choose(*args, intercept=True, precision=precision)
+        weight = found.fit.weight if kind == "sums" else _weight(found.solver, found.a, old)
+        return float(weight.abs().max())
+
+    assert largest(2.0**-52) > 1e4
+    assert largest(2.0**-23) < 30
 
 
 def test_rows_that_are_the_same_are_solved():
