@@ -213,7 +213,7 @@ def source_name(regions: Regions, region: Region) -> str:
 def _moved(plan: Plan, folder: Path) -> dict[str, Any]:
     """The plan's entries that hold paths, as they are written in that folder."""
     there = plan.to_dict(relative_to=folder)
-    return {key: there[key] for key in ("model", "data", "loss", "metric", "train") if key in there}
+    return {key: there[key] for key in ("model", "data", "loss", "metric", "train", "postprocess") if key in there}
 
 
 def compile(

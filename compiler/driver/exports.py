@@ -78,7 +78,9 @@ class Judge:
     def calibration(self, program: Program, folded: Folded) -> Calibration:
         """What files in int8 of a program are calibrated and judged with; `folded` is what they do besides."""
         called = _Called(program, folded)
-        return Calibration(lambda samples, batch: self._samples(called, samples, batch), self._judge(called))
+        return Calibration(
+            lambda samples, batch: self._samples(called, samples, batch), self._judge(called), self.metric.share
+        )
 
     def _samples(self, called: _Called, wanted: int, batch: int | None) -> Sequence[Sequence[Array]]:
         """The inputs of the first samples, in runs of the batch that a file takes."""

@@ -440,7 +440,11 @@ _BESIDE: Final = ("checkpoint_seconds", "tensorboard")
 
 def _owner(plan: Plan, program: Program) -> dict[str, str]:
     """What a compile must have in common with the one that left the checkpoints."""
-    said = {key: value for key, value in plan.to_dict().items() if key not in ("export", "hashes", "versions")}
+    said = {
+        key: value
+        for key, value in plan.to_dict().items()
+        if key not in ("export", "preprocess", "postprocess", "hashes", "versions")
+    }
     if "train" in said:
         said["train"] = {key: value for key, value in said["train"].items() if key not in _BESIDE}
     return {

@@ -150,7 +150,7 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
     _show_reasons(report, reasons)
     if tells(report):
         say("")
-        show_targets(report.targets, share=bool(report.metric and report.metric.share))
+        show_targets(report.targets)
     for note in report.notes:
         say(f"note: {note}")
     for warning in report.warnings:
@@ -160,10 +160,9 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
         say(Text(f"\nWARNING: {alarm}", "bold red"))
 
 
-def show_targets(reports: Sequence[TargetReport], *, share: bool = False) -> None:
-    """The table of exports, what failed with its way out, and what converters printed then. `share` says whether the
-    metric reads in per cent."""
-    table("", COLUMNS, target_rows(reports, share), right=RIGHT)
+def show_targets(reports: Sequence[TargetReport]) -> None:
+    """The table of exports, what failed with its way out, and what converters printed then."""
+    table("", COLUMNS, target_rows(reports), right=RIGHT)
     for line in target_lines(reports):
         say(Text(line, "cyan" if line.startswith("hint: ") else "default"))
     for report in reports:

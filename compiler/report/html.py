@@ -80,7 +80,7 @@ def report_html(report: Report) -> str:
         trainings=trainings(report),
         pictures=pictures(report),
         tables=tables(report),
-        targets=target_rows(report.targets, bool(report.metric and report.metric.share)) if tells(report) else (),
+        targets=target_rows(report.targets) if tells(report) else (),
         target_columns=COLUMNS,
         target_numbers=RIGHT,
         target_lines=target_lines(report.targets),

@@ -23,8 +23,8 @@ def tells(report: Report) -> bool:
     )
 
 
-def target_rows(reports: Sequence[TargetReport], share: bool = False) -> list[tuple[str, ...]]:
-    """A row for each target, and one for its files in int8. `share` says whether the metric reads in per cent."""
+def target_rows(reports: Sequence[TargetReport]) -> list[tuple[str, ...]]:
+    """A row for each target, and one for its files in int8."""
     rows: list[tuple[str, ...]] = []
     for report in reports:
         if report.error:
@@ -34,16 +34,16 @@ def target_rows(reports: Sequence[TargetReport], share: bool = False) -> list[tu
         difference = "not executed" if report.difference is None else f"{report.difference:.1e}"
         rows.append((report.target, report.files[0], sizes, difference, *_times(report.latency), report.runtime))
         if report.int8 is not None:
-            rows.append(_int8(report.int8, share))
+            rows.append(_int8(report.int8))
     return rows
 
 
-def _int8(int8: Int8Report, share: bool) -> tuple[str, ...]:
+def _int8(int8: Int8Report) -> tuple[str, ...]:
     if int8.error:
         return ("  int8", "failed", "", "", "", "", "")
     judged = ""
     if int8.before is not None and int8.after is not None:
-        judged = f"{int8.metric} {metric_text(int8.before, share)} -> {metric_text(int8.after, share)}"
+        judged = f"{int8.metric} {metric_text(int8.before, int8.share)} -> {metric_text(int8.after, int8.share)}"
     return ("  int8", int8.files[0], size(int8.bytes), "", *_times(int8.latency), judged)
 
 

@@ -78,6 +78,8 @@ class Int8Report:
     before: float | None = None
     """The metric of the float32 files in the runtime."""
     after: float | None = None
+    share: bool = False
+    """Whether the metric reads in per cent."""
     error: str = ""
     """Why there are none."""
 
@@ -130,6 +132,8 @@ class Calibration:
     samples: Callable[[int, int | None], Sequence[Sequence[Array]]]
     """The inputs of so many samples, in runs of this batch size; of any where it is None."""
     judge: Judge | None = None
+    share: bool = False
+    """Whether the metric reads in per cent."""
 
 
 # -- whether it can be used ------------------------------------------------------------------------------------------
@@ -439,7 +443,7 @@ class Export:
                 return found
             if calibration.judge is not None:
                 (name, before), (_, after) = (calibration.judge(self.runs(path, batch)) for path in (self.path, to))
-                found = replace(found, metric=name, before=before, after=after)
+                found = replace(found, metric=name, before=before, after=after, share=calibration.share)
             return replace(found, latency=self._times(to, None)) if timed else found
         except PrunecError as error:
             for path in self.target.beside(to):

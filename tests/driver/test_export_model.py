@@ -65,6 +65,7 @@ def test_a_folder_is_compared_with_its_original_and_judged_on_its_data(capsys):
     assert all(timed["dense"] > 0 for timed in row["latency"])
     assert row["int8"]["metric"] == "accuracy"
     assert row["int8"]["before"] > 0.98
+    assert "accuracy 99." in capsys.readouterr().out
     assert names("out") == {
         ".prunec-manifest.json",
         "model.py",

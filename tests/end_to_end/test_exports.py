@@ -177,3 +177,12 @@ def test_what_does_not_fit_is_told_before_any_work(said, words, capsys):
     assert not Path("out").exists()
     assert cli.run(["check", "plan.yaml"]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_lock_names_the_file_of_names_from_where_it_lies():
+    Path("classes.txt").write_text("".join(f"digit {number}\n" for number in range(10)))
+    assert folding(export=["onnx"], postprocess={"names": "classes.txt"}) == 0
+    assert json.loads(Path("out/plan.lock.json").read_text())["postprocess"]["names"] == "../classes.txt"
+    assert cli.run(["compile", "out/plan.lock.json", "-o", "again", "--quick"]) == 0
+    assert Path("again/labels.txt").read_text() == Path("classes.txt").read_text()
+    assert Path("again/model.onnx").stat().st_size == Path("out/model.onnx").stat().st_size

@@ -12,7 +12,7 @@ from prunec.compiler.report.targets import COLUMNS, target_lines, target_rows, t
 
 
 def test_a_row_for_each_target_and_for_its_files_in_int8():
-    rows = target_rows(FULL.targets, share=True)
+    rows = target_rows(FULL.targets)
     assert rows == [
         (
             "onnx",

@@ -103,7 +103,9 @@ FULL = replace(
             120_000,
             difference=3.1e-07,
             latency=(Timed(1, 0.000065, 0.00013), Timed(2, 0.00005, 0.0001)),
-            int8=Int8Report(("model.int8.onnx",), 20_000, (Timed(1, 0.00004, None),), "accuracy", 0.98, 0.975),
+            int8=Int8Report(
+                ("model.int8.onnx",), 20_000, (Timed(1, 0.00004, None),), "accuracy", 0.98, 0.975, share=True
+            ),
         ),
         TargetReport("coreml", "coremltools 9.0", ("model.mlpackage",), 70_000, unrunnable="it runs on macOS alone"),
         TargetReport(
