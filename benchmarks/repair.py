@@ -1,74 +1,99 @@
-"""What `repair` gives back without training, on the trained networks for digits, at 75, 50 and 35% of the MACs.
+"""What is left of networks without any training: each way to choose channels with each way to repair, under budgets.
 
-    python benchmarks/repair.py            half a minute on one core; the table goes to the console
+    python benchmarks/repair.py                                      the embedded networks for digits: minutes
+    python benchmarks/repair.py fashion_resnet fashion_mobile --seeds 5 --keep weights     trained first, if need be
+    python benchmarks/repair.py embedded_cnn --samples 64 --budgets 50% 25%
 
-Units are chosen by L1 under a budget of MACs, and 512 unlabelled training images are looked at. Each cell is the
-accuracy on the 360 test images, and the CPU seconds of the repair.
+The networks are those of `trained.py`, where a seed decides weights and data. Each cell is the accuracy on the test
+images in percent, the mean over seeds, and the CPU seconds of the whole compile. Labels are read by `taylor` alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
-import safetensors.torch
+import numpy as np
 import torch
 from torch import nn
+from trained import NETWORKS, trained
 
 from prunec.compiler import compile
-from prunec.models import digits
-from prunec.models.data import digits as digits_data
+from prunec.compiler.errors import PassError
+from prunec.models.data import TensorData
+from prunec.models.train import accuracy
 
-NETWORKS: Final[dict[str, tuple[Callable[[], nn.Module], str]]] = {
-    "cnn": (digits.cnn, "digits.safetensors"),
-    "resnet": (digits.resnet, "digits_resnet.safetensors"),
+CHOICES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
+    "random": ({"criterion": "random"}, {}),
+    "l1": ({"criterion": "l1"}, {}),
+    "taylor": ({"criterion": "taylor", "samples": 512}, {}),
+    "reconstruction": ({"criterion": "reconstruction", "samples": 512}, {"method": "knapsack"}),
 }
-BUDGETS: Final = ("75%", "50%", "35%")
-REPAIRS: Final[dict[str, Any]] = {
-    "none": None,
-    "bias": "bias",
-    "batch_norm": "batch_norm",
-    "least_squares, readers": {"method": "least_squares", "layers": "readers"},
-    "least_squares": "least_squares",
-}
+"""How channels are chosen -> the options of `score` and of `select`."""
+REPAIRS: Final = ("none", "bias", "batch_norm", "least_squares")
 
 
-def accuracy(model: nn.Module) -> float:
-    """The share of test images that a model classifies rightly, in percent."""
-    right = total = 0
-    with torch.no_grad():
-        for images, labels in digits_data().test():
-            right += int((model(images).argmax(1) == labels).sum())
-            total += len(labels)
-    return 100 * right / total
+def plans(budget: str, samples: int) -> dict[str, list[Any]]:
+    """The passes of each method under a budget of MACs."""
+    found: dict[str, list[Any]] = {}
+    for name, (score, select) in CHOICES.items():
+        score = {**score, "samples": samples} if "samples" in score else score
+        for repair in REPAIRS:
+            cut = [{"score": score}, {"select": {"budget": {"macs": budget}, "multiple_of": 1, **select}}, "shrink"]
+            last = [] if repair == "none" else [{"repair": {"method": repair, "samples": samples}}]
+            found[f"{name}, {repair}"] = [*cut, *last]
+    score, select = CHOICES["reconstruction"]
+    inside = [{"score": {**score, "samples": samples}}, {"select": {"multiple_of": 1, **select}}, "shrink"]
+    squares = {"repair": {"method": "least_squares", "samples": samples}}
+    rounds = {"repeat": {"steps": 3, "to": {"macs": budget}, "passes": [*inside, squares]}}
+    found["reconstruction, three rounds"] = [rounds]
+    merge = {"merge": {"inexact": "least_squares", "samples": samples}}
+    found["merged"] = [{"cluster": {"budget": {"macs": budget}}}, merge]
+    found["merged, least_squares"] = [*found["merged"], squares]
+    found["factorised"] = [{"factorise": {"budget": {"macs": budget}, "samples": samples}}]
+    return found
+
+
+def cell(net: nn.Module, data: TensorData, passes: Sequence[Any]) -> tuple[float, float]:
+    """Accuracy in percent, and CPU seconds; NaN where the budget is out of reach."""
+    example = next(iter(data.test()))[0][:2]
+    start = time.process_time()
+    try:
+        seen = {"train": list(data.train())}
+        found = compile(net, {"plan": 1, "passes": list(passes)}, example_inputs=(example,), data=seen)
+    except PassError:
+        return float("nan"), float("nan")
+    return 100 * accuracy(found.module, data.test()), time.process_time() - start
 
 
 def main() -> None:
     """Print a table for each network."""
+    options = _parser().parse_args()
     torch.set_num_threads(1)
-    for name, (make, weights) in NETWORKS.items():
-        net = make()
-        net.load_state_dict(safetensors.torch.load_file(digits.WEIGHTS / weights))
-        net.eval()
-        print(
-            f"\n{name}, dense {accuracy(net):.1f}\n\n| repair | {' | '.join(BUDGETS)} |\n|---|{'---|' * len(BUDGETS)}"
-        )
-        for title, repair in REPAIRS.items():
-            print(f"| {title} | {' | '.join(cell(net, budget, repair) for budget in BUDGETS)} |", flush=True)
+    for name in options.networks:
+        nets = [trained(name, seed, options.keep) for seed in range(options.seeds)]
+        dense = np.mean([100 * accuracy(net, data.test()) for net, data in nets])
+        print(f"\n| {name}, dense {dense:.1f} | {' | '.join(options.budgets)} |\n|---|{'---|' * len(options.budgets)}")
+        for method in plans("50%", options.samples):
+            cells = []
+            for budget in options.budgets:
+                rows = [cell(net, data, plans(budget, options.samples)[method]) for net, data in nets]
+                right, seconds = np.mean(rows, axis=0)
+                cells.append("out of reach" if np.isnan(right) else f"{right:.1f} ({seconds:.1f} s)")
+            print(f"| {method} | {' | '.join(cells)} |", flush=True)
 
 
-def cell(net: nn.Module, budget: str, repair: Any) -> str:
-    """Accuracy and seconds of one compile."""
-    passes: list[Any] = [{"score": "l1"}, {"select": {"budget": {"macs": budget}}}, "shrink"]
-    images = next(iter(digits_data().test()))[0][:2]
-    seconds = []
-    for extra in ([], [{"repair": repair}]) if repair else ([],):
-        start = time.process_time()
-        found = compile(net, {"plan": 1, "passes": [*passes, *extra]}, example_inputs=(images,), data=digits_data())
-        seconds.append(time.process_time() - start)
-    told = f" ({max(0.0, seconds[1] - seconds[0]):.1f} s)" if repair else ""
-    return f"{accuracy(found.module):.1f}{told}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Accuracy without training.")
+    parser.add_argument("networks", nargs="*", default=["embedded_cnn", "embedded_resnet"], help=", ".join(NETWORKS))
+    parser.add_argument("--budgets", nargs="+", default=["75%", "50%", "35%", "25%"], help="shares of the MACs")
+    parser.add_argument("--samples", type=int, default=512, help="how many training images are looked at")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a folder for trained weights")
+    return parser
 
 
 if __name__ == "__main__":

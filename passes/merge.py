@@ -142,7 +142,7 @@ class Merge(Pass):
             for value in np.unique(kind[group.where][~stays]):
                 mine = kind[group.where] == value
                 kept, gone = np.flatnonzero(mine & stays), np.flatnonzero(mine & ~stays)
-                errors[name] = max(errors.get(name, 0.0), share_left(grams, kept, gone))
+                errors[name] = max(errors.get(name, 0.0), share_left(some, grams, kept, gone))
                 for read, gram in _by_axis(some, grams):
                     fold(tensors, read, gram, kept, gone)
             keep[group.where] = stays

@@ -42,6 +42,8 @@ class Read:
     dim: int
     places: IntArray
     """[units, k]: positions along `dim`; the i-th of one unit corresponds to the i-th of another."""
+    present: IntArray
+    """The units that are read; those of others in `places` mean nothing."""
 
 
 def reads_of(analysis: Analysis, group: Group) -> list[Read] | str:
@@ -54,16 +56,18 @@ def reads_of(analysis: Analysis, group: Group) -> list[Read] | str:
         order = np.lexsort((member.positions, member.units))
         counts = np.bincount(member.units, minlength=group.size)
         grouped = analysis.program.groups_along(member.axis) > 1
-        if counts.min() != counts.max() or member.axis.dim != 1 or grouped:
+        present = np.flatnonzero(counts)
+        if np.unique(counts[present]).size != 1 or member.axis.dim != 1 or grouped:
             return f"{member.axis} reads its units in different ways"
-        places = member.positions[order].reshape(group.size, -1)
+        places = np.zeros((group.size, counts.max()), dtype=np.int64)
+        places[present] = member.positions[order].reshape(present.size, -1)
         for user in users:
             source = user.all_input_nodes[0]
             value = source.meta.get("val")
             if not isinstance(value, Tensor):
                 return f"what {member.axis} reads isn't the value of one node"
             weight = analysis.program.tensors[member.axis.tensor]
-            found.append(Read(member, source, value.ndim - 1 if weight.ndim == 2 else 1, places))
+            found.append(Read(member, source, value.ndim - 1 if weight.ndim == 2 else 1, places, present))
     return found or "nothing reads it by a weight"
 
 
@@ -93,6 +97,8 @@ def moments(reads: Sequence[Read], program: Program, calibration: Calibration, c
 
 def coefficients(gram: Tensor, kept: IntArray, gone: IntArray) -> Tensor:
     """C, [kept, gone], of least squares; the smallest where several are."""
+    if not kept.size:
+        return gram.new_zeros(0, gone.size)
     inner = gram[kept][:, kept]
     values, vectors = torch.linalg.eigh(inner)
     fine = values > _LEAST * values.amax().clamp(min=1e-300)
@@ -103,6 +109,7 @@ def coefficients(gram: Tensor, kept: IntArray, gone: IntArray) -> Tensor:
 
 def fold(tensors: Tensors, read: Read, gram: Tensor, kept: IntArray, gone: IntArray) -> None:
     """Add to the columns of units that stay what stands for those that go."""
+    kept, gone = (np.intersect1d(units, read.present) for units in (kept, gone))
     mixed = coefficients(gram, kept, gone)
     for each in range(read.places.shape[1]):
         rows = tensors.rows(read.member.axis, read.places[gone, each])
@@ -110,10 +117,12 @@ def fold(tensors: Tensors, read: Read, gram: Tensor, kept: IntArray, gone: IntAr
         tensors.accumulate(read.member.axis, read.places[kept, each], change)
 
 
-def share_left(grams: Sequence[Tensor], kept: IntArray, gone: IntArray) -> float:
+def share_left(reads: Sequence[Read], grams: Sequence[Tensor], kept: IntArray, gone: IntArray) -> float:
     """The share of what is read of the units that go which the others can't make up for, over all reads."""
     lost = whole = 0.0
-    for gram in grams:
+    kept_of, gone_of = kept, gone
+    for read, gram in zip(reads, grams, strict=True):
+        kept, gone = (np.intersect1d(units, read.present) for units in (kept_of, gone_of))
         mixed = coefficients(gram, kept, gone)
         own = gram[gone][:, gone].diagonal().sum()
         whole += float(own)

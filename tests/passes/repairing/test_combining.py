@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,15 @@ def test_a_combination_of_others_goes_without_a_trace(reader, run, more):
     assert record["verification"]["difference"] < 1e-9
 
 
+def test_a_reader_of_some_units_alone():
+    """A stream that is padded with zero channels: a later reader sees its units beside others."""
+    run = lambda m, x: m.c(F.pad((y := m.a(x)), (0, 0, 0, 0, 2, 2)) + m.b(y))  # noqa: E731
+    net = _net(nn.Conv2d(8, 12, 3, padding=1), run, c=nn.Conv2d(12, 4, 1))
+    found = _merged(net)
+    assert found.module.a.weight.shape[0] == 6
+    assert found.report["passes"][1]["verification"]["difference"] < 1e-9
+
+
 def test_it_is_nearer_than_dropping_and_than_means():
     net = _net(nn.Conv2d(8, 4, 3, padding=1), lambda m, x: m.b(m.a(x).relu()))
     x = torch.cat(_images(16, seed=2))
@@ -81,7 +91,7 @@ def test_it_is_nearer_than_dropping_and_than_means():
 
 def test_singular_moments_give_the_smallest_combination():
     rows = torch.tensor([[1.0, 2.0, -1.0], [1.0, 2.0, -1.0], [3.0, 6.0, -3.0], [0.0, 0.0, 0.0]]).double()
-    found = coefficients(rows @ rows.T, [0, 1, 3], [2])
+    found = coefficients(rows @ rows.T, np.array([0, 1, 3]), np.array([2]))
     assert torch.allclose(found[:, 0], torch.tensor([1.5, 1.5, 0.0]).double())
 
 
