@@ -23,6 +23,10 @@ CRITERIA = (
     "apoz mutual_information obd obd_fisher obs oracle class_maps class_weights"
 ).split()
 
+IMAGES = {"layers": "all", "steps": 3, "clusters": 2, "blur_width": 1.0, "blur_every": 1} | dict.fromkeys(
+    ("small_norm", "small_contribution"), "20%"
+)
+
 
 class Mixed(nn.Module):
     """Grouped, depthwise and transposed convolutions, group norm, a concatenation, views, and an assignment."""
@@ -71,6 +75,7 @@ PLANS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "merge": (small, [{"cluster": "20%"}, {"merge": {"inexact": "mean"}}]),
     "mixed": (Mixed, [{"score": "taylor"}, *CUT]),
     "attention": (Attention, [{"score": "taylor"}, *CUT]),
+    "images": (small, [{"visualise": IMAGES}, {"score": "l1"}, *CUT]),
     "train": (small, [{"score": "l1"}, *CUT, {"finetune": {"updates": 2, "distill": {"features": 1.0}}}]),
 }
 
