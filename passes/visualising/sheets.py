@@ -109,8 +109,8 @@ class Sheet:
 
 
 def _told(classes: str) -> str:
-    """`class 3` of a class without a name, which would look like a unit's number."""
-    return f"class {classes}" if classes[:1].isdigit() else classes
+    """`class 3` of a class without a name, which would look like a unit's number; `classes 3, 5` of several."""
+    return f"class{'es' if ', ' in classes else ''} {classes}" if classes[:1].isdigit() else classes
 
 
 def _short(name: str) -> str:
