@@ -9,8 +9,10 @@ then units go until 70, 50 and 30% of the MACs are left. Accuracy is balanced: t
 share of their test images (1,000 each, which nothing else reads) that the slim network puts right; `whole` is the
 original restricted to these classes.
 
-`wrong` goes by as many other classes in place of those that are kept, `any` by all ten. `repaired` is what
-`repair: least_squares` makes of the same network with 512 training images, without labels.
+`evidence` is the table of the pass `class_evidence`, of all ten classes, on the whole network; a criterion alone looks
+at the network, and at samples, of the kept classes. `wrong` goes by as many other classes in place of those that are
+kept, `any` by all ten. `repaired` is what `repair: least_squares` makes of the same network with 512 training images,
+without labels.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ from prunec.compiler.driver.classes import adapt
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
+from prunec.passes.class_evidence import ClassEvidencePass
 from prunec.passes.repair import Repair
 from prunec.passes.score import Score
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink
+from prunec.passes.visualise import Visualise
 
 RESULTS: Final = Path(__file__).parent / "results" / "class_adaptive.csv"
 NETWORKS: Final = ("fashion_resnet", "fashion_plain")
@@ -49,6 +53,8 @@ SIZES: Final = (2, 3, 5)
 BUDGETS: Final = (0.7, 0.5, 0.3)
 CLASSES: Final = 10
 SAMPLES: Final = 512
+EVIDENCE: Final = 1024
+"""Samples of all classes that evidence comes of, about a hundred of each."""
 TESTED: Final = 10_000
 CASE: Final = ("network", "seed", "size", "classes", "by", "budget")
 FIGURES: Final = ("whole", "accuracy", "repaired")
@@ -61,18 +67,28 @@ class Way:
     score: Any
     select: Mapping[str, Any] = field(default_factory=dict)
     looks_at: str = "kept"
+    repaired: bool = False
+    """Whether what is left is repaired, too: that takes as long as all the rest."""
+    evidence: str | None = None
+    """The criterion of the pass `class_evidence` that comes before; None for none."""
 
 
 WAYS: Final[Mapping[str, Way]] = {
-    "class_weights": Way("class_weights"),
+    **{
+        f"evidence by {of}, {level}": Way({"class_evidence": {"level": level}}, evidence=f"class_{of}")
+        for of in ("weights", "maps")
+        for level in ("filter", "balanced", "cluster")
+    },
+    "class_weights": Way("class_weights", repaired=True),
     "class_weights, balanced": Way({"class_weights": {"level": "balanced"}}),
-    "class_maps": Way("class_maps"),
+    "class_maps": Way("class_maps", repaired=True),
     "class_maps, balanced": Way({"class_maps": {"level": "balanced"}}),
-    "taylor": Way("taylor"),
+    "taylor": Way("taylor", repaired=True),
     "taylor, knapsack": Way("taylor", {"method": "knapsack"}),
     "fisher_gate, knapsack": Way("fisher_gate", {"method": "knapsack"}),
-    "l1": Way("l1"),
-    "random": Way("random"),
+    "l1": Way("l1", repaired=True),
+    "random": Way("random", repaired=True),
+    "evidence by weights, wrong": Way("class_evidence", looks_at="wrong", evidence="class_weights"),
     "class_weights, any": Way("class_weights", looks_at="any"),
     "taylor, any": Way("taylor", looks_at="any"),
     "class_weights, wrong": Way("class_weights", looks_at="wrong"),
@@ -100,6 +116,10 @@ class Subject:
     others: tuple[int, ...]
     images: Tensor
     labels: Tensor
+    pictured: dict[str, Any] = field(default_factory=dict)
+    """The clusters of images, which are the same whatever classes are kept."""
+    tables: dict[str, Any] = field(default_factory=dict)
+    """The evidence by each criterion."""
 
     @cached_property
     def slim(self) -> tuple[Program, Context]:
@@ -115,6 +135,8 @@ class Subject:
     def scored(self, way: Way) -> Program:
         """The network of the kept classes with the scores that a way gives."""
         program, _ = self.slim
+        if way.evidence is not None:
+            return self._by_evidence(way)
         where, beside = {"kept": self.slim, "wrong": self.of(self.others), "any": self.of(None)}[way.looks_at]
         score = Score.model_validate({"criterion": way.score})
         if score.criterion.data:
@@ -124,6 +146,20 @@ class Subject:
         if any(found[group.name].shape != (group.size,) for group in groups):
             raise ValueError("groups must have the same units whatever classes are kept")
         return program.with_facts(scores=found)
+
+    def _by_evidence(self, way: Way) -> Program:
+        (program, context), by = self.slim, str(way.evidence)
+        if by not in self.tables:
+            found = ClassEvidencePass.model_validate({"criterion": by, "samples": EVIDENCE}).run(program, context)
+            self.tables[by] = found.program.facts["class_evidence"]
+        if not self.pictured:
+            self.pictured.update(Visualise(layers="all").run(program, context).program.facts["image_clusters"])
+        program = program.with_facts(class_evidence=self.tables[by], image_clusters=self.pictured)
+        name, options = (way.score, {}) if isinstance(way.score, str) else next(iter(way.score.items()))
+        if way.looks_at == "wrong":
+            options = {**options, "classes": self.others}
+        score = Score.model_validate({"criterion": {name: options}})
+        return score.run(program, context).program
 
     def cut(self, scored: Program, select: Mapping[str, Any], budget: float) -> Program:
         """What is left of the network."""
@@ -148,35 +184,38 @@ def subjects(network: str, seed: int, keep: Path | None) -> Iterator[Subject]:
     model, data = trained(network, seed, keep)
     program = trace(model, (torch.zeros(1, 1, 14, 14),))
     images, labels = fashion(seed, tested=TESTED).parts["test"]
+    pictured: dict[str, Any] = {}
     for size in SIZES:
         kept, others = drawn(seed, size)
         mine = torch.isin(labels, torch.tensor(kept))
         new = torch.searchsorted(torch.tensor(kept), labels[mine])
-        yield Subject(program, Data.of(data, seed=seed), seed, kept, others, images[mine], new)
+        yield Subject(program, Data.of(data, seed=seed), seed, kept, others, images[mine], new, pictured)
 
 
 def measured(network: str, seed: int, options: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[Row]:
     """Every subset, way and budget that isn't `done`."""
     for subject in subjects(network, seed, options.keep):
-        told = (network, str(seed), str(len(subject.kept)), " ".join(map(str, subject.kept)))
+        about = (network, str(seed), str(len(subject.kept)), " ".join(map(str, subject.kept)))
         whole = subject.accuracy(subject.slim[0].module)
         for by in options.scores:
-            cases = {budget: (*told, by, str(budget)) for budget in options.budgets}
+            cases = {budget: (*about, by, str(budget)) for budget in options.budgets}
             if done.issuperset(cases.values()):
                 continue
             scored = subject.scored(WAYS[by])
             for budget, case in cases.items():
                 slim = subject.cut(scored, WAYS[by].select, budget)
-                repaired = subject.repaired(slim)
-                figures = (whole, subject.accuracy(slim.module), subject.accuracy(repaired.module))
+                figures = [whole, subject.accuracy(slim.module)]
+                if WAYS[by].repaired:
+                    figures.append(subject.accuracy(subject.repaired(slim).module))
                 if case not in done:
-                    yield dict(zip((*CASE, *FIGURES), (*case, *(f"{each:.2f}" for each in figures)), strict=True))
+                    told = [f"{each:.2f}" for each in figures]
+                    yield dict(zip((*CASE, *FIGURES), (*case, *told, "")[: len(CASE + FIGURES)], strict=True))
 
 
 def table_of(rows: Iterable[Row], figure: str, by: str) -> Table:
     """A line for each way: means over seeds and all else but the columns, which are the values of `by`."""
     found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
+    for row in (row for row in rows if row[figure]):
         column = f"{row['network'].removeprefix('fashion_')} {row[by]}"
         for name, value in ((row["by"], row[figure]), ("whole", row["whole"])):
             found.setdefault(name, {}).setdefault(column, []).append(float(value))
