@@ -302,7 +302,8 @@ def _compile(
     original = None
     if found is not None:
         with unwritten(before) if regions is None else untouched(old):
-            original = evaluate_first(old, found, inputs, metric, progress)
+            classes = 0 if adapted.kept is None else len(adapted.kept.kept)
+            original = evaluate_first(old, found, inputs, metric, progress, classes)
     try:
         outcome = run_passes(before, steps, context)
     finally:
@@ -325,6 +326,8 @@ def _compile(
         with unwritten(outcome.program):
             compared = compare(original, _slim_model(outcome.program, regions), found, inputs, progress)
         report = _with_metric(report, plan, compared)
+        if report.classes is not None:
+            report = replace(report, classes=replace(report.classes, scores=compared.scores))
     elif plan.metric is not None:
         report = replace(report, warnings=(*report.warnings, _UNMEASURED.format(plan.metric.name)))
     slim = on_device(outcome.program, device_of(source))

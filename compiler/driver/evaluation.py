@@ -25,8 +25,9 @@ from prunec.compiler.errors import DataError
 from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.report.figures import metric_text
-from prunec.compiler.report.report import Change, Evaluation, Measured
+from prunec.compiler.report.report import Change, ClassScore, Evaluation, Measured
 from prunec.compiler.task.metrics import ACCURACY, Meter, Metric
+from prunec.compiler.task.outputs import Output, paired
 
 MEASURED: Final = ("test", "val")
 """The splits that a metric is measured on, the first that the data have; on `train` it would say little."""
@@ -54,6 +55,8 @@ class Evaluated:
     """Why there is no value."""
     hint: str = field(default="", compare=False)
     """What may be said in a plan to have one."""
+    by_class: tuple[tuple[int, int], ...] = ()
+    """Of each class, where that was asked for: its samples, and how many of them the model puts right."""
 
 
 def evaluate(
@@ -65,14 +68,16 @@ def evaluate(
     split: str | None = None,
     progress: Progress = silent,
     batches: int | None = None,
+    classes: int = 0,
 ) -> Evaluated:
     """The model's metric on a split, of so many batches, where that is given; by default on the test split, or on val.
+    With it each of so many `classes`, where the judged output has these and the labels are numbers of classes.
 
     `example` are example inputs, whose dtype the data take. The model runs in the mode that it is in. Raises
     `DataError` where the data can't be read or don't fit the model or a metric that somebody asked for; a metric that
     nobody asked for is left out.
     """
-    return _evaluated(module, data, example, _Asked(metric, split, progress, batches))
+    return _evaluated(module, data, example, _Asked(metric, split, progress, batches, classes=classes))
 
 
 def try_out(
@@ -91,6 +96,7 @@ class _Asked:
     progress: Progress = silent
     batches: int | None = None
     figure: bool = True
+    classes: int = 0
 
 
 def _evaluated(module: nn.Module, data: Data, example: Any, asked: _Asked) -> Evaluated:
@@ -99,6 +105,7 @@ def _evaluated(module: nn.Module, data: Data, example: Any, asked: _Asked) -> Ev
     assert chosen, "data have at least one split"
     run = _Run(data.read(chosen), metric, asked.progress, asked.batches)
     meter, unseen = None, split is not None or chosen in MEASURED
+    tally = _Tally(asked.classes, metric.output)
     with torch.no_grad():
         for outputs, batch in run.batches(module, example):
             if not unseen:
@@ -110,10 +117,39 @@ def _evaluated(module: nn.Module, data: Data, example: Any, asked: _Asked) -> Ev
                 break
             meter = meter or metric.meter(run.device)
             meter.update(outputs, batch)
+            tally.add(outputs, batch)
         if not run.seen.samples:
             raise DataError(f"the data's {chosen} split is empty", at=data.at)
-        found = Evaluated(chosen, run.seen.samples, run.seen.hexdigest(), run.shapes, metric, nan=run.nan)
+        seen = run.seen
+        found = Evaluated(chosen, seen.samples, seen.hexdigest(), run.shapes, metric, nan=run.nan, by_class=tally.found)
         return run.finished(found, meter if asked.figure and not run.left_out else None)
+
+
+class _Tally:
+    """Counts for each class its samples, and those whose largest output is at it."""
+
+    def __init__(self, classes: int, output: Output | None) -> None:
+        self.output, self.counts = output, torch.zeros(2, classes, dtype=torch.int64)
+
+    def add(self, outputs: Any, batch: Batch) -> None:
+        """Take a batch in; outputs or labels that are of something else end the count."""
+        classes = self.counts.shape[1]
+        if not classes:
+            return
+        pair = next(iter(paired(outputs, batch, self.output)), None)
+        labels = None if pair is None else replace(batch, labels=pair[1]).classes
+        fits = pair is not None and pair[0].ndim > 1 and labels is not None
+        if pair is None or labels is None or not fits or pair[0].shape[:2].numel() != pair[0].numel():
+            self.counts = torch.zeros(2, 0, dtype=torch.int64)
+            return
+        right = labels[pair[0].flatten(1).argmax(1) == labels]
+        self.counts += torch.stack([torch.bincount(each.cpu(), minlength=classes) for each in (labels, right)])
+
+    @property
+    def found(self) -> tuple[tuple[int, int], ...]:
+        """As in `Evaluated`; empty where nothing was counted."""
+        counts = self.counts.T.tolist() if self.counts.any() else []
+        return tuple((samples, right) for samples, right in counts)
 
 
 @dataclass
@@ -192,6 +228,14 @@ class Compared:
         return Measured(title, metric.higher_is_better, metric.share, Change(self.before.value, self.after.value))
 
     @property
+    def scores(self) -> tuple[ClassScore, ...]:
+        """Of each class, where both models were asked about the same samples."""
+        pairs = list(zip(self.before.by_class, self.after.by_class, strict=False))
+        if any(old[0] != new[0] for old, new in pairs):
+            return ()
+        return tuple(ClassScore(old[0], Change(old[1], new[1])) for old, new in pairs)
+
+    @property
     def evaluation(self) -> Evaluation:
         """What was measured, for the report."""
         left_out = self.before.left_out or self.after.left_out
@@ -225,10 +269,18 @@ def settled(metric: Metric, module: nn.Module, data: Data | None, example: Any) 
 
 
 def evaluate_first(
-    module: nn.Module, data: Data, example: Any, metric: Metric = ACCURACY, progress: Progress = silent
+    module: nn.Module,
+    data: Data,
+    example: Any,
+    metric: Metric = ACCURACY,
+    progress: Progress = silent,
+    classes: int = 0,
 ) -> Evaluated:
-    """Evaluate the original. Raises `DataError` as `evaluate` does, and where the data can't be read a second time."""
-    found = evaluate(module, data, example, metric, progress=progress)
+    """Evaluate the original, each of so many `classes` by itself, too.
+
+    Raises `DataError` as `evaluate` does, and where the data can't be read a second time.
+    """
+    found = evaluate(module, data, example, metric, progress=progress, classes=classes)
     if not found.left_out and next(iter(data.read(found.split)), None) is None:
         message = f"the data's {found.split} split is empty when it is read a second time"
         raise DataError(message, at=data.at, hint="data are read several times: make the batches anew at each reading")
@@ -239,7 +291,8 @@ def compare(original: Evaluated, slim: nn.Module, data: Data, example: Any, prog
     """Evaluate the slim model as the original was."""
     if original.left_out:
         return Compared(original, original)
-    return Compared(original, evaluate(slim, data, example, original.metric, progress=progress))
+    classes = len(original.by_class)
+    return Compared(original, evaluate(slim, data, example, original.metric, progress=progress, classes=classes))
 
 
 def collapse(before: Evaluated, after: Evaluated) -> str | None:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from prunec.compiler.report.report import Change, GroupWidths, Measured, Record, Report, RoundFigures, Rounds
+from prunec.compiler.report.report import (
+    Change,
+    GroupWidths,
+    KeptFindings,
+    Measured,
+    Record,
+    Report,
+    RoundFigures,
+    Rounds,
+)
 
 if TYPE_CHECKING:  # it comes with torch, which the command line's help doesn't wait for
     from prunec.compiler.cost.model import Cost
@@ -99,6 +108,7 @@ _Text = Callable[[float], str]
 _Row = tuple[_Read, _Text, Callable[[Change[float]], str], int]
 
 _ROWS: Final[Mapping[str, _Row]] = {
+    "balanced accuracy": (lambda report: report.classes.balanced if report.classes else None, percent, points, 1),
     "MACs": (lambda report: report.cost.each(lambda cost: cost.macs), count, relative, -1),
     "parameters": (lambda report: report.cost.each(lambda cost: cost.params), count, relative, -1),
     "activations at once": (lambda report: report.cost.each(lambda cost: cost.memory), count, relative, -1),
@@ -128,11 +138,28 @@ def kept_classes(report: Report) -> str:
     found = report.classes
     if found is None:
         return ""
-    names = found.names or ("",) * len(found.kept)
-    told = ", ".join(f"{name} ({old})" if name else str(old) for name, old in zip(names, found.kept, strict=True))
+    told = ", ".join(_titles(found))
     shares = "; probabilities are those among the kept classes" if found.renormalised else ""
     measured = f"; {report.metric.name} is that among them, before too" if report.metric else ""
     return f"classes: {len(found.kept)} of {found.of}: {told}{shares}{measured}"
+
+
+def _titles(found: KeptFindings) -> list[str]:
+    names = found.names or ("",) * len(found.kept)
+    return [f"{name} ({old})" if name else str(old) for name, old in zip(names, found.kept, strict=True)]
+
+
+def class_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """Of each class that is kept, and at last of all of them in the mean: how many samples, which share of them is put
+    right before and after, and the change. Empty where that isn't known."""
+    found = report.classes
+    if found is None or found.balanced is None:
+        return []
+    samples = [str(score.samples) for score in found.scores]
+    rows = zip(
+        [*_titles(found), "mean"], [*samples, ""], [*(s.accuracy for s in found.scores), found.balanced], strict=True
+    )
+    return [(name, many, percent(x.before), percent(x.after), points(x)) for name, many, x in rows]
 
 
 def evaluated(report: Report) -> str:

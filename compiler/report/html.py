@@ -65,6 +65,7 @@ def report_html(report: Report) -> str:
         figures=figures.figures(report),
         foretold=figures.foretold(report),
         kept_classes=figures.kept_classes(report),
+        class_rows=figures.class_rows(report),
         evaluated=figures.evaluated(report),
         unevaluated=figures.unevaluated(report),
         unmeasured=figures.unmeasured(report),

@@ -238,6 +238,19 @@ class RegionFindings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassScore:
+    """How many samples of a class are put right."""
+
+    samples: int
+    right: Change[int]
+
+    @property
+    def accuracy(self) -> Change[float]:
+        """The share of them."""
+        return self.right.each(lambda right: right / self.samples if self.samples else math.nan)
+
+
+@dataclass(frozen=True, slots=True)
 class KeptFindings:
     """The classes that a class-adaptive compile has kept."""
 
@@ -249,11 +262,28 @@ class KeptFindings:
     """Of the kept ones; empty where nobody knows them."""
     renormalised: bool = False
     """Whether the outputs are probabilities, which are taken over the kept classes."""
+    scores: tuple[ClassScore, ...] = ()
+    """Of each kept class; empty where nothing was measured."""
+
+    @property
+    def balanced(self) -> Change[float] | None:
+        """The mean of the classes' accuracies, however many samples each has."""
+        if not self.scores:
+            return None
+        found = [score.accuracy for score in self.scores]
+        return Change(
+            *(math.fsum(side) / len(found) for side in zip(*((x.before, x.after) for x in found), strict=True))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         named = {"names": list(self.names)} if self.names else {}
-        return {"kept": list(self.kept), "of": self.of, **named, "renormalised": self.renormalised}
+        said = {"kept": list(self.kept), "of": self.of, **named, "renormalised": self.renormalised}
+        if self.balanced is not None:
+            said["balanced_accuracy"] = self.balanced.to_dict()
+            said["samples"] = [score.samples for score in self.scores]
+            said["accuracy"] = [score.accuracy.to_dict() for score in self.scores]
+        return said
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,6 +289,35 @@ def test_data_without_labels_or_samples_are_told():
         adapted([1, 4], data=[(x, y + 3) for x, y in samples()])
 
 
+def test_each_class_is_scored_by_itself():
+    model = head("linear")
+    uneven = [(x, torch.where(y == 3, 0, y)) for x, y in samples()[:5]] + samples()[5:]
+    with torch.no_grad():  # else all are of one class
+        logits = model(torch.cat([x for x, _ in uneven]))
+        model.fc.bias[5] += (logits[:, 3] - logits[:, 5]).median()
+    result = adapted([3, 5], {"select": {"units": {"conv": [0, 1, 2, 3, 4]}}}, "shrink", model=model, data=uneven)
+    found = result.findings.classes
+    assert found is not None
+    assert found.balanced is not None
+    assert [score.samples for score in found.scores] == [4, 8]
+    sides = {"before": lambda x: model(x)[:, [3, 5]], "after": result.module}
+    for side, given in sides.items():
+        shares = []
+        for new, old in enumerate((3, 5)):
+            right = torch.cat([given(x[y == old]).argmax(1) == new for x, y in uneven])
+            shares.append(float(right.double().mean()))
+        assert [getattr(score.accuracy, side) for score in found.scores] == shares
+        assert getattr(found.balanced, side) == pytest.approx(sum(shares) / 2)
+    assert 0 < found.balanced.before != found.balanced.after > 0
+    assert ">mean</td>" in report_html(result.findings)
+
+
+def test_outputs_of_pixels_are_not_scored_by_class():
+    found = adapted([3, 5], model=head("pixels")).findings.classes
+    assert found is not None
+    assert found.scores == ()
+
+
 @pytest.mark.parametrize("lacking", ["train", "val"])
 def test_a_class_without_samples_is_told_before_any_pass(lacking):
     few = [(x[y != 4], y[y != 4]) for x, y in samples()]
@@ -328,7 +357,8 @@ def test_the_map_is_in_every_artifact(tmp_path, capsys):
     plan = {"classes": ["dog", "cat"], "passes": ["score", {"select": "50%"}, "shrink"], "export": ["onnx"]}
     result = compile(head("softmax"), {"plan": 1, **plan}, (X,), Images(), quick=True)
     report = result.save(tmp_path / "out")
-    assert report["classes"] == {"kept": [3, 5], "of": 10, "names": ["cat", "dog"], "renormalised": True}
+    known = {"kept": [3, 5], "of": 10, "names": ["cat", "dog"], "renormalised": True}
+    assert {key: report["classes"][key] for key in known} == known
     assert json.loads((tmp_path / "out/report.json").read_text())["classes"] == report["classes"]
     lock = json.loads((tmp_path / "out/plan.lock.json").read_text())
     assert lock["classes"] == {"keep": [3, 5], "names": {"3": "cat", "5": "dog"}}

@@ -55,6 +55,18 @@ def test_labels_as_data_sets_have_them(change):
     assert found(Named(), [(x, change(labels)) for x, labels in BATCHES]).value == 0.6
 
 
+def test_each_class_is_counted_where_somebody_asks():
+    assert found(Named(), BATCHES).by_class == ()
+    assert found(Named(), BATCHES, classes=3).by_class == ((3, 2), (1, 1), (1, 0))
+    column = [(x, labels[:, None].int()) for x, labels in BATCHES]
+    assert found(Named(), column, classes=3).by_class == ((3, 2), (1, 1), (1, 0))
+
+
+def test_what_is_of_no_class_is_not_counted():
+    pixels = [(torch.zeros(4, 3, 2, 2), torch.zeros(4, 2, 2, dtype=torch.int64))]
+    assert found(Named(), pixels, classes=3).by_class == ()
+
+
 def test_progress_is_told_from_the_first_to_the_last():
     seen: list[tuple[str, int, int]] = []
     found(Named(), BATCHES, progress=lambda *step: seen.append(step))

@@ -9,7 +9,7 @@ from example_reports import BARE, FULL
 
 from prunec.compiler.ir.program import Note
 from prunec.compiler.report import figures
-from prunec.compiler.report.report import Change, Evaluation, GroupWidths, Latency, Measured
+from prunec.compiler.report.report import Change, Evaluation, GroupWidths, KeptFindings, Latency, Measured
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ def test_a_bare_report_has_its_costs_alone():
 def test_everything_that_was_measured_has_a_line():
     assert lines(FULL) == [
         ("accuracy", "99.00%", "98.00%", "-1.00 points"),
+        ("balanced accuracy", "87.50%", "75.00%", "-12.50 points"),
         *lines(BARE),
         ("weights file", "118 kB", "58.6 kB", "-50.3%"),
         ("ONNX file", "120 kB", "60.0 kB", "-50.0%"),
@@ -167,3 +168,12 @@ def test_groups_that_are_wholly_pinned_are_left_alone():
 
 def test_the_channels_that_are_gone():
     assert [figures.removed(group) for group in BARE.groups] == [10, 0]
+
+
+def test_each_class_that_is_kept_has_a_row():
+    assert figures.class_rows(FULL) == [
+        ("cat (3)", "8", "100.00%", "75.00%", "-25.00 points"),
+        ("dog (5)", "4", "75.00%", "75.00%", "+0.00 points"),
+        ("mean", "", "87.50%", "75.00%", "-12.50 points"),
+    ]
+    assert figures.class_rows(BARE) == figures.class_rows(replace(FULL, classes=KeptFindings((3, 5), 10))) == []

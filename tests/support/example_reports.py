@@ -8,6 +8,7 @@ from prunec.compiler.cost.model import Cost
 from prunec.compiler.ir.program import Note
 from prunec.compiler.report.report import (
     Change,
+    ClassScore,
     Evaluation,
     GroupWidths,
     KeptFindings,
@@ -84,7 +85,9 @@ FULL = replace(
     alarms=("accuracy fell",),
     origin=ORIGIN,
     latency=Latency(predicted=Change(0.002, 0.001), measured=Change(0.004, 0.0025)),
-    classes=KeptFindings((3, 5), 10, ("cat", "dog"), renormalised=True),
+    classes=KeptFindings(
+        (3, 5), 10, ("cat", "dog"), renormalised=True, scores=(ClassScore(8, Change(8, 6)), ClassScore(4, Change(3, 3)))
+    ),
     region=RegionFindings(("backbone",), 3e-07, ("from model import splice; splice(model)",)),
     metric=Measured("accuracy", True, True, Change(0.99, 0.98)),
     evaluation=Evaluation("val", 1200),
