@@ -129,7 +129,7 @@ def _attachments(table: ClassTable) -> tuple[Attachment, ...]:
     caption = (
         "A row for each class and a column for each unit, sorted by the class that it has most to do with; 1 is what a "
         "unit of the group has to do with that class in the mean."
-    )
+    ) + (" The classes that are kept stand in bold." if table.kept else "")
     return (
         Attachment("class_evidence.csv", table_csv(table).encode()),
         Attachment("class_evidence.png", heat_map(table), "Which classes the units drive", caption),

@@ -19,18 +19,24 @@ from prunec.passes.criteria.class_tables import ClassTable, balanced, unit_label
 
 ROWS: Final = 24
 """Of more classes than this, those that the plan keeps are drawn, or those that most units are for."""
+NUMBERS: Final = 2_000_000
+"""Of a table with more numbers, the file has those of the classes that the plan keeps."""
 _WIDE: Final = 9.0
+_SCALE: Final = 0.25
+"""Inches for the scale of colours."""
 _DPI: Final = 110
 
 
 def table_csv(table: ClassTable) -> str:
-    """The table as it was measured: a line for each unit, with its label."""
+    """The table as it was measured: a line for each unit, with its label. A large one has the kept classes alone."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     titles = _titles(table)
-    writer.writerow(["group", "unit", "label", *titles])
+    large = sum(rows.size for rows in table.values()) > NUMBERS
+    columns = list(table.kept) if large and table.kept else list(range(len(titles)))
+    writer.writerow(["group", "unit", "label", *(titles[y] for y in columns)])
     for name, rows in table.items():
-        for unit, (label, row) in enumerate(zip(unit_labels(rows), rows.tolist(), strict=True)):
+        for unit, (label, row) in enumerate(zip(unit_labels(rows), rows[:, columns].tolist(), strict=True)):
             said = ["" if np.isnan(value) else f"{value:.6g}" for value in row]
             writer.writerow([name, unit, titles[label] if label >= 0 else "", *said])
     return text.getvalue()
@@ -40,8 +46,9 @@ def heat_map(table: ClassTable) -> bytes:
     """A PNG with a strip for each group: classes below each other, units side by side, sorted by their labels."""
     shown, titles = _shown(table), _titles(table)
     strip = max(0.35, 0.13 * len(shown))
-    figure = Figure(figsize=(_WIDE, 0.7 + (strip + 0.3) * len(table)), layout="constrained")
-    axes = figure.subplots(len(table), 1, squeeze=False)[:, 0]
+    figure = Figure(figsize=(_WIDE, 0.8 + (strip + 0.3) * len(table)), layout="constrained")
+    scale, *axes = figure.subplots(1 + len(table), 1, height_ratios=[_SCALE, *[strip] * len(table)])
+    scale.axis("off")
     drawn = {name: balanced(rows) for name, rows in table.items()}
     known = np.concatenate([each[np.isfinite(each)] for each in drawn.values()] or [np.ones(1)])
     highest = max(float(np.quantile(known, 0.99)) if known.size else 1.0, 1.0)
@@ -59,7 +66,7 @@ def heat_map(table: ClassTable) -> bytes:
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     if image is not None:
-        bar = figure.colorbar(image, ax=list(axes), location="top", aspect=60, fraction=0.02, shrink=0.5)
+        bar = figure.colorbar(image, cax=scale.inset_axes((0.25, 0.5, 0.5, 0.5)), orientation="horizontal")
         bar.set_label("evidence, in means of the class over the group's units", fontsize=8)
         bar.ax.tick_params(labelsize=7)
         bar.outline.set_visible(False)

@@ -7,6 +7,7 @@ import io
 import matplotlib.image
 import numpy as np
 
+from prunec.passes.criteria import class_pictures
 from prunec.passes.criteria.class_pictures import ROWS, heat_map, table_csv
 from prunec.passes.criteria.class_tables import ClassTable
 
@@ -16,6 +17,14 @@ def test_a_line_for_each_unit():
     table.titles = ("cat (0)", "1")
     expected = ["group,unit,label,cat (0),1", "conv,0,1,0.5,1.5", "conv,1,,,", "conv,2,cat (0),1,0"]
     assert table_csv(table).splitlines() == expected
+
+
+def test_a_large_table_is_of_the_kept_classes(monkeypatch):
+    monkeypatch.setattr(class_pictures, "NUMBERS", 5)
+    table = ClassTable(conv=np.array([[1.0, 2, 0], [0, 0, 3]]))
+    assert table_csv(table).splitlines()[0] == "group,unit,label,0,1,2"
+    table.kept = (0, 2)
+    assert table_csv(table).splitlines() == ["group,unit,label,0,2", "conv,0,0,1,0", "conv,1,2,0,3"]
 
 
 def size(table: ClassTable) -> tuple[int, int]:
