@@ -49,12 +49,15 @@ COLUMNS = (
 
 
 def dense(name: str) -> Program:
-    """A classifier with random weights and running statistics of its own activations, so that no value dies out."""
+    """A classifier with random weights and running statistics of its own activations, so that no value dies out; some
+    heads are made with weights of zero."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
+        if isinstance(module, torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.05)
     with torch.no_grad():
         model(torch.randn(8, 3, SIZE, SIZE))
     return trace(model.eval(), (torch.randn(1, 3, SIZE, SIZE),))
