@@ -20,6 +20,7 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import Context
 from prunec.models.digits import cnn
 from prunec.models.resnet import resnet
+from prunec.passes.score import Score
 from prunec.passes.visualise import Visualise
 from prunec.passes.visualising import work
 
@@ -240,3 +241,32 @@ def test_the_time_that_is_left_is_told_after_some_seconds():
     assert clock.left == ""
     assert clock.left == ", about 70 s left"
     assert clock.left == ", about 47 min left"
+
+
+def test_a_killed_compile_makes_no_image_twice_and_knows_the_facts(tmp_path, monkeypatch):
+    plan = {
+        "plan": 1,
+        "train": {"checkpoint_seconds": 0},
+        "passes": [
+            {"class_evidence": {"samples": 40}},
+            {"visualise": {"layers": ["conv2"], "steps": 2, "clusters": 3}},
+            {"score": {"criterion": {"class_evidence": {"level": "cluster"}}}},
+            {"select": "50%"},
+            "shrink",
+            {"finetune": {"updates": 2, "lr": 0.01}},
+        ],
+    }
+    arguments = (plan, (torch.zeros(2, 1, 8, 8),), batches())
+    whole = compile(digits(), *arguments)
+
+    def killed(*args) -> None:
+        raise Killed("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Score, "run", killed)
+        with pytest.raises(Killed):
+            compile(digits(), *arguments, checkpoints=tmp_path / "c")
+    monkeypatch.setattr(Visualise, "run", killed)
+    again = compile(digits(), *arguments, checkpoints=tmp_path / "c")
+    assert again.lock["removed"] == whole.lock["removed"]
+    assert [each.attachments for each in again.findings.passes] == [each.attachments for each in whole.findings.passes]
