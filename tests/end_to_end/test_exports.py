@@ -16,7 +16,9 @@ import yaml
 from prunec.compiler.cli import main as cli
 from prunec.compiler.driver import exports
 from prunec.compiler.errors import ModelError
+from prunec.compiler.plan.exports import EXPORTING
 from prunec.compiler.targets import exporting
+from prunec.compiler.targets.base import TARGETS
 from prunec.compiler.targets.exporting import missing
 from prunec.compiler.targets.openvino import OpenVino
 from prunec.compiler.targets.ort import Ort
@@ -64,6 +66,21 @@ def test_files_for_two_formats_with_int8_judged_on_the_data(capsys):
     shown = capsys.readouterr().out
     assert "model.int8.ort" in shown
     assert "accuracy 99" in shown
+
+
+def test_one_command_writes_the_files_of_every_runtime_that_is_installed(capsys):
+    names = [name for name in EXPORTING if missing(TARGETS.named(name)()) is None]
+    assert {"onnx", "ort"} <= set(names)
+    code, report, files = compiled(*names)
+    assert code == 0, [row.get("error") for row in report["targets"]]
+    assert [row["target"] for row in report["targets"]] == names
+    shown = capsys.readouterr().out
+    for row in report["targets"]:
+        assert set(row["files"]) <= files
+        assert row["bytes"] < row["dense_bytes"]
+        assert row.get("difference", 0.0) <= 1e-4
+        assert "difference" in row or "unrunnable" in row
+        assert row["files"][0] in shown
 
 
 def test_what_fails_fails_alone(capsys, monkeypatch):
