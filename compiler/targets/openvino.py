@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
+from unittest.mock import patch
 
 import torch.nn.functional as F
 
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+
+TELEMETRY: Final = "openvino_telemetry"
+"""The package that sends usage data."""
 
 
 class OpenVinoOptions(ExportOptions):
@@ -34,11 +39,10 @@ class OpenVino(Target):
 
     def convert(self, program: Program, path: Path, options: OpenVinoOptions) -> Converted:
         """By way of an ONNX file, whose batch stays open where the model allows it."""
-        import openvino  # noqa: PLC0415  (an extra)
-
         from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
         from prunec.compiler.targets.sources import fixed_batch  # noqa: PLC0415
 
+        openvino = _openvino()
         with TemporaryDirectory() as folder:
             source = Path(folder) / "model.onnx"
             report = export_onnx(program, source)
@@ -59,8 +63,7 @@ class OpenVino(Target):
         self, program: Program, path: Path, to: Path, options: OpenVinoOptions, samples: Sequence[Sequence[Array]]
     ) -> None:
         """By NNCF's post-training quantisation, which always has a scale for each channel of a weight."""
-        import openvino  # noqa: PLC0415  (an extra)
-
+        openvino = _openvino()
         with _telling_nobody():
             import nncf  # noqa: PLC0415  (an extra)
 
@@ -74,26 +77,34 @@ class OpenVino(Target):
         openvino.save_model(made, to, compress_to_fp16=False)
 
 
+def _openvino() -> Any:
+    """The package, an extra, imported so that it tells nobody."""
+    with _telling_nobody():
+        import openvino  # noqa: PLC0415
+
+    return openvino
+
+
 @contextmanager
 def _telling_nobody() -> Iterator[None]:
-    """While NNCF is imported it reads this variable, and sends no usage data then."""
-    before = os.environ.get("NNCF_CI")
-    os.environ["NNCF_CI"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["NNCF_CI"]
-        else:
-            os.environ["NNCF_CI"] = before
+    """While OpenVINO and NNCF are imported: they would start a process that sends usage data, and count their uses in
+    a file of the user's home. Neither insists on the package that does it."""
+    modules: dict[str, Any] = sys.modules
+    known = {name: module for name, module in modules.items() if name.split(".")[0] == TELEMETRY}
+    modules.update({TELEMETRY: None, **dict.fromkeys(known)})  # None: it can't be imported
+    with patch.dict(os.environ, NNCF_CI="1"):
+        try:
+            yield
+        finally:
+            del modules[TELEMETRY]
+            modules.update(known)
 
 
 class OpenVinoSession:
     """An IR that OpenVINO has compiled."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        import openvino  # noqa: PLC0415  (an extra)
-
+        openvino = _openvino()
         hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
         compiled = openvino.Core().compile_model(path, "CPU", hints)
         self._request: Any = compiled.create_infer_request()
