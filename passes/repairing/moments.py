@@ -164,7 +164,7 @@ def choose(
     `precision` is that of the type that the weights will have."""
     before = float((held.error(old) * weights).sum())
     found = []
-    for ridge in ridges(intercept):
+    for ridge in ridges(intercept, precision):
         fit = solve(fitted, old, ridge, intercept=intercept)
         error = before if fit is None else float((held.error(fit) * weights).sum())
         if error < before:
@@ -178,8 +178,9 @@ def choose(
     return Choice(old, None, before, before)
 
 
-def ridges(intercept: bool) -> Iterator[float]:
-    """All ridges that are tried; an infinite one moves the bias alone."""
-    yield from RIDGES
+def ridges(intercept: bool, precision: float) -> Iterator[float]:
+    """All ridges that are tried; an infinite one moves the bias alone. What is read has noise of its type's precision,
+    so that none is smaller."""
+    yield from (max(ridge, precision) for ridge in RIDGES)
     if intercept:
         yield float("inf")

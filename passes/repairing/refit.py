@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from prunec.compiler.ir.program import Axis, Program
 from prunec.passes.repairing.layers import Layer, affine_of
-from prunec.passes.repairing.moments import Choice, Fit, Moments, choose
+from prunec.passes.repairing.moments import Choice, Fit, Moments, choose, growth
 from prunec.passes.repairing.rows import Chosen, chosen, of_inputs, of_outputs, positions
 from prunec.passes.repairing.walk import Piece
 from prunec.passes.repairing.wide import Rows, WideChoice
@@ -112,9 +112,10 @@ class LeastSquares(_Place):
             )
         held = self._held(piece.samples, at).to(self.device)
         if isinstance(self.fitted, Rows) and isinstance(self.held, Rows):
-            self.held.aim(t[held])
-            self.fitted.aim(t[~held])
-            t = t - self._given(u)
+            given = self._given(u)
+            self.held.aim(t[held], given[held])
+            self.fitted.aim(t[~held], given[~held])
+            t = t - given
         self.held.add(u[held], t[held])
         self.fitted.add(u[~held], t[~held])
 
@@ -145,8 +146,9 @@ class LeastSquares(_Place):
         assert isinstance(fitted, Moments), "both are of one kind"
         assert isinstance(held, Moments), "both are of one kind"
         old = self.weight.double().flatten(1, -2)
-        counts = self.counts.reshape(self.groups, -1)
         bias = self._bias().reshape(self.groups, -1)
+        whole = fitted + held
+        counts = self._reached(whole.squares / whole.count, whole.size(Fit(old, bias)))
         intercept, precision = self.layer.bias is not None, torch.finfo(self.weight.dtype).eps
         choice = choose(fitted, held, Fit(old, bias), counts, intercept=intercept, precision=precision)
         if choice.ridge is None:
@@ -156,6 +158,15 @@ class LeastSquares(_Place):
             self.shift(((choice.fit.bias - bias) * (counts > 0)).reshape(-1))
         return choice
 
+    def _reached(self, wanted: Tensor, given: Tensor) -> Tensor:
+        """[groups, o]: how much each output's error counts, by the mean squares of what it should give and gives. One
+        that a batch norm scales to next to nothing would have to give too much, and is left alone."""
+        counts = self.counts.reshape(self.groups, -1)
+        if not self.layer.through_norm:
+            return counts
+        far = wanted > growth(torch.finfo(self.weight.dtype).eps) ** 2 * given
+        return counts.masked_fill(far, 0.0)
+
     def _write(self, some: slice, new: Tensor, counts: Tensor) -> None:
         """New weights, [groups, p, those], of some outputs of each group; those that don't count keep theirs."""
         old = self.weight[..., some]
@@ -163,7 +174,7 @@ class LeastSquares(_Place):
         old.copy_(torch.where(alive, new.view(old.shape).to(old.dtype), old))
 
     def _finish_wide(self, fitted: Rows, held: Rows) -> WideChoice:
-        counts = self.counts.reshape(self.groups, -1)
+        counts = self._reached(fitted.size + held.size, fitted.given + held.given)
         intercept = self.layer.bias is not None
         choice = choose_wide(fitted, held, counts, intercept=intercept, precision=torch.finfo(self.weight.dtype).eps)
         if choice.ridge is None:

@@ -36,19 +36,21 @@ class Rows:
     """[some rows, groups, o], in float64: what the layer's outputs lack."""
     size: Tensor = field(default_factory=lambda: torch.zeros(()))
     """[groups, o]: the sums of squares of what is to be given."""
+    given: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """[groups, o]: those of what is given."""
 
     def add(self, u: Tensor, lacking: Tensor) -> None:
         """Add rows: u [rows, groups, p], lacking [rows, groups, o]."""
         self.inputs.append(u)
         self.lacking.append(lacking.double())
 
-    def aim(self, t: Tensor) -> None:
-        """Note what is to be given, [rows, groups, o]."""
-        self.size = self.size.to(t) + t.square().sum(0)
+    def aim(self, t: Tensor, given: Tensor) -> None:
+        """Note what is to be given, and is, [rows, groups, o]."""
+        self.size, self.given = self.size.to(t) + t.square().sum(0), self.given.to(t) + given.square().sum(0)
 
     def __add__(self, other: Rows) -> Rows:
-        size = self.size.to(other.size) + other.size
-        return Rows(self.inputs + other.inputs, self.lacking + other.lacking, size)
+        size, given = self.size.to(other.size) + other.size, self.given.to(other.given) + other.given
+        return Rows(self.inputs + other.inputs, self.lacking + other.lacking, size, given)
 
     @property
     def count(self) -> int:
@@ -157,7 +159,7 @@ def choose(fitted: Rows, held: Rows, weights: Tensor, *, intercept: bool, precis
     solver = Solver.of(fitted, intercept=intercept)
     between = solver.between(held)
     found = []
-    for ridge in ridges(intercept):
+    for ridge in ridges(intercept, precision):
         error = float((solver.error(held, between, solver.coefficients(ridge)) * weights).sum())
         if error < before:
             found.append((error, ridge))

@@ -27,7 +27,7 @@ def _lacking(u: torch.Tensor, t: torch.Tensor, old: Fit, step: int = 7) -> Rows:
     made, lacking = Rows(), t - torch.einsum("rgp,gpo->rgo", u, old.weight) - old.bias
     for start in range(0, len(u), step):
         made.add(u[start : start + step], lacking[start : start + step])
-        made.aim(t[start : start + step])
+        made.aim(t[start : start + step], t[start : start + step] - lacking[start : start + step])
     return made
 
 
