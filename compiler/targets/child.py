@@ -24,7 +24,7 @@ from prunec.compiler.errors import TargetError
 
 def in_child(module: str, *args: str, what: str) -> str:
     """Run a module as a program, and give what it prints. Raises `TargetError` where it crashes; `what` names it."""
-    command = [sys.executable, "-m", module, *args]
+    command = [sys.executable, "-P", "-m", module, *args]  # -P: no module of the folder that the user is in
     found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     log = found.stdout + found.stderr
     if found.returncode < 0:

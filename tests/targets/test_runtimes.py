@@ -130,7 +130,9 @@ def test_one_program_gives_the_same_bytes_and_no_connection_is_opened(name, tmp_
     if name not in BY_CHANCE:
         assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
     started = [args[1] for event, args in events if event == "subprocess.Popen"]
-    assert all(command[1:2] == ["-m"] or Path(command[0]).name in ("pnnx", "flatc") for command in started), started
+    assert all(command[1:3] == ["-P", "-m"] or Path(command[0]).name in ("pnnx", "flatc") for command in started), (
+        started
+    )
     assert [event for event, _ in events if event != "subprocess.Popen"] == []
 
 
