@@ -125,7 +125,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/targets/onnx/ops/reshape.py": "targets/onnx/test_call.py",
     "compiler/targets/onnx/ops/shuffle.py": "targets/onnx/test_call.py",
     "compiler/targets/onnx_file.py": "targets/test_runtimes.py",
-    "compiler/targets/openvino.py": "targets/test_runtimes.py",
     "compiler/targets/ort.py": "targets/test_runtimes.py",
     "compiler/targets/ort_int8.py": "targets/test_runtimes.py",
     "compiler/targets/torch.py": "targets/test_base.py",
