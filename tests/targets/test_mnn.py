@@ -30,6 +30,13 @@ def test_the_batch_stays_open(tmp_path):
     assert found.batch is None
 
 
+def test_gelu_is_not_approximated(tmp_path):
+    made = program({}, lambda m, x: nn.functional.gelu(x), torch.randn(1, 512) * 2)
+    found = export(TARGET, made, tmp_path, ExportOptions(), timed=False)
+    assert not found.failed, found.error
+    assert found.difference < 1e-6
+
+
 def test_where_another_batch_crashes_the_runtime_it_is_fixed(tmp_path):
     def normed(m, x):
         return nn.functional.local_response_norm(m.conv(x), 2)
