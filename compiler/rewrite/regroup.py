@@ -9,7 +9,8 @@
 A grouped layer reads neighbours and writes neighbours. So its inputs and outputs are put in order: the units of a group
 that every operation treats alike change places in all tensors at once, which costs nothing. Where units may not (the
 model's input and output, channels that a norm counts) or have been put in another order for another layer, an
-`index_select` before or behind the layer does it.
+`index_select` before or behind the layer does it. Where the groups of one layer are parts of another's, one order
+serves both.
 
 A linear layer becomes a product of matrices, one a group: x.unflatten(-1, (groups, -1)).transpose(-3, -2) @ blocks. A
 convolution of one pixel would say the same, but runtimes multiply each sample by itself then.
@@ -20,7 +21,7 @@ Functions whose weight is a parameter (`F.conv2d(x, w)`, `F.linear(x, w)`, `x @ 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any
@@ -159,11 +160,47 @@ class _Orders:
     kind: IntArray
     found: dict[str, IntArray] = field(default_factory=dict)
     """Group -> for each place, the old unit that comes there."""
+    wishes: dict[str, list[IntArray]] = field(default_factory=dict)
+    """Group -> for each layer that reads or writes it, the layer's group of every unit."""
 
     @staticmethod
-    def of(program: Program) -> _Orders:
+    def of(program: Program, layers: Iterable[Blocks]) -> _Orders:
+        """No order yet; what all layers would like to be together is known."""
         analysis = analyse(program)
-        return _Orders(analysis, kinds(analysis))
+        made = _Orders(analysis, kinds(analysis))
+        every = list(layers)
+        made.wishes = made._wishes((blocks, np.arange(blocks.groups)) for blocks in every)
+        made.wishes = made._wishes([(blocks, made.numbers(blocks)) for blocks in every])
+        return made
+
+    def _wishes(self, layers: Iterable[tuple[Blocks, IntArray]]) -> dict[str, list[IntArray]]:
+        """Group -> the groups that layers see in it, as these are numbered."""
+        found: dict[str, list[IntArray]] = {}
+        for blocks, number in layers:
+            for axis, groups in ((blocks.reads, blocks.columns), (blocks.writes, blocks.rows)):
+                member = self.member(axis)
+                if member is not None:
+                    found.setdefault(member[0], []).append(number[groups][self.first(member)])
+        return found
+
+    def first(self, member: tuple[str, Member]) -> IntArray:
+        """For each unit of a group, the first position that it has along an axis."""
+        name, axis = member
+        found = np.full(self.analysis.groups[name].size, axis.positions.size)
+        np.minimum.at(found, axis.units, axis.positions)
+        return found
+
+    def numbers(self, blocks: Blocks) -> IntArray:
+        """Group of a layer -> its number, so that other layers' larger groups, made of several of these, are whole."""
+        keys = []
+        for axis, groups in ((blocks.reads, blocks.columns), (blocks.writes, blocks.rows)):
+            member = self.member(axis)
+            mine = np.zeros(0, dtype=np.int64) if member is None else groups[self.first(member)]
+            for wish in [] if member is None else self.wishes[member[0]]:
+                pairs = np.unique(np.stack([mine, wish]), axis=1)
+                if pairs.shape[1] == blocks.groups > len(np.unique(wish)):
+                    keys.append(pairs[1])
+        return np.argsort(np.lexsort((_by_appearance(blocks.columns), *reversed(keys))))
 
     def member(self, axis: Axis) -> tuple[str, Member] | None:
         """The group whose units an axis has, all of them, all alike, and nothing else; None where it isn't so."""
@@ -197,10 +234,10 @@ class _Orders:
         then. From now on, all units along the axis stay where they are."""
         member = self.member(axis)
         if member is not None and member[0] not in self.found:
-            name, axes = member
-            first = np.full(self.analysis.groups[name].size, of_position.size)
-            np.minimum.at(first, axes.units, axes.positions)
-            self.found[name] = np.argsort(of_position[first], kind="stable")
+            name, mine = member[0], of_position[self.first(member)]
+            self.found[name] = np.lexsort(
+                (*reversed(self.wishes.get(name, [])), mine)
+            )  # within groups, others' smaller
         for group in self._groups(axis):
             self.found.setdefault(group.name, np.arange(group.size))
         return of_position[self.now(axis)]
@@ -295,7 +332,7 @@ def unfit(node: fx.Node) -> str:
 def regroup(program: Program, layers: Mapping[str, Blocks]) -> Regrouped:
     """Make the layers grouped ones. They are convolutions and linear layers that share no weights: modules that are
     called, or parameters that `unfit` functions multiply with, by name."""
-    orders = _Orders.of(program)
+    orders = _Orders.of(program, layers.values())
     found = calls(program, layers)
     ordered = {name: _ordered(orders, layers[name]) for name in dict.fromkeys(found.values())}
     products = {name for node, name in found.items() if _is_product(program, node)}
@@ -339,7 +376,8 @@ def _ordered(orders: _Orders, blocks: Blocks) -> _Ordered:
     """Put inputs and outputs in order as far as they may be, and say what is left for gathers to do."""
     by_rows = orders.is_open(blocks.reads) and not orders.is_open(blocks.writes)
     axis, groups = (blocks.writes, blocks.rows) if by_rows else (blocks.reads, blocks.columns)
-    number = _by_appearance(groups[orders.now(axis)])
+    free = orders.is_open(blocks.reads) and orders.is_open(blocks.writes)
+    number = orders.numbers(blocks) if free else _by_appearance(groups[orders.now(axis)])
     columns = orders.arrange(blocks.reads, number[blocks.columns])
     rows = orders.arrange(blocks.writes, number[blocks.rows])
     return _Ordered(blocks, np.argsort(columns, kind="stable"), np.argsort(rows, kind="stable"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +145,24 @@ def test_between_two_layers_channels_change_places_and_no_gather_is_needed():
     assert made.program.state["3"].groups == 4
     assert made.program.state["3"].weight.shape == (12, 2, 3, 3)
     assert [node.op for node in made.program.graph.nodes].count("get_attr") == 0
+
+
+@pytest.mark.parametrize("groups", [(2, 4), (4, 2), (2, 2), (4, 8), (8, 4), (2, 4, 8), (8, 4, 2), (2, 8, 4)])
+def test_groups_that_are_parts_of_another_layers_need_no_gather(groups):
+    rng = np.random.default_rng(0)
+    finest = [rng.permutation(np.arange(16) // 2) for _ in range(len(groups) + 1)]
+    model = nn.Sequential(nn.Conv2d(3, 16, 3))
+    part = {8: np.arange(8), 4: rng.permutation(np.arange(8) // 2)}
+    part[2] = rng.permutation(np.arange(4) // 2)[part[4]]
+    for number, (mine, theirs) in zip(groups, pairwise(finest), strict=True):
+        layer = nn.Conv2d(16, 16, 1)
+        with torch.no_grad():
+            layer.weight[torch.from_numpy(part[number][theirs][:, None] != part[number][mine][None])] = 0
+        model.extend([nn.ReLU(), layer])
+    model.extend([nn.ReLU(), nn.Conv2d(16, 3, 1)])
+    made = regrouped(model.eval(), torch.randn(2, 3, 5, 5))
+    assert [made.program.state[name].groups for name in made.gathers] == list(groups)
+    assert set(made.gathers.values()) == {0}
 
 
 def test_inputs_and_outputs_of_the_model_are_put_in_order_by_gathers():
