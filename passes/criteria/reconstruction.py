@@ -52,7 +52,10 @@ class Reconstruction(Criterion):
     def weigh(self, setting: Setting) -> Iterator[Found]:
         """Evidence about the units of every group that a layer reads which can be refit."""
         program = setting.program.deployed
-        every = Search(program, program).found(everywhere=True).layers
+        # A depthwise layer's outputs go with its inputs: nothing of it is left to be made up for.
+        every = [
+            each for each in Search(program, program).found(everywhere=True).layers if not _is_depthwise(each, program)
+        ]
         layers = {layer.weight: layer for layer in every if not layer.form.turned}
         for groups in _lots(setting.groups, layers, program):
             asked = {weight: layers[weight] for group in groups for weight in _read_by(group, layers)}
@@ -61,10 +64,10 @@ class Reconstruction(Criterion):
                 readers = [reader for seen in _read_by(group, known) for reader in self._readers(group, known[seen])]
                 if not readers:
                     continue
-                found = curve(readers, group.free)
-                scores = found.scores(group.size)
+                left = curve(readers, group.free)
+                scores = left.scores(group.size)
                 units = np.flatnonzero(~np.isnan(scores))
-                yield group.name, Evidence("the readers' refit", units, scores[units], remaining=found.error)
+                yield group.name, Evidence("the readers' refit", units, scores[units], remaining=left.error)
 
     def _readers(self, group: Group, seen: Inputs) -> Iterator[Reader]:
         """The least squares of one layer that reads the group, one for each of its own groups."""
@@ -89,6 +92,14 @@ class Reconstruction(Criterion):
             return max(seen.variance(), 1e-300)
         each = (seen.weight * (seen.second_moments() @ seen.weight)).sum(1)
         return max(float((each * seen.counts).sum()), 1e-300)
+
+
+def _is_depthwise(layer: Layer, program: Program) -> bool:
+    """Whether each of the layer's groups reads one channel."""
+    return (
+        getattr(program.state.get(str(layer.node.target)), "groups", 1) > 1
+        and program.tensors[layer.weight].shape[1] == 1
+    )
 
 
 def _read_by(group: Group, layers: Mapping[str, Layer] | Mapping[str, Inputs]) -> list[str]:

@@ -117,6 +117,17 @@ def test_two_readers_add_up_and_groups_are_fitted_each_for_itself():
     assert (found > 1e-6).all(), "1 and its double are in two groups"
 
 
+def test_what_a_depthwise_layer_gives_goes_with_what_it_reads():
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.b(m.d(m.a(x).relu()))
+
+    deep = nn.Conv2d(6, 6, 1, groups=6)
+    nn.init.ones_(deep.weight)
+    nn.init.zeros_(deep.bias)
+    net = _net(nn.Conv2d(6, 4, 1), run, d=deep)
+    assert np.allclose(_found(net), _found(_net_like(net)), atol=1e-9)
+
+
 def _net_like(net: nn.Module) -> nn.Module:
     made = _net(nn.Conv2d(6, 4, 1))
     made.b.load_state_dict(net.b.state_dict())
