@@ -19,9 +19,10 @@ from pydantic import Field
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.ir.program import BoolArray, Note, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
-from prunec.compiler.verify.reference import Reference
+from prunec.compiler.rewrite.shrink import remove_units
+from prunec.compiler.verify.reference import Reference, Same
 from prunec.passes.calibration.constant_units import constants
-from prunec.passes.repairing.absorbing import absorbed
+from prunec.passes.repairing.absorbing import absorbed, is_same
 from prunec.passes.select import Select
 from prunec.passes.shrink import Shrink
 
@@ -55,6 +56,8 @@ class FoldConstants(Pass):
 
     def reference(self, before: Program, after: Program) -> Reference:
         """The old program itself, where nothing is approximated: nothing of it is masked."""
+        if self.padded == "keep":
+            return Same(before)
         return self._shrink.reference(before.with_facts(selection=self._selection(before)[0]), after)
 
     def resolved(self, result: PassResult) -> tuple[Pass, ...]:
@@ -66,6 +69,7 @@ class FoldConstants(Pass):
         """Group -> the units that go, and notes on those that could not."""
         analysis = analyse(program)
         zero, other = constants(analysis, _loose(analysis))
+        zero = _unnoticed(analysis, zero)
         gone, reasons = other, {}
         if other.any():
             taken = absorbed(analysis, other, np.zeros_like(other), border=self.padded == "keep")
@@ -95,6 +99,20 @@ def _loose(analysis: Analysis) -> BoolArray:
     loose = analysis.free.copy()
     loose[np.concatenate([*bound, np.zeros(0, dtype=np.int64)])] = False
     return loose
+
+
+def _unnoticed(analysis: Analysis, zero: BoolArray) -> BoolArray:
+    """[units]: those of these units of zeros that nothing else depends on, unlike what a norm over channels counts."""
+    program = analysis.program
+    if not zero.any() or is_same(program, remove_units(program, ~_one_stays(analysis, zero))):
+        return zero
+    found = np.zeros_like(zero)
+    for group in analysis.groups.values():
+        mine = np.zeros_like(zero)
+        mine[group.where] = zero[group.where]
+        if mine.any() and is_same(program, remove_units(program, ~_one_stays(analysis, mine))):
+            found |= mine
+    return found
 
 
 def _first_of_each(analysis: Analysis, units: BoolArray) -> BoolArray:

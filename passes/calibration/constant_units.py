@@ -4,17 +4,20 @@
 
 Removing such a unit drops its constant from what the readers add up, unless it is zero. A unit can only be one if
 something sets it apart from the input: a weight that writes or carries it is zero. Those that might be are followed by
-running the program twice, on its example and on fresh inputs: what their readers see must be the same both times.
+running the program on its example and on fresh inputs: what their readers see must be the same every time. A unit that
+is shut at common inputs alone, such as relu(x - 30), isn't one: so two more runs add large numbers to whatever an
+operation gives that depends on the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from prunec.compiler.groups.analysis import Analysis, Member
 from prunec.compiler.groups.axis_rows import zero_rows
@@ -23,6 +26,11 @@ from prunec.compiler.ir.ops import argument, op_name, words
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
 from prunec.compiler.verify.interpreter import Interpreter, StepError
+
+_FAR: Final = 1e3
+"""How far values that depend on the input are moved."""
+_ROUNDING: Final = 1e-6
+"""The relative difference of values that are the same but for rounding."""
 
 
 def constant_units(analysis: Analysis, keep: BoolArray) -> BoolArray:
@@ -106,20 +114,63 @@ def _constant(analysis: Analysis, candidates: BoolArray) -> tuple[BoolArray, Boo
     program, nothing = analysis.program, np.zeros(analysis.size, dtype=bool)
     read = {node: fields for node in program.graph.nodes if (fields := read_fields(analysis, node, candidates))}
     runs = [_seen(program, read, inputs) for inputs in (program.inputs, fresh_inputs(program, None, 1))]
+    runs += [_moved(program, read, by) for by in (_FAR, -_FAR)]
     if not all(runs):
         return nothing, nothing  # the model takes no other values than its example's
     known = nothing.copy()
     spread, size = np.zeros(analysis.size), np.zeros(analysis.size)
     for node, fields in read.items():
-        first, second = (run[node] for run in runs)
+        first, *others = (run[node] for run in runs)
         for labels in fields:
             units = analysis.units(labels)
             here = units != NO_UNIT
             known[units[here]] = True
-            np.maximum.at(spread, units[here], _largest(first - second, labels)[here])
+            for other in others:
+                np.maximum.at(spread, units[here], _largest(first - other, labels)[here])
             np.maximum.at(size, units[here], _largest(first, labels)[here])
     known &= candidates
-    return known & (size == 0) & (spread == 0), known & (size > 0) & (spread <= 1e-6 * size)
+    return known & (size == 0) & (spread == 0), known & (size > 0) & (spread <= _ROUNDING * size)
+
+
+class _Moved(Interpreter):
+    """An interpreter that moves what differs from the values of another run, node by node, far away from these."""
+
+    def __init__(self, program: Program, by: float) -> None:
+        super().__init__(program, torch.float32)
+        self.by = by
+        self.other: Any = None  # the node's value in the other run
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The node's value, where it is another one than that of the other run, moved."""
+        value = super().call(node, args, kwargs)
+        own, others = pytree.tree_leaves(value), pytree.tree_leaves(self.other)
+        if len(own) != len(others):
+            return value
+        return pytree.tree_unflatten(map(self._moved, own, others), pytree.tree_structure(value))
+
+    def _moved(self, own: Any, other: Any) -> Any:
+        if not (isinstance(own, torch.Tensor) and isinstance(other, torch.Tensor) and own.is_floating_point()):
+            return own
+        if own.shape != other.shape or torch.equal(own, other):
+            return own
+        far = other + self.by * (1 + other.abs()) * (1 + torch.rand(other.shape).to(other))
+        same = (own == other) | ((own - other).abs() <= _ROUNDING * other.abs())
+        return torch.where(same, own, far)
+
+
+def _moved(program: Program, nodes: Mapping[fx.Node, object], by: float) -> dict[fx.Node, torch.Tensor]:
+    """`_seen` on fresh inputs, where all that depends on these is moved."""
+    first, second, found = Interpreter(program, torch.float32), _Moved(program, by), dict[fx.Node, torch.Tensor]()
+    moved = second.steps(fresh_inputs(program, None, 1))
+    try:
+        with seeded(0):
+            for node, second.other in first.steps(program.inputs):
+                value = next(moved)[1]
+                if node in nodes:
+                    found[node] = value
+    except StepError:
+        return {}
+    return found
 
 
 def _seen(program: Program, nodes: Mapping[fx.Node, object], inputs: tuple[object, ...]) -> dict[fx.Node, torch.Tensor]:

@@ -24,7 +24,7 @@ from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.ir.modules import clone_module
 from prunec.compiler.ir.program import BoolArray, IntArray, Program, State
-from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
+from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, seeded
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.verify.compare import difference
 from prunec.compiler.verify.interpreter import Interpreter, StepError
@@ -64,7 +64,7 @@ def absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, *, border: bo
     if not taken.any():
         return Absorbed(program, taken, draft.reasons)
     made = program.derive(state=draft.state(taken), facts={})
-    if border and not _is_same(program, remove_units(made, ~taken)):
+    if border and not is_same(program, remove_units(made, ~taken), _EXACT):
         why = "what stays depends on it, for example by a norm over channels"
         return Absorbed(
             program, np.zeros_like(gone), {**draft.reasons, **dict.fromkeys(np.flatnonzero(taken).tolist(), why)}
@@ -72,17 +72,25 @@ def absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, *, border: bo
     return Absorbed(made, taken, draft.reasons)
 
 
-def _is_same(before: Program, after: Program) -> bool:
-    """Whether both give the same on fresh inputs."""
-    inputs = fresh_inputs(before, None, 2)
-    try:
-        with seeded(0):
-            wanted = Interpreter(before, torch.float64).run(inputs)
-        with seeded(0):
-            found = Interpreter(after, torch.float64).run(inputs)
-    except StepError:
-        return False
-    return difference(found, wanted) <= _EXACT
+def is_same(before: Program, after: Program, tolerance: float = 1e-9) -> bool:
+    """Whether both give the same on fresh inputs, in float64: also in another batch size and with smaller images."""
+    compared = False
+    for batch, smaller in ((None, 1), (5, SMALLER)):
+        inputs = fresh_inputs(before, batch, 2, smaller)
+        try:
+            with seeded(0):
+                wanted = Interpreter(before, torch.float64).run(inputs)
+        except StepError:
+            continue  # the model takes no such sizes
+        try:
+            with seeded(0):
+                found = Interpreter(after, torch.float64).run(inputs)
+        except StepError:
+            return False
+        if not difference(found, wanted) <= tolerance:
+            return False
+        compared = True
+    return compared
 
 
 @dataclass(frozen=True)
@@ -177,14 +185,15 @@ class _Draft:
                     self.reasons[unit] = f"{seen.layer.node.target} has no bias"
 
     def _stands_for(self, seen: _Seen, channel: int) -> int | None:
-        """A channel that stays and is constant there, too, in the same group of the layer."""
-        start = channel // seen.width * seen.width
+        """The channel with the largest constant of those in the same group of the layer that stay and are constant
+        there, too: weights grow least by it."""
+        start, found = channel // seen.width * seen.width, dict[int, float]()
         for other in range(start, start + seen.width):
             unit = int(seen.units[other])
             value = float(seen.values[other])
             if unit != NO_UNIT and self.stay[unit] and value and not np.isnan(value):
-                return other
-        return None
+                found[other] = abs(value)
+        return max(found, key=found.__getitem__, default=None)
 
     def state(self, taken: BoolArray) -> dict[str, State]:
         """The program's state, with the constants of these units in their readers."""

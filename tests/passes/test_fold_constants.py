@@ -90,3 +90,59 @@ def test_its_lock_gives_the_same(padded):
     again = compile(net, first.lock, example_inputs=(torch.randn(2, 3, 8, 8),))
     for name, tensor in first.module.state_dict().items():
         assert torch.equal(again.module.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 8), nn.GroupNorm(2, 8)])
+def test_zeros_behind_a_norm_that_counts_them_stay(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        net[0].bias[3] = 4
+        net[1].weight[3], net[1].bias[3] = 0, 0
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(_compiled(net).module(x), net(x), atol=1e-5)
+
+
+class _Shut(nn.Module):
+    """A sum of which one summand is a constant, and the other zero for common inputs."""
+
+    def __init__(self, *, bounded: bool, shift: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 8, 1)
+        self.third, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.bounded = bounded
+        with torch.no_grad():
+            self.third.weight[3], self.third.bias[3] = 0, shift
+            self.second.bias[3] = -0.99 * self.second.weight[3].abs().sum() if bounded else -30
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = self.second(x.tanh() if self.bounded else x).relu()
+        return self.last(x + self.third(x))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_what_common_inputs_alone_shut_stays(bounded, shift):
+    net = _Shut(bounded=bounded, shift=shift).eval()
+    result = _compiled(net)
+    assert result.module.state_dict()["second.weight"].shape[0] == 8
+
+
+@pytest.mark.parametrize("passes", [("fold_constants",), ({"select": {"units": {"0": [3]}}}, "shrink")])
+def test_constants_that_depend_on_the_batch_size_are_no_reason_to_fail(passes):
+    class OverTheBatch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / x.sum(0, keepdim=True).clamp(min=0.1)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), OverTheBatch(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        net[0].weight[3], net[0].bias[3] = 0, 0.5
+    result = compile(net, {"plan": 1, "passes": list(passes)}, example_inputs=(torch.randn(2, 6),))
+    x = torch.randn(5, 6)
+    if passes == ("fold_constants",):
+        assert torch.allclose(result.module(x), net(x), atol=1e-5)
+    else:
+        assert any("lose these constants" in warning for warning in result.report["warnings"])
