@@ -22,9 +22,10 @@ from torch import Tensor, fx, nn
 
 from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.groups.balance import NO_UNIT
+from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.modules import clone_module
 from prunec.compiler.ir.program import BoolArray, IntArray, Program, State
-from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, seeded
+from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, has_smaller, seeded
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.verify.compare import difference
 from prunec.compiler.verify.interpreter import Interpreter, StepError
@@ -73,10 +74,13 @@ def absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, *, border: bo
 
 
 def is_same(before: Program, after: Program, tolerance: float = 1e-9) -> bool:
-    """Whether both give the same on fresh inputs, in float64: also in another batch size and with smaller images."""
+    """Whether both give the same on fresh inputs, in float64: also in another batch size and with images of another
+    size, where the model takes them."""
     compared = False
-    for batch, smaller in ((None, 1), (5, SMALLER)):
-        inputs = fresh_inputs(before, batch, 2, smaller)
+    trials = [fresh_inputs(before, None, 2), fresh_inputs(before, 5, 2, SMALLER)]
+    if not has_smaller(before):
+        trials.append(tuple(map_tensors(_twice, value) for value in fresh_inputs(before, None, 3)))
+    for inputs in trials:
         try:
             with seeded(0):
                 wanted = Interpreter(before, torch.float64).run(inputs)
@@ -91,6 +95,11 @@ def is_same(before: Program, after: Program, tolerance: float = 1e-9) -> bool:
             return False
         compared = True
     return compared
+
+
+def _twice(value: Tensor) -> Tensor:
+    """Images twice as high and wide; other values as they are."""
+    return value.repeat(1, 1, *[2] * (value.ndim - 2)) if value.ndim >= 4 and value.is_floating_point() else value
 
 
 @dataclass(frozen=True)

@@ -146,3 +146,19 @@ def test_constants_that_depend_on_the_batch_size_are_no_reason_to_fail(passes):
         assert torch.allclose(result.module(x), net(x), atol=1e-5)
     else:
         assert any("lose these constants" in warning for warning in result.report["warnings"])
+
+
+@pytest.mark.parametrize("size", [8, 40])
+def test_constants_that_depend_on_the_image_size_stay(size):
+    class Pooled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum((2, 3))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Pooled(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        net[0].weight[3], net[0].bias[3] = 0, 0.5
+    plan = {"plan": 1, "passes": ["fold_constants"]}
+    result = compile(net, plan, example_inputs=(torch.randn(2, 3, size, size),))
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.allclose(result.module(x), net(x), rtol=1e-4)
