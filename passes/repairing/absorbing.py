@@ -35,6 +35,8 @@ from prunec.passes.repairing.rows import is_conv
 
 _EXACT: Final = 1e-5
 """The largest relative difference that the rounding of weights to float32 makes."""
+_MOST: Final = 100
+"""How many times a constant that stays another one may be at most: weights grow by as much."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class _Draft:
         for other in range(start, start + seen.width):
             unit = int(seen.units[other])
             value = float(seen.values[other])
-            if unit != NO_UNIT and self.stay[unit] and value and not np.isnan(value):
+            if unit != NO_UNIT and self.stay[unit] and abs(value) * _MOST >= abs(float(seen.values[channel])) > 0:
                 found[other] = abs(value)
         return max(found, key=found.__getitem__, default=None)
 

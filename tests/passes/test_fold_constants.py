@@ -162,3 +162,13 @@ def test_constants_that_depend_on_the_image_size_stay(size):
     result = compile(net, plan, example_inputs=(torch.randn(2, 3, size, size),))
     x = torch.randn(2, 3, 12, 12)
     assert torch.allclose(result.module(x), net(x), rtol=1e-4)
+
+
+def test_a_tiny_constant_stands_for_no_other():
+    net = _net(1)
+    with torch.no_grad():
+        net[1].bias[1] = 1e-9
+    result = _compiled(net)
+    assert result.module.state_dict()["3.weight"].abs().max() < 10
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)
