@@ -58,9 +58,9 @@ def heat_map(table: ClassTable) -> bytes:
         image = axis.imshow(
             rows[order][:, shown].T, aspect="auto", cmap="YlOrRd", vmin=0, vmax=highest, interpolation="nearest"
         )
-        axis.set_title(f"{name}: {len(rows)} units", fontsize=8, loc="left", pad=2)
+        axis.set_title(f"{name}: {len(rows)} units", fontsize=8, loc="left", pad=2, parse_math=False)
         axis.set_xticks([])
-        axis.set_yticks(range(len(shown)), [titles[y] for y in shown], fontsize=6)
+        axis.set_yticks(range(len(shown)), [titles[y] for y in shown], fontsize=6, parse_math=False)
         for label, y in zip(axis.get_yticklabels(), shown, strict=True):
             label.set_fontweight("bold" if y in table.kept else "normal")
         axis.tick_params(length=0)

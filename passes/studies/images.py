@@ -87,7 +87,8 @@ def _step(plan: Plan, options: Mapping[str, Any]) -> Step:
         return Step(Visualise.model_validate(said))
     except ValidationError as error:
         fault = faults(error, said, (), Visualise)[0]
-        raise PlanError(f"--{fault.keys[0]!s}: {fault.message}", hint=fault.hint) from error
+        where = f"--{fault.keys[0]}: " if fault.keys else ""  # several options together have no place
+        raise PlanError(f"{where}{fault.message}", hint=fault.hint) from error
 
 
 def _is_one(pass_: Any) -> bool:

@@ -78,7 +78,7 @@ class Sheet:
         axes.set_xlim(0, wide)
         axes.set_ylim(tall, 0)
         axes.axis("off")
-        axes.text(0.1, 0.28, self.title, fontsize=11, va="center")
+        axes.text(0.1, 0.28, self.title, fontsize=11, va="center", parse_math=False)
         y = 0.45
         shown = pictures(self.images)
         for (cluster, units), height in zip(order, heights, strict=True):
@@ -86,7 +86,9 @@ class Sheet:
             if self.headings and self.headings[cluster]:
                 heading += f", for {_told(self.headings[cluster])}"
             colour = COLOURS[cluster % len(COLOURS)]
-            axes.text(0.1, y + _HEAD / 2, heading, fontsize=9, va="center", color=colour, weight="bold")
+            axes.text(
+                0.1, y + _HEAD / 2, heading, fontsize=9, va="center", color=colour, weight="bold", parse_math=False
+            )
             for index, unit in enumerate(units.tolist()):
                 left, top = 0.1 + _TILE * (index % columns), y + _HEAD + tile * (index // columns)
                 side = _TILE - 0.08
@@ -96,7 +98,8 @@ class Sheet:
                 )
                 axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=1.2))
                 below = str(self.numbers[unit]) + (f"\n{_short(_told(self.labels[unit]))}" if self.labels else "")
-                axes.text(left + side / 2, top + side + 0.02, below, fontsize=6, va="top", ha="center", linespacing=1.1)
+                where = (left + side / 2, top + side + 0.02)
+                axes.text(*where, below, fontsize=6, va="top", ha="center", linespacing=1.1, parse_math=False)
             y += height
         if lost:
             axes.text(0.1, y + _HEAD / 2, f"dead: {_units(dead.size)}", fontsize=9, va="center", weight="bold")

@@ -46,3 +46,9 @@ def test_the_picture_grows_with_groups_and_not_with_many_classes():
 def test_the_same_table_gives_the_same_bytes():
     table = ClassTable(a=np.random.default_rng(0).random((8, 3)), b=np.full((4, 3), np.nan))
     assert heat_map(table) == heat_map(table)
+
+
+def test_a_name_with_dollars_is_no_formula():
+    table = ClassTable({"a$_$": np.random.default_rng(0).random((8, 2))})
+    table.titles = ("US$ and $x_", "b")
+    assert heat_map(table)[:4] == b"\x89PNG"

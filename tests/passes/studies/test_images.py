@@ -88,6 +88,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(plan, tmp_path, monkeypatch, cap
 FAULTS = {
     "an unknown layer": (["--layer", "convv"], "no layer with weights is called 'convv'\nhint: did you mean 'conv2'?"),
     "an unknown preset": (["--preset", "slow"], "--preset: preset must be 'fast',"),
+    "a preset that the plan's rule has no rate for": (
+        ["--set", "passes.1.visualise={preset: yosinski_b, rule: constant}", "--preset", "fast"],
+        "must name the 'rate' of the rule 'constant'",
+    ),
     "no data": (["--set", "data=null"], "the range of valid pixels is that of the data, and the plan has none"),
     "a region": (["--set", "region=block1"], "a region of a model can't be visualised by itself"),
 }

@@ -49,3 +49,7 @@ def test_a_sheet_is_a_png_of_all_images():
 def test_a_sheet_of_dead_units_alone_and_one_without_any():
     assert imread(io.BytesIO(sheet(clusters=np.full(7, -1))), "png").shape[0] > 50
     assert sheet(clusters=np.zeros(7, dtype=int))[:4] == b"\x89PNG"
+
+
+def test_a_name_with_dollars_is_no_formula():
+    assert sheet(title="$_$", labels=["US$ $_"] * 7, headings=["US$ $_", "b"])[:4] == b"\x89PNG"
