@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field, StrictInt, field_validator, model_validator
+from pydantic import Field, FiniteFloat, StrictInt, field_validator, model_validator
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import Program
@@ -30,7 +30,7 @@ from prunec.passes.visualising.presets import PRESETS, Ascent, Rule
 from prunec.passes.visualising.work import Task, Work
 
 Count = Annotated[StrictInt, Field(ge=1)]
-Amount = Annotated[float, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _CLUSTERS: Final = (2, 16)
 """The numbers of clusters that are tried where the plan names none."""
 
@@ -57,7 +57,7 @@ class Visualise(Pass):
         description="the length of a step: a constant rate times the gradient, so that the activation should rise by "
         "the rate (progress), or a fixed share of the range of pixels (normalized)",
     )
-    rate: Annotated[float, Field(gt=0)] | None = Field(
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="the rate of that rule, where the range of pixels counts as 1"
     )
     pixel_range: bool | None = Field(default=None, description="hold images in the range of the data's pixels")
@@ -75,7 +75,7 @@ class Visualise(Pass):
     noise: Amount | None = Field(
         default=None, description="the noise at the start, as a share of the range of pixels; 0 for a constant image"
     )
-    pixels: tuple[float, float] | None = Field(
+    pixels: tuple[FiniteFloat, FiniteFloat] | None = Field(
         default=None, description="the range of valid pixels; by default, that of the data", examples=[[-1, 1]]
     )
     samples: Count = Field(default=SAMPLES, description="over how many samples that range is measured")

@@ -17,7 +17,7 @@ from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import FloatArray, IntArray
 from prunec.compiler.plan.options import Fraction01
 from prunec.passes.criteria.base import Found, Setting
-from prunec.passes.criteria.class_tables import balanced, by_cluster
+from prunec.passes.criteria.class_tables import balanced, by_cluster, missing
 from prunec.passes.criteria.classes import ByClass, check_seen, found_of
 from prunec.passes.criteria.cluster_labels import SHARE
 
@@ -43,8 +43,8 @@ class ByEvidence(ByClass):
         return frozenset({"class_evidence"} | ({"image_clusters"} if self.level == "cluster" else set()))
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
-        """One piece of evidence for each group. Raises `PassError` for a class that there isn't, `DataError` for one of
-        which there was no sample."""
+        """One piece of evidence for each group. Raises `PassError` for a class that there isn't, `DataError` where
+        the data lack one that is named; where none is, those that they have count."""
         tables: Mapping[str, FloatArray] = setting.program.facts["class_evidence"]
         clusters: Mapping[str, IntArray] = setting.program.facts.get("image_clusters", {})
         sizes = {group.name: group.size for group in setting.groups}
@@ -52,7 +52,10 @@ class ByEvidence(ByClass):
             if len(table) != sizes.get(name):
                 continue
             wanted = self._wanted(setting, table.shape[1])
-            check_seen(tables, table, wanted, setting)
+            if self.classes is not None or setting.context.kept is not None:
+                check_seen(tables, table, wanted, setting)
+            lacking = set(missing(table, wanted))  # of all classes, those count that the data have
+            wanted = [each for each in wanted if each not in lacking]
             if self.level != "cluster":
                 yield name, found_of(self.scored(table, wanted, self.level))
             elif name in clusters:

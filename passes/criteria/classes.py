@@ -236,9 +236,14 @@ class _Columns:
             self.sums = figures.new_zeros(figures.shape[1], classes, dtype=torch.float64)
         self.sums.index_add_(1, torch.from_numpy(labels).to(figures.device), figures.T.double())
 
-    def means(self, positions: int, counts: IntArray) -> FloatArray:
-        """[positions, classes]: mean figures; zero where none came, NaN where there was no sample."""
+    def means(self, source: str, positions: int, counts: IntArray) -> FloatArray:
+        """[positions, classes]: mean figures; zero where none came, NaN where there was no sample.
+
+        Raises `PassError` where gradients are infinite or no numbers, and names `source`.
+        """
         sums = np.zeros((positions, counts.size)) if self.sums is None else numbers(self.sums)
+        if not np.isfinite(sums).all():
+            raise PassError(f"{source}: gradients of the model's output are infinite or no numbers")
         return sums / np.where(counts > 0, counts, np.nan)
 
 
@@ -308,7 +313,7 @@ class ClassWeights(ClassEvidence):
             sums.clear()
         for each in asked:
             axis = each.member.axis
-            means = columns[axis].means(setting.program.size(axis), samples.counts)
+            means = columns[axis].means(str(axis), setting.program.size(axis), samples.counts)
             yield each.group.name, str(axis), each.member.units, means[each.member.positions]
 
 
@@ -387,7 +392,7 @@ class ClassMaps(ClassEvidence):
             sums.clear()
         for name, found in written.items():
             for call, member in found:
-                means = columns[call].means(setting.program.size(call.written), samples.counts)
+                means = columns[call].means(call.node.name, setting.program.size(call.written), samples.counts)
                 yield name, call.node.name, member.units, means[member.positions]
 
     def _from_reads(self, setting: Setting) -> Iterator[Row]:
@@ -399,7 +404,7 @@ class ClassMaps(ClassEvidence):
             for column, terms in zip(columns, seen.terms, strict=True):
                 column.add(terms, labels, samples.counts.size)
         for column, source in zip(columns, gates.sources, strict=True):
-            means = column.means(source.units.size, samples.counts)
+            means = column.means(source.name, source.units.size, samples.counts)
             for group in setting.groups:
                 mine = np.flatnonzero((source.units >= group.start) & (source.units < group.start + group.size))
                 if mine.size:

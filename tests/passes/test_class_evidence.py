@@ -280,3 +280,34 @@ def test_streams_have_one_table():
     program = trace(model, (DATA.inputs[:1],))
     three = images(12)
     assert {"stem", "a", "squeeze"} <= evidence(program, three).keys()
+
+
+def test_where_no_class_is_named_those_that_the_data_have_count():
+    """As with `score: class_weights`: a network of a thousand classes sees few of them in some samples."""
+    data = images(30, classes=3)
+    program = ClassEvidencePass().run(trace(four(), (data.inputs[:1],)), Context(data=data)).program
+    for level in ("filter", "balanced"):
+        by_table = Score.model_validate({"criterion": {"class_evidence": {"level": level}}})
+        anew = Score.model_validate({"criterion": {"class_weights": {"level": level}}})
+        found, expected = (each.run(program, Context(data=data)).program.facts["scores"] for each in (by_table, anew))
+        for name, row in expected.items():
+            np.testing.assert_allclose(found[name], row)
+    named = Score.model_validate({"criterion": {"class_evidence": {"classes": [0, 3]}}})
+    with pytest.raises(DataError, match="no sample of class 3"):
+        named.run(program, Context(data=data))
+
+
+class Rooted(Chain):
+    """A root of zero between its layers, whose gradient is infinite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sqrt(self.relu(self.conv1(x)) * 0))
+
+
+@pytest.mark.parametrize("kind", ["class_weights", "class_maps"])
+def test_gradients_that_are_no_numbers_are_told(kind):
+    data = images(12)
+    program = trace(lively(Rooted()), (data.inputs[:1],))
+    for asked in (ClassEvidencePass(criterion=kind), Score(criterion=kind)):
+        with pytest.raises(PassError, match=r"conv1.*: gradients of the model's output are infinite or no numbers"):
+            asked.run(program, Context(data=data))

@@ -214,6 +214,9 @@ FAULTS = {
     "an unknown preset": ({"preset": "slow"}, PlanError, "preset must be"),
     "a rule without a rate": ({"rule": "constant", **QUICK}, PlanError, "must name the 'rate' of the rule 'constant'"),
     "a range that falls": ({"pixels": [1, -1]}, PlanError, "the smaller one first"),
+    "a range without an end": ({"pixels": [-float("inf"), 1]}, PlanError, "pixels"),
+    "an endless step": ({"rate": float("inf")}, PlanError, "rate"),
+    "an endless blur": ({"blur_width": float("inf")}, PlanError, "blur_width"),
     "no steps": ({"steps": 0}, PlanError, "steps"),
     "no data": ({"steps": 2}, PassError, "the range of valid pixels is that of the data"),
 }
