@@ -28,6 +28,7 @@ from prunec.compiler.driver.pass_manager import seconds_since
 from prunec.compiler.errors import DataError, ModelError, PlanError, Span, nearest
 from prunec.compiler.groups.classes import ClassAxis, class_axis
 from prunec.compiler.groups.patterns import names_by_axis
+from prunec.compiler.ir.devices import device_of, on_device
 from prunec.compiler.ir.graph import output_of
 from prunec.compiler.ir.program import Note, Program, shape_of
 from prunec.compiler.ir.train_eval import ByMode, in_eval
@@ -63,8 +64,12 @@ class Adapted:
         return model if self.kept is None else self.program.module
 
     def told(self, context: Context) -> Context:
-        """What passes may use, with the classes that are kept and the model that has all of them."""
-        return replace(context, kept=self.kept, complete=self.complete)
+        """What passes may use, with the classes that are kept and the model that has all of them, on the device that
+        the program is on."""
+        complete = self.complete
+        if complete is not None and context.traced is not None:
+            complete = on_device(complete, device_of(context.traced))
+        return replace(context, kept=self.kept, complete=complete)
 
 
 def refuse_region(plan: Plan) -> None:

@@ -24,7 +24,8 @@ def test_compiles_on_another_device_give_what_they_give_on_the_cpu():
     script = SUPPORT / "far_compiles.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["criteria", "budget", "greedy", "merge", "mixed", "attention", "images", "train"]
+    expected = ["criteria", "budget", "greedy", "merge", "mixed", "attention", "images", "classes", "train"]
+    assert done.stdout.split() == expected
 
 
 def test_a_device_that_is_not_there_is_told_with_its_place(tmp_path):

@@ -76,6 +76,7 @@ PLANS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "mixed": (Mixed, [{"score": "taylor"}, *CUT]),
     "attention": (Attention, [{"score": "taylor"}, *CUT]),
     "images": (small, [{"visualise": IMAGES}, {"score": "l1"}, *CUT]),
+    "classes": (small, ["class_evidence", {"score": "class_evidence"}, *CUT]),
     "train": (small, [{"score": "l1"}, *CUT, {"finetune": {"updates": 2, "distill": {"features": 1.0}}}]),
 }
 
@@ -85,6 +86,7 @@ def main() -> None:
     x = torch.zeros(2, 3, 6, 6)
     for name, (net, passes) in PLANS.items():
         plan = {"plan": 1, "passes": passes, "train": {"accelerator": "cpu"}}
+        plan |= {"classes": [0, 1]} if name == "classes" else {}
         wanted = compile(net().eval(), plan, (x,), splits(2, 4)).module.state_dict()
         with far_device.there():
             given = net().eval()
