@@ -15,7 +15,7 @@ that goes is half of what there is to know. Behind other rewrites it is of the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -81,7 +81,7 @@ class ClassEvidencePass(Pass):
         sizes = {group.name: group.size for group in self._score.setting(program, context).groups}
         table = ClassTable({name: subject.widened(each) for name, each in found.items() if name in sizes})
         table.titles, table.kept = subject.titles, subject.kept
-        notes = [*subject.notes, *_unseen(table, setting)]
+        notes = [*subject.notes, *_unseen(table, setting, subject.columns)]
         notes += [Note(name, f"criterion {self.criterion.name} says nothing about it") for name in sizes - table.keys()]
         labels = {name: _counted(each) for name, each in table.items()}
         details = {"labels": labels, **({"kept": list(table.kept)} if table.kept else {})}
@@ -105,19 +105,19 @@ def _counted(table: FloatArray) -> dict[str, int]:
     return {str(y): int(count) for y, count in enumerate(np.bincount(labels[labels >= 0])) if count}
 
 
-def _unseen(table: ClassTable, setting: Setting) -> list[Note]:
-    """Notes on classes without a sample. Raises `DataError` where the plan keeps one of them."""
+def _unseen(table: ClassTable, setting: Setting, columns: Sequence[int]) -> list[Note]:
+    """Notes on classes without a sample, of `columns` if there are any, or else of all.
+
+    Raises `DataError` where the plan keeps one of them.
+    """
     first = next(iter(table.values()), None)
     if first is None:
         return []
     if table.kept:
         check_seen(table, first, table.kept, setting)
+    looked = columns or range(first.shape[1])
     named = table.titles or tuple(map(str, range(first.shape[1])))
-    return [Note(f"class {named[y]}", "has no sample among those looked at") for y in _lacking(first, table)]
-
-
-def _lacking(first: FloatArray, table: ClassTable) -> list[int]:
-    return missing(first, range(first.shape[1]))
+    return [Note(f"class {named[y]}", "has no sample among those looked at") for y in missing(first, looked)]
 
 
 def _attachments(table: ClassTable) -> tuple[Attachment, ...]:
