@@ -33,7 +33,7 @@ from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.repairing.calls import CONVS, LINEARS
-from prunec.passes.repairing.inputs import WIDE, look
+from prunec.passes.repairing.inputs import bytes_of_moments, in_lots, look
 from prunec.passes.repairing.layers import Layer, Search
 from prunec.passes.repairing.low_rank import Spectrum
 from prunec.passes.selection.amounts import Budget, Resource, fits
@@ -41,8 +41,6 @@ from prunec.passes.selection.budgets import met
 
 Count = Annotated[StrictInt, Field(ge=1)]
 _HALVINGS: Final = 40
-_MEMORY: Final = 2**30
-"""About how many bytes the moments of layers that are looked at together take."""
 
 
 class Factorise(Pass):
@@ -94,11 +92,7 @@ class Factorise(Pass):
 
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` without data, or where nothing says how much; `DataError` where data don't fit."""
-        if context.data is None:
-            hint = "name a data factory, for example data: prunec.models.data:digits; labels aren't needed"
-            raise PassError("factorise needs some samples, and the plan has no data", hint=hint)
-        context.data.require(self.split)
-        self._calibration.first(program, context)
+        self._calibration.ready(program, context, "factorise")
 
     @property
     def _calibration(self) -> Calibration:
@@ -184,7 +178,7 @@ class Factorise(Pass):
         self, layers: Mapping[str, Layer], program: Program, context: Context
     ) -> Iterator[tuple[str, Layer, Spectrum]]:
         """Each layer with what its outputs are made of; as many at a time as memory holds the moments of."""
-        for lot in _lots(layers, program):
+        for lot in in_lots(layers, lambda name: bytes_of_moments(program.tensors[layers[name].weight])):
             seen = look([layers[name] for name in lot], program, self._calibration, context)
             yield from ((name, layers[name], Spectrum.of(seen[layers[name].weight])) for name in lot)
 
@@ -281,19 +275,6 @@ class _Choice:
 
 def _worth(ranks: Mapping[str, int]) -> dict[str, int]:
     return {name: rank for name, rank in ranks.items() if rank}
-
-
-def _lots(layers: Mapping[str, Layer], program: Program) -> Iterator[list[str]]:
-    lot, held = list[str](), 0
-    for name, layer in layers.items():
-        needed = 8 * min(program.tensors[layer.weight][0].numel(), WIDE) ** 2
-        if lot and held + needed > _MEMORY:
-            yield lot
-            lot, held = [], 0
-        lot.append(name)
-        held += needed
-    if lot:
-        yield lot
 
 
 # -- the rewrite -------------------------------------------------------------------------------------------------------

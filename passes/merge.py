@@ -92,11 +92,7 @@ class Merge(Pass):
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` where data are needed and there are none, `DataError` where they don't fit."""
         if self.inexact == "least_squares":
-            if context.data is None:
-                hint = "name a data factory, for example data: prunec.models.data:digits; labels aren't needed"
-                raise PassError("merge: least_squares needs some samples, and the plan has no data", hint=hint)
-            context.data.require(self.split)
-            self._calibration.first(program, context)
+            self._calibration.ready(program, context, "merge: least_squares")
 
     @property
     def _calibration(self) -> Calibration:

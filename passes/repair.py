@@ -57,13 +57,9 @@ class Repair(Pass):
 
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` without data, `DataError` where they don't fit the model."""
-        if context.data is None:
-            hint = "name a data factory, for example data: prunec.models.data:digits; labels aren't needed"
-            raise PassError("repair needs some samples, and the plan has no data", hint=hint)
         if context.inputs is not None:
             raise PassError("a region of the model can't be repaired by itself: the data are of the whole model")
-        context.data.require(self.split)
-        self._calibration.first(program, context)
+        self._calibration.ready(program, context, "repair")
 
     @property
     def _calibration(self) -> Calibration:

@@ -88,6 +88,15 @@ class Calibration:
         """Raise `PassError` where `memory` doesn't hold one sample."""
         self._size(bytes_of_a_sample(program), None)
 
+    def ready(self, program: Program, context: Context, who: str) -> None:
+        """Raise `PassError` without data, which `who` needs, and `DataError` where they don't fit the model. Labels
+        aren't asked for."""
+        if context.data is None:
+            hint = "name a data factory, for example data: prunec.models.data:digits; labels aren't needed"
+            raise PassError(f"{who} needs some samples, and the plan has no data", hint=hint)
+        context.data.require(self.split)
+        self.first(program, context)
+
     def first(self, program: Program, context: Context) -> tuple[Batch, Any]:
         """The first samples, and what the model gives for them. Raises as `pieces` does, and `DataError` where the
         model can't take them."""

@@ -46,10 +46,13 @@ def by_group(analysis: Analysis, units: BoolArray) -> dict[str, int]:
 
 def constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
     """[units], twice: which of the units in `among` give zero wherever they are read, and which another constant."""
+    key = f"constants among {np.packbits(among).tobytes().hex()}"  # a pass and its reference both ask
+    return analysis.program.cached(key, lambda: _constants(analysis, among))
+
+
+def _constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
     candidates = _without_input(analysis, among)
-    if not candidates.any():
-        return candidates, candidates
-    return _constant(analysis, candidates)
+    return _constant(analysis, candidates) if candidates.any() else (candidates, candidates)
 
 
 def _without_input(analysis: Analysis, gone: BoolArray) -> BoolArray:

@@ -11,9 +11,8 @@ their sums are errors at every width: for the knapsack, and for `repair: least_s
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, ClassVar, Final, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,12 +21,9 @@ from prunec.compiler.groups.analysis import Group
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting
-from prunec.passes.repairing.inputs import WIDE, Inputs, look
+from prunec.passes.repairing.inputs import Inputs, bytes_of_moments, in_lots, look
 from prunec.passes.repairing.layers import Layer, Search
 from prunec.passes.repairing.surgeon import Formed, Places, Reader, Sampled, curve
-
-_MEMORY: Final = 2**30
-"""About how many bytes the moments of layers that are looked at together take."""
 
 
 class Reconstruction(Criterion):
@@ -57,7 +53,11 @@ class Reconstruction(Criterion):
             each for each in Search(program, program).found(everywhere=True).layers if not _is_depthwise(each, program)
         ]
         layers = {layer.weight: layer for layer in every if not layer.form.turned}
-        for groups in _lots(setting.groups, layers, program):
+
+        def needed(group: Group) -> int:
+            return sum(bytes_of_moments(program.tensors[weight]) for weight in _read_by(group, layers))
+
+        for groups in in_lots(setting.groups, needed):
             asked = {weight: layers[weight] for group in groups for weight in _read_by(group, layers)}
             known = look(asked.values(), program, setting.calibration, setting.context)
             for group in groups:
@@ -105,27 +105,6 @@ def _is_depthwise(layer: Layer, program: Program) -> bool:
 def _read_by(group: Group, layers: Mapping[str, Layer] | Mapping[str, Inputs]) -> list[str]:
     """The weights that read the group, of layers that are known."""
     return list(dict.fromkeys(m.axis.tensor for m in group.readers if m.axis.dim == 1 and m.axis.tensor in layers))
-
-
-def _lots(groups: Sequence[Group], layers: Mapping[str, Layer], program: Program) -> Iterator[list[Group]]:
-    """The groups, in lots of as many as memory holds the moments of."""
-    lot, held = list[Group](), 0
-    shapes = {weight: program.tensors[weight].shape for weight in layers}
-    for group in groups:
-        needed = sum(_bytes(shapes[weight]) for weight in _read_by(group, layers))
-        if lot and held + needed > _MEMORY:
-            yield lot
-            lot, held = [], 0
-        lot.append(group)
-        held += needed
-    if lot:
-        yield lot
-
-
-def _bytes(shape: Sequence[int]) -> int:
-    """What the moments of a layer take whose weight has this shape."""
-    p = math.prod(shape[1:])
-    return 8 * min(p, WIDE) ** 2
 
 
 def _rows(channels: IntArray, units: IntArray, size: int, taps: int) -> list[IntArray]:

@@ -56,6 +56,12 @@ def absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, *, border: bo
     `stay` are units that give constants other than zero, and stay: they can stand for others where zeros are padded.
     Without `border`, zeros around the image are overlooked.
     """
+    masks = "/".join(np.packbits(units).tobytes().hex() for units in (gone, stay))
+    key = f"absorbed {masks} {border}"  # a pass and its reference both ask
+    return analysis.program.cached(key, lambda: _absorbed(analysis, gone, stay, border))
+
+
+def _absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, border: bool) -> Absorbed:
     program = analysis.program
     if program.deployed is not program:
         why = "a model that runs in both modes keeps its constants"

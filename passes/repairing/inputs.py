@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -31,6 +31,29 @@ ROWS: Final = 32_000
 WIDE: Final = 5_000
 """A layer that reads more keeps rows in place of moments."""
 WIDE_ROWS: Final = 1_024
+_MEMORY: Final = 2**30
+"""About how many bytes the moments of all layers that are looked at together may take."""
+
+Each = TypeVar("Each")
+
+
+def bytes_of_moments(weight: Tensor) -> int:
+    """What the moments of a layer take."""
+    return 8 * min(weight[0].numel(), WIDE) ** 2
+
+
+def in_lots(every: Iterable[Each], needs: Callable[[Each], int]) -> Iterator[list[Each]]:
+    """Layers, or what is made of several, in lots of as many as memory holds the moments of."""
+    lot, held = list[Each](), 0
+    for each in every:
+        needed = needs(each)
+        if lot and held + needed > _MEMORY:
+            yield lot
+            lot, held = [], 0
+        lot.append(each)
+        held += needed
+    if lot:
+        yield lot
 
 
 @dataclass

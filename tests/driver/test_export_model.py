@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from digits_plan import HALVED
 
 from prunec.compiler import compile
 from prunec.compiler.cli import main as cli
@@ -19,19 +20,6 @@ from prunec.compiler.plan.plan import Plan
 from prunec.compiler.targets import exporting
 from prunec.compiler.targets.onnx_file import OrtInt8
 from prunec.compiler.targets.ort import Ort
-
-ROOT = Path(__file__).parents[2]
-PLAN = {
-    "plan": 1,
-    "model": {"factory": "prunec.models.digits:cnn", "weights": str(ROOT / "models/weights/digits.safetensors")},
-    "inputs": [[1, 1, 8, 8]],
-    "data": "prunec.models.data:digits",
-    "passes": [
-        {"score": {"criterion": "bn_scale", "normalize": "none"}},
-        {"select": {"budget": {"macs": "52%"}}},
-        "shrink",
-    ],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +46,7 @@ def test_a_model_as_it_is(capsys):
 
 
 def test_a_folder_is_compared_with_its_original_and_judged_on_its_data(capsys):
-    compile(None, PLAN).save("out")
+    compile(None, HALVED).save("out")
     assert cli.run(["export", "out", "--to", "ort", "-o", "phone", "--int8"]) == 0
     (row,) = told("phone")
     assert row["bytes"] < row["dense_bytes"]
@@ -85,7 +73,7 @@ def test_a_folder_of_a_model_from_python_is_exported_alone():
 
 
 def test_a_plan_has_options_of_its_own_and_the_command_line_adds_targets():
-    plan = Plan.from_dict({**PLAN, "export": [{"ort": {"style": "runtime"}}, "onnx"]})
+    plan = Plan.from_dict({**HALVED, "export": [{"ort": {"style": "runtime"}}, "onnx"]})
     assert [(export.name, export.options.int8) for export in exports_of(plan, "")] == [("ort", None), ("onnx", None)]
     openvino, ort = exports_of(plan, "openvino,ort,openvino")
     assert (openvino.name, ort.options.style) == ("openvino", "runtime")
@@ -95,7 +83,7 @@ def test_a_plan_has_options_of_its_own_and_the_command_line_adds_targets():
 
 
 def test_a_plan_exports_its_model_without_the_passes():
-    Path("plan.yaml").write_text(yaml.safe_dump({**PLAN, "export": ["onnx"]}))
+    Path("plan.yaml").write_text(yaml.safe_dump({**HALVED, "export": ["onnx"]}))
     assert cli.run(["export", "plan.yaml", "-q"]) == 0
     (row,) = told()
     assert row["bytes"] > 400_000
@@ -111,7 +99,7 @@ def test_a_plan_exports_its_model_without_the_passes():
 )
 def test_what_can_not_be_exported_to_is_told(names, words):
     with pytest.raises(PlanError, match=words) as caught:
-        exports_of(Plan.from_dict(PLAN), names)
+        exports_of(Plan.from_dict(HALVED), names)
     assert caught.value.hint
 
 
@@ -137,7 +125,7 @@ def test_another_folder_is_never_replaced(capsys):
 
 
 def test_the_files_metadata_are_those_of_the_compile():
-    plan = {**PLAN, "classes": {"keep": [3, 5, 8], "names": {str(place): f"digit {place}" for place in range(10)}}}
+    plan = {**HALVED, "classes": {"keep": [3, 5, 8], "names": {str(place): f"digit {place}" for place in range(10)}}}
     compile(None, {**plan, "export": ["onnx"]}, quick=True).save("out")
     assert cli.run(["export", "out", "--to", "onnx"]) == 0
     found, again = (

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from digits_plan import HALVED
 
 from prunec.compiler.cli import main as cli
 from prunec.compiler.driver import exports
@@ -23,19 +24,6 @@ from prunec.compiler.targets.exporting import missing
 from prunec.compiler.targets.openvino import OpenVino
 from prunec.compiler.targets.ort import Ort
 
-ROOT = Path(__file__).parents[2]
-PLAN = {
-    "plan": 1,
-    "model": {"factory": "prunec.models.digits:cnn", "weights": str(ROOT / "models/weights/digits.safetensors")},
-    "inputs": [[1, 1, 8, 8]],
-    "data": "prunec.models.data:digits",
-    "passes": [
-        {"score": {"criterion": "bn_scale", "normalize": "none"}},
-        {"select": {"budget": {"macs": "52%"}}},
-        "shrink",
-    ],
-}
-
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch, tmp_path):
@@ -45,7 +33,7 @@ def _short(monkeypatch, tmp_path):
 
 def compiled(*exports, more=()):
     """Compile the digits network with these exports: the exit code, the report, and the names of the files."""
-    Path("plan.yaml").write_text(yaml.safe_dump({**PLAN, "export": list(exports)}))
+    Path("plan.yaml").write_text(yaml.safe_dump({**HALVED, "export": list(exports)}))
     code = cli.run(["compile", "plan.yaml", "-o", "out", *more])
     return code, json.loads(Path("out/report.json").read_text()), {path.name for path in Path("out").iterdir()}
 
@@ -126,7 +114,7 @@ def test_a_quick_compile_times_nothing_and_leaves_the_original_alone():
 
 
 def test_int8_without_data_is_told(capsys):
-    del (plan := dict(PLAN))["data"]
+    del (plan := dict(HALVED))["data"]
     Path("plan.yaml").write_text(yaml.safe_dump({**plan, "export": [{"ort": {"int8": True}}]}))
     assert cli.run(["compile", "plan.yaml", "-o", "out", "--quick"]) == 1
     assert "ort: int8: int8 is calibrated on data, and there are none" in capsys.readouterr().out
@@ -134,7 +122,7 @@ def test_int8_without_data_is_told(capsys):
 
 
 def test_check_names_the_entry_that_can_not_be_exported(capsys, monkeypatch):
-    Path("plan.yaml").write_text(yaml.safe_dump({**PLAN, "export": ["onnx", {"ort": {"int8": True}}]}))
+    Path("plan.yaml").write_text(yaml.safe_dump({**HALVED, "export": ["onnx", {"ort": {"int8": True}}]}))
     assert cli.run(["check", "plan.yaml"]) == 0
     assert "export: ort: the original can be exported\n" in capsys.readouterr().out
     monkeypatch.setattr(Ort, "needs", ("no-such-package",))
@@ -146,7 +134,7 @@ def test_check_names_the_entry_that_can_not_be_exported(capsys, monkeypatch):
 
 def folding(**said):
     """Compile the digits network for pixels from 0 to 255 with their channels last."""
-    plan = {**PLAN, "preprocess": {"scale": "1/255", "mean": 0.1, "std": 0.5, "layout": "nhwc"}, **said}
+    plan = {**HALVED, "preprocess": {"scale": "1/255", "mean": 0.1, "std": 0.5, "layout": "nhwc"}, **said}
     Path("plan.yaml").write_text(yaml.safe_dump(plan))
     return cli.run(["compile", "plan.yaml", "-o", "out", "--quick"])
 

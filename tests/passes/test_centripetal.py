@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from digits_plan import DIGITS
 from torch import nn
 
 from prunec.compiler import Plan, compile, trace
@@ -20,7 +21,6 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.targets.onnx_export import onnx_bytes
 from prunec.compiler.verify.compare import difference
-from prunec.models import digits as digits_model
 from prunec.models.densenet import densenet
 from prunec.models.resnet import resnet
 from prunec.passes.block import Block
@@ -362,20 +362,11 @@ class Kept:
 
 
 def test_a_merge_costs_no_accuracy_where_cutting_small_filters_does():
-    digits = {
-        "plan": 1,
-        "model": {
-            "factory": "prunec.models.digits:cnn",
-            "weights": str(Path(digits_model.__file__).parent / "weights" / "digits.safetensors"),
-        },
-        "inputs": [[1, 1, 8, 8]],
-        "data": "prunec.models.data:digits",
-    }
     pull = {"epochs": 20, "lr": 0.05, "strength": 2.0, "schedule": "constant", "weight_decay": 0, "evaluate": False}
     training = [{"cluster": {"ratio": "50%"}}, {"centripetal": pull}]
-    full = compile(None, {**digits, "passes": training}).report
-    merged = compile(None, {**digits, "passes": [*training, "merge"]}).report
-    cut = compile(None, {**digits, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}).report
+    full = compile(None, {**DIGITS, "passes": training}).report
+    merged = compile(None, {**DIGITS, "passes": [*training, "merge"]}).report
+    cut = compile(None, {**DIGITS, "passes": [{"score": "l1"}, {"select": "50%"}, "shrink"]}).report
     assert merged["cost"]["after"]["macs"] == cut["cost"]["after"]["macs"]
     assert merged["accuracy"]["after"] == full["accuracy"]["after"]
     assert merged["accuracy"]["after"] > 0.95 > cut["accuracy"]["after"] + 0.1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from digits_plan import DIGITS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,6 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, PassResult
 from prunec.compiler.verify.verify import verify
-from prunec.models import digits as digits_model
 from prunec.passes.repair import Repair
 from prunec.passes.repairing.moments import Moments
 from prunec.passes.repairing.refit import Bias, LeastSquares
@@ -413,15 +412,6 @@ def test_data_that_do_not_fit_are_told():
 
 # -- in plans --------------------------------------------------------------------------------------------------------
 
-DIGITS = {
-    "plan": 1,
-    "model": {
-        "factory": "prunec.models.digits:cnn",
-        "weights": str(Path(digits_model.__file__).parent / "weights" / "digits.safetensors"),
-    },
-    "inputs": [[1, 1, 8, 8]],
-    "data": "prunec.models.data:digits",
-}
 SMALL = {"method": "least_squares", "samples": 128, "rows": 2000}
 HALF = ({"score": "l1"}, {"select": {"budget": {"macs": 0.5}}}, "shrink")
 

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from prunec.compiler import compile
 from prunec.compiler.ir.program import FloatArray
-from prunec.passes.criteria import reconstruction
 from prunec.passes.repairing import inputs
 from tests.support.nets import Made
 
@@ -71,7 +70,7 @@ def test_neither_batches_nor_memory_matter(monkeypatch: pytest.MonkeyPatch):
     net = _net(nn.Conv2d(6, 4, 3))
     found = _found(net)
     assert np.allclose(_found(net, DATA.in_batches_of(5)), found, atol=1e-12)
-    monkeypatch.setattr(reconstruction, "_MEMORY", 1)
+    monkeypatch.setattr(inputs, "_MEMORY", 1)
     assert np.allclose(_found(net, DATA.in_batches_of(24)), found, atol=1e-12)
 
 
