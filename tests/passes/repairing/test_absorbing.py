@@ -151,3 +151,13 @@ def test_what_a_norm_over_channels_sees_stays():
     found = absorbed(analysis, constant, np.zeros_like(constant))
     assert not found.units.any()
     assert set(found.reasons.values()) == {"what stays depends on it, for example by a norm over channels"}
+
+
+def test_what_was_found_holds_for_the_units_that_stay():
+    analysis = analyse(trace(_net(nn.Conv2d(8, 4, 3, padding=1)), (torch.randn(2, 3, 8, 8, dtype=torch.float64),)))
+    gone, stay = np.zeros(analysis.size, dtype=bool), np.zeros(analysis.size, dtype=bool)
+    gone[analysis.groups["a"].start + CONSTANT[0]] = True
+    stay[analysis.groups["a"].start + CONSTANT[1]] = True
+    assert not absorbed(analysis, gone, np.zeros_like(stay)).units.any(), "zeros are around the image"
+    assert absorbed(analysis, gone, stay).units.any(), "another constant stands for it"
+    assert not absorbed(analysis, gone, np.zeros_like(stay)).units.any()
