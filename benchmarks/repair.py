@@ -1,98 +1,383 @@
-"""What is left of networks without any training: each way to choose channels with each way to repair, under budgets.
+"""What is left of networks without labels and without training: each way to choose channels with each way to repair.
 
-    python benchmarks/repair.py                                      the embedded networks for digits: minutes
-    python benchmarks/repair.py fashion_resnet fashion_mobile --seeds 5 --keep weights     trained first, if need be
+    python benchmarks/repair.py                                     the embedded networks for digits: minutes
+    python benchmarks/repair.py fashion_resnet20 fashion_vit --seeds 0 1 --keep weights --csv FILE     trained first
     python benchmarks/repair.py embedded_cnn --samples 64 --budgets 50% 25%
+    python benchmarks/repair.py fashion_vit --budgets half          half of the MLPs' widths and of the heads
+    python benchmarks/repair.py --tables --csv FILE                 what is there already, nothing is measured
 
-The networks are those of `trained.py`, where a seed decides weights and data. Each cell is the accuracy on the test
-images in percent, the mean over seeds, and the CPU seconds of the whole compile. Labels are read by `taylor` alone.
+The networks are those of `trained.py`, where a seed decides weights and data. Of each result: the accuracy on the test
+images in percent, and the CPU seconds on one thread of all passes, without tracing and verification; beside them the
+seconds that training takes for one epoch of the real training set. Labels are read by `taylor` alone. torch-pruning's
+ratio is bisected until its network fits the budget. A result that the CSV file has isn't measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import csv
+import itertools
+import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import numpy as np
+import rivals
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from trained import NETWORKS, trained
 
-from prunec.compiler import compile
-from prunec.compiler.errors import PassError
+from prunec.compiler import Plan, trace
+from prunec.compiler.cost.model import cost
+from prunec.compiler.data import Data
+from prunec.compiler.driver.steps import Composite, Outcome
+from prunec.compiler.errors import ModelError, PassError
+from prunec.compiler.ir.program import Program
+from prunec.compiler.pass_base import Context, Pass
 from prunec.models.data import TensorData
 from prunec.models.train import accuracy
 
 CHOICES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     "random": ({"criterion": "random"}, {}),
     "l1": ({"criterion": "l1"}, {}),
-    "taylor": ({"criterion": "taylor", "samples": 512}, {}),
-    "reconstruction": ({"criterion": "reconstruction", "samples": 512}, {"method": "knapsack"}),
+    "taylor": ({"criterion": "taylor"}, {}),
+    "reconstruction": ({"criterion": "reconstruction"}, {"method": "knapsack"}),
 }
 """How channels are chosen -> the options of `score` and of `select`."""
+LOOKS: Final = ("taylor", "reconstruction")
+"""Those that look at samples."""
 REPAIRS: Final = ("none", "bias", "batch_norm", "least_squares")
+ROUNDS: Final = 3
+PEERS: Final = tuple(itertools.product(("l1", "taylor"), ("local", "global")))
+"""torch-pruning's importance, and whether every layer loses the same share or the least important of all go."""
+BISECTIONS: Final = 8
+HALF: Final = "half"
+"""Of a transformer: not a budget, but half of each MLP's width and half of the heads."""
+EPOCH: Final = {"digits": 1_257, "fashion": 60_000}
+"""How many images the real training set has."""
+TIMED: Final = 6
+"""Steps of training by which the seconds of an epoch are known."""
+FIELDS: Final = (
+    "network",
+    "choice",
+    "repair",
+    "budget",
+    "samples",
+    "seed",
+    "dense",
+    "accuracy",
+    "macs",
+    "seconds",
+    "epoch",
+)
+CASE: Final = FIELDS[:6]
+
+Row = dict[str, str]
 
 
-def plans(budget: str, samples: int) -> dict[str, list[Any]]:
-    """The passes of each method under a budget of MACs."""
-    found: dict[str, list[Any]] = {}
-    for name, (score, select) in CHOICES.items():
-        score = {**score, "samples": samples} if "samples" in score else score
-        for repair in REPAIRS:
-            cut = [{"score": score}, {"select": {"budget": {"macs": budget}, "multiple_of": 1, **select}}, "shrink"]
-            last = [] if repair == "none" else [{"repair": {"method": repair, "samples": samples}}]
-            found[f"{name}, {repair}"] = [*cut, *last]
-    score, select = CHOICES["reconstruction"]
-    inside = [{"score": {**score, "samples": samples}}, {"select": {"multiple_of": 1, **select}}, "shrink"]
-    squares = {"repair": {"method": "least_squares", "samples": samples}}
-    rounds = {"repeat": {"steps": 3, "to": {"macs": budget}, "passes": [*inside, squares]}}
-    found["reconstruction, three rounds"] = [rounds]
-    merge = {"merge": {"inexact": "least_squares", "samples": samples}}
-    found["merged"] = [{"cluster": {"budget": {"macs": budget}}}, merge]
-    found["merged, least_squares"] = [*found["merged"], squares]
-    found["factorised"] = [{"factorise": {"budget": {"macs": budget}, "samples": samples}}]
-    return found
+class Method(NamedTuple):
+    """A row of the tables: how channels are chosen, and what is done then."""
+
+    choice: str
+    repair: str
 
 
-def cell(net: nn.Module, data: TensorData, passes: Sequence[Any]) -> tuple[float, float]:
-    """Accuracy in percent, and CPU seconds; NaN where the budget is out of reach."""
-    example = next(iter(data.test()))[0][:2]
-    start = time.process_time()
+METHODS: Final = (
+    *(Method("torch-pruning", f"{importance}, {scope}") for importance, scope in PEERS),
+    *(Method(choice, repair) for choice in ("random", "l1", "taylor") for repair in REPAIRS),
+    Method("reconstruction", "none"),
+    Method("reconstruction", "least_squares"),
+    *(Method(choice, "in rounds") for choice in ("l1", "reconstruction")),
+    Method("merged", "none"),
+    Method("merged", "least_squares"),
+    Method("factorised", "none"),
+)
+
+
+class Made(NamedTuple):
+    """A program, and the CPU seconds of the passes that gave it."""
+
+    program: Program
+    seconds: float = 0.0
+
+
+class Slim(NamedTuple):
+    """What comes out: a network, its MACs, and the CPU seconds that it took."""
+
+    module: nn.Module
+    macs: int
+    seconds: float
+
+
+def passes_of(*entries: Any) -> list[Pass]:
+    """The passes of a plan's entries."""
+    return [entry.pass_ for entry in Plan.of({"plan": 1, "passes": list(entries)}).passes]
+
+
+def run(program: Program, passes: Iterable[Pass], context: Context) -> Outcome:
+    """Run the passes as a compile does, and verify nothing."""
+    for each in passes:
+        if isinstance(each, Composite):
+            program = each.run_inside(program, context, run).program
+        else:
+            program = each.run(program, context).program
+    return Outcome(program, (), ())
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network, and what is asked of it."""
+
+    network: str
+    seed: int
+    keep: Path | None
+
+    @cached_property
+    def _trained(self) -> tuple[nn.Module, TensorData]:
+        return trained(self.network, self.seed, self.keep)
+
+    @property
+    def model(self) -> nn.Module:
+        """The dense network."""
+        return self._trained[0]
+
+    @cached_property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The training images in an order of the seed's: the first ones are looked at."""
+        return list(self._trained[1].train())
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Two images."""
+        return self.batches[0][0][:2]
+
+    @cached_property
+    def start(self) -> Program:
+        """The network, traced."""
+        return trace(self.model, (self.example,))
+
+    @cached_property
+    def context(self) -> Context:
+        """What the passes are given."""
+        return Context(self.seed, Data.of({"train": self.batches}), traced=self.start)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """On the test images, in percent."""
+        return 100 * accuracy(model, self._trained[1].test())
+
+    @cached_property
+    def dense(self) -> float:
+        """The accuracy of the whole network."""
+        return self.accuracy(self.model)
+
+    @cached_property
+    def epoch(self) -> float:
+        """CPU seconds of training for one epoch of the real training set."""
+        model, images = (
+            copy.deepcopy(self.model).train(),
+            EPOCH[self.network.split("_")[0].replace("embedded", "digits")],
+        )
+        optimizer = torch.optim.AdamW(model.parameters())
+        seen, start = 0, 0.0
+        for index, (inputs, labels) in enumerate(self.batches[: TIMED + 1]):
+            if index == 1:  # the first one also sets things up
+                seen, start = 0, time.process_time()
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+            seen += len(labels)
+        return (time.process_time() - start) / seen * images
+
+    # -- what passes give, each once ---------------------------------------------------------------------------------
+
+    def made(self, made: Made, *entries: Any) -> Made:
+        """What the entries of a plan make of a program."""
+        passes, start = passes_of(*entries), time.process_time()
+        program = run(made.program, passes, self.context).program
+        return Made(program, made.seconds + time.process_time() - start)
+
+    @cache  # noqa: B019  (subjects are few, and all are needed to the end)
+    def scored(self, choice: str, samples: int) -> Made:
+        """The program with scores."""
+        score = CHOICES[choice][0]
+        return self.made(Made(self.start), {"score": {**score, "samples": samples} if choice in LOOKS else score})
+
+    @cache  # noqa: B019
+    def cut(self, choice: str, budget: str, samples: int) -> Made:
+        """The slim program, with nothing repaired."""
+        if choice == "merged":
+            merge = {"merge": {"inexact": "least_squares", "samples": samples}}
+            return self.made(Made(self.start), {"cluster": _amount(budget)}, merge)
+        if choice == "factorised":
+            return self.made(Made(self.start), {"factorise": {**_amount(budget), "samples": samples}})
+        return self.made(self.scored(choice, samples), {"select": {**_select(choice), **_amount(budget)}}, "shrink")
+
+    def slim(self, method: Method, budget: str, samples: int) -> Made:
+        """What a method gives. Raises `PassError` where the budget is out of reach."""
+        choice, repair = method
+        if repair == "none":
+            return self.cut(choice, budget, samples)
+        if repair != "in rounds":
+            return self.made(self.cut(choice, budget, samples), {"repair": {"method": repair, "samples": samples}})
+        score = {**CHOICES[choice][0], **({"samples": samples} if choice in LOOKS else {})}
+        squares = {"repair": {"method": "least_squares", "samples": samples}}
+        inside = [{"score": score}, {"select": _select(choice)}, "shrink", squares]
+        return self.made(Made(self.start), {"repeat": {"steps": ROUNDS, "to": {"macs": budget}, "passes": inside}})
+
+    # -- torch-pruning -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def gradients(self) -> list[Tensor]:
+        """Those that Taylor's importance is of."""
+        images, labels = (torch.cat(parts)[: rivals.CALIBRATION] for parts in zip(*self.batches, strict=True))
+        return list(torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(self.model.parameters())))
+
+    @cache  # noqa: B019
+    def peer_at(self, importance: str, scope: str, ratio: float, *, inside: bool = False) -> Slim:
+        """torch-pruning's network of a ratio."""
+        contest, start = rivals.CONTESTS[importance], time.process_time()
+        gradients = self.gradients if contest.gradients else ()
+        module = rivals.peer_cut(self.model, gradients, contest, (scope, ratio), self.example, inside=inside)
+        try:
+            found = cost(trace(module, (self.example,))).macs
+        except ModelError as error:  # so it is where shortcuts pad channels
+            raise PassError(f"torch-pruning's network doesn't run: {error}") from error
+        return Slim(module, found, time.process_time() - start)
+
+    def peer(self, importance: str, scope: str, budget: str) -> Slim:
+        """The largest of its networks that fits a budget. Raises `PassError` where there is none that runs."""
+        if budget == HALF:
+            return self.peer_at(importance, scope, 0.5, inside=True)
+        most = float(budget.rstrip("%")) / 100 * cost(self.start).macs
+        low, high, best = 0.0, 1.0, None
+        for _ in range(BISECTIONS):
+            ratio = (low + high) / 2
+            found = self.peer_at(importance, scope, ratio)
+            low, high, best = (ratio, high, best) if found.macs > most else (low, ratio, found)
+        if best is None:
+            raise PassError(f"torch-pruning reaches {budget} with no ratio")
+        return best
+
+
+def _amount(budget: str) -> dict[str, Any]:
+    """What a pass is told that chooses how much goes."""
+    half = {"ratio": {"*.query": "50%", "*.fc1": "50%"}}
+    return half if budget == HALF else {"budget": {"macs": budget}}
+
+
+def _select(choice: str) -> dict[str, Any]:
+    return {"multiple_of": 1, **CHOICES[choice][1]}
+
+
+def measured(subject: Subject, method: Method, budget: str, samples: int) -> Row:
+    """One result; without accuracy where the budget is out of reach, or torch-pruning's network doesn't run."""
+    found: Slim | None
     try:
-        seen = {"train": list(data.train())}
-        found = compile(net, {"plan": 1, "passes": list(passes)}, example_inputs=(example,), data=seen)
-    except PassError:
-        return float("nan"), float("nan")
-    return 100 * accuracy(found.module, data.test()), time.process_time() - start
+        if method.choice == "torch-pruning":
+            importance, scope = method.repair.split(", ")
+            found = subject.peer(importance, scope, budget)
+        else:
+            made = subject.slim(method, budget, samples)
+            found = Slim(made.program.module, cost(made.program).macs, made.seconds)
+    except PassError as error:
+        print(f"{subject.network}, {', '.join(method)}, {budget}: {error}", file=sys.stderr)
+        found = None
+    case = (subject.network, *method, budget, str(samples), str(subject.seed))
+    row = {**dict(zip(CASE, case, strict=True)), "dense": f"{subject.dense:.2f}", "epoch": f"{subject.epoch:.1f}"}
+    if found is None:
+        return {**row, "accuracy": "", "macs": "", "seconds": ""}
+    right, share = subject.accuracy(found.module), found.macs / cost(subject.start).macs
+    return {**row, "accuracy": f"{right:.2f}", "macs": f"{share:.4f}", "seconds": f"{found.seconds:.2f}"}
+
+
+# -- the tables ------------------------------------------------------------------------------------------------------
+
+
+def tables(rows: Sequence[Row], samples: int) -> Iterator[str]:
+    """A table for each budget: methods, and the points that each network loses, the mean of the seeds and its spread."""
+    names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        mine = [row for row in rows if row["budget"] == budget and row["samples"] == str(samples)]
+        yield f"\n| {budget} of the MACs | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
+        for method in METHODS:
+            cells = [_cell([row for row in mine if _is(row, name, method)]) for name in names]
+            if any(cells):
+                yield f"| {', '.join(method)} | {' | '.join(cells)} |"
+
+
+def _is(row: Row, name: str, method: Method) -> bool:
+    return (row["network"], row["choice"], row["repair"]) == (name, *method)
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    """Points lost and seconds; empty where nothing was measured."""
+    if not rows:
+        return ""
+    done = [row for row in rows if row["accuracy"]]
+    if len(done) < len(rows):
+        return "-"
+    lost = [float(row["accuracy"]) - float(row["dense"]) for row in done]
+    spread = f" ± {statistics.stdev(lost):.1f}" if len(lost) > 1 else ""
+    return f"{statistics.fmean(lost):+.1f}{spread} ({statistics.fmean(float(row['seconds']) for row in done):.1f} s)"
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def read(path: Path | None) -> list[Row]:
+    """What was measured before."""
+    if path is None or not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(row: Row, path: Path) -> None:
+    """Add a result to the file."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def main() -> None:
-    """Print a table for each network."""
+    """Measure what isn't known yet, and print the tables."""
     options = _parser().parse_args()
     torch.set_num_threads(1)
-    for name in options.networks:
-        nets = [trained(name, seed, options.keep) for seed in range(options.seeds)]
-        dense = np.mean([100 * accuracy(net, data.test()) for net, data in nets])
-        print(f"\n| {name}, dense {dense:.1f} | {' | '.join(options.budgets)} |\n|---|{'---|' * len(options.budgets)}")
-        for method in plans("50%", options.samples):
-            cells = []
-            for budget in options.budgets:
-                rows = [cell(net, data, plans(budget, options.samples)[method]) for net, data in nets]
-                right, seconds = np.mean(rows, axis=0)
-                cells.append("out of reach" if np.isnan(right) else f"{right:.1f} ({seconds:.1f} s)")
-            print(f"| {method} | {' | '.join(cells)} |", flush=True)
+    rows = read(options.csv)
+    known = {tuple(row[key] for key in CASE) for row in rows}
+    methods = [each for each in METHODS if not options.methods or ", ".join(each) in options.methods]
+    wanted = itertools.product(options.seeds, options.networks) if not options.tables else ()
+    for seed, network in wanted:
+        subject = Subject(network, seed, options.keep)
+        for samples, budget, method in itertools.product(options.samples, options.budgets, methods):
+            if (network, *method, budget, str(samples), str(seed)) in known:
+                continue
+            rows.append(measured(subject, method, budget, samples))
+            if options.csv:
+                write(rows[-1], options.csv)
+    for samples in options.samples:
+        print("\n".join(tables(rows, samples)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Accuracy without training.")
+    parser = argparse.ArgumentParser(description="Accuracy without labels and without training.")
     parser.add_argument("networks", nargs="*", default=["embedded_cnn", "embedded_resnet"], help=", ".join(NETWORKS))
     parser.add_argument("--budgets", nargs="+", default=["75%", "50%", "35%", "25%"], help="shares of the MACs")
-    parser.add_argument("--samples", type=int, default=512, help="how many training images are looked at")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--samples", type=int, nargs="+", default=[256], help="how many training images are looked at")
+    parser.add_argument("--methods", nargs="+", choices=[", ".join(each) for each in METHODS], help="some of them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--keep", type=Path, help="a folder for trained weights")
+    parser.add_argument("--csv", type=Path, help="where results are read and added")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
     return parser
 
 

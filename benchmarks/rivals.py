@@ -23,6 +23,7 @@ import torch_pruning
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+from trained import Block
 
 from prunec.compiler import compile, trace
 from prunec.compiler.cost.model import cost
@@ -183,27 +184,44 @@ def peer_slim(subject: Subject, contest: Contest, scope: str, budget: float) -> 
     low, high, best = 0.0, 1.0, None
     for _ in range(BISECTIONS):
         ratio = (low + high) / 2
-        slim = _peer_cut(subject.model, gradients, contest, (scope, ratio))
+        slim = peer_cut(subject.model, gradients, contest, (scope, ratio))
         low, high, best = (ratio, high, best) if macs(slim) > budget else (low, ratio, slim)
     assert best is not None, f"torch-pruning reaches {budget} MACs with no ratio"
     return best
 
 
-def _peer_cut(
-    model: nn.Module, gradients: Sequence[Tensor], contest: Contest, how_much: tuple[str, float]
+def peer_cut(
+    model: nn.Module,
+    gradients: Sequence[Tensor],
+    contest: Contest,
+    how_much: tuple[str, float],
+    example: Tensor = EXAMPLE,
+    *,
+    inside: bool = False,
 ) -> nn.Module:
+    """torch-pruning's network of a scope and a ratio; the last module in the model's order is its classifier. Of
+    transformers, whole heads go; with `inside`, nothing but these and the MLPs' widths."""
     model = copy.deepcopy(model)
     for parameter, gradient in zip(model.parameters(), gradients, strict=False):  # none where none is looked at
         parameter.grad = gradient.clone()
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    heads = {layer: block.heads for block in blocks for layer in (block.query, block.key, block.value)}
+    stream = [model.patches, *(layer for block in blocks for layer in (block.project, block.fc2))] if inside else []
     pruner = torch_pruning.pruner.BasePruner(
         model,
-        EXAMPLE,
+        example,
         importance=getattr(torch_pruning.importance, contest.importance)(**contest.args),
         global_pruning=how_much[0] == "global",
         pruning_ratio=how_much[1],
-        ignored_layers=[list(model.modules())[-1]],
+        ignored_layers=[list(model.modules())[-1], *stream],
+        num_heads=heads,
+        prune_num_heads=bool(heads),
+        prune_head_dims=not heads,
+        head_pruning_ratio=how_much[1],
     )
     pruner.step()
+    for block in blocks:
+        block.heads = pruner.num_heads[block.query]
     model.zero_grad()
     return model
 

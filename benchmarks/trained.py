@@ -1,4 +1,4 @@
-"""The networks that `criteria.py` and `class_adaptive.py` cut: small ones that train in seconds, anew for every seed.
+"""The networks that `criteria.py`, `class_adaptive.py` and `repair.py` cut: small ones that train in seconds, anew for every seed.
 
     embedded_*           digits: the networks whose weights come with the package; a seed draws calibration images
     mlp, cnn, resnet     digits, 8x8: `prunec.models.digits`, the CNN with half its widths, the ResNet with projections
@@ -6,6 +6,9 @@
     fashion_plain        the same images: six convolutions in a row, 24 to 96 channels wide, as VGG has them
     fashion_mobile       the same images: inverted residuals, with a depthwise convolution in each
     fashion_deep         8,000 of them: a ResNet-44, 8 to 32 channels wide
+    fashion_resnet20     as many: 12 to 48 channels wide; fashion_resnet56: 8 to 32 wide; each with projections and, as
+                         *_padded, with shortcuts that pad channels with zeros
+    fashion_vit          as many: a vision transformer, patches of 2x2, 48 wide, four blocks of four heads
 
 A seed decides the training images, the initial weights and the order of the batches. Trained weights are kept in a
 folder, where there is one, so that a second run needn't train.
@@ -73,6 +76,49 @@ def plain() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 10))
 
 
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to its input; the projections of query, key and value are their own."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.project = nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, tokens, width]` -> the same."""
+        y = self.norm1(x)
+        parts = (
+            layer(y).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        x = x + self.project(y)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """A vision transformer in small, for 14x14 images: patches of 2x2, learned positions, the mean of all tokens."""
+
+    def __init__(self, width: int = 48, heads: int = 4, depth: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 2, 2)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 49, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, 4 * width) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 1, 14, 14]` -> `[N, 10]`."""
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        logits: Tensor = self.head(self.norm(self.blocks(x)).mean(1))
+        return logits
+
+
+def _resnet(depth: int, shortcut: str, widths: tuple[int, int, int]) -> Callable[[], nn.Module]:
+    return partial(resnet.resnet, depth, shortcut, widths, in_channels=1)
+
+
 @dataclass(frozen=True)
 class Network:
     """How a network is trained, and on which images; or the name of its weights in the package."""
@@ -132,6 +178,14 @@ NETWORKS: Final = {
         train.Recipe(lambda: resnet.resnet(44, "projection", (8, 16, 32), in_channels=1), epochs=4),
         partial(fashion, count=8_000),
     ),
+    **{
+        f"fashion_resnet{depth}{end}": Network(
+            train.Recipe(_resnet(depth, shortcut, widths), epochs=4), partial(fashion, count=8_000)
+        )
+        for depth, widths in ((20, (12, 24, 48)), (56, (8, 16, 32)))
+        for shortcut, end in (("projection", ""), ("zero_pad", "_padded"))
+    },
+    "fashion_vit": Network(train.Recipe(ViT, epochs=6, lr=0.003), partial(fashion, count=8_000)),
 }
 
 
