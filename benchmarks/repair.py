@@ -41,6 +41,7 @@ from prunec.compiler.errors import ModelError, PassError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, Pass
 from prunec.models.data import TensorData
+from prunec.models.resnet import ZeroPad
 from prunec.models.train import accuracy
 
 CHOICES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
@@ -59,8 +60,8 @@ PEERS: Final = tuple(itertools.product(("l1", "taylor"), ("local", "global")))
 BISECTIONS: Final = 8
 HALF: Final = "half"
 """Of a transformer: not a budget, but half of each MLP's width and half of the heads."""
-EPOCH: Final = {"digits": 1_257, "fashion": 60_000}
-"""How many images the real training set has."""
+EPOCH: Final = {"embedded": 1_257, "fashion": 60_000}
+"""Kind of network -> how many images the real training set has."""
 TIMED: Final = 6
 """Steps of training by which the seconds of an epoch are known."""
 FIELDS: Final = (
@@ -216,7 +217,8 @@ class Subject:
             return self.made(Made(self.start), {"cluster": _amount(budget)}, merge)
         if choice == "factorised":
             return self.made(Made(self.start), {"factorise": {**_amount(budget), "samples": samples}})
-        return self.made(self.scored(choice, samples), {"select": {**_select(choice), **_amount(budget)}}, "shrink")
+        select = _amount(budget) if budget == HALF else {**_select(choice), **_amount(budget)}
+        return self.made(self.scored(choice, samples), {"select": select}, "shrink")
 
     def slim(self, method: Method, budget: str, samples: int) -> Made:
         """What a method gives. Raises `PassError` where the budget is out of reach."""
@@ -239,27 +241,29 @@ class Subject:
         return list(torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(self.model.parameters())))
 
     @cache  # noqa: B019
-    def peer_at(self, importance: str, scope: str, ratio: float, *, inside: bool = False) -> Slim:
-        """torch-pruning's network of a ratio."""
+    def peer_at(self, importance: str, scope: str, ratio: float, *, inside: bool = False) -> Slim | None:
+        """torch-pruning's network of a ratio; None for one that doesn't run, since no head is left."""
         contest, start = rivals.CONTESTS[importance], time.process_time()
         gradients = self.gradients if contest.gradients else ()
         module = rivals.peer_cut(self.model, gradients, contest, (scope, ratio), self.example, inside=inside)
         try:
             found = cost(trace(module, (self.example,))).macs
-        except ModelError as error:  # so it is where shortcuts pad channels
-            raise PassError(f"torch-pruning's network doesn't run: {error}") from error
+        except ModelError:
+            return None
         return Slim(module, found, time.process_time() - start)
 
     def peer(self, importance: str, scope: str, budget: str) -> Slim:
-        """The largest of its networks that fits a budget. Raises `PassError` where there is none that runs."""
-        if budget == HALF:
-            return self.peer_at(importance, scope, 0.5, inside=True)
-        most = float(budget.rstrip("%")) / 100 * cost(self.start).macs
+        """The largest of its networks that fits a budget. Raises `PassError` where there is none."""
+        inside = any(isinstance(module, ZeroPad) for module in self.model.modules())  # else its network doesn't run
+        most = float("inf") if budget == HALF else float(budget.rstrip("%")) / 100 * cost(self.start).macs
         low, high, best = 0.0, 1.0, None
-        for _ in range(BISECTIONS):
+        for _ in range(1 if budget == HALF else BISECTIONS):
             ratio = (low + high) / 2
-            found = self.peer_at(importance, scope, ratio)
-            low, high, best = (ratio, high, best) if found.macs > most else (low, ratio, found)
+            found = self.peer_at(importance, scope, ratio, inside=inside or budget == HALF)
+            if found is None or found.macs <= most:
+                high, best = ratio, found or best
+            else:
+                low = ratio
         if best is None:
             raise PassError(f"torch-pruning reaches {budget} with no ratio")
         return best
@@ -275,8 +279,13 @@ def _select(choice: str) -> dict[str, Any]:
     return {"multiple_of": 1, **CHOICES[choice][1]}
 
 
+def _applies(method: Method, budget: str) -> bool:
+    """Whether a method can be told so: what takes a budget alone can't cut this and not that in half."""
+    return budget != HALF or (method.choice not in ("merged", "factorised") and method.repair != "in rounds")
+
+
 def measured(subject: Subject, method: Method, budget: str, samples: int) -> Row:
-    """One result; without accuracy where the budget is out of reach, or torch-pruning's network doesn't run."""
+    """One result; without accuracy where the budget is out of reach."""
     found: Slim | None
     try:
         if method.choice == "torch-pruning":
@@ -300,7 +309,8 @@ def measured(subject: Subject, method: Method, budget: str, samples: int) -> Row
 
 
 def tables(rows: Sequence[Row], samples: int) -> Iterator[str]:
-    """A table for each budget: methods, and the points that each network loses, the mean of the seeds and its spread."""
+    """A table for each budget: the points that each network loses by each method, the mean of the seeds and its
+    spread."""
     names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
     for budget in dict.fromkeys(row["budget"] for row in rows):
         mine = [row for row in rows if row["budget"] == budget and row["samples"] == str(samples)]
@@ -359,7 +369,7 @@ def main() -> None:
     for seed, network in wanted:
         subject = Subject(network, seed, options.keep)
         for samples, budget, method in itertools.product(options.samples, options.budgets, methods):
-            if (network, *method, budget, str(samples), str(seed)) in known:
+            if (network, *method, budget, str(samples), str(seed)) in known or not _applies(method, budget):
                 continue
             rows.append(measured(subject, method, budget, samples))
             if options.csv:

@@ -29,6 +29,7 @@ from prunec.compiler import compile, trace
 from prunec.compiler.cost.model import cost
 from prunec.models import data as datasets
 from prunec.models import digits, train
+from prunec.models.resnet import BasicBlock
 
 EXAMPLE: Final = torch.zeros(1, 1, 8, 8)
 HELD_OUT: Final = 0.4
@@ -190,6 +191,16 @@ def peer_slim(subject: Subject, contest: Contest, scope: str, budget: float) -> 
     return best
 
 
+def _stream(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a ResNet or of a vision transformer that write its residual stream."""
+    yield from (layer for layer in model.children() if isinstance(layer, nn.Conv2d))
+    for block in model.modules():
+        if isinstance(block, BasicBlock):
+            yield block.conv2
+        elif isinstance(block, Block):
+            yield from (block.project, block.fc2)
+
+
 def peer_cut(
     model: nn.Module,
     gradients: Sequence[Tensor],
@@ -200,13 +211,13 @@ def peer_cut(
     inside: bool = False,
 ) -> nn.Module:
     """torch-pruning's network of a scope and a ratio; the last module in the model's order is its classifier. Of
-    transformers, whole heads go; with `inside`, nothing but these and the MLPs' widths."""
+    transformers, whole heads go. With `inside`, residual streams keep their width."""
     model = copy.deepcopy(model)
     for parameter, gradient in zip(model.parameters(), gradients, strict=False):  # none where none is looked at
         parameter.grad = gradient.clone()
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     heads = {layer: block.heads for block in blocks for layer in (block.query, block.key, block.value)}
-    stream = [model.patches, *(layer for block in blocks for layer in (block.project, block.fc2))] if inside else []
+    stream = list(_stream(model)) if inside else []
     pruner = torch_pruning.pruner.BasePruner(
         model,
         example,

@@ -1,4 +1,4 @@
-"""The networks that `criteria.py`, `class_adaptive.py` and `repair.py` cut: small ones that train in seconds, anew for every seed.
+"""The networks that `criteria.py`, `class_adaptive.py` and `repair.py` cut: small ones, trained anew for every seed.
 
     embedded_*           digits: the networks whose weights come with the package; a seed draws calibration images
     mlp, cnn, resnet     digits, 8x8: `prunec.models.digits`, the CNN with half its widths, the ResNet with projections
