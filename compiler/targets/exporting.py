@@ -217,6 +217,20 @@ def size_of(path: Path) -> int:
     )
 
 
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """A context for the target's own code: what it raises becomes a `TargetError` with what was printed."""
+    log = Log()
+    try:
+        with captured() as log:
+            yield
+    except PrunecError as error:
+        printed = getattr(error, "log", "") or log.text
+        raise TargetError(error.message, at=error.at, hint=error.hint, log=printed) from error
+    except Exception as error:  # converters and runtimes raise errors of many unrelated kinds
+        raise TargetError(f"{what}: {first_line(error)}", log=log.text) from error
+
+
 @dataclass(frozen=True)
 class Export:
     """One export under way."""
@@ -235,7 +249,7 @@ class Export:
         progress(0, total)
         converted = self.convert()
         if self.metadata:
-            with self._guarded("the file takes no metadata"):
+            with guarded("the file takes no metadata"):
                 self.target.label(self.path, self.metadata)
         progress(1, total)
         files = self.target.beside(self.path)
@@ -271,7 +285,7 @@ class Export:
             raise self._placed(error, step) from error
 
     def _convert(self, program: Program, path: Path) -> Converted:
-        with self._guarded("its converter fails"):
+        with guarded("its converter fails"):
             with evaluating(program.module), torch.no_grad():
                 converted = self.target.convert(program, path, self.options)
             absent = [each.name for each in self.target.beside(path) if not each.exists()]
@@ -287,24 +301,11 @@ class Export:
                 return False
         return True
 
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        """A context for the target's own code: what it raises becomes a `TargetError` with what was printed."""
-        log = Log()
-        try:
-            with captured() as log:
-                yield
-        except PrunecError as error:
-            printed = getattr(error, "log", "") or log.text
-            raise TargetError(error.message, at=error.at, hint=error.hint, log=printed) from error
-        except Exception as error:  # converters and runtimes raise errors of many unrelated kinds
-            raise TargetError(f"{what}: {first_line(error)}", log=log.text) from error
-
     # -- running and comparing -----------------------------------------------------------------------------------
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """The files at `path`, loaded. Raises `TargetError`."""
-        with self._guarded("its runtime can't load the file"):
+        with guarded("its runtime can't load the file"):
             return self.target.load(path, threads)
 
     def compare(self, converted: Converted) -> tuple[float, str]:
@@ -331,7 +332,7 @@ class Export:
         opened = self.load(path)
         worst, told = 0.0, ""
         for inputs in inputs_for(program, converted.batch):
-            with self._guarded("its runtime can't run the file"):
+            with guarded("its runtime can't run the file"):
                 got = list(opened.run(arrays(inputs)))
             expected = outputs(program.module, inputs)
             difference = relative_difference(got, expected)
@@ -415,7 +416,7 @@ class Export:
         timed = []
         for threads in THREADS:
             sessions = [self.load(path, threads) for path in (slim, dense) if path is not None]
-            with self._guarded("its runtime can't run the file"):
+            with guarded("its runtime can't run the file"):
                 times = interleaved([partial(opened.run, fed) for opened in sessions], SECONDS)
             timed.append(Timed(threads, *map(median, times), *(() if dense else (None,))))
         return tuple(timed)
@@ -435,7 +436,7 @@ class Export:
             if calibration is None:
                 raise TargetError("int8 is calibrated on data, and there are none")
             samples = calibration.samples(wanted.samples, batch)
-            with self._guarded("int8 can't be made"), evaluating(self.program.module), torch.no_grad():
+            with guarded("int8 can't be made"), evaluating(self.program.module), torch.no_grad():
                 self.target.quantize(self.program, self.path, to, self.options, samples)
             files = self.target.beside(to)
             found = Int8Report(tuple(path.name for path in files), self._size(to))
@@ -475,7 +476,8 @@ class Runs:
         return pytree.tree_unflatten(whole, self.structure)
 
     def _run(self, inputs: tuple[Any, ...]) -> Any:
-        got = self.opened.run(arrays(inputs))
+        with guarded("its runtime can't run the file"):
+            got = self.opened.run(arrays(inputs))
         return pytree.tree_unflatten([torch.from_numpy(value.copy()) for value in got], self.structure)
 
 

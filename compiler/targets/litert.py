@@ -15,9 +15,6 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
 from prunec.compiler.targets.flat import flat
 
-_SIGNATURE = "serving_default"
-"""What the converter calls the one function of a file."""
-
 
 class LiteRT(Target):
     """Runs on XNNPACK by default, as ExecuTorch does: output channels in tiles of 8."""
@@ -40,19 +37,11 @@ class LiteRT(Target):
         self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
     ) -> None:
         """By LiteRT's quantiser, which works on the float32 file. Inputs and outputs stay float32."""
-        from ai_edge_quantizer import qtyping, quantizer, recipe  # noqa: PLC0415  (an extra)
+        from prunec.compiler.targets.litert_int8 import quantize_litert  # noqa: PLC0415  (imports an extra)
 
         assert options.int8 is not None, "int8 was asked for"
-        rows = recipe.static_wi8_ai8()
-        if not options.int8.per_channel:
-            rows[0]["op_config"]["weight_tensor_config"]["granularity"] = qtyping.QuantGranularity.TENSORWISE
-        for edge in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-            left = recipe.AlgorithmName.NO_QUANTIZE
-            rows.append({"regex": ".*", "operation": edge, "algorithm_key": left, "op_config": {}})
         names = sorted(LiteRTSession(path, 1).types, key=_place)
-        fed = [{name: sample[_place(name)] for name in names} for sample in samples]
-        made = quantizer.Quantizer(str(path), rows)
-        made.quantize(made.calibrate({_SIGNATURE: fed})).export_model(str(to), overwrite=True)
+        quantize_litert(path, to, options.int8, [{name: sample[_place(name)] for name in names} for sample in samples])
 
     def load(self, path: Path, threads: int) -> Session:
         """The file in LiteRT's interpreter."""

@@ -42,7 +42,17 @@ class Mnn(Target):
 
     def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
         """By way of an ONNX file, whose batch stays open where the model, and MNN, allow it."""
-        report = self._convert(program, path, ("batch",))
+        return self._written(program, path)
+
+    def quantize(
+        self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
+    ) -> None:
+        """The weights alone, with a scale for each channel: MNN takes the ranges of activations from each run."""
+        self._written(program, to, "--weightQuantBits", "8")
+
+    def _written(self, program: Program, path: Path, *more: str) -> Converted:
+        """Write the file with an open batch, or with a fixed one where it doesn't run with others."""
+        report = self._convert(program, path, ("batch",), *more)
         why = report.static_reason
         if report.dynamic_batch:
             own = batch_of(program.inputs) or 1
@@ -51,15 +61,9 @@ class Mnn(Target):
                 return Converted(None)
             except TargetError:
                 why = "its runtime crashes when the batch changes"
-                self._convert(program, path, ())
+                self._convert(program, path, (), *more)
         tried(MnnSession, path, [_arrays(program.inputs)])
         return Converted(batch_of(program.inputs), f"fixed batch: {why}")
-
-    def quantize(
-        self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
-    ) -> None:
-        """The weights alone, with a scale for each channel: MNN takes the ranges of activations from each run."""
-        self._convert(program, to, ("batch",) if MnnSession(path, 1).batch_is_open else (), "--weightQuantBits", "8")
 
     def _convert(self, program: Program, path: Path, dynamic: Sequence[str], *more: str) -> OnnxReport:
         """Write the file with these sizes open. The converter has a process of its own: it crashes on some models."""

@@ -27,11 +27,6 @@ class MnnSession:
             raise TargetError("MNN can't load the file")
         self._runtime = runtime
 
-    @property
-    def batch_is_open(self) -> bool:
-        """Whether the file takes batches of any size."""
-        return any(-1 in value.shape for value in self._net.get_info()["inputs"])
-
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Whole numbers are int32 in MNN."""
         expr = self._expr
@@ -41,6 +36,8 @@ class MnnSession:
             held = np.ascontiguousarray(given, np.int32 if whole else np.float32)
             values.append(expr.const(held, list(held.shape), expr.NCHW, expr.int if whole else expr.float))
         found = self._net.forward(values)
+        if not found:
+            raise TargetError(f"MNN can't run the file on inputs of {[list(given.shape) for given in inputs]}")
         return [np.array(self._plain(value).read()) for value in found]
 
     def _plain(self, value: Any) -> Any:

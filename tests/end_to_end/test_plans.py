@@ -9,6 +9,10 @@ import pytest
 from torch import nn
 
 from prunec.compiler import Result, compile
+from prunec.compiler.plan.exports import EXPORTING
+from prunec.compiler.targets import exporting
+from prunec.compiler.targets.base import TARGETS
+from prunec.compiler.targets.exporting import missing
 
 PLANS = Path(__file__).parents[2] / "plans"
 
@@ -33,6 +37,7 @@ WITHOUT_NORMS = {"vgg16_a"}
 """Where the published parameters don't count batch norm."""
 
 TRAINED = {
+    "all_runtimes": (0.52, 0.97),
     "class_adaptive": (0.25, 0.96),
     "digits": (0.52, 0.98),
     "digits_merge": (0.80, 0.95),
@@ -82,3 +87,24 @@ def test_the_embedded_default_writes_its_artifacts(tmp_path):
     assert report["onnx"]["bytes"]["after"] < 0.75 * report["onnx"]["bytes"]["before"]
     assert report["onnx"]["max_difference"] < 1e-5
     assert report["onnx"]["dynamic_batch"]
+
+
+def test_every_runtime_that_is_installed_has_its_files_and_the_others_fail_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "SECONDS", 0.01)
+    report = compile(None, PLANS / "all_runtimes.yaml", quick=True).write(tmp_path / "out")
+    assert {row.target for row in report.targets} == set(EXPORTING)
+    lacking = {name: missing(TARGETS.named(name)()) for name in EXPORTING}
+    assert bool(report.failed) == any(lacking.values())
+    for row in report.targets:
+        if (why := lacking[row.target]) is not None:
+            assert (row.error, row.files) == (why.message, ())
+            continue
+        assert not row.failed, row
+        made = (*row.files, *(row.int8.files if row.int8 else ()))
+        assert all((tmp_path / "out" / name).exists() for name in made)
+        assert (row.difference is None) == bool(row.unrunnable)
+        assert (row.int8 is not None) == TARGETS.named(row.target).quantizes()
+        if row.int8 and not row.unrunnable:
+            assert row.int8.before >= 0.97
+            assert row.int8.after >= row.int8.before - 0.02, row.target
+    assert (tmp_path / "out/labels.txt").read_text().split()[:2] == ["zero", "one"]

@@ -9,8 +9,10 @@ from torch import nn
 
 from prunec.compiler.errors import TargetError
 from prunec.compiler.targets.base import ExportOptions
+from prunec.compiler.targets.captured import captured
 from prunec.compiler.targets.exporting import export, missing
 from prunec.compiler.targets.mnn import Mnn
+from prunec.compiler.targets.pixels import Folded, Pixels
 from prunec.compiler.tracing.trace import trace
 
 TARGET = Mnn()
@@ -70,3 +72,23 @@ def test_weights_in_int8_make_a_smaller_file_that_takes_the_same_batches(tmp_pat
     (got,) = TARGET.load(tmp_path / "model.int8.mnn", 1).run([x.numpy()])
     expected = made.module(x).detach()
     assert (torch.from_numpy(got) - expected).abs().max() / expected.abs().max() < 0.05
+
+
+def test_pixels_in_int8_take_any_batch_too(tmp_path):
+    made = Folded(Pixels(1 / 255, integer=True), softmax=True).into(
+        program(
+            {"conv": nn.Conv2d(3, 4, 3), "fc": nn.Linear(4, 5)}, lambda m, x: m.fc(m.conv(x).mean((2, 3)).flatten(1))
+        )
+    )
+    assert TARGET.convert(made, tmp_path / "model.mnn", ExportOptions()).batch is None
+    TARGET.quantize(made, tmp_path / "model.mnn", tmp_path / "model.int8.mnn", ExportOptions(), [])
+    x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    (got,) = TARGET.load(tmp_path / "model.int8.mnn", 1).run([x.numpy()])
+    assert (torch.from_numpy(got) - made.module(x).detach()).abs().max() < 0.05
+
+
+def test_a_batch_that_a_file_does_not_take_is_told(tmp_path):
+    made = program({"fc": nn.Linear(12, 5)}, lambda m, x: m.fc(x.reshape(1, 12)), torch.randn(1, 3, 2, 2))
+    TARGET.convert(made, tmp_path / "model.mnn", ExportOptions())
+    with captured(), pytest.raises(TargetError, match=r"MNN can't run the file on inputs of \[\[2, 3, 2, 2\]\]"):
+        TARGET.load(tmp_path / "model.mnn", 1).run([torch.randn(2, 3, 2, 2).numpy()])
