@@ -4,7 +4,6 @@
     python benchmarks/repair.py fashion_resnet20 fashion_vit --seeds 0 1 --keep weights --csv FILE     trained first
     python benchmarks/repair.py embedded_cnn --samples 64 --budgets 50% 25%
     python benchmarks/repair.py fashion_vit --budgets half          half of the MLPs' widths and of the heads
-    python benchmarks/repair.py --tables --csv FILE                 what is there already, nothing is measured
 
 The networks are those of `trained.py`, where a seed decides weights and data. Of each result: the accuracy on the test
 images in percent, and the CPU seconds on one thread of all passes, without tracing and verification; beside them the
@@ -16,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import itertools
-import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -30,6 +27,7 @@ from typing import Any, Final, NamedTuple
 import rivals
 import torch
 import torch.nn.functional as F
+from repair_rows import CASE, METHODS, PEER, Method, Row, read, tables, write
 from torch import Tensor, nn
 from trained import NETWORKS, trained
 
@@ -53,10 +51,7 @@ CHOICES: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
 """How channels are chosen -> the options of `score` and of `select`."""
 LOOKS: Final = ("taylor", "reconstruction")
 """Those that look at samples."""
-REPAIRS: Final = ("none", "bias", "batch_norm", "least_squares")
 ROUNDS: Final = 3
-PEERS: Final = tuple(itertools.product(("l1", "taylor"), ("local", "global")))
-"""torch-pruning's importance, and whether every layer loses the same share or the least important of all go."""
 BISECTIONS: Final = 8
 HALF: Final = "half"
 """Of a transformer: not a budget, but half of each MLP's width and half of the heads."""
@@ -76,28 +71,6 @@ FIELDS: Final = (
     "macs",
     "seconds",
     "epoch",
-)
-CASE: Final = FIELDS[:6]
-
-Row = dict[str, str]
-
-
-class Method(NamedTuple):
-    """A row of the tables: how channels are chosen, and what is done then."""
-
-    choice: str
-    repair: str
-
-
-METHODS: Final = (
-    *(Method("torch-pruning", f"{importance}, {scope}") for importance, scope in PEERS),
-    *(Method(choice, repair) for choice in ("random", "l1", "taylor") for repair in REPAIRS),
-    Method("reconstruction", "none"),
-    Method("reconstruction", "least_squares"),
-    *(Method(choice, "in rounds") for choice in ("l1", "reconstruction")),
-    Method("merged", "none"),
-    Method("merged", "least_squares"),
-    Method("factorised", "none"),
 )
 
 
@@ -288,7 +261,7 @@ def measured(subject: Subject, method: Method, budget: str, samples: int) -> Row
     """One result; without accuracy where the budget is out of reach."""
     found: Slim | None
     try:
-        if method.choice == "torch-pruning":
+        if method.choice == PEER:
             importance, scope = method.repair.split(", ")
             found = subject.peer(importance, scope, budget)
         else:
@@ -305,57 +278,7 @@ def measured(subject: Subject, method: Method, budget: str, samples: int) -> Row
     return {**row, "accuracy": f"{right:.2f}", "macs": f"{share:.4f}", "seconds": f"{found.seconds:.2f}"}
 
 
-# -- the tables ------------------------------------------------------------------------------------------------------
-
-
-def tables(rows: Sequence[Row], samples: int) -> Iterator[str]:
-    """A table for each budget: the points that each network loses by each method, the mean of the seeds and its
-    spread."""
-    names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
-    for budget in dict.fromkeys(row["budget"] for row in rows):
-        mine = [row for row in rows if row["budget"] == budget and row["samples"] == str(samples)]
-        yield f"\n| {budget} of the MACs | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
-        for method in METHODS:
-            cells = [_cell([row for row in mine if _is(row, name, method)]) for name in names]
-            if any(cells):
-                yield f"| {', '.join(method)} | {' | '.join(cells)} |"
-
-
-def _is(row: Row, name: str, method: Method) -> bool:
-    return (row["network"], row["choice"], row["repair"]) == (name, *method)
-
-
-def _cell(rows: Sequence[Row]) -> str:
-    """Points lost and seconds; empty where nothing was measured."""
-    if not rows:
-        return ""
-    done = [row for row in rows if row["accuracy"]]
-    if len(done) < len(rows):
-        return "-"
-    lost = [float(row["accuracy"]) - float(row["dense"]) for row in done]
-    spread = f" ± {statistics.stdev(lost):.1f}" if len(lost) > 1 else ""
-    return f"{statistics.fmean(lost):+.1f}{spread} ({statistics.fmean(float(row['seconds']) for row in done):.1f} s)"
-
-
 # -- the command line ------------------------------------------------------------------------------------------------
-
-
-def read(path: Path | None) -> list[Row]:
-    """What was measured before."""
-    if path is None or not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write(row: Row, path: Path) -> None:
-    """Add a result to the file."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main() -> None:
@@ -365,8 +288,7 @@ def main() -> None:
     rows = read(options.csv)
     known = {tuple(row[key] for key in CASE) for row in rows}
     methods = [each for each in METHODS if not options.methods or ", ".join(each) in options.methods]
-    wanted = itertools.product(options.seeds, options.networks) if not options.tables else ()
-    for seed, network in wanted:
+    for seed, network in itertools.product(options.seeds, options.networks):
         subject = Subject(network, seed, options.keep)
         for samples, budget, method in itertools.product(options.samples, options.budgets, methods):
             if (network, *method, budget, str(samples), str(seed)) in known or not _applies(method, budget):
@@ -374,8 +296,7 @@ def main() -> None:
             rows.append(measured(subject, method, budget, samples))
             if options.csv:
                 write(rows[-1], options.csv)
-    for samples in options.samples:
-        print("\n".join(tables(rows, samples)))
+    print("\n".join(tables(rows, options.samples[0])))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -387,7 +308,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--keep", type=Path, help="a folder for trained weights")
     parser.add_argument("--csv", type=Path, help="where results are read and added")
-    parser.add_argument("--tables", action="store_true", help="measure nothing")
     return parser
 
 
