@@ -178,9 +178,9 @@ class Factorise(Pass):
         self, layers: Mapping[str, Layer], program: Program, context: Context
     ) -> Iterator[tuple[str, Layer, Spectrum]]:
         """Each layer with what its outputs are made of; as many at a time as memory holds the moments of."""
-        for lot in in_lots(layers, lambda name: bytes_of_moments(program.tensors[layers[name].weight])):
+        for lot in in_lots(layers, lambda name: bytes_of_moments(layers[name], program)):
             seen = look([layers[name] for name in lot], program, self._calibration, context)
-            yield from ((name, layers[name], Spectrum.of(seen[layers[name].weight])) for name in lot)
+            yield from ((name, layers[name], Spectrum.of(seen[layers[name].part.key(program)])) for name in lot)
 
     # -- how thin ------------------------------------------------------------------------------------------------------
 

@@ -269,15 +269,19 @@ def _masked(before: Program, after: Program) -> Reference:
         known = before.origin.get(axis, np.arange(before.size(axis)))
         removed[axis] = np.flatnonzero(~np.isin(known, left))
     state: dict[str, State] = dict(before.state)
-    for axis in [axis for axis in removed if isinstance(axis, Axis) and axis.dim == 1]:
-        module = state.get(axis.owner)
-        if before.groups_along(axis) == 1 and isinstance(module, nn.Module):
-            whole = before.tensors[axis.tensor].detach().clone()
-            rows, columns = (
-                np.setdiff1d(np.arange(whole.shape[dim]), removed.get(Axis(axis.tensor, dim), ())) for dim in (0, 1)
-            )
-            whole[rows[:, None], columns] = after.tensors[axis.tensor].detach()
+    reading = {member.axis for group in analyse(before).groups.values() for member in group.readers}
+    for axis in [axis for axis in removed if isinstance(axis, Axis) and axis in reading]:
+        module, whole = state.get(axis.owner), before.tensors[axis.tensor].detach().clone()
+        if before.groups_along(axis) > 1 or whole.ndim < 2:
+            continue
+        rows, columns = (
+            np.setdiff1d(np.arange(whole.shape[dim]), removed.get(Axis(axis.tensor, dim), ())) for dim in (0, 1)
+        )
+        whole[rows[:, None], columns] = after.tensors[axis.tensor].detach()
+        if isinstance(module, nn.Module):
             state[axis.owner] = clone_module(module, {axis.tensor.removeprefix(f"{axis.owner}."): whole})
+        else:
+            state[axis.tensor] = nn.Parameter(whole, requires_grad=before.tensors[axis.tensor].requires_grad)
     return Masked(before.derive(state=state), removed)
 
 

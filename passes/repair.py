@@ -12,7 +12,7 @@ network gives it then, so that later ones also make up for what earlier ones cou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -117,8 +117,8 @@ class _Work:
         )
         self.samples = len(walk.known)
         rows: dict[str, Any] = {}
-        begun, seen = dict[int, _Place](), Counter[int]()
-        """By the id of a weight that several layers share: what is gathered of them, and how many were seen."""
+        begun, seen = dict[Hashable, _Place](), Counter[Hashable]()
+        """By the key of a weight that several layers share: what is gathered of them, and how many were seen."""
         left = [layer.target for _, layer in places if layer is not None]
         for done, (node, layer) in enumerate(places):
             name = str(node.target) if node.op == "call_module" else node.name
@@ -129,7 +129,7 @@ class _Work:
                 with torch.no_grad():
                     place.see(piece)
             if layer is not None and layer.calls > 1:
-                key = id(self.slim.tensors[layer.weight])
+                key = layer.part.key(self.slim)
                 seen[key] += 1
                 begun[key] = place
                 if seen[key] < layer.calls:
@@ -143,10 +143,10 @@ class _Work:
         self.context.progress("repair", len(places), len(places))
         return rows
 
-    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk, begun: Mapping[int, _Place]) -> _Place:
+    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk, begun: Mapping[Hashable, _Place]) -> _Place:
         if layer is None:
             return Statistics(node, self.slim)
-        known = begun.get(id(self.slim.tensors[layer.weight]))
+        known = begun.get(layer.part.key(self.slim))
         if known is not None and not isinstance(known, Statistics):
             known.move(layer)
             return known

@@ -155,7 +155,7 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     equation, operands = node.args[0], node.args[1:]
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
-    parsed = _letters(equation, [len(shape_of_argument(value)) for value in operands])
+    parsed = letters_of(equation, [len(shape_of_argument(value)) for value in operands])
     if parsed is None:
         return unknown(flow, node)
     terms, result = parsed
@@ -178,7 +178,7 @@ def einsum(flow: Flow, node: fx.Node) -> Labelled:
     return flow.moved(moved, node)
 
 
-def _letters(equation: object, ranks: Sequence[int]) -> tuple[list[str], str] | None:
+def letters_of(equation: object, ranks: Sequence[int]) -> tuple[list[str], str] | None:
     """The operands' letters and the result's; None where a letter comes twice in one of them (a diagonal).
 
     The dimensions that an ellipsis stands for are broadcast from the last one on: they get characters of their own.

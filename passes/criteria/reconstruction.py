@@ -11,13 +11,15 @@ their sums are errors at every width: for the knapsack, and for `repair: least_s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
-from prunec.compiler.groups.analysis import Group
+from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting
@@ -49,19 +51,21 @@ class Reconstruction(Criterion):
         """Evidence about the units of every group that a layer reads which can be refit."""
         program = setting.program.deployed
         # A depthwise layer's outputs go with its inputs: nothing of it is left to be made up for.
-        every = [
-            each for each in Search(program, program).found(everywhere=True).layers if not _is_depthwise(each, program)
-        ]
-        layers = {layer.weight: layer for layer in every if not layer.form.turned}
+        every = Search(program, program).found(everywhere=True, shared=True).layers
+        layers: dict[str, list[Layer]] = defaultdict(list)
+        for layer in every:
+            if not _is_depthwise(layer, program):
+                layers[layer.weight].append(layer)
 
         def needed(group: Group) -> int:
-            return sum(bytes_of_moments(program.tensors[weight]) for weight in _read_by(group, layers))
+            return sum(bytes_of_moments(each, program) for each in _read_by(group, layers))
 
         for groups in in_lots(setting.groups, needed):
-            asked = {weight: layers[weight] for group in groups for weight in _read_by(group, layers)}
+            asked = {layer.node: layer for group in groups for layer in _read_by(group, layers)}
             known = look(asked.values(), program, setting.calibration, setting.context)
             for group in groups:
-                readers = [reader for seen in _read_by(group, known) for reader in self._readers(group, known[seen])]
+                mine = dict.fromkeys(layer.part.key(program) for layer in _read_by(group, layers))
+                readers = [reader for key in mine for reader in self._readers(group, known[key], program)]
                 if not readers:
                     continue
                 left = curve(readers, group.free)
@@ -69,20 +73,16 @@ class Reconstruction(Criterion):
                 units = np.flatnonzero(~np.isnan(scores))
                 yield group.name, Evidence("the readers' refit", units, scores[units], remaining=left.error)
 
-    def _readers(self, group: Group, seen: Inputs) -> Iterator[Reader]:
+    def _readers(self, group: Group, seen: Inputs, program: Program) -> Iterator[Reader]:
         """The least squares of one layer that reads the group, one for each of its own groups."""
-        members = [m for m in group.readers if m.axis.tensor == seen.layer.weight]
-        places, units = (np.concatenate([getattr(m, name) for m in members]) for name in ("positions", "units"))
-        taps = seen.weight.shape[1] // seen.channels
+        units = _units(group, seen.layer, program)
         counts = (seen.counts / self._whole(seen)).sqrt().unsqueeze(1) * seen.weight
         moments = seen.centred_rows() if seen.is_wide else seen.second_moments()
-        for number, (each, weight) in enumerate(zip(moments, counts, strict=True)):
-            mine = places // seen.channels == number
-            rows = _rows(places[mine] % seen.channels, units[mine], group.size, taps)
+        for each, weight, mine in zip(moments, counts, units, strict=True):
             size = float(each.square().sum() if seen.is_wide else each.diagonal().sum()) / len(weight)
-            if size > 0 and mine.any():
+            if size > 0 and (mine >= 0).any():
                 kind = Sampled if seen.is_wide else Formed
-                yield kind(each, weight, Places.of(rows, each.device), self.ridge * size)
+                yield kind(each, weight, Places.of(_rows(mine, group.size), each.device), self.ridge * size)
 
     def _whole(self, seen: Inputs) -> float:
         """What the layer's errors are shares of."""
@@ -96,20 +96,48 @@ class Reconstruction(Criterion):
 
 def _is_depthwise(layer: Layer, program: Program) -> bool:
     """Whether each of the layer's groups reads one channel."""
-    return (
-        getattr(program.state.get(str(layer.node.target)), "groups", 1) > 1
-        and program.tensors[layer.weight].shape[1] == 1
+    return layer.form.groups > 1 and layer.form.inputs(layer.weight_in(program)) == 1
+
+
+def _read_by(group: Group, layers: Mapping[str, Sequence[Layer]]) -> list[Layer]:
+    """The layers that are known whose weights read the group."""
+    found = (
+        layer
+        for member in group.members
+        for layer in layers.get(member.axis.tensor, ())
+        if _reads(member, layer) and (layer.part.views or member.axis.dim in layer.form.reading)
     )
+    return list(dict.fromkeys(found))
 
 
-def _read_by(group: Group, layers: Mapping[str, Layer] | Mapping[str, Inputs]) -> list[str]:
-    """The weights that read the group, of layers that are known."""
-    return list(dict.fromkeys(m.axis.tensor for m in group.readers if m.axis.dim == 1 and m.axis.tensor in layers))
+def _reads(member: Member, layer: Layer) -> bool:
+    """Whether a layer's weight has the axis, and reads by it; an einsum's dimensions all count as writers."""
+    return member.axis.tensor == layer.weight and (member.role == "reader" or layer.form.order is not None)
 
 
-def _rows(channels: IntArray, units: IntArray, size: int, taps: int) -> list[IntArray]:
-    """The rows of the weight that belong to each of `size` units, from the channel and the unit of each position."""
+def _units(group: Group, layer: Layer, program: Program) -> IntArray:
+    """[groups of the layer, rows of the weight of each]: the unit that the row belongs to; -1 for none of the group."""
+    laid = layer.laid_in(program)
+    found = np.full((laid.shape[0], laid[0, ..., 0].numel()), -1)
+    shape, form, is_matrix = program.tensors[layer.weight].shape, layer.form, layer.form.conv is None
+    for member in (member for member in group.members if _reads(member, layer)):
+        if layer.is_plain and member.axis.dim not in form.reading:
+            continue
+        numbers = np.full(program.size(member.axis), -1)
+        numbers[member.positions] = member.units
+        if not is_matrix:  # a position is one of all channels that the layer reads
+            each = numbers.reshape(laid.shape[0], -1, 1) + np.zeros((1, 1, laid[0, 0, ..., 0].numel()), dtype=np.int64)
+            found = np.maximum(found, each.reshape(found.shape))
+            continue
+        spread = torch.from_numpy(numbers).view([-1 if d == member.axis.dim else 1 for d in range(len(shape))])
+        mine = form.laid(layer.part.of(spread.expand(shape).contiguous() if layer.part.views else spread.expand(shape)))
+        if layer.is_plain or bool((mine == mine[..., :1]).all()):  # else the axis tells outputs apart
+            found = np.maximum(found, mine[..., 0].reshape(found.shape).numpy())
+    return found
+
+
+def _rows(units: IntArray, size: int) -> list[IntArray]:
+    """The rows of a weight that belong to each of `size` units, from the unit of each row."""
     order = np.argsort(units, kind="stable")
-    rows = channels[order][:, None] * taps + np.arange(taps)
     ends = np.searchsorted(units[order], np.arange(size + 1))
-    return [rows[low:high].ravel() for low, high in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+    return [order[low:high] for low, high in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]

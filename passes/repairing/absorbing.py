@@ -151,7 +151,7 @@ class _Draft:
         """Find what is read of the units, and which of them can't be taken in."""
         program, candidates = self.analysis.program, self.gone | self.stay
         every = Search(program, program).found(everywhere=True).layers
-        layers = {layer.node: layer for layer in every if not layer.form.turned}
+        layers = {layer.node: layer for layer in every if not layer.form.turned and layer.is_plain}
         wanted = {
             node: found for node in program.graph.nodes if (found := list(reads(self.analysis, node, candidates)))
         }

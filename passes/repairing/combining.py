@@ -13,7 +13,7 @@ with a one in its row.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.merge import Tensors
 from prunec.compiler.verify.interpreter import Interpreter, StepError
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
+from prunec.passes.repairing.calls import call_of
 from prunec.passes.repairing.walk import AT_ONCE, feeds_of
 
 _LEAST: Final = 1e-10
@@ -49,30 +50,49 @@ class Read:
 def reads_of(analysis: Analysis, group: Group) -> list[Read] | str:
     """Every place where a layer's weight reads the group; or why its values can't be told."""
     found: list[Read] = []
+    program = analysis.program
     for member in group.readers:
-        users = [node for node in analysis.program.graph.nodes if _reads(node, member)]
+        if _is_depthwise(
+            member, program
+        ):  # it reads each channel by itself: who reads what it gives can make up for it
+            continue
+        users = [(node, source) for node in program.graph.nodes for source in _sources(node, member, program)]
         if not users:
             return f"what {member.axis} reads isn't the value of one node"
         order = np.lexsort((member.positions, member.units))
         counts = np.bincount(member.units, minlength=group.size)
-        grouped = analysis.program.groups_along(member.axis) > 1
         present = np.flatnonzero(counts)
-        if np.unique(counts[present]).size != 1 or member.axis.dim != 1 or grouped:
+        if np.unique(counts[present]).size != 1 or _is_grouped(member, program):
             return f"{member.axis} reads its units in different ways"
         places = np.zeros((group.size, counts.max()), dtype=np.int64)
         places[present] = member.positions[order].reshape(present.size, -1)
-        for user in users:
-            source = user.all_input_nodes[0]
+        for _, source in users:
             value = source.meta.get("val")
             if not isinstance(value, Tensor):
                 return f"what {member.axis} reads isn't the value of one node"
-            weight = analysis.program.tensors[member.axis.tensor]
+            weight = program.tensors[member.axis.tensor]
             found.append(Read(member, source, value.ndim - 1 if weight.ndim == 2 else 1, places, present))
     return found or "nothing reads it by a weight"
 
 
-def _reads(node: fx.Node, member: Member) -> bool:
-    return node.op == "call_module" and str(node.target) == member.axis.owner
+def _sources(node: fx.Node, member: Member, program: Program) -> Iterator[fx.Node]:
+    """What a node reads by an axis of a weight, if it does: a module's own, or a function's."""
+    call = call_of(node, program)
+    if call is not None and call.weight.name == member.axis.tensor:
+        if call.source is not None and call.form.order is None and member.axis.dim in call.form.reading:
+            yield call.source
+    elif node.op == "call_module" and str(node.target) == member.axis.owner and member.axis.dim == 1:
+        yield node.all_input_nodes[0]
+
+
+def _is_grouped(member: Member, program: Program) -> bool:
+    module = program.state.get(member.axis.owner)
+    return program.groups_along(member.axis) > 1 or getattr(module, "groups", 1) > 1
+
+
+def _is_depthwise(member: Member, program: Program) -> bool:
+    groups, weight = program.groups_along(member.axis), program.tensors[member.axis.tensor]
+    return groups > 1 and weight.ndim > 2 and member.axis.dim == 1 and weight.shape[1] == 1
 
 
 def moments(reads: Sequence[Read], program: Program, calibration: Calibration, context: Context) -> list[Tensor]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -23,7 +23,7 @@ from prunec.compiler.verify.interpreter import Interpreter, StepError
 from prunec.passes.calibration.calibration import SAMPLES, Calibration, bytes_of_a_sample
 from prunec.passes.repairing.layers import Layer, affine_of
 from prunec.passes.repairing.moments import Moments
-from prunec.passes.repairing.rows import chosen, is_conv, of_inputs, of_outputs, positions
+from prunec.passes.repairing.rows import chosen, of_inputs, of_outputs, positions
 from prunec.passes.repairing.walk import AT_ONCE, feeds_of, numbers_of
 
 ROWS: Final = 32_000
@@ -37,9 +37,10 @@ _MEMORY: Final = 2**30
 Each = TypeVar("Each")
 
 
-def bytes_of_moments(weight: Tensor) -> int:
+def bytes_of_moments(layer: Layer, program: Program) -> int:
     """What the moments of a layer take."""
-    return 8 * min(weight[0].numel(), WIDE) ** 2
+    laid = layer.laid_in(program)
+    return 8 * int(laid.shape[0]) * min(laid[0, ..., 0].numel(), WIDE) ** 2
 
 
 def in_lots(every: Iterable[Each], needs: Callable[[Each], int]) -> Iterator[list[Each]]:
@@ -61,7 +62,6 @@ class Inputs:
     """What was seen of one layer."""
 
     layer: Layer
-    module: Any
     weight: Tensor
     """[groups, p, outputs of a group], in float64."""
     counts: Tensor
@@ -76,34 +76,27 @@ class Inputs:
     @staticmethod
     def of(layer: Layer, program: Program) -> Inputs:
         """Nothing seen yet."""
-        module, groups = layer.form.conv, layer.form.groups
-        weight = program.tensors[layer.weight].detach().double()
-        counts = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
+        groups, rows = layer.form.groups, layer.laid_in(program).double().flatten(1, -2)
+        p, outputs = rows.shape[1], groups * rows.shape[2]
+        counts = torch.ones(outputs, dtype=torch.float64, device=rows.device)
         if layer.norm is not None:
             counts = affine_of(program.state[str(layer.norm.target)]).scale.square()
-        rows = weight.reshape(groups, len(weight) // groups, -1).transpose(1, 2)
-        p = rows.shape[1]
-        moments = Moments.none(groups, 0 if p > WIDE else p, 0, weight.device)
-        moments.inputs = weight.new_zeros(groups, p)
-        return Inputs(layer, module, rows, counts.reshape(groups, -1), moments, [], weight.new_zeros(2, len(weight)))
+        moments = Moments.none(groups, 0 if p > WIDE else p, 0, rows.device)
+        moments.inputs = rows.new_zeros(groups, p)
+        return Inputs(layer, rows, counts.reshape(groups, -1), moments, [], rows.new_zeros(2, outputs))
 
     @property
     def is_wide(self) -> bool:
         """Whether rows are kept in place of moments."""
         return self.weight.shape[1] > WIDE
 
-    @property
-    def channels(self) -> int:
-        """How many channels one of the layer's groups reads; each has the same number of rows of its weight."""
-        return int(self.module.in_channels // self.module.groups) if is_conv(self.module) else self.weight.shape[1]
-
-    def add(self, x: Tensor, given: Tensor, samples: Sequence[int], rows: int) -> None:
-        """Take in what the layer reads and what its target gives, at about `rows` positions of each sample."""
-        conv, batch = is_conv(self.module), self.layer.batch
-        key = zlib.crc32(self.layer.node.name.encode())
-        at = chosen(samples, positions(given, batch, conv=conv), rows, key)
-        u = of_inputs(self.module, x, given, batch, at)
-        t = of_outputs(given, batch, at, conv=conv).double()
+    def add(self, layer: Layer, x: Tensor, given: Tensor, samples: Sequence[int], rows: int) -> None:
+        """Take in what a call of the layer reads and what its target gives, at about `rows` positions of each
+        sample."""
+        batch, form, key = layer.batch, layer.form, zlib.crc32(layer.node.name.encode())
+        at = chosen(samples, positions(given, batch, form), rows, key)
+        u = of_inputs(form, x, given, batch, at)
+        t = of_outputs(given, batch, at, form).double()
         self.outputs += torch.stack([t.sum(0), t.square().sum(0)])
         if self.is_wide:
             self.rows.append(u)
@@ -135,16 +128,22 @@ class Inputs:
         return float((each if self.layer.through_norm else each * self.counts.reshape(-1)).sum())
 
 
-def look(layers: Iterable[Layer], program: Program, calibration: Calibration, context: Context) -> Mapping[str, Inputs]:
-    """Weight name -> what is seen of its layer, in one run over the data; `program` is `deployed`.
+def look(
+    layers: Iterable[Layer], program: Program, calibration: Calibration, context: Context
+) -> Mapping[Hashable, Inputs]:
+    """What is seen of each layer's weight (`Part.key`), in one run over the data; `program` is `deployed`. Calls that
+    share a weight are seen together.
 
     Raises `DataError` where the model can't take the data.
     """
-    found = [Inputs.of(layer, program) for layer in layers]
-    by_target: dict[fx.Node, list[Inputs]] = defaultdict(list)
-    for each in found:
-        by_target[each.layer.target].append(each)
-    sources = {each.layer.source for each in found}
+    found: dict[Hashable, Inputs] = {}
+    by_target: dict[fx.Node, list[tuple[Layer, Inputs]]] = defaultdict(list)
+    for layer in layers:
+        key = layer.part.key(program)
+        if key not in found:
+            found[key] = Inputs.of(layer, program)
+        by_target[layer.target].append((layer, found[key]))
+    sources = {layer.source for each in by_target.values() for layer, _ in each}
     wanted = calibration.samples or SAMPLES
     floats = {tensor.dtype for tensor in program.tensors.values()}
     dtype = torch.float64 if torch.float64 in floats else torch.float32
@@ -154,9 +153,9 @@ def look(layers: Iterable[Layer], program: Program, calibration: Calibration, co
             for node, value in Interpreter(program, dtype).steps(tuple(feeds_of(program, piece.inputs))):
                 if node in sources:
                     read[node] = value.clone()  # what follows may write into it
-                for each in by_target.get(node, ()):
-                    most = WIDE_ROWS if each.is_wide else ROWS
-                    each.add(read[each.layer.source], value, samples, -(-most // wanted))
+                for layer, each in by_target.get(node, ()):
+                    most = (WIDE_ROWS if each.is_wide else ROWS) // layer.calls
+                    each.add(layer, read[layer.source], value, samples, -(-most // wanted))
         except StepError as error:
             raise piece.refused(error) from error
-    return {each.layer.weight: each for each in found}
+    return found

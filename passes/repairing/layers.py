@@ -9,8 +9,9 @@ channels are left. Where a batch norm has been folded into it since, what the de
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -26,7 +27,7 @@ from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.ops import argument, op_name
 from prunec.compiler.ir.program import Axis, Note, Program, shape_of
 from prunec.compiler.tracing.batch_dim import batch_places
-from prunec.passes.repairing.calls import Call, call_of
+from prunec.passes.repairing.calls import VIEWS, Call, Part, call_of
 from prunec.passes.repairing.rows import Form
 
 _SHARED: Final = "its weights are shared with another call"
@@ -50,8 +51,9 @@ class Layer:
     node: fx.Node
     source: fx.Node
     form: Form
-    weight: str
-    bias: str | None
+    part: Part
+    """The weight, or of which parameter it is a part."""
+    shift: Part | None
     """The tensor that moves the layer's outputs: its bias, or the running mean of its batch norm; None for neither."""
     norm: fx.Node | None
     """The batch norm that alone reads the layer."""
@@ -66,6 +68,34 @@ class Layer:
     """The dimension of the source that holds the samples, and the rows of it that one sample has."""
     calls: int = 1
     """How many layers of the program have its weight, and are refit together."""
+
+    @property
+    def weight(self) -> str:
+        """The name of the parameter that holds the weight."""
+        return self.part.name
+
+    @property
+    def bias(self) -> str | None:
+        """The name of the tensor that moves the layer's outputs."""
+        return None if self.shift is None else self.shift.name
+
+    @property
+    def moves_norm(self) -> bool:
+        """Whether it is the running mean of its batch norm that moves the outputs."""
+        return self.norm is not None and self.bias is not None and self.bias.startswith(f"{self.norm.target}.")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weight is a whole parameter of two dimensions, or a convolution's."""
+        return not self.part.views and self.form.order is None
+
+    def weight_in(self, program: Program) -> Tensor:
+        """The weight, or the part of a parameter that it is."""
+        return self.part.of(program.tensors[self.part.name])
+
+    def laid_in(self, program: Program) -> Tensor:
+        """The weight as `Form.laid` gives it, without its gradient."""
+        return self.form.laid(self.weight_in(program).detach())
 
     @property
     def through_norm(self) -> bool:
@@ -94,8 +124,9 @@ class Search:
     slim: Program
     dense: Program
 
-    def found(self, *, everywhere: bool = False) -> Found:
-        """All layers behind the first that has lost inputs, and that one; or all that there are."""
+    def found(self, *, everywhere: bool = False, shared: bool = False) -> Found:
+        """All layers behind the first that has lost inputs, and that one; or all that there are, and then those with
+        weights that several calls share only where `shared` asks for them."""
         notes: list[Note] = []
         behind, lost, layers = set[fx.Node](), 0, list[Layer]()
         norms = []
@@ -111,8 +142,10 @@ class Search:
                     notes.append(Note(str(node.target), reason))
                 else:
                     norms.append(node)
-            elif self._weight(node) is not None:
-                made = self._layer(node, has_lost, alone=everywhere)
+            elif call_of(node, self.slim) is not None:
+                if self._factors(node, 0):  # its directions were chosen; the second layer makes up for what they lack
+                    continue
+                made = self._layer(node, has_lost, alone=everywhere and not shared)
                 if isinstance(made, str):
                     notes.append(Note(_called(node), made))
                     continue
@@ -134,21 +167,18 @@ class Search:
         module = self._module(node)
         return type(module) in NORMS and module.running_mean is not None
 
-    def _weight(self, node: fx.Node) -> str | None:
-        """The name of a layer's weight; None for a node that is no layer."""
-        call = call_of(node, self.slim)
-        return None if call is None else call.weight
-
     def _has_lost(self, node: fx.Node) -> bool:
         """Whether a node reads fewer channels than in the dense program: its weight has lost columns, or it is a norm
         over channels, of which some are gone."""
         call = call_of(node, self.slim)
+        if self._factors(node, 1):
+            return True
         if call is not None:
             known = self._named.get(node.name)
             before = None if known is None else call_of(known, self.dense)
-            if before is None or before.weight != call.weight:
+            if before is None or before.weight.name != call.weight.name:
                 return False
-            now, then = self.slim.tensors[call.weight], self.dense.tensors[call.weight]
+            now, then = (x.weight.of(p.tensors[x.weight.name]) for x, p in ((call, self.slim), (before, self.dense)))
             # a group that is gone as a whole takes nothing from the others
             return call.form.inputs(now) < before.form.inputs(then)
         module = self._module(node)
@@ -170,44 +200,56 @@ class Search:
         return found
 
     @cached_property
-    def _uses(self) -> Counter[int]:
-        """Tensor's id -> how many nodes read it."""
-        uses: Counter[int] = Counter()
+    def _uses(self) -> Mapping[int, list[Part]]:
+        """Tensor's id -> the parts of it that nodes read, each as often as that happens."""
+        uses: dict[int, list[Part]] = defaultdict(list)
         for node in self.slim.graph.nodes:
             value = self.slim.state.get(str(node.target)) if node.op in ("call_module", "get_attr") else None
             if isinstance(value, nn.Module):
-                uses.update(id(tensor) for _, tensor in module_tensors("", value))
+                for name, tensor in module_tensors(str(node.target), value):
+                    uses[id(tensor)].append(Part(name))
             elif value is not None:
-                uses.update([id(value)] * len(node.users))
+                uses[id(value)] += [Part(str(node.target), views) for views in _views(node)]
         return uses
 
-    def _is_shared(self, *names: str | None) -> bool:
-        return any(self._uses[id(self.slim.tensors[name])] > 1 for name in names if name is not None)
+    def _users(self, part: Part) -> int:
+        """How many nodes read some of what a part has, itself among them."""
+        tensor = self.slim.tensors[part.name]
+        uses = self._uses[id(tensor)]
+        if not any(each.views for each in uses):
+            return len(uses)
+        numbers = torch.arange(tensor.numel()).view(tensor.shape)
+        mine = torch.unique(part.of(numbers))
+        return sum(bool(torch.isin(mine, each.of(numbers)).any()) for each in uses)
+
+    def _is_shared(self, *parts: str | Part | None) -> bool:
+        named = (Part(each) if isinstance(each, str) else each for each in parts)
+        return any(self._users(part) > 1 for part in named if part is not None)
 
     @cached_property
-    def _sharing(self) -> Mapping[int, list[Call]]:
-        """Weight's id -> the layers that have it."""
-        found: dict[int, list[Call]] = {}
+    def _sharing(self) -> Mapping[Hashable, list[Call]]:
+        """Weight's key -> the layers that have it."""
+        found: dict[Hashable, list[Call]] = defaultdict(list)
         for call in (call_of(node, self.slim) for node in self.slim.graph.nodes):
             if call is not None:
-                found.setdefault(id(self.slim.tensors[call.weight]), []).append(call)
+                found[call.weight.key(self.slim)].append(call)
         return found
 
     def _together(self, call: Call) -> int:
         """How many layers have a layer's weight and bias; 0 where others read these, too, or have another bias."""
-        others = self._sharing[id(self.slim.tensors[call.weight])]
-        biases = {None if each.bias is None else id(self.slim.tensors[each.bias]) for each in others}
+        others = self._sharing[call.weight.key(self.slim)]
+        biases = {None if each.bias is None else each.bias.key(self.slim) for each in others}
         shared = [call.weight] if call.bias is None else [call.weight, call.bias]
-        alone = all(self._uses[id(self.slim.tensors[name])] == len(others) for name in shared)
-        same = len({(each.form.turned, each.form.groups) for each in others}) == 1
+        alone = all(self._users(part) == len(others) for part in shared)
+        same = len({(each.form.turned, each.form.groups, each.form.order) for each in others}) == 1
         return len(others) if alone and same and len(biases) == 1 else 0
 
     def _complete(self, layers: Sequence[Layer], notes: list[Note]) -> list[Layer]:
         """The layers without those that share a weight with one that isn't among them."""
-        count = Counter(id(self.slim.tensors[layer.weight]) for layer in layers)
+        count = Counter(layer.part.key(self.slim) for layer in layers)
         found = []
         for layer in layers:
-            if layer.calls == count[id(self.slim.tensors[layer.weight])]:
+            if layer.calls == count[layer.part.key(self.slim)]:
                 found.append(layer)
             else:
                 notes.append(Note(_called(layer.node), _SHARED))
@@ -218,6 +260,13 @@ class Search:
         if self._is_shared(f"{node.target}.running_mean", f"{node.target}.running_var"):
             return "its statistics are shared with another call"
         return None if isinstance(_source(node), fx.Node) else "it reads no value of the graph"
+
+    def _factors(self, node: fx.Node, number: int) -> str | None:
+        """The name of the dense layer that has become two (`factorise`), of which a node is the first or second."""
+        name, _, last = str(node.target).rpartition(".") if node.op == "call_module" else ("", "", "")
+        if last != str(number) or f"{name}.weight" in self.slim.tensors or f"{name}.weight" not in self.dense.tensors:
+            return None
+        return name if all(f"{name}.{each}.weight" in self.slim.tensors for each in (0, 1)) else None
 
     # -- one layer -----------------------------------------------------------------------------------------------------
 
@@ -240,7 +289,7 @@ class Search:
             return _SHARED
         if source is None or source not in self._places or node not in self._places:
             return "what it reads doesn't follow the batch"
-        rank = self.slim.tensors[weight].ndim
+        rank = self.slim.tensors[weight.name].ndim
         if conv is not None and (len(shape_of(source)) != rank or self._places[source][0] != 0):
             return "it reads no batch of images"
         if self._places[source] != self._places[node]:
@@ -248,27 +297,27 @@ class Search:
         target = self._target(node)
         if target is None:
             return "the dense model has no such layer"
-        left = self._left(Axis(weight, call.form.writes), target, call.dim)
+        left = self._left(call, node, target)
         if left is None:
             return "its channels can't be told from those of the dense model's layer"
-        norm = self._own_norm(node, call.dim) if calls == 1 else None
-        shifted = bias or (f"{norm.target}.running_mean" if norm is not None else None)
+        norm = self._own_norm(node, call.form) if calls == 1 else None
+        shifted = bias or (Part(f"{norm.target}.running_mean") if norm is not None else None)
         return Layer(
             node, source, call.form, weight, shifted, norm, target, left, None, lost, self._places[source], calls
         )
 
-    def _own_norm(self, node: fx.Node, dim: int) -> fx.Node | None:
+    def _own_norm(self, node: fx.Node, form: Form) -> fx.Node | None:
         """The batch norm that alone reads a convolution or a linear layer, along its channels."""
         reader = _only(node)
         if reader is None or not self._is_norm(reader) or _source(reader) is not node:
             return None
-        along = dim % len(shape_of(node)) == 1
+        along = [dim % len(shape_of(node)) for dim in form.channels] == [1]
         return reader if along and self._norm_fault(reader) is None else None
 
     def _target(self, node: fx.Node) -> fx.Node | None:
         """The dense node that gives what this one should: its own, or the batch norm that was folded into it."""
         target = self._named.get(node.name)
-        if target is None or (target.op, target.target) != (node.op, node.target):
+        if target is None or (target.op, target.target) != (node.op, self._factors(node, 1) or node.target):
             return None
         own = set(self._slim_names)
         while (reader := _only(target)) is not None and reader.name not in own:
@@ -281,19 +330,27 @@ class Search:
     def _slim_names(self) -> frozenset[str]:
         return frozenset(node.name for node in self.slim.graph.nodes)
 
-    def _left(self, axis: Axis, target: fx.Node, dim: int) -> Tensor | None:
-        """Which channels of the target are left; None where that isn't known."""
-        if axis.tensor not in self.dense.tensors:
+    def _left(self, call: Call, node: fx.Node, target: fx.Node) -> Tensor | None:
+        """Which channels of the target are left of a layer's; None where that isn't known."""
+        before = call_of(self._named[node.name], self.dense)
+        if before is None:
             return None
-        known = self.dense.origin.get(axis, np.arange(self.dense.size(axis)))
-        mine = self.slim.origin.get(axis, known)
+        dims = _writing(before, self.dense)
+        known, mine = _outputs(before, self.dense, dims), _outputs(call, self.slim, dims)
+        if before.weight.name != call.weight.name:  # one of two thin layers: it gives what was left when they were made
+            whole, own = Axis(before.weight.name, 0), Axis(call.weight.name, 0)
+            origin = self.slim.origin.get(whole, np.arange(self.dense.size(whole)))
+            later = self.slim.origin.get(own, np.arange(self.slim.size(own)))
+            if not self._factors(node, 1) or (own not in self.slim.origin and len(origin) != len(later)):
+                return None
+            mine = [(number,) for number in origin[later].tolist()]
         value = target.meta.get("val")
-        if not isinstance(value, Tensor) or value.shape[dim] != len(known) or not np.isin(mine, known).all():
+        if known is None or mine is None or not isinstance(value, Tensor):
             return None
-        if len(mine) != self.slim.size(axis):
+        place = {row: number for number, row in enumerate(known)}
+        if math.prod(value.shape[dim] for dim in before.form.channels) != len(known) or not place.keys() >= set(mine):
             return None
-        order = np.argsort(known)
-        return torch.from_numpy(order[np.searchsorted(known, mine, sorter=order)])
+        return torch.tensor([place[row] for row in mine])
 
     # -- sums ----------------------------------------------------------------------------------------------------------
 
@@ -368,6 +425,51 @@ class Search:
                 waiting += each.all_input_nodes
         first = [each for each in between if each in needed]
         return [*order[:start], *first, *(each for each in between if each not in needed), *order[end:]]
+
+
+def _views(node: fx.Node) -> Iterator[tuple[fx.Node, ...]]:
+    """For each node that reads a parameter, by what views it does."""
+    for user in node.users:
+        if op_name(user) in VIEWS and user.all_input_nodes == [node]:
+            yield from ((user, *more) for more in _views(user))
+        else:
+            yield ()
+
+
+def _writing(call: Call, program: Program) -> list[int] | None:
+    """The dimensions of a layer's parameter that tell its outputs apart; None where one is of inputs and outputs."""
+    tensor, found = program.tensors[call.weight.name], list[int]()
+    if not call.weight.views and call.form.order is None:
+        return [call.form.writes]
+    for dim in range(tensor.ndim):
+        laid = _along(call, tensor, dim, np.arange(tensor.shape[dim]))
+        if not bool((laid == laid[:, :1]).all()):
+            if not bool((laid == laid[:1]).all()):
+                return None
+            found.append(dim)
+    return found
+
+
+def _outputs(call: Call, program: Program, dims: list[int] | None) -> list[tuple[int, ...]] | None:
+    """What each output of a layer was in the traced program, by these dimensions of its parameter."""
+    tensor, found = program.tensors[call.weight.name], list[Any]()
+    if dims is None:
+        return None
+    for dim in dims:
+        axis = Axis(call.weight.name, dim)
+        numbers = program.origin.get(axis, np.arange(program.size(axis)))
+        if len(numbers) != program.size(axis):
+            return None
+        plain = not call.weight.views and call.form.order is None
+        found.append(numbers if plain else _along(call, tensor, dim, numbers)[0].numpy())
+    return list(zip(*(each.tolist() for each in found), strict=True))
+
+
+def _along(call: Call, tensor: Tensor, dim: int, numbers: Any) -> Tensor:
+    """[inputs, outputs] of a matrix: the number of each entry along a dimension of its parameter."""
+    shape = [-1 if d == dim else 1 for d in range(tensor.ndim)]
+    spread = torch.from_numpy(np.asarray(numbers)).view(shape).expand(tensor.shape).contiguous()
+    return call.form.laid(call.weight.of(spread)).flatten(1, -2)[0]
 
 
 def _called(node: fx.Node) -> str:

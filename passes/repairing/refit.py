@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-from prunec.compiler.ir.program import Axis, Program
+from prunec.compiler.ir.program import Program
 from prunec.passes.repairing.layers import Layer, affine_of
 from prunec.passes.repairing.moments import Choice, Fit, Moments, choose, growth
 from prunec.passes.repairing.rows import Chosen, chosen, of_inputs, of_outputs, positions
@@ -32,7 +32,6 @@ class _Place:
 
     def __init__(self, layer: Layer, program: Program) -> None:
         self.layer, self.program = layer, program
-        self.conv = layer.form.conv
         norm = program.state[str(layer.norm.target)] if layer.norm is not None else None
         self.affine = affine_of(norm) if norm is not None else None
 
@@ -56,8 +55,10 @@ class _Place:
     def values(self, value: Tensor, at: Chosen | None) -> Tensor:
         """[rows, channels] of a value that has the shape of what the layer gives."""
         if at is None:
-            return value.movedim(-1 if self.conv is None else 1, -1).flatten(0, -2)
-        return of_outputs(value, self.layer.batch, at, conv=self.conv is not None)
+            channels = self.layer.form.channels
+            last = value.movedim(channels, tuple(range(-len(channels), 0)))
+            return last.flatten(-len(channels)).flatten(0, -2)
+        return of_outputs(value, self.layer.batch, at, self.layer.form)
 
     @property
     def device(self) -> torch.device:
@@ -67,15 +68,15 @@ class _Place:
     @property
     def counts(self) -> Tensor:
         """[o]: how much each output's error counts: as its batch norm scales it. Outputs of scale 0 are left alone."""
-        size = self.program.size(Axis(self.layer.weight, self.layer.form.writes))
-        ones = torch.ones(size, dtype=torch.float64, device=self.device)
+        laid = self.layer.laid_in(self.program)
+        ones = torch.ones(laid.shape[0] * laid.shape[-1], dtype=torch.float64, device=self.device)
         return ones if self.affine is None else self.affine.scale.square()
 
     def shift(self, by: Tensor) -> None:
         """Move the layer's outputs, [o]: by its bias, or by the running mean of its batch norm."""
-        assert self.layer.bias is not None, "it has one"
-        tensor = self.program.tensors[self.layer.bias]
-        by = -by if self.layer.norm is not None and self.layer.bias.startswith(f"{self.layer.norm.target}.") else by
+        assert self.layer.shift is not None, "it has one"
+        tensor = self.layer.shift.of(self.program.tensors[self.layer.shift.name])
+        by = -by if self.layer.moves_norm else by
         with torch.no_grad():
             tensor.add_(by.to(tensor))
 
@@ -87,8 +88,8 @@ class LeastSquares(_Place):
     def __init__(self, layer: Layer, program: Program, known: Sequence[int], rows: int) -> None:
         super().__init__(layer, program)
         self.groups = layer.form.groups
-        self.weight = layer.form.laid(program.tensors[layer.weight].detach())
-        """[groups, inputs, kernel..., outputs]: what is written here is written into the program."""
+        self.weight = layer.laid_in(program)
+        """[groups, inputs, kernel..., outputs]: what `_write` writes here is written into the program."""
         self.fitted: Moments | Rows | None = None
         self.held: Moments | Rows | None = None
         self.each = -(-rows // len(known))
@@ -101,9 +102,9 @@ class LeastSquares(_Place):
     def see(self, piece: Piece) -> None:
         """Add a piece's rows."""
         full = piece.dense.value(self.layer.target)
-        count = positions(full, self.layer.batch, conv=self.conv is not None)
+        count = positions(full, self.layer.batch, self.layer.form)
         at = chosen(piece.samples, count, self.each, self.key)
-        u = of_inputs(self.conv, piece.slim.env[self.layer.source], full, self.layer.batch, at)
+        u = of_inputs(self.layer.form, piece.slim.env[self.layer.source], full, self.layer.batch, at)
         t = self.wanted(piece, full, at)
         t = t.reshape(len(t), self.groups, -1)
         if self.fitted is None or self.held is None:
@@ -172,6 +173,7 @@ class LeastSquares(_Place):
         old = self.weight[..., some]
         alive = (counts[:, some] > 0).view(self.groups, *[1] * (old.ndim - 2), -1)
         old.copy_(torch.where(alive, new.view(old.shape).to(old.dtype), old))
+        self.layer.form.put(self.weight, self.layer.weight_in(self.program).detach())
 
     def _finish_wide(self, fitted: Rows, held: Rows) -> WideChoice:
         counts = self._reached(fitted.size + held.size, fitted.given + held.given)
@@ -186,10 +188,9 @@ class LeastSquares(_Place):
         return choice
 
     def _bias(self) -> Tensor:
-        name = self.layer.bias
-        own = name is not None and (self.layer.norm is None or not name.startswith(f"{self.layer.norm.target}."))
-        if name is not None and own:
-            return self.program.tensors[name].detach().double()
+        shift = self.layer.shift
+        if shift is not None and not self.layer.moves_norm:
+            return shift.of(self.program.tensors[shift.name]).detach().double()
         return torch.zeros_like(self.counts)
 
 

@@ -30,6 +30,12 @@ class Form:
     by a matrix."""
     turned: bool = False
     """Whether the weight's first dimension reads: that of a transposed convolution, and of `x @ w`."""
+    reads: tuple[int, ...] = (-1,)
+    """The dimensions of what it reads that it adds up over; a convolution has its own."""
+    gives: tuple[int, ...] = (-1,)
+    """Those of what it gives along which its outputs lie."""
+    order: tuple[int, ...] | None = None
+    """The weight's dimensions, those that read before those that write, where it has others than two."""
 
     @property
     def groups(self) -> int:
@@ -38,17 +44,36 @@ class Form:
 
     @property
     def writes(self) -> int:
-        """The weight's dimension of outputs."""
+        """The weight's dimension of outputs, where it has one."""
         return 1 if self.turned else 0
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The dimensions of what it gives along which its outputs lie."""
+        return (1,) if self.conv is not None else self.gives
+
+    @property
+    def reading(self) -> tuple[int, ...]:
+        """The weight's dimensions that read."""
+        return (int(not self.turned),) if self.order is None else self.order[: len(self.reads)]
 
     def inputs(self, weight: Tensor) -> int:
         """How many channels each group reads."""
+        if self.order is not None:
+            return math.prod(weight.shape[dim] for dim in self.reading)
         return int(weight.shape[0] // self.groups if self.turned else weight.shape[1])
 
     def laid(self, weight: Tensor) -> Tensor:
-        """A view of the weight: [groups, inputs of a group, kernel..., outputs of a group]."""
-        parts = weight.view(self.groups, -1, *weight.shape[1:])
+        """The weight as [groups, inputs of a group, kernel..., outputs of a group]: a view, where it can be one."""
+        if self.order is not None:
+            return weight.permute(self.order).reshape(1, self.inputs(weight), -1)
+        parts = weight.view(self.groups, len(weight) // self.groups, *weight.shape[1:])
         return parts.movedim(2 if self.turned else 1, -1)
+
+    def put(self, laid: Tensor, weight: Tensor) -> None:
+        """Write what `laid` has given back into the weight, where it isn't a view of it."""
+        if self.order is not None and laid.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
+            weight.permute(self.order).copy_(laid.reshape([weight.shape[dim] for dim in self.order]))
 
 
 @dataclass(frozen=True)
@@ -79,31 +104,34 @@ def of_images(x: Tensor, rows: int, at: Chosen) -> Tensor:
     return flat.transpose(1, 2)[image, place]
 
 
-def of_tokens(x: Tensor, batch: tuple[int, int], at: Chosen) -> Tensor:
-    """Values [..., C], whose dimension `batch` holds the samples, at positions of samples: [rows, C]."""
+def of_tokens(x: Tensor, batch: tuple[int, int], at: Chosen, channels: tuple[int, ...] = (-1,)) -> Tensor:
+    """Values with channels along some dimensions, whose dimension `batch` holds the samples, at positions of samples:
+    [rows, C]."""
     dim, rows = batch
-    flat = x.movedim(dim, 0)
-    flat = flat.reshape(flat.shape[0] // rows, -1, x.shape[-1])
+    last = [each % x.ndim for each in channels]
+    between = [each for each in range(x.ndim) if each != dim and each not in last]
+    flat = x.permute(dim, *between, *last)
+    flat = flat.reshape(flat.shape[0] // rows, -1, math.prod(x.shape[each] for each in last))
     return flat[at.sample.to(x.device), at.position.to(x.device)]
 
 
-def positions(value: Tensor, batch: tuple[int, int], *, conv: bool) -> int:
+def positions(value: Tensor, batch: tuple[int, int], form: Form) -> int:
     """At how many positions of a sample a layer gives `value`."""
     dim, rows = batch
-    channels = 1 if conv else value.ndim - 1
-    return rows * math.prod(size for d, size in enumerate(value.shape) if d not in (dim, channels))
+    apart = {dim, *(each % value.ndim for each in form.channels)}
+    return rows * math.prod(size for d, size in enumerate(value.shape) if d not in apart)
 
 
-def of_outputs(value: Tensor, batch: tuple[int, int], at: Chosen, *, conv: bool) -> Tensor:
+def of_outputs(value: Tensor, batch: tuple[int, int], at: Chosen, form: Form) -> Tensor:
     """What a layer gives, or a value of that shape, at positions: [rows, C]."""
-    return of_images(value, batch[1], at) if conv else of_tokens(value, batch, at)
+    return of_images(value, batch[1], at) if form.conv is not None else of_tokens(value, batch, at, form.gives)
 
 
-def of_inputs(module: nn.Module | None, x: Tensor, given: Tensor, batch: tuple[int, int], at: Chosen) -> Tensor:
+def of_inputs(form: Form, x: Tensor, given: Tensor, batch: tuple[int, int], at: Chosen) -> Tensor:
     """What a layer that reads `x` and gives `given` reads at positions of what it gives: [rows, groups, p]."""
-    if module is not None and is_conv(module):
-        return windows(module, x, given.shape[2:], batch[1], at)
-    return of_tokens(x, batch, at).unsqueeze(1)
+    if form.conv is not None:
+        return windows(form.conv, x, given.shape[2:], batch[1], at)
+    return of_tokens(x, batch, at, form.reads).unsqueeze(1)
 
 
 def windows(conv: Any, x: Tensor, size: Sequence[int], rows: int, at: Chosen) -> Tensor:

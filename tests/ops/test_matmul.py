@@ -18,7 +18,7 @@ from torchvision.models import swin_transformer, video
 from prunec.compiler.emit.python import WEIGHTS, emit_source, save_weights
 from prunec.compiler.errors import ModelError
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.ops.matmul import _letters
+from prunec.compiler.ops.matmul import letters_of
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.targets.onnx_export import export_onnx
 from prunec.compiler.text.parser import from_text
@@ -50,7 +50,7 @@ UNWRITTEN = {"rotary_by_complex_numbers"}
     ],
 )
 def test_an_ellipsis_is_broadcast_from_the_last_dimension_on(equation, ranks, found):
-    assert _letters(equation, ranks) == found
+    assert letters_of(equation, ranks) == found
 
 
 class Ellipses(nn.Module):

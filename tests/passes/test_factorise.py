@@ -165,3 +165,18 @@ def test_faults_of_a_plan_are_told(options, error, message):
 def test_without_data_it_says_so():
     with pytest.raises(PassError, match="factorise needs some samples"):
         compile(_deep(), {"plan": 1, "passes": [{"factorise": 0.1}]}, example_inputs=(_images()[0][:2],))
+
+
+@pytest.mark.parametrize("earlier", [[], [{"score": "l1"}, {"select": 0.25}, "shrink"]], ids=["whole", "cut before"])
+@pytest.mark.parametrize("later", [[], [{"score": "l1"}, {"select": 0.4}, "shrink"]], ids=["", "cut behind"])
+def test_a_repair_behind_it_refits_the_second_layers(earlier, later):
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU()]
+    net = nn.Sequential(*parts, nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).double().eval()
+    data, x = _images(256), _images(64, seed=2)[0]
+    thin = [*earlier, {"factorise": {"samples": 256, "error": 0.1}}, *later]
+    plans = thin, [*thin, {"repair": {"method": "least_squares", "samples": 256}}]
+    plain, repaired = (compile(net, {"plan": 1, "passes": p}, (data[0][:2],), data) for p in plans)
+    assert _apart(repaired.module, net, x) < 0.97 * _apart(plain.module, net, x)
+    assert not any("no such layer" in note["reason"] for note in repaired.report["passes"][-1].get("notes", ()))
+    assert {"3.1", "5.1"} <= repaired.report["passes"][-1]["details"]["repaired"].keys()

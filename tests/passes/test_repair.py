@@ -59,6 +59,12 @@ def _repaired(slim: Program, traced: Program, data: Any, **options: Any) -> Pass
     return Repair.model_validate(options).run(slim, Context(data=Data.of(data), traced=traced))
 
 
+def _by_parts(x: Tensor, y: Tensor, packed: nn.Linear) -> Tensor:
+    """Products of two values with parts of one weight."""
+    (q, k), (b, c) = packed.weight.split([4, 8]), packed.bias.split([4, 8])
+    return torch.cat([F.linear(y, q, b), F.linear(y + 1, k, c) * x.mean()], -1)
+
+
 LOSSLESS = {
     "padded": (nn.Conv2d(8, 4, 3, padding=1), None, {}),
     "strided and dilated": (nn.Conv2d(8, 4, 3, stride=2, padding=2, dilation=2), None, {}),
@@ -119,6 +125,26 @@ LOSSLESS = {
         nn.Linear(5, 8),
         lambda m, x: torch.addmm(m.c.weight, m.a(x).relu().mean((2, 3)), m.b.weight),
         {"c": nn.PReLU(5)},
+    ),
+    "an einsum": (
+        nn.Linear(5, 8),
+        lambda m, x: torch.einsum("bchw,cd->bhwd", m.a(x).relu(), m.b.weight),
+        {},
+    ),
+    "an einsum of several dimensions": (
+        nn.Linear(12, 8),
+        lambda m, x: torch.einsum("bc...,chd->bh...d", m.a(x).relu().flatten(2), m.b.weight.view(8, 3, 4)),
+        {},
+    ),
+    "parts of a weight": (
+        nn.Linear(8, 12),
+        lambda m, x: _by_parts(x.mean((2, 3)), m.a(x).relu().mean(3).transpose(1, 2), m.b),
+        {},
+    ),
+    "a part of a weight, turned": (
+        nn.Linear(12, 16),
+        lambda m, x: m.a(x).relu().movedim(1, -1) @ m.b.weight.unflatten(0, (2, 8))[1],
+        {},
     ),
     "one reader of two": (
         nn.Conv2d(8, 4, 1),
@@ -232,6 +258,34 @@ def test_projections_of_attention():
     traced, slim = _slim(net, {"embed": (3,)})
     repaired = _repaired(slim, traced, _images())
     assert "linear" in repaired.details["repaired"]
+    x = torch.cat(list(_images(16, seed=2)))
+    assert (repaired.program.module(x) - net(x)).abs().max() < 1e-9
+
+
+class Crossing(nn.Module):
+    """An attention of one stream to another, both of which lose channels: one packed weight reads both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 12), nn.Linear(3, 12), nn.Linear(12, 4)
+        self.mix = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = self.a(x.mean(1)).relu(), self.b(x.flatten(2).transpose(1, 2)).relu()
+        return self.head(self.mix(x, y, y, need_weights=False)[0])
+
+
+def test_projections_of_two_streams_that_lie_in_one_weight():
+    torch.manual_seed(0)
+    net = Crossing().double().eval()
+    with torch.no_grad():  # the streams are read by one weight, so that the same channels go from both
+        for layer in (net.a, net.b):
+            layer.weight[3], layer.bias[3] = 2 * layer.weight[7], 2 * layer.bias[7]
+    traced, slim = _slim(net, {"a": (3,)})
+    assert slim.tensors["mix.in_proj_weight"].shape == (36, 11)
+    repaired = _repaired(slim, traced, _images())
+    assert {"linear", "linear_1", "linear_2"} <= repaired.details["repaired"].keys()
+    assert not repaired.notes
     x = torch.cat(list(_images(16, seed=2)))
     assert (repaired.program.module(x) - net(x)).abs().max() < 1e-9
 

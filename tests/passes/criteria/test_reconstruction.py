@@ -153,3 +153,21 @@ def test_a_plan_cuts_by_it_and_loses_nothing_that_others_can_stand_for():
     assert picture.file == "remaining_error.png"
     assert picture.content.startswith(b"\x89PNG")
     assert torch.allclose(found.module(DATA.inputs), net(DATA.inputs), atol=1e-6)
+
+
+READERS = {
+    "transposed": (nn.ConvTranspose2d(6, 4, 3), None),
+    "called twice": (nn.Conv2d(6, 4, 3), lambda m, x: m.b(m.a(x).relu()).mean() + m.b(F.avg_pool2d(m.a(x).relu(), 2))),
+    "a product": (nn.Linear(4, 6), lambda m, x: m.a(x).relu().movedim(1, -1) @ m.b.weight),
+    "an einsum": (nn.Linear(4, 6), lambda m, x: torch.einsum("bchw,cd->bdhw", m.a(x).relu(), m.b.weight)),
+}
+
+
+@pytest.mark.parametrize(("reader", "run"), READERS.values(), ids=READERS)
+def test_a_double_costs_nothing_whatever_reads_it(reader: nn.Module, run: Any):
+    net, criterion = _net(reader, run), {"reconstruction": {"ridge": 1e-10}}
+    found = scores(program_of(net, DATA), criterion, DATA, aggregate="sum", samples=24)
+    (read,) = (each for each in found.values() if each.size == 6)
+    assert np.isfinite(read).all()
+    assert np.sort(read)[0] < 1e-4 * np.sort(read)[3]
+    assert {1, 2, 4} >= set(np.argsort(read)[:1])

@@ -43,6 +43,9 @@ EXACT: dict[str, tuple[nn.Module, Any, dict[str, nn.Module]]] = {
     "without a bias": (nn.Conv2d(8, 4, 3, stride=2, bias=False), None, {}),
     "flattened": (nn.Linear(8 * 4, 5), lambda m, x: m.b(F.avg_pool2d(m.a(x), 3).flatten(1)), {}),
     "tokens": (nn.Linear(8, 5), lambda m, x: m.b(m.a(x).flatten(2).transpose(1, 2)), {}),
+    "transposed": (nn.ConvTranspose2d(8, 4, 3, stride=2), None, {}),
+    "a function": (nn.Linear(8, 5), lambda m, x: F.linear(m.a(x).flatten(2).transpose(1, 2), m.b.weight), {}),
+    "a product": (nn.Linear(5, 8), lambda m, x: m.a(x).movedim(1, -1) @ m.b.weight, {}),
     "two readers": (
         nn.Conv2d(8, 4, 1),
         lambda m, x: m.b(m.a(x)) + m.c(m.a(x)),
@@ -106,3 +109,16 @@ def test_without_data_it_says_so():
     plan = {"plan": 1, "passes": [{"cluster": {"ratio": 0.5}}, {"merge": "least_squares"}]}
     with pytest.raises(PassError, match="merge: least_squares needs some samples"):
         compile(_net(nn.Conv2d(8, 4, 1)), plan, example_inputs=(_images()[0][:2],))
+
+
+def test_behind_a_depthwise_layer_it_is_its_reader_that_makes_up_for_a_channel():
+    run = lambda m, x: m.b(m.d(m.a(x)))  # noqa: E731
+    net = _net(nn.Conv2d(8, 4, 1), run, d=nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    with torch.no_grad():  # the same filter everywhere: what is a combination before it is one behind it
+        net.d.weight[:] = net.d.weight[0]
+        net.d.bias.zero_()
+    found = _merged(net)
+    assert found.module.d.weight.shape[0] == 6
+    x = torch.cat(_images(8, seed=2))
+    assert (found.module(x) - net(x)).abs().max() < 1e-8
+    assert found.report["passes"][1]["verification"]["difference"] < 1e-9
