@@ -4,7 +4,8 @@
     keep_at_least     channels that stay
     remove_at_most    the share of units that may go
     take_at_most      the same of one selection: of the units that are there now
-    multiple_of       a cut group keeps a multiple of so many channels; a grouped layer, in every group of its own
+    multiple_of       a cut group keeps a multiple of so many channels, in each of its layers where these hold different
+                      parts of it (`aligned.py`); a grouped layer, in every group of its own
     heads_at_least    heads that stay, where units are heads
     equal_widths      groups that lose equally many channels
 

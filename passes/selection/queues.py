@@ -1,7 +1,10 @@
-"""Queues that can't be made for all groups at once: of units that leave in packs, and of groups that are tied.
+"""Queues that can't be made for all groups at once: of units that leave in packs, of groups whose layers hold different
+parts of them, and of groups that are tied.
 
 Where rows of a block must stay equally long, units leave in packs: the least important of every row go first, together,
 then the next of every row. A pack's score is the mean of its units'.
+
+Where layers hold different parts of a group, the queue is one of `selection/aligned.py`.
 
 Tied groups leave together: a step of their common queue takes the least important of every group, as many as bring all
 of them to the next width that each can have.
@@ -18,6 +21,7 @@ import numpy as np
 from prunec.compiler.groups.analysis import Analysis, Group
 from prunec.compiler.groups.balance import Balance
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
+from prunec.passes.selection.aligned import in_aligned_steps, parts
 from prunec.passes.selection.limits import Limits, channels_of_a_unit, within
 
 
@@ -38,11 +42,19 @@ class Queue:
 def queue_of(analysis: Analysis, group: Group, scores: FloatArray, may_go: BoolArray, limits: Limits) -> Queue:
     """The queue of one group, from its units' `scores` and from which of them `may_go`."""
     bound = [balance for balance in analysis.balances if within(balance.units, group).size]
+    if not bound and limits.step(group) > 1 and (held := parts(group)).size:
+        units, ends = in_aligned_steps(held, int(limits.multiple_of[group.name]), scores, may_go)
+        return _fitting(group, units, ends, limits)
     packs = [pack for balance in bound for pack in _packs(balance, group, scores, may_go)]
     single = may_go.copy()
     for balance in bound:
         single[within(balance.units, group)] = False
     units, ends = _in_order(np.flatnonzero(single), packs, scores)
+    return _fitting(group, units, ends, limits)
+
+
+def _fitting(group: Group, units: IntArray, ends: IntArray, limits: Limits) -> Queue:
+    """The queue of units (by their numbers within the group) whose steps end where limits allow it."""
     fits = (ends <= limits.most(group)) & ((group.size - ends) % limits.step(group) == 0)
     return _queue((group.name,), units + group.start, ends[fits])
 

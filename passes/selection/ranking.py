@@ -21,6 +21,7 @@ from scipy.sparse import csr_matrix
 
 from prunec.compiler.groups.analysis import Analysis, Group
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
+from prunec.passes.selection.aligned import parts
 from prunec.passes.selection.limits import Limits
 from prunec.passes.selection.queues import Queue, queue_of, tied_queue
 from prunec.passes.selection.traced import Whole
@@ -53,7 +54,11 @@ class Ranking:
         may_go = _may_go(analysis, chosen, score)
         bound = set(analysis.group_of[[balance.cells[0][0] for balance in analysis.balances]].tolist())
         tied = {name for names in limits.tied for name in names}
-        special = [number for number, g in enumerate(analysis.groups.values()) if number in bound or g.name in tied]
+        special = [
+            number
+            for number, g in enumerate(analysis.groups.values())
+            if number in bound or g.name in tied or (limits.step(g) > 1 and parts(g).size)
+        ]
         single = _at_once(analysis, [g for g in chosen if not _is_in(analysis, g, special)], score, may_go, limits)
         alone = {
             g.name: queue_of(analysis, g, score[g.where], may_go[g.where], limits)
