@@ -6,14 +6,15 @@
 
 A unit that others can stand for costs nothing, however large it is. Where a residual sum directly follows a layer, the
 share is one of the sum's variance. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that
-their sums are errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit.
+their sums are errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors
+are those on samples that weren't fitted: on the others a layer that reads more than there are samples has none.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,12 @@ from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting
 from prunec.passes.repairing.inputs import Inputs, bytes_of_moments, in_lots, look
 from prunec.passes.repairing.layers import Layer, Search
-from prunec.passes.repairing.surgeon import Formed, Places, Reader, Sampled, curve
+from prunec.passes.repairing.surgeon import Formed, Places, Reader, Sampled, best_ridge, curve
+
+_RIDGES: Final = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Those that are tried, without half of a group's units."""
+_USUAL: Final = 1e-3
+"""Where no sample can be held out."""
 
 
 class Reconstruction(Criterion):
@@ -38,8 +44,10 @@ class Reconstruction(Criterion):
     aggregate: ClassVar[str] = "sum"
     losses: ClassVar[bool] = True
 
-    ridge: Annotated[float, Field(gt=0)] = Field(
-        default=1e-3, description="what is added to the inputs' moments, as a share of their mean diagonal"
+    ridge: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="what is added to the inputs' moments, as a share of their mean diagonal, with errors as they are "
+        "on all samples; by default a fifth of the samples isn't fitted, and says which ridge is best and what remains",
     )
     relative_to: Literal["sum", "own", "none"] = Field(
         default="sum",
@@ -58,11 +66,12 @@ class Reconstruction(Criterion):
                 layers[layer.weight].append(layer)
 
         def needed(group: Group) -> int:
-            return sum(bytes_of_moments(each, program) for each in _read_by(group, layers))
+            each = sum(bytes_of_moments(layer, program) for layer in _read_by(group, layers))
+            return each * (2 if self.ridge is None else 1)
 
         for groups in in_lots(setting.groups, needed):
             asked = {layer.node: layer for group in groups for layer in _read_by(group, layers)}
-            known = look(asked.values(), program, setting.calibration, setting.context)
+            known = look(asked.values(), program, setting.calibration, setting.context, hold=self.ridge is None)
             for group in groups:
                 mine = dict.fromkeys(layer.part.key(program) for layer in _read_by(group, layers))
                 readers = [reader for key in mine for reader in self._readers(group, known[key], program)]
@@ -78,11 +87,17 @@ class Reconstruction(Criterion):
         units = _units(group, seen.layer, program)
         counts = (seen.counts / self._whole(seen)).sqrt().unsqueeze(1) * seen.weight
         moments = seen.centred_rows() if seen.is_wide else seen.second_moments()
-        for each, weight, mine in zip(moments, counts, units, strict=True):
+        held = (seen.held_centred_rows() if seen.is_wide else seen.held_moments()) if seen.is_judged else None
+        half = np.flatnonzero(group.free)[::2]
+        for number, (each, weight, mine) in enumerate(zip(moments, counts, units, strict=True)):
             size = float(each.square().sum() if seen.is_wide else each.diagonal().sum()) / len(weight)
-            if size > 0 and (mine >= 0).any():
-                kind = Sampled if seen.is_wide else Formed
-                yield kind(each, weight, Places.of(_rows(mine, group.size), each.device), self.ridge * size)
+            if not size > 0 or not (mine >= 0).any():
+                continue
+            kind, ridge, judge = Sampled if seen.is_wide else Formed, (self.ridge or _USUAL) * size, None
+            if held is not None:
+                judge, tried = held[number], [share * size for share in _RIDGES]
+                ridge = best_ridge(each, judge, weight, np.isin(mine, half), tried, sampled=seen.is_wide)
+            yield kind(each, weight, Places.of(_rows(mine, group.size), each.device), ridge, judge)
 
     def _whole(self, seen: Inputs) -> float:
         """What the layer's errors are shares of."""

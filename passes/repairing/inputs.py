@@ -23,6 +23,7 @@ from prunec.compiler.verify.interpreter import Interpreter, StepError
 from prunec.passes.calibration.calibration import SAMPLES, Calibration, bytes_of_a_sample
 from prunec.passes.repairing.layers import Layer, affine_of
 from prunec.passes.repairing.moments import Moments
+from prunec.passes.repairing.refit import HELD_OUT
 from prunec.passes.repairing.rows import chosen, of_inputs, of_outputs, positions
 from prunec.passes.repairing.walk import AT_ONCE, feeds_of, numbers_of
 
@@ -68,22 +69,31 @@ class Inputs:
     """[groups, outputs of a group]: how much the squared error of an output counts: as its batch norm scales it."""
     moments: Moments
     """Of inputs; of a wide layer the count and the sum alone."""
+    held: Moments | None = None
+    """The same of the samples that aren't fitted, but say how good a fit is: about one in `HELD_OUT`, by what a sample
+    is alone; None where all are fitted."""
     rows: list[Tensor] = field(default_factory=list)
     """Of a wide layer: [some rows, groups, p]."""
+    held_rows: list[Tensor] = field(default_factory=list)
     outputs: Tensor = field(default_factory=lambda: torch.zeros(0))
     """[2, channels]: the sums of what the target gives, and of its squares."""
 
     @staticmethod
-    def of(layer: Layer, program: Program) -> Inputs:
-        """Nothing seen yet."""
+    def of(layer: Layer, program: Program, *, hold: bool) -> Inputs:
+        """Nothing seen yet; with `hold`, some samples will be held out."""
         groups, rows = layer.form.groups, layer.laid_in(program).double().flatten(1, -2)
         p, outputs = rows.shape[1], groups * rows.shape[2]
         counts = torch.ones(outputs, dtype=torch.float64, device=rows.device)
         if layer.norm is not None:
             counts = affine_of(program.state[str(layer.norm.target)]).scale.square()
-        moments = Moments.none(groups, 0 if p > WIDE else p, 0, rows.device)
-        moments.inputs = rows.new_zeros(groups, p)
-        return Inputs(layer, rows, counts.reshape(groups, -1), moments, [], rows.new_zeros(2, outputs))
+
+        def nothing() -> Moments:
+            moments = Moments.none(groups, 0 if p > WIDE else p, 0, rows.device)
+            moments.inputs = rows.new_zeros(groups, p)
+            return moments
+
+        held, given = nothing() if hold else None, rows.new_zeros(2, outputs)
+        return Inputs(layer, rows, counts.reshape(groups, -1), nothing(), held, outputs=given)
 
     @property
     def is_wide(self) -> bool:
@@ -98,41 +108,84 @@ class Inputs:
         u = of_inputs(form, x, given, batch, at)
         t = of_outputs(given, batch, at, form).double()
         self.outputs += torch.stack([t.sum(0), t.square().sum(0)])
+        if self.held is None:
+            self._take(u, self.moments, self.rows)
+            return
+        held = torch.tensor([number % HELD_OUT == 0 for number in samples])[at.sample].to(u.device)
+        self._take(u[held], self.held, self.held_rows)
+        self._take(u[~held], self.moments, self.rows)
+
+    def _take(self, u: Tensor, moments: Moments, rows: list[Tensor]) -> None:
         if self.is_wide:
-            self.rows.append(u)
-            self.moments.count += len(u)
-            self.moments.inputs += u.double().sum(0)
+            rows.append(u)
+            moments.count += len(u)
+            moments.inputs += u.double().sum(0)
         else:
-            self.moments.add(u, u.new_zeros(len(u), u.shape[1], 0))
+            moments.add(u, u.new_zeros(len(u), u.shape[1], 0))
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are both samples that are fitted and samples that are held out."""
+        return self.held is not None and self.held.count > 0 and self.moments.count > 0
+
+    @property
+    def _fitted(self) -> tuple[Moments, list[Tensor]]:
+        """What is fitted: what was held out, where there is nothing else."""
+        if self.held is None or self.moments.count:
+            return self.moments, self.rows
+        return self.held, self.held_rows
 
     @property
     def _mean(self) -> Tensor:
         """[groups, p]: what is taken from the inputs, since the bias makes up for it; zero where there is none."""
-        mean: Tensor = self.moments.inputs / self.moments.count
+        moments, _ = self._fitted
+        mean: Tensor = moments.inputs / moments.count
         return mean if self.layer.bias is not None else torch.zeros_like(mean)
 
     def second_moments(self) -> Tensor:
-        """A, [groups, p, p]; not of a wide layer."""
-        mean = self._mean
-        return self.moments.gram / self.moments.count - mean.unsqueeze(2) * mean.unsqueeze(1)
+        """A, [groups, p, p], of what is fitted; not of a wide layer."""
+        return _about(self._fitted[0], self._mean)
+
+    def held_moments(self) -> Tensor:
+        """The same of what is held out, about the mean of what is fitted."""
+        assert self.held is not None, "it is judged"
+        return _about(self.held, self._mean)
 
     def centred_rows(self) -> Tensor:
         """[groups, n, p]: of a wide layer, whose A is their product with themselves."""
-        rows: Tensor = (torch.cat(self.rows).double() - self._mean) / math.sqrt(self.moments.count)
-        return rows.movedim(0, 1)
+        moments, rows = self._fitted
+        return _centred(rows, moments.count, self._mean)
+
+    def held_centred_rows(self) -> Tensor:
+        """The same of what is held out, about the mean of what is fitted."""
+        assert self.held is not None, "it is judged"
+        return _centred(self.held_rows, self.held.count, self._mean)
 
     def variance(self) -> float:
         """Of all that the target gives, in the unit of `counts`."""
-        mean = self.outputs[0] / self.moments.count
-        each = (self.outputs[1] / self.moments.count - mean.square()).clamp(min=0)
+        count = self.moments.count + (0 if self.held is None else self.held.count)
+        mean = self.outputs[0] / count
+        each = (self.outputs[1] / count - mean.square()).clamp(min=0)
         return float((each if self.layer.through_norm else each * self.counts.reshape(-1)).sum())
 
 
+def _about(moments: Moments, mean: Tensor) -> Tensor:
+    """E[(u - mean) (u - mean)^T], [groups, p, p]."""
+    aside = (moments.inputs / moments.count).unsqueeze(2) * mean.unsqueeze(1)
+    about: Tensor = moments.gram / moments.count - aside - aside.transpose(1, 2)
+    return about.add_(mean.unsqueeze(2) * mean.unsqueeze(1))
+
+
+def _centred(rows: Sequence[Tensor], count: int, mean: Tensor) -> Tensor:
+    centred: Tensor = (torch.cat(list(rows)).double() - mean) / math.sqrt(count)
+    return centred.movedim(0, 1)
+
+
 def look(
-    layers: Iterable[Layer], program: Program, calibration: Calibration, context: Context
+    layers: Iterable[Layer], program: Program, calibration: Calibration, context: Context, *, hold: bool = False
 ) -> Mapping[Hashable, Inputs]:
     """What is seen of each layer's weight (`Part.key`), in one run over the data; `program` is `deployed`. Calls that
-    share a weight are seen together.
+    share a weight are seen together. With `hold`, some samples are held out.
 
     Raises `DataError` where the model can't take the data.
     """
@@ -141,7 +194,7 @@ def look(
     for layer in layers:
         key = layer.part.key(program)
         if key not in found:
-            found[key] = Inputs.of(layer, program)
+            found[key] = Inputs.of(layer, program, hold=hold)
         by_target[layer.target].append((layer, found[key]))
     sources = {layer.source for each in by_target.values() for layer, _ in each}
     wanted = calibration.samples or SAMPLES

@@ -13,6 +13,10 @@ unit that several layers read costs what it costs in all of them.
 Where a layer reads more than there are samples U [n, p] of it, V is never formed: with K = U_left U_left' + r I,
 
     V = (I - U' K^-1 U) / r
+
+On the samples that are fitted the error is less than on others, the more so the more is fitted to the fewer of them: a
+classifier of a thousand inputs is fitted to a hundred samples without any error. So it is measured on samples that are
+held out, which also say which r is best.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray
 
 _TOGETHER: Final = 128
 """So many rows' changes wait until they are put into a matrix that doesn't fit into a cache."""
+_WIDTHS: Final = 32
+"""At about so many widths is measured what remains on what is held out."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,15 @@ class Places:
 class Reader(ABC):
     """One least squares that reads a group: of a layer, or of one group of a grouped convolution."""
 
-    def __init__(self, weight: Tensor, places: Places, blocks: Tensor) -> None:
+    def __init__(self, weight: Tensor, places: Places, blocks: Tensor, held: Tensor | None) -> None:
         self.weight, self.places = weight.clone(), places
         """W, [p, o], each output times the root of what its error counts."""
         self.blocks = blocks
         """V_uu, [units, k, k]; what isn't a unit's own may be anything."""
+        self.held = held
+        """Moments [p, p] or samples [n, p] that are held out; None where there are none."""
+        self.first = weight
+        """The weights as they were."""
 
     @abstractmethod
     def columns(self, rows: Tensor) -> Tensor:
@@ -67,6 +77,10 @@ class Reader(ABC):
     @abstractmethod
     def forget(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
         """Bring V to where these rows are gone: V -= columns @ change; `columns` are V's there."""
+
+    @abstractmethod
+    def left_on_held(self) -> float:
+        """The error that remains on what is held out."""
 
     def costs(self, units: Tensor) -> Tensor:
         """[units]: by how much the error grows when each of these goes next."""
@@ -95,7 +109,9 @@ class Reader(ABC):
 class Formed(Reader):
     """With V formed, [p, p]. Several units' changes are put into it at once."""
 
-    def __init__(self, moments: Tensor, weight: Tensor, places: Places, ridge: float) -> None:
+    def __init__(
+        self, moments: Tensor, weight: Tensor, places: Places, ridge: float, held: Tensor | None = None
+    ) -> None:
         shifted = moments + ridge * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
         factor, info = torch.linalg.cholesky_ex(shifted)
         if int(info) == 0:
@@ -103,46 +119,84 @@ class Formed(Reader):
         else:  # rounding has made an eigenvalue negative
             values, vectors = torch.linalg.eigh(moments)
             self.inverse = (vectors / (values.clamp(min=0) + ridge)) @ vectors.T
-        self.waiting: list[tuple[Tensor, Tensor]] = []
+        most = _TOGETHER + places.rows.shape[1]
+        self.left, self.right = shifted.new_empty(len(shifted), most), shifted.new_empty(most, len(shifted))
+        self.waiting = 0
         rows = places.rows
-        super().__init__(weight, places, self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)])
+        super().__init__(weight, places, self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)], held)
+
+    def left_on_held(self) -> float:
+        assert self.held is not None, "the caller knows"
+        apart = self.weight - self.first
+        return float((apart * (self.held @ apart)).sum())
 
     def columns(self, rows: Tensor) -> Tensor:
-        found = self.inverse[:, rows]
-        for columns, change in self.waiting:
-            found.addmm_(columns, change[:, rows], alpha=-1)
-        return found
+        wait = self.waiting
+        return torch.addmm(self.inverse[:, rows], self.left[:, :wait], self.right[:wait, rows], alpha=-1)
 
     def forget(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
-        self.waiting.append((columns, change))
-        if len(self.waiting) * len(rows) >= _TOGETHER:
-            left = torch.cat([each for each, _ in self.waiting], 1)
-            right = torch.cat([each for _, each in self.waiting])
-            self.inverse.addmm_(left, right, alpha=-1)
-            self.waiting = []
+        end = self.waiting + len(rows)
+        self.left[:, self.waiting : end], self.right[self.waiting : end] = columns, change
+        self.waiting = end
+        if end >= _TOGETHER:
+            self.inverse.addmm_(self.left[:, :end], self.right[:end], alpha=-1)
+            self.waiting = 0
 
 
 class Sampled(Reader):
     """With V by the samples, U [n, p], divided by the root of their number."""
 
-    def __init__(self, samples: Tensor, weight: Tensor, places: Places, ridge: float) -> None:
+    def __init__(
+        self, samples: Tensor, weight: Tensor, places: Places, ridge: float, held: Tensor | None = None
+    ) -> None:
         self.samples, self.ridge = samples, ridge
+        self.gone = torch.zeros(samples.shape[1], dtype=torch.bool, device=samples.device)
         kernel = samples @ samples.T + ridge * torch.eye(len(samples), dtype=samples.dtype, device=samples.device)
         self.kernel = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
         """K^-1, [n, n]."""
         inner = self.kernel @ samples
         blocks = torch.stack([-samples[:, rows].T @ inner[:, rows] for rows in places.rows])
         blocks.diagonal(dim1=1, dim2=2).add_(1.0)
-        super().__init__(weight, places, blocks / ridge)
+        super().__init__(weight, places, blocks / ridge, held)
+
+    def left_on_held(self) -> float:
+        assert self.held is not None, "the caller knows"
+        return float((self.held @ (self.weight - self.first)).square().sum())
 
     def columns(self, rows: Tensor) -> Tensor:
         found = -self.samples.T @ (self.kernel @ self.samples[:, rows])
         found[rows, torch.arange(len(rows), device=rows.device)] += 1.0
+        found[self.gone] = 0.0
         return found / self.ridge
 
     def forget(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
         half = self.kernel @ self.samples[:, rows]
+        self.gone[rows] = True
         self.kernel += half @ _solved(columns[rows][None], half.T[None])[0] / self.ridge
+
+
+def best_ridge(
+    fitted: Tensor, held: Tensor, weight: Tensor, gone: BoolArray, ridges: Sequence[float], *, sampled: bool
+) -> float:
+    """Of `ridges`, rising, the one with which a refit without the rows that are `gone` [p] has the least error on
+    `held`; both are moments [p, p], or with `sampled` samples [n, p]."""
+    out = torch.from_numpy(gone).to(weight.device)
+    here = fitted[:, ~out]
+    lost = fitted[:, out] @ weight[out]
+    square = here @ here.T if sampled else here[~out]
+    best = (float("inf"), ridges[-1])
+    for ridge in ridges:
+        shifted = square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if int(info):
+            continue  # rounding has made an eigenvalue negative
+        apart = -weight
+        apart[~out] = (
+            here.T @ torch.cholesky_solve(lost, factor) if sampled else torch.cholesky_solve(lost[~out], factor)
+        )
+        seen = held @ apart
+        best = min(best, (float((seen if sampled else apart).mul(seen).sum()), ridge))
+    return best[1]
 
 
 def _solved(inner: Tensor, right: Tensor) -> Tensor:
@@ -191,17 +245,25 @@ def hull_slopes(error: FloatArray) -> FloatArray:
 
 
 def curve(readers: Sequence[Reader], free: BoolArray) -> Curve:
-    """The order in which the `free` [units] go, the cheapest first, and the error that remains; `readers` are spent."""
+    """The order in which the `free` [units] go, the cheapest first, and the error that remains: on what is held out,
+    where the readers have that. `readers` are spent."""
     left = np.flatnonzero(free)
+    judged, every = all(reader.held is not None for reader in readers), -(-left.size // _WIDTHS)
+    seen = {0: 0.0}
     order: list[int] = []
     error = [0.0]
     while left.size:
         units = torch.from_numpy(left)
         costs = np.sum([reader.costs(units).cpu().numpy() for reader in readers], axis=0)
         cheapest = int(np.argmin(costs))
-        error.append(error[-1] + max(float(costs[cheapest]), 0.0))
         order.append(int(left[cheapest]))
         for reader in readers:
             reader.remove(order[-1])
+        error.append(error[-1] + max(float(costs[cheapest]), 0.0))
         left = np.delete(left, cheapest)
+        if judged and (len(order) % every == 0 or not left.size):
+            seen[len(order)] = sum(reader.left_on_held() for reader in readers)
+    if judged:
+        rising = np.maximum.accumulate(list(seen.values()))
+        error = list(np.interp(np.arange(len(error)), list(seen), rising))
     return Curve(np.array(order, dtype=np.int64), np.array(error))

@@ -81,6 +81,33 @@ def test_a_wide_layer_is_looked_at_by_its_samples(monkeypatch: pytest.MonkeyPatc
     assert np.allclose(_found(net, ridge=1e-3), formed, atol=1e-9)
 
 
+def test_what_fits_the_samples_and_no_others_is_no_repair():
+    run = lambda m, x: m.b(m.a(x).relu().mean((2, 3)))  # noqa: E731
+    torch.manual_seed(0)
+    net = Made({"a": nn.Conv2d(2, 60, 3, padding=1), "b": nn.Linear(60, 20)}, run).double().eval()
+    fitted = np.sort(_found(net, ridge=1e-9))
+    seen = np.sort(scores(program_of(net, DATA), "reconstruction", DATA, samples=24)["a"])
+    assert fitted[:36].sum() < 1e-3, "24 samples are fitted by 24 inputs"
+    assert seen[:36].sum() > 0.05, "and others aren't"
+
+
+def test_the_samples_that_are_held_out_are_the_same_in_any_batches():
+    net = _net(nn.Conv2d(6, 4, 3))
+    found = [
+        scores(program_of(net, DATA), "reconstruction", DATA.in_batches_of(size), samples=24)["a"] for size in (5, 24)
+    ]
+    assert np.allclose(*found, atol=1e-12)
+    one = images(1)
+    assert np.isfinite(scores(program_of(net, one), "reconstruction", one, samples=1)["a"]).all()
+
+
+def test_a_wide_layer_is_judged_by_its_samples_too(monkeypatch: pytest.MonkeyPatch):
+    net = _net(nn.Linear(6 * 9, 4), lambda m, x: m.b(F.avg_pool2d(m.a(x).relu(), 2).flatten(1)))
+    formed = scores(program_of(net, DATA), "reconstruction", DATA, samples=24)["a"]
+    monkeypatch.setattr(inputs, "WIDE", 10)
+    assert np.allclose(scores(program_of(net, DATA), "reconstruction", DATA, samples=24)["a"], formed, atol=1e-9)
+
+
 def test_what_is_without_a_bias_has_to_give_constants_by_its_weights():
     net = _net(nn.Conv2d(6, 4, 1, bias=False))
     assert _found(net)[2] > 1e-3

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunec.passes.repairing.surgeon import Curve, Formed, Places, Reader, Sampled, curve, hull_slopes
+from prunec.passes.repairing.surgeon import Curve, Formed, Places, Reader, Sampled, best_ridge, curve, hull_slopes
 
 UNITS = [np.array([0, 5]), np.array([1]), np.array([2, 3]), np.array([], dtype=np.int64), np.array([4, 6, 7])]
 RIDGE = 0.01
@@ -59,6 +59,58 @@ def test_fewer_samples_than_inputs_are_enough():
     assert np.array_equal(formed.order, sampled.order)
     assert 3 not in formed.order, "it isn't free"
     assert np.allclose(formed.error, sampled.error)
+
+
+def _refit(u: Tensor, w: Tensor, rows: np.ndarray, ridge: float) -> Tensor:
+    """The weights that make up for `rows`: zero there, and elsewhere near `w`."""
+    left = np.setdiff1d(np.arange(len(w)), rows)
+    stacked = torch.cat([u, ridge**0.5 * torch.eye(len(w), dtype=torch.float64)])
+    found = torch.zeros_like(w)
+    found[left] = w[left] + torch.linalg.lstsq(stacked[:, left], stacked[:, rows] @ w[rows]).solution
+    return found
+
+
+@pytest.mark.parametrize("kind", ["formed", "sampled"])
+def test_errors_are_those_on_what_is_held_out(kind):
+    (u, w), (held, _) = _problem(rows=6), _problem(seed=1)
+    places = Places.of(UNITS, torch.device("cpu"))
+    if kind == "formed":
+        reader: Reader = Formed(u.T @ u, w, places, RIDGE, held.T @ held)
+    else:
+        reader = Sampled(u, w, places, RIDGE, held)
+    found = curve([reader], np.ones(5, dtype=bool))
+    assert np.array_equal(found.order, curve(_readers(kind, (u, w)), np.ones(5, dtype=bool)).order)
+    errors = [0.0]
+    for step in range(5):
+        rows = np.concatenate([UNITS[unit] for unit in found.order[: step + 1]]).astype(np.int64)
+        errors.append(float((held @ (w - _refit(u, w, rows, RIDGE))).square().sum()))
+    assert np.allclose(found.error, np.maximum.accumulate(errors), rtol=1e-6)
+
+
+def test_errors_on_what_is_held_out_are_measured_at_some_widths_of_many():
+    generator = torch.Generator().manual_seed(0)
+    u, held = (torch.randn(200, 50, generator=generator, dtype=torch.float64) / 200**0.5 for _ in range(2))
+    w = torch.randn(50, 2, generator=generator, dtype=torch.float64)
+    places = Places.of([np.array([row]) for row in range(50)], torch.device("cpu"))
+    found = curve([Formed(u.T @ u, w, places, RIDGE, held.T @ held)], np.ones(50, dtype=bool))
+    for count in (2, 24, 50):
+        apart = w - _refit(u, w, found.order[:count], RIDGE)
+        assert found.error[count] == pytest.approx(float((held @ apart).square().sum()), rel=1e-6)
+    assert found.error[25] == pytest.approx((found.error[24] + found.error[26]) / 2), "a line between two"
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_best_ridge_is_the_one_that_a_search_by_hand_finds(sampled):
+    generator = torch.Generator().manual_seed(3)
+    u, held = (torch.randn(n, 12, generator=generator, dtype=torch.float64) / n**0.5 for n in (8, 200))
+    w, rows = torch.randn(12, 3, generator=generator, dtype=torch.float64), np.arange(0, 12, 2)
+    ridges = (1e-6, 1e-4, 1e-2, 1.0, 100.0)
+    errors = [float((held @ (w - _refit(u, w, rows, ridge))).square().sum()) for ridge in ridges]
+    gone = np.isin(np.arange(12), rows)
+    given = (u, held) if sampled else (u.T @ u, held.T @ held)
+    best = ridges[int(np.argmin(errors))]
+    assert best_ridge(*given, w, gone, ridges, sampled=sampled) == best
+    assert best > 1e-4, "eight samples don't tell six inputs from six others"
 
 
 def test_a_double_costs_nothing_until_the_other_is_gone():
