@@ -53,6 +53,7 @@ METHODS: Final = (
     Method("merged", "none"),
     Method("merged", "least_squares"),
     Method("factorised", "none"),
+    Method("factorised", "least_squares"),
 )
 COMPARED: Final = (Method("l1", "least_squares"), Method("reconstruction", "least_squares"))
 """Those that are measured with several counts of samples."""
