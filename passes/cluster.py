@@ -44,7 +44,7 @@ from prunec.compiler.pass_base import Allowance, Context, Pass, PassResult
 from prunec.compiler.plan.entries import INSIDE
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.rewrite.merge import Clusters, Counted, chi, identical, kinds_with_means, tidy, unit_rows
-from prunec.passes.selection.amounts import Budget, Resource, fits
+from prunec.passes.selection.amounts import Budgets, fits
 from prunec.passes.selection.budgets import budgets
 from prunec.passes.selection.per_group import gone_now
 from prunec.passes.selection.traced import whole_sizes
@@ -81,7 +81,7 @@ class Cluster(Pass):
         description="glob patterns of groups, and how many units are left of each; in `repeat`, a list for the rounds",
         examples=[{"layer1.*": 12}],
     )
-    budget: dict[Resource, Budget] | None = Field(
+    budget: Budgets | None = Field(
         default=None,
         min_length=1,
         description="what may be left: a share of the traced model's, or an amount, by resource; every group loses the "

@@ -36,7 +36,7 @@ from prunec.passes.repairing.calls import CONVS, LINEARS
 from prunec.passes.repairing.inputs import bytes_of_moments, in_lots, look
 from prunec.passes.repairing.layers import Layer, Search
 from prunec.passes.repairing.low_rank import Spectrum
-from prunec.passes.selection.amounts import Budget, Resource, fits
+from prunec.passes.selection.amounts import Budgets, fits
 from prunec.passes.selection.budgets import met
 
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -50,7 +50,7 @@ class Factorise(Pass):
     rewrites: ClassVar[bool] = True
     shorthand: ClassVar[str | None] = "error"
 
-    budget: dict[Resource, Budget] | None = Field(
+    budget: Budgets | None = Field(
         default=None, min_length=1, description="what may be left: a share of the traced model's, or an amount"
     )
     error: Fraction01 | None = Field(

@@ -47,7 +47,7 @@ from prunec.compiler.report.report import Record, RoundFigures, Rounds
 from prunec.passes.rounds.floors import Floor
 from prunec.passes.rounds.schedules import allowed, in_words, used
 from prunec.passes.rounds.watch import Watch, ready
-from prunec.passes.selection.amounts import Budget, Resource, fits
+from prunec.passes.selection.amounts import Budgets, fits
 from prunec.passes.selection.budgets import met
 
 Count = Annotated[int, Field(ge=1)]
@@ -66,7 +66,7 @@ class Repeat(Composite):
     each: Count | None = Field(
         default=None, description="how many units a round removes; there are as many rounds as that takes"
     )
-    to: dict[Resource, Budget] | None = Field(
+    to: Budgets | None = Field(
         default=None,
         min_length=1,
         description="what may be left after the last round: a share of the traced model's, or an amount, by resource",

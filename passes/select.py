@@ -8,6 +8,7 @@
     - select: {budget: {macs: 50%}}                           the least important units of all groups, until it is met
     - select: {budget: {params: 1.2M, memory: 60%}, method: knapsack}
     - select: {budget: {latency: 5ms}, method: greedy, cost_weight: {macs: 0.001}}
+    - select: {budget: {latency: {ncnn: 50%}}}                in the runtime of that target, measured on this machine
     - select: {budget: {file_size: 2MB}, multiple_of: ncnn, equal_widths: ["layer1.*"], heads_at_least: 2}
     - select: {from: sensitivity.csv, floor: -1pt}            as far as each group alone loses no more than that
     - select: {budget: {macs: 50%}, at_most: 16}              of these no more than 16, in this round
@@ -27,7 +28,8 @@ are met from below, and filled up: no step that was taken back would still fit. 
 `equal_widths` count channels; a group that loses nothing keeps its width, whatever that is.
 
 With a budget, a cut group keeps a multiple of the channels that the runtime of the plan's export prefers (PyTorch,
-where there is none), so that what comes out is as much faster as it is smaller (`selection/paying.py`).
+where there is none), or the one that a latency names, so that what comes out is as much faster as it is smaller
+(`selection/paying.py`).
 `multiple_of: 1` turns that off, and `at_most` does. Ratios, widths, thresholds and units are taken at their word.
 
 Inside `repeat`, a `select` that says none of these leaves the amount to the round; its other options count.
@@ -46,6 +48,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
+from prunec.compiler.cost.resource import LATENCY, runtime_of
 from prunec.compiler.errors import PassError, nearest
 from prunec.compiler.groups.analysis import Analysis, analyse
 from prunec.compiler.groups.patterns import matching
@@ -55,10 +58,10 @@ from prunec.compiler.plan.entries import INSIDE
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.plan.schema import AnyPath
 from prunec.passes.selection.amounts import (
-    Budget,
+    Budgets,
     Channels,
     Multiple,
-    Resource,
+    Prices,
     amount,
     each_value,
     fits,
@@ -133,7 +136,7 @@ class Select(Pass):
     threshold: float | dict[str, float] | None = Field(
         default=None, description="units whose score is under it go: of every group, or by pattern", examples=[0.005]
     )
-    budget: dict[Resource, Budget] | None = Field(
+    budget: Budgets | None = Field(
         default=None,
         min_length=1,
         description="what may be left: a share of the traced model's, or an amount, by resource",
@@ -151,7 +154,7 @@ class Select(Pass):
         "or of all groups of one structure, whose units compete with each other alone (isomorphic). "
         "`ratio`: one threshold for all units, or for those of one structure; local where nothing is said",
     )
-    cost_weight: dict[Resource, Annotated[float, Field(ge=0)]] = Field(
+    cost_weight: Prices = Field(
         default={},
         description="`greedy`: score given up for a million of what a unit costs now (a ms for latency)",
         examples=[{"macs": 0.001}],
@@ -266,15 +269,11 @@ class Select(Pass):
             return
         if known := self._known_budget():
             check_reach(problem_of(ranking, known, Wishes(), Context()), self._lifted(scored))
-        latency = self.budget.get("latency")
-        if (
-            latency is not None
-            and not ranking.unit.size
-            and amount(latency).unit == "share"
-            and amount(latency).value < 1
-        ):
-            message = f"the budget can't be met: latency {amount(latency).value:.1%}, but no unit may go"
-            raise PassError(message, keys=("budget", "latency"), hint="`prunec explain` says why each is pinned")
+        for name in self.budget.keys() - known.keys():
+            latency = amount(self.budget[name])
+            if not ranking.unit.size and latency.unit == "share" and latency.value < 1:
+                message = f"the budget can't be met: {name} {latency.value:.1%}, but no unit may go"
+                raise PassError(message, keys=("budget", LATENCY), hint="`prunec explain` says why each is pinned")
 
     def expected(self, program: Program) -> Mapping[str, Any]:
         """`expected_selection`, [units]: which stay even where all go that may."""
@@ -303,7 +302,7 @@ class Select(Pass):
 
     def _known_budget(self) -> dict[str, float | str]:
         """The budgets but latency's, which has to be measured."""
-        return {name: amount for name, amount in (self.budget or {}).items() if name != "latency"}
+        return {name: amount for name, amount in (self.budget or {}).items() if runtime_of(name) is None}
 
     def _check_units(self, program: Program, units: Mapping[str, Sequence[int]]) -> None:
         try:
@@ -407,9 +406,11 @@ class Select(Pass):
             short = self.may_fall_short and paying is None
             return meet(ranking, budget, method, self._wishes(context), context, others, may_fall_short=short)
 
-        if self.multiple_of is not None or self.at_most is not None or context.runtime is None:
+        named = (runtime_of(name) for name in budget if name != LATENCY)
+        runtime = next(filter(None, named), context.runtime)
+        if self.multiple_of is not None or self.at_most is not None or runtime is None:
             return met(None)
-        return met_by_paying_widths(analyse(program), context.runtime, met)
+        return met_by_paying_widths(analyse(program), runtime, met)
 
     def _way(self, program: Program, context: Context) -> Way:
         if self.budget is not None:

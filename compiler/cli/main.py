@@ -4,7 +4,7 @@
     prunec check PLAN
     prunec explain MODEL|PLAN [--group NAME] [--graph FILE]
     prunec ir MODEL|PLAN [--after PASS]
-    prunec latency MODEL|PLAN [--refresh]
+    prunec latency MODEL|PLAN [--in RUNTIME] [--refresh]
     prunec export MODEL|OUTPUT|PLAN [--to NAMES] [-o DIR] [--int8]
     prunec schema
     prunec passes [NAME]
@@ -271,26 +271,31 @@ def ir(
 @app.command()
 def latency(
     target: Target,
+    runtime: Annotated[str, typer.Option("--in", metavar="NAME", help="the target whose runtime is measured")] = "",
     refresh: Annotated[bool, typer.Option("--refresh", help="measure every layer again, whatever is known")] = False,
     inputs: Inputs = None,
     overrides: Sets = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure the layers of a model or plan with onnxruntime, over their widths, and show what each takes."""
+    """Measure the layers of a model or plan in a runtime, over their widths, and show what each takes."""
     from prunec.compiler.cli.target import plan_of  # noqa: PLC0415  (imports torch)
     from prunec.compiler.cost.latency.model import latency_model, new_table  # noqa: PLC0415  (imports torch)
     from prunec.compiler.driver.compile import load_divided  # noqa: PLC0415  (imports torch)
+    from prunec.compiler.driver.runtimes import runtime_of_plan  # noqa: PLC0415  (imports torch)
     from prunec.compiler.report.latency import show_latency  # noqa: PLC0415
     from prunec.compiler.report.progress import Detail, watched  # noqa: PLC0415
+    from prunec.compiler.targets.timing import timed  # noqa: PLC0415  (imports torch)
 
     detail = Detail.of(quiet, verbose)
+    plan = plan_of(target, inputs, overrides)
+    runtime = runtime or runtime_of_plan(plan)
     with watched(detail) as progress:
         progress("trace", 0, 1)
-        program = load_divided(plan_of(target, inputs, overrides))
+        program = load_divided(plan)
         progress("trace", 1, 1)
-        times = new_table(progress, refresh=refresh)
-        model = latency_model(program, times)
+        times = new_table(runtime, progress, refresh=refresh)
+        model = latency_model(program, times, timed(runtime, program))
     show_latency(model, times.times.name)
 
 

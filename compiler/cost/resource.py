@@ -10,13 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Final, Protocol
 
 from scipy.sparse import csc_matrix, csr_matrix
 
 from prunec.compiler.cost.model import CostModel
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context
+
+LATENCY: Final = "latency"
+_IN: Final = f"{LATENCY} in "
+RUNTIME: Final = "onnxruntime"
+"""The target whose latency counts where a plan names none."""
+
+
+def latency_in(runtime: str) -> str:
+    """The name of the resource that is the latency in a runtime, as messages and reports have it."""
+    return LATENCY if runtime == RUNTIME else f"{_IN}{runtime}"
+
+
+def runtime_of(name: str) -> str | None:
+    """The target whose runtime a latency is measured in; None for every other resource."""
+    return name.removeprefix(_IN) if name.startswith(_IN) else RUNTIME if name == LATENCY else None
 
 
 class TermFunctions(Protocol):

@@ -8,7 +8,8 @@ at a few widths of the cost model only:
     params      elements      one                    a parameter
     file_size   bytes         one                    a saved tensor; header and tables of indices count in full
     memory      elements      one for each step      a value that is alive then, of one sample
-    latency     seconds       one                    a layer, read off a measured table
+    latency     seconds       one                    a layer, read off a measured table of onnxruntime's;
+                                                     `latency in ncnn` of another runtime's
 
 So a solver sees linear rows over terms, and a search needs to look at those terms alone that hold a width which
 changed. Another resource is a row in RESOURCES: a function of a program and a context that gives a `Resource`.
@@ -24,7 +25,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from prunec.compiler.cost.model import cost_model, elements_of, sum_of_products
-from prunec.compiler.cost.resource import Factory, Resource
+from prunec.compiler.cost.resource import LATENCY, RUNTIME, Factory, Resource, runtime_of
 from prunec.compiler.errors import PrunecError, nearest
 from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.ir.gc_pause import gc_paused
@@ -38,9 +39,17 @@ _HEADER: Final = len('{"__metadata__":{"format":"pt"}}') + 8
 
 def resource(name: str, program: Program, context: Context) -> Resource:
     """A resource of a program; made once for each program. Raises `PrunecError` for an unknown name."""
+    runtime = runtime_of(name)
+    if runtime is not None:
+        return program.cached(f"resource {name}", lambda: _latency(program, context, runtime))
     if name not in RESOURCES:
         raise PrunecError(f"unknown resource '{name}'", hint=nearest(name, RESOURCES))
     return program.cached(f"resource {name}", lambda: RESOURCES[name](program, context))
+
+
+def suffixes(name: str) -> tuple[str, ...]:
+    """The suffixes of an amount of the resource: `TAKES`, for the latency in any runtime."""
+    return TAKES[LATENCY if runtime_of(name) else name]
 
 
 def baseline(name: str, program: Program, context: Context) -> float:
@@ -102,10 +111,10 @@ def _memory(program: Program, context: Context) -> Resource:
     return Resource("memory", model, model.memory_terms, rows, units={"": 1.0, "B": each}, diminishing=False)
 
 
-def _latency(program: Program, context: Context) -> Resource:
+def _latency(program: Program, context: Context, runtime: str = RUNTIME) -> Resource:
     from prunec.compiler.cost.latency.model import latency_resource  # noqa: PLC0415  (imports onnx and onnxruntime)
 
-    return latency_resource(program, context)
+    return latency_resource(program, context, runtime)
 
 
 RESOURCES: Final[Mapping[str, Factory]] = {

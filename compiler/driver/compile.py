@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from prunec.compiler.cost.model import cost, cost_model
+from prunec.compiler.cost.resource import RUNTIME, latency_in
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.data import Data
 from prunec.compiler.driver.classes import adapt, refuse_region
@@ -39,6 +40,7 @@ from prunec.compiler.driver.pass_manager import (
 )
 from prunec.compiler.driver.placing import placed
 from prunec.compiler.driver.regions import Region, Regions, find_regions
+from prunec.compiler.driver.runtimes import runtime_among
 from prunec.compiler.driver.steps import Outcome, steps_of, unfolded
 from prunec.compiler.driver.trained_lock import TrainedLock
 from prunec.compiler.driver.usable import check_module, check_usable
@@ -147,7 +149,7 @@ class Result:
         if not self.plan.export and (report.latency is None or self.quick):
             return replace(report, unmeasured=() if report.latency is None else (_LATENCY,))
         from prunec.compiler.driver.exports import Exports, Judge, folded_of, labels_of  # noqa: PLC0415  (imports onnxruntime)
-        from prunec.compiler.driver.measure import measure_latency  # noqa: PLC0415
+        from prunec.compiler.driver.measure import latency_of, measure_latency  # noqa: PLC0415
 
         exports = Exports(
             self.before,
@@ -170,6 +172,9 @@ class Result:
             return replace(report, unmeasured=(_LATENCY, "the original's ONNX file"))
         if report.latency is None:
             return report
+        if report.latency.runtime != RUNTIME:
+            measured = latency_of(report.latency.runtime, report.targets, self.before, self.program)
+            return replace(report, latency=replace(report.latency, measured=measured))
         if report.onnx is not None:
             return replace(report, latency=replace(report.latency, measured=report.onnx.latency))
         measured, slow = measure_latency(self.before, self.program)
@@ -313,11 +318,11 @@ def _compile(
     whole = before if adapted.kept is None else source
     outcome = replace(outcome, records=(*adapted.records, *outcome.records))
     report = replace(make_report(plan, whole, outcome, traced, warnings), notes=tuple(notes), classes=adapted.findings)
-    if "latency" in outcome.resources:
+    if (runtime := runtime_among(outcome.resources)) is not None:
         from prunec.compiler.cost.latency.model import predicted_latency  # noqa: PLC0415  (imports onnxruntime)
 
-        predicted = Change(*predicted_latency(resource("latency", before, context), outcome.program))
-        report = replace(report, latency=Latency(predicted))
+        predicted = Change(*predicted_latency(resource(latency_in(runtime), before, context), outcome.program))
+        report = replace(report, latency=Latency(predicted, runtime=runtime))
     if regions is not None:
         with undisturbed(regions.model), unwritten(outcome.program):
             report = replace(report, region=_region_findings(regions, outcome.program, alike=not one_result(before)))

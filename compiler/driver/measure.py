@@ -7,7 +7,7 @@ sizes that may vary are fixed while they are timed: so the runtime plans both al
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.report.report import Change, KeptFindings, OnnxFindings
+from prunec.compiler.targets.exporting import TargetReport
 from prunec.compiler.targets.onnx.call import Declined
 from prunec.compiler.targets.onnx_export import (
     OnnxReport,
@@ -29,6 +30,7 @@ from prunec.compiler.targets.onnx_export import (
 )
 from prunec.compiler.targets.onnx_file import OnnxOptions
 from prunec.compiler.targets.ort_session import ort_latency, wall_latency
+from prunec.compiler.targets.timing import runs_in_turns
 
 SECONDS: Final = 0.5
 """For about so long each file is timed with two threads."""
@@ -96,6 +98,16 @@ def measure_latency(before: Program, after: Program) -> tuple[Change[float], str
     sizes = _sizes(before.deployed.inputs)
     latency = Change(*ort_latency((files.before, files.after), before.deployed.inputs, sizes=sizes))
     return latency, slow_layers(Change(before, after), files, latency, sizes, by_latency=True)
+
+
+def latency_of(runtime: str, rows: Sequence[TargetReport], before: Program, after: Program) -> Change[float] | None:
+    """Both programs' latency in another runtime, with one thread: of its export, where there is one (None where that
+    has failed), or measured now."""
+    for row in rows:
+        if row.target == runtime:
+            timed = next((each for each in row.latency if each.threads == 1 and each.dense is not None), None)
+            return Change(timed.dense, timed.slim) if timed and timed.dense is not None else None
+    return Change(*runs_in_turns(runtime, [before, after]))
 
 
 def _sizes(inputs: tuple[object, ...]) -> dict[str, int]:

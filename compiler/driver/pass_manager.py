@@ -10,6 +10,7 @@ from weakref import ref
 
 from prunec.compiler.cost.model import cost
 from prunec.compiler.driver.finite import check_stays_finite
+from prunec.compiler.driver.runtimes import check_runtimes
 from prunec.compiler.driver.steps import Composite, CompositeResult, Outcome, Step, inner, unfolded
 from prunec.compiler.driver.trained import check_trained
 from prunec.compiler.errors import DataError, PassError, PlanError
@@ -134,6 +135,7 @@ def check_ready(program: Program, steps: Sequence[Step], context: Context) -> No
     Raises what their `ready` raises, with its place in the plan.
     """
     asked: list[Pass] = []
+    check_runtimes(unfolded(steps))
     for step in unfolded(steps):
         if step.pass_ in asked:
             continue

@@ -99,8 +99,9 @@ def _metric_change(change: Change[float], share: bool) -> str:
 
 
 def _measured_latency(report: Report) -> Change[float] | None:
-    """What was measured beside a prediction; where there is an ONNX file, that is its latency and shown as such."""
-    return report.latency.measured if report.latency and not report.onnx else None
+    """What was measured beside a prediction; in onnxruntime, where there is an ONNX file, that is shown as its own."""
+    found = report.latency
+    return None if found is None or (report.onnx and found.runtime == "onnxruntime") else found.measured
 
 
 _Read = Callable[[Report], Change[float] | None]
@@ -130,7 +131,8 @@ def foretold(report: Report) -> str:
         return ""
     predicted, measured = (side.after / side.before for side in (report.latency.predicted, report.latency.measured))
     error = predicted / measured - 1
-    return f"latency: predicted {predicted:.1%} of the original, measured {measured:.1%} ({error:+.1%})"
+    where = f"latency in {report.latency.runtime}"
+    return f"{where}: predicted {predicted:.1%} of the original, measured {measured:.1%} ({error:+.1%})"
 
 
 def kept_classes(report: Report) -> str:

@@ -149,16 +149,18 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds of one run in onnxruntime: what the layers' tables foretell, and what was measured."""
+    """Seconds of one run in the runtime that the budget is of: what layers' tables foretell, and what was measured."""
 
     predicted: Change[float]
     measured: Change[float] | None = None
     """None until the artifacts are written."""
+    runtime: str = "onnxruntime"
+    """The target whose runtime it is."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         measured = {"measured": self.measured.to_dict()} if self.measured else {}
-        return {"predicted": self.predicted.to_dict(), **measured}
+        return {"runtime": self.runtime, "predicted": self.predicted.to_dict(), **measured}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ target can't do (yet) it doesn't override: without `suffixes` there is no export
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Protocol
@@ -41,11 +41,12 @@ class NodeTime:
     """One node of a model as the runtime runs it, after the runtime's own rewriting."""
 
     op: str
+    """What it computes, by ONNX's name of it where there is one."""
     elements: int
     """How many elements its outputs have."""
     seconds: float
     name: str = ""
-    """What the runtime calls the node."""
+    """What the runtime calls the node; where it has rewritten one of the program's, that name is part of this."""
 
 
 Profile = tuple[NodeTime, ...]
@@ -53,7 +54,7 @@ Profile = tuple[NodeTime, ...]
 
 
 class Meter(Protocol):
-    """Measures ONNX models, given as bytes, in a runtime; it knows nothing of layers or programs."""
+    """Measures programs in a runtime, on this machine and with one thread."""
 
     name: str
     """The runtime with its version, the processor and the threads: a time holds for these."""
@@ -61,11 +62,11 @@ class Meter(Protocol):
     """Operations that convert to the runtime's own memory layout and back, which a layer alone pays for and a network
     doesn't."""
 
-    def profile(self, models: Sequence[bytes], feeds: Sequence[Feed], rounds: int) -> Sequence[Profile]:
-        """Every model's nodes with their seconds; the models take turns, `rounds` times."""
+    def profile(self, program: Program, seconds: float) -> Profile:
+        """The program's nodes with their times, of runs that take about `seconds` in all."""
 
-    def seconds(self, model: bytes, feed: Feed) -> float:
-        """The seconds of one whole run."""
+    def loaded(self, program: Program) -> Callable[[], object]:
+        """The program converted and loaded: a call runs it once, as an app does."""
 
 
 class Session(Protocol):

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Meter, Session, Target
 from prunec.compiler.targets.flat import exported_flat
 
 
@@ -56,6 +56,12 @@ class ExecuTorch(Target):
     def load(self, path: Path, threads: int) -> Session:
         """The file in ExecuTorch's own interpreter, with the kernels that come with it."""
         return ExecuTorchSession(path, threads)
+
+    def meter(self) -> Meter:
+        """One thread of this machine's CPU."""
+        from prunec.compiler.targets.executorch_meter import ExecuTorchMeter  # noqa: PLC0415  (imports onnxruntime)
+
+        return ExecuTorchMeter(self)
 
     def describe(self) -> str:
         """ExecuTorch's version."""

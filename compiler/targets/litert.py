@@ -12,7 +12,7 @@ import numpy as np
 
 from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Meter, Session, Target
 from prunec.compiler.targets.flat import flat
 
 
@@ -46,6 +46,12 @@ class LiteRT(Target):
     def load(self, path: Path, threads: int) -> Session:
         """The file in LiteRT's interpreter."""
         return LiteRTSession(path, threads)
+
+    def meter(self) -> Meter:
+        """One thread of this machine's CPU."""
+        from prunec.compiler.targets.litert_meter import LiteRTMeter  # noqa: PLC0415  (imports onnxruntime)
+
+        return LiteRTMeter(self)
 
     def describe(self) -> str:
         """LiteRT's version."""

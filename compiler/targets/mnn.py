@@ -16,7 +16,7 @@ from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import with_batch
 from prunec.compiler.targets import mnn_convert
-from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Meter, Session, Target
 from prunec.compiler.targets.child import in_child, tried
 from prunec.compiler.targets.mnn_session import MnnSession
 
@@ -84,6 +84,12 @@ class Mnn(Target):
     def load(self, path: Path, threads: int) -> Session:
         """The file in MNN, with all arithmetic in float32."""
         return MnnSession(path, threads)
+
+    def meter(self) -> Meter:
+        """One thread of this machine's CPU."""
+        from prunec.compiler.targets.mnn_meter import MnnMeter  # noqa: PLC0415  (imports onnxruntime)
+
+        return MnnMeter(self)
 
     def describe(self) -> str:
         """MNN's version."""

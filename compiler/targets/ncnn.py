@@ -15,7 +15,7 @@ import torch
 
 from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.base import Converted, ExportOptions, Meter, Session, Target
 from prunec.compiler.targets.child import tried
 from prunec.compiler.targets.flat import flat, pixels_as_floats
 from prunec.compiler.targets.ncnn_session import NcnnSession, place
@@ -82,6 +82,12 @@ class Ncnn(Target):
     def load(self, path: Path, threads: int) -> Session:
         """The files in ncnn; left to itself it rounds weights and values to float16."""
         return NcnnSession(path, threads)
+
+    def meter(self) -> Meter:
+        """One thread of this machine's CPU."""
+        from prunec.compiler.targets.ncnn_meter import NcnnMeter  # noqa: PLC0415  (imports onnxruntime)
+
+        return NcnnMeter(self)
 
     def describe(self) -> str:
         """ncnn's version."""

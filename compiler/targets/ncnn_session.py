@@ -36,15 +36,8 @@ class NcnnSession:
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """One sample. Whole numbers are int32 in ncnn, and pixels float32."""
-        mats = self._ncnn.Mat
-        kinds = [np.int32 if value.dtype.kind in "ib" else np.float32 for value in inputs]
-        held = [np.ascontiguousarray(value, kind) for value, kind in zip(inputs, kinds, strict=True)]
-        extractor = self._net.create_extractor()
-        batch = 0
-        for name in self._inputs:
-            value = held[place(name)]
-            batch = 0 if self._ranks[name] < value.ndim else _NO_BATCH
-            extractor.input(name, mats(value, batch_index=batch).clone())  # layers may write into what they read
+        extractor = self.fed(inputs)
+        batch = 0 if all(self._batched(name, inputs) for name in self._inputs[-1:]) else _NO_BATCH
         outputs = []
         for name in self._outputs:
             failed, found = extractor.extract(name)
@@ -52,6 +45,20 @@ class NcnnSession:
                 raise TargetError(f"ncnn can't compute the output '{name}': it gives the code {failed}")
             outputs.append(np.array(found.numpy(batch_index=batch)))
         return outputs
+
+    def fed(self, inputs: Sequence[Array]) -> Any:
+        """A new run, an `ncnn.Extractor`, that has its inputs and has computed nothing yet."""
+        kinds = [np.int32 if value.dtype.kind in "ib" else np.float32 for value in inputs]
+        held = [np.ascontiguousarray(value, kind) for value, kind in zip(inputs, kinds, strict=True)]
+        extractor = self._net.create_extractor()
+        for name in self._inputs:
+            batch = 0 if self._batched(name, inputs) else _NO_BATCH
+            value = self._ncnn.Mat(held[place(name)], batch_index=batch)
+            extractor.input(name, value.clone())  # layers may write into what they read
+        return extractor
+
+    def _batched(self, name: str, inputs: Sequence[Array]) -> bool:
+        return self._ranks[name] < inputs[place(name)].ndim
 
 
 def _ranks(text: str) -> Iterator[tuple[str, int]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import onnxruntime
 
-from prunec.compiler.targets.base import Feed, Meter, Profile, Target
-from prunec.compiler.targets.ort_session import THREADS, latency, profile, session
+from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.base import Meter, Profile, Target
+from prunec.compiler.targets.interleaved import Run
+from prunec.compiler.targets.onnx_export import onnx_bytes, onnx_feed
+from prunec.compiler.targets.ort_session import THREADS, profile, session
 from prunec.compiler.targets.processor import processor
 
 
@@ -19,14 +22,16 @@ class OnnxRuntimeMeter:
     def __init__(self) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__}, {processor()}, {THREADS} thread"
 
-    def profile(self, models: Sequence[bytes], feeds: Sequence[Feed], rounds: int) -> Sequence[Profile]:
-        """Every model's nodes, as onnxruntime's own profiler counts their time."""
-        return profile(models, feeds, rounds=rounds)
-
-    def seconds(self, model: bytes, feed: Feed) -> float:
-        """One run as seen from outside: of many, the lower quartile."""
-        (found,) = latency([session(model)], [feed])
+    def profile(self, program: Program, seconds: float) -> Profile:
+        """The nodes, as onnxruntime's own profiler counts their time."""
+        model = onnx_bytes(program)
+        (found,) = profile([model], [onnx_feed(model, program)], rounds=1, block=seconds)
         return found
+
+    def loaded(self, program: Program) -> Run:
+        """A session of the program's ONNX file."""
+        model = onnx_bytes(program)
+        return partial(session(model).run, None, onnx_feed(model, program))
 
 
 class OnnxRuntime(Target):

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch.nn.functional as F
 
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
+from prunec.compiler.targets.base import Array, Converted, ExportOptions, Meter, Session, Target
 
 TELEMETRY: Final = "openvino_telemetry"
 """The package that sends usage data."""
@@ -54,6 +54,12 @@ class OpenVino(Target):
     def load(self, path: Path, threads: int) -> Session:
         """The IR compiled for this CPU; without a hint it computes in bfloat16 where the processor can."""
         return OpenVinoSession(path, threads)
+
+    def meter(self) -> Meter:
+        """One thread of this machine's CPU."""
+        from prunec.compiler.targets.openvino_meter import OpenVinoMeter  # noqa: PLC0415  (imports onnxruntime)
+
+        return OpenVinoMeter(self, _openvino)
 
     def describe(self) -> str:
         """OpenVINO's version."""

@@ -30,6 +30,8 @@ from prunec.compiler.targets.base import Feed, NodeTime, Profile
 from prunec.compiler.targets.interleaved import interleaved
 
 THREADS = 1
+PROFILED: Final = 200
+"""The most runs of a model in one round of a profile: more make a log of megabytes, and no time more certain."""
 
 
 def session(
@@ -122,7 +124,7 @@ def profile(
 
 def _run_for(opened: Any, fed: Feed, seconds: float) -> None:
     start, runs = time.perf_counter(), 0
-    while runs < 2 or time.perf_counter() - start < seconds:
+    while runs < 2 or (runs < PROFILED and time.perf_counter() - start < seconds):
         opened.run(None, fed)
         runs += 1
 

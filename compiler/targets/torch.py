@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunec.compiler.targets.base import Target
+from prunec.compiler.targets.base import Meter, Target
 
 
 class Torch(Target):
@@ -12,3 +12,9 @@ class Torch(Target):
 
     name = "torch"
     multiple = 16
+
+    def meter(self) -> Meter:
+        """One thread of this machine's CPU."""
+        from prunec.compiler.targets.torch_meter import TorchMeter  # noqa: PLC0415  (imports torch)
+
+        return TorchMeter()

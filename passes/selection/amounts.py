@@ -5,6 +5,10 @@
     2MB   512KiB   300B  bytes
     5ms   0.2s   800us   times
 
+and budgets: an amount for each resource; of latency, in a runtime that may be named:
+
+    {macs: 50%, latency: 5ms}    {latency: {ncnn: 5ms}}, which is the resource `latency in ncnn`
+
 and numbers that hold for all groups, or by pattern: `4` or `{"layer1.*": 4, "*": 8}`.
 """
 
@@ -15,11 +19,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from prunec.compiler.cost.resources import RESOURCES, TAKES
+from prunec.compiler.cost.resource import LATENCY, latency_in, runtime_of
+from prunec.compiler.cost.resources import RESOURCES, suffixes
 from prunec.compiler.errors import nearest
-from prunec.compiler.plan.options import wrong
+from prunec.compiler.plan.options import told, wrong
+from prunec.compiler.plan.source import Fault
 from prunec.compiler.targets.base import TARGETS
 
 _FACTORS: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -73,13 +79,13 @@ def _checked(value: object) -> object:
 def fits(name: str, text: float | str) -> None:
     """Raise a validator's error where the resource `name` isn't measured in the amount's unit."""
     unit = amount(text).unit
-    if unit != "share" and unit not in TAKES[name]:
-        takes = " or ".join(_SPELLED[each] for each in TAKES[name])
+    if unit != "share" and unit not in suffixes(name):
+        takes = " or ".join(_SPELLED[each] for each in suffixes(name))
         raise wrong(f"must name for {name} a share, or {takes}; it says {text}")
 
 
 def _resource(value: object) -> object:
-    if not isinstance(value, str) or value not in RESOURCES:
+    if not isinstance(value, str) or (value not in RESOURCES and runtime_of(value) is None):
         raise wrong(f"must be one of {', '.join(RESOURCES)}", hint=nearest(str(value), RESOURCES))
     return value
 
@@ -90,9 +96,56 @@ Resource = Annotated[str, BeforeValidator(_resource)]
 Budget = Annotated[
     float | str,
     BeforeValidator(_checked),
-    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}, {"type": "object"}]}),
 ]
-"""A share of what the traced model uses, or an amount."""
+"""A share of what the traced model uses, or an amount; in a plan, of latency also one by the name of a runtime."""
+
+
+def _flat(value: object) -> object:
+    """Budgets or prices with `latency: {ncnn: 5ms}` as one of the resource `latency in ncnn`."""
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[Any, Any] = {}
+    for name, said in value.items():
+        if name != LATENCY or not isinstance(said, Mapping):
+            found[_unnamed(name)] = said
+            continue
+        if len(said) != 1:
+            named = " and ".join(map(str, said)) or "none"
+            raise told([Fault((LATENCY,), f"latency must name one runtime, got {named}", "for example: {ncnn: 5ms}")])
+        ((runtime, amount_),) = said.items()
+        found[_in_runtime(runtime)] = amount_
+    return found
+
+
+def _unnamed(name: Any) -> Any:
+    """The key, unless it is spelled as `_flat` spells latency in a runtime, which no plan does."""
+    if isinstance(name, str) and name != LATENCY and (runtime := runtime_of(name)) is not None:
+        message = f"unknown resource '{name}'"
+        raise told([Fault((name,), message, f"latency in a runtime is written {{latency: {{{runtime}: 50%}}}}", True)])
+    return name
+
+
+def _in_runtime(name: object) -> str:
+    if not isinstance(name, str) or name not in TARGETS.names():
+        message = f"unknown runtime '{name}'; there are {', '.join(TARGETS.names())}"
+        raise told([Fault((LATENCY, str(name)), message, nearest(str(name), TARGETS.names()), on_key=True)])
+    return latency_in(TARGETS.named(name).runtime or name)
+
+
+def _by_runtime(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_flat` was made of."""
+    found: dict[str, Any] = {}
+    for name, said in value.items():
+        runtime = runtime_of(name)
+        found |= {name: said} if runtime is None or name == LATENCY else {LATENCY: {runtime: said}}
+    return found
+
+
+Budgets = Annotated[dict[Resource, Budget], BeforeValidator(_flat), PlainSerializer(_by_runtime)]
+"""What may be left, by resource."""
+Prices = Annotated[dict[Resource, Annotated[float, Field(ge=0)]], BeforeValidator(_flat), PlainSerializer(_by_runtime)]
+"""What a unit of a resource costs."""
 
 
 def _multiple(value: object) -> object:

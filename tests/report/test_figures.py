@@ -138,7 +138,7 @@ def test_what_there_was_nothing_of_is_new():
 @pytest.mark.parametrize(
     ("latency", "expected"),
     [
-        (FULL.latency, "latency: predicted 50.0% of the original, measured 62.5% (-20.0%)"),
+        (FULL.latency, "latency in onnxruntime: predicted 50.0% of the original, measured 62.5% (-20.0%)"),
         (Latency(Change(2.0, 1.0)), ""),
         (None, ""),
     ],

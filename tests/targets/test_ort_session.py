@@ -7,10 +7,18 @@ import pytest
 import torch
 from timing import CONV
 
-from prunec.compiler.cost.latency.layers import Layer, model_of
+from prunec.compiler.cost.latency.layers import Layer, parts_of
 from prunec.compiler.errors import ModelError
 from prunec.compiler.targets.interleaved import FEWEST, MOST, RUNS
+from prunec.compiler.targets.onnx_export import onnx_bytes, onnx_feed
 from prunec.compiler.targets.ort_session import feed, latency, ort_latency, profile, session
+
+
+def model_of(layer, inner, outer):
+    """A layer's ONNX file, in bytes, and what it is fed."""
+    program = parts_of(layer, [(inner, outer)])
+    model = onnx_bytes(program)
+    return model, onnx_feed(model, program)
 
 
 def test_a_profile_has_the_nodes_of_every_file():
@@ -29,7 +37,7 @@ def test_bytes_that_the_runtime_cannot_load():
 def test_a_feed_has_the_inputs_names():
     opened = session(model_of(CONV, 8, 4)[0])
     assert {name: value.shape for name, value in feed(opened, (torch.zeros(1, 8, 6, 6),)).items()} == {
-        "x": (1, 8, 6, 6)
+        "part0000_x": (1, 8, 6, 6)
     }
 
 

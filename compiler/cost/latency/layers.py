@@ -1,7 +1,8 @@
-"""A layer as a key of a latency table: its operation without its widths; and tiny ONNX models of it at any widths.
+"""A layer as a key of a latency table: its operation without its widths; and programs of it alone at any widths.
 
     conv1      Layer("conv", sizes=(1, 56, 56), kernel=(3, 3), ...), inner 64, outer 128
-    model_of   x [1, 32, 56, 56] -> Conv -> y [1, 48, 28, 28]       of 32 channels that arrive and 48 that leave
+    parts_of   x [1, 32, 56, 56] -> conv -> y [1, 48, 28, 28]       of 32 channels that arrive and 48 that leave,
+               and beside it the same layer at other widths, so that all are converted at once
 
 Two layers of one shape are equal, so they are measured once. A layer is whatever multiplies and has a row in
 `_READERS`; what else multiplies (attention, a recurrence) is charged with what the whole network's profile says.
@@ -9,21 +10,18 @@ Two layers of one shape are equal, so they are measured once. A layer is whateve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import torch
 from torch import fx, nn
 
 from prunec.compiler.ir.ops import argument, op_name, shape_of_argument
 from prunec.compiler.ir.program import Program
-
-OPSET: Final = 18
-IR_VERSION: Final = 10
 
 FloatArray = npt.NDArray[np.float32]
 Pads = tuple[tuple[int, int], ...]
@@ -192,62 +190,83 @@ def _pads(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> P
     return tuple((p, p) for p in _each(padding, len(kernel)))
 
 
-# -- tiny models ---------------------------------------------------------------------------------------------------
+# -- the layer alone ---------------------------------------------------------------------------------------------------
 
 
-def model_of(layer: Layer, inner: int, outer: int) -> tuple[bytes, dict[str, FloatArray]]:
-    """A layer at these widths as an ONNX model, in bytes, and an input for it."""
-    inner, outer, groups = layer.at(inner, outer)
-    nodes, weights, shape = _PARTS[layer.kind](layer, inner, outer, groups)
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+PART: Final = re.compile(r"part(\d{4})")
+"""What the names hold of what belongs to one pair of widths in `parts_of`."""
+
+
+def parts_of(layer: Layer, points: Sequence[tuple[int, int]]) -> Program:
+    """A program of the layer at each of these pairs of widths, side by side: one input and one output for each.
+
+    All that belongs to the pair with the number 12 has `part0012` in its name.
+    """
+    graph, state, inputs = fx.Graph(), dict[str, nn.Module](), []
+    names = [f"part{number:04d}" for number in range(len(points))]
+    read = [graph.placeholder(f"{name}_x") for name in names]
+    written: dict[str, fx.Node] = {}
+    for name, x, point in zip(names, read, points, strict=True):
+        inner, outer, groups = layer.at(*point)
+        module, shape = _MODULES[layer.kind](layer, inner, outer, groups)
+        module = module.eval().requires_grad_(requires_grad=False)
+        arriving = torch.empty(shape, device="meta")
+        y = graph.call_module(name, (x,))
+        x.meta["val"] = arriving
+        y.meta["val"] = module(arriving) if layer.kind != "linear" else arriving.new_empty((*shape[:-1], outer))
+        state[name], written[f"{name}_y"] = _filled(module), y
+        inputs.append(torch.from_numpy(_data(shape)))
+    graph.output(written).meta["val"] = {name: y.meta["val"] for name, y in written.items()}
+    return Program(graph, state, tuple(inputs), name="Layer")
+
+
+def _filled(module: nn.Module) -> nn.Module:
+    """The module on the CPU, with numbers."""
+    made = module.to_empty(device="cpu")
+    for parameter in made.parameters():
+        parameter.data = torch.from_numpy(_data(tuple(parameter.shape)))
+    return made
+
+
+_Made = tuple[nn.Module, tuple[int, ...]]
+"""A layer on the meta device, and the shape that arrives."""
+
+
+def _convolution_module(layer: Layer, inner: int, outer: int, groups: int) -> _Made:
+    rank = len(layer.kernel)
+    even = all(before == after for before, after in layer.pads)
+    more: dict[str, Any] = {"output_padding": layer.output_pads} if layer.kind == "conv_transpose" else {}
+    module = _CLASSES[layer.kind, rank](
+        inner,
+        outer,
+        layer.kernel,
+        stride=layer.stride,
+        padding=tuple(before for before, _ in layer.pads) if even else "same",
+        dilation=layer.dilation,
+        groups=groups,
+        bias=layer.bias,
+        device="meta",
+        **more,
     )
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION).SerializeToString(), {"x": _data(shape)}
+    return module, (layer.batch, inner, *layer.sizes)
 
 
-_Nodes = tuple[list[onnx.NodeProto], dict[str, FloatArray], tuple[int, ...]]
+def _linear_module(layer: Layer, inner: int, outer: int, groups: int) -> _Made:
+    return nn.Linear(inner, outer, bias=layer.bias, device="meta"), (layer.batch, *layer.sizes, inner)
 
 
-def _convolution_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _Nodes:
-    transposed = layer.kind == "conv_transpose"
-    rows, columns = (inner, outer // groups) if transposed else (outer, inner // groups)
-    weights = {"w": _data((rows, columns, *layer.kernel))} | ({"b": _data((outer,))} if layer.bias else {})
-    extra: dict[str, Any] = {"output_padding": layer.output_pads} if transposed else {}
-    node = helper.make_node(
-        "ConvTranspose" if transposed else "Conv",
-        ["x", *weights],
-        ["y"],
-        group=groups,
-        kernel_shape=layer.kernel,
-        strides=layer.stride,
-        dilations=layer.dilation,
-        pads=[*(before for before, _ in layer.pads), *(after for _, after in layer.pads)],
-        **extra,
-    )
-    return [node], weights, (layer.batch, inner, *layer.sizes)
-
-
-def _linear_nodes(layer: Layer, inner: int, outer: int, groups: int) -> _Nodes:
-    """A Gemm where a sample is one row; else a MatMul and an Add, as torch's exporter writes them."""
-    shape = (layer.batch, *layer.sizes, inner)
-    bias = {"b": _data((outer,))} if layer.bias else {}
-    if not layer.sizes:
-        product = helper.make_node("Gemm", ["x", "w", *bias], ["y"], transB=1)
-        return [product], {"w": _data((outer, inner)), **bias}, shape
-    weights = {"w": _data((inner, outer)), **bias}
-    product = helper.make_node("MatMul", ["x", "w"], ["p" if bias else "y"])
-    return [product, *([helper.make_node("Add", ["p", "b"], ["y"])] if bias else [])], weights, shape
-
-
-_PARTS: Final[Mapping[str, Callable[[Layer, int, int, int], _Nodes]]] = {
-    "conv": _convolution_nodes,
-    "conv_transpose": _convolution_nodes,
-    "linear": _linear_nodes,
+_CLASSES: Final[Mapping[tuple[str, int], Any]] = {
+    ("conv", 1): nn.Conv1d,
+    ("conv", 2): nn.Conv2d,
+    ("conv", 3): nn.Conv3d,
+    ("conv_transpose", 1): nn.ConvTranspose1d,
+    ("conv_transpose", 2): nn.ConvTranspose2d,
+    ("conv_transpose", 3): nn.ConvTranspose3d,
+}
+_MODULES: Final[Mapping[str, Callable[[Layer, int, int, int], _Made]]] = {
+    "conv": _convolution_module,
+    "conv_transpose": _convolution_module,
+    "linear": _linear_module,
 }
 
 _NUMBERS: Final = np.random.default_rng(0).standard_normal(4093).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Latency as a resource: what a selection would take in onnxruntime on this machine, read off measured tables.
+"""Latency as a resource: what a selection would take in a runtime on this machine, read off measured tables.
 
     conv1    4.1 ms    its table at the widths that are left, times what a network makes of it
     fc       0.3 ms    ...
@@ -28,11 +28,11 @@ from prunec.compiler.cost.latency.grid import Surface
 from prunec.compiler.cost.latency.layers import Layer, layer_at
 from prunec.compiler.cost.latency.table import Measured, Table, Wanted
 from prunec.compiler.cost.model import CostModel, cost_model
-from prunec.compiler.cost.resource import Resource
+from prunec.compiler.cost.resource import LATENCY, RUNTIME, Resource, latency_in
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context, Progress, silent
-from prunec.compiler.targets.base import TARGETS
+from prunec.compiler.targets.timing import meter_of, timed
 
 NOTHING = Surface(np.ones((2, 1)), np.ones((2, 1)), np.ones((1, 1)))
 """The table of a part that has none: 1 at any width."""
@@ -122,41 +122,42 @@ class LatencyModel:
         """What the whole program takes: the sum of all charges, and `fixed`."""
         return math.fsum(charge.seconds for charge in self.charges) + self.fixed
 
-    def resource(self) -> Resource:
+    def resource(self, name: str = LATENCY) -> Resource:
         """The latency as a resource in seconds; a plan writes `5ms`."""
         rows = csr_matrix(np.ones((1, len(self.charges))))
         model = cost_model(self.program)
-        return Resource(
-            "latency", model, self.terms, rows, self.fixed, {"s": 1.0}, per=1e-3, whole=False, diminishing=False
-        )
+        return Resource(name, model, self.terms, rows, self.fixed, {"s": 1.0}, per=1e-3, whole=False, diminishing=False)
 
 
-def latency_resource(program: Program, context: Context) -> Resource:
-    """Latency in onnxruntime as a resource; what no earlier run has measured is measured, in seconds for every new
-    layer.
+def latency_resource(program: Program, context: Context, runtime: str = RUNTIME) -> Resource:
+    """Latency in a target's runtime as a resource; what no earlier run has measured is measured, in seconds for every
+    new layer.
 
-    Raises `ModelError` where the program has no ONNX form, and `OutputError` where times can't be kept on disk.
+    Raises `TargetError` or `ModelError` where the program has no form there or the runtime can't be run here, and
+    `OutputError` where times can't be kept on disk.
     """
-    return latency_model(program, new_table(context.progress)).resource()
+    table = new_table(runtime, context.progress)
+    return latency_model(program, table, timed(runtime, program)).resource(latency_in(runtime))
 
 
-def new_table(progress: Progress = silent, *, refresh: bool = False) -> Table:
-    """A table of times in onnxruntime on this machine; with `refresh`, what is on disk is measured again."""
-    meter = TARGETS.named("onnxruntime")().meter()
-    return Table(Measured(meter), progress=progress, refresh=refresh)
+def new_table(runtime: str = RUNTIME, progress: Progress = silent, *, refresh: bool = False) -> Table:
+    """A table of times in a target's runtime on this machine; with `refresh`, what is on disk is measured again."""
+    return Table(Measured(meter_of(runtime)), progress=progress, refresh=refresh)
 
 
-def latency_model(program: Program, table: Table) -> LatencyModel:
-    """Look up or measure every layer and the whole network, and share the network's time out."""
+def latency_model(program: Program, table: Table, seen: Program | None = None) -> LatencyModel:
+    """Look up or measure every layer and the whole network, and share the network's time out. `seen` is the program as
+    the runtime sees it, where that has another batch."""
     model = cost_model(program)
+    seen = program if seen is None else seen
     now = model.widths(model.everything)
-    layers = _layers(model)
+    layers = _layers(model, seen)
     surfaces = table.surfaces([wanted for wanted, _ in layers.values()])
     products = list(_products(model, layers, surfaces, table.measured))
     values = [charge for charge in _values(model) if charge.seconds]
-    sizes = _elements(program)
+    sizes = _elements(seen)
     parts = [Part(sizes[charge.node], charge.seconds) for charge in products]
-    shares = share_out(table.network(program), parts, [sizes[charge.node] for charge in values])
+    shares = share_out(table.network(seen), parts, [sizes[charge.node] for charge in values])
     charges = tuple(
         replace(charge, seconds=seconds)
         for charge, seconds in zip((*products, *values), (*shares.parts, *shares.values), strict=True)
@@ -170,16 +171,16 @@ _Found = Mapping[int, tuple[Wanted, tuple[int, ...]]]
 """Number of a term of `macs` -> the layer that it is, and the factors of its `Charge`."""
 
 
-def _layers(model: CostModel) -> _Found:
+def _layers(model: CostModel, seen: Program) -> _Found:
     """The terms of `macs` that are layers with a table of their own."""
     analysis, terms = model.analysis, model.macs_terms
-    nodes = {node.name: node for node in analysis.program.graph.nodes}
+    nodes = {node.name: node for node in seen.graph.nodes}
     mutable = model.counts @ analysis.free.astype(np.float64) > 0
     now, found = model.widths(model.everything), {}
     for number, (name, factors) in enumerate(zip(terms.names, terms.factors.tolist(), strict=True)):
         node = nodes[name]
         whole = any(Axis(f"{node.target}.weight", dim) in analysis.flow.by_group for dim in (0, 1))
-        layer = layer_at(analysis.program, node, whole)
+        layer = layer_at(seen, node, whole)
         if layer is None:
             continue
         inner, outer, *rest = (0, *factors, 0) if layer.whole else (factors[1], factors[0], *factors[2:])

@@ -4,26 +4,28 @@
     Measured    the `Times` of a runtime, by its meter (`targets.base.Meter`)
 
 A layer alone would pay for what a network pays once: its input is put into the runtime's own layout, and its output is
-taken out of it. So not the run is timed but the layer's own nodes, by the runtime's profiler.
+taken out of it. So not the run is timed but the layer's own nodes, by the runtime's profiler. Converters take seconds
+whatever they convert: so a layer stands at all its widths in one model.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
 from prunec.compiler.cost.latency.cache import Cache, cache_folder
 from prunec.compiler.cost.latency.grid import Grid, Point, Surface
-from prunec.compiler.cost.latency.layers import Layer, model_of
+from prunec.compiler.cost.latency.layers import PART, Layer, parts_of
+from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.targets.base import Meter, NodeTime
-from prunec.compiler.targets.onnx_export import onnx_bytes, onnx_feed
+from prunec.compiler.targets.metering import seconds_of
+from prunec.compiler.targets.sources import deployed
 from prunec.compiler.text.printer import to_text
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """The version of entries on disk: raised when what is measured, or how, changes."""
 HELD: Final = 64e6
 """The most elements of weights that are in memory at once while a layer is measured."""
@@ -33,8 +35,9 @@ NETWORK_SWEEPS: Final = 4
 """How often the network is measured; the fastest counts, node by node."""
 SHORTEST: Final = 1e-7
 """Seconds: a shorter time is beyond the profiler's resolution."""
-LAYER_ROUNDS: Final = 5
-NETWORK_ROUNDS: Final = 15
+LAYER_SECONDS: Final = 0.5
+"""For about so long a layer is run at all its widths, in each sweep."""
+NETWORK_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,30 +62,35 @@ class Times(Protocol):
 
 
 class Measured:
-    """Times that a runtime's meter takes of ONNX models: tiny ones of a layer, and the whole network's."""
+    """Times that a runtime's meter takes: of a layer at many widths side by side, and of a whole network."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
         self.name = meter.name
 
     def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
-        """Seconds of the layer's own nodes; the points take turns, as many at a time as memory holds."""
+        """Seconds of the layer's own nodes; as many points at a time as memory holds."""
         return [seconds for some in _held(layer, points) for seconds in self._alone(layer, some)]
 
     def _alone(self, layer: Layer, points: Sequence[Point]) -> list[float]:
         """Seconds of the layer at these points, without nodes that change the layout."""
-        made = [model_of(layer, *point) for point in points]
-        profiles = self.meter.profile([model for model, _ in made], [fed for _, fed in made], LAYER_ROUNDS)
-        return [math.fsum(node.seconds for node in nodes if node.op not in self.meter.layout) for nodes in profiles]
+        found: dict[int, float] = {}
+        for node in self.meter.profile(parts_of(layer, points), LAYER_SECONDS):
+            part = PART.search(node.name)
+            if part is not None and node.op not in self.meter.layout:
+                found[int(part[1])] = found.get(int(part[1]), 0.0) + node.seconds
+        if len(found) < len(points):
+            raise TargetError(f"{self.name} tells no time of the layer {layer.describe()}")
+        return [found[number] for number in range(len(points))]
 
     def network(self, program: Program) -> NetworkTime:
-        """The program, exported with the sizes of its example inputs, and run on them."""
-        model = onnx_bytes(program)
-        fed = onnx_feed(model, program)
+        """The program, with the sizes of its example inputs, and run on them."""
+        program = deployed(program)
+        run = self.meter.loaded(program)
         sweeps = []
         for _ in range(NETWORK_SWEEPS):
-            (nodes,) = self.meter.profile([model], [fed], NETWORK_ROUNDS)
-            sweeps.append(NetworkTime(nodes, self.meter.seconds(model, fed)))
+            nodes = self.meter.profile(program, NETWORK_SECONDS)
+            sweeps.append(NetworkTime(nodes, *seconds_of([run])))
         return _fastest(sweeps)
 
 

@@ -1,10 +1,9 @@
-"""What a layer is that latency knows: its sizes, its tiny ONNX model, and its words."""
+"""What a layer is that latency knows: its sizes, the program of it alone, and its words."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from nets import Made
@@ -12,8 +11,7 @@ from timing import CONV
 from torch import nn
 from torch.nn import functional as F
 
-from prunec.compiler.cost.latency.layers import Layer, layer_at, model_of
-from prunec.compiler.targets.ort_session import session
+from prunec.compiler.cost.latency.layers import PART, Layer, layer_at, parts_of
 from prunec.compiler.tracing.trace import trace
 
 IMAGE = (2, 8, 9, 9)
@@ -58,24 +56,38 @@ def only_layer(model, shape):
 
 
 @pytest.mark.parametrize(("model", "shape"), LAYERS.values(), ids=LAYERS)
-def test_a_tiny_model_has_the_sizes_of_the_layer(model, shape):
+def test_a_layer_alone_is_the_layer_of_the_network(model, shape):
     layer, node = only_layer(model, shape)
-    found, fed = model_of(layer, layer.inner, layer.outer)
-    assert fed["x"].shape == shape
-    (result,) = session(found).run(None, fed)
-    assert result.shape == tuple(node.meta["val"].shape)
+    program = parts_of(layer, [(layer.inner, layer.outer)])
+    (x,), (y,) = program.inputs, program.module(*program.inputs).values()
+    assert x.shape == shape
+    assert y.shape == tuple(node.meta["val"].shape)
+    (weight,) = [p for name, p in program.module.named_parameters() if name.endswith("weight")]
+    own = next(p for p in model.parameters() if p.ndim > 1)
+    with torch.no_grad():
+        own.copy_(weight)
+        for bias in (p for p in model.parameters() if p.ndim == 1):
+            bias.copy_(program.module.get_parameter("part0000.bias"))
+        assert torch.allclose(model(x), y, atol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "shape"), LAYERS.values(), ids=LAYERS)
-def test_a_tiny_model_at_half_the_widths(model, shape):
+def test_a_layer_at_several_widths_side_by_side(model, shape):
     layer, _ = only_layer(model, shape)
-    full = zip((layer.inner, layer.outer), layer.steps, strict=True)
-    inner, outer = (max(step, width // 2 // step * step) for width, step in full)
-    found, fed = model_of(layer, inner, outer)
-    (result,) = session(found).run(None, fed)
+    full = layer.inner, layer.outer
+    half = tuple(max(step, width // 2 // step * step) for width, step in zip(full, layer.steps, strict=True))
+    program = parts_of(layer, [half, full])
+    found = program.module(*program.inputs)
+    assert list(found) == ["part0000_y", "part0001_y"]
     channels = 1 if layer.kind != "linear" else -1
-    assert (fed["x"].shape[channels], result.shape[channels]) == (inner, outer)
-    assert np.isfinite(result).all()
+    got = [(x.shape[channels], y.shape[channels]) for x, y in zip(program.inputs, found.values(), strict=True)]
+    assert got == [half, full]
+    placed = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "call_module"}
+    assert {PART.search(name)[1]: tuple(value.shape) for name, value in placed.items()} == {
+        "0000": tuple(found["part0000_y"].shape),
+        "0001": tuple(found["part0001_y"].shape),
+    }
+    assert all(torch.isfinite(value).all() for value in found.values())
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("functional")])
@@ -94,7 +106,8 @@ def test_the_elements_of_what_is_left():
 def test_whole_groups_leave_with_the_width_of_a_group():
     layer = replace(CONV, outer=24, groups=4, whole=True)
     assert (layer.steps, layer.at(8, 12)) == ((2, 6), (4, 12, 2))
-    (result,) = session(model_of(layer, 8, 12)[0]).run(None, model_of(layer, 8, 12)[1])
+    program = parts_of(layer, [(8, 12)])
+    (result,) = program.module(*program.inputs).values()
     assert result.shape == (1, 12, 6, 6)
 
 

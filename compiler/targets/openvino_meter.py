@@ -1,0 +1,87 @@
+"""Times in OpenVINO: of each node of the compiled model, as its own counters tell them.
+
+They tell the mean of all runs in whole microseconds, the first run, which allocates, among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.base import Array, NodeTime, Profile, Target
+from prunec.compiler.targets.captured import captured
+from prunec.compiler.targets.interleaved import Run
+from prunec.compiler.targets.metering import Times, fed, loaded, turns
+from prunec.compiler.targets.onnx_export import onnx_bytes
+from prunec.compiler.targets.processor import processor
+
+_ONNX: Final[Mapping[str, str]] = {
+    **{"Convolution": "Conv", "GroupConvolution": "Conv", "Deconvolution": "ConvTranspose", "FullyConnected": "Gemm"},
+    **{"ScaledDotProductAttention": "Attention", "RNNSeq": "RNN", "RNNCell": "RNN"},
+}
+"""OpenVINO's type of a node -> ONNX's name, of what multiplies."""
+
+
+_OPTIONS: Final = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "INFERENCE_NUM_THREADS": 1,
+    "NUM_STREAMS": 1,
+    "PERF_COUNT": True,
+}
+COMPILED: Final = 5
+"""So often the model is compiled: its counters begin anew then, and a pause spoils the mean of one of them only."""
+WARM: Final = 2
+"""Runs that don't count."""
+
+
+class OpenVinoMeter:
+    """Measures in OpenVINO on this machine's CPU, with one thread."""
+
+    layout: frozenset[str] = frozenset({"Reorder"})
+
+    def __init__(self, target: Target, package: Callable[[], Any]) -> None:
+        self._target, self._package = target, package
+        self.name = f"{target.describe()}, {processor()}, 1 thread"
+
+    def profile(self, program: Program, seconds: float) -> Profile:
+        """The nodes that were executed."""
+        with captured():
+            core, inputs, times, kinds = self._package().Core(), fed(program), Times(), dict[str, str]()
+            model = core.read_model(onnx_bytes(program))
+            for _ in range(COMPILED):
+                compiled = core.compile_model(model, "CPU", _OPTIONS)
+                request = compiled.create_infer_request()
+                before = _totals(request, inputs, WARM)
+                count = sum(
+                    1 for _ in turns(seconds / COMPILED) if request.infer(inputs, share_inputs=True) is not None
+                )
+                after = _totals(request, inputs, 1, WARM + count)
+                for node in _executed(request):
+                    kinds[node.node_name] = _ONNX.get(node.node_type, node.node_type)
+                    times.add(node.node_name, (after[node.node_name] - before[node.node_name]) / (count + 1))
+            sizes = {op.get_friendly_name(): _elements(op) for op in compiled.get_runtime_model().get_ops()}
+        return tuple(
+            NodeTime(kinds[name], sizes.get(name, 0), max(took, 0.0), name) for name, took in times.least().items()
+        )
+
+    def loaded(self, program: Program) -> Run:
+        """The session that parity is tested by."""
+        return loaded(self._target, program)
+
+
+def _totals(request: Any, inputs: Sequence[Array], runs: int, before: int = 0) -> dict[str, float]:
+    """Run so often, after so many runs `before`; the seconds of each node in all runs, of which OpenVINO tells the
+    mean."""
+    for _ in range(runs):
+        request.infer(inputs, share_inputs=True)
+    return {node.node_name: node.real_time.total_seconds() * (before + runs) for node in _executed(request)}
+
+
+def _executed(request: Any) -> list[Any]:
+    return [node for node in request.profiling_info if node.status.name == "EXECUTED"]
+
+
+def _elements(op: Any) -> int:
+    return sum(math.prod(port.get_shape()) for port in op.outputs() if port.get_partial_shape().is_static)
