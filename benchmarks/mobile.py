@@ -8,8 +8,8 @@ The plan is `score`, `select: {budget: {macs: 50%}}`, `shrink`, `fold_bn`; weigh
 224x224. Original and slim model are converted, run in the target's own runtime and compared with the module on several
 inputs; they are timed in turns, with one thread, in CPU seconds of the process, and the fastest run counts: what other
 programs take of the caches makes a run slower, and a small model's more. A ratio is that of the latencies over that of
-the MACs: at 1.0, half the MACs are half the time. int8 is calibrated on random images, so its difference from the module
-tells of rounding and of nothing else.
+the MACs: at 1.0, half the MACs are half the time. int8 is calibrated on random images, so its difference from the
+module tells of rounding and of nothing else.
 """
 
 from __future__ import annotations

@@ -80,10 +80,11 @@ class Onnx(Target):
 class OrtSession:
     """A file that onnxruntime has loaded, in either of its formats."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, entries: Mapping[str, str] | None = None) -> None:
+        """`entries` of the session's configuration, by onnxruntime's names."""
         from prunec.compiler.targets.ort_session import session  # noqa: PLC0415  (imports onnxruntime)
 
-        self._opened: Any = session(path, threads=threads)
+        self._opened: Any = session(path, threads=threads, entries=entries)
         self._names = [entry.name for entry in self._opened.get_inputs()]
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class OpenVino(Target):
             report = export_onnx(program, source)
             # `openvino.convert_model` would send usage data; the reader in the runtime doesn't.
             model = openvino.Core().read_model(source)
-        openvino.save_model(model, path, compress_to_fp16=False)
+        _save(model, path)
         return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
 
     def load(self, path: Path, threads: int) -> Session:
@@ -80,7 +81,17 @@ class OpenVino(Target):
             subset_size=len(samples),
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
         )
-        openvino.save_model(made, to, compress_to_fp16=False)
+        _save(made, to)
+
+
+def _save(model: Any, path: Path) -> None:
+    """Write a model. OpenVINO counts the nodes that it names by itself through the life of a process; here they are
+    counted through the model, so that one model gives one file."""
+    nodes = model.get_ordered_ops()
+    for number, node in enumerate(nodes):
+        if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{number}")
+    _openvino().save_model(model, path, compress_to_fp16=False)
 
 
 def _openvino() -> Any:

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target, yes_or_options
 from prunec.compiler.targets.onnx_file import OrtInt8, OrtSession
+from prunec.compiler.targets.ort_file import in_order
 
 
 class OrtOptions(ExportOptions):
@@ -34,8 +35,11 @@ class OrtOptions(ExportOptions):
 
 
 class Ort(Target):
-    """onnxruntime on phones: MLAS packs channels in blocks of 16 bytes with NEON, and files for any processor aren't
-    laid out in blocks (NCHWc), so multiples of 8 do."""
+    """onnxruntime on phones: MLAS packs channels in blocks of 16 bytes with NEON, so multiples of 8 do.
+
+    The files are for any processor, so they aren't laid out in the blocks (NCHWc) that kernels of x86 alone have. There
+    an ONNX file, which gets them when it is loaded, is twice as fast.
+    """
 
     name = "ort"
     multiple = 8
@@ -69,13 +73,14 @@ class Ort(Target):
                 optimization_styles=[OptimizationStyle[options.style.capitalize()]],
                 enable_type_reduction=options.type_reduction,
             )
-            for suffix, to in zip((".ort", ".config"), self.beside(path), strict=True):
-                (made,) = Path(folder).glob(f"*{suffix}")
-                to.write_bytes(made.read_bytes())
+            (made,), (config,) = (Path(folder).glob(f"*{suffix}") for suffix in (".ort", ".config"))
+            files = self.beside(path)
+            files[0].write_bytes(in_order(made.read_bytes()))
+            files[1].write_text(_without_folder(config.read_text(encoding="utf-8"), path.name), encoding="utf-8")
 
     def load(self, path: Path, threads: int) -> Session:
-        """A session of onnxruntime, which tells the format by the file's name."""
-        return OrtSession(path, threads)
+        """A session of onnxruntime, which tells the format by the file's name, and does what `style: runtime` left."""
+        return OrtSession(path, threads, {"session.enable_saved_runtime_optimizations": "1"})
 
     def describe(self) -> str:
         """onnxruntime's version."""
@@ -94,3 +99,10 @@ class Ort(Target):
             export_onnx(program, source, opset=options.opset, dynamic=options.dynamic)
             quantize_onnx(source, made, options.int8.mode, samples, per_channel=options.int8.per_channel)
             self._convert(made, to, options)
+
+
+def _without_folder(config: str, name: str) -> str:
+    """The list of operators, which begins with the files that it was made from: they were in a folder that is gone."""
+    lines = config.splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("#")]
+    return "".join((f"# Generated from {name}\n", *kept))

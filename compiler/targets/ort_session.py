@@ -35,10 +35,14 @@ PROFILED: Final = 200
 
 
 def session(
-    model: Path | bytes, profile: Path | None = None, sizes: Mapping[str, int] | None = None, threads: int = THREADS
+    model: Path | bytes,
+    profile: Path | None = None,
+    sizes: Mapping[str, int] | None = None,
+    threads: int = THREADS,
+    entries: Mapping[str, str] | None = None,
 ) -> Any:
     """An onnxruntime session for a file, or for a model's bytes; with `profile`, it logs its nodes to a file of that
-    prefix. `sizes` fix those that the model leaves open, by their names.
+    prefix. `sizes` fix those that the model leaves open, by their names; `entries` are the session's configuration.
 
     Raises `ModelError` where onnxruntime refuses the model.
     """
@@ -48,6 +52,8 @@ def session(
     options.log_severity_level = 3
     for name, size in (sizes or {}).items():
         options.add_free_dimension_override_by_name(name, size)
+    for name, value in (entries or {}).items():
+        options.add_session_config_entry(name, value)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

@@ -106,13 +106,6 @@ def test_a_fault_of_the_converter_is_told_with_the_layer(name, fault, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-BY_CHANCE = {
-    "openvino": "it numbers constants through the life of a process",
-    "ort": "its converter writes tables in the order of a hash",
-}
-"""Whose tools write one program in several ways."""
-
-
 def _bytes(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -127,8 +120,7 @@ def test_one_program_gives_the_same_bytes_and_no_connection_is_opened(name, tmp_
             (tmp_path / folder).mkdir()
             found = export(target, program, tmp_path / folder, target.Options(), timed=False)
             assert not found.failed, found.error + found.log
-    if name not in BY_CHANCE:
-        assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
     started = [args[1] for event, args in events if event == "subprocess.Popen"]
     assert all(command[1:3] == ["-P", "-m"] or Path(command[0]).name in ("pnnx", "flatc") for command in started), (
         started
