@@ -2,7 +2,7 @@
 
     class Ncnn(Target):                             compiler/targets/ncnn.py, or a file of another package
         name = "ncnn"                               as a plan says it: `export: [ncnn]`, `multiple_of: ncnn`
-        multiple = 8                                it prefers channel counts that are multiples of 8
+        multiple = 16                               it prefers channel counts that are multiples of 16
         suffixes = (".ncnn.param", ".ncnn.bin")     its files: model.ncnn.param and model.ncnn.bin
         extra = "ncnn"                              pip install 'prunec[ncnn]'
         needs = ("ncnn>=1.0", "pnnx>=1.0")          brings these
@@ -117,8 +117,9 @@ class Target:
 
     name: ClassVar[str]
     multiple: ClassVar[int]
-    """The preferred divisor of channel counts on the processors that the runtime is mostly used on: other counts are
-    padded, or computed by a slower kernel."""
+    """The preferred divisor of channel counts: others are padded, or computed by a slower kernel. One that serves every
+    processor: where the widest register holds 16 channels, those of 8 and of 4 divide it. It follows from what was
+    measured (`benchmarks/results/widths.csv`), where the runtime runs here."""
     runtime: ClassVar[str] = ""
     """The target whose runtime executes the file, where that isn't the target itself."""
     suffixes: ClassVar[tuple[str, ...]] = ()

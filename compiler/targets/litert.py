@@ -17,10 +17,10 @@ from prunec.compiler.targets.flat import flat
 
 
 class LiteRT(Target):
-    """Runs on XNNPACK by default, as ExecuTorch does: output channels in tiles of 8."""
+    """Runs on XNNPACK by default, as ExecuTorch does: output channels in tiles of 8 or 16."""
 
     name = "litert"
-    multiple = 8
+    multiple = 16
     suffixes = (".tflite",)
     extra = "litert"
     needs = ("ai-edge-litert>=2.3", "litert-torch>=0.10")

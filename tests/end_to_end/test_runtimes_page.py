@@ -58,6 +58,21 @@ def test_the_keys_for_pixels_are_a_plans():
     assert plan.postprocess.labels() == ("cat", "dog")
 
 
+def test_the_multiples_are_the_targets():
+    rows = re.findall(r"^\| ([\w, ]+) \| (\d+) \| -?\d+% ", PAGE, re.MULTILINE)
+    told = {name: int(number) for names, number in rows for name in names.split(", ")}
+    named = {name: number for name, number in told.items() if name in TARGETS.names()}
+    measured = set(EXPORTING) - {"coreml", "ort"}
+    assert named == {name: TARGETS.named(name).multiple for name in EXPORTING if name in measured}
+    assert TARGETS.named("torch").multiple == next(told[name] for name in told if name not in named)
+
+
+def test_the_budget_of_a_runtime_is_a_plans():
+    passes = [{"score": "l1"}, *yaml.safe_load(block("latency")), "shrink"]
+    plan = Plan.from_dict({"plan": 1, "inputs": [[1, 1, 8, 8]], "passes": passes})
+    assert plan.passes[1].pass_.budget == {"latency in ncnn": 0.5}
+
+
 def test_the_commands_run(capsys):
     Path("nets.py").write_text(block_of("docs/extending.md", "nets"))
     saved("onnx")

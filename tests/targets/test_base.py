@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import widths
 from nets import program_of
 from packaging.requirements import Requirement
 
@@ -77,3 +79,23 @@ def test_the_runtime_that_takes_times_has_a_name_for_them():
     meter = TARGETS.named("onnxruntime")().meter()
     assert meter.name.startswith("onnxruntime")
     assert meter.layout
+
+
+WIDTHS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "widths.csv"
+
+
+@pytest.mark.parametrize("name", widths.RUNTIMES)
+def test_the_multiple_is_what_was_measured(name):
+    with WIDTHS.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["target"] == name]
+    assert {row["layer"] for row in rows} == set(widths.LAYERS)
+    assert all(row["processor"] and row["runtime"] for row in rows)
+    assert TARGETS.named(name).multiple == widths.multiple(rows, name)
+
+
+def test_a_staircase_is_seen_in_figures():
+    def rows(step):
+        lines = [(width, -(-width // step) * step) for width in widths.WIDTHS]
+        return [{"target": "t", "layer": "1x1", "size": "7", "side": "out", "width": w, "us": us} for w, us in lines]
+
+    assert [widths.multiple(rows(step), "t") for step in (1, 4, 8, 16, 32)] == [4, 4, 8, 16, 16]

@@ -15,6 +15,7 @@ from prunec.compiler.cost.model import cost
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.pass_base import Context
 from prunec.compiler.tracing.trace import trace
+from prunec.passes import select as select_module
 from prunec.passes.select import Select
 from prunec.passes.selection.limits import units_of_a_row
 from prunec.passes.selection.paying import met_by_paying_widths, multiples
@@ -43,7 +44,19 @@ def test_cut_groups_keep_whole_blocks(runtime):
 
 
 def test_a_runtime_of_narrower_blocks_has_its_own():
-    assert for_runtime("mobilenet_v2", "ncnn", **HALF).details["multiple_of"]["channels"] == 8
+    assert for_runtime("mobilenet_v2", "mnn", **HALF).details["multiple_of"]["channels"] == 4
+
+
+def test_the_runtime_that_a_latency_names_decides(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        select_module, "met_by_paying_widths", lambda _, runtime, met: asked.append(runtime) or met(None)
+    )
+    monkeypatch.setattr(select_module, "meet", lambda *given, **_: given)
+    for budget in ({"latency": {"mnn": 0.5}}, {"latency": 0.5}, {"macs": 0.5}):
+        pass_ = Select(budget=budget)
+        pass_._met(scored("chain"), Context(runtime="openvino"), pass_.budget)
+    assert asked == ["mnn", "openvino", "openvino"]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", None])
