@@ -410,7 +410,8 @@ class Select(Pass):
         runtime = next(filter(None, named), context.runtime)
         if self.multiple_of is not None or self.at_most is not None or runtime is None:
             return met(None)
-        return met_by_paying_widths(analyse(program), runtime, met)
+        errors = bool(getattr(program.facts["scores"], "remaining", {}))
+        return met_by_paying_widths(analyse(program), runtime, met, errors=errors)
 
     def _way(self, program: Program, context: Context) -> Way:
         if self.budget is not None:

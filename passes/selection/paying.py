@@ -14,7 +14,9 @@ leaves them.
 What that costs is held against the same selection without a multiple. A network of a few dozen channels has so few
 such widths that it would lose much more than was asked for, and it gains no time. So the multiple is halved, and at
 last given up, until it costs at most `multiple / COST` of the score that goes anyway and uses nearly all of the budget.
-It also gives way where the budget would be out of reach.
+It also gives way where the budget would be out of reach. Where scores are errors that remain once what is left is refit
+(`reconstruction`), what goes anyway is next to nothing, and twice of it as well: there it may also cost as much of
+`ERROR`, a share of what would be lost without all units.
 
 A wide network may pay twice as much. There it is the few narrow groups that have no such widths, and what they keep
 the wide ones lose: the score says that this is a loss, but training makes up for it (`benchmarks/README.md`), and a
@@ -39,6 +41,8 @@ LEAST: Final = 4
 COST: Final = 64
 """A multiple may cost its share of this of what goes without it: 16 a quarter, 8 an eighth, 4 a sixteenth. Of the whole
 score it would be much: where losses say that nearly all of a half-empty network's units are idle, 3% more wreck it."""
+ERROR: Final = 0.01
+"""A share of all errors, where scores are errors: a multiple of 16 may add a quarter of it."""
 WIDE: Final = 8
 """Blocks of the runtime's that the group of a wide network's channel has, in the mean."""
 KEPT: Final = 0.5
@@ -51,8 +55,11 @@ Multiples = Mapping[str, float]
 """Group -> what the channels that it keeps are a multiple of."""
 
 
-def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multiples | None], Way]) -> Way:
-    """The selection with the largest multiple that pays; `met` makes it for multiples by group, or for none.
+def met_by_paying_widths(
+    analysis: Analysis, runtime: str, met: Callable[[Multiples | None], Way], *, errors: bool = False
+) -> Way:
+    """The selection with the largest multiple that pays; `met` makes it for multiples by group, or for none. `errors`
+    says that scores are errors which remain behind a refit.
 
     Raises `PassError` where the budget is out of reach without any.
     """
@@ -66,7 +73,7 @@ def met_by_paying_widths(analysis: Analysis, runtime: str, met: Callable[[Multip
             found = met(multiples(analysis, number, preferred))
         except PassError:  # out of reach with this multiple, not without
             continue
-        if _pays(found, plain, number * share):
+        if _pays(found, plain, number * share, ERROR if errors else 0.0):
             return _told(found, number, runtime, "" if number == preferred else f", {preferred} would cost too much")
     return _told(plain, 1, runtime, f": multiples of {preferred} would cost a network of these widths too much")
 
@@ -96,10 +103,11 @@ def _mean_width(analysis: Analysis) -> float:
     return sum(width * width for width in widths) / max(sum(widths), 1)
 
 
-def _pays(found: Way, plain: Way, share: float) -> bool:
-    """Whether the multiple costs no more than this share of the score that goes without it, leaves a choice of what
-    goes, and leaves little of the budgets unused."""
-    cheap = _lost(found) <= (1 + share) * _lost(plain) and _kept(found) >= KEPT * _kept(plain)
+def _pays(found: Way, plain: Way, share: float, error: float) -> bool:
+    """Whether the multiple costs no more than this share of the score that goes without it, and of an `error` of all
+    scores; leaves a choice of what goes, and leaves little of the budgets unused."""
+    most = _lost(plain) + share * (_lost(plain) + error * float(plain.details["whole_score"]))
+    cheap = _lost(found) <= most and _kept(found) >= KEPT * _kept(plain)
     return cheap and _used(found) >= USED * _used(plain)
 
 
