@@ -86,6 +86,10 @@ class Batch:
         return " and ".join(str(list(x.shape)) for x in tensors_in(self.inputs))
 
     def __getitem__(self, where: slice) -> Batch:
+        return self.picked(where)
+
+    def picked(self, where: slice | Tensor) -> Batch:
+        """The samples of a slice, or those for which `where` [samples] is true."""
         count = self.count
         inputs = map_tensors(lambda x: x[where] if is_batched(x, count) else x, self.inputs)
         labels = map_tensors(lambda x: x[where] if is_batched(x, count) else x, self.labels)

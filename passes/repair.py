@@ -4,6 +4,7 @@
 - repair: bias                 biases alone, so that the means of the outputs are the dense network's
 - repair: batch_norm           the running statistics of batch norms, estimated anew
 - repair: {method: least_squares, samples: 256, layers: readers}
+- repair: {method: bias, data: none}      by what batch norms know of their outputs
 
 The dense network is the model as it was traced. Layers are repaired in the order of the graph, each on what the slim
 network gives it then, so that later ones also make up for what earlier ones could not.
@@ -16,16 +17,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 from torch import fx
 
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult
+from prunec.compiler.plan.options import wrong
 from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Bytes, Calibration
-from prunec.passes.repairing.layers import Found, Layer, Search
+from prunec.passes.repairing.drawn import Drawn
+from prunec.passes.repairing.layers import NORMS, Found, Layer, Search
 from prunec.passes.repairing.refit import Bias, LeastSquares, Statistics
 from prunec.passes.repairing.walk import Walk
 
@@ -50,13 +53,29 @@ class Repair(Pass):
     )
     samples: Count = Field(default=512, description="how many samples are looked at; labels aren't")
     split: str = Field(default="train", description="the split of the data that they are of")
+    data: Literal["plan", "none"] = Field(
+        default="plan",
+        description="`bias`, `batch_norm`: what is looked at: samples of the plan's data, or nothing but what batch "
+        "norms themselves know of their outputs",
+    )
     rows: Count = Field(default=32_000, description="least squares: about how many output positions of a layer count")
     memory: Bytes = Field(
         default=2**30, description="bytes for values between two layers; samples beyond are run anew for each layer"
     )
 
+    @model_validator(mode="after")
+    def _needs_data(self) -> Repair:
+        if self.data == "none" and self.method == "least_squares":
+            raise wrong("must not say 'data: none' for least_squares, which needs samples: bias and batch_norm don't")
+        return self
+
     def ready(self, program: Program, context: Context) -> None:
         """Raise `PassError` without data, `DataError` where they don't fit the model."""
+        if self.data == "none":
+            if not any(type(part) in NORMS for part in program.state.values()):
+                hint = "repair before fold_bn, or give some samples: labels aren't needed"
+                raise PassError("repair without data goes by batch norms, and the model has none", hint=hint)
+            return
         if context.inputs is not None:
             raise PassError("a region of the model can't be repaired by itself: the data are of the whole model")
         self._calibration.ready(program, context, "repair")
@@ -72,7 +91,9 @@ class Repair(Pass):
         facts = {name: fact for name, fact in program.facts.items() if name not in self.drops}
         made = program.derive(state=with_own_tensors(program.state), facts=facts)
         slim, dense = made.deployed, context.traced.deployed
-        found = Search(slim, dense).found()
+        found = Search(slim, dense).found(sums=self.data == "plan")
+        if self.data == "none":
+            return self._drawn(program, made, Drawn(slim, dense, found), found)
         work = _Work(self, slim, dense, found, context)
         places = work.places()
         if not places:
@@ -82,6 +103,15 @@ class Repair(Pass):
         rows = work.run(places)
         details = {"method": self.method, "repaired": rows, "samples": work.samples}
         return PassResult(made, (*found.notes, *work.notes), details, attachments=_table(self.method, rows))
+
+    def _drawn(self, program: Program, made: Program, drawn: Drawn, found: Found) -> PassResult:
+        """The repair by what batch norms know."""
+        rows = drawn.run(self.method)
+        notes = (*found.notes, *drawn.notes)
+        if not rows:
+            why = "nothing to repair: no layer behind a batch norm reads fewer channels than in the traced model"
+            return PassResult(program, notes, warnings=(f"repair: {why}",))
+        return PassResult(made, notes, {"method": self.method, "repaired": rows, "samples": 0})
 
     def reference(self, before: Program, after: Program) -> Reference:
         """The program as it was, with the refitted tensors put in."""

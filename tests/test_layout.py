@@ -105,6 +105,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "compiler/rewrite/gather.py": "labels/test_parameter_free.py",
     "compiler/driver/exports.py": "end_to_end/test_exports.py",
     "passes/repairing/low_rank.py": "passes/test_factorise.py",
+    "passes/training/few.py": "passes/test_finetune.py",
     "passes/repairing/pictures.py": "passes/criteria/test_reconstruction.py",
     "passes/repairing/inputs.py": "passes/criteria/test_reconstruction.py",
     "compiler/targets/executorch_meter.py": "targets/test_meters.py",

@@ -124,9 +124,10 @@ class Search:
     slim: Program
     dense: Program
 
-    def found(self, *, everywhere: bool = False, shared: bool = False) -> Found:
+    def found(self, *, everywhere: bool = False, shared: bool = False, sums: bool = True) -> Found:
         """All layers behind the first that has lost inputs, and that one; or all that there are, and then those with
-        weights that several calls share only where `shared` asks for them."""
+        weights that several calls share only where `shared` asks for them. Without `sums` each layer's target is what
+        it gives itself."""
         notes: list[Note] = []
         behind, lost, layers = set[fx.Node](), 0, list[Layer]()
         norms = []
@@ -152,7 +153,9 @@ class Search:
                 layers.append(made)
             elif has_lost and not isinstance(self._module(node), MIXING):
                 notes.append(Note(_called(node), f"{_kind(node, self._module(node))} isn't refit"))
-        layers, order = self._with_sums(self._complete(layers, notes))
+        layers, order = self._complete(layers, notes), list(self.slim.graph.nodes)
+        if sums:
+            layers, order = self._with_sums(layers)
         place = {node: index for index, node in enumerate(order)}
         layers.sort(key=lambda layer: place[layer.node])
         norms.sort(key=lambda node: place[node])

@@ -56,11 +56,14 @@ class TrainingPass(TrainingOptions):
         job = Job.of(self, program, context)
         job.optimizer(job.trained(program))
         job.first_loss()
-        if (self.early_stop or self.keep == "best") and "val" not in context.data.splits:
+        judged = bool(self.early_stop or self.keep == "best") and not (self.by_teacher and self.samples)
+        if judged and "val" not in context.data.splits:
             message = "the best epoch is found on the split 'val', which the data don't have"
-            hint = "without early_stop and keep: best, no val is needed"
+            hint = (
+                "with early_stop: {by: teacher} and 'samples', or without early_stop and keep: best, no val is needed"
+            )
             raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint=hint)
-        if (self.early_stop or self.keep == "best") and not job.is_measured:
+        if judged and not self.by_teacher and not job.is_measured:
             message = f"the best epoch can't be found: {context.metric.name} can't be measured on these data"
             raise PassError(message, keys=("early_stop" if self.early_stop else "keep",), hint="name another 'metric'")
         if context.kept is not None:

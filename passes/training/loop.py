@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -38,6 +39,7 @@ from prunec.passes.training import masks
 from prunec.passes.training.board import Board
 from prunec.passes.training.carried import Carried, Memory, state_by_name
 from prunec.passes.training.distill import Teacher
+from prunec.passes.training.few import Few, divided, first_samples
 from prunec.passes.training.freezing import frozen, once, trainable
 from prunec.passes.training.optimizers import decayed, rate
 from prunec.passes.training.options import TrainingOptions
@@ -53,6 +55,9 @@ Row = dict[str, float | int]
 
 _COLUMNS: Final = ("round", "epoch", "update", "lr", "loss")
 """Columns that every run has."""
+
+_DISTANCE: Final = "distance"
+"""The column of how far what is held out is from the original."""
 
 TOLD: Final = 0.5
 """Seconds between two reports to the progress bar."""
@@ -210,7 +215,8 @@ class _Run:
             check_sharded(self.options, len(self.beside) > len(held), bool(held))
         for update in self.beside:
             update.attach(self.optimizer)
-        self.epochs = job.data.epochs(self.options.split, _number(self.seed, "data"))
+        self.data, self.held = self._samples()
+        self.epochs = self.data.epochs(self.options.split, _number(self.seed, "data"))
         self.at_once = self.options.accumulate * fabric.world_size
         self.total = self._total()
         for update in self.beside:
@@ -297,6 +303,16 @@ class _Run:
             raise PassError(f"an epoch has {len(self.epochs)} batches, too few for {self.fabric.world_size} processes")
         return each * (self.options.epochs or 1)
 
+    def _samples(self) -> tuple[Data, Sequence[Batch] | None]:
+        """What is learned, and what isn't, of the samples that the plan names; all of the data where it names none."""
+        if self.options.samples is None:
+            return self.job.data, None
+        batches = first_samples(self.job.data, self.options.split, self.options.samples)
+        if not batches:
+            raise DataError(f"the data's split '{self.options.split}' is empty", at=self.job.data.at)
+        learned, held = divided(batches) if self.options.by_teacher else (batches, None)
+        return Data.of(Few(learned), at=self.job.data.at), held
+
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def result(self) -> Trained:
@@ -306,6 +322,8 @@ class _Run:
         last = self.total if self.options.stop_at is None else min(self.options.stop_at, self.total)
         with Board.of(self.job.context.train, self.options.name, writes=self.fabric.is_global_zero) as self.board:
             self.board.write_rows(self.rows)
+            if self.options.by_teacher and not self.update:
+                self._compare(self._agreed(self._distance()))  # what is kept is never farther away than it was
             while self.update < last and not self.stopped:
                 self._epoch(last)
         self._take_best()
@@ -471,9 +489,11 @@ class _Run:
         }
         self.sums = {}
         if self.evaluates:
-            value = self._agreed(self._evaluated())
-            row[column_of(self.job.context.metric.name)] = value
-            self._compare(value)
+            row[column_of(self.job.context.metric.name)] = self._agreed(self._evaluated())
+        if self.options.by_teacher:
+            row[_DISTANCE] = self._agreed(self._distance())
+        if self.judged in row:
+            self._compare(row[self.judged])
         row |= self._measures()
         apart = {key: value for each in self.beside for key, value in each.figures().items()}
         self.apart = frozenset(apart)
@@ -482,6 +502,24 @@ class _Run:
         if self.options.stop_at is None and not self.stopped:  # else nothing is decided anew
             self.stopped = self._agreed(next((reason for each in self.beside if (reason := each.ends())), ""))
         self._report(over)
+
+    @property
+    def judged(self) -> str:
+        """The column that says which epoch is best."""
+        return _DISTANCE if self.options.by_teacher else column_of(self.job.context.metric.name)
+
+    def _distance(self) -> float:
+        """How far what is held out of the samples, or the split val, is from what the original gives."""
+        assert self.teacher is not None, "the options have asked for it"
+        self.model.eval()
+        total, count, inputs = 0.0, 0, self.job.program.inputs
+        with torch.no_grad():
+            for each in self.job.data.read("val") if self.held is None else self.held:
+                batch = each.like(inputs, self.fabric.device)
+                _, apart = self.teacher.loss(self.module, partial(batch.through, self.model), batch)
+                total, count = total + float(apart) * batch.count, count + batch.count
+        self._to_train_mode()
+        return total / count if count and math.isfinite(total) else math.inf
 
     def _evaluated(self) -> float:
         """The metric on val."""
@@ -497,8 +535,12 @@ class _Run:
         if not self.options.keeps_best:
             return
         margin = stop.min_delta if stop else 0.0
-        shifted = value - margin if metric.higher_is_better else value + margin
-        if not self.best or metric.better(shifted, self.best["value"]):
+        if self.options.by_teacher:
+            better = not self.best or value < self.best["value"] - margin
+        else:
+            shifted = value - margin if metric.higher_is_better else value + margin
+            better = not self.best or metric.better(shifted, self.best["value"])
+        if better:
             self.best = {
                 "value": value,
                 "epoch": self.epoch,
@@ -510,7 +552,8 @@ class _Run:
             return
         self.worse += 1
         if stop is not None and self.worse >= stop.patience:
-            self.stopped = f"no better {metric.title} for {self.worse} epochs"
+            what = "no nearer to the original" if self.options.by_teacher else f"no better {metric.title}"
+            self.stopped = f"{what} for {self.worse} epochs"
 
     def _measures(self) -> Row:
         return {key: value for each in self.beside for key, value in each.measures().items()}
@@ -592,7 +635,7 @@ class _Run:
             norm.momentum = None
             norm.train()
         with torch.no_grad():
-            for batch in self.job.data.read(self.options.split):
+            for batch in self.data.read(self.options.split):
                 batch.like(self.job.program.inputs, self.fabric.device).through(self.model)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -30,6 +30,11 @@ class EarlyStop(BaseModel):
     min_delta: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="by how much a metric has to be better to count as that"
     )
+    by: Literal["metric", "teacher"] = Field(
+        default="metric",
+        description="what has to become better: the metric on val, or the distance from the original that `distill` "
+        "learns from, which needs no labels: on a fifth of `samples`, which isn't learned then, or on val",
+    )
 
 
 def _patience(value: object) -> object:
@@ -74,6 +79,9 @@ class TrainingOptions(Pass, ABC):
         default=None, gt=0, allow_inf_nan=False, description="the largest norm of all gradients together"
     )
     split: str = Field(default="train", description="the split of the data that is learned")
+    samples: Count | None = Field(
+        default=None, description="learn from the first so many samples of the split alone; from all if nothing is said"
+    )
     distill: Distill | None = Field(
         default=None, description="learn from the original, too: {weight, temperature, features}"
     )
@@ -114,13 +122,20 @@ class TrainingOptions(Pass, ABC):
     def _one_length(self) -> TrainingOptions:
         if self.epochs is not None and self.updates is not None:
             raise wrong("must not say both 'epochs' and 'updates'")
-        if not self.evaluate and (self.early_stop is not None or self.keep == "best"):
+        if not self.evaluate and not self.by_teacher and (self.early_stop is not None or self.keep == "best"):
             raise wrong("must not leave out 'evaluate' where the best epoch is looked for")
         if self.score is not None and self.constraints.candidates is not None:
             raise wrong("must not have both 'score' and 'candidates' among its constraints: each gives the scores")
+        if self.by_teacher and self.distill is None:
+            raise wrong("must have 'distill' where 'early_stop' goes by the distance from the teacher")
         if self.keep == "last" and self.early_stop is not None:
             raise wrong("must not keep the last weights beside 'early_stop', which ends behind the best ones")
         return self
+
+    @property
+    def by_teacher(self) -> bool:
+        """Whether the best epoch is that which is nearest to the original."""
+        return self.early_stop is not None and self.early_stop.by == "teacher"
 
     @property
     def keeps_best(self) -> bool:

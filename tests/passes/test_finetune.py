@@ -529,6 +529,90 @@ def test_it_stops_where_nothing_becomes_better():
     assert details["best"]["epoch"] == 1
 
 
+# -- learning from the original, on some samples without labels ------------------------------------------------------
+
+
+def cut_net() -> nn.Module:
+    """A network whose batch norms are folded, and of whose channels some are gone; and the same whole."""
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 5)]
+    return nn.Sequential(*parts).eval()
+
+
+CUT = [{"score": "l1"}, {"select": 0.25}, "shrink", {"repair": {"method": "least_squares", "samples": 96}}]
+UNLABELLED = [x for x, _ in batches(12)]
+BY_TEACHER = {"samples": 80, "distill": {"weight": 1}, "early_stop": {"patience": 3, "by": "teacher"}}
+
+
+def distilled(cut: Any = CUT, **options: Any) -> tuple[Any, Any, float, float]:
+    """The pass's record, the result, and how far the network before and behind it is from the original on samples that
+    were held out."""
+    finetune = {"epochs": 8, "optimizer": "adam", "weight_decay": 0, **BY_TEACHER, **options}
+    slim, found = (
+        compile(cut_net(), {"plan": 1, "passes": passes}, (X,), {"train": UNLABELLED})
+        for passes in (cut, [*cut, {"finetune": finetune}])
+    )
+    whole = torch.cat(UNLABELLED)[:80]
+    held = whole[torch.arange(80) % 5 == 4]
+    with torch.no_grad():
+        wanted = cut_net()(held)
+        before, behind = (distance(net(held), wanted) for net in (slim.module, found.module))
+    return found.report["passes"][-1], found, before, behind
+
+
+def distance(given: torch.Tensor, wanted: torch.Tensor, heat: float = 4.0) -> float:
+    given, wanted = (F.log_softmax(each / heat, 1) for each in (given, wanted))
+    return heat**2 * float(F.kl_div(given, wanted, reduction="batchmean", log_target=True))
+
+
+def test_it_comes_nearer_to_the_original_without_labels():
+    record, _, before, behind = distilled(CUT[:-1], lr=0.003)
+    assert behind < 0.9 * before
+    assert behind == pytest.approx(record["details"]["best"]["value"], rel=1e-3)
+    assert behind == pytest.approx(min(row["distance"] for row in record["history"]), rel=1e-3)
+    assert len(record["history"][0].keys() & {"accuracy"}) == 0
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e6])
+def test_it_never_ends_farther_away_than_it_began(lr: float):
+    record, found, before, behind = distilled(lr=lr, schedule="constant")
+    assert behind == pytest.approx(before, rel=1e-5)
+    best = record["details"]["best"]
+    assert best["epoch"] == best["update"] == 0
+    assert best["value"] == pytest.approx(before, rel=1e-3)
+    assert record["details"]["updates"] == 0
+    assert record["details"]["stopped"] == "no nearer to the original for 3 epochs"
+    again = compile(cut_net(), found.lock, (X,), {"train": UNLABELLED})
+    assert again.lock["hashes"] == found.lock["hashes"]
+
+
+def test_without_samples_it_goes_by_val():
+    plan = {"plan": 1, "passes": [*CUT, {"finetune": {"lr": 0.003, **BY_TEACHER, "samples": None, "epochs": 2}}]}
+    data = {"train": UNLABELLED[:8], "val": UNLABELLED[8:]}
+    (*_, record) = compile(cut_net(), plan, (X,), data).report["passes"]
+    assert [row["epoch"] for row in record["history"]] == [1, 2]
+    assert all(row["distance"] > 0 for row in record["history"])
+    with pytest.raises(PassError, match="the best epoch is found on the split 'val'"):
+        compile(cut_net(), plan, (X,), {"train": UNLABELLED})
+
+
+def test_some_samples_are_the_first_ones():
+    few = trained(small(), batches(), samples=12, epochs=2, lr=0.1, schedule="constant", distill={"weight": 1})
+    changed = [(x + 9, y) for x, y in batches()[2:]]
+    again = trained(
+        small(), [*batches()[:2], *changed], samples=12, epochs=2, lr=0.1, schedule="constant", distill={"weight": 1}
+    )
+    assert all(torch.equal(again[name], tensor) for name, tensor in few.items())
+    other = trained(small(), batches(), samples=16, epochs=2, lr=0.1, schedule="constant", distill={"weight": 1})
+    assert not all(torch.equal(other[name], tensor) for name, tensor in few.items())
+
+
+def test_the_distance_from_a_teacher_needs_one():
+    plan = {"plan": 1, "passes": [{"finetune": {"early_stop": {"by": "teacher"}}}]}
+    with pytest.raises(PlanError, match="must have 'distill' where 'early_stop' goes by the distance from the teacher"):
+        compile(small(), plan, (X,), batches())
+
+
 def test_a_metric_of_which_less_is_better_is_followed_down():
     options = {"epochs": 5, "lr": 0.05, "keep": "best"}
     plan = {"plan": 1, "metric": "loss", "passes": [{"finetune": options}]}
