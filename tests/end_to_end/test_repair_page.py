@@ -51,6 +51,20 @@ def test_the_plan_repairs():
     assert record["details"]["samples"] == 96
 
 
+def test_the_plan_without_data_repairs():
+    plan = _block("free")
+    found = compile(_net(), {"plan": 1, "passes": plan}, example_inputs=(torch.zeros(2, 3, 6, 6),))
+    assert set(found.report["passes"][3]["details"]["repaired"]) == {"3", "6"}
+
+
+def test_the_plan_that_learns_from_the_dense_network_ends_no_farther_away():
+    plan = _block("distilled")
+    found, before = _compiled(plan), _compiled(plan[:-1])
+    (*_, record) = found.report["passes"]
+    assert record["details"]["best"]["value"] <= min(row["distance"] for row in record["history"])
+    assert _error(found.module) < 1.2 * _error(before.module)
+
+
 def test_the_choice_is_better_than_by_norms():
     plan = _block("choice")
     by_norms = [{"score": "l1"}, {"select": {"budget": {"macs": "35%"}}}, *plan[2:]]

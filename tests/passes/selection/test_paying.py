@@ -152,23 +152,6 @@ def test_where_scores_are_errors_a_hundredth_of_them_counts_beside_what_goes_any
     assert found.details["multiple_of"]["channels"] == number
 
 
-def test_channels_that_cost_next_to_nothing_go_in_blocks():
-    """By the error that remains: what goes without a multiple costs next to nothing, and with one as well."""
-    torch.manual_seed(0)
-    parts = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 48, 3, padding=1), nn.ReLU()]
-    net = nn.Sequential(*parts, nn.Conv2d(48, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 4)).eval()
-    with torch.no_grad():  # of which sixteen each are doubles
-        for layer in (net[0], net[2]):
-            layer.weight[-16:], layer.bias[-16:] = layer.weight[:16], layer.bias[:16]
-    score = {"score": {"criterion": "reconstruction", "samples": 64}}
-    plan = {"plan": 1, "passes": [score, {"select": {"budget": {"macs": "50%"}, "method": "knapsack"}}, "shrink"]}
-    data = [torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))]
-    found = compile(net, {**plan, "export": []}, (data[0][:2],), data)
-    details = found.findings.passes[1].details
-    assert details["multiple_of"]["channels"] == 16
-    assert all(width % 16 == 0 for size, width in details["widths"].values() if width < size)
-
-
 @pytest.mark.parametrize("share", [0.6, 0.5, 0.4])
 def test_narrow_streams_in_a_wide_network_keep_whole_blocks(share):
     result = for_runtime("mobilenet_v3_small", "onnxruntime", budget={"macs": share})
