@@ -27,6 +27,7 @@ from rich.console import Console
 from prunec.compiler.cost.latency.layers import Layer
 from prunec.compiler.cost.latency.table import Measured
 from prunec.compiler.targets.base import TARGETS
+from prunec.compiler.targets.child import workers
 from prunec.compiler.targets.processor import processor
 
 RUNTIMES: Final = ("onnxruntime", "openvino", "ncnn", "mnn", "executorch", "litert", "torch")
@@ -90,7 +91,8 @@ def main() -> None:
     known = {row["target"] for row in rows}
     meters = {target: Measured(TARGETS.named(target)().meter()) for target in options.targets if target not in known}
     for target, times in meters.items():
-        rows += rows_of(target, times, options.sweeps)
+        with workers():
+            rows += rows_of(target, times, options.sweeps)
         out.print(f"{target} is measured")
         if options.csv:
             write(options.csv, rows)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import torch
-from torch.export import ExportedProgram
 
 from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Meter, Session, Target
-from prunec.compiler.targets.flat import exported_flat
+from prunec.compiler.targets.child import in_child, saved
+from prunec.compiler.targets.flat import saved_flat
+
+_LOWER: Final = "prunec.compiler.targets.executorch_lower"
 
 
 class ExecuTorch(Target):
@@ -29,29 +32,18 @@ class ExecuTorch(Target):
 
     def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
         """Of the example's sizes: memory is planned ahead, so an open batch would take that of the largest."""
-        _lower(exported_flat(program), path)
+        with TemporaryDirectory() as folder:
+            in_child(f"{_LOWER}:lower", saved_flat(program, Path(folder)), path)
         return Converted(batch_of(program.inputs))
 
     def quantize(
         self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
     ) -> None:
         """By torchao's quantisation of exported programs: what XNNPACK has in int8, with ranges from samples."""
-        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (  # noqa: PLC0415  (an extra)
-            XNNPACKQuantizer,
-            get_symmetric_quantization_config,
-        )
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e  # noqa: PLC0415  (an extra)
-
         assert options.int8 is not None, "int8 was asked for"
-        exported = exported_flat(program)
-        quantizer = XNNPACKQuantizer()
-        quantizer.set_global(get_symmetric_quantization_config(is_per_channel=options.int8.per_channel))
-        prepared = prepare_pt2e(exported.module(), quantizer)
-        for sample in samples:
-            prepared(*map(torch.from_numpy, sample))
-        inputs = exported.example_inputs
-        assert inputs is not None, "the program has examples"
-        _lower(torch.export.export(convert_pt2e(prepared), inputs[0]), to)
+        with TemporaryDirectory() as folder:
+            source, files = saved_flat(program, Path(folder)), saved(samples, Path(folder))
+            in_child(f"{_LOWER}:quantize", source, to, files, options.int8.per_channel)
 
     def load(self, path: Path, threads: int) -> Session:
         """The file in ExecuTorch's own interpreter, with the kernels that come with it."""
@@ -66,15 +58,6 @@ class ExecuTorch(Target):
     def describe(self) -> str:
         """ExecuTorch's version."""
         return f"ExecuTorch {version('executorch')}"
-
-
-def _lower(exported: ExportedProgram, path: Path) -> None:
-    """Write a program of torch's as one of ExecuTorch's, what XNNPACK can compute delegated to it."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # noqa: PLC0415
-    from executorch.exir import to_edge_transform_and_lower  # noqa: PLC0415  (an extra)
-
-    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-    path.write_bytes(lowered.to_executorch().buffer)
 
 
 class ExecuTorchSession:

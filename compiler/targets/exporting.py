@@ -35,6 +35,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import fresh_inputs, with_batch
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
 from prunec.compiler.targets.captured import Log, captured
+from prunec.compiler.targets.child import workers
 from prunec.compiler.targets.interleaved import interleaved
 from prunec.compiler.targets.sources import at_batch, deployed, described, steps, until
 from prunec.compiler.verify.compare import relative_difference
@@ -184,7 +185,8 @@ def export(
             raise lacking
         path = folder / f"{stem}{target.suffixes[0]}"
         made = Export(target, _fitting(target, slim), path, options, metadata or {})
-        return made.report(dense, timed, calibration, progress)
+        with workers():
+            return made.report(dense, timed, calibration, progress)
     except TargetError as error:
         _remove(target, folder, stem)
         hint = error.hint or ""

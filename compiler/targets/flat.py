@@ -2,11 +2,13 @@
 
 flat(program)            forward(*tensors) -> tuple of tensors, in the order of `tensors_in`
 exported_flat(program)   the same as a `torch.export.ExportedProgram`
+saved_flat(program, folder)     the same as a file, for another process
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,12 +29,13 @@ class Flat(nn.Module):
         leaves, self._structure = pytree.tree_flatten(tuple(program.inputs))
         self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self._truths = [leaf.dtype == torch.bool for leaf in leaves if isinstance(leaf, Tensor)]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The output tensors, for the input tensors."""
+        """The output tensors, for the input tensors; truth values may come as numbers."""
         leaves: list[Any] = list(self._leaves)
-        for place, tensor in zip(self._places, tensors, strict=True):
-            leaves[place] = tensor
+        for place, tensor, truth in zip(self._places, tensors, self._truths, strict=True):
+            leaves[place] = tensor > 0.5 if truth and tensor.dtype != torch.bool else tensor
         found = pytree.tree_leaves(self.model(*pytree.tree_unflatten(leaves, self._structure)))
         return tuple(leaf for leaf in found if isinstance(leaf, Tensor))
 
@@ -55,3 +58,10 @@ def exported_flat(program: Program, inputs: tuple[Tensor, ...] | None = None) ->
     inputs = own if inputs is None else inputs
     with torch.no_grad():
         return torch.export.export(module, inputs)
+
+
+def saved_flat(program: Program, folder: Path, inputs: tuple[Tensor, ...] | None = None) -> Path:
+    """A file in the folder that `torch.export.load` reads."""
+    path = folder / "model.pt2"
+    torch.export.save(exported_flat(program, inputs), path)
+    return path

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Meter, Session, Target
-from prunec.compiler.targets.flat import flat
+from prunec.compiler.targets.child import in_child, saved
+from prunec.compiler.targets.flat import saved_flat
 
 
 class LiteRT(Target):
@@ -27,21 +29,21 @@ class LiteRT(Target):
 
     def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
         """Of the example's sizes: with an open batch the converter can't flatten."""
-        import litert_torch  # noqa: PLC0415  (an extra)
-
-        module, inputs = flat(program)
-        litert_torch.convert(module, inputs, strict_export=False).export(str(path))
+        with TemporaryDirectory() as folder:
+            in_child("prunec.compiler.targets.litert_convert:convert", saved_flat(program, Path(folder)), path)
         return Converted(batch_of(program.inputs))
 
     def quantize(
         self, program: Program, path: Path, to: Path, options: ExportOptions, samples: Sequence[Sequence[Array]]
     ) -> None:
         """By LiteRT's quantiser, which works on the float32 file. Inputs and outputs stay float32."""
-        from prunec.compiler.targets.litert_int8 import quantize_litert  # noqa: PLC0415  (imports an extra)
-
         assert options.int8 is not None, "int8 was asked for"
         names = sorted(LiteRTSession(path, 1).types, key=_place)
-        quantize_litert(path, to, options.int8, [{name: sample[_place(name)] for name in names} for sample in samples])
+        places = [_place(name) for name in names]
+        with TemporaryDirectory() as folder:
+            files = saved([[sample[place] for place in places] for sample in samples], Path(folder))
+            function = "prunec.compiler.targets.litert_int8:quantize_litert"
+            in_child(function, path, to, names, files, options.int8.per_channel)
 
     def load(self, path: Path, threads: int) -> Session:
         """The file in LiteRT's interpreter."""

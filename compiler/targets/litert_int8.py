@@ -1,4 +1,4 @@
-"""LiteRT files in int8, by LiteRT's own quantiser, which works on the float32 file.
+"""LiteRT files in int8, by LiteRT's own quantiser, which works on the float32 file; in a process of its own.
 
 A bias is an int32 in steps of input scale times weight scale, so it overflows where a channel's weights are next to
 nothing beside its bias: network slimming and folded batch norms leave such channels. The quantiser lets it overflow;
@@ -8,45 +8,45 @@ here the steps of such a channel are made wide enough first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+from ai_edge_quantizer import qtyping, quantizer, recipe
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils as files
 
-from prunec.compiler.targets.base import Array, Int8
+from prunec.compiler.targets.child import arrays_in
 
 SIGNATURE: Final = "serving_default"
 """What the converter calls the one function of a file."""
 LARGEST_BIAS: Final = 2.0**30
 """In steps: the products that are added to it need the rest of an int32."""
 
+Array = npt.NDArray[Any]
 Ranges = Mapping[str, Any]
 """Tensor -> its `min` and `max`, as calibration finds them."""
 
 
-def quantize_litert(path: Path, to: Path, int8: Int8, samples: Sequence[Mapping[str, Array]]) -> None:
-    """Write the file at `path` in int8 at `to`; its inputs and outputs stay as they are. `samples` are what is fed in
-    one run each."""
-    from ai_edge_quantizer import qtyping, quantizer, recipe  # noqa: PLC0415  (an extra)
-
+def quantize_litert(path: str, to: str, names: Sequence[str], samples: Sequence[str], per_channel: bool) -> None:
+    """Write the file at `path` in int8 at `to`; its inputs and outputs stay as they are. `samples` are files of what
+    the inputs of these names are fed in one run each."""
     rows = recipe.static_wi8_ai8()
-    if not int8.per_channel:
+    if not per_channel:
         rows[0]["op_config"]["weight_tensor_config"]["granularity"] = qtyping.QuantGranularity.TENSORWISE
     for edge in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
         left = recipe.AlgorithmName.NO_QUANTIZE
         rows.append({"regex": ".*", "operation": edge, "algorithm_key": left, "op_config": {}})
-    made = quantizer.Quantizer(str(path), rows)
-    ranges = made.calibrate({SIGNATURE: samples})
-    if int8.per_channel:
+    made = quantizer.Quantizer(path, rows)
+    fed = [dict(zip(names, arrays, strict=True)) for arrays in arrays_in(samples)]
+    ranges = made.calibrate({SIGNATURE: fed})
+    if per_channel:
         ranges = {**ranges, **_widened(path, ranges)}
-    made.quantize(ranges).export_model(str(to), overwrite=True)
+    made.quantize(ranges).export_model(to, overwrite=True)
 
 
-def _widened(path: Path, ranges: Ranges) -> dict[str, dict[str, Array]]:
+def _widened(path: str, ranges: Ranges) -> dict[str, dict[str, Array]]:
     """Weight -> its range for each channel, wide enough for the biases, where its own isn't."""
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as files  # noqa: PLC0415  (an extra)
-
-    model = files.read_model(str(path))
+    model = files.read_model(path)
     found: dict[str, Array] = {}
     for graph in model.subgraphs:
         for operation in graph.operators:

@@ -72,7 +72,7 @@ class Mnn(Target):
         with TemporaryDirectory() as folder:
             source, written = Path(folder) / "model.onnx", Path(folder) / "model.mnn"
             report = export_onnx(program, source, opset=_OPSET, dynamic=dynamic)
-            log = in_child(mnn_convert.__name__, str(source), str(written), *more, what="its converter")
+            log = in_child(f"{mnn_convert.__name__}:convert", source, written, *more, once=True).log
             lacking = re.search(r"These Op Not Support: (.*)", log)
             if lacking:
                 raise TargetError(f"MNN has no form of the operation '{lacking[1].strip()}'", log=log)

@@ -1,4 +1,4 @@
-"""MNN's converter in a process of its own: `python -m prunec.compiler.targets.mnn_convert model.onnx model.mnn`.
+"""MNN's converter, in a process of its own.
 
 The compiled converter is called. Its wrappers, the command `mnnconvert` and all of `MNN.tools`, would install a package
 and send usage data; here nothing may start a process or open a connection, whatever is called.
@@ -22,7 +22,7 @@ FORBIDDEN: Final = (
 """How the names of Python's audit events begin that tell of processes and connections."""
 
 
-def main(source: str, written: str, *more: str) -> None:
+def convert(source: str, written: str, *more: str) -> None:
     """Convert an ONNX file, with `more` options of the converter's."""
     sys.addaudithook(_refuse)
     import _tools  # noqa: PLC0415  (MNN's compiled tools)
@@ -34,7 +34,3 @@ def main(source: str, written: str, *more: str) -> None:
 def _refuse(event: str, args: tuple[Any, ...]) -> None:
     if event.startswith(FORBIDDEN):
         raise PermissionError(f"a converter of models has no business with {event}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
@@ -108,6 +109,8 @@ def _pnnx(source: Path, inputs: Sequence[torch.Tensor]) -> str:
     command = [pnnx.EXEC_PATH, source.name, f"inputshape={shapes}", "fp16=0"]
     found = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, errors="replace", check=False)
     log = found.stdout + found.stderr
+    if found.returncode < 0:
+        raise TargetError(f"pnnx crashes ({signal.Signals(-found.returncode).name})", log=log)
     if found.returncode:
         raise TargetError(f"pnnx fails with the exit status {found.returncode}", log=log)
     return log

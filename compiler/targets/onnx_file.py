@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt
 
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Int8, Session, Target, yes_or_options
+from prunec.compiler.targets.child import in_child, saved
+
+QUANTIZE: Final = "prunec.compiler.targets.ort_int8:quantize_onnx"
+"""What quantises an ONNX file, in a process of its own."""
 
 
 class OrtInt8(Int8):
@@ -71,10 +76,10 @@ class Onnx(Target):
         self, program: Program, path: Path, to: Path, options: OnnxOptions, samples: Sequence[Sequence[Array]]
     ) -> None:
         """By onnxruntime's own tools: pairs of QuantizeLinear and DequantizeLinear, or dynamic ranges."""
-        from prunec.compiler.targets.ort_int8 import quantize_onnx  # noqa: PLC0415  (imports onnxruntime)
-
         assert options.int8 is not None, "int8 was asked for"
-        quantize_onnx(path, to, options.int8.mode, samples, per_channel=options.int8.per_channel)
+        with TemporaryDirectory() as folder:
+            files = saved(samples, Path(folder))
+            in_child(QUANTIZE, path, to, options.int8.mode, files, options.int8.per_channel)
 
 
 class OrtSession:

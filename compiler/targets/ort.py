@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target, yes_or_options
-from prunec.compiler.targets.onnx_file import OrtInt8, OrtSession
-from prunec.compiler.targets.ort_file import in_order
+from prunec.compiler.targets.child import in_child, saved
+from prunec.compiler.targets.onnx_file import QUANTIZE, OrtInt8, OrtSession
+
+_CONVERT: Final = "prunec.compiler.targets.ort_convert:convert"
 
 
 class OrtOptions(ExportOptions):
@@ -61,22 +63,7 @@ class Ort(Target):
 
     def _convert(self, source: Path, path: Path, options: OrtOptions) -> None:
         """An ONNX file as an ORT file, by onnxruntime's own converter."""
-        from onnxruntime.tools.convert_onnx_models_to_ort import (  # noqa: PLC0415
-            OptimizationStyle,
-            convert_onnx_models_to_ort,
-        )
-
-        with TemporaryDirectory() as folder:
-            convert_onnx_models_to_ort(
-                source,
-                output_dir=Path(folder),
-                optimization_styles=[OptimizationStyle[options.style.capitalize()]],
-                enable_type_reduction=options.type_reduction,
-            )
-            (made,), (config,) = (Path(folder).glob(f"*{suffix}") for suffix in (".ort", ".config"))
-            files = self.beside(path)
-            files[0].write_bytes(in_order(made.read_bytes()))
-            files[1].write_text(_without_folder(config.read_text(encoding="utf-8"), path.name), encoding="utf-8")
+        in_child(_CONVERT, source, self.beside(path), options.style, options.type_reduction)
 
     def load(self, path: Path, threads: int) -> Session:
         """A session of onnxruntime, which tells the format by the file's name, and does what `style: runtime` left."""
@@ -91,18 +78,11 @@ class Ort(Target):
     ) -> None:
         """An ONNX file in int8, converted."""
         from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
-        from prunec.compiler.targets.ort_int8 import quantize_onnx  # noqa: PLC0415
 
         assert options.int8 is not None, "int8 was asked for"
         with TemporaryDirectory() as folder:
             source, made = Path(folder) / "source.onnx", Path(folder) / "model.onnx"
             export_onnx(program, source, opset=options.opset, dynamic=options.dynamic)
-            quantize_onnx(source, made, options.int8.mode, samples, per_channel=options.int8.per_channel)
+            files = saved(samples, Path(folder))
+            in_child(QUANTIZE, source, made, options.int8.mode, files, options.int8.per_channel)
             self._convert(made, to, options)
-
-
-def _without_folder(config: str, name: str) -> str:
-    """The list of operators, which begins with the files that it was made from: they were in a folder that is gone."""
-    lines = config.splitlines(keepends=True)
-    kept = [line for line in lines if not line.startswith("#")]
-    return "".join((f"# Generated from {name}\n", *kept))

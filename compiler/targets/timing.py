@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import TARGETS, Meter, Target
+from prunec.compiler.targets.child import workers
 from prunec.compiler.targets.exporting import missing
 from prunec.compiler.targets.metering import seconds_of
 from prunec.compiler.targets.sources import at_batch, deployed
@@ -42,4 +43,5 @@ def timed(name: str, program: Program) -> Program:
 def runs_in_turns(name: str, programs: Sequence[Program]) -> list[float]:
     """The seconds of one run of each program in a target's runtime, with one thread; they take turns."""
     meter = meter_of(name)
-    return seconds_of([meter.loaded(deployed(timed(name, program))) for program in programs])
+    with workers():
+        return seconds_of([meter.loaded(deployed(timed(name, program))) for program in programs])

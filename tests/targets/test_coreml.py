@@ -17,6 +17,8 @@ from prunec.compiler.tracing.trace import trace
 TARGET = coreml.CoreML()
 if (_lacking := missing(TARGET)) is not None:
     pytest.skip(_lacking.message, allow_module_level=True)
+FLOAT32 = 65568
+"""`ArrayFeatureType.FLOAT32` of Core ML's format."""
 
 
 class Net(nn.Module):
@@ -31,6 +33,10 @@ class Net(nn.Module):
         return {"map": y, "mean": y.mean((2, 3))}
 
 
+with captured():  # its import warns
+    from prunec.compiler.targets import coreml_convert
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     path = tmp_path_factory.mktemp("coreml") / "model.mlpackage"
@@ -40,7 +46,7 @@ def package(tmp_path_factory):
 
 
 def test_names_are_the_models(package):
-    described = coreml._spec(package).description
+    described = coreml_convert._spec(package).description
     assert [entry.name for entry in described.input] == ["image"]
     assert [entry.name for entry in described.output] == ["map", "mean"]
     assert list(described.input[0].type.multiArrayType.shape) == [1, 3, 8, 8]
@@ -52,15 +58,25 @@ def test_a_package_whose_weights_are_cut_short_is_found(package):
     try:
         weights.write_bytes(held[: len(held) // 2])
         with pytest.raises(TargetError, match="the package's weights don't hold"):
-            coreml._check(package, [(1, 3, 8, 8)])
+            coreml_convert._check(package, [(1, 3, 8, 8)])
     finally:
         weights.write_bytes(held)
-    coreml._check(package, [(1, 3, 8, 8)])
+    coreml_convert._check(package, [(1, 3, 8, 8)])
     with pytest.raises(TargetError, match="takes inputs of"):
-        coreml._check(package, [(1, 3, 9, 9)])
+        coreml_convert._check(package, [(1, 3, 9, 9)])
+
+
+def test_truth_values_are_handed_as_numbers(tmp_path):
+    made = trace(
+        Made({}, lambda m, x, y: torch.where(x, y, -y)), (torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 4))
+    )
+    with captured():
+        TARGET.convert(made, tmp_path / "model.mlpackage", ExportOptions())
+    described = coreml_convert._spec(tmp_path / "model.mlpackage").description
+    assert [entry.type.multiArrayType.dataType for entry in described.input] == [FLOAT32, FLOAT32]
 
 
 def test_an_input_of_a_type_that_it_lacks_is_told(tmp_path):
-    made = trace(Made({}, lambda m, x: x.float()), (torch.ones(1, 4, dtype=torch.bool),))
-    with pytest.raises(TargetError, match=r"Core ML takes no input of torch\.bool"):
+    made = trace(Made({}, lambda m, x: x.real), (torch.ones(1, 4, dtype=torch.complex64),))
+    with pytest.raises(TargetError, match=r"Core ML takes no input of torch\.complex64"):
         TARGET.convert(made, tmp_path / "model.mlpackage", ExportOptions())

@@ -200,3 +200,32 @@ def test_pixels_in_a_wrong_order_are_found(name, tmp_path, monkeypatch):
     found = export(target, program, tmp_path, target.Options(), timed=False)
     assert "computes something else than the module" in found.error, found
     assert not list(tmp_path.iterdir())
+
+
+TOOLS = {
+    "ort": "onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "litert": "litert_torch",
+    "mnn": "_tools",
+    "ncnn": "ncnn",
+    "coreml": "coremltools",
+}
+"""The package that does the work for a target in a process of its own."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_crash_of_its_tools_is_its_alone(name, tmp_path, monkeypatch):
+    """In the other process, the package is one that crashes as soon as it is imported."""
+    target = _target(name)
+    if name == "onnx":
+        return  # no converter but torch's and our own
+    (tmp_path / f"{TOOLS[name]}.py").write_text("import os; print('about to crash', flush=True); os.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(Export, "_first", lambda self, good: None)
+    program = trace(Small().eval(), (torch.randn(1, 3, 8, 8),))
+    (tmp_path / "out").mkdir()
+    found = export(target, program, tmp_path / "out", target.Options(), timed=False)
+    assert "crashes (SIGABRT)" in found.error
+    assert "about to crash" in found.log
+    assert not list((tmp_path / "out").iterdir())

@@ -32,6 +32,7 @@ from prunec.compiler.cost.resource import LATENCY, RUNTIME, Resource, latency_in
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Axis, BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.pass_base import Context, Progress, silent
+from prunec.compiler.targets.child import workers
 from prunec.compiler.targets.timing import meter_of, timed
 
 NOTHING = Surface(np.ones((2, 1)), np.ones((2, 1)), np.ones((1, 1)))
@@ -152,12 +153,14 @@ def latency_model(program: Program, table: Table, seen: Program | None = None) -
     seen = program if seen is None else seen
     now = model.widths(model.everything)
     layers = _layers(model, seen)
-    surfaces = table.surfaces([wanted for wanted, _ in layers.values()])
+    with workers():
+        surfaces = table.surfaces([wanted for wanted, _ in layers.values()])
+        whole = table.network(seen)
     products = list(_products(model, layers, surfaces, table.measured))
     values = [charge for charge in _values(model) if charge.seconds]
     sizes = _elements(seen)
     parts = [Part(sizes[charge.node], charge.seconds) for charge in products]
-    shares = share_out(table.network(seen), parts, [sizes[charge.node] for charge in values])
+    shares = share_out(whole, parts, [sizes[charge.node] for charge in values])
     charges = tuple(
         replace(charge, seconds=seconds)
         for charge, seconds in zip((*products, *values), (*shares.parts, *shares.values), strict=True)
