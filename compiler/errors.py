@@ -53,13 +53,17 @@ class Span:
 
 
 class PrunecError(Exception):
-    """The root of every error that `prunec` raises on purpose."""
+    """The root of every error that `prunec` raises on purpose. `keys` lead to what is at fault: in a plan, or in its
+    pass's options."""
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, at: Span | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, keys: tuple[str | int, ...] = (), at: Span | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.keys = keys
         self.at = at
         self.hint = hint
 
@@ -105,13 +109,7 @@ class TextError(PrunecError):
 
 
 class PassError(PrunecError):
-    """A pass can't do what its options ask of this program. `keys` leads from its options to the one at fault."""
-
-    def __init__(
-        self, message: str, *, keys: tuple[str | int, ...] = (), at: Span | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, at=at, hint=hint)
-        self.keys = keys
+    """A pass can't do what its options ask of this program. `keys` lead from its options to the one at fault."""
 
 
 class VerifyError(PrunecError):

@@ -19,7 +19,7 @@ import torch
 from prunec.compiler.driver.classes import adapt
 from prunec.compiler.driver.compile import load_original, load_program
 from prunec.compiler.driver.evaluation import settled
-from prunec.compiler.driver.exports import Exports, Judge, folded_of, labels_of
+from prunec.compiler.driver.exports import Exports, Judge, check_open, folded_of, labels_of
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.errors import PlanError, TargetError, nearest
@@ -128,6 +128,7 @@ def export_model(
     check_writable(directory, WRITER)
     progress("trace", 0, 1)
     subject = subject_of(plan)
+    check_open(subject.plan, exports)
     progress("trace", 1, 1)
     failed: list[tuple[TargetReport, ...]] = []
 

@@ -29,7 +29,7 @@ from prunec.compiler.plan.pixels import check_labels
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.report import KeptFindings, OnnxFindings, Report
 from prunec.compiler.targets.base import Array
-from prunec.compiler.targets.exporting import Calibration, Export, TargetReport, Timed, arrays, export
+from prunec.compiler.targets.exporting import Calibration, Export, TargetReport, Timed, arrays, export, way_out
 from prunec.compiler.targets.onnx_file import Onnx, OnnxOptions
 from prunec.compiler.targets.pixels import Folded, Pixels, classes_of
 from prunec.compiler.task.metrics import Metric
@@ -62,9 +62,21 @@ def check_folded(plan: Plan, program: Program, kept: KeptFindings | None) -> Non
         folded_of(plan).into(on_device(program, torch.device("cpu")))
         check_labels(labels_of(plan, kept), classes_of(program))
     except (ModelError, PlanError) as error:
-        key = "preprocess" if error.message.startswith("preprocess") else "postprocess"
-        error.at = error.at or plan.at(key, on_key=True)
+        error.at = error.at or plan.at(*error.keys, on_key=True)
         raise
+    check_open(plan, plan.export)
+
+
+def check_open(plan: Plan, exports: Sequence[PlanExport]) -> None:
+    """Raise `PlanError` where a file with an open size of images is asked for, and pixels with their channels last."""
+    for each in exports:
+        sizes = [name for name in getattr(each.options, "dynamic", ()) if name != "batch"]
+        if sizes and plan.preprocess is not None and plan.preprocess.layout == "nhwc":
+            raise PlanError(
+                f"{each.name}: with 'layout: nhwc' the {' and '.join(sizes)} can't be left open",
+                at=each.at,
+                hint="take them out of 'dynamic', or leave out 'layout'",
+            )
 
 
 @dataclass(frozen=True)
@@ -241,7 +253,7 @@ class Exports:
             for each in target.beside(path):
                 each.unlink(missing_ok=True)
             told = f"{error.message}, {error.at.file}:{error.at.line}" if error.at else error.message
-            return TargetReport(target.name, target.describe(), error=told, hint=error.hint or ""), None
+            return TargetReport(target.name, target.describe(), error=told, hint=error.hint or way_out(target)), None
         batch = None if found.export.dynamic_batch else batch_of(self._slim.deployed.inputs)
         int8 = None
         if options.int8 is not None:

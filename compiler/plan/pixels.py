@@ -107,5 +107,6 @@ def check_labels(labels: Sequence[str], classes: int | None) -> None:
     if labels and classes is not None and len(labels) != classes:
         raise PlanError(
             f"postprocess: {len(labels)} names, and the output has {classes} classes",
+            keys=("postprocess", "names"),
             hint="name each class, in the order of the output",
         )

@@ -219,6 +219,11 @@ def size_of(path: Path) -> int:
     )
 
 
+def way_out(target: Target) -> str:
+    """What to do where a target can't take the model, and nothing better is known."""
+    return f"leave {target.name} out of the exports; the other files don't need it"
+
+
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
     """A context for the target's own code: what it raises becomes a `TargetError` with what was printed."""
@@ -261,7 +266,7 @@ class Export:
             files=tuple(path.name for path in files),
             bytes=self._size(self.path),
             batch=converted.batch,
-            note=converted.note,
+            note=converted.note or ("" if converted.batch is None else f"it takes batches of {converted.batch} alone"),
             unrunnable=self.target.unrunnable(),
         )
         if not found.unrunnable:
@@ -381,7 +386,7 @@ class Export:
 
     def _placed(self, error: TargetError, step: fx.Node | None) -> TargetError:
         """The error with the step that it comes from, the line of the user's model, and a way out."""
-        hint = error.hint or f"leave {self.target.name} out of the exports; the other files don't need it"
+        hint = error.hint or way_out(self.target)
         if step is None:
             return TargetError(error.message, at=error.at, hint=hint, log=error.log)
         message = f"{error.message}; it begins with {described(self.program, step)}"

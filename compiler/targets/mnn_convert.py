@@ -28,7 +28,8 @@ def convert(source: str, written: str, *more: str) -> None:
     import _tools  # noqa: PLC0415  (MNN's compiled tools)
 
     files = ["--modelFile", source, "--MNNModel", written]
-    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *files, "--bizCode", "prunec", *more])
+    plain = "--useOriginRNNImpl"  # an LSTM stays one layer: written out as a loop, it crashes the converter
+    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *files, "--bizCode", "prunec", plain, *more])
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:

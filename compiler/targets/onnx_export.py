@@ -280,7 +280,7 @@ def _convert(program: Program, opset: int, dynamic: Open) -> onnx.ModelProto:
     for name, module in program.state.items():
         if isinstance(module, nn.LSTM) and module.proj_size:  # the exporter leaves the projection out
             message = f"ONNX has no form of an LSTM that projects its state, as {name} does"
-            raise ModelError(message, hint="take 'onnx' out of the exports")
+            raise ModelError(message)
     # A batch of 1 would let the exporter take the 1 for a constant.
     inputs = with_batch(program, max(_batch(program), 2)) if "batch" in dynamic else program.inputs
     dims: dict[str, Any] = {name: torch.export.Dim(name) for name in sorted(dynamic)}
@@ -390,7 +390,7 @@ def _operator_in(error: BaseException | None) -> str:
 def _refusal(error: Exception) -> ModelError:
     operator = _operator_in(error)
     if operator:
-        return ModelError(f"ONNX has no form of the operation '{operator}'", hint="take 'onnx' out of the exports")
+        return ModelError(f"ONNX has no form of the operation '{operator}'")
     return ModelError(f"torch's ONNX exporter can't take this model: {first_line(error)}")
 
 

@@ -114,7 +114,8 @@ class Folded:
         found = self.input or next(iter(images), None)
         if found not in images:
             said = f"'{found}' is no image" if found else "no input is an image: [batch, channels, height, width]"
-            raise ModelError(f"preprocess: {said}", hint=f"images: {', '.join(images)}" if images else "leave it out")
+            hint = f"images: {', '.join(images)}" if images else "leave it out"
+            raise ModelError(f"preprocess: {said}", keys=("preprocess", "input")[: 2 if self.input else 1], hint=hint)
         return names.index(found)
 
     def _check(self, before: Program, after: Program, place: int | None) -> None:
@@ -162,7 +163,8 @@ def _prepare(graph: fx.Graph, state: dict[str, Any], program: Program, place: in
     channels = given.shape[1]
     for name, values in (("mean", pixels.mean), ("std", pixels.std)):
         if len(values) not in (1, channels):
-            raise ModelError(f"preprocess: {name} has {len(values)} numbers, and the image {channels} channels")
+            message = f"preprocess: {name} has {len(values)} numbers, and the image {channels} channels"
+            raise ModelError(message, keys=("preprocess", name))
     node = list(graph.find_nodes(op="placeholder"))[place]
     last = list(graph.find_nodes(op="placeholder"))[-1]
     raw = pixels.raw(given)
@@ -223,14 +225,16 @@ def _add_softmax(graph: fx.Graph, state: Mapping[str, Any]) -> None:
     first = next((index for index, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)), None)
     value = None if first is None else leaves[first].meta["val"]
     if first is None or not isinstance(value, Tensor) or value.ndim < 2 or not value.is_floating_point():
-        raise ModelError("postprocess: softmax needs an output of classes: [batch, classes, ...]")
+        message = "postprocess: softmax needs an output of classes: [batch, classes, ...]"
+        raise ModelError(message, keys=("postprocess", "softmax"))
     called = leaves[first]
     if called.op != "placeholder" and (
         isinstance(state.get(str(called.target)), nn.Softmax)
         if called.op == "call_module"
         else called.op in ("call_function", "call_method") and op_name(called) == "softmax"
     ):
-        raise ModelError("postprocess: the output is a softmax already", hint="leave out softmax")
+        message = "postprocess: the output is a softmax already"
+        raise ModelError(message, keys=("postprocess", "softmax"), hint="leave out softmax")
     with graph.inserting_before(output):
         made = graph.call_function(torch.softmax, (leaves[first], 1))
     made.meta["val"] = value

@@ -184,6 +184,15 @@ def test_what_does_not_fit_is_told_before_any_work(said, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_sizes_of_images_whose_channels_are_last_stay_fixed(capsys):
+    dynamic = [{"onnx": {"dynamic": ["batch", "height", "width"]}}]
+    assert folding(export=dynamic) == 1
+    told = capsys.readouterr().err
+    assert "onnx: with 'layout: nhwc' the height and width can't be left open" in told
+    assert "plan.yaml:" in told
+    assert "take them out of 'dynamic'" in told
+
+
 def test_a_lock_names_the_file_of_names_from_where_it_lies():
     Path("classes.txt").write_text("".join(f"digit {number}\n" for number in range(10)))
     assert folding(export=["onnx"], postprocess={"names": "classes.txt"}) == 0
