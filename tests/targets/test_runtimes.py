@@ -229,3 +229,16 @@ def test_a_crash_of_its_tools_is_its_alone(name, tmp_path, monkeypatch):
     assert "crashes (SIGABRT)" in found.error
     assert "about to crash" in found.log
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["onnx", "ort", "openvino", "mnn"])
+def test_weights_that_one_onnx_file_cannot_hold_reach_the_runtime(name, tmp_path, monkeypatch):
+    """They go into a file beside it; here from 10 kB on, in earnest from 2 GB on."""
+    target = _target(name)
+    monkeypatch.setattr("prunec.compiler.targets.onnx_export.LARGEST", 10_000)
+    torch.manual_seed(0)
+    program = trace(nn.Linear(64, 64).eval(), (torch.randn(2, 64),))
+    found = export(target, program, tmp_path, target.Options(), timed=False)
+    assert not found.failed, found.error + found.log
+    assert found.bytes > 64 * 64 * 4
+    assert (name == "onnx") == (tmp_path / "model.onnx.data").exists()
