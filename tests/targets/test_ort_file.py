@@ -8,6 +8,7 @@ import torch
 from fake_runtimes import Attention, Depthwise, programs
 from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
+from prunec.compiler.targets import ort_convert
 from prunec.compiler.targets.captured import captured
 from prunec.compiler.targets.ort import Ort, OrtOptions
 from prunec.compiler.targets.ort_file import in_order
@@ -15,8 +16,9 @@ from prunec.compiler.targets.ort_file import in_order
 
 @pytest.fixture
 def raw(monkeypatch, tmp_path):
-    """A file as onnxruntime writes it."""
-    monkeypatch.setattr("prunec.compiler.targets.ort.in_order", lambda content: content)
+    """A file as onnxruntime writes it; here, not in another process."""
+    monkeypatch.setattr(ort_convert, "in_order", lambda content: content)
+    monkeypatch.setattr("prunec.compiler.targets.ort.in_child", lambda _, *args: ort_convert.convert(*args))
     return converted(programs()[0], tmp_path / "raw.ort", OrtOptions())[0]
 
 
