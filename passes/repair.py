@@ -102,7 +102,8 @@ class Repair(Pass):
             return PassResult(program, tuple(found.notes), warnings=(f"repair: {why}",))
         rows = work.run(places)
         details = {"method": self.method, "repaired": rows, "samples": work.samples}
-        return PassResult(made, (*found.notes, *work.notes), details, attachments=_table(self.method, rows))
+        told = () if rows else (f"repair: nothing was repaired; the first reason: {work.notes[0]}",)
+        return PassResult(made, (*found.notes, *work.notes), details, told, attachments=_table(self.method, rows))
 
     def _drawn(self, program: Program, made: Program, drawn: Drawn, found: Found) -> PassResult:
         """The repair by what batch norms know."""
@@ -167,7 +168,8 @@ class _Work:
                 walk.restart()  # its earlier calls give other values now
             figures = place.finish()
             if figures is None or figures is False:
-                self.notes.append(Note(name, "isn't repaired: too few samples, or values that aren't finite"))
+                why = "too few samples" if place.is_scarce else "some samples make its values infinite or NaN"
+                self.notes.append(Note(name, f"isn't repaired: {why}"))
             else:
                 rows[name] = _row(figures)
         self.context.progress("repair", len(places), len(places))

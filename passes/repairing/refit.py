@@ -137,6 +137,11 @@ class LeastSquares(_Place):
             return torch.arange(len(at.position)) % HELD_OUT == HELD_OUT - 1
         return torch.tensor([number <= self.last_held for number in samples])[at.sample]
 
+    @property
+    def is_scarce(self) -> bool:
+        """Whether too few rows were seen to fit some and hold others out."""
+        return not (self.fitted and self.held and self.fitted.count and self.held.count)
+
     def finish(self) -> Choice | WideChoice | None:
         """Write what is best, where it is better than what is there; None where nothing can be said."""
         fitted, held = self.fitted, self.held
@@ -209,6 +214,11 @@ class Bias(_Place):
         self.sum = lacking.sum(0) + (0.0 if self.sum is None else self.sum)
         self.count += len(lacking)
 
+    @property
+    def is_scarce(self) -> bool:
+        """Whether no samples were seen."""
+        return self.sum is None
+
     def finish(self) -> bool:
         """Write the bias; whether it could be."""
         if self.sum is None or not bool(self.sum.isfinite().all()):
@@ -236,6 +246,11 @@ class Statistics:
         self.apart = self.apart.to(mean) + apart + between.square() * (self.count * count / total)
         self.mean = self.mean.to(mean) + between * (count / total)
         self.count = total
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether too few values were seen for a variance."""
+        return self.count < 2
 
     def finish(self) -> bool:
         """Write them; a channel that doesn't vary keeps its variance. Whether they could be."""

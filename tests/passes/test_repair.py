@@ -452,6 +452,21 @@ def test_a_network_that_lost_nothing_is_left_as_it_is():
     assert found.warnings == ("repair: nothing to repair: no layer reads fewer channels than in the traced model",)
 
 
+@pytest.mark.parametrize(
+    ("count", "last", "why"),
+    [(1, 1.0, "too few samples"), (9, float("inf"), "some samples make its values infinite or NaN")],
+)
+def test_what_cannot_be_fitted_is_told_with_its_reason(count, last, why):
+    net = _net(nn.Linear(8, 4), lambda m, x: m.b(m.a(x).relu().mean((2, 3))))
+    traced, slim = _slim(net)
+    images = torch.cat(list(_images(count)))
+    images[-1] *= last
+    found = _repaired(slim, traced, [images])
+    assert [str(note) for note in found.notes] == [f"b: isn't repaired: {why}"]
+    assert found.warnings == (f"repair: nothing was repaired; the first reason: b: isn't repaired: {why}",)
+    assert all(torch.equal(tensor, slim.tensors[name]) for name, tensor in found.program.tensors.items())
+
+
 def test_without_data_it_says_so():
     traced, slim = _slim(_deep(), _CUT)
     with pytest.raises(PassError, match="repair needs some samples, and the plan has no data"):
