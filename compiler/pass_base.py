@@ -16,7 +16,7 @@ A pass that changes what is computed sets `rewrites = True`; then the pass manag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -297,6 +297,19 @@ class Pass(BaseModel, ABC):
         """What the lock records for this pass: passes that give the same result without deciding anything."""
         return (self,)
 
+    def audit(self, program: Program, result: PassResult, context: Context) -> None:
+        """Raise `VerifyError` where new weights aren't what the pass claims, which `reference` takes for granted.
+
+        `program` is the one that the pass was given; it has been verified by then.
+        """
+        return
+
+    @classmethod
+    def by_default(cls, passes: Sequence[Pass], runtime: str) -> Pass | None:
+        """The pass as it runs behind the last one of every plan, if it is an entry point of `prunec.defaults`; None
+        where a plan with these passes, those that others hold among them, doesn't want it."""
+        return None
+
     def reference(self, before: Program, after: Program) -> Reference:
         """What the rewritten program must compute; by default, what the old one computed."""
         return Same(before)
@@ -304,3 +317,6 @@ class Pass(BaseModel, ABC):
 
 PASSES: Final = Registry("prunec.passes", "pass", Pass)  # type: ignore[type-abstract]
 """The passes that are installed: the entry-point group `prunec.passes`; see `compiler.plugins`."""
+
+DEFAULTS: Final = Registry("prunec.defaults", "pass", Pass)  # type: ignore[type-abstract]
+"""Passes that every plan has behind its last one: the entry-point group `prunec.defaults`; see `Pass.by_default`."""

@@ -32,6 +32,7 @@ from prunec.compiler.pass_base import Allowance, Context, Pass, PassResult
 from prunec.compiler.plan.options import Fraction01, wrong
 from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Calibration
+from prunec.passes.repairing.audit import audit_factors
 from prunec.passes.repairing.calls import CONVS, LINEARS
 from prunec.passes.repairing.inputs import bytes_of_moments, in_lots, look
 from prunec.passes.repairing.layers import Layer, Search
@@ -144,6 +145,10 @@ class Factorise(Pass):
                 product = torch.einsum("or,r...->o...", second.flatten(1), first)
                 tensors[name] = product.reshape(weight.shape).to(weight.dtype)
         return Replaced(before, tensors)
+
+    def audit(self, program: Program, result: PassResult, context: Context) -> None:
+        """On some samples, that two layers give a projection of what one gave."""
+        audit_factors(program, result.program, self._calibration, context)
 
     # -- which layers --------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ from prunec.compiler.rewrite.merge import (
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.verify.reference import Masked, Reference, Replaced, Same
 from prunec.passes.calibration.calibration import Calibration
+from prunec.passes.repairing.audit import audit_merge
 from prunec.passes.repairing.combining import Read, fold, moments, reads_of, share_left
 
 _WAY_OUT: Final = "train until they agree, or merge their means: {inexact: mean}"
@@ -116,7 +117,7 @@ class Merge(Pass):
         }
         differing = {name for name, gap in apart.items() if gap and gap.size}
         after = _merged(analysis, clusters, differing) if clusters else program
-        return PassResult(after, notes, details)
+        return PassResult(after, (*notes, *_untied(program, after)), details)
 
     def _combined(
         self, analysis: Analysis, clusters: Mapping[str, Clusters], notes: tuple[Note, ...], context: Context
@@ -139,7 +140,7 @@ class Merge(Pass):
                 mine = kind[group.where] == value
                 kept, gone = np.flatnonzero(mine & stays), np.flatnonzero(mine & ~stays)
                 errors[name] = max(errors.get(name, 0.0), share_left(some, grams, kept, gone))
-                for read, gram in _by_axis(some, grams):
+                for read, gram in _by_axis(tensors, some, grams):
                     fold(tensors, read, gram, kept, gone)
             keep[group.where] = stays
         details = {
@@ -147,7 +148,7 @@ class Merge(Pass):
             "error_left": {name: float(f"{error:.3g}") for name, error in errors.items()},
         }
         after = remove_units(hand_on(analysis, tensors.finish()), keep) if reads else analysis.program
-        return PassResult(after, tuple(left), details)
+        return PassResult(after, (*left, *_untied(analysis.program, after)), details)
 
     def reference(self, before: Program, after: Program) -> Reference:
         """The old program; with the clusters' means in its weights where their channels differ. For combinations it is
@@ -156,6 +157,11 @@ class Merge(Pass):
             return _masked(before, after)
         means = _means(before)
         return Replaced(before, means) if means else Same(before)
+
+    def audit(self, program: Program, result: PassResult, context: Context) -> None:
+        """That new columns are combinations of old ones."""
+        if self.inexact == "least_squares":
+            audit_merge(program, result.program, list(result.details["removed"]))
 
 
 def mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]:
@@ -253,12 +259,29 @@ def _spelled(cluster: tuple[int, ...]) -> str:
     return "[" + ", ".join(str(unit) for unit in cluster) + "]"
 
 
-def _by_axis(reads: Iterable[Read], grams: Iterable[torch.Tensor]) -> Iterable[tuple[Read, torch.Tensor]]:
-    """Each axis once, with the moments of all that it reads: a layer that is called twice reads two values."""
+def _untied(before: Program, after: Program) -> list[Note]:
+    """Notes on tensors that had been one, and are no longer: one of them writes what the other reads."""
+    first: dict[int, str] = {}
+    notes = []
+    for name, tensor in before.tensors.items():
+        other = first.setdefault(id(tensor), name)
+        if name in after.tensors and other in after.tensors and after.tensors[name] is not after.tensors[other]:
+            notes.append(
+                Note(name, f"no longer is the same tensor as {other}: one writes the units, the other reads them")
+            )
+    return notes
+
+
+def _by_axis(
+    tensors: Tensors, reads: Iterable[Read], grams: Iterable[torch.Tensor]
+) -> Iterable[tuple[Read, torch.Tensor]]:
+    """Each axis once, with the moments of all that it reads: a layer that is called twice reads two values, as two
+    layers do that share a weight."""
     found: dict[Axis, tuple[Read, torch.Tensor]] = {}
     for read, gram in zip(reads, grams, strict=True):
-        known = found.get(read.member.axis)
-        found[read.member.axis] = (read, gram) if known is None else (read, known[1] + gram)
+        axis = tensors.shared_axis(read.member.axis)
+        known = found.get(axis)
+        found[axis] = (read, gram) if known is None else (read, known[1] + gram)
     return found.values()
 
 

@@ -27,6 +27,7 @@ from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult
 from prunec.compiler.plan.options import wrong
 from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Bytes, Calibration
+from prunec.passes.repairing.audit import audit_repair
 from prunec.passes.repairing.drawn import Drawn
 from prunec.passes.repairing.layers import NORMS, Found, Layer, Search
 from prunec.passes.repairing.refit import Bias, LeastSquares, Statistics
@@ -118,6 +119,12 @@ class Repair(Pass):
         """The program as it was, with the refitted tensors put in."""
         old, new = before.tensors, after.tensors
         return Replaced(before, {name: new[name] for name in old if not torch.equal(old[name], new[name])})
+
+    def audit(self, program: Program, result: PassResult, context: Context) -> None:
+        """On some samples, that layers give what they should rather than what they gave; of none, nothing is said."""
+        if self.data == "plan":
+            anew = self.method == "batch_norm"
+            audit_repair(program, result.program, self._calibration, context, statistics=anew)
 
 
 _Place = LeastSquares | Bias | Statistics

@@ -8,7 +8,7 @@ selection conv1 = [2, 5]
 %conv1 = conv1(%x) : f32[1, 6, 6, 6]      conv1 = Conv2d(3, 6, ...)
 %relu  = F.relu(%conv1)                   fc    = Linear(216, 10)
 
-What a unit gives that doesn't depend on the input goes into its readers' biases (`repairing/absorbing.py`): such a
+What a unit gives that doesn't depend on the input goes into its readers' biases (`constants/absorbing.py`): such a
 unit, for example a filter of zeros behind a batch norm's shift, is removed exactly.
 """
 
@@ -26,8 +26,8 @@ from prunec.compiler.ir.program import BoolArray, IntArray, Program
 from prunec.compiler.pass_base import Context, Pass, PassResult
 from prunec.compiler.rewrite.shrink import remove_units, removed_positions
 from prunec.compiler.verify.reference import Masked, MaskedOutputs, Reference
-from prunec.passes.calibration.constant_units import by_group, constant_units, constants
-from prunec.passes.repairing.absorbing import Absorbed, absorbed
+from prunec.passes.constants.absorbing import Absorbed, absorbed
+from prunec.passes.constants.constant_units import by_group, constant_units, constants
 
 
 class Shrink(Pass):
@@ -38,10 +38,11 @@ class Shrink(Pass):
     removes: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"selection"})
 
-    constants: Literal["exact", "approximate", "drop"] = Field(
+    constants: Literal["exact", "map", "approximate", "drop"] = Field(
         default="exact",
-        description="constants that removed units give: into their readers' biases where that is exact; also where "
-        "zeros around the image make it inexact at the border; or nowhere",
+        description="constants that removed units give: into their readers' biases where that is exact; `map`: what a "
+        "reader makes of them place by place is added behind it where zeros around the image make biases inexact, the "
+        "image has one size, and it costs less than it saves; `approximate`: into biases there, too; or nowhere",
     )
 
     def run(self, program: Program, context: Context) -> PassResult:
@@ -60,19 +61,26 @@ class Shrink(Pass):
         warnings = _told(analysis, constant & ~taken.units, taken.reasons)
         if self.constants == "approximate":
             warnings += _told_inexact(analysis, taken.units & ~self._exact(analysis, keep, constant).units)
-        return PassResult(remove_units(taken.program, keep), details=details, warnings=warnings)
+        if taken.maps:
+            details["maps"] = {each.node: each.values.numel() for each in taken.maps}
+        return PassResult(taken.without(keep), details=details, warnings=warnings)
 
     def _taken(self, analysis: Analysis, keep: BoolArray, constant: BoolArray) -> Absorbed:
         """The program with constants of units that go in their readers, as the plan says."""
         if self.constants == "drop":
-            return Absorbed(analysis.program, np.zeros_like(constant), {})
+            return Absorbed(analysis.program, np.zeros_like(constant), {}, np.zeros(constant.size))
         found = self._exact(analysis, keep, constant)
         if self.constants == "approximate" and (constant & ~found.units).any():
             return absorbed(analysis, constant, constants(analysis, keep)[1], border=False)
         return found
 
     def _exact(self, analysis: Analysis, keep: BoolArray, constant: BoolArray) -> Absorbed:
-        return absorbed(analysis, constant, constants(analysis, keep)[1])
+        return absorbed(analysis, constant, constants(analysis, keep)[1], maps=self.constants == "map")
+
+    def lost(self, analysis: Analysis, keep: BoolArray) -> BoolArray:
+        """[units]: those that would go whose constants their readers would lose."""
+        constant = constant_units(analysis, keep)
+        return constant & ~self._taken(analysis, keep, constant).units if constant.any() else constant
 
     def expected(self, program: Program) -> Mapping[str, Any]:
         """`expected_left`, [units]: which stay at least, after this and earlier removals."""

@@ -41,7 +41,7 @@ from prunec.compiler.driver.pass_manager import (
 from prunec.compiler.driver.placing import placed
 from prunec.compiler.driver.regions import Region, Regions, find_regions
 from prunec.compiler.driver.runtimes import runtime_among
-from prunec.compiler.driver.steps import Outcome, steps_of, unfolded
+from prunec.compiler.driver.steps import Outcome, steps_of, unfolded, with_defaults
 from prunec.compiler.driver.trained_lock import TrainedLock
 from prunec.compiler.driver.usable import check_module, check_usable
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
@@ -268,7 +268,7 @@ def _compile(
 ) -> Result:
     start = time.perf_counter()
     finished = TrainedLock.of(plan) if trained else None
-    steps = steps_of(plan)
+    steps = with_defaults(plan, steps_of(plan))
     check_needs(steps)
     progress("trace", 0, 1)
     notes: list[str] = []

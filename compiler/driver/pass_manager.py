@@ -74,6 +74,7 @@ def _run_passes(program: Program, steps: Sequence[Step], context: Context, until
     records: list[Record] = []
     resolved: list[Pass] = []
     resources: frozenset[str] = frozenset()
+    named = sum(not step.implied for step in steps)
     for index, step in enumerate(steps):
         pass_ = step.pass_
         if pass_.name != until and until in {held.pass_.name for held in inner(step)}:
@@ -81,7 +82,14 @@ def _run_passes(program: Program, steps: Sequence[Step], context: Context, until
             held = step.inside(pass_.first_round(program, context))
             program = _run_passes(program, held, context, until).program
             break
-        stage = str(context.round) if context.round else f"pass {index + 1} of {len(steps)}: {pass_.name}"
+        if step.implied:
+            result, found = _run(program, step, context)
+            if result.program is not program or result.notes:
+                records += found
+                resolved += pass_.resolved(result)
+            program = result.program
+            continue
+        stage = str(context.round) if context.round else f"pass {index + 1} of {named}: {pass_.name}"
         total = len(steps) if context.round else 1
         done = index if context.round else 0
         context.progress(stage, done, total)
@@ -191,6 +199,9 @@ def _recorded(program: Program, step: Step, context: Context) -> tuple[PassResul
         if pass_.refits:
             reference = pass_.reference(program, result.program)
             verification = verify(result.program, reference, pass_name=pass_.name, seed=context.seed)
+    if verification is not None and not context.structural:
+        with unwritten(program):
+            pass_.audit(program, result, context)
     elapsed = seconds_since(start)
     after = cost(result.program)
     found = result.notes, result.details, verification, result.warnings, result.history

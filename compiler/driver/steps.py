@@ -18,7 +18,7 @@ from functools import partial
 
 from prunec.compiler.errors import Span
 from prunec.compiler.ir.program import Program
-from prunec.compiler.pass_base import Context, Pass, PassResult
+from prunec.compiler.pass_base import DEFAULTS, Context, Pass, PassResult
 from prunec.compiler.plan.entries import Passes
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.report.report import Record, Rounds
@@ -31,6 +31,8 @@ class Step:
     pass_: Pass
     at: Span | None = None
     locate: Callable[..., Span | None] = lambda *keys, on_key=False: None
+    implied: bool = False
+    """Whether the plan has the pass without naming it; then it is told only where it has done something."""
 
     def inside(self, passes: Iterable[Pass]) -> list[Step]:
         """The passes that this one holds, each made from the plan's entry of the same number, with their places."""
@@ -109,6 +111,16 @@ def steps_of(plan: Plan) -> list[Step]:
         Step(entry.pass_, entry.at, partial(plan.at, "passes", index, entry.name))
         for index, entry in enumerate(plan.passes)
     ]
+
+
+def with_defaults(plan: Plan, steps: Sequence[Step]) -> list[Step]:
+    """The plan's steps, and behind them those that every plan has. A lock says itself all that is done, and what is
+    known of eval mode isn't of train mode."""
+    if plan.hashes or plan.mode == "train":
+        return [*steps]
+    passes = [step.pass_ for step in unfolded(steps)]
+    made = (each.by_default(passes, plan.runtime) for each in DEFAULTS.all().values())
+    return [*steps, *(Step(pass_, implied=True) for pass_ in made if pass_ is not None)]
 
 
 def unfolded(steps: Sequence[Step]) -> list[Step]:

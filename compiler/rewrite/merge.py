@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from prunec.compiler.groups.analysis import Analysis, Group, Member
+from prunec.compiler.groups.analysis import Analysis, Group, Member, analyse
 from prunec.compiler.groups.balance import NO_UNIT
 from prunec.compiler.groups.interchangeable import kinds
 from prunec.compiler.ir.modules import clone_module, module_tensors
@@ -69,14 +70,39 @@ def unit_rows(program: Program, member: Member, units: Sequence[int] | IntArray)
 
 @dataclass
 class Tensors:
-    """A program's tensors while they are changed; those that aren't are shared. Half precision is summed in float32."""
+    """A program's tensors while they are changed; those that aren't are shared. Half precision is summed in float32.
+
+    A tensor that several layers have is changed once for all of them that write, or read, the same units by it; these
+    go on sharing it.
+    """
 
     program: Program
     _changed: dict[str, torch.Tensor] = field(default_factory=dict)
+    """By the first name of those that go on sharing a tensor."""
+    _added: set[tuple[str, int, bytes]] = field(default_factory=set)
+    """What `add` has done: along which axis of a tensor, and at which positions."""
+
+    @cached_property
+    def _first(self) -> Mapping[str, str]:
+        """Name -> the first name of the same tensor in the same use."""
+        uses: dict[str, set[tuple[object, ...]]] = {}
+        for group in analyse(self.program).groups.values():
+            for each in group.members:
+                use = each.role, each.axis.dim, each.positions.tobytes(), each.units.tobytes(), group.name
+                uses.setdefault(each.axis.tensor, set()).add(use)
+        names: dict[tuple[int, frozenset[tuple[object, ...]]], str] = {}
+        return {
+            name: names.setdefault((id(tensor), frozenset(uses.get(name, ()))), name)
+            for name, tensor in self.program.tensors.items()
+        }
+
+    def shared_axis(self, axis: Axis) -> Axis:
+        """The axis, by the first name of its tensor."""
+        return Axis(self._first[axis.tensor], axis.dim)
 
     def rows(self, axis: Axis, positions: IntArray) -> torch.Tensor:
         """The elements that belong to each of an axis's positions, `[positions, elements]`; a copy."""
-        tensor = self._changed.get(axis.tensor)
+        tensor = self._changed.get(self._first[axis.tensor])
         if tensor is None:
             tensor = self.program.tensors[axis.tensor].detach()
         return _blocks(self.program, axis, tensor)[_places(self.program, axis, positions)].unsqueeze(-1).flatten(1)
@@ -85,7 +111,9 @@ class Tensors:
         """Add to each representative's elements those of the rest of its cluster; `into` is unit -> representative."""
         target = partners(member, into)
         moved = target != member.positions
-        if moved.any():
+        key = self._first[member.axis.tensor], member.axis.dim, member.positions.tobytes()
+        if moved.any() and key not in self._added:
+            self._added.add(key)
             rows = self.rows(member.axis, member.positions[moved])
             self._write(member.axis, target[moved], rows, accumulate=True)
 
@@ -110,21 +138,22 @@ class Tensors:
     def finish(self) -> Program:
         """The program with the changed tensors, in their old precision."""
         state: dict[str, State] = dict(self.program.state)
+        made = {name: _like(self.program.tensors[name], new) for name, new in self._changed.items()}
         for name, value in self.program.state.items():
             if not isinstance(value, nn.Module):
-                if name in self._changed:
-                    state[name] = _like(value, self._changed[name])
+                state[name] = made.get(self._first[name], value)
                 continue
-            own = {n: t for n, t in module_tensors(name, value) if n in self._changed}
+            own = {n: made[self._first[n]] for n, _ in module_tensors(name, value) if self._first[n] in made}
             if own:
-                state[name] = clone_module(value, {n[len(name) + 1 :]: self._changed[n].to(t) for n, t in own.items()})
+                state[name] = clone_module(value, {n[len(name) + 1 :]: new for n, new in own.items()})
         return self.program.derive(state=state)
 
     def _write(self, axis: Axis, positions: IntArray, rows: torch.Tensor, accumulate: bool = False) -> None:
-        if axis.tensor not in self._changed:
-            old = self.program.tensors[axis.tensor].detach()
-            self._changed[axis.tensor] = old.to(torch.promote_types(old.dtype, torch.float32), copy=True)
-        blocks = _blocks(self.program, axis, self._changed[axis.tensor])
+        name = self._first[axis.tensor]
+        if name not in self._changed:
+            old = self.program.tensors[name].detach()
+            self._changed[name] = old.to(torch.promote_types(old.dtype, torch.float32), copy=True)
+        blocks = _blocks(self.program, axis, self._changed[name])
         values = rows.to(blocks.dtype).reshape(len(positions), *blocks.shape[2:])
         blocks.index_put_(_places(self.program, axis, positions), values, accumulate=accumulate)
 

@@ -31,6 +31,7 @@ from prunec.passes.repairing.calls import VIEWS, Call, Part, call_of
 from prunec.passes.repairing.rows import Form
 
 _SHARED: Final = "its weights are shared with another call"
+_ADDED: Final = "the dense model has nothing of what is added behind it"
 MIXING: Final = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Norms whose statistics are of several channels together."""
 NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -262,6 +263,8 @@ class Search:
         """Why the statistics of a batch norm can't be estimated anew."""
         if self._is_shared(f"{node.target}.running_mean", f"{node.target}.running_var"):
             return "its statistics are shared with another call"
+        if self._has_more(node):
+            return _ADDED
         return None if isinstance(_source(node), fx.Node) else "it reads no value of the graph"
 
     def _factors(self, node: fx.Node, number: int) -> str | None:
@@ -270,6 +273,12 @@ class Search:
         if last != str(number) or f"{name}.weight" in self.slim.tensors or f"{name}.weight" not in self.dense.tensors:
             return None
         return name if all(f"{name}.{each}.weight" in self.slim.tensors for each in (0, 1)) else None
+
+    def _has_more(self, node: fx.Node) -> bool:
+        """Whether a tensor is added behind a node that the dense program doesn't have, such as a map of constants."""
+        added = (user.all_input_nodes for user in node.users if op_name(user) == "add")
+        tensors = (str(x.target) for operands in added for x in operands if x.op == "get_attr")
+        return any(name not in self.dense.tensors for name in tensors)
 
     # -- one layer -----------------------------------------------------------------------------------------------------
 
@@ -303,6 +312,9 @@ class Search:
         left = self._left(call, node, target)
         if left is None:
             return "its channels can't be told from those of the dense model's layer"
+        reader = _only(node)
+        if self._has_more(node) or (reader is not None and self._is_norm(reader) and self._has_more(reader)):
+            return _ADDED
         norm = self._own_norm(node, call.form) if calls == 1 else None
         shifted = bias or (Part(f"{norm.target}.running_mean") if norm is not None else None)
         return Layer(

@@ -68,7 +68,7 @@ def met_by_paying_widths(
         return plain
     preferred = TARGETS.named(runtime).multiple
     share = 2 / COST if _mean_width(analysis) >= WIDE * preferred else 1 / COST
-    for number in _halved(preferred):
+    for number in halved(preferred):
         try:
             found = met(multiples(analysis, number, preferred))
         except PassError:  # out of reach with this multiple, not without
@@ -88,10 +88,11 @@ def multiples(analysis: Analysis, number: int, preferred: int) -> dict[str, floa
 
 def _multiple(group: Group, number: int) -> int:
     channels = group.size * channels_of_a_unit(group)
-    return next((each for each in _halved(number) if each <= channels), 1)
+    return next((each for each in halved(number) if each <= channels), 1)
 
 
-def _halved(number: int) -> Iterator[int]:
+def halved(number: int) -> Iterator[int]:
+    """The number, its half and so on, as long as blocked kernels want it."""
     while number >= LEAST:
         yield number
         number //= 2

@@ -75,6 +75,11 @@ def test_constants_go_and_what_is_left_is_folded():
     assert [each["pass"] for each in _compiled(_block("constants")).report["passes"]] == ["fold_constants", "fold_bn"]
 
 
+def test_constants_go_at_borders():
+    (record,) = _compiled(_block("borders")).report["passes"]
+    assert (record["pass"], record["details"]) == ("fold_constants", {"units": {}})
+
+
 def test_channels_are_combined():
     found = _compiled(_block("merged"))
     dropped = [{"score": "random"}, {"select": "40%"}, "shrink"]

@@ -172,3 +172,100 @@ def test_a_tiny_constant_stands_for_no_other():
     assert result.module.state_dict()["3.weight"].abs().max() < 10
     x = torch.randn(4, 3, 8, 8)
     assert torch.allclose(result.module(x), net(x), atol=1e-5)
+
+
+def test_the_largest_constant_stays_for_the_others():
+    net = _net(1)
+    with torch.no_grad():
+        net[1].bias[4] = 3
+    result = _compiled(net)
+    assert result.lock["removed"]["0.weight"]["0"] == [0, 1, 6]
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)
+
+
+# -- behind every plan -------------------------------------------------------------------------------------------------
+
+_SHUT = {"select": {"units": {"0": [2, 3]}}}
+PLANS: dict[str, tuple[list[Any], tuple[int, int]]] = {
+    "without passes": ([], (4, 5)),
+    "without a rewrite": ([{"score": "l1"}], (4, 5)),
+    "of a rewrite": (["fold_bn"], (4, 5)),
+    "of other units": ([_SHUT, "shrink"], (2, 5)),
+    "in rounds": ([{"repeat": {"steps": 1, "passes": [_SHUT, "shrink"]}}], (2, 5)),
+    "that says no": ([{"fold_constants": "none"}], (8, 6)),
+    "that says where": (["fold_constants", _SHUT, {"shrink": {"constants": "drop"}}], (2, 5)),
+}
+
+
+@pytest.mark.parametrize(("passes", "widths"), PLANS.values(), ids=PLANS)
+def test_constants_are_removed_behind_every_plan(passes, widths):
+    net = _net(0)
+    plan = {"plan": 1, "passes": passes}
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    result = compile(net, plan, example_inputs=(torch.randn(2, 3, 8, 8),))
+    assert _widths(result) == widths
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    kept = {"plan": 1, "passes": [*passes, {"fold_constants": "none"}]}
+    same = compile(net, kept, example_inputs=(torch.randn(2, 3, 8, 8),)).module
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(result.module(x), same(x), atol=1e-5)
+
+
+def test_what_is_removed_by_default_is_told_and_locked():
+    net = _net(1)
+    result = compile(net, {"plan": 1}, example_inputs=(torch.randn(2, 3, 8, 8),))
+    (record,) = result.report["passes"]
+    assert (record["pass"], record["details"]["removed_units"]) == ("fold_constants", {"0": 3, "3": 1})
+    assert [note["reason"] for note in record["notes"]] == ["1 constant unit stays; 3 puts zeros around it"]
+    assert record["verification"]["difference"] < 1e-5
+    assert result.lock["removed"]["0.weight"]["0"] == [0, 4, 6]
+    again = compile(net, result.lock, example_inputs=(torch.randn(2, 3, 8, 8),))
+    assert all(torch.equal(again.module.state_dict()[name], x) for name, x in result.module.state_dict().items())
+    assert [each["pass"] for each in again.report["passes"]] == ["select", "shrink"]
+
+
+def test_where_there_is_no_constant_nothing_is_told():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    result = compile(net, {"plan": 1, "passes": ["fold_bn"]}, example_inputs=(torch.randn(2, 3, 8, 8),))
+    assert [each["pass"] for each in result.report["passes"]] == ["fold_bn"]
+    assert result.lock["passes"] == ["fold_bn"]
+
+
+def test_what_trials_alone_show_is_no_default():
+    """An operation without a rule of its own: that it passes on a constant isn't proven, but seen."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LPPool2d(2, 2), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        net[0].weight[3], net[0].bias[3] = 0, 0.5
+    for passes, width in (([], 8), (["fold_constants"], 7)):
+        result = compile(net, {"plan": 1, "passes": passes}, example_inputs=(torch.randn(2, 3, 8, 8),))
+        assert result.module.state_dict()["0.weight"].shape[0] == width
+
+
+WIDTHS: dict[str, tuple[Any, int]] = {
+    "a multiple": ({"ratio": 0.01, "multiple_of": 8}, 16),
+    "a multiple that is given up": ({"ratio": 0.4, "multiple_of": 5}, 10),
+    "a width": ({"widths": {"0": 14}}, 14),
+    "equal widths": ({"ratio": 0.01, "equal_widths": ["0", "2"]}, 15),
+    "protected": ({"ratio": 0.01, "protect": ["0"]}, 16),
+    "a ratio": ({"ratio": 0.01}, 10),
+}
+
+
+@pytest.mark.parametrize(("select", "width"), WIDTHS.values(), ids=WIDTHS)
+def test_by_default_groups_keep_the_widths_that_were_asked_for(select, width):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
+    with torch.no_grad():
+        net[0].weight[:5], net[0].bias[:5] = 0, 9
+    passes = [{"score": {"criterion": "random"}}, {"select": select}, "shrink"]
+    result = compile(net, {"plan": 1, "passes": passes}, example_inputs=(torch.randn(2, 3, 8, 8),))
+    assert result.module.state_dict()["0.weight"].shape[0] == width
+
+
+def test_a_model_of_both_modes_keeps_its_constants_by_default():
+    """In train mode a batch norm shifts by other means than in eval mode."""
+    net = _net(0)
+    result = compile(net, {"plan": 1, "mode": "train"}, example_inputs=(torch.randn(2, 3, 8, 8),))
+    assert _widths(result) == (8, 6)

@@ -8,6 +8,7 @@ import torch
 from nets import Made, conv
 from torch import nn
 
+from prunec.compiler import compile
 from prunec.compiler.groups.analysis import Group, analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.rewrite.merge import (
@@ -152,3 +153,34 @@ def test_what_units_write():
 
 def test_clusters_are_sorted_and_of_two_at_least():
     assert tidy([[5, 3], {1}, (4, 0, 2)]) == ((0, 2, 4), (3, 5))
+
+
+class _Tied(nn.Module):
+    """Two layers have one weight; `a` writes two channels that are alike."""
+
+    def __init__(self, *, apart: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.apart = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(8, 5), apart
+        self.c.weight = self.b.weight
+        with torch.no_grad():
+            self.a.weight[4], self.a.bias[4] = self.a.weight[1], self.a.bias[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        found: torch.Tensor = self.b(y) + self.c(y.sigmoid() if self.apart else y)
+        return found
+
+
+@pytest.mark.parametrize("inexact", ["refuse", "mean", "least_squares"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_readers_that_share_a_weight_go_on_sharing_it(apart, inexact):
+    net = _Tied(apart=apart).double().eval()
+    data = [torch.randn(32, 6, dtype=torch.float64) for _ in range(4)]
+    passes = [{"cluster": {"method": "identical"}}, {"merge": inexact}]
+    result = compile(net, {"plan": 1, "passes": passes}, (data[0][:2],), data)
+    tensors = result.program.tensors
+    assert tensors["b.weight"] is tensors["c.weight"]
+    assert tuple(tensors["b.weight"].shape) == (5, 7)
+    with torch.no_grad():
+        assert (result.module(data[0]) - net(data[0])).abs().max() < 1e-9

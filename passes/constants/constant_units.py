@@ -3,10 +3,13 @@
     conv1.weight[3] = 0   ->   bn1: shift[3] = 0.5   ->   relu: 0.5 at every pixel   ->   conv2 reads 0.5
 
 Removing such a unit drops its constant from what the readers add up, unless it is zero. A unit can only be one if
-something sets it apart from the input: a weight that writes or carries it is zero. Those that might be are followed by
-running the program on its example and on fresh inputs: what their readers see must be the same every time. A unit that
-is shut at common inputs alone, such as relu(x - 30), isn't one: so two more runs add large numbers to whatever an
-operation gives that depends on the input.
+something sets it apart from the input. Two ways tell:
+
+Proof: the ranges of what its readers see (`ranges.py`), which follow from the weights alone, are single numbers.
+
+Trial: a weight that writes or carries it is zero, and what its readers see is the same whenever the program is run, on
+its example and on fresh inputs. A unit that is shut at common inputs alone, such as relu(x - 30), isn't one: so two
+more runs add large numbers to whatever an operation gives that depends on the input.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from prunec.compiler.ir.ops import argument, op_name, words
 from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program
 from prunec.compiler.ir.random_inputs import fresh_inputs, seeded
 from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.passes.constants.ranges import ranges
 
 _FAR: Final = 1e3
 """How far values that depend on the input are moved."""
@@ -51,8 +55,51 @@ def constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArra
 
 
 def _constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
+    zero, other = proven_constants(analysis, among)
     candidates = _without_input(analysis, among)
-    return _constant(analysis, candidates) if candidates.any() else (candidates, candidates)
+    if not candidates.any():
+        return zero, other
+    seen_zero, seen_other = _constant(analysis, candidates)
+    return zero | (seen_zero & ~other), other | (seen_other & ~zero)
+
+
+def proven_constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """`constants`, of those alone that the weights prove to be such."""
+    key = f"proven constants among {np.packbits(among).tobytes().hex()}"
+    return analysis.program.cached(key, lambda: _proven(analysis, among))
+
+
+def _proven(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
+    found = ranges(analysis)
+    candidates = np.zeros(analysis.size, dtype=bool)
+    for node, its in found.items():
+        if bool(its.fixed.any()):
+            for labels in analysis.flow.fields(node):
+                units = analysis.units(labels)
+                here = (units != NO_UNIT) & _everywhere(its.fixed, labels)
+                candidates[units[here]] = True
+    candidates &= among
+    fixed, zero, known = candidates.copy(), candidates.copy(), np.zeros_like(candidates)
+    for node in analysis.program.graph.nodes if candidates.any() else ():
+        for labels in read_fields(analysis, node, candidates):
+            units = analysis.units(labels)
+            here = units != NO_UNIT
+            known[units[here]] = True
+            seen = found.get(node)
+            for held, kept in (
+                (fixed, None if seen is None else seen.fixed),
+                (zero, None if seen is None else seen.zero),
+            ):
+                bad = here if kept is None else here & ~_everywhere(kept, labels)
+                held[units[bad]] = False
+    return known & fixed & zero, known & fixed & ~zero
+
+
+def _everywhere(held: torch.Tensor, labels: IntArray) -> BoolArray:
+    """Whether something holds for all of a value's elements that have an element of a field, in the field's shape."""
+    dims = [dim for dim, size in enumerate(labels.shape) if size == 1 and held.shape[dim] > 1]
+    whole = (~(~held).amax(dims, keepdim=True)) if dims else held
+    return np.broadcast_to(whole.cpu().numpy(), labels.shape)
 
 
 def _without_input(analysis: Analysis, gone: BoolArray) -> BoolArray:

@@ -14,8 +14,8 @@ from prunec.compiler import compile
 from prunec.compiler.driver.compile import Result
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.tracing.trace import trace
-from prunec.passes.calibration import constant_units as constant_units_module
-from prunec.passes.calibration.constant_units import by_group, constant_units
+from prunec.passes.constants import constant_units as constant_units_module
+from prunec.passes.constants.constant_units import by_group, constant_units
 
 GONE = (1, 4, 6)
 IMAGES = (4, 3, 6, 6)

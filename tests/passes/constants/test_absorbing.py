@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.tracing.trace import trace
-from prunec.passes.calibration.constant_units import constants
-from prunec.passes.repairing.absorbing import Absorbed, absorbed
+from prunec.passes.constants.absorbing import Absorbed, absorbed
+from prunec.passes.constants.constant_units import constants
 from tests.support.nets import Made
 
 CONSTANT = (1, 4, 6)
@@ -161,3 +161,58 @@ def test_what_was_found_holds_for_the_units_that_stay():
     assert not absorbed(analysis, gone, np.zeros_like(stay)).units.any(), "zeros are around the image"
     assert absorbed(analysis, gone, stay).units.any(), "another constant stands for it"
     assert not absorbed(analysis, gone, np.zeros_like(stay)).units.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_constants_are_rounded_once(dtype):
+    net = _net(nn.Conv2d(8, 4, 3)).to(dtype)
+    analysis = analyse(trace(net, (torch.randn(2, 3, 8, 8, dtype=dtype),)))
+    _, constant = constants(analysis, analysis.free)
+    found = absorbed(analysis, constant, np.zeros_like(constant))
+    assert int(found.units.sum()) == 3
+    slim = remove_units(found.program, ~found.units)
+    exact = net.b.bias.double() + (net.b.weight.double().sum((2, 3))[:, CONSTANT] @ _shifts(net))
+    assert torch.equal(slim.tensors["b.bias"].detach(), exact.to(dtype))
+
+
+def _shifts(net: Any) -> Tensor:
+    with torch.no_grad():
+        return net.n.double()(torch.zeros(1, 8, 1, 1, dtype=torch.float64)).relu().flatten()[list(CONSTANT)]
+
+
+def test_in_half_precision_a_small_constant_stands_for_no_larger_one():
+    net = _net(nn.Conv2d(8, 4, 3, padding=1))
+    net.n.bias.data[1] = 0.2
+    assert _absorbed(net, stay=(1,))[0].units.sum() == 2
+    half = net.half()
+    analysis = analyse(trace(half, (torch.randn(2, 3, 8, 8, dtype=torch.float16),)))
+    stay = np.zeros(analysis.size, dtype=bool)
+    stay[analysis.groups["a"].start + 1] = True
+    _, constant = constants(analysis, analysis.free)
+    assert not absorbed(analysis, constant & ~stay, stay).units.any()
+
+
+class _Summed(nn.Module):
+    """Constants whose sum over a sequence, or a signal, is read: it depends on the length."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.a, self.b, self.dim = nn.Linear(3, 8), nn.Linear(8, 4), dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.dim == 1 else x.transpose(1, 2)
+        found: Tensor = self.b(self.a(x).relu().sum(1))
+        return found
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_constants_that_depend_on_the_length_stay(dim):
+    torch.manual_seed(0)
+    net = _Summed(dim).double().eval()
+    with torch.no_grad():
+        net.a.weight[2], net.a.bias[2] = 0, 0.5
+    shape = (2, 5, 3) if dim == 1 else (2, 3, 5)
+    analysis = analyse(trace(net, (torch.randn(shape, dtype=torch.float64),)))
+    gone = np.zeros(analysis.size, dtype=bool)
+    gone[analysis.groups["a"].start + 2] = True
+    assert not absorbed(analysis, gone, np.zeros_like(gone)).units.any()

@@ -7,6 +7,8 @@
 With zeros around the image a constant isn't one at the border, so that a bias can't stand for it; another constant can.
 A layer without a bias whose output goes into a batch norm alone takes it in the norm's running mean. One that has
 neither takes nothing: a bias would be a tensor more.
+
+With `maps`, what neither can stand for is added behind the layer, place by place (`maps.py`).
 """
 
 from __future__ import annotations
@@ -22,21 +24,27 @@ from torch import Tensor, fx, nn
 
 from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.groups.balance import NO_UNIT
-from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.modules import clone_module
-from prunec.compiler.ir.program import BoolArray, IntArray, Program, State
-from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, has_smaller, seeded
+from prunec.compiler.ir.program import BoolArray, FloatArray, IntArray, Program, State
+from prunec.compiler.ir.random_inputs import SMALLER, fresh_inputs, seeded
 from prunec.compiler.rewrite.shrink import remove_units
 from prunec.compiler.verify.compare import difference
 from prunec.compiler.verify.interpreter import Interpreter, StepError
-from prunec.passes.calibration.constant_units import reads
+from prunec.passes.constants.constant_units import reads
+from prunec.passes.constants.maps import Map, map_of, with_maps
+from prunec.passes.constants.other_sizes import other_sizes, takes_other_sizes
 from prunec.passes.repairing.layers import Layer, Search
 from prunec.passes.repairing.rows import is_conv
 
-_EXACT: Final = 1e-5
-"""The largest relative difference that the rounding of weights to float32 makes."""
+_WORTH: Final = 4
+"""How many multiplications must be saved for each number that is added instead."""
 _MOST: Final = 100
-"""How many times a constant that stays another one may be at most: weights grow by as much."""
+"""How many times a constant that stays another one may be at most: weights grow by as much, and so does what rounding
+them loses."""
+_MOST_ROUNDED: Final = 2
+"""The same in half precision."""
+_SINGLE: Final = 1e-6
+"""A type of less precision than this is half precision."""
 
 
 @dataclass(frozen=True)
@@ -48,46 +56,60 @@ class Absorbed:
     """[units]: those whose constants were taken in, at every place where they are read."""
     reasons: Mapping[int, str]
     """unit -> why its constant couldn't be."""
+    sizes: FloatArray
+    """[units]: the magnitude of each unit's constant, the least of those that layers read; 0 where none does."""
+    maps: tuple[Map, ...] = ()
+    """What is added behind layers."""
+
+    def without(self, keep: BoolArray) -> Program:
+        """The program without the units that `keep` [units] doesn't name."""
+        return with_maps(self.program, remove_units(self.program, keep), self.maps)
 
 
-def absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, *, border: bool = True) -> Absorbed:
+def absorbed(
+    analysis: Analysis, gone: BoolArray, stay: BoolArray, *, border: bool = True, maps: bool = False
+) -> Absorbed:
     """Take the constants of the units in `gone` [units] into their readers, as far as that is exact.
 
     `stay` are units that give constants other than zero, and stay: they can stand for others where zeros are padded.
-    Without `border`, zeros around the image are overlooked.
+    Without `border`, zeros around the image are overlooked. With `maps`, what would be inexact is added behind the
+    layer, where its image has one size alone and this costs less than it saves.
     """
     masks = "/".join(np.packbits(units).tobytes().hex() for units in (gone, stay))
-    key = f"absorbed {masks} {border}"  # a pass and its reference both ask
-    return analysis.program.cached(key, lambda: _absorbed(analysis, gone, stay, border))
+    key = f"absorbed {masks} {border} {maps}"  # a pass and its reference both ask
+    return analysis.program.cached(key, lambda: _absorbed(analysis, gone, stay, border, maps))
 
 
-def _absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, border: bool) -> Absorbed:
+def _absorbed(analysis: Analysis, gone: BoolArray, stay: BoolArray, border: bool, by_map: bool) -> Absorbed:
     program = analysis.program
     if program.deployed is not program:
         why = "a model that runs in both modes keeps its constants"
-        return Absorbed(program, np.zeros_like(gone), {int(unit): why for unit in np.flatnonzero(gone)})
-    draft = _Draft(analysis, gone, stay, border)
+        return Absorbed(
+            program, np.zeros_like(gone), dict.fromkeys(np.flatnonzero(gone).tolist(), why), np.zeros(gone.size)
+        )
+    draft = _Draft(analysis, gone, stay, border, by_map)
     draft.look()
+    sizes = draft.sizes()
     taken = gone.copy()
     taken[list(draft.reasons)] = False
     if not taken.any():
-        return Absorbed(program, taken, draft.reasons)
-    made = program.derive(state=draft.state(taken), facts={})
-    if border and not is_same(program, remove_units(made, ~taken), _EXACT):
+        return Absorbed(program, taken, draft.reasons, sizes)
+    maps = draft.maps(taken)
+    exact = Absorbed(program.derive(state=draft.state(taken), facts={}), taken, draft.reasons, sizes, maps)
+    if border and not is_same(program, exact.without(~taken)):
         why = "what stays depends on it, for example by a norm over channels"
         return Absorbed(
-            program, np.zeros_like(gone), {**draft.reasons, **dict.fromkeys(np.flatnonzero(taken).tolist(), why)}
+            program, np.zeros_like(gone), {**draft.reasons, **dict.fromkeys(np.flatnonzero(taken).tolist(), why)}, sizes
         )
-    return Absorbed(made, taken, draft.reasons)
+    rounded = program.derive(state=draft.state(taken, rounded=True), facts={})
+    return Absorbed(rounded, taken, draft.reasons, sizes, maps)
 
 
 def is_same(before: Program, after: Program, tolerance: float = 1e-9) -> bool:
-    """Whether both give the same on fresh inputs, in float64: also in another batch size and with images of another
-    size, where the model takes them."""
+    """Whether both give the same on fresh inputs, in float64: also in another batch size, with images of another size
+    and sequences of another length, where the model takes them."""
     compared = False
-    trials = [fresh_inputs(before, None, 2), fresh_inputs(before, 5, 2, SMALLER)]
-    if not has_smaller(before):
-        trials.append(tuple(map_tensors(_twice, value) for value in fresh_inputs(before, None, 3)))
+    trials = [fresh_inputs(before, None, 2), fresh_inputs(before, 5, 2, SMALLER), *other_sizes(before, 3)]
     for inputs in trials:
         try:
             with seeded(0):
@@ -105,11 +127,6 @@ def is_same(before: Program, after: Program, tolerance: float = 1e-9) -> bool:
     return compared
 
 
-def _twice(value: Tensor) -> Tensor:
-    """Images twice as high and wide; other values as they are."""
-    return value.repeat(1, 1, *[2] * (value.ndim - 2)) if value.ndim >= 4 and value.is_floating_point() else value
-
-
 @dataclass(frozen=True)
 class _Seen:
     """What a layer reads of constant units."""
@@ -120,6 +137,12 @@ class _Seen:
     """[channels]: the constant of each input channel; NaN where it isn't one everywhere."""
     units: IntArray
     """[channels]: the unit of each; NO_UNIT where it is no candidate."""
+    dim: int
+    """The dimension of what is read along which the channels lie."""
+    image: Tensor | None
+    """What a sample reads of the channels, [channels, ...], where all samples read the same."""
+    mapped: set[int] = field(default_factory=set)
+    """The channels whose constants are added behind the layer."""
 
     @property
     def pads(self) -> bool:
@@ -144,6 +167,7 @@ class _Draft:
     gone: BoolArray
     stay: BoolArray
     border: bool
+    by_map: bool
     seen: list[_Seen] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
 
@@ -151,7 +175,7 @@ class _Draft:
         """Find what is read of the units, and which of them can't be taken in."""
         program, candidates = self.analysis.program, self.gone | self.stay
         every = Search(program, program).found(everywhere=True).layers
-        layers = {layer.node: layer for layer in every if not layer.form.turned and layer.is_plain}
+        layers = {layer.node: layer for layer in every if self._takes(layer)}
         wanted = {
             node: found for node in program.graph.nodes if (found := list(reads(self.analysis, node, candidates)))
         }
@@ -162,6 +186,11 @@ class _Draft:
                         self._read(node, value, labels, mine, layers.get(user))
         for seen in self.seen:
             self._judge(seen)
+
+    def _takes(self, layer: Layer) -> bool:
+        """Whether constants can be written into a layer's own tensors, or added behind it."""
+        whole = layer.is_plain and (layer.shift is None or not layer.shift.views)
+        return whole and (self.by_map or not layer.form.turned)
 
     def _read(self, node: fx.Node, value: Tensor, labels: IntArray, mine: set[int], layer: Layer | None) -> None:
         dim = None if layer is None or layer.source is not node else self._dim(layer, labels)
@@ -179,7 +208,14 @@ class _Draft:
         candidates = np.append(self.gone | self.stay, False)
         units = np.where(candidates[units], units, NO_UNIT)
         module = layer.form.conv
-        self.seen.append(_Seen(layer, module, first.masked_fill(~even, float("nan")), units))
+        if layer.form.turned:
+            even = torch.zeros_like(even)  # of its taps, some meet the constant here, others there
+        image = None
+        if self.by_map and layer.batch == (0, 1):
+            sample = value.detach()[:1].movedim(dim, 0)
+            same = ((rows.reshape(len(rows), len(value), -1) - sample.reshape(len(rows), 1, -1)) == 0).flatten(1).all(1)
+            image = sample if bool(same[torch.from_numpy(units != NO_UNIT)].all()) else None
+        self.seen.append(_Seen(layer, module, first.masked_fill(~even, float("nan")), units, dim, image))
 
     def _dim(self, layer: Layer, labels: IntArray) -> int | None:
         """The dimension of the layer's input along which its channels lie, if the units lie there, too."""
@@ -187,38 +223,89 @@ class _Draft:
         dim = 1 if is_conv(module) else labels.ndim - 1
         return dim if labels.size == labels.shape[dim] > 1 or labels.ndim == 1 else None
 
+    def sizes(self) -> FloatArray:
+        """[units]: the least magnitude that a layer reads of each unit; 0 where that isn't one constant."""
+        found = np.full(self.gone.size, np.inf)
+        for seen in self.seen:
+            here = seen.units != NO_UNIT
+            np.minimum.at(found, seen.units[here], seen.values.abs().nan_to_num(0.0).cpu().numpy()[here])
+        return np.where(np.isinf(found), 0.0, found)
+
     def _judge(self, seen: _Seen) -> None:
         for channel in np.flatnonzero(seen.units != NO_UNIT).tolist():
             unit = int(seen.units[channel])
             if not self.gone[unit]:
                 continue
-            value = float(seen.values[channel])
-            if np.isnan(value):
-                self.reasons[unit] = f"what {seen.layer.node.target} reads of it isn't the same everywhere"
-            elif value and self._stands_for(seen, channel) is None:
-                if seen.pads and self.border:
-                    self.reasons[unit] = f"{seen.layer.node.target} puts zeros around it"
-                elif seen.layer.bias is None:
-                    self.reasons[unit] = f"{seen.layer.node.target} has no bias"
+            if (reason := self._fault(seen, channel)) is not None:
+                if seen.image is None:
+                    self.reasons[unit] = reason
+                else:
+                    seen.mapped.add(channel)
+        if seen.mapped and (reason := self._map_fault(seen)) is not None:
+            self.reasons.update({int(seen.units[channel]): reason for channel in seen.mapped})
+
+    def _fault(self, seen: _Seen, channel: int) -> str | None:
+        """Why neither the layer's bias nor another constant can stand for a channel's."""
+        name = seen.layer.node.target if seen.layer.node.op == "call_module" else seen.layer.node.name
+        value = float(seen.values[channel])
+        if np.isnan(value):
+            return f"what {name} reads of it isn't the same everywhere"
+        if value and self._stands_for(seen, channel) is None:
+            if seen.pads and self.border:
+                return f"{name} puts zeros around it"
+            if seen.layer.bias is None:
+                return f"{name} has no bias"
+        return None
+
+    def _map_fault(self, seen: _Seen) -> str | None:
+        """Why a layer's constants can't be added behind it."""
+        found = self._map(seen, seen.mapped)
+        weight = self.analysis.program.tensors[seen.layer.weight]
+        taps = weight[0, 0].numel()
+        given = seen.layer.node.meta["val"]
+        if len(seen.mapped) * taps * (given.numel() // len(given)) < _WORTH * found.values.numel():
+            return f"a map of {found.values.numel():,} numbers would cost more than it saves"
+        uniform = found.values.numel() == found.values.shape[found.dim]
+        return None if uniform or not takes_other_sizes(self.analysis.program) else "a map would fix the image's size"
+
+    def maps(self, taken: BoolArray) -> tuple[Map, ...]:
+        """What is to be added behind layers for these units."""
+        found = []
+        for seen in self.seen:
+            channels = {each for each in seen.mapped if taken[seen.units[each]]}
+            made = self._map(seen, channels) if channels else None
+            found += [made] if made is not None and bool(made.values.any()) else []
+        return tuple(found)
+
+    def _map(self, seen: _Seen, channels: set[int]) -> Map:
+        """What a layer makes of some channels' constants."""
+        assert seen.image is not None, "others aren't mapped"
+        image = torch.zeros_like(seen.image)
+        image[sorted(channels)] = seen.image[sorted(channels)]
+        return map_of(self.analysis.program, seen.layer, image.movedim(0, seen.dim))
 
     def _stands_for(self, seen: _Seen, channel: int) -> int | None:
         """The channel with the largest constant of those in the same group of the layer that stay and are constant
         there, too: weights grow least by it."""
         start, found = channel // seen.width * seen.width, dict[int, float]()
+        weight = self.analysis.program.tensors[seen.layer.weight]
+        most = _MOST if torch.finfo(weight.dtype).eps < _SINGLE else _MOST_ROUNDED
         for other in range(start, start + seen.width):
             unit = int(seen.units[other])
             value = float(seen.values[other])
-            if unit != NO_UNIT and self.stay[unit] and abs(value) * _MOST >= abs(float(seen.values[channel])) > 0:
+            if unit != NO_UNIT and self.stay[unit] and abs(value) * most >= abs(float(seen.values[channel])) > 0:
                 found[other] = abs(value)
         return max(found, key=found.__getitem__, default=None)
 
-    def state(self, taken: BoolArray) -> dict[str, State]:
-        """The program's state, with the constants of these units in their readers."""
+    def state(self, taken: BoolArray, *, rounded: bool = False) -> dict[str, State]:
+        """The program's state, with the constants of these units in their readers: in float64, or rounded to the types
+        of the tensors."""
         program = self.analysis.program
         tensors: dict[str, Tensor] = {}
         for seen in self.seen:
             self._write(seen, taken, tensors)
-        return _with(program, tensors)
+        rounding = {name: value.to(program.tensors[name]) for name, value in tensors.items()} if rounded else tensors
+        return _with(program, rounding)
 
     def _write(self, seen: _Seen, taken: BoolArray, tensors: dict[str, Tensor]) -> None:
         program, layer = self.analysis.program, seen.layer
@@ -229,7 +316,7 @@ class _Draft:
             value = float(seen.values[channel])
             group, column = divmod(channel, seen.width)
             rows = slice(group * each, (group + 1) * each)
-            if not value:
+            if not value or channel in seen.mapped:
                 continue
             needs = (seen.pads and self.border) or layer.bias is None
             other = self._stands_for(seen, channel) if needs else None
@@ -252,13 +339,12 @@ def _draft_of(program: Program, name: str, tensors: dict[str, Tensor]) -> Tensor
 
 
 def _with(program: Program, tensors: Mapping[str, Tensor]) -> dict[str, State]:
-    """The program's state with other values in some tensors, rounded to their types."""
+    """The program's state with other values in some tensors."""
     state: dict[str, State] = dict(program.state)
     by_module: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in tensors.items():
         owner, _, key = name.rpartition(".")
         known = program.tensors[name]
-        value = value.to(known)
         if isinstance(state.get(owner), nn.Module):
             by_module[owner][key] = value
         else:

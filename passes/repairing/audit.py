@@ -1,0 +1,320 @@
+"""New weights are what their pass claims: checked on some of its samples, by running layers and not by moments.
+
+The references of `repair`, `factorise` and `merge: least_squares` take the new tensors from the new program. Whether
+these are a least squares solution at all is seen from what layers give with them:
+
+    d = new - old outputs, r = what the old ones lack        repair      the step d is along r: <d, r> / <d, d> >= 1
+    y = the thin layers' outputs, t = the old layer's        factorise   y is a projection:     <y, t> / <y, y> = 1
+    W_kept', W_kept, W_gone                                  merge       W_kept' = W_kept + C W_gone for some C
+
+That number is the length of the best step in a direction, in steps of the one that was taken. Half a step, and the
+new weights are as good as the old ones; weights with rows or columns in another order have a number near zero. What
+moves outputs (a bias) is right where nothing is lacking on average.
+
+Some of the samples say less than all of them, so that the bounds are wide; a fault is a step that leads nowhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx
+
+from prunec.compiler.data import Batch
+from prunec.compiler.errors import VerifyError
+from prunec.compiler.groups.analysis import analyse
+from prunec.compiler.ir.program import Axis, Program
+from prunec.compiler.pass_base import Context, silent
+from prunec.compiler.verify.interpreter import Interpreter
+from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
+from prunec.passes.repairing.combining import Read, reads_of
+from prunec.passes.repairing.layers import Layer, Search
+from prunec.passes.repairing.walk import feeds_of
+
+SAMPLES: Final = 16
+"""How many samples are looked at, at least; all where there are no more, and fewer than twice as many."""
+_LEAST_STEP: Final = 0.4
+"""The shortest best step that passes, where the solution's own samples would say at least 1."""
+_PROJECTED: Final = (0.6, 1.6)
+"""Between which the best step of a projection lies."""
+_FEW: Final = 8
+"""Fewer samples than these are all that there are, and say nothing about their spread."""
+_APART: Final = 5.0
+"""How many standard errors a sum may be off, by which a step is too short."""
+_OFF: Final = 7.0
+"""How many a mean may be off, of which there is one for each layer, however few its outputs."""
+_IDLE: Final = 1e-9
+"""A step that is smaller than this share of what it is added to isn't looked at: rounding makes it."""
+
+
+@dataclass
+class _Sums:
+    """What is added up of a layer over samples."""
+
+    along: list[Tensor] = field(default_factory=list)
+    """[samples]: the product of a step with what it should go along."""
+    own: list[Tensor] = field(default_factory=list)
+    """[samples]: its square."""
+    size: float = 0.0
+    means: list[Tensor] = field(default_factory=list)
+    """[samples, outputs]: what is still lacking, on average over a sample's positions."""
+
+    def add(self, step: Tensor, lacking: Tensor, size: Tensor) -> None:
+        """Add a step and what it should go along, of one shape, [samples, ...]."""
+        step, lacking = step.double().flatten(1), lacking.double().flatten(1)
+        self.along.append((step * lacking).sum(1))
+        self.own.append(step.square().sum(1))
+        self.size += float(size.double().square().sum())
+
+    def leads(self, least: float, most: float = math.inf) -> bool:
+        """Whether the best step, in steps of the one that was taken, lies between these, as far as so few samples can
+        tell; for a step that is none, it does."""
+        along, own = torch.cat(self.along), torch.cat(self.own)
+        if float(own.sum()) <= _IDLE * self.size:
+            return True
+        if math.isinf(most):
+            return _isnt_negative(along - least * own, _APART)
+        return all(_isnt_negative(each, _APART / 2) for each in (along - least * own, most * own - along))
+
+    def centred(self) -> bool:
+        """Whether nothing is lacking on average, as far as so few samples can tell."""
+        if sum(map(len, self.means)) < _FEW:
+            return True
+        means = torch.cat(self.means)
+        error = means.var(0).sum() / len(means)
+        return float(means.mean(0).square().sum()) <= float(_OFF**2 * error) + 1e-12 * self.size
+
+
+def _isnt_negative(each: Tensor, errors: float) -> bool:
+    """Whether a sum over samples isn't below zero by more than so many standard errors."""
+    error = float(each.std()) * math.sqrt(len(each)) if len(each) >= _FEW else 0.0
+    return float(each.sum()) >= -errors * error
+
+
+def audit_repair(
+    before: Program, after: Program, calibration: Calibration, context: Context, *, statistics: bool
+) -> None:
+    """Check layers that `repair` has refit against the dense program (`context.traced`); or, with `statistics`, batch
+    norms' against what arrives at them. Raises `VerifyError`."""
+    assert context.traced is not None, "a compile knows what it has traced"
+    old, new, dense = before.deployed, after.deployed, context.traced.deployed
+    found = Search(new, dense).found()
+    changed = {name for name, x in new.tensors.items() if not torch.equal(x, old.tensors[name])}
+    refit = [] if statistics else found.layers
+    layers = [each for each in refit if each.calls == 1 and changed & {each.weight, each.bias or ""}]
+    sums = {each.node.name: _Sums() for each in layers}
+    norms = {node: _Sums() for node in found.norms if statistics and f"{node.target}.running_mean" in changed}
+    sources = {each.source for each in layers} | {node.all_input_nodes[0] for node in norms}
+    others = {each.other for each in layers if each.other is not None}
+    for feeds in _feeds(dense, calibration, context):
+        targets = _values(dense, feeds(dense), {each.target for each in layers})
+        values = _values(new, feeds(new), sources | others)
+        for layer in layers:
+            _judge(layer, old, new, values, targets[layer.target], sums[layer.node.name])
+        for node, its in norms.items():
+            x = values[node.all_input_nodes[0]].double()
+            module: Any = new.state[str(node.target)]
+            _per_sample(its, x.movedim(1, -1) - module.running_mean.double())
+    for name, its in sums.items():
+        if not its.leads(_LEAST_STEP):
+            _fail("repair", name, "isn't nearer to what the dense model gives than before")
+        if not its.centred():
+            _fail("repair", name, "doesn't give what the dense model gives on average")
+    for node, its in norms.items():
+        if not its.centred():
+            _fail("repair", str(node.target), "has another running mean than what arrives at it")
+
+
+def _judge(
+    layer: Layer, old: Program, new: Program, values: Mapping[fx.Node, Tensor], target: Tensor, sums: _Sums
+) -> None:
+    """Compare what a layer gives, by its old and by its new tensors, with what it should."""
+    wanted = _by_output(layer, target)[..., layer.left.to(target.device)]
+    if layer.other is not None:
+        wanted = wanted - _by_output(layer, values[layer.other])
+    first, second = (_by_output(layer, _given(layer, program, values[layer.source])) for program in (old, new))
+    alive = _changed_outputs(layer, old, new)
+    first, second, wanted = (x[..., alive].double() for x in (first, second, wanted))
+    if layer.moves_norm and not layer.through_norm:
+        second = second + (old.tensors[layer.bias or ""] - new.tensors[layer.bias or ""]).double()[alive]
+    sums.add(second - first, wanted - first, wanted)
+    if layer.bias is not None and layer.batch == (0, 1):
+        _per_sample(sums, wanted - second)
+
+
+def _by_output(layer: Layer, value: Tensor) -> Tensor:
+    """A value of the shape of what a layer gives, [..., outputs]."""
+    channels = layer.form.channels
+    return value.movedim(channels, tuple(range(-len(channels), 0))).flatten(-len(channels))
+
+
+def _per_sample(sums: _Sums, value: Tensor) -> None:
+    """Add the mean of a value [samples, ..., outputs] over each sample's positions."""
+    sums.means.append(value.double().reshape(len(value), -1, value.shape[-1]).mean(1))
+
+
+def _changed_outputs(layer: Layer, old: Program, new: Program) -> Tensor:
+    """The outputs of a layer whose weights or bias are others."""
+    one, other = (layer.laid_in(program) for program in (old, new))
+    changed = (one != other).movedim(-1, 1).flatten(2).any(2).reshape(-1)
+    if layer.shift is not None:
+        changed = changed | (
+            layer.shift.of(old.tensors[layer.shift.name]) != layer.shift.of(new.tensors[layer.shift.name])
+        )
+    return changed.nonzero().reshape(-1)
+
+
+def _given(layer: Layer, program: Program, x: Tensor) -> Tensor:
+    """What a layer gives by a program's tensors; behind its batch norm where that is what was aimed at."""
+    run = Interpreter(program, x.dtype)
+    found = _called(run, layer.node, {layer.source: x})
+    return _called(run, layer.norm, {layer.node: found}) if layer.norm is not None and layer.through_norm else found
+
+
+def _called(run: Interpreter, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor:
+    """What a node gives of these values and the program's tensors, or views of these."""
+
+    def value(source: fx.Node) -> Any:
+        if source in values:
+            return values[source]
+        return run.load(str(source.target)) if source.op == "get_attr" else _called(run, source, values)
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+    with torch.no_grad():
+        found: Tensor = run.target(node)(*args, **kwargs)
+    return found
+
+
+# -- factors -----------------------------------------------------------------------------------------------------------
+
+
+def audit_factors(before: Program, after: Program, calibration: Calibration, context: Context) -> None:
+    """Check that each two layers give a projection of what one gave. Raises `VerifyError`."""
+    old, new = before.deployed, after.deployed
+    pairs = {
+        str(node.target).removesuffix(".1"): (node.all_input_nodes[0], node)
+        for node in new.graph.nodes
+        if node.op == "call_module"
+        and f"{str(node.target).removesuffix('.1')}.0" in new.state.keys() - old.state.keys()
+        and str(node.target).endswith(".1")
+    }
+    layers = {
+        str(each.node.target): each
+        for each in Search(old, old).found(everywhere=True).layers
+        if str(each.node.target) in pairs
+    }
+    sums = {name: _Sums() for name in layers}
+    parts: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for feeds in _feeds(old, calibration, context):
+        values = _values(old, feeds(old), {each.source for each in layers.values()})
+        for name, layer in layers.items():
+            x, (first, second) = values[layer.source], pairs[name]
+            wanted, run = _given_plainly(layer, old, x), Interpreter(new, x.dtype)
+            got = _called(run, second, {first: _called(run, first, {first.all_input_nodes[0]: x})})
+            dim = 1 if layer.form.conv is not None else got.ndim - 1
+            if layer.moves_norm and layer.bias is not None:
+                shift = old.tensors[layer.bias].double() - new.tensors[layer.bias].double()
+                got = got + shift.reshape([-1 if d == dim else 1 for d in range(got.ndim)])
+            scale: Tensor | float = 1.0
+            if layer.norm is not None:
+                norm: Any = old.state[str(layer.norm.target)]
+                scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+                scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+                scale = scale.reshape([-1 if d == dim else 1 for d in range(got.ndim)])
+            got, wanted = got.double() * scale, wanted.double() * scale
+            sums[name].size += float(wanted.square().sum())
+            got, wanted = (x.movedim(dim, -1).flatten(0, -2) for x in (got, wanted))
+            parts[name].append(torch.stack([got * wanted, got * got, got, wanted, torch.ones_like(got)]).sum(1))
+            if layer.bias is not None and layer.batch == (0, 1):
+                _per_sample(sums[name], (wanted - got).unsqueeze(0))
+    for name, its in sums.items():
+        both, own, got, wanted, count = torch.stack(parts[name], 1)  # each [samples, outputs]
+        middle = wanted.sum(0) / count.sum(0) if layers[name].bias is not None else torch.zeros_like(wanted[0])
+        its.along.append((both - middle * (got + wanted) + count * middle.square()).sum(1))
+        its.own.append((own - 2 * middle * got + count * middle.square()).sum(1))
+        if not its.leads(*_PROJECTED):
+            _fail("factorise", name, "gives something else in two layers than a projection of what it gave in one")
+        if not its.centred():
+            _fail("factorise", name, "doesn't give on average what it gave in one layer")
+
+
+def _given_plainly(layer: Layer, program: Program, x: Tensor) -> Tensor:
+    return _called(Interpreter(program, x.dtype), layer.node, {layer.source: x})
+
+
+# -- combinations ------------------------------------------------------------------------------------------------------
+
+
+def audit_merge(before: Program, after: Program, groups: Sequence[str]) -> None:
+    """Check that readers' new columns are their old ones and a combination of those that are gone. Raises
+    `VerifyError`."""
+    analysis = analyse(before)
+    for name in groups:
+        found = reads_of(analysis, analysis.groups[name])
+        for read in () if isinstance(found, str) else found:
+            if not _is_combined(read, before, after):
+                _fail("merge", str(read.member.axis), "has columns that are no combination of its old ones")
+
+
+def _is_combined(read: Read, before: Program, after: Program) -> bool:
+    """Whether new columns are that; taken for true where they can't say it."""
+    axis = read.member.axis
+    left, other = after.left_of(before, axis), Axis(axis.tensor, 1 - axis.dim)
+    if left is None:
+        return True
+    rows = after.left_of(before, other)
+    old, new = (which.tensors[axis.tensor].detach().double().movedim(axis.dim, 0) for which in (before, after))
+    old = old if rows is None else old[:, torch.from_numpy(rows)]
+    whole = torch.full_like(old, math.nan)
+    whole[torch.from_numpy(left)] = new
+    by_unit = [x[torch.from_numpy(read.places)].flatten(1) for x in (old, whole)]  # [units, places * outputs * taps]
+    there = torch.zeros(len(read.places), dtype=torch.bool)
+    there[torch.from_numpy(read.present)] = True
+    stays = there & ~by_unit[1].isnan().any(1)
+    kept, gone = (which.nonzero().reshape(-1).numpy() for which in (stays, there & ~stays))
+    if not gone.size or not kept.size:
+        return True
+    removed, change = by_unit[0][gone].T, (by_unit[1] - by_unit[0])[kept].T
+    if torch.linalg.matrix_rank(removed) < len(gone):
+        return True
+    c = torch.linalg.lstsq(removed, change).solution.T
+    apart = float((removed @ c.T - change).abs().max())
+    precision = torch.finfo(before.tensors[axis.tensor].dtype).eps
+    size = float(by_unit[0].abs().max() + change.abs().max())
+    return apart <= 100 * precision * size
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def _feeds(
+    program: Program, calibration: Calibration, context: Context
+) -> Iterator[Callable[[Program], tuple[Any, ...]]]:
+    """Samples from all over the data, one at a time, each as what gives a program's inputs: what lies side by side in
+    the data may be alike."""
+    kept, stride, index = list[Batch](), 1, 0
+    context = Context(context.seed, context.data, silent)
+    for piece in calibration.pieces(program, context, bytes_of_a_sample(program)):
+        for place in range(piece.count):
+            if index % stride == 0:
+                kept.append(piece[place : place + 1])
+            if len(kept) == 2 * SAMPLES:
+                kept, stride = kept[::2], 2 * stride
+            index += 1
+    for sample in kept:
+        yield lambda which, sample=sample: tuple(feeds_of(which, sample.inputs))  # type: ignore[misc]
+
+
+def _values(program: Program, inputs: tuple[Any, ...], wanted: set[Any]) -> dict[fx.Node, Tensor]:
+    """The values of some nodes, as they are when they are computed."""
+    floats = {tensor.dtype for tensor in program.tensors.values()}
+    run = Interpreter(program, torch.float64 if torch.float64 in floats else torch.float32)
+    return {node: value.clone() for node, value in run.steps(inputs) if node in wanted}
+
+
+def _fail(pass_name: str, layer: str, what: str) -> None:
+    raise VerifyError(f"pass '{pass_name}' wrote wrong weights: '{layer}' {what}")
