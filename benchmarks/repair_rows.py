@@ -84,7 +84,8 @@ def write(row: Row, path: Path) -> None:
 def tables(rows: Sequence[Row], samples: int) -> Iterator[str]:
     """The lines of all tables: for each budget points lost by each method, then by samples, then seconds."""
     for budget in _all(rows, "budget"):
-        yield from _table(f"{budget} of the MACs", _having(rows, budget=budget, samples=str(samples)), _lost, METHODS)
+        title = f"{budget} of the MACs" if budget.endswith("%") else f"{budget} of the heads and of the MLPs' widths"
+        yield from _table(title, _having(rows, budget=budget, samples=str(samples)), _lost, METHODS)
     counts = sorted(_all(rows, "samples"), key=int)
     for budget in (each for each in _all(rows, "budget") if len(counts) > 1):
         for count in counts:
@@ -122,9 +123,9 @@ def _line(title: str, cells: Sequence[str]) -> str:
 
 
 def _all(rows: Sequence[Row], key: str) -> list[str]:
-    """The values that there are: of networks and budgets in a fixed order."""
-    found = {row[key] for row in rows}
-    return sorted(found, key=lambda text: (not text.endswith("%"), -_number(text), text))
+    """The values that there are, in the order of the rows; shares of MACs before what is none, and falling."""
+    found = dict.fromkeys(row[key] for row in rows)
+    return sorted(found, key=lambda text: (not text.endswith("%"), -_number(text)))
 
 
 def _number(text: str) -> float:
