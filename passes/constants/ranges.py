@@ -36,6 +36,10 @@ _ROUNDING: Final = 1e-6
 """What rounding in float32 adds to a sum at most, as a share of the sum of magnitudes."""
 
 
+_DIPS: Final = -2.0
+"""Left of this, no activation that dips below 0 is still falling."""
+
+
 @dataclass(frozen=True)
 class Range:
     """What a tensor's elements lie between, in float64; sizes are 1 where a dimension makes no difference."""
@@ -361,14 +365,26 @@ def _dips_to(least: float) -> _Rule:
         if not (_is_real(low) and _is_real(high)):
             return None
         low, high = low.masked_fill(read.low == -torch.inf, 0.0), high.masked_fill(read.high == torch.inf, torch.inf)
-        still = read.fixed | ((low == 0) & (high == 0) & (read.high <= 0))
-        return Range(torch.where(still, low, least), torch.where(still, low, torch.maximum(low, high)))
+        still = read.fixed | ((high == 0) & (read.high < _DIPS))  # left of the dip it rises towards 0 as inputs fall
+        low, most = torch.where(still, high, least), torch.where(still, high, torch.maximum(low, high))
+        return Range(low, most)
 
     return rule
 
 
 def _as_it_is(found: _Ranges, node: fx.Node, module: Any) -> Range | None:
     return found.first(node)
+
+
+def _dropped(found: _Ranges, node: fx.Node, module: Any) -> Range | None:
+    """Dropout as a function drops in evaluation mode, too, where it is told to."""
+    drops = module is None and argument(node, 2, "training", True) is not False
+    return _anything(node.meta["val"]) if drops else found.first(node)
+
+
+def _any(found: _Ranges, node: fx.Node, module: Any) -> Range | None:
+    """Another value each time, whatever is read."""
+    return _anything(node.meta["val"])  # type: ignore[no-any-return]
 
 
 def _share(found: _Ranges, node: fx.Node, module: Any) -> Range | None:
@@ -500,9 +516,9 @@ _NEVER_FALL: Final = words(
     "relu relu6 sigmoid tanh hardsigmoid hardtanh selu logsigmoid clamp clip clampmin clampmax exp erf"
 )
 _SAME: Final = words("""
-    identity dropout dropout1d dropout2d dropout3d alphadropout featurealphadropout featuredropout contiguous clone
-    detach alias float double
+    identity contiguous clone detach alias float double
 """)
+_DROPOUTS: Final = words("dropout dropout1d dropout2d dropout3d alphadropout featurealphadropout featuredropout")
 _RULES: Final[Mapping[str, _Rule]] = {
     **dict.fromkeys(_NEVER_FALL, _never_falls),
     "leakyrelu": _if_positive("negative_slope", 0.01),
@@ -513,6 +529,8 @@ _RULES: Final[Mapping[str, _Rule]] = {
     "hardswish": _dips_to(-0.376),
     "mish": _dips_to(-0.31),
     **dict.fromkeys(_SAME, _as_it_is),
+    **dict.fromkeys(_DROPOUTS, _dropped),
+    **dict.fromkeys(("randlike", "randnlike", "emptylike", "rrelu"), _any),
     **dict.fromkeys(("softmax", "softmax2d"), _share),
     **dict.fromkeys(("add", "iadd"), _of_two(lambda a, b: Range(a.low + b.low, a.high + b.high))),
     **dict.fromkeys(("sub", "isub"), _of_two(lambda a, b: Range(a.low - b.high, a.high - b.low))),
