@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import Analysis, Group, Member
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.compiler.pass_base import Context
@@ -112,6 +113,10 @@ def moments(reads: Sequence[Read], program: Program, calibration: Calibration, c
                     sums[number] += (rows @ rows.T).double().cpu() / rows.shape[1]
         except StepError as error:
             raise piece.refused(error) from error
+    for read, gram in zip(reads, sums, strict=True):
+        if not bool(gram.isfinite().all()):
+            hint = "the model gives infinite values or NaN there; leave these samples out"
+            raise PassError(f"what {read.member.axis.tensor} reads on some samples isn't finite", hint=hint)
     return sums
 
 

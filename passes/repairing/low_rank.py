@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunec.compiler.errors import PassError
 from prunec.compiler.ir.program import FloatArray
 from prunec.passes.repairing.inputs import Inputs
 
@@ -46,6 +47,9 @@ class Spectrum:
             covariance = rows.T @ rows
         else:
             covariance = counted.T @ seen.second_moments()[0] @ counted
+        if not bool(covariance.isfinite().all()):
+            hint = "the model gives infinite values or NaN there; leave these samples out"
+            raise PassError(f"what {seen.layer.weight} reads on some samples isn't finite", hint=hint)
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         lost = np.concatenate([np.cumsum(values.cpu().numpy()[::-1])[::-1], [0.0]])

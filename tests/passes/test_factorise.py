@@ -180,3 +180,11 @@ def test_a_repair_behind_it_refits_the_second_layers(earlier, later):
     assert _apart(repaired.module, net, x) < 0.97 * _apart(plain.module, net, x)
     assert not any("no such layer" in note["reason"] for note in repaired.report["passes"][-1].get("notes", ()))
     assert {"3.1", "5.1"} <= repaired.report["passes"][-1]["details"]["repaired"].keys()
+
+
+@pytest.mark.parametrize("entries", [[{"factorise": 0.2}], [{"cluster": {"ratio": 0.25}}, {"merge": "least_squares"}]])
+def test_values_that_are_not_finite_are_told(entries: list[Any]):
+    net = _net(nn.Conv2d(3, 12, 3), lambda m, x: m.b(m.a(x).relu()), b=nn.Conv2d(12, 4, 3))
+    data = [torch.cat([*_images(), _images()[0] * float("inf")])]
+    with pytest.raises(PassError, match=r"what (a|b).weight reads on some samples isn't finite"):
+        compile(net, {"plan": 1, "passes": entries}, (data[0][:2],), data)

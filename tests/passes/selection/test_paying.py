@@ -50,7 +50,7 @@ def test_a_runtime_of_narrower_blocks_has_its_own():
 def test_the_runtime_that_a_latency_names_decides(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        select_module, "met_by_paying_widths", lambda _, runtime, met: asked.append(runtime) or met(None)
+        select_module, "met_by_paying_widths", lambda _, runtime, met, **__: asked.append(runtime) or met(None)
     )
     monkeypatch.setattr(select_module, "meet", lambda *given, **_: given)
     for budget in ({"latency": {"mnn": 0.5}}, {"latency": 0.5}, {"macs": 0.5}):
