@@ -34,17 +34,24 @@ def target_rows(reports: Sequence[TargetReport]) -> list[tuple[str, ...]]:
         difference = "not executed" if report.difference is None else f"{report.difference:.1e}"
         rows.append((report.target, report.files[0], sizes, difference, *_times(report.latency), report.runtime))
         if report.int8 is not None:
-            rows.append(_int8(report.int8))
+            rows.append(_int8(report.int8, executed=not report.unrunnable))
     return rows
 
 
-def _int8(int8: Int8Report) -> tuple[str, ...]:
+def _int8(int8: Int8Report, executed: bool) -> tuple[str, ...]:
     if int8.error:
         return ("  int8", "failed", "", "", "", "", "")
     judged = ""
     if int8.before is not None and int8.after is not None:
         judged = f"{int8.metric} {metric_text(int8.before, int8.share)} -> {metric_text(int8.after, int8.share)}"
-    return ("  int8", int8.files[0], size(int8.bytes), "", *_times(int8.latency), judged)
+    return (
+        "  int8",
+        int8.files[0],
+        size(int8.bytes),
+        "" if executed else "not executed",
+        *_times(int8.latency),
+        judged,
+    )
 
 
 def target_lines(reports: Sequence[TargetReport]) -> list[str]:

@@ -136,6 +136,8 @@ class Target:
     """What must be installed, as requirements: `ncnn>=1.0`."""
     int8_needs: ClassVar[tuple[str, ...]] = ()
     """What must be installed for files in int8 besides; the same extra brings it."""
+    without_int8: ClassVar[str] = ""
+    """Why there are no files in int8, and what a user may do instead; empty where that isn't known."""
     only_one: ClassVar[bool] = False
     """Whether its files take a batch of one sample alone: it is handed a program of that batch, where there is one."""
     tolerance: ClassVar[float] = 1e-5
@@ -172,7 +174,7 @@ class Target:
         `options.int8` says how. `samples` calibrate it: the input tensors of one run each, of the batch size that the
         file has.
         """
-        raise TargetError(f"{self.name} has no int8 yet")
+        raise TargetError(self.without_int8 or f"{self.name} has no int8 yet")
 
     @classmethod
     def beside(cls, path: Path) -> tuple[Path, ...]:

@@ -7,13 +7,14 @@ import struct
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import coremltools
 import numpy as np
 import torch
 from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
-from coremltools.proto import Model_pb2
+from coremltools.optimize import coreml as optimize
+from coremltools.proto import MIL_pb2, Model_pb2
 from torch.export import ExportedProgram
 
 from prunec.compiler.errors import TargetError
@@ -22,6 +23,8 @@ _TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int32: np.
 """Types of inputs -> what Core ML takes for them."""
 _SENTINEL = 0xDEADBEEF
 """The first word before each tensor in a file of weights."""
+_DEQUANTIZED: Final = "constexpr_affine_dequantize"
+"""The operation of an ML program that gives weights of those in int8."""
 
 
 def convert(source: str, path: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -46,6 +49,30 @@ def convert(source: str, path: str, inputs: Sequence[str], outputs: Sequence[str
     model.save(path)
     _without_chance(Path(path))
     _check(Path(path), [tuple(value.shape) for value in examples[0]])
+
+
+def quantize(path: str, to: str, per_channel: bool) -> None:
+    """Write the package at `path` with its weights in int8, whose ranges lie around zero; each channel has a scale of
+    its own, or each weight one. Raises `TargetError` where there is none to quantise, or the package isn't whole."""
+    config = optimize.OpLinearQuantizerConfig(
+        mode="linear_symmetric",
+        dtype=np.int8,
+        granularity="per_channel" if per_channel else "per_tensor",
+        weight_threshold=0,
+    )
+    before = _spec(Path(path))
+    places = {  # its tools would round places in a table, too
+        operation.outputs[0].name: None
+        for operation in _operations(before)
+        if operation.type == "const" and operation.outputs[0].type.tensorType.dataType != MIL_pb2.FLOAT32
+    }
+    model = coremltools.models.MLModel(path, skip_model_load=True)
+    wanted = optimize.OptimizationConfig(global_config=config, op_name_configs=places)
+    optimize.linear_quantize_weights(model, wanted).save(to)
+    _without_chance(Path(to))
+    if not any(operation.type == _DEQUANTIZED for operation in _operations(_spec(Path(to)))):
+        raise TargetError("the model has no weights that Core ML's tools quantise")
+    _check(Path(to), [tuple(entry.type.multiArrayType.shape) for entry in before.description.input])
 
 
 def _decompositions(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]:
@@ -104,11 +131,14 @@ def _check(package: Path, shapes: Sequence[tuple[int, ...]]) -> None:
 
 def _stored(spec: Any) -> Iterator[tuple[str, int]]:
     """The constants of an ML program that lie in the file of weights, each with its place there."""
+    for operation in _operations(spec):
+        for value in operation.attributes.values():  # of a constant, or of int8 with its scales
+            if value.WhichOneof("value") == "blobFileValue":
+                yield operation.outputs[0].name, value.blobFileValue.offset
+
+
+def _operations(spec: Any) -> Iterator[Any]:
+    """The operations of an ML program."""
     for function in spec.mlProgram.functions.values():
         for block in function.block_specializations.values():
-            for operation in block.operations:
-                if "val" not in operation.attributes:  # reading it would put it in
-                    continue
-                value = operation.attributes["val"]
-                if value.WhichOneof("value") == "blobFileValue":
-                    yield operation.outputs[0].name, value.blobFileValue.offset
+            yield from block.operations

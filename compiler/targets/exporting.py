@@ -437,7 +437,7 @@ class Export:
         to = self.path.with_name(self.path.name.replace(self.target.suffixes[0], f".int8{self.target.suffixes[0]}"))
         try:
             if not self.target.quantizes():
-                raise TargetError(f"{self.target.name} has no int8 yet", hint="leave out 'int8'")
+                raise TargetError(self.target.without_int8 or f"{self.target.name} has no int8 yet; leave out 'int8'")
             if (lacking := missing(self.target, int8=True)) is not None:
                 raise lacking
             if calibration is None:

@@ -39,6 +39,10 @@ class Ncnn(Target):
     suffixes = (".ncnn.param", ".ncnn.bin")
     extra = "ncnn"
     needs = ("ncnn>=1.0.20261020", "pnnx>=20261020")
+    without_int8 = (
+        "ncnn's Python package has no quantiser; a build of ncnn has ncnn2table and ncnn2int8, which make such a file "
+        "of the exported ones: docs/runtimes.md says how"
+    )
     only_one = True
 
     def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:

@@ -30,6 +30,12 @@ def test_a_row_for_each_target_and_for_its_files_in_int8():
     assert {len(row) for row in rows} == {len(COLUMNS)}
 
 
+def test_files_in_int8_that_can_not_be_run_are_told_so():
+    onnx, coreml, _ = FULL.targets
+    _, row = target_rows((replace(coreml, int8=replace(onnx.int8, latency=(), before=None, after=None)),))
+    assert row == ("  int8", "model.int8.onnx", "20.0 kB", "not executed", "", "", "")
+
+
 def test_what_the_table_has_no_room_for():
     assert target_lines(FULL.targets) == [
         "coreml: not executed: it runs on macOS alone",

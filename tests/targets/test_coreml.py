@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+
+import numpy as np
 import pytest
 import torch
 from nets import Made
 from torch import nn
 
 from prunec.compiler.errors import TargetError
-from prunec.compiler.targets import coreml
+from prunec.compiler.targets import coreml, exporting
 from prunec.compiler.targets.base import ExportOptions
 from prunec.compiler.targets.captured import captured
 from prunec.compiler.targets.exporting import missing
@@ -80,3 +83,55 @@ def test_an_input_of_a_type_that_it_lacks_is_told(tmp_path):
     made = trace(Made({}, lambda m, x: x.real), (torch.ones(1, 4, dtype=torch.complex64),))
     with pytest.raises(TargetError, match=r"Core ML takes no input of torch\.complex64"):
         TARGET.convert(made, tmp_path / "model.mlpackage", ExportOptions())
+
+
+class Placed(nn.Module):
+    """Reads its input at 400 places, which lie in the file among the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(400, 32)
+        self.register_buffer("places", torch.arange(400).flip(0).reshape(20, 20) % 300)
+
+    def forward(self, x):
+        return self.head(x[:, self.places].flatten(1))
+
+
+def test_weights_in_int8_are_near_and_places_stay(tmp_path):
+    """Read from the file by its format's description, not by the tools that wrote it."""
+    torch.manual_seed(0)
+    program = trace(Placed().eval(), (torch.randn(1, 300),))
+    path, to = tmp_path / "model.mlpackage", tmp_path / "model.int8.mlpackage"
+    with captured():
+        TARGET.convert(program, path, ExportOptions())
+    weight = program.state["head"].weight.detach().numpy()
+    for per_channel in (True, False):
+        options = ExportOptions.model_validate({"int8": {"per_channel": per_channel}})
+        with captured():
+            TARGET.quantize(program, path, to, options, [])
+        held = (to / "Data" / "com.apple.CoreML" / "weights" / "weight.bin").read_bytes()
+        operations = list(coreml_convert._operations(coreml_convert._spec(to)))
+        (made,) = (each.attributes for each in operations if each.type.startswith("constexpr"))
+        rounded = _stored(made["quantized_data"], held, np.int8).reshape(weight.shape)
+        scale = _stored(made["scale"], held, np.float32)
+        assert scale.size == (len(weight) if per_channel else 1)
+        assert np.abs(rounded * scale.reshape(-1, 1) - weight).max() <= 0.501 * scale.max()
+        assert np.abs(rounded).max() == 127
+        assert exporting.size_of(to) < 0.5 * exporting.size_of(path)
+
+
+def _stored(value, held, kind):
+    if value.WhichOneof("value") == "immediateValue":
+        return np.array(value.immediateValue.tensor.floats.values)
+    _, _, size, start = struct.unpack_from("<IIQQ", held, value.blobFileValue.offset)
+    return np.frombuffer(held[start : start + size], kind)
+
+
+def test_a_model_without_weights_has_no_int8(tmp_path):
+    program = trace(Made({}, lambda m, x: x.relu()), (torch.randn(1, 4),))
+    options = ExportOptions.model_validate({"int8": True})
+    path, to = tmp_path / "model.mlpackage", tmp_path / "model.int8.mlpackage"
+    with captured():
+        TARGET.convert(program, path, options)
+        with pytest.raises(TargetError, match="the model has no weights that Core ML's tools quantise"):
+            TARGET.quantize(program, path, to, options, [])

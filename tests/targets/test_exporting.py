@@ -190,6 +190,10 @@ class Halves(Fake):
         self.kept[str(to)] = program
 
 
+class ByHand(Fake):
+    without_int8 = "it is made by hand"
+
+
 def samples(count, batch):
     return [[np.zeros((batch or 2, 3, 16, 16), np.float32)]] * count
 
@@ -207,7 +211,8 @@ def test_int8_is_calibrated_judged_in_the_runtime_and_timed(tmp_path):
 @pytest.mark.parametrize(
     ("target", "calibration", "words"),
     [
-        (Fake, Calibration(samples), "fake has no int8 yet"),
+        (Fake, Calibration(samples), "fake has no int8 yet; leave out 'int8'"),
+        (ByHand, Calibration(samples), "it is made by hand"),
         (Halves, None, "int8 is calibrated on data"),
         (Halves, Calibration(lambda count, batch: []), "int8 can't be made: AssertionError"),
     ],
