@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.groups.analysis import Analysis
 from prunec.compiler.ir.aliasing import memories, mutates, written
+from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.ops import argument, op_name, words
 from prunec.compiler.ir.program import Program
 from prunec.compiler.labels.flow import Flow
@@ -101,13 +102,16 @@ _NONE: Final = object()
 
 
 class _Ranges:
-    """Works the ranges out, node by node."""
+    """Works the ranges out, node by node; on the CPU, wherever the program is."""
 
     def __init__(self, program: Program, flow: Flow) -> None:
-        self.program, self.flow = program, flow
+        if any(tensor.device.type != "cpu" for tensor in program.tensors.values()):
+            program = program.derive(state=with_own_tensors(program.state, torch.device("cpu")))
+        self.program = program
+        self.flow = flow
         self.values: dict[fx.Node, Any] = {}
         """A `Range`, or a nest of them."""
-        self.interpreter = Interpreter(program, torch.float64)
+        self.interpreter = Interpreter(self.program, torch.float64)
 
     def found(self) -> dict[fx.Node, Range]:
         nodes = list(self.program.graph.nodes)

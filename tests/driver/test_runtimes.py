@@ -26,8 +26,8 @@ def plan(*passes):
     return {"plan": 1, "inputs": [[1, 3, 8, 8]], "passes": [{"score": "l1"}, *passes, "shrink"]}
 
 
-def net():
-    return Made({"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 8, 3)}, lambda m, x: m.b(m.a(x))).eval()
+def net(width=8):
+    return Made({"a": nn.Conv2d(3, width, 3), "b": nn.Conv2d(width, 8, 3)}, lambda m, x: m.b(m.a(x))).eval()
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_budget_in_a_named_runtime_is_met_and_told(runtime, tmp_path, monkeypa
     for name, value in {"SWEEPS": 1, "NETWORK_SWEEPS": 1, "LAYER_SECONDS": 0.05, "NETWORK_SECONDS": 0.05}.items():
         monkeypatch.setattr(latency_table, name, value)
     torch.manual_seed(0)
-    result = compile(net(), {**plan(select({runtime: "90%"})), "inputs": [[1, 3, 32, 32]]})
+    result = compile(net(128), {**plan(select({runtime: "90%"})), "inputs": [[1, 3, 32, 32]]})
     (reached,) = [p["details"]["budget"] for p in result.report["passes"] if "budget" in p["details"]]
     assert 0 < reached[f"latency in {runtime}"]["share"] <= 0.9
     report = result.write(tmp_path / "out")

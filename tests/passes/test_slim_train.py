@@ -293,6 +293,7 @@ def test_growing_needs_a_selection_which_then_goes_without_a_change():
         {"select": "30%"},
         {"slim_train": {"method": "growing", "strength": 0.5, "every": 1, "ceiling": 4, "epochs": 20, "lr": 0.1}},
         "shrink",
+        {"fold_constants": "none"},
     ]
     with pytest.raises(PlanError, match="'slim_train' needs selection"):
         compile(network(), {"plan": 1, "passes": passes[2:]}, (X,), batches())
@@ -322,6 +323,7 @@ def test_candidates_of_a_training_are_what_a_threshold_takes():
 def test_constraints_hold_in_any_training():
     constraints = {"clamp": {"fc": [-0.01, 0.01]}, "max_norm": {"conv1": 0.2}, "hold_below": {"stem": 1e3}}
     passes = [{"slim_train": {"updates": 3, "lr": 0.1, "weight_decay": 0.1, "constraints": constraints}}]
+    passes.append({"fold_constants": "none"})
     found = compile(network(), {"plan": 1, "passes": passes}, (X,), batches()).module.state_dict()
     assert found["fc.weight"].abs().max() <= 0.01
     assert found["conv1.weight"].flatten(1).norm(dim=1).max() <= 0.2 * (1 + 1e-6)

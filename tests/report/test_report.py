@@ -110,7 +110,11 @@ def test_a_full_report_has_its_sections_behind_the_rest():
             "versions": {"prunec": "0.1.0", "torch": "2.9.0"},
             "use": ["from model import load", "model = load()", "outputs = model(x)"],
         },
-        "latency": {"predicted": {"before": 0.002, "after": 0.001}, "measured": {"before": 0.004, "after": 0.0025}},
+        "latency": {
+            "runtime": "onnxruntime",
+            "predicted": {"before": 0.002, "after": 0.001},
+            "measured": {"before": 0.004, "after": 0.0025},
+        },
         "region": {
             "names": ["backbone"],
             "difference": 3e-07,
@@ -175,7 +179,10 @@ def test_another_metric_is_no_accuracy():
 
 
 def test_a_latency_that_was_only_predicted():
-    assert Latency(Change(2.0, 1.0)).to_dict() == {"predicted": {"before": 2.0, "after": 1.0}}
+    assert Latency(Change(2.0, 1.0)).to_dict() == {
+        "runtime": "onnxruntime",
+        "predicted": {"before": 2.0, "after": 1.0},
+    }
 
 
 def test_every_field_is_a_key():
