@@ -124,7 +124,7 @@ class Repair(Pass):
         """On some samples, that layers give what they should rather than what they gave; of none, nothing is said."""
         if self.data == "plan":
             anew = self.method == "batch_norm"
-            audit_repair(program, result.program, self._calibration, context, statistics=anew)
+            audit_repair(program, result.program, self._calibration, context, statistics=anew, rows=self.rows)
 
 
 _Place = LeastSquares | Bias | Statistics

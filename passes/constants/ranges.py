@@ -204,10 +204,14 @@ class _Ranges:
     def moved(self, node: fx.Node) -> Any:
         """The operation itself, executed on the bounds at the example's shape."""
         parts: list[Any] = []
+        try:
+            read = self._at_any_size(node)
+        except _NoBound:
+            return None
         for side in ("low", "high"):
 
             def bound(source: fx.Node, side: str = side) -> Any:
-                return self._bound(source, side)
+                return self._bound(source, side, read)
 
             try:
                 args, kwargs = fx.map_arg(node.args, bound), fx.map_arg(node.kwargs, bound)
@@ -219,9 +223,32 @@ class _Ranges:
         found = [Range(*pair) if isinstance(pair[0], Tensor) else _NONE for pair in zip(low, high, strict=True)]
         return found if isinstance(parts[0], kinds) else found[0]
 
-    def _bound(self, source: fx.Node, side: str) -> Any:
+    def _at_any_size(self, node: fx.Node) -> dict[fx.Node, Range]:
+        """What is read, where sizes say how much of it is taken or padded: over all of these dimensions, since at other
+        sizes it is something else that is taken."""
+        sizes = {each for each in node.all_input_nodes if not _has_tensors(each)}
+        name, first = op_name(node), argument(node, 0, "input")
+        if not sizes or name in _KEEP_ALL:
+            return {}
+        read = self.of(first)
+        if read is None:
+            raise _NoBound
+        rank = read.low.ndim
+        dims: Sequence[int] | None = None
+        if name in ("getitem", "__getitem__"):
+            dims = _indexed_by(argument(node, 1, "index"), rank, sizes)
+        elif name == "pad":
+            pads, value = argument(node, 1, "pad"), argument(node, 3, "value")
+            if not isinstance(pads, list | tuple) or not isinstance(value, int | float | None):
+                raise _NoBound
+            dims = range(rank - len(pads) // 2, rank)
+            if argument(node, 2, "mode", "constant") == "constant":
+                read = Range(read.low.clamp(max=value or 0.0), read.high.clamp(min=value or 0.0))
+        return {first: read.hull(range(rank) if dims is None else dims)}
+
+    def _bound(self, source: fx.Node, side: str, read: Mapping[fx.Node, Range]) -> Any:
         """A bound of an operand in the example's shape, or the operand itself where it is no such tensor."""
-        known, found = source.meta.get("val"), self.values.get(source)
+        known, found = source.meta.get("val"), read.get(source, self.values.get(source))
         if isinstance(found, Range):
             return getattr(found, side).expand(source.meta["val"].shape)
         if isinstance(found, list):
@@ -256,6 +283,30 @@ class _Ranges:
             return self.interpreter.target(node)(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError):
             return None
+
+
+_KEEP_ALL: Final = words("view reshape flatten unflatten expand broadcast_to repeat tile")
+"""Of what gives all elements that it reads, whatever the sizes are."""
+
+
+def _has_tensors(node: fx.Node) -> bool:
+    return any(isinstance(part, Tensor) for part in pytree.tree_leaves(node.meta.get("val")))
+
+
+def _indexed_by(index: Any, rank: int, sizes: set[fx.Node]) -> list[int] | None:
+    """The dimensions of which an index takes what these nodes say; None where that can't be told."""
+    entries, found, dim = list(index) if isinstance(index, list | tuple) else [index], list[int](), 0
+    taking = sum(each is not None and each is not Ellipsis for each in entries)
+    for each in entries:
+        if each is Ellipsis:
+            dim += rank - taking
+        elif isinstance(each, slice | int | fx.Node):
+            parts = (each.start, each.stop, each.step) if isinstance(each, slice) else (each,)
+            found += [dim] if any(part in sizes for part in parts if isinstance(part, fx.Node)) else []
+            dim += 1
+        elif each is not None:
+            return None
+    return found
 
 
 class _NoBound(Exception):

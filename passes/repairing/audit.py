@@ -30,8 +30,10 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Axis, Program
 from prunec.compiler.pass_base import Context, silent
 from prunec.compiler.verify.interpreter import Interpreter
+from prunec.passes.calibration import calibration as calibrating
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 from prunec.passes.repairing.combining import Read, reads_of
+from prunec.passes.repairing.inputs import ROWS, WIDE, WIDE_ROWS
 from prunec.passes.repairing.layers import Layer, Search
 from prunec.passes.repairing.walk import feeds_of
 
@@ -47,6 +49,8 @@ _APART: Final = 5.0
 """How many standard errors a sum may be off, by which a step is too short."""
 _OFF: Final = 7.0
 """How many a mean may be off, of which there is one for each layer, however few its outputs."""
+_ROUNDED: Final = 4.0
+"""How many roundings of what is added up a mean may be off."""
 _IDLE: Final = 1e-9
 """A step that is smaller than this share of what it is added to isn't looked at: rounding makes it."""
 
@@ -60,46 +64,72 @@ class _Sums:
     own: list[Tensor] = field(default_factory=list)
     """[samples]: its square."""
     size: float = 0.0
+    count: int = 0
+    """How many places of outputs `size` is about."""
     means: list[Tensor] = field(default_factory=list)
     """[samples, outputs]: what is still lacking, on average over a sample's positions."""
+    left: float = 0.0
+    """The square of what is still lacking, on average over a sample's positions; summed over samples and outputs."""
 
     def add(self, step: Tensor, lacking: Tensor, size: Tensor) -> None:
         """Add a step and what it should go along, of one shape, [samples, ...]."""
         step, lacking = step.double().flatten(1), lacking.double().flatten(1)
         self.along.append((step * lacking).sum(1))
         self.own.append(step.square().sum(1))
+        self.add_size(size)
+
+    def add_size(self, size: Tensor) -> None:
+        """Add what a step is added to, [..., outputs]."""
         self.size += float(size.double().square().sum())
+        self.count += size[..., :1].numel()
 
-    def leads(self, least: float, most: float = math.inf) -> bool:
+    def leads(self, rounding: float, least: float, most: float = math.inf) -> bool:
         """Whether the best step, in steps of the one that was taken, lies between these, as far as so few samples can
-        tell; for a step that is none, it does."""
-        along, own = torch.cat(self.along), torch.cat(self.own)
-        if float(own.sum()) <= _IDLE * self.size:
+        tell, and but for rounding of this share of a number; for a step that is none, it does."""
+        along, own, rounded = torch.cat(self.along), torch.cat(self.own), _ROUNDED * rounding
+        if float(own.sum()) <= max(_IDLE, rounded**2) * self.size:
             return True
+        slack = rounded * math.sqrt(float(own.sum()) * self.size)
         if math.isinf(most):
-            return _isnt_negative(along - least * own, _APART)
-        return all(_isnt_negative(each, _APART / 2) for each in (along - least * own, most * own - along))
+            return _isnt_negative(along - least * own, _APART, slack)
+        return all(_isnt_negative(each, _APART / 2, slack) for each in (along - least * own, most * own - along))
 
-    def centred(self) -> bool:
-        """Whether nothing is lacking on average, as far as so few samples can tell."""
+    def centred(self, rounding: float, rows: int) -> bool:
+        """Whether nothing is lacking on average, as far as so few samples can tell, and but for rounding of this share
+        of a number. The solution has seen about `rows` positions, drawn from those of all samples and the same in equal
+        ones: it is off by that, too."""
         if sum(map(len, self.means)) < _FEW:
             return True
         means = torch.cat(self.means)
-        error = means.var(0).sum() / len(means)
-        return float(means.mean(0).square().sum()) <= float(_OFF**2 * error) + 1e-12 * self.size
+        error = means.var(0).sum() / len(means) + self.left / (rows * len(torch.unique(means, dim=0)))
+        rounded = max(1e-12, (_ROUNDED * rounding) ** 2 / max(self.count, 1)) * self.size
+        return float(means.mean(0).square().sum()) <= float(_OFF**2 * error) + rounded
 
 
-def _isnt_negative(each: Tensor, errors: float) -> bool:
-    """Whether a sum over samples isn't below zero by more than so many standard errors."""
+def _isnt_negative(each: Tensor, errors: float, slack: float) -> bool:
+    """Whether a sum over samples isn't below zero by more than so many standard errors, and this."""
     error = float(each.std()) * math.sqrt(len(each)) if len(each) >= _FEW else 0.0
-    return float(each.sum()) >= -errors * error
+    return float(each.sum()) >= -errors * error - slack
 
 
 def audit_repair(
-    before: Program, after: Program, calibration: Calibration, context: Context, *, statistics: bool
+    before: Program, after: Program, calibration: Calibration, context: Context, *, statistics: bool, rows: int = ROWS
 ) -> None:
     """Check layers that `repair` has refit against the dense program (`context.traced`); or, with `statistics`, batch
     norms' against what arrives at them. Raises `VerifyError`."""
+    _raise(lambda every: _faults_of_repair(before, after, calibration, context, statistics, rows, every))
+
+
+def _faults_of_repair(
+    before: Program,
+    after: Program,
+    calibration: Calibration,
+    context: Context,
+    statistics: bool,
+    rows: int,
+    every: bool,
+) -> Iterator[str]:
+    """What is wrong with layers, by some samples or by every one."""
     assert context.traced is not None, "a compile knows what it has traced"
     old, new, dense = before.deployed, after.deployed, context.traced.deployed
     found = Search(new, dense).found()
@@ -110,7 +140,7 @@ def audit_repair(
     norms = {node: _Sums() for node in found.norms if statistics and f"{node.target}.running_mean" in changed}
     sources = {each.source for each in layers} | {node.all_input_nodes[0] for node in norms}
     others = {each.other for each in layers if each.other is not None}
-    for feeds in _feeds(dense, calibration, context):
+    for feeds in _feeds(dense, calibration, context, every)[0]:
         targets = _values(dense, feeds(dense), {each.target for each in layers})
         values = _values(new, feeds(new), sources | others)
         for layer in layers:
@@ -118,15 +148,16 @@ def audit_repair(
         for node, its in norms.items():
             x = values[node.all_input_nodes[0]].double()
             module: Any = new.state[str(node.target)]
+            its.add_size(x.movedim(1, -1))
             _per_sample(its, x.movedim(1, -1) - module.running_mean.double())
     for name, its in sums.items():
-        if not its.leads(_LEAST_STEP):
-            _fail("repair", name, "isn't nearer to what the dense model gives than before")
-        if not its.centred():
-            _fail("repair", name, "doesn't give what the dense model gives on average")
+        if not its.leads(_rounding(new), _LEAST_STEP):
+            yield _fault("repair", name, "isn't nearer to what the dense model gives than before")
+        if not its.centred(_rounding(new), rows):
+            yield _fault("repair", name, "doesn't give what the dense model gives on average")
     for node, its in norms.items():
-        if not its.centred():
-            _fail("repair", str(node.target), "has another running mean than what arrives at it")
+        if not its.centred(_rounding(new), rows):
+            yield _fault("repair", str(node.target), "has another running mean than what arrives at it")
 
 
 def _judge(
@@ -154,7 +185,9 @@ def _by_output(layer: Layer, value: Tensor) -> Tensor:
 
 def _per_sample(sums: _Sums, value: Tensor) -> None:
     """Add the mean of a value [samples, ..., outputs] over each sample's positions."""
-    sums.means.append(value.double().reshape(len(value), -1, value.shape[-1]).mean(1))
+    value = value.double().reshape(len(value), -1, value.shape[-1])
+    sums.means.append(value.mean(1))
+    sums.left += float(value.square().mean(1).sum())
 
 
 def _changed_outputs(layer: Layer, old: Program, new: Program) -> Tensor:
@@ -194,6 +227,13 @@ def _called(run: Interpreter, node: fx.Node, values: Mapping[fx.Node, Tensor]) -
 
 def audit_factors(before: Program, after: Program, calibration: Calibration, context: Context) -> None:
     """Check that each two layers give a projection of what one gave. Raises `VerifyError`."""
+    _raise(lambda every: _faults_of_factors(before, after, calibration, context, every))
+
+
+def _faults_of_factors(
+    before: Program, after: Program, calibration: Calibration, context: Context, every: bool
+) -> Iterator[str]:
+    """What is wrong with pairs of layers, by some samples or by every one."""
     old, new = before.deployed, after.deployed
     pairs = {
         str(node.target).removesuffix(".1"): (node.all_input_nodes[0], node)
@@ -209,7 +249,8 @@ def audit_factors(before: Program, after: Program, calibration: Calibration, con
     }
     sums = {name: _Sums() for name in layers}
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    for feeds in _feeds(old, calibration, context):
+    samples, count = _feeds(old, calibration, context, every)
+    for feeds in samples:
         values = _values(old, feeds(old), {each.source for each in layers.values()})
         for name, layer in layers.items():
             x, (first, second) = values[layer.source], pairs[name]
@@ -226,20 +267,28 @@ def audit_factors(before: Program, after: Program, calibration: Calibration, con
                 scale = scale if norm.weight is None else scale * norm.weight.detach().double()
                 scale = scale.reshape([-1 if d == dim else 1 for d in range(got.ndim)])
             got, wanted = got.double() * scale, wanted.double() * scale
-            sums[name].size += float(wanted.square().sum())
+            sums[name].add_size(wanted.movedim(dim, -1))
             got, wanted = (x.movedim(dim, -1).flatten(0, -2) for x in (got, wanted))
             parts[name].append(torch.stack([got * wanted, got * got, got, wanted, torch.ones_like(got)]).sum(1))
             if layer.bias is not None and layer.batch == (0, 1):
                 _per_sample(sums[name], (wanted - got).unsqueeze(0))
     for name, its in sums.items():
-        both, own, got, wanted, count = torch.stack(parts[name], 1)  # each [samples, outputs]
-        middle = wanted.sum(0) / count.sum(0) if layers[name].bias is not None else torch.zeros_like(wanted[0])
-        its.along.append((both - middle * (got + wanted) + count * middle.square()).sum(1))
-        its.own.append((own - 2 * middle * got + count * middle.square()).sum(1))
-        if not its.leads(*_PROJECTED):
-            _fail("factorise", name, "gives something else in two layers than a projection of what it gave in one")
-        if not its.centred():
-            _fail("factorise", name, "doesn't give on average what it gave in one layer")
+        both, own, got, wanted, places = torch.stack(parts[name], 1)  # each [samples, outputs]
+        middle = wanted.sum(0) / places.sum(0) if layers[name].bias is not None else torch.zeros_like(wanted[0])
+        its.along.append((both - middle * (got + wanted) + places * middle.square()).sum(1))
+        its.own.append((own - 2 * middle * got + places * middle.square()).sum(1))
+        if not its.leads(_rounding(new), *_PROJECTED):
+            yield _fault(
+                "factorise", name, "gives something else in two layers than a projection of what it gave in one"
+            )
+        if not its.centred(_rounding(new), count * _rows_of_a_sample(layers[name], old, calibration)):
+            yield _fault("factorise", name, "doesn't give on average what it gave in one layer")
+
+
+def _rows_of_a_sample(layer: Layer, program: Program, calibration: Calibration) -> int:
+    """How many positions of a sample `layers_read` looks at."""
+    most = (WIDE_ROWS if layer.laid_in(program).flatten(1, -2).shape[1] > WIDE else ROWS) // layer.calls
+    return -(-most // (calibration.samples or calibrating.SAMPLES))
 
 
 def _given_plainly(layer: Layer, program: Program, x: Tensor) -> Tensor:
@@ -257,7 +306,9 @@ def audit_merge(before: Program, after: Program, groups: Sequence[str]) -> None:
         found = reads_of(analysis, analysis.groups[name])
         for read in () if isinstance(found, str) else found:
             if not _is_combined(read, before, after):
-                _fail("merge", str(read.member.axis), "has columns that are no combination of its old ones")
+                raise VerifyError(
+                    _fault("merge", str(read.member.axis), "has columns that are no combination of its old ones")
+                )
 
 
 def _is_combined(read: Read, before: Program, after: Program) -> bool:
@@ -292,21 +343,20 @@ def _is_combined(read: Read, before: Program, after: Program) -> bool:
 
 
 def _feeds(
-    program: Program, calibration: Calibration, context: Context
-) -> Iterator[Callable[[Program], tuple[Any, ...]]]:
-    """Samples from all over the data, one at a time, each as what gives a program's inputs: what lies side by side in
-    the data may be alike."""
+    program: Program, calibration: Calibration, context: Context, every: bool
+) -> tuple[Iterator[Callable[[Program], tuple[Any, ...]]], int]:
+    """Some samples and how many there are: from all over the data, or every one, one at a time, each as what gives a
+    program's inputs: what lies side by side in the data may be alike."""
     kept, stride, index = list[Batch](), 1, 0
     context = Context(context.seed, context.data, silent)
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program)):
         for place in range(piece.count):
             if index % stride == 0:
                 kept.append(piece[place : place + 1])
-            if len(kept) == 2 * SAMPLES:
+            if len(kept) == 2 * SAMPLES and not every:
                 kept, stride = kept[::2], 2 * stride
             index += 1
-    for sample in kept:
-        yield lambda which, sample=sample: tuple(feeds_of(which, sample.inputs))  # type: ignore[misc]
+    return (lambda which, sample=sample: tuple(feeds_of(which, sample.inputs)) for sample in kept), index
 
 
 def _values(program: Program, inputs: tuple[Any, ...], wanted: set[Any]) -> dict[fx.Node, Tensor]:
@@ -316,5 +366,17 @@ def _values(program: Program, inputs: tuple[Any, ...], wanted: set[Any]) -> dict
     return {node: value.clone() for node, value in run.steps(inputs) if node in wanted}
 
 
-def _fail(pass_name: str, layer: str, what: str) -> None:
-    raise VerifyError(f"pass '{pass_name}' wrote wrong weights: '{layer}' {what}")
+def _rounding(program: Program) -> float:
+    """The coarsest rounding of a program's tensors, as a share of a number."""
+    return max((torch.finfo(x.dtype).eps for x in program.tensors.values() if x.is_floating_point()), default=0.0)
+
+
+def _raise(faults: Callable[[bool], Iterator[str]]) -> None:
+    """Raise `VerifyError` where some samples show a fault, and all of them do, too: some may lack those few samples
+    that a solution is about."""
+    if next(faults(False), None) is not None and (fault := next(faults(True), None)) is not None:
+        raise VerifyError(fault)
+
+
+def _fault(pass_name: str, layer: str, what: str) -> str:
+    return f"pass '{pass_name}' wrote wrong weights: '{layer}' {what}"

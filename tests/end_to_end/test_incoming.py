@@ -45,8 +45,13 @@ def live(model: nn.Module) -> nn.Module:
 def plan(incoming=True, **select):
     return {
         "plan": 1,
-        "passes": [{"axes": {"incoming": incoming}}, {"score": SCALES}, {"select": select}, "shrink"]
-        + [{"fold_constants": "none"}],
+        "passes": [
+            {"axes": {"incoming": incoming}},
+            {"score": SCALES},
+            {"select": select},
+            "shrink",
+            {"fold_constants": "none"},
+        ],
     }
 
 
