@@ -37,6 +37,8 @@ _ROUNDING: Final = 1e-6
 """What rounding in float32 adds to a sum at most, as a share of the sum of magnitudes."""
 
 
+_LATE: Final = 20
+"""From here on, softplus is a line but for less than what rounding adds."""
 _DIPS: Final = -2.0
 """Left of this, no activation that dips below 0 is still falling."""
 
@@ -249,8 +251,10 @@ class _Ranges:
     def _bound(self, source: fx.Node, side: str, read: Mapping[fx.Node, Range]) -> Any:
         """A bound of an operand in the example's shape, or the operand itself where it is no such tensor."""
         known, found = source.meta.get("val"), read.get(source, self.values.get(source))
-        if isinstance(found, Range):
-            return getattr(found, side).expand(source.meta["val"].shape)
+        if isinstance(found, Range) and isinstance(known, Tensor):
+            if not known.numel():
+                raise _NoBound  # at another size there is something
+            return getattr(found, side).expand(known.shape)
         if isinstance(found, list):
             shapes = [part.shape for part in pytree.tree_leaves(known)]
             return [getattr(part, side).expand(shape) for part, shape in zip(found, shapes, strict=True)]
@@ -406,6 +410,13 @@ def _if_positive(name: str, default: float) -> _Rule:
         return _never_falls(found, node, module) if isinstance(slope, int | float) and slope >= 0 else None
 
     return rule
+
+
+def _softplus(found: _Ranges, node: fx.Node, module: Any) -> Range | None:
+    """It never falls, but where it becomes a line: by less than rounding, unless that is told to be early."""
+    threshold = _option(node, module, 2, "threshold", 20.0)
+    late = isinstance(threshold, int | float) and threshold >= _LATE
+    return _if_positive("beta", 1.0)(found, node, module) if late else None
 
 
 def _dips_to(least: float) -> _Rule:
@@ -578,7 +589,7 @@ _RULES: Final[Mapping[str, _Rule]] = {
     **dict.fromkeys(_NEVER_FALL, _never_falls),
     "leakyrelu": _if_positive("negative_slope", 0.01),
     **dict.fromkeys(("elu", "celu"), _if_positive("alpha", 1.0)),
-    "softplus": _if_positive("beta", 1.0),
+    "softplus": _softplus,
     "gelu": _dips_to(-0.171),
     "silu": _dips_to(-0.279),
     "hardswish": _dips_to(-0.376),

@@ -318,7 +318,7 @@ def _is_combined(read: Read, before: Program, after: Program) -> bool:
     if left is None:
         return True
     rows = after.left_of(before, other)
-    old, new = (which.tensors[axis.tensor].detach().double().movedim(axis.dim, 0) for which in (before, after))
+    old, new = (which.tensors[axis.tensor].detach().cpu().double().movedim(axis.dim, 0) for which in (before, after))
     old = old if rows is None else old[:, torch.from_numpy(rows)]
     whole = torch.full_like(old, math.nan)
     whole[torch.from_numpy(left)] = new

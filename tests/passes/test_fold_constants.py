@@ -269,3 +269,53 @@ def test_a_model_of_both_modes_keeps_its_constants_by_default():
     net = _net(0)
     result = compile(net, {"plan": 1, "mode": "train"}, example_inputs=(torch.randn(2, 3, 8, 8),))
     assert _widths(result) == (8, 6)
+
+
+class _Sized(nn.Module):
+    """A unit gives 0.5, until what the image's size asks for is padded."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, step, stride=step)
+        self.step = step
+        with torch.no_grad():
+            self.a.weight[3], self.a.bias[3] = 0, 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        x = nn.functional.pad(self.a(x).relu(), (0, -width % self.step, 0, -height % self.step))
+        found: torch.Tensor = self.b(x).mean((2, 3))
+        return found
+
+
+class _Placed(nn.Module):
+    """A unit gives 0.5 in the first places alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.places = nn.Parameter(torch.randn(1, 64, 8))
+        with torch.no_grad():
+            self.a.weight[3], self.a.bias[3] = 0, 0.5
+            self.places[:, :20, 3] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.b((self.a(x) + self.places[:, : x.shape[1]]).relu())
+        return found
+
+
+@pytest.mark.parametrize(
+    ("net", "example", "other"),
+    [
+        (_Sized(4), (2, 3, 16, 16), (2, 3, 18, 18)),
+        (_Sized(2), (2, 3, 16, 16), (1, 3, 21, 19)),
+        (_Placed(), (2, 8, 4), (2, 40, 4)),
+    ],
+    ids=["padded to a multiple", "padded to an even size", "places"],
+)
+def test_what_is_constant_at_one_size_alone_stays(net, example, other):
+    result = compile(net.eval(), {"plan": 1}, example_inputs=(torch.randn(example),))
+    x = torch.randn(other)
+    assert torch.allclose(result.module(x), net(x), atol=1e-5)

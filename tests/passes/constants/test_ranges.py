@@ -84,6 +84,7 @@ LAYERS: dict[str, tuple[RUN, dict[str, nn.Module]]] = {
     "dropout that always drops": (lambda m, x: F.dropout(m.a(x).sigmoid()), {}),
     "noise": (lambda m, x: torch.rand_like(m.a(x).relu()) + torch.randn_like(m.a(x) * 0), {}),
     "negative slope": (lambda m, x: F.leaky_relu(m.a(x).tanh(), -0.5), {}),
+    "a line early": (lambda m, x: F.softplus(m.a(x).tanh() * 0.55 - 0.45, 1.0, 0), {}),
     "softplus": (lambda m, x: F.softplus(m.a(x).tanh(), 2.0), {}),
     "a gate": (lambda m, x: F.relu6(m.a(x)) * m.a(x).sigmoid() / 3, {}),
     "written in place": (lambda m, x: _written(m.a(x).sigmoid()), {}),

@@ -134,3 +134,21 @@ def test_a_fault_is_found(passes, fault, monkeypatch):
     fault(monkeypatch)
     with pytest.raises(VerifyError, match="wrote wrong weights"):
         _compiled(PASSES[passes])
+
+
+def _sparse() -> Tensor:
+    images = torch.zeros(300, 3, 8, 8)
+    images[::10] = 20 * _images(30)
+    return images
+
+
+@pytest.mark.parametrize("passes", [PASSES["least squares"], PASSES["bias"], PASSES["factors"]])
+@pytest.mark.parametrize("images", [_sparse(), torch.ones(40, 3, 8, 8)], ids=["few that say all", "all alike"])
+def test_odd_samples_are_no_fault(passes, images):
+    compile(_net(), {"plan": 1, "passes": passes}, (_images(2),), [images])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_coarse_rounding_is_no_fault(dtype):
+    passes = [*CUT, {"repair": "batch_norm"}, {"repair": "bias"}]
+    compile(_net().to(dtype), {"plan": 1, "passes": passes}, (_images(2).to(dtype),), [_images(64).to(dtype)])
