@@ -208,4 +208,5 @@ def _row(figures: Any) -> dict[str, Any]:
     if figures is True:
         return {}
     ratio = figures.after / figures.before if figures.before > 0 else 0.0
-    return {"ridge": "old weights" if figures.ridge is None else figures.ridge, "error_left": float(f"{ratio:.3g}")}
+    ridge = "old weights" if figures.ridge is None else float(f"{figures.ridge:.3g}")
+    return {"ridge": ridge, "error_left": float(f"{ratio:.3g}")}
