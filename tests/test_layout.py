@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -281,3 +283,30 @@ def test_every_package_is_installed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = (file.parent for top in ("compiler", "passes", "models") for file in (ROOT / top).rglob("__init__.py"))
     assert sorted(listed) == sorted(".".join(("prunec", *folder.relative_to(ROOT).parts)) for folder in folders)
+
+
+def _missing(name: str) -> bool:
+    """Whether there is no such function as `prunec.folder.module:function`."""
+    module, function = name.removeprefix("prunec.").split(":")
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    held = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+    return not any(isinstance(part, ast.FunctionDef) and part.name == function for part in held)
+
+
+def test_functions_that_other_processes_call_by_name_are_there():
+    """Their modules import extras, so that nothing else finds a name that is wrong before the extra is installed."""
+    parts = [
+        part
+        for folder in ("compiler", "passes")
+        for file in (ROOT / folder).rglob("*.py")
+        for part in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    names = {part.value for part in parts if re.fullmatch(r"prunec(\.\w+)+:\w+", part.value)}
+    assert "prunec.compiler.targets.coreml_convert:convert" in names
+    assert not [name for name in names if _missing(name)]
+
+
+@pytest.mark.parametrize("name", ["targets.gone:convert", "targets.coreml_convert:gone"])
+def test_a_name_that_is_wrong_is_found(name):
+    assert _missing(f"prunec.compiler.{name}")

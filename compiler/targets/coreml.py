@@ -21,7 +21,8 @@ from prunec.compiler.targets.flat import pixels_as_floats, saved_flat
 
 _TYPES = (torch.float32, torch.float16, torch.int32, torch.int64, torch.bool)
 """Types of inputs that it can be handed; truth values as float32, and whole numbers as int32."""
-_CONVERT: Final = "prunec.compiler.targets.coreml_convert"
+_CONVERT: Final = "prunec.compiler.targets.coreml_convert:convert"
+_QUANTIZE: Final = "prunec.compiler.targets.coreml_convert:quantize"
 _MACOS = sys.platform == "darwin"
 
 
@@ -46,7 +47,7 @@ class CoreML(Target):
         with TemporaryDirectory() as folder:
             source = saved_flat(program, Path(folder), inputs)
             names = input_names(program), output_names(program.graph)
-            in_child(f"{_CONVERT}:convert", source, path, *names)
+            in_child(_CONVERT, source, path, *names)
         return Converted(batch_of(program.inputs))
 
     def quantize(
@@ -54,7 +55,7 @@ class CoreML(Target):
     ) -> None:
         """The weights alone, by Core ML's own tools: values stay as they are, and so samples change nothing."""
         assert options.int8 is not None, "int8 was asked for"
-        in_child(f"{_CONVERT}:quantize", path, to, options.int8.per_channel)
+        in_child(_QUANTIZE, path, to, options.int8.per_channel)
 
     def load(self, path: Path, threads: int) -> Session:
         """The package on the CPU; Core ML decides on the threads itself."""

@@ -17,7 +17,8 @@ from prunec.compiler.targets.base import Array, Converted, ExportOptions, Meter,
 from prunec.compiler.targets.child import in_child, saved
 from prunec.compiler.targets.flat import saved_flat
 
-_LOWER: Final = "prunec.compiler.targets.executorch_lower"
+_LOWER: Final = "prunec.compiler.targets.executorch_lower:lower"
+_QUANTIZE: Final = "prunec.compiler.targets.executorch_lower:quantize"
 
 
 class ExecuTorch(Target):
@@ -33,7 +34,7 @@ class ExecuTorch(Target):
     def convert(self, program: Program, path: Path, options: ExportOptions) -> Converted:
         """Of the example's sizes: memory is planned ahead, so an open batch would take that of the largest."""
         with TemporaryDirectory() as folder:
-            in_child(f"{_LOWER}:lower", saved_flat(program, Path(folder)), path)
+            in_child(_LOWER, saved_flat(program, Path(folder)), path)
         return Converted(batch_of(program.inputs))
 
     def quantize(
@@ -43,7 +44,7 @@ class ExecuTorch(Target):
         assert options.int8 is not None, "int8 was asked for"
         with TemporaryDirectory() as folder:
             source, files = saved_flat(program, Path(folder)), saved(samples, Path(folder))
-            in_child(f"{_LOWER}:quantize", source, to, files, options.int8.per_channel)
+            in_child(_QUANTIZE, source, to, files, options.int8.per_channel)
 
     def load(self, path: Path, threads: int) -> Session:
         """The file in ExecuTorch's own interpreter, with the kernels that come with it."""

@@ -17,13 +17,11 @@ from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import NodeTime, Profile, Target
+from prunec.compiler.targets.base import NodeTime, Profile
 from prunec.compiler.targets.captured import captured
 from prunec.compiler.targets.flat import exported_flat
-from prunec.compiler.targets.interleaved import Run
-from prunec.compiler.targets.metering import Times, loaded, turns
+from prunec.compiler.targets.metering import OneThread, Times, turns
 from prunec.compiler.targets.onnx_export import input_names
-from prunec.compiler.targets.processor import processor
 
 _ONNX: Final[Mapping[str, str]] = {
     **{"aten.convolution": "Conv", "aten.linear": "Gemm", "aten.addmm": "Gemm"},
@@ -34,14 +32,10 @@ _CALLS: Final = frozenset({"DELEGATE_CALL", "OPERATOR_CALL"})
 """What the tracer calls a step of the program; what a delegate tells of its own stands before it."""
 
 
-class ExecuTorchMeter:
+class ExecuTorchMeter(OneThread):
     """Measures in ExecuTorch on this machine's CPU, with one thread."""
 
     layout: frozenset[str] = frozenset()
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self.name = f"{target.describe()}, {processor()}, 1 thread"
 
     def profile(self, program: Program, seconds: float) -> Profile:
         """The steps of the program; a step's name is that of the input that it hangs on, where that is one."""
@@ -64,11 +58,8 @@ class ExecuTorchMeter:
                 raise TargetError(f"ExecuTorch tells the times of {len(run)} steps of {len(steps)}")
             for number, took in enumerate(run):
                 times.add(number, took)
-        return tuple(NodeTime(step.op, step.elements, times.low()[n], step.name) for n, step in enumerate(steps))
-
-    def loaded(self, program: Program) -> Run:
-        """The session that parity is tested by."""
-        return loaded(self._target, program)
+        low = times.low()
+        return tuple(NodeTime(step.op, step.elements, low[n], step.name) for n, step in enumerate(steps))
 
 
 def _lowered(exported: Any) -> Any:

@@ -14,12 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import NodeTime, Profile, Target
+from prunec.compiler.targets.base import NodeTime, Profile
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.interleaved import Run
-from prunec.compiler.targets.metering import Times, converted, loaded, turns
+from prunec.compiler.targets.metering import OneThread, Times, converted, turns
 from prunec.compiler.targets.onnx_export import input_names
-from prunec.compiler.targets.processor import processor
 
 _ONNX: Final[Mapping[str, str]] = {
     **{"CONV_2D": "Conv", "DEPTHWISE_CONV_2D": "Conv", "CONV_3D": "Conv", "TRANSPOSE_CONV": "ConvTranspose"},
@@ -28,21 +26,17 @@ _ONNX: Final[Mapping[str, str]] = {
 """LiteRT's name of an operation -> ONNX's, of what multiplies."""
 
 
-class LiteRTMeter:
+class LiteRTMeter(OneThread):
     """Measures in LiteRT on this machine's CPU, with one thread."""
 
     layout: frozenset[str] = frozenset({"TRANSPOSE", "RESHAPE"})
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self.name = f"{target.describe()}, {processor()}, 1 thread"
 
     def profile(self, program: Program, seconds: float) -> Profile:
         """The operations of the file; a name is that of the input that an operation hangs on, where that is one."""
         from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415  (an extra)
 
         with TemporaryDirectory() as folder, captured():
-            held = converted(self._target, program, Path(folder)).read_bytes()
+            held = converted(self.target, program, Path(folder)).read_bytes()
             nodes, runs, times = [], [], Times()
             for node, model in _alone(held, input_names(program)):
                 opened: Any = Interpreter(model_content=model, num_threads=1)
@@ -56,10 +50,6 @@ class LiteRTMeter:
                     times.add(number, time.perf_counter() - start)
         low = times.low()
         return tuple(NodeTime(op, elements, low[number], name) for number, (op, elements, name) in enumerate(nodes))
-
-    def loaded(self, program: Program) -> Run:
-        """The session that parity is tested by."""
-        return loaded(self._target, program)
 
 
 def _alone(held: bytes, inputs: Sequence[str]) -> Iterator[tuple[tuple[str, int, str], bytes]]:

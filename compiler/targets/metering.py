@@ -28,6 +28,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Target
 from prunec.compiler.targets.captured import captured
 from prunec.compiler.targets.interleaved import Run, interleaved
+from prunec.compiler.targets.processor import processor
 
 FEWEST: Final = 4
 """Runs, however long one takes. The first one, which allocates, doesn't count."""
@@ -68,6 +69,18 @@ class Times:
 def fed(program: Program) -> list[Array]:
     """The program's example inputs as arrays."""
     return [value.detach().contiguous().numpy(force=True) for value in tensors_in(program.inputs)]
+
+
+class OneThread:
+    """What the meters of targets share: their names, and a whole run, on this machine's CPU with one thread."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.name = f"{target.describe()}, {processor()}, 1 thread"
+
+    def loaded(self, program: Program) -> Run:
+        """The session that parity is tested by."""
+        return loaded(self.target, program)
 
 
 def converted(target: Target, program: Program, folder: Path) -> Path:

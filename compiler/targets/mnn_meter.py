@@ -10,11 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import NodeTime, Profile, Target
+from prunec.compiler.targets.base import NodeTime, Profile
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.interleaved import Run
-from prunec.compiler.targets.metering import Times, converted, loaded, turns
-from prunec.compiler.targets.processor import processor
+from prunec.compiler.targets.metering import OneThread, Times, converted, turns
 
 _ONNX: Final[Mapping[str, str]] = {
     **{"Convolution": "Conv", "ConvolutionDepthwise": "Conv", "Convolution3D": "Conv"},
@@ -24,19 +22,15 @@ _ONNX: Final[Mapping[str, str]] = {
 """MNN's type of an operation -> ONNX's name, of what multiplies."""
 
 
-class MnnMeter:
+class MnnMeter(OneThread):
     """Measures in MNN on this machine's CPU, with one thread."""
 
     layout: frozenset[str] = frozenset({"ConvertTensor", "Raster"})
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self.name = f"{target.describe()}, {processor()}, 1 thread"
-
     def profile(self, program: Program, seconds: float) -> Profile:
         """The operations; inputs hold what MNN puts there, since times don't depend on it."""
         with TemporaryDirectory() as folder, captured():
-            path = converted(self._target, program, Path(folder))
+            path = converted(self.target, program, Path(folder))
             import MNN  # noqa: PLC0415  (an extra)
 
             found = _Found()
@@ -46,10 +40,6 @@ class MnnMeter:
             for _ in turns(seconds):
                 interpreter.runSessionWithCallBackInfo(session, found.before, found.behind)
         return tuple(NodeTime(*found.kinds[name], took, name) for name, took in found.times.low().items())
-
-    def loaded(self, program: Program) -> Run:
-        """The session that parity is tested by."""
-        return loaded(self._target, program)
 
 
 class _Found:

@@ -17,13 +17,11 @@ from typing import Any, Final
 import numpy as np
 
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import Array, NodeTime, Profile, Target
+from prunec.compiler.targets.base import Array, NodeTime, Profile
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.interleaved import Run
-from prunec.compiler.targets.metering import Times, converted, fed, loaded, turns
+from prunec.compiler.targets.metering import OneThread, Times, converted, fed, turns
 from prunec.compiler.targets.ncnn_session import NcnnSession, place
 from prunec.compiler.targets.onnx_export import input_names
-from prunec.compiler.targets.processor import processor
 
 _AS_IT_IS: Final = 1
 """The type of what is extracted: not put into the plain layout."""
@@ -37,19 +35,15 @@ _ONNX: Final[Mapping[str, str]] = {
 """ncnn's name of a layer -> ONNX's, of what multiplies."""
 
 
-class NcnnMeter:
+class NcnnMeter(OneThread):
     """Measures in ncnn on this machine's CPU, with one thread."""
 
     layout: frozenset[str] = frozenset({"Packing", "Split"})
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self.name = f"{target.describe()}, {processor()}, 1 thread"
-
     def profile(self, program: Program, seconds: float) -> Profile:
         """Each layer; its name is that of the input that it hangs on, where that is one."""
         with TemporaryDirectory() as folder, captured():
-            path = converted(self._target, program, Path(folder))
+            path = converted(self.target, program, Path(folder))
             layers = list(_layers(path.read_text(encoding="utf-8"), input_names(program)))
             before = _laid_out(path, program)
             opened, inputs, times, sizes = NcnnSession(path, 1), fed(program), Times(), dict[int, int]()
@@ -62,10 +56,6 @@ class NcnnMeter:
             NodeTime(_ONNX.get(layer.kind, layer.kind), sizes[number], low[number], layer.name)
             for number, layer in enumerate(layers)
         )
-
-    def loaded(self, program: Program) -> Run:
-        """The session that parity is tested by."""
-        return loaded(self._target, program)
 
 
 @dataclass(frozen=True)

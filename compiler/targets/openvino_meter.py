@@ -12,10 +12,8 @@ from typing import Any, Final
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, NodeTime, Profile, Target
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.interleaved import Run
-from prunec.compiler.targets.metering import Times, fed, loaded, turns
+from prunec.compiler.targets.metering import OneThread, Times, fed, turns
 from prunec.compiler.targets.onnx_export import onnx_bytes
-from prunec.compiler.targets.processor import processor
 
 _ONNX: Final[Mapping[str, str]] = {
     **{"Convolution": "Conv", "GroupConvolution": "Conv", "Deconvolution": "ConvTranspose", "FullyConnected": "Gemm"},
@@ -36,14 +34,14 @@ WARM: Final = 2
 """Runs that don't count."""
 
 
-class OpenVinoMeter:
+class OpenVinoMeter(OneThread):
     """Measures in OpenVINO on this machine's CPU, with one thread."""
 
     layout: frozenset[str] = frozenset({"Reorder"})
 
     def __init__(self, target: Target, package: Callable[[], Any]) -> None:
-        self._target, self._package = target, package
-        self.name = f"{target.describe()}, {processor()}, 1 thread"
+        super().__init__(target)
+        self._package = package
 
     def profile(self, program: Program, seconds: float) -> Profile:
         """The nodes that were executed."""
@@ -65,10 +63,6 @@ class OpenVinoMeter:
         return tuple(
             NodeTime(kinds[name], sizes.get(name, 0), max(took, 0.0), name) for name, took in times.least().items()
         )
-
-    def loaded(self, program: Program) -> Run:
-        """The session that parity is tested by."""
-        return loaded(self._target, program)
 
 
 def _totals(request: Any, inputs: Sequence[Array], runs: int, before: int = 0) -> dict[str, float]:
