@@ -307,15 +307,23 @@ class _Placed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "example", "other"),
+    ("net", "passes", "example", "other"),
     [
-        (_Sized(4), (2, 3, 16, 16), (2, 3, 18, 18)),
-        (_Sized(2), (2, 3, 16, 16), (1, 3, 21, 19)),
-        (_Placed(), (2, 8, 4), (2, 40, 4)),
+        (_Sized(4), [], (2, 3, 16, 16), (2, 3, 18, 18)),
+        (_Sized(2), [], (2, 3, 16, 16), (1, 3, 21, 19)),
+        (_Placed(), [], (2, 8, 4), (2, 40, 4)),
+        (_Sized(4), ["fold_constants"], (2, 3, 16, 16), (2, 3, 18, 18)),
+        (_Sized(2), ["fold_constants"], (2, 3, 16, 16), (1, 3, 21, 19)),
     ],
-    ids=["padded to a multiple", "padded to an even size", "places"],
+    ids=[
+        "padded to a multiple",
+        "padded to an even size",
+        "places",
+        "by trials, a multiple",
+        "by trials, an even size",
+    ],
 )
-def test_what_is_constant_at_one_size_alone_stays(net, example, other):
-    result = compile(net.eval(), {"plan": 1}, example_inputs=(torch.randn(example),))
+def test_what_is_constant_at_one_size_alone_stays(net, passes, example, other):
+    result = compile(net.eval(), {"plan": 1, "passes": passes}, example_inputs=(torch.randn(example),))
     x = torch.randn(other)
     assert torch.allclose(result.module(x), net(x), atol=1e-5)
