@@ -4,12 +4,13 @@
     python benchmarks/mobile.py mobilenet_v2 resnet18 --targets ncnn mnn --int8
     python benchmarks/mobile.py --csv benchmarks/results/mobile.csv      rows that are there aren't measured again
 
-The plan is `score`, `select: {budget: {macs: 50%}}`, `shrink`, `fold_bn`; weights are random, the batch is an image of
-224x224. Original and slim model are converted, run in the target's own runtime and compared with the module on several
-inputs; they are timed in turns, with one thread, in CPU seconds of the process, and the fastest run counts: what other
-programs take of the caches makes a run slower, and a small model's more. A ratio is that of the latencies over that of
-the MACs: at 1.0, half the MACs are half the time. int8 is calibrated on random images, so its difference from the
-module tells of rounding and of nothing else.
+The plan is `score`, `select: {budget: {macs: 50%}}`, `shrink`, `fold_bn`, and exports to this target alone, so that
+widths are multiples of what its runtime prefers; weights are random, the batch is an image of 224x224. Original and
+slim model are converted, run in the target's own runtime and compared with the module on several inputs. They are
+timed in turns, with one thread, in CPU seconds of the process, and the fastest run counts: what other programs take of
+the caches makes a run slower, and a small model's more. A ratio is that of the latencies over that of the MACs: at
+1.0, half the MACs are half the time. int8 is calibrated on random images, so its difference from the module tells of
+rounding and of nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import csv
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,7 +45,7 @@ from prunec.passes.shrink import Shrink
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "efficientnet_b0", "shufflenet_v2_x1_0", "vit_b_16")
 SIZE = 224
 COLUMNS = (
-    *("network", "target", "runtime", "macs", "difference", "dense_ms", "slim_ms", "ratio"),
+    *("network", "target", "runtime", "multiple", "macs", "difference", "dense_ms", "slim_ms", "ratio"),
     *("dense_mb", "slim_mb", "int8_mb", "int8_ms", "int8_difference", "note", "processor"),
 )
 
@@ -63,12 +65,38 @@ def dense(name: str) -> Program:
     return trace(model.eval(), (torch.randn(1, 3, SIZE, SIZE),))
 
 
-def slim(program: Program) -> Program:
-    """At half of the MACs, by the default plan; batch norm is folded, as in the original when it is converted."""
-    context = Context(traced=program, runtime="onnxruntime")
+@dataclass(frozen=True)
+class Slim:
+    """A network at half of its MACs."""
+
+    program: Program
+    multiple: int
+    """Of what its widths are multiples: what the runtime prefers, or less, where that would cost too much."""
+
+
+def slim(program: Program, runtime: str) -> Slim:
+    """By the default plan for a runtime; batch norm is folded, as in the original when it is converted."""
+    context, multiple = Context(traced=program, runtime=runtime), 1
     for each in (Score(), Select.model_validate({"budget": {"macs": "50%"}}), Shrink(), FoldBN()):
-        program = each.run(program, context).program
-    return program
+        result = each.run(program, context)
+        program, multiple = result.program, result.details.get("multiple_of", {}).get("channels", multiple)
+    return Slim(program, multiple)
+
+
+class Slims:
+    """The slim networks of one original, by what a runtime prefers: many prefer the same."""
+
+    def __init__(self, original: Program) -> None:
+        self.original = original
+        self._made: dict[int, Slim] = {}
+
+    def of(self, target: str) -> Slim:
+        """The one of a plan that exports to this target."""
+        runtime = TARGETS.named(target).runtime or target
+        preferred = TARGETS.named(runtime).multiple
+        if preferred not in self._made:
+            self._made[preferred] = slim(self.original, runtime)
+        return self._made[preferred]
 
 
 def calibration(program: Program) -> Calibration:
@@ -87,23 +115,22 @@ def calibration(program: Program) -> Calibration:
     return Calibration(samples, judge)
 
 
-def row(name: str, target: str, programs: tuple[Program, Program], int8: bool) -> dict[str, str]:
+def row(name: str, target: str, dense: Program, slim: Slim, int8: bool) -> dict[str, str]:
     """Convert, compare and time; int8 where the target has it."""
-    made = TARGETS.named(target)()
+    made, program = TARGETS.named(target)(), slim.program
     wanted = {"int8": {"samples": 16}} if int8 and made.quantizes() else {}
     with TemporaryDirectory() as folder:
         found = export(
             made,
-            programs[1],
+            program,
             Path(folder),
             made.Options.model_validate(wanted),
-            dense=programs[0],
-            calibration=calibration(programs[1]) if wanted else None,
+            dense=dense,
+            calibration=calibration(program) if wanted else None,
         )
-    share = cost(programs[1]).macs / cost(programs[0]).macs
-    return {"network": name, "target": target, "macs": f"{share:.3f}", "processor": processor()} | _figures(
-        found, share
-    )
+    share = cost(program).macs / cost(dense).macs
+    said = {"multiple": str(slim.multiple), "macs": f"{share:.3f}", "processor": processor()}
+    return {"network": name, "target": target} | said | _figures(found, share)
 
 
 def _figures(found: TargetReport, share: float) -> dict[str, str]:
@@ -175,10 +202,9 @@ def main() -> None:
         wanted = [target for target in options.targets if (name, target) not in known]
         if not wanted:
             continue
-        original = dense(name)
-        programs = original, slim(original)
+        slims = Slims(dense(name))
         for target in wanted:
-            found = row(name, target, programs, options.int8)
+            found = row(name, target, slims.original, slims.of(target), options.int8)
             out.print("  ".join(f"{key} {found[key]}" for key in COLUMNS[:-1] if found.get(key)))
             rows.append(found)
             if options.csv:
