@@ -34,7 +34,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.targets import exporting
 from prunec.compiler.targets.base import TARGETS, Array
-from prunec.compiler.targets.exporting import Calibration, TargetReport, Timed, export
+from prunec.compiler.targets.exporting import Calibration, ExportContext, TargetReport, Timed, export
 from prunec.compiler.targets.interleaved import BLOCK, Run
 from prunec.compiler.targets.processor import processor
 from prunec.passes.fold_bn import FoldBN
@@ -125,8 +125,7 @@ def row(name: str, target: str, dense: Program, slim: Slim, int8: bool) -> dict[
             program,
             Path(folder),
             made.Options.model_validate(wanted),
-            dense=dense,
-            calibration=calibration(program) if wanted else None,
+            ExportContext(dense, calibration=calibration(program) if wanted else None),
         )
     share = cost(program).macs / cost(dense).macs
     said = {"multiple": str(slim.multiple), "macs": f"{share:.3f}", "processor": processor()}
@@ -164,15 +163,15 @@ def time_alone(seconds: float) -> None:
     """Have exports timed with one thread, by the CPU seconds of the process."""
     exporting.THREADS = (1,)  # type: ignore[misc,assignment]
     exporting.SECONDS = seconds  # type: ignore[misc]
-    exporting.interleaved = fastest  # type: ignore[assignment]
+    exporting.run_seconds = fastest  # type: ignore[assignment]
 
 
-def fastest(runs: Sequence[Run], seconds: float) -> list[tuple[float, ...]]:
+def fastest(runs: Sequence[Run], seconds: float, *, alone: bool) -> list[float]:
     """The CPU seconds of the fastest run of each; they take turns, each for `seconds` of runs in blocks of `BLOCK`."""
     times = [_block(run) for run in runs]
     while sum(times[0]) < seconds:
         times = [before + _block(run) for before, run in zip(times, runs, strict=True)]
-    return [(min(each),) for each in times]
+    return [min(each) for each in times]
 
 
 def _block(run: Run) -> tuple[float, ...]:

@@ -45,6 +45,7 @@ FUNCTIONS = {
     "prunec.compiler.driver.evaluation": {"evaluate": "accuracy"},
     "prunec.compiler.targets.onnx_export": {"export_onnx": "export", "onnx_bytes": "export"},
     "prunec.compiler.targets.ort_session": {"ort_latency": "latency"},
+    "prunec.compiler.targets.interleaved": {"run_seconds": "latency"},
     "prunec.compiler.emit.output_folder": {"write_atomically": "writing"},
 }
 """Module -> its functions that begin a stage."""

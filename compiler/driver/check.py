@@ -111,16 +111,16 @@ def _export_lines(plan: Plan, program: Program, steps: Sequence[Step], kept: Kep
     timed = any("latency" in step.pass_.resources() for step in steps)
     if not plan.export and not timed:
         return
-    from prunec.compiler.driver.exports import check_folded, folded_of  # noqa: PLC0415  (imports onnxruntime)
-    from prunec.compiler.targets.exporting import export  # noqa: PLC0415
+    from prunec.compiler.driver.exports import Around, check_folded  # noqa: PLC0415  (imports onnxruntime)
+    from prunec.compiler.targets.exporting import ExportContext, export  # noqa: PLC0415
     from prunec.compiler.targets.onnx_export import onnx_bytes  # noqa: PLC0415
 
     check_folded(plan, program, kept)
-    program = folded_of(plan).into(program)
+    program = Around.of(plan).folded.into(program)
     with TemporaryDirectory() as folder:
         for each in plan.export:
             options = each.options.model_copy(update={"int8": None})
-            found = export(each.target(), program, Path(folder), options, timed=False)
+            found = export(each.target(), program, Path(folder), options, ExportContext(timed=False))
             if found.failed:
                 raise TargetError(f"{each.name}: {found.error}", at=each.at, hint=found.hint or None, log=found.log)
             yield f"export: {each.name}: the original can be exported"

@@ -148,7 +148,7 @@ class Result:
         report = replace(self.findings, weights=sizes)
         if not self.plan.export and (report.latency is None or self.quick):
             return replace(report, unmeasured=() if report.latency is None else (_LATENCY,))
-        from prunec.compiler.driver.exports import Exports, Judge, folded_of, labels_of  # noqa: PLC0415  (imports onnxruntime)
+        from prunec.compiler.driver.exports import Around, Exports, Judge  # noqa: PLC0415  (imports onnxruntime)
         from prunec.compiler.driver.measure import latency_of, measure_latency  # noqa: PLC0415
 
         exports = Exports(
@@ -158,14 +158,9 @@ class Result:
             self.progress,
             self.quick,
             by_latency=report.latency is not None,
-            classes=self.findings.classes,
             judge=None if self.judged is None or self.regions is not None else Judge(*self.judged),
-            folded=folded_of(self.plan),
-            labels=(labels := labels_of(self.plan, self.findings.classes)),
-            metadata={
-                **({"class_names": json.dumps(labels)} if labels else {}),
-                "lock_sha256": hashlib.sha256((folder / LOCK).read_bytes()).hexdigest(),
-            },
+            around=Around.of(self.plan, self.findings.classes),
+            metadata={"lock_sha256": hashlib.sha256((folder / LOCK).read_bytes()).hexdigest()},
         )
         report = exports.write(self.plan.export, report)
         if self.quick:

@@ -19,7 +19,7 @@ import torch
 from prunec.compiler.driver.classes import adapt
 from prunec.compiler.driver.compile import load_original, load_program
 from prunec.compiler.driver.evaluation import settled
-from prunec.compiler.driver.exports import Exports, Judge, check_open, folded_of, labels_of
+from prunec.compiler.driver.exports import Around, Exports, Judge, check_open
 from prunec.compiler.driver.load import load_data, load_loss, load_metric
 from prunec.compiler.emit.output_folder import LOCK, check_writable, write_atomically
 from prunec.compiler.errors import PlanError, TargetError, nearest
@@ -135,16 +135,9 @@ def export_model(
     def fill(folder: Path) -> tuple[TargetReport, ...]:
         here = torch.device("cpu")
         program, original = on_device(subject.program, here), subject.original and on_device(subject.original, here)
-        labels = labels_of(subject.plan)
+        around = Around.of(subject.plan)
         made = Exports(
-            original,
-            program,
-            folder,
-            progress,
-            judge=subject.judge,
-            folded=folded_of(subject.plan),
-            labels=labels,
-            metadata={**({"class_names": json.dumps(labels)} if labels else {}), **subject.metadata},
+            original, program, folder, progress, judge=subject.judge, around=around, metadata=subject.metadata
         )
         with unwritten(program):
             reports = tuple(made.rows(exports))

@@ -1,15 +1,15 @@
 """The exports of a plan: each target's files, and what came of them.
 
-The ONNX file is measured as a compile always does (`driver/measure.py`); all other targets share
-`targets/exporting.py`. A target that fails fails alone: the other artifacts stand, and its row tells why.
+All go one way, `targets/exporting.py`. A target that fails fails alone: the other artifacts stand, and its row tells
+why.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,19 +18,18 @@ from torch import nn
 
 from prunec.compiler.data import Data
 from prunec.compiler.driver.evaluation import MEASURED, evaluate
-from prunec.compiler.driver.measure import write_onnx
-from prunec.compiler.errors import DataError, ModelError, PlanError, PrunecError, TargetError
+from prunec.compiler.driver.slow_layers import slow_layers
+from prunec.compiler.errors import DataError, ModelError, PlanError, TargetError
 from prunec.compiler.ir.devices import on_device
-from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.plan.exports import PlanExport
 from prunec.compiler.plan.pixels import check_labels
 from prunec.compiler.plan.plan import Plan
-from prunec.compiler.report.report import KeptFindings, OnnxFindings, Report
+from prunec.compiler.report.report import Change, KeptFindings, OnnxFindings, Report
 from prunec.compiler.targets.base import Array
-from prunec.compiler.targets.exporting import Calibration, Export, TargetReport, Timed, arrays, export, way_out
-from prunec.compiler.targets.onnx_file import Onnx, OnnxOptions
+from prunec.compiler.targets.exporting import Calibration, ExportContext, TargetReport, arrays, export
+from prunec.compiler.targets.onnx_export import OnnxReport
 from prunec.compiler.targets.pixels import Folded, Pixels, classes_of
 from prunec.compiler.task.metrics import Metric
 
@@ -38,8 +37,27 @@ LABELS: Final = "labels.txt"
 """The names of classes, one on each line."""
 
 
-def folded_of(plan: Plan) -> Folded:
-    """What the plan's files do besides the model."""
+@dataclass(frozen=True)
+class Around:
+    """What files have besides the model."""
+
+    folded: Folded = field(default_factory=Folded)
+    """What they do before and behind it."""
+    labels: tuple[str, ...] = ()
+    """The names of classes that they come with."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What they say of classes, where they have a place for it."""
+
+    @classmethod
+    def of(cls, plan: Plan, kept: KeptFindings | None = None) -> Around:
+        """As the plan says, of the model's classes or of those that it keeps."""
+        labels = () if plan.postprocess is None else plan.postprocess.labels() or (kept.names if kept else ())
+        named = labels or (kept.names if kept else ())
+        said = {"classes": json.dumps(kept.kept)} if kept else {}
+        return cls(_folded(plan), labels, said | ({"class_names": json.dumps(named)} if named else {}))
+
+
+def _folded(plan: Plan) -> Folded:
     said = plan.preprocess
     softmax = bool(plan.postprocess and plan.postprocess.softmax)
     if said is None:
@@ -49,18 +67,12 @@ def folded_of(plan: Plan) -> Folded:
     return Folded(pixels, said.input, softmax)
 
 
-def labels_of(plan: Plan, kept: KeptFindings | None = None) -> tuple[str, ...]:
-    """The names of classes that the plan's files come with; none where it says nothing of their outputs."""
-    if plan.postprocess is None:
-        return ()
-    return plan.postprocess.labels() or (kept.names if kept else ())
-
-
 def check_folded(plan: Plan, program: Program, kept: KeptFindings | None) -> None:
     """Raise `ModelError` or `PlanError` where what the plan folds into its files doesn't fit the model."""
+    around = Around.of(plan, kept)
     try:
-        folded_of(plan).into(on_device(program, torch.device("cpu")))
-        check_labels(labels_of(plan, kept), classes_of(program))
+        around.folded.into(on_device(program, torch.device("cpu")))
+        check_labels(around.labels, classes_of(program))
     except (ModelError, PlanError) as error:
         error.at = error.at or plan.at(*error.keys, on_key=True)
         raise
@@ -168,110 +180,68 @@ class Exports:
     quick: bool = False
     by_latency: bool = False
     """That of `slow_layers`."""
-    classes: KeptFindings | None = None
     judge: Judge | None = None
-    folded: Folded = field(default_factory=Folded)
-    """What files do besides."""
-    labels: tuple[str, ...] = ()
-    """The names of classes."""
+    around: Around = field(default_factory=lambda: Around())
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What stands in files that have a place for it."""
 
     @cached_property
     def _slim(self) -> Program:
-        return self.folded.into(self.after)
+        return self.around.folded.into(self.after)
 
     @cached_property
     def _dense(self) -> Program | None:
-        return None if self.before is None else self.folded.into(self.before)
+        return None if self.before is None else self.around.folded.into(self.before)
 
     def write(self, exports: Sequence[PlanExport], report: Report) -> Report:
         """Write the files of each; the report with what came of it."""
-        if exports:
-            self._write_labels()
-        for each in exports:
-            row, found = self._one(each)
+        for row in self.rows(exports):
+            found = self._onnx(row)
             why = row.error or (row.int8.error if row.int8 else "")
-            slow = found.slow if found is not None else ""
             report = replace(
                 report,
                 targets=(*report.targets, row),
                 onnx=found or report.onnx,
-                warnings=(*report.warnings, *filter(None, [slow])),
+                warnings=(*report.warnings, *filter(None, [self._slow(found)])),
                 alarms=(*report.alarms, *filter(None, [why and f"the export to {row.target} failed: {why}"])),
             )
         return report
 
     def rows(self, exports: Sequence[PlanExport]) -> Iterator[TargetReport]:
         """Write the files of each, and give what came of it."""
-        self._write_labels()
-        return (self._other(each) for each in exports)
+        labels = self.around.labels if exports else ()
+        check_labels(labels, classes_of(self.after))
+        if labels:
+            (self.folder / LABELS).write_text("".join(f"{name}\n" for name in labels), encoding="utf-8")
+        return map(self._one, exports)
 
-    def _write_labels(self) -> None:
-        check_labels(self.labels, classes_of(self.after))
-        if self.labels:
-            (self.folder / LABELS).write_text("".join(f"{name}\n" for name in self.labels), encoding="utf-8")
-
-    def _one(self, each: PlanExport) -> tuple[TargetReport, OnnxFindings | None]:
-        """What came of one export, and for an ONNX file what a compile tells of it besides."""
-        if isinstance(each.options, OnnxOptions) and self.before is not None:
-            return self._onnx(each.options)
-        return self._other(each), None
-
-    def _other(self, each: PlanExport) -> TargetReport:
+    def _one(self, each: PlanExport) -> TargetReport:
         return export(
             each.target(),
             self._slim,
             self.folder,
             each.options,
-            dense=None if self.quick else self._dense,
-            timed=not self.quick,
-            calibration=self._calibration(),
-            metadata=self.metadata,
-            progress=lambda done, total: self.progress(each.name, done, total),
+            self._context,
+            lambda done, total: self.progress(each.name, done, total),
         )
 
-    def _calibration(self) -> Calibration | None:
-        return None if self.judge is None else self.judge.calibration(self.after.deployed, self.folded)
+    @cached_property
+    def _context(self) -> ExportContext:
+        calibration = None if self.judge is None else self.judge.calibration(self.after.deployed, self.around.folded)
+        dense = None if self.quick else self._dense
+        return ExportContext(dense, not self.quick, calibration, {**self.around.metadata, **self.metadata})
 
-    def _onnx(self, options: OnnxOptions) -> tuple[TargetReport, OnnxFindings | None]:
-        target, path = Onnx(), self.folder / "model.onnx"
-        assert self._dense is not None, "a compile has an original"
-        try:
-            found = write_onnx(
-                self._dense,
-                self._slim,
-                path,
-                options,
-                self.progress,
-                quick=self.quick,
-                by_latency=self.by_latency,
-                classes=self.classes,
-                metadata=self.metadata,
-            )
-        except PrunecError as error:
-            for each in target.beside(path):
-                each.unlink(missing_ok=True)
-            told = f"{error.message}, {error.at.file}:{error.at.line}" if error.at else error.message
-            return TargetReport(target.name, target.describe(), error=told, hint=error.hint or way_out(target)), None
-        batch = None if found.export.dynamic_batch else batch_of(self._slim.deployed.inputs)
-        int8 = None
-        if options.int8 is not None:
-            made = Export(target, self._slim.deployed, path, options)
-            int8 = made.int8(batch, self._calibration(), timed=not self.quick)
-        sides = [side for side in (found.latency, found.two_threads) if side is not None]
-        row = TargetReport(
-            target.name,
-            target.describe(),
-            tuple(each.name for each in target.beside(path)),
-            found.export.bytes,
-            found.original,
-            batch,
-            found.export.max_difference,
-            found.export.float64_note,
-            latency=tuple(
-                Timed(threads, side.after, side.before) for threads, side in zip(count(1), sides, strict=False)
-            ),
-            int8=int8,
-        )
-        return row, found
+    def _onnx(self, row: TargetReport) -> OnnxFindings | None:
+        """What a compile tells of its ONNX file besides; None for other files."""
+        if not isinstance(row.details, OnnxReport):
+            return None
+        first = next((each for each in row.latency if each.dense is not None), None)
+        latency = None if first is None or first.dense is None else Change(first.dense, first.slim)
+        return OnnxFindings(replace(row.details, bytes=row.bytes), row.dense_bytes, latency)
+
+    def _slow(self, found: OnnxFindings | None) -> str:
+        """What keeps the slim model from being as much faster as it is smaller."""
+        if found is None or found.latency is None or self._dense is None:
+            return ""
+        programs = Change(self._dense, self._slim)
+        return slow_layers(programs, found.latency, found.export.writer, by_latency=self.by_latency)

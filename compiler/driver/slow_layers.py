@@ -2,9 +2,9 @@
 
     half of the MACs, 0.7 of the time     a warning: what takes longer than its half, in milliseconds, by layer
 
-Both files are run with the runtime's profiler. Its nodes are the file's, fused and renamed; a node is given to the
-layer that multiplies nearest before it in the file, if its name, or that of its output, stands there. What the runtime
-has put in (changes of layout), and what doesn't multiply, is summed up by operation.
+Both models' files, of fixed sizes, are run with the runtime's profiler. Its nodes are the file's, fused and renamed; a
+node is given to the layer that multiplies nearest before it in the file, if its name, or that of its output, stands
+there. What the runtime has put in (changes of layout), and what doesn't multiply, is summed up by operation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from prunec.compiler.cost.model import cost
 from prunec.compiler.ir.program import Program
 from prunec.compiler.report.report import Change
 from prunec.compiler.targets.base import TARGETS, Profile
-from prunec.compiler.targets.ort_session import feed, profile, session
+from prunec.compiler.targets.onnx_export import Writer, comparable_bytes, onnx_feed
+from prunec.compiler.targets.ort_session import profile
 
 SLOW: Final = 1.15
 """So many times its share of the MACs a model may take before a warning says so."""
@@ -32,20 +33,16 @@ NAMED: Final = 4
 
 
 def slow_layers(
-    programs: Change[Program],
-    files: Change[bytes],
-    latency: Change[float],
-    sizes: Mapping[str, int],
-    *,
-    by_latency: bool = False,
+    programs: Change[Program], latency: Change[float], writer: Writer = "direct", *, by_latency: bool = False
 ) -> str:
     """A warning, or nothing where the latency fell nearly as far as the MACs did. Where the selection went
-    `by_latency`, only what other widths would mend is told: the rest was counted."""
+    `by_latency`, only what other widths would mend is told: the rest was counted. `writer` is that of the slim file."""
     macs = programs.each(lambda program: cost(program).macs)
     if not 0 < macs.after < macs.before or latency.after / latency.before <= SLOW * macs.after / macs.before:
         return ""
-    fed = feed(session(files.before), programs.before.deployed.inputs)
-    old, new = profile([files.before, files.after], [fed, fed], sizes=sizes)
+    files = Change(*comparable_bytes([programs.before, programs.after], writer=writer))
+    fed = onnx_feed(files.before, programs.before)
+    old, new = profile([files.before, files.after], [fed, fed])
     if latency.before < SHORT * len(old):
         return ""
     share = macs.after / macs.before

@@ -297,10 +297,6 @@ class OnnxFindings:
     """The bytes of the original's; None where it wasn't converted."""
     latency: Change[float] | None = None
     """Seconds of one run in onnxruntime; None where it wasn't measured."""
-    slow: str = ""
-    """What keeps the slim model from being as much faster as it is smaller; it is among the report's warnings."""
-    two_threads: Change[float] | None = None
-    """The latency with two threads."""
 
     @property
     def bytes(self) -> Change[int] | None:

@@ -110,6 +110,11 @@ class Converted:
     """The batch size that the file is fixed at; None where it takes any."""
     note: str = ""
     """What a person should know: such as why the batch is fixed."""
+    details: Any = None
+    """What the converter's own report says, for whoever knows the target."""
+    alike: Callable[[Program, Path], Path] | None = None
+    """Writes the original's files at a path as these were written, to be weighed and timed, and gives the path of the
+    slim files whose times compare with theirs; None where `convert` writes it, and these files are timed."""
 
 
 class Target:
@@ -142,6 +147,8 @@ class Target:
     """Whether its files take a batch of one sample alone: it is handed a program of that batch, where there is one."""
     tolerance: ClassVar[float] = 1e-5
     """The largest relative difference from the module that rounding explains."""
+    alone: ClassVar[bool] = False
+    """Whether with one thread the thread that calls computes alone: then its own time counts, not what it waits."""
 
     def convert(self, program: Program, path: Path, options: Any) -> Converted:
         """Write the program's files: at `path`, and where there are more, at `beside(path)`.
@@ -157,6 +164,10 @@ class Target:
     def load(self, path: Path, threads: int) -> Session:
         """The files at `path`, ready to run in float32 with so many threads on this machine's CPU."""
         raise TargetError(f"{self.name} can't run here")
+
+    def load_for(self, path: Path, threads: int, inputs: Sequence[Any]) -> Session:
+        """`load`, for runs on inputs of these shapes alone: sizes that the file leaves open may be fixed."""
+        return self.load(path, threads)
 
     def unrunnable(self) -> str:
         """Why files can be written, but not run on this machine; empty where they can."""

@@ -1,8 +1,8 @@
 """What is the same for every target: its files are written, run in its runtime, compared with the module, and timed.
 
-    missing(target)                            why it can't be used here, and what to install; None where it can
-    export(target, slim, folder, options)      the files, and a `TargetReport` of them
-    export(..., dense=original)                with the original's size and latency beside
+    missing(target)                                         why it can't be used here; None where it can
+    export(target, slim, folder, options)                   the files, and a `TargetReport` of them
+    export(..., ExportContext(dense=original))              with the original's size and latency beside
 
 A target that fails fails alone: its report holds the error, and none of its files stay. The error tells the first step
 of the model that the converter can't take, or after which values differ: the model is cut in halves to find it. What
@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from packaging.requirements import Requirement
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from prunec.compiler.errors import PrunecError, Span, TargetError, first_line
+from prunec.compiler.errors import PlanError, PrunecError, Span, TargetError, first_line
 from prunec.compiler.ir.inputs import batch_of, is_batched, map_tensors, tensors_in
 from prunec.compiler.ir.modules import evaluating
 from prunec.compiler.ir.ops import op_name
@@ -36,7 +35,7 @@ from prunec.compiler.ir.random_inputs import fresh_inputs, with_batch
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Session, Target
 from prunec.compiler.targets.captured import Log, captured
 from prunec.compiler.targets.child import workers
-from prunec.compiler.targets.interleaved import interleaved
+from prunec.compiler.targets.interleaved import run_seconds
 from prunec.compiler.targets.sources import at_batch, deployed, described, steps, until
 from prunec.compiler.verify.compare import relative_difference
 from prunec.compiler.verify.interpreter import Interpreter
@@ -110,6 +109,8 @@ class TargetReport:
     hint: str = ""
     log: str = ""
     """The end of what the converter printed, where it failed."""
+    details: Any = None
+    """Those of `Converted`."""
 
     @property
     def failed(self) -> bool:
@@ -117,8 +118,8 @@ class TargetReport:
         return bool(self.error or (self.int8 and self.int8.error))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what there isn't has no key."""
-        said = {key: value for key, value in asdict(self).items() if value not in (None, "", ())}
+        """Plain JSON values, without the details; what there isn't has no key."""
+        said = {key: value for key, value in asdict(replace(self, details=None)).items() if value not in (None, "", ())}
         return {**said, "files": list(self.files)}
 
 
@@ -135,6 +136,23 @@ class Calibration:
     judge: Judge | None = None
     share: bool = False
     """Whether the metric reads in per cent."""
+
+
+@dataclass(frozen=True)
+class ExportContext:
+    """What all exports of one program share."""
+
+    dense: Program | None = None
+    """The original, which is weighed and timed beside; None leaves it out."""
+    timed: bool = True
+    calibration: Calibration | None = None
+    """None where there are no data."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Texts by their keys, for files that have a place for them."""
+
+
+ALONE: Final = ExportContext()
+"""Of a program without an original and without data."""
 
 
 # -- whether it can be used ------------------------------------------------------------------------------------------
@@ -166,32 +184,28 @@ def export(
     slim: Program,
     folder: Path,
     options: ExportOptions,
-    *,
-    stem: str = "model",
-    dense: Program | None = None,
-    timed: bool = True,
-    calibration: Calibration | None = None,
-    metadata: Mapping[str, str] | None = None,
+    context: ExportContext = ALONE,
     progress: Progress = lambda done, total: None,
 ) -> TargetReport:
     """Write a program's files for a target into a folder, run them there, and compare and time them.
 
-    `metadata` go into files that have a place for them. `dense` is the original, which is timed beside; None leaves it
-    out. Nothing is raised for what is the target's, the converter's or the runtime's fault: the report tells it, and
-    none of its files stay.
+    Nothing is raised for what is the target's, the converter's or the runtime's fault: the report tells it, and none of
+    its files stay.
     """
+    path = folder / f"model{target.suffixes[0]}"
     try:
         if (lacking := missing(target)) is not None:
             raise lacking
-        path = folder / f"{stem}{target.suffixes[0]}"
-        made = Export(target, _fitting(target, slim), path, options, metadata or {})
         with workers():
-            return made.report(dense, timed, calibration, progress)
-    except TargetError as error:
-        _remove(target, folder, stem)
+            return Export(target, _fitting(target, slim), path, options, context).report(progress)
+    except (TargetError, PlanError) as error:
+        _remove(target, path)
+        _remove(target, _in_int8(target, path))
         hint = error.hint or ""
         at = f", {error.at.file}:{error.at.line}" if error.at else ""
-        return TargetReport(target.name, _name(target), error=f"{error.message}{at}", hint=hint, log=error.log)
+        return TargetReport(
+            target.name, _name(target), error=f"{error.message}{at}", hint=hint, log=getattr(error, "log", "")
+        )
 
 
 def _name(target: Target) -> str:
@@ -206,10 +220,13 @@ def _fitting(target: Target, program: Program) -> Program:
     return at_batch(program, 1) if target.only_one else program
 
 
-def _remove(target: Target, folder: Path, stem: str) -> None:
-    for name in (stem, f"{stem}.int8"):
-        for path in target.beside(folder / f"{name}{target.suffixes[0]}"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _remove(target: Target, path: Path) -> None:
+    for each in target.beside(path):
+        shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+
+
+def _in_int8(target: Target, path: Path) -> Path:
+    return path.with_name(path.name.replace(target.suffixes[0], f".int8{target.suffixes[0]}"))
 
 
 def size_of(path: Path) -> int:
@@ -231,6 +248,8 @@ def guarded(what: str) -> Iterator[None]:
     try:
         with captured() as log:
             yield
+    except PlanError:  # it tells of an option, and no step of the model is at fault
+        raise
     except PrunecError as error:
         printed = getattr(error, "log", "") or log.text
         raise TargetError(error.message, at=error.at, hint=error.hint, log=printed) from error
@@ -246,18 +265,16 @@ class Export:
     program: Program
     path: Path
     options: ExportOptions
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    context: ExportContext = ALONE
 
-    def report(
-        self, dense: Program | None, timed: bool, calibration: Calibration | None, progress: Progress
-    ) -> TargetReport:
+    def report(self, progress: Progress) -> TargetReport:
         wants_int8 = self.options.int8 is not None
-        total = 2 + timed + wants_int8
+        total = 2 + self.context.timed + wants_int8
         progress(0, total)
         converted = self.convert()
-        if self.metadata:
+        if self.context.metadata:
             with guarded("the file takes no metadata"):
-                self.target.label(self.path, self.metadata)
+                self.target.label(self.path, self.context.metadata)
         progress(1, total)
         files = self.target.beside(self.path)
         found = TargetReport(
@@ -268,16 +285,17 @@ class Export:
             batch=converted.batch,
             note=converted.note or ("" if converted.batch is None else f"it takes batches of {converted.batch} alone"),
             unrunnable=self.target.unrunnable(),
+            details=converted.details,
         )
         if not found.unrunnable:
             difference, note = self.compare(converted)
             found = replace(found, difference=difference, note="; ".join(filter(None, (found.note, note))))
         progress(2, total)
-        if timed:
-            found = self._with_times(found, dense)
+        if self.context.timed:
+            found = self._with_times(found, converted)
             progress(3, total)
         if wants_int8:
-            found = replace(found, int8=self.int8(converted.batch, calibration, timed))
+            found = replace(found, int8=self.int8(converted.batch))
             progress(total, total)
         return found
 
@@ -399,42 +417,50 @@ class Export:
 
     # -- times ---------------------------------------------------------------------------------------------------
 
-    def _with_times(self, found: TargetReport, dense: Program | None) -> TargetReport:
+    def _with_times(self, found: TargetReport, converted: Converted) -> TargetReport:
         """The report with the original's size and both latencies; the original's are left out where it can't be
         converted, and the note says why."""
         with TemporaryDirectory() as folder:
-            path, other = Path(folder) / self.path.name, None
-            if dense is not None:
+            paths = [self.path]
+            if self.context.dense is not None:
+                path = Path(folder) / self.path.name
                 try:
-                    other = _fitting(self.target, dense)
-                    self._convert(other, path)
+                    paths = [self._original(_fitting(self.target, self.context.dense), path, converted), path]
                     found = replace(found, dense_bytes=self._size(path))
                 except TargetError as error:
-                    other = None
                     note = f"the original isn't timed: {error.message}"
                     found = replace(found, note="; ".join(filter(None, (found.note, note))))
-            if found.unrunnable:
-                return found
-            return replace(found, latency=self._times(self.path, path if other is not None else None))
+            return found if found.unrunnable else replace(found, latency=self._times(*paths))
 
-    def _times(self, slim: Path, dense: Path | None) -> tuple[Timed, ...]:
+    def _original(self, dense: Program, path: Path, converted: Converted) -> Path:
+        """Write the original's files, and give the slim one's to time beside them. Raises `TargetError`."""
+        if converted.alike is None:
+            self._convert(dense, path)
+            return self.path
+        with guarded("its converter fails"):
+            return converted.alike(dense, path)
+
+    def _times(self, slim: Path, dense: Path | None = None) -> tuple[Timed, ...]:
         """Both latencies with each number of threads; they take turns."""
-        fed = arrays(self.program.inputs)
+        given = self.program.inputs
+        fed = arrays(given)
         timed = []
         for threads in THREADS:
-            sessions = [self.load(path, threads) for path in (slim, dense) if path is not None]
+            with guarded("its runtime can't load the file"):
+                sessions = [self.target.load_for(path, threads, given) for path in (slim, dense) if path is not None]
+            alone = self.target.alone and threads == 1
             with guarded("its runtime can't run the file"):
-                times = interleaved([partial(opened.run, fed) for opened in sessions], SECONDS)
-            timed.append(Timed(threads, *map(median, times), *(() if dense else (None,))))
+                times = run_seconds([partial(opened.run, fed) for opened in sessions], SECONDS, alone=alone)
+            timed.append(Timed(threads, *times, *(() if dense else (None,))))
         return tuple(timed)
 
     # -- int8 ----------------------------------------------------------------------------------------------------
 
-    def int8(self, batch: int | None, calibration: Calibration | None, timed: bool) -> Int8Report:
+    def int8(self, batch: int | None) -> Int8Report:
         """Write the files in int8 beside the others, and judge both in the runtime. What fails is told."""
-        wanted = self.options.int8
+        wanted, calibration = self.options.int8, self.context.calibration
         assert wanted is not None, "int8 was asked for"
-        to = self.path.with_name(self.path.name.replace(self.target.suffixes[0], f".int8{self.target.suffixes[0]}"))
+        to = _in_int8(self.target, self.path)
         try:
             if not self.target.quantizes():
                 raise TargetError(self.target.without_int8 or f"{self.target.name} has no int8 yet; leave out 'int8'")
@@ -452,10 +478,9 @@ class Export:
             if calibration.judge is not None:
                 (name, before), (_, after) = (calibration.judge(self.runs(path, batch)) for path in (self.path, to))
                 found = replace(found, metric=name, before=before, after=after, share=calibration.share)
-            return replace(found, latency=self._times(to, None)) if timed else found
+            return replace(found, latency=self._times(to)) if self.context.timed else found
         except PrunecError as error:
-            for path in self.target.beside(to):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(self.target, to)
             return Int8Report(error=error.message)
 
     def runs(self, path: Path, batch: int | None) -> Callable[..., Any]:

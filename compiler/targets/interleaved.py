@@ -1,16 +1,18 @@
 """Times of runs that take turns: what other programs do to a run only ever makes it slower, and a machine's speed
 changes from minute to minute.
 
-    interleaved([dense, slim], seconds=1.0)      seconds of one run of each
+    interleaved([dense, slim], seconds=1.0)         the medians of each one's blocks
+    run_seconds([dense, slim], 1.0, alone=True)     of these the lower quartile, by the thread's own clock
 
-Each runs in short blocks, one after the other, for so many seconds each. Of each block the median counts.
+Each runs in short blocks, one after the other, for so many seconds each. Where a run is one thread that computes
+without a pause, its time is the thread's own: where it had to wait for the processor, that isn't counted.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import median, quantiles
 from typing import Final
 
 WARM_UP: Final = 5
@@ -37,6 +39,22 @@ def interleaved(runs: Sequence[Run], seconds: float = 1.0, clock: Clock = time.p
         for _ in range(rounds_of(whole, seconds * len(runs)))
     ]
     return list(zip(*blocks, strict=True))
+
+
+def run_seconds(runs: Sequence[Run], seconds: float, *, alone: bool) -> list[float]:
+    """The seconds of one run of each. Where the thread that calls computes `alone`, its own time counts, and of the
+    blocks the lower quartile; else the wall clock's, and the median."""
+    if alone:
+        return [quantiles(times, n=4)[0] for times in interleaved(runs, seconds, lambda: _own_clock())]
+    return [median(times) for times in interleaved(runs, seconds)]
+
+
+def _own_clock() -> float:
+    """Seconds: the thread's own time, or, where the system counts that too coarsely, the wall clock's."""
+    return time.thread_time() if _FINE else time.perf_counter()
+
+
+_FINE: Final = time.get_clock_info("thread_time").resolution < 1e-5
 
 
 def rounds_of(one: float, seconds: float) -> int:

@@ -108,7 +108,6 @@ def export_onnx(
     *,
     opset: int = 20,
     dynamic: Collection[str] = ("batch",),
-    metadata: Mapping[str, str] | None = None,
     weights: Weights = None,
 ) -> OnnxReport:
     """Write the program as an ONNX file, and compare it with the module.
@@ -117,8 +116,8 @@ def export_onnx(
     of inputs that have four) or the export fails. The same program gives the same bytes. Raises `PlanError` for an
     opset that can't be written, `ModelError` where an operation has no ONNX form or a size can't be left open,
     `VerifyError` where onnxruntime computes something else than the module. Of a program of both modes, the half of
-    eval mode is exported. `metadata` goes into the file, by key. The weights stand inside the file, or `beside` it, in
-    one of the same name with `.data` behind; None puts those beside that are too large for one file.
+    eval mode is exported. The weights stand inside the file, or `beside` it, in one of the same name with `.data`
+    behind; None puts those beside that are too large for one file.
     """
     program = _deployed(program)
     newest = onnx.defs.onnx_opset_version()
@@ -128,9 +127,6 @@ def export_onnx(
         raise ModelError("a model in bfloat16 can't be checked as ONNX", hint="onnxruntime's CPU runs no bfloat16")
     with evaluating(program.module), torch.no_grad():
         written, reason = _export(program, path, opset, frozenset(dynamic), weights)
-    if metadata:
-        onnx.helper.set_model_props(written.model, dict(metadata))
-        path.write_bytes(written.model.SerializeToString(deterministic=True))
     data = data_of(path)
     worst = max(written.checks.values(), key=lambda check: check.difference)
     return OnnxReport(
@@ -152,9 +148,22 @@ def data_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def is_too_large(program: Program) -> bool:
-    """Whether the program's weights don't fit into one ONNX file."""
-    return sum(tensor.nbytes for tensor in program.tensors.values()) > LARGEST
+def write_alike(slim: Program, file: Path, report: OnnxReport, program: Program, path: Path) -> Path:
+    """Write another program as an ONNX file of fixed sizes, unchecked, by the writer of the slim one's `file`; and give
+    the file whose times compare with it: where the other can't be written so, both are by torch's exporter.
+
+    Raises `ModelError` where there is none.
+    """
+    if sum(tensor.nbytes for tensor in program.tensors.values()) > LARGEST:
+        raise ModelError("its weights are too large for one file")
+    if report.writer == "direct":
+        with contextlib.suppress(Declined):
+            path.write_bytes(direct_bytes(program, report.opset))
+            return file
+        file = path.with_name(f"slim_{path.name}")
+        file.write_bytes(_bytes_by_torch(_deployed(slim), report.opset))
+    path.write_bytes(_bytes_by_torch(_deployed(program), report.opset))
+    return file
 
 
 def onnx_bytes(program: Program, opset: int = 20) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt
 
+from prunec.compiler.ir.inputs import batch_of, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Converted, ExportOptions, Int8, Session, Target, yes_or_options
 from prunec.compiler.targets.child import in_child, saved
@@ -46,15 +49,17 @@ class Onnx(Target):
     runtime = "onnxruntime"
     suffixes = (".onnx",)
     optional = (".onnx.data",)
+    alone = True
     Options = OnnxOptions
 
     def convert(self, program: Program, path: Path, options: OnnxOptions) -> Converted:
         """The file of `export_onnx`, which compares it at several batch sizes on its own as well."""
-        from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
-        from prunec.compiler.targets.sources import fixed_batch  # noqa: PLC0415
+        from prunec.compiler.targets.onnx_export import export_onnx, write_alike  # noqa: PLC0415  (imports onnxruntime)
+        from prunec.compiler.targets.sources import from_onnx  # noqa: PLC0415
 
         report = export_onnx(program, path, opset=options.opset, dynamic=options.dynamic, weights=options.weights)
-        return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
+        alike = partial(write_alike, program, path, report)
+        return replace(from_onnx(program, report), details=report, alike=alike)
 
     def label(self, path: Path, metadata: Mapping[str, str]) -> None:
         """As the file's own metadata."""
@@ -67,6 +72,15 @@ class Onnx(Target):
     def load(self, path: Path, threads: int) -> Session:
         """A session of onnxruntime."""
         return OrtSession(path, threads)
+
+    def load_for(self, path: Path, threads: int, inputs: Sequence[Any]) -> Session:
+        """With all sizes fixed: so the runtime plans the slim model as it does the original, whose file leaves none
+        open."""
+        batch = batch_of(inputs)
+        sizes = {} if batch is None else {"batch": batch}
+        image = next((tensor.shape for tensor in tensors_in(inputs) if tensor.ndim == 4), None)
+        sizes |= {} if image is None else {"height": image[2], "width": image[3]}
+        return OrtSession(path, threads, sizes=sizes)
 
     def describe(self) -> str:
         """onnxruntime's version."""
@@ -85,11 +99,17 @@ class Onnx(Target):
 class OrtSession:
     """A file that onnxruntime has loaded, in either of its formats."""
 
-    def __init__(self, path: Path, threads: int, entries: Mapping[str, str] | None = None) -> None:
-        """`entries` of the session's configuration, by onnxruntime's names."""
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        entries: Mapping[str, str] | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        """`entries` and `sizes` are those of `ort_session.session`."""
         from prunec.compiler.targets.ort_session import session  # noqa: PLC0415  (imports onnxruntime)
 
-        self._opened: Any = session(path, threads=threads, entries=entries)
+        self._opened: Any = session(path, threads=threads, entries=entries, sizes=sizes)
         self._names = [entry.name for entry in self._opened.get_inputs()]
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:

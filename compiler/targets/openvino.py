@@ -35,13 +35,13 @@ class OpenVino(Target):
     def convert(self, program: Program, path: Path, options: OpenVinoOptions) -> Converted:
         """By way of an ONNX file, whose batch stays open where the model allows it."""
         from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
-        from prunec.compiler.targets.sources import fixed_batch  # noqa: PLC0415
+        from prunec.compiler.targets.sources import from_onnx  # noqa: PLC0415
 
         with TemporaryDirectory() as folder:
             source = Path(folder) / "model.onnx"
             report = export_onnx(program, source)
             in_child(f"{openvino_convert.__name__}:convert", source, path)
-        return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
+        return from_onnx(program, report)
 
     def load(self, path: Path, threads: int) -> Session:
         """The IR compiled for this CPU; without a hint it computes in bfloat16 where the processor can."""

@@ -47,19 +47,20 @@ class Ort(Target):
     multiple = 8
     runtime = "onnxruntime"
     suffixes = (".ort", ".required_operators.config")
+    alone = True
     aside = (".required_operators.config",)
     Options = OrtOptions
 
     def convert(self, program: Program, path: Path, options: OrtOptions) -> Converted:
         """By way of an ONNX file."""
         from prunec.compiler.targets.onnx_export import export_onnx  # noqa: PLC0415  (imports onnxruntime)
-        from prunec.compiler.targets.sources import fixed_batch  # noqa: PLC0415
+        from prunec.compiler.targets.sources import from_onnx  # noqa: PLC0415
 
         with TemporaryDirectory() as folder:
             source = Path(folder) / "model.onnx"
             report = export_onnx(program, source, opset=options.opset, dynamic=options.dynamic)
             self._convert(source, path, options)
-        return Converted(fixed_batch(program, report), report.static_reason and f"fixed batch: {report.static_reason}")
+        return from_onnx(program, report)
 
     def _convert(self, source: Path, path: Path, options: OrtOptions) -> None:
         """An ONNX file as an ORT file, by onnxruntime's own converter."""

@@ -3,10 +3,8 @@
     ort_latency([a, b], inputs)    seconds of one run of each model: a file, or its bytes
     profile([a, b], feeds)         seconds of every node of each model, as onnxruntime's own profiler counts them
 
-What other programs do to a run only ever makes it slower, and a machine's speed changes from minute to minute. So files
-take turns, in short blocks of runs, and of many times the lower ones count. A run is one thread that computes without a
-pause, so its time is the thread's own: where it had to wait for the processor, that isn't counted. The profiler knows
-no such clock; but a node is short, and often enough nothing comes between.
+Files take turns, in short blocks of runs, and the time of a run is the thread's own (`interleaved.py`). The profiler
+knows no such clock; but a node is short, and often enough nothing comes between.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -27,7 +24,7 @@ import onnxruntime
 from prunec.compiler.errors import ModelError, first_line
 from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.targets.base import Feed, NodeTime, Profile
-from prunec.compiler.targets.interleaved import interleaved
+from prunec.compiler.targets.interleaved import run_seconds
 
 THREADS = 1
 PROFILED: Final = 200
@@ -74,52 +71,25 @@ def ort_latency(
     models: Sequence[Path | bytes],
     inputs: Sequence[Any],
     seconds: float = 1.0,
-    sizes: Mapping[str, int] | None = None,
 ) -> tuple[float, ...]:
-    """The time of one run of each model, a file or its bytes, in seconds. `sizes` are those of `session`.
-
-    The models take turns as `interleaved` says, for about `seconds` each; of the blocks the lower quartile counts.
-    """
-    sessions = [session(model, sizes=sizes) for model in models]
+    """The time of one run of each model, a file or its bytes, in seconds: by `run_seconds`, for about so many each."""
+    sessions = [session(model) for model in models]
     return latency(sessions, [feed(opened, inputs) for opened in sessions], seconds)
-
-
-def wall_latency(models: Sequence[Path | bytes], inputs: Sequence[Any], threads: int, seconds: float) -> list[float]:
-    """`ort_latency` with several threads, whose time is the wall clock's: of the blocks the median counts."""
-    sessions = [session(model, sizes=None, threads=threads) for model in models]
-    runs = [partial(opened.run, None, feed(opened, inputs)) for opened in sessions]
-    return [median(times) for times in interleaved(runs, seconds)]
 
 
 def latency(sessions: Sequence[Any], feeds: Sequence[Feed], seconds: float = 1.0) -> tuple[float, ...]:
     """`ort_latency` for sessions, each with its feed."""
     runs = [partial(opened.run, None, fed) for opened, fed in zip(sessions, feeds, strict=True)]
-    return tuple(quantiles(times, n=4)[0] for times in interleaved(runs, seconds, lambda: _clock()))
-
-
-def _clock() -> float:
-    """Seconds: the thread's own time, or, where the system counts that too coarsely, the wall clock's."""
-    return time.thread_time() if _FINE else time.perf_counter()
-
-
-_FINE: Final = time.get_clock_info("thread_time").resolution < 1e-5
+    return tuple(run_seconds(runs, seconds, alone=True))
 
 
 # -- single nodes --------------------------------------------------------------------------------------------------
 
 
-def profile(
-    models: Sequence[bytes],
-    feeds: Sequence[Feed],
-    *,
-    rounds: int = 5,
-    block: float = 0.004,
-    sizes: Mapping[str, int] | None = None,
-) -> list[Profile]:
-    """Every model's nodes with their times. The models take turns: each runs for `block` seconds in each round. `sizes`
-    are those of `session`."""
+def profile(models: Sequence[bytes], feeds: Sequence[Feed], *, rounds: int = 5, block: float = 0.004) -> list[Profile]:
+    """Every model's nodes with their times. The models take turns: each runs for `block` seconds in each round."""
     with TemporaryDirectory() as folder:
-        sessions = [session(model, Path(folder) / str(number), sizes) for number, model in enumerate(models)]
+        sessions = [session(model, Path(folder) / str(number)) for number, model in enumerate(models)]
         for opened, fed in zip(sessions, feeds, strict=True):
             opened.run(None, fed)
         for _ in range(rounds):

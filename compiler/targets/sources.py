@@ -22,6 +22,7 @@ from prunec.compiler.ir.inputs import batch_of
 from prunec.compiler.ir.modules import evaluating, to_meta
 from prunec.compiler.ir.program import Program
 from prunec.compiler.ir.random_inputs import seeded, with_batch
+from prunec.compiler.targets.base import Converted
 from prunec.compiler.targets.onnx_export import OnnxReport, onnx_bytes
 from prunec.compiler.verify.interpreter import Interpreter
 
@@ -42,9 +43,10 @@ def onnx_model(program: Program, opset: int = 20) -> onnx.ModelProto:
     return onnx.load_from_string(onnx_bytes(program, opset))
 
 
-def fixed_batch(program: Program, report: OnnxReport) -> int | None:
-    """The batch size that an ONNX file is fixed at; None where it takes any, or there is none."""
-    return None if report.dynamic_batch else batch_of(program.inputs)
+def from_onnx(program: Program, report: OnnxReport) -> Converted:
+    """What is to be told of a file that was made of a program's ONNX file: its batch, and why that is fixed."""
+    batch = None if report.dynamic_batch else batch_of(program.inputs)
+    return Converted(batch, report.static_reason and f"fixed batch: {report.static_reason}")
 
 
 def at_batch(program: Program, size: int) -> Program:

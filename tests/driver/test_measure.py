@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from prunec.compiler import compile
-from prunec.compiler.driver import measure
-from prunec.compiler.driver.measure import measure_latency, write_onnx
+from prunec.compiler.driver import exports, measure
+from prunec.compiler.driver.measure import measure_latency
 from prunec.compiler.report.figures import figures, unmeasured
 from prunec.compiler.report.report import Change
-from prunec.compiler.targets.onnx_file import OnnxOptions
+from prunec.compiler.targets import exporting, onnx_export
 
 PASSES = [{"score": "l1"}, {"select": "50%"}, "shrink"]
 
@@ -31,31 +31,29 @@ def compiled(*, quick=False, **plan):
 
 
 def test_both_files_are_weighed_and_timed(tmp_path):
-    result = compiled()
-    found = write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxOptions())
-    assert found.export.bytes == (tmp_path / "slim.onnx").stat().st_size
+    found = compiled(export=["onnx"]).write(tmp_path / "out").onnx
+    assert found.export.bytes == (tmp_path / "out" / "model.onnx").stat().st_size
     weights = sum(p.numel() for p in small().parameters()) * 4
     assert weights < found.original < weights + 2000
     assert found.bytes.before > found.bytes.after
     assert min(found.latency.before, found.latency.after) > 0
-    assert [path.name for path in tmp_path.iterdir()] == ["slim.onnx"]
+    assert [path.name for path in (tmp_path / "out").glob("*.onnx")] == ["model.onnx"]
 
 
 @pytest.mark.parametrize("dynamic", [(), ("batch",), ("batch", "height", "width"), ("width",)])
 def test_open_sizes_are_fixed_while_both_are_timed(dynamic, tmp_path, monkeypatch):
-    result, given = compiled(), []
+    timed = []
 
-    def timed(models, inputs, sizes):
-        given.append(sizes)
-        return tuple(1.0 for _ in models)
+    def seconds(runs, seconds, *, alone):
+        timed.append([[entry.shape for entry in run.func.__self__._opened.get_inputs()] for run in runs])
+        return [1.0 for _ in runs]
 
-    monkeypatch.setattr(measure, "ort_latency", timed)
-    write_onnx(result.before, result.program, tmp_path / "slim.onnx", OnnxOptions(dynamic=dynamic))
-    open_sizes = {d.dim_param for d in onnx.load(tmp_path / "slim.onnx").graph.input[0].type.tensor_type.shape.dim} - {
-        ""
-    }
+    monkeypatch.setattr(exporting, "run_seconds", seconds)
+    compiled(export=[{"onnx": {"dynamic": list(dynamic)}}]).save(tmp_path / "out")
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    open_sizes = {d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim} - {""}
     assert open_sizes == set(dynamic)
-    assert given == [{"batch": 1, "height": 8, "width": 8}]
+    assert timed == [[[[1, 3, 8, 8]], [[1, 3, 8, 8]]]] * 2
 
 
 def test_latency_without_a_file():
@@ -68,19 +66,21 @@ def test_latency_without_a_file():
 def test_slow_layers_are_told_where_latency_is_measured_without_a_file(tmp_path, monkeypatch):
     given = []
 
-    def told(programs, files, latency, sizes, *, by_latency):
-        given.append((latency, sizes, by_latency))
+    def told(programs, latency, writer="direct", *, by_latency):
+        given.append((latency, writer, by_latency))
         return "slow"
 
-    monkeypatch.setattr(measure, "ort_latency", lambda models, inputs, sizes: (2.0, 1.5))
-    monkeypatch.setattr(measure, "slow_layers", told)
+    monkeypatch.setattr(measure, "ort_latency", lambda models, inputs: (2.0, 1.5))
+    monkeypatch.setattr(exporting, "run_seconds", lambda runs, seconds, *, alone: (1.5, 2.0))
+    for module in (exports, measure):
+        monkeypatch.setattr(module, "slow_layers", told)
     budget = [{"score": "l1"}, {"select": {"budget": {"latency": "90%"}}}, "shrink"]
     for export in ([], ["onnx"]):
         result = compile(small(), {"plan": 1, "passes": budget, "export": export}, (torch.zeros(1, 3, 8, 8),))
         report = result.write(tmp_path / "out")
         assert report.warnings == (*result.findings.warnings, "slow")
         assert report.latency.measured == Change(2.0, 1.5)
-    assert given == [(Change(2.0, 1.5), {"batch": 1, "height": 8, "width": 8}, True)] * 2
+    assert given == [(Change(2.0, 1.5), "direct", True)] * 2
 
 
 # -- a quick compile -----------------------------------------------------------------------------------------------
@@ -108,8 +108,9 @@ def test_a_quick_compile_converts_and_times_no_original(tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a quick compile has no use for it")
 
-    for name in ("comparable_bytes", "direct_bytes", "ort_latency"):
-        monkeypatch.setattr(measure, name, never)
+    monkeypatch.setattr(onnx_export, "write_alike", never)
+    monkeypatch.setattr(exporting, "run_seconds", never)
+    monkeypatch.setattr(exports, "slow_layers", never)
     compiled(export=["onnx"], quick=True).save(tmp_path / "out")
     assert (tmp_path / "out" / "model.onnx").is_file()
 
@@ -136,8 +137,11 @@ def test_a_file_with_its_weights_beside_is_timed_like_any_other(tmp_path):
     assert {entry.key: entry.value for entry in properties} == {"lock_sha256": hashlib.sha256(lock).hexdigest()}
 
 
-def test_a_model_that_is_too_large_is_written_and_not_timed(tmp_path, monkeypatch):
+def test_an_original_that_is_too_large_is_not_timed(tmp_path, monkeypatch):
     monkeypatch.setattr("prunec.compiler.targets.onnx_export.LARGEST", 100)
     report = compiled(export=["onnx"]).save(tmp_path / "out")
-    assert report["targets"][0]["files"][0] == "model.onnx"
+    (row,) = report["targets"]
+    assert row["files"][0] == "model.onnx"
     assert "latency" not in report["onnx"]
+    assert row["note"] == "the original isn't timed: its weights are too large for one file"
+    assert [timed["dense"] for timed in row["latency"]] == [None, None]

@@ -33,7 +33,6 @@ def warned(middle: nn.Module, select, latency: Change[float], monkeypatch, secon
     passes = ["score", {"select": select}, "shrink"]
     result = compile(net(middle), {"plan": 1, "passes": passes}, (torch.zeros(1, 3, 16, 16),))
     programs = Change(result.before, result.program)
-    files = programs.each(onnx_bytes)
 
     def made(models, feeds, **rest):
         sides = zip((0, 1), models, profile(models, feeds, rounds=1), strict=True)
@@ -43,7 +42,7 @@ def warned(middle: nn.Module, select, latency: Change[float], monkeypatch, secon
         return seconds.get(next(iter(module._by_part((node,), file))), (0.001, 0.0))
 
     monkeypatch.setattr(module, "profile", made)
-    return slow_layers(programs, files, latency, {}, by_latency=by_latency)
+    return slow_layers(programs, latency, by_latency=by_latency)
 
 
 PLAIN = nn.Conv2d(64, 64, 3, padding=1)

@@ -15,12 +15,12 @@ import yaml
 from digits_plan import HALVED
 
 from prunec.compiler.cli import main as cli
-from prunec.compiler.driver import exports
 from prunec.compiler.errors import ModelError
 from prunec.compiler.plan.exports import EXPORTING
 from prunec.compiler.targets import exporting
 from prunec.compiler.targets.base import TARGETS
 from prunec.compiler.targets.exporting import missing
+from prunec.compiler.targets.onnx_file import Onnx
 from prunec.compiler.targets.openvino import OpenVino
 from prunec.compiler.targets.ort import Ort
 
@@ -95,12 +95,23 @@ def test_an_onnx_file_that_fails_leaves_the_rest(monkeypatch):
     def refuses(*args, **kwargs):
         raise ModelError("ONNX has no form of the operation 'x'", hint="take it out")
 
-    monkeypatch.setattr(exports, "write_onnx", refuses)
+    monkeypatch.setattr(Onnx, "convert", refuses)
     code, report, names = compiled("onnx")
     assert code == 1
-    assert report["targets"][0]["error"] == "ONNX has no form of the operation 'x'"
+    error = report["targets"][0]["error"]
+    assert error.startswith("ONNX has no form of the operation 'x'; it begins with conv1 (Conv2d), ")
+    assert report["targets"][0]["hint"] == "take it out"
     assert "onnx" not in report
     assert {"model.py", "model.safetensors", "plan.lock.json"} <= names
+
+
+def test_an_opset_that_is_not_there_is_told_as_such():
+    code, report, names = compiled({"onnx": {"opset": 99}}, more=["--quick"])
+    assert code == 1
+    (row,) = report["targets"]
+    assert row["error"] == "opset 99 can't be exported"
+    assert row["hint"].startswith("valid: 18 to ")
+    assert "model.onnx" not in names
 
 
 def test_a_quick_compile_times_nothing_and_leaves_the_original_alone():

@@ -14,7 +14,7 @@ from torch import nn
 from prunec.compiler.errors import TargetError
 from prunec.compiler.targets import exporting
 from prunec.compiler.targets.base import ExportOptions, Int8
-from prunec.compiler.targets.exporting import Calibration, Runs, export, inputs_for, missing
+from prunec.compiler.targets.exporting import Calibration, ExportContext, Runs, export, inputs_for, missing
 from prunec.compiler.tracing.trace import trace
 
 
@@ -28,7 +28,7 @@ def test_a_file_is_written_run_compared_weighed_and_timed_beside_the_original(tm
     slim, dense = programs()
     steps = []
     found = export(
-        Fake(), slim, tmp_path, ExportOptions(), dense=dense, progress=lambda done, total: steps.append((done, total))
+        Fake(), slim, tmp_path, ExportOptions(), ExportContext(dense), lambda done, total: steps.append((done, total))
     )
     assert not found.failed
     assert (found.target, found.runtime, found.error) == ("fake", "fake 1.0", "")
@@ -46,11 +46,11 @@ def test_a_file_is_written_run_compared_weighed_and_timed_beside_the_original(tm
 
 def test_without_an_original_the_file_is_timed_alone_and_without_times_not_at_all(tmp_path):
     (slim, _) = programs()
-    alone = export(Fake(), slim, tmp_path, ExportOptions(), stem="other")
+    alone = export(Fake(), slim, tmp_path, ExportOptions())
     assert [timed.dense for timed in alone.latency] == [None, None]
     assert alone.dense_bytes is None
-    assert alone.files == ("other.fake", "other.weights")
-    assert export(Fake(), slim, tmp_path, ExportOptions(), timed=False).latency == ()
+    assert alone.files == ("model.fake", "model.weights")
+    assert export(Fake(), slim, tmp_path, ExportOptions(), ExportContext(timed=False)).latency == ()
 
 
 class Refuses(Fake):
@@ -120,7 +120,7 @@ class One(Fake):
 
 def test_a_runtime_of_one_sample_is_handed_a_program_of_one_sample(tmp_path):
     slim, dense = programs(batch=4)
-    found = export(One(), slim, tmp_path, ExportOptions(), dense=dense)
+    found = export(One(), slim, tmp_path, ExportOptions(), ExportContext(dense=dense))
     assert not found.failed
     assert found.batch == 1
     assert One.kept[str(tmp_path / "model.fake")].inputs[0].shape == (1, 3, 16, 16)
@@ -151,7 +151,7 @@ class Elsewhere(Fake):
 
 def test_what_can_not_be_run_here_is_weighed_alone(tmp_path):
     slim, dense = programs()
-    found = export(Elsewhere(), slim, tmp_path, ExportOptions(), dense=dense)
+    found = export(Elsewhere(), slim, tmp_path, ExportOptions(), ExportContext(dense=dense))
     assert not found.failed
     assert found.unrunnable == "it runs on phones alone"
     assert found.difference is None
@@ -201,7 +201,9 @@ def samples(count, batch):
 def test_int8_is_calibrated_judged_in_the_runtime_and_timed(tmp_path):
     slim, _ = programs()
     judged = Calibration(samples, lambda model: ("spread", float(model(slim.inputs[0]).std())))
-    found = export(Halves(), slim, tmp_path, ExportOptions(int8=Int8(samples=3)), calibration=judged).int8
+    found = export(
+        Halves(), slim, tmp_path, ExportOptions(int8=Int8(samples=3)), ExportContext(calibration=judged)
+    ).int8
     assert found.files == ("model.int8.fake", "model.int8.weights")
     assert (found.metric, found.before) == ("spread", pytest.approx(found.after))
     assert len(found.latency) == 2
@@ -218,7 +220,9 @@ def test_int8_is_calibrated_judged_in_the_runtime_and_timed(tmp_path):
     ],
 )
 def test_where_int8_fails_the_float32_files_stand(target, calibration, words, tmp_path):
-    found = export(target(), programs()[0], tmp_path, ExportOptions(int8=Int8(samples=3)), calibration=calibration)
+    found = export(
+        target(), programs()[0], tmp_path, ExportOptions(int8=Int8(samples=3)), ExportContext(calibration=calibration)
+    )
     assert found.failed
     assert not found.error
     assert words in found.int8.error
@@ -237,7 +241,9 @@ def test_rounding_is_decided_by_a_float64_run(tmp_path):
             opened.run = lambda inputs: [value + np.float32(2e-5) for value in run(inputs)]
             return opened
 
-    found = export(Rounds(), trace(Cancels(), (torch.randn(1, 4),)), tmp_path, ExportOptions(), timed=False)
+    found = export(
+        Rounds(), trace(Cancels(), (torch.randn(1, 4),)), tmp_path, ExportOptions(), ExportContext(timed=False)
+    )
     assert not found.failed
     assert found.difference > 5e-6
     assert "from a float64 run" in found.note

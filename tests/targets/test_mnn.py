@@ -10,7 +10,7 @@ from torch import nn
 from prunec.compiler.errors import TargetError
 from prunec.compiler.targets.base import ExportOptions
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.exporting import export, missing
+from prunec.compiler.targets.exporting import ExportContext, export, missing
 from prunec.compiler.targets.mnn import Mnn
 from prunec.compiler.targets.pixels import Folded, Pixels
 from prunec.compiler.tracing.trace import trace
@@ -27,14 +27,14 @@ def program(parts, run, *inputs):
 
 def test_the_batch_stays_open(tmp_path):
     made = program({"conv": nn.Conv2d(3, 4, 3)}, lambda m, x: m.conv(x).relu().mean((2, 3)))
-    found = export(TARGET, made, tmp_path, ExportOptions(), timed=False)
+    found = export(TARGET, made, tmp_path, ExportOptions(), ExportContext(timed=False))
     assert not found.failed, found.error
     assert found.batch is None
 
 
 def test_gelu_is_not_approximated(tmp_path):
     made = program({}, lambda m, x: nn.functional.gelu(x), torch.randn(1, 512) * 2)
-    found = export(TARGET, made, tmp_path, ExportOptions(), timed=False)
+    found = export(TARGET, made, tmp_path, ExportOptions(), ExportContext(timed=False))
     assert not found.failed, found.error
     assert found.difference < 1e-6
 
@@ -43,7 +43,9 @@ def test_where_another_batch_crashes_the_runtime_it_is_fixed(tmp_path):
     def normed(m, x):
         return nn.functional.local_response_norm(m.conv(x), 2)
 
-    found = export(TARGET, program({"conv": nn.Conv2d(3, 4, 3)}, normed), tmp_path, ExportOptions(), timed=False)
+    found = export(
+        TARGET, program({"conv": nn.Conv2d(3, 4, 3)}, normed), tmp_path, ExportOptions(), ExportContext(timed=False)
+    )
     assert not found.failed, found.error
     assert found.batch == 1
     assert "crashes when the batch changes" in found.note
@@ -54,7 +56,7 @@ def test_where_another_batch_crashes_the_runtime_it_is_fixed(tmp_path):
 def test_recurrent_layers_take_any_batch(kind, ways, tmp_path):
     rnn = kind(8, 4, num_layers=2, batch_first=True, bidirectional=ways == 2)
     made = program({"rnn": rnn}, lambda m, x: m.rnn(x)[0], torch.randn(1, 5, 8))
-    found = export(TARGET, made, tmp_path, ExportOptions(), timed=False)
+    found = export(TARGET, made, tmp_path, ExportOptions(), ExportContext(timed=False))
     assert not found.failed, found.error
     assert found.batch is None
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunec.compiler.errors import TargetError
 from prunec.compiler.targets.base import ExportOptions
-from prunec.compiler.targets.exporting import export, missing
+from prunec.compiler.targets.exporting import ExportContext, export, missing
 from prunec.compiler.targets.ncnn import Ncnn
 from prunec.compiler.tracing.trace import trace
 
@@ -75,7 +75,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_inputs_of_every_form_give_what_the_module_gives(tmp_path, form):
     parts, run, inputs = FORMS[form]
-    found = export(TARGET, program(parts, run, *inputs), tmp_path, ExportOptions(), timed=False)
+    found = export(TARGET, program(parts, run, *inputs), tmp_path, ExportOptions(), ExportContext(timed=False))
     assert not found.failed, found.error
     assert found.difference < 1e-5
 

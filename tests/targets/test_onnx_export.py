@@ -14,6 +14,7 @@ from torch import nn
 from prunec.compiler.errors import ModelError, PlanError, VerifyError
 from prunec.compiler.targets import onnx_export as export
 from prunec.compiler.targets.onnx_export import export_onnx
+from prunec.compiler.targets.onnx_file import Onnx
 from prunec.compiler.targets.ort_session import ort_latency
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.compare import relative_difference
@@ -274,13 +275,15 @@ def test_relative_difference(got, expected, difference):
 def test_weights_beside_the_file(tmp_path, monkeypatch):
     torch.manual_seed(0)
     program = trace(nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)).eval(), (torch.randn(2, 40),))
-    inside = export_onnx(program, tmp_path / "inside.onnx", metadata={"a": "b"})
-    beside = export_onnx(program, tmp_path / "model.onnx", weights="beside", metadata={"a": "b"})
+    inside = export_onnx(program, tmp_path / "inside.onnx")
+    beside = export_onnx(program, tmp_path / "model.onnx", weights="beside")
     data = tmp_path / "model.onnx.data"
     assert data.stat().st_size >= 30 * 40 * 4
     assert (tmp_path / "model.onnx").stat().st_size < 3000
     assert beside.bytes == data.stat().st_size + (tmp_path / "model.onnx").stat().st_size
     assert beside.differences == inside.differences
+    for name in ("inside", "model"):
+        Onnx().label(tmp_path / f"{name}.onnx", {"a": "b"})
     assert onnx.load(tmp_path / "model.onnx", load_external_data=False).metadata_props[0].value == "b"
     assert not (tmp_path / "inside.onnx.data").exists()
     for name in ("inside", "model"):

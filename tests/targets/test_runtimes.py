@@ -16,7 +16,7 @@ from prunec.compiler.errors import PrunecError
 from prunec.compiler.targets import exporting
 from prunec.compiler.targets.base import TARGETS
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.exporting import Calibration, Export, export, missing
+from prunec.compiler.targets.exporting import Calibration, Export, ExportContext, export, missing
 from prunec.compiler.targets.pixels import Folded, Pixels
 from prunec.compiler.tracing.trace import trace
 
@@ -48,7 +48,7 @@ def _target(name):
 def test_a_pruned_network_is_converted_run_and_timed(name, made, tmp_path):
     target = _target(name)
     slim, dense = programs(made)
-    found = export(target, slim, tmp_path, target.Options(), dense=dense)
+    found = export(target, slim, tmp_path, target.Options(), ExportContext(dense=dense))
     assert not found.failed, found.error + found.log
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(found.files)
     assert 0 < found.bytes < found.dense_bytes
@@ -99,7 +99,7 @@ def test_a_fault_of_the_converter_is_told_with_the_layer(name, fault, tmp_path, 
         return convert(self, given.with_graph(given.copy_graph(), state), path, options)
 
     monkeypatch.setattr(type(target), "convert", wrong)
-    found = export(target, program, tmp_path, target.Options(), timed=False)
+    found = export(target, program, tmp_path, target.Options(), ExportContext(timed=False))
     assert "computes something else than the module" in found.error
     assert f"it begins with {key.split('.')[0]} (" in found.error
     assert "the converter's or the runtime's" in found.hint
@@ -118,7 +118,7 @@ def test_one_program_gives_the_same_bytes_and_no_connection_is_opened(name, tmp_
     with audited() as events:
         for folder in ("one", "two"):
             (tmp_path / folder).mkdir()
-            found = export(target, program, tmp_path / folder, target.Options(), timed=False)
+            found = export(target, program, tmp_path / folder, target.Options(), ExportContext(timed=False))
             assert not found.failed, found.error + found.log
     assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
     started = [args[1] for event, args in events if event == "subprocess.Popen"]
@@ -148,7 +148,9 @@ def test_files_in_int8_compute_nearly_the_same(name, tmp_path):
         return [[torch.randn(batch or 2, 3, 16, 16).numpy()] for _ in range(8)]
 
     options = target.Options.model_validate({"int8": True})
-    found = export(target, slim, tmp_path, options, timed=False, calibration=Calibration(samples, judged))
+    found = export(
+        target, slim, tmp_path, options, ExportContext(timed=False, calibration=Calibration(samples, judged))
+    )
     assert not found.failed, found.int8.error if found.int8 else found.error
     assert found.int8.bytes > 0
     if not found.unrunnable:
@@ -196,9 +198,9 @@ def test_pixels_in_a_wrong_order_are_found(name, tmp_path, monkeypatch):
         return convert(self, program.derive(state=state), path, options)
 
     monkeypatch.setattr(Export, "_first", lambda self, good: None)  # the test of other faults looks for the layer
-    assert not export(target, program, tmp_path, target.Options(), timed=False).failed
+    assert not export(target, program, tmp_path, target.Options(), ExportContext(timed=False)).failed
     monkeypatch.setattr(type(target), "convert", wrong)
-    found = export(target, program, tmp_path, target.Options(), timed=False)
+    found = export(target, program, tmp_path, target.Options(), ExportContext(timed=False))
     assert "computes something else than the module" in found.error, found
     assert not list(tmp_path.iterdir())
 
@@ -226,7 +228,7 @@ def test_a_crash_of_its_tools_is_its_alone(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Export, "_first", lambda self, good: None)
     program = trace(Small().eval(), (torch.randn(1, 3, 8, 8),))
     (tmp_path / "out").mkdir()
-    found = export(target, program, tmp_path / "out", target.Options(), timed=False)
+    found = export(target, program, tmp_path / "out", target.Options(), ExportContext(timed=False))
     assert "crashes (SIGABRT)" in found.error
     assert "about to crash" in found.log
     assert not list((tmp_path / "out").iterdir())
@@ -239,7 +241,7 @@ def test_weights_that_one_onnx_file_cannot_hold_reach_the_runtime(name, tmp_path
     monkeypatch.setattr("prunec.compiler.targets.onnx_export.LARGEST", 10_000)
     torch.manual_seed(0)
     program = trace(nn.Linear(64, 64).eval(), (torch.randn(2, 64),))
-    found = export(target, program, tmp_path, target.Options(), timed=False)
+    found = export(target, program, tmp_path, target.Options(), ExportContext(timed=False))
     assert not found.failed, found.error + found.log
     assert found.bytes > 64 * 64 * 4
     assert (name == "onnx") == (tmp_path / "model.onnx.data").exists()

@@ -14,7 +14,7 @@ from torchvision import models
 from prunec.compiler.targets import onnx_export
 from prunec.compiler.targets.onnx import writer
 from prunec.compiler.targets.onnx.call import Declined
-from prunec.compiler.targets.onnx_export import comparable_bytes, direct_bytes, export_onnx, onnx_feed
+from prunec.compiler.targets.onnx_export import comparable_bytes, direct_bytes, export_onnx, onnx_feed, write_alike
 from prunec.compiler.targets.ort_session import session
 from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.compare import relative_difference
@@ -222,14 +222,35 @@ def test_a_file_that_computes_something_else_leaves_the_model_to_torch(tmp_path,
     assert report.max_difference < 1e-5
 
 
-def test_files_that_are_timed_beside_each_other_come_from_one_writer():
-    class Unknown(nn.Module):
-        def forward(self, x):
-            return torch.special.entr(x.abs())
+class Unknown(nn.Module):
+    def forward(self, x):
+        return torch.special.entr(x.abs())
 
+
+def test_files_that_are_timed_beside_each_other_come_from_one_writer():
     known = trace(nn.Sequential(nn.Linear(6, 6)).eval(), (torch.randn(2, 6),))
     unknown = trace(nn.Sequential(nn.Linear(6, 6), Unknown()).eval(), (torch.randn(2, 6),))
     found = comparable_bytes([known, unknown])
     assert [onnx.load_from_string(model).producer_name for model in found] == ["pytorch", "pytorch"]
     found = comparable_bytes([known, known])
     assert [onnx.load_from_string(model).producer_name for model in found] == ["prunec", "prunec"]
+
+
+@pytest.mark.parametrize(
+    ("slim", "original", "writers"),
+    [
+        ((), (), ["prunec", "prunec"]),
+        ((), (Unknown(),), ["pytorch", "pytorch"]),  # the slim file is written anew, to be timed
+        ((Unknown(),), (), ["pytorch", "pytorch"]),
+    ],
+)
+def test_an_original_is_written_as_the_slim_file_is(slim, original, writers, tmp_path):
+    slim, original = (
+        trace(nn.Sequential(nn.Linear(6, 6), *more).eval(), (torch.randn(2, 6),)) for more in (slim, original)
+    )
+    shipped, beside = tmp_path / "model.onnx", tmp_path / "original.onnx"
+    report = export_onnx(slim, shipped)
+    before = shipped.read_bytes()
+    timed = write_alike(slim, shipped, report, original, beside)
+    assert [onnx.load(path).producer_name for path in (timed, beside)] == writers
+    assert shipped.read_bytes() == before
