@@ -20,7 +20,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import NodeTime, Profile
 from prunec.compiler.targets.captured import captured
 from prunec.compiler.targets.flat import exported_flat
-from prunec.compiler.targets.metering import OneThread, Times, turns
+from prunec.compiler.targets.metering import OneThread, Origins, Times, turns
 from prunec.compiler.targets.onnx_export import input_names
 
 _ONNX: Final[Mapping[str, str]] = {
@@ -79,17 +79,14 @@ class _Step:
 
 def _steps(graph: fx.Graph, inputs: Sequence[str]) -> Iterator[_Step]:
     """What the runtime calls, in order."""
-    names = iter(inputs)
-    hangs_on: dict[fx.Node, set[str]] = {}
+    names, origins = iter(inputs), Origins()
     for node in graph.nodes:
-        if node.op == "placeholder":
-            hangs_on[node] = {next(names)} if "val" in node.meta else set()
+        if node.op == "placeholder" and "val" in node.meta:
+            origins.starts(node, next(names))
             continue
-        origin = set[str]().union(*(hangs_on.get(each, set()) for each in node.all_input_nodes))
-        hangs_on[node] = origin
+        name = origins.name(node.name, node.all_input_nodes, [node])
         called = getattr(node.target, "__name__", str(node.target))
         if node.op == "call_function" and called not in ("alloc", "getitem"):
-            name = next(iter(origin)) if len(origin) == 1 else node.name
             yield _Step(_kind(node), _elements(node.meta.get("val")), name)
 
 

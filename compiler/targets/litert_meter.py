@@ -16,7 +16,7 @@ from typing import Any, Final
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import NodeTime, Profile
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.metering import OneThread, Times, converted, turns
+from prunec.compiler.targets.metering import OneThread, Origins, Times, converted, turns
 from prunec.compiler.targets.onnx_export import input_names
 
 _ONNX: Final[Mapping[str, str]] = {
@@ -61,7 +61,9 @@ def _alone(held: bytes, inputs: Sequence[str]) -> Iterator[tuple[tuple[str, int,
     model = schema.ModelT.InitFromPackedBuf(held, 0)
     (graph,) = model.subgraphs
     (signature,) = model.signatureDefs
-    hangs_on = {each.tensorIndex: {inputs[_place(each.name.decode())]} for each in signature.inputs}
+    origins = Origins()
+    for each in signature.inputs:
+        origins.starts(each.tensorIndex, inputs[_place(each.name.decode())])
     for operation in graph.operators:
         code = model.operatorCodes[operation.opcodeIndex]
         kind = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
@@ -85,9 +87,7 @@ def _alone(held: bytes, inputs: Sequence[str]) -> Iterator[tuple[tuple[str, int,
         builder.Finish(whole.Pack(builder), b"TFL3")
         written = [graph.tensors[index] for index in operation.outputs]
         elements = sum(math.prod(map(int, tensor.shape)) for tensor in written)
-        origin = set[str]().union(*(hangs_on.get(int(index), set()) for index in operation.inputs))
-        hangs_on.update({int(index): origin for index in operation.outputs})
-        name = next(iter(origin)) if len(origin) == 1 else written[0].name.decode()
+        name = origins.name(written[0].name.decode(), map(int, operation.inputs), map(int, operation.outputs))
         yield (_ONNX.get(kind, kind), elements, name), bytes(builder.Output())
 
 

@@ -2,6 +2,7 @@
 
     for _ in turns(0.5): ...                  half a second of runs, but a few at least, and not all too many
     times = Times(); times.add(key, seconds)  the times of each node; times.low() has one for each
+    origins = Origins(); origins.name(...)    which input a node of a file hangs on
     run = loaded(Ncnn(), program)             a program, converted and loaded: run() runs it once
     seconds_of([run])                         seconds of one run
 
@@ -12,7 +13,7 @@ by the seconds of the process, which others don't lengthen: with one thread noth
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -64,6 +65,23 @@ class Times:
     def least(self) -> dict[Any, float]:
         """The least time of each."""
         return {key: min(found) for key, found in self._found.items()}
+
+
+class Origins:
+    """Which inputs of a file each of its values hangs on, told node by node in the order in which they run."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, set[str]] = {}
+
+    def starts(self, value: Hashable, name: str) -> None:
+        """A value is the input of that name."""
+        self._found[value] = {name}
+
+    def name(self, own: str, reads: Iterable[Hashable], writes: Iterable[Hashable]) -> str:
+        """What a node is called: by the input that it hangs on, where that is one alone; else by its own name."""
+        origin = set[str]().union(*(self._found.get(value, set()) for value in reads))
+        self._found.update(dict.fromkeys(writes, origin))
+        return next(iter(origin)) if len(origin) == 1 else own
 
 
 def fed(program: Program) -> list[Array]:

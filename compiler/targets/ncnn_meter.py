@@ -19,7 +19,7 @@ import numpy as np
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, NodeTime, Profile
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.metering import OneThread, Times, converted, fed, turns
+from prunec.compiler.targets.metering import OneThread, Origins, Times, converted, fed, turns
 from prunec.compiler.targets.ncnn_session import NcnnSession, place
 from prunec.compiler.targets.onnx_export import input_names
 
@@ -67,16 +67,14 @@ class _Layer:
 
 def _layers(text: str, inputs: Sequence[str]) -> Iterator[_Layer]:
     """The layers that compute something, in order."""
-    hangs_on: dict[str, set[str]] = {}
+    origins = Origins()
     for line in text.splitlines()[2:]:
         kind, name, reads, writes, *words = line.split()
         read, written = words[: int(reads)], words[int(reads) : int(reads) + int(writes)]
         if kind == "Input":
-            hangs_on[written[0]] = {inputs[int(name.removeprefix("in"))]}
+            origins.starts(written[0], inputs[int(name.removeprefix("in"))])
             continue
-        origin = set[str]().union(*(hangs_on.get(each, set()) for each in read))
-        hangs_on.update(dict.fromkeys(written, origin))
-        yield _Layer(kind, written[0], origin.pop() if len(origin) == 1 else name)
+        yield _Layer(kind, written[0], origins.name(name, read, written))
 
 
 def _laid_out(path: Path, program: Program) -> list[str]:

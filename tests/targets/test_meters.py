@@ -16,7 +16,7 @@ from prunec.compiler.errors import PrunecError, TargetError
 from prunec.compiler.targets import metering, timing
 from prunec.compiler.targets.base import TARGETS, Target
 from prunec.compiler.targets.exporting import missing
-from prunec.compiler.targets.metering import Times, seconds_of, turns
+from prunec.compiler.targets.metering import Origins, Times, seconds_of, turns
 from prunec.compiler.targets.timing import meter_of, runs_in_turns, timed
 from prunec.compiler.tracing.trace import trace
 
@@ -148,3 +148,11 @@ def test_turns_end():
 def test_calls_are_timed_in_processor_time():
     (idle, busy) = seconds_of([lambda: None, lambda: sum(range(20000))], 0.05)
     assert 0 < idle < busy
+
+
+def test_a_node_is_called_by_the_one_input_that_it_hangs_on():
+    origins = Origins()
+    origins.starts(0, "image")
+    origins.starts(1, "mask")
+    told = [("conv", [0, 7], [2]), ("relu", [2], [3, 4]), ("mul", [4, 1], [5]), ("add", [7], [6]), ("last", [5], [8])]
+    assert [origins.name(*node) for node in told] == ["image", "image", "mul", "add", "last"]
