@@ -32,7 +32,7 @@ from prunec.compiler.report.figures import (
     with_rounds,
 )
 from prunec.compiler.report.report import Record, Report
-from prunec.compiler.report.targets import COLUMNS, RIGHT, target_lines, target_rows, tells
+from prunec.compiler.report.targets import RIGHT, target_columns, target_lines, target_rows, tells
 from prunec.compiler.user_code import told
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def show_report(report: Report, folder: Path, reasons: int | None = REASONS, cal
 
 def show_targets(reports: Sequence[TargetReport]) -> None:
     """The table of exports, what failed with its way out, and what converters printed then."""
-    table("", COLUMNS, target_rows(reports), right=RIGHT)
+    table("", target_columns(reports), target_rows(reports), right=RIGHT)
     for line in target_lines(reports):
         say(Text(line, "cyan" if line.startswith("hint: ") else "default"))
     for report in reports:

@@ -19,7 +19,7 @@ from prunec.compiler.report import figures
 from prunec.compiler.report.attachments import pictures, tables
 from prunec.compiler.report.curves import PICTURE, Curve, curve
 from prunec.compiler.report.report import Change, GroupWidths, Record, Report
-from prunec.compiler.report.targets import COLUMNS, RIGHT, target_lines, target_rows, tells
+from prunec.compiler.report.targets import RIGHT, target_columns, target_lines, target_rows, tells
 from prunec.compiler.report.training import trainings
 
 SKYLINE: Final = (960.0, 200.0)
@@ -82,7 +82,7 @@ def report_html(report: Report) -> str:
         pictures=pictures(report),
         tables=tables(report),
         targets=target_rows(report.targets) if tells(report) else (),
-        target_columns=COLUMNS,
+        target_columns=target_columns(report.targets),
         target_numbers=RIGHT,
         target_lines=target_lines(report.targets),
     )

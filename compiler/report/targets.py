@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from prunec.compiler.targets.exporting import Int8Report, TargetReport, Timed
 
 COLUMNS: Final = ("target", "file", "size", "difference", "1 thread", "2 threads", "runtime")
-RIGHT: Final = ("size", "difference", "1 thread", "2 threads")
+BATCH: Final = "batch"
+"""The column behind `file`, which is there where a file takes another batch than the plan names."""
+RIGHT: Final = (BATCH, "size", "difference", "1 thread", "2 threads")
 """The columns of numbers."""
 
 
@@ -23,18 +25,32 @@ def tells(report: Report) -> bool:
     )
 
 
+def target_columns(reports: Sequence[TargetReport]) -> tuple[str, ...]:
+    """What the columns of these exports' table are called."""
+    return (*COLUMNS[:2], BATCH, *COLUMNS[2:]) if any(report.other_batch for report in reports) else COLUMNS
+
+
 def target_rows(reports: Sequence[TargetReport]) -> list[tuple[str, ...]]:
     """A row for each target, and one for its files in int8."""
-    rows: list[tuple[str, ...]] = []
+    found = _rows(reports)
+    if BATCH not in target_columns(reports):
+        return [row for _, row in found]
+    return [(*row[:2], "" if batch is None else str(batch), *row[2:]) for batch, row in found]
+
+
+def _rows(reports: Sequence[TargetReport]) -> list[tuple[int | None, tuple[str, ...]]]:
+    """The rows, each with the batch that its file takes, where that is another than the plan's."""
+    rows: list[tuple[int | None, tuple[str, ...]]] = []
     for report in reports:
         if report.error:
-            rows.append((report.target, "failed", "", "", "", "", report.runtime))
+            rows.append((None, (report.target, "failed", "", "", "", "", report.runtime)))
             continue
         sizes = _sides(report.dense_bytes, report.bytes, size)
         difference = "not executed" if report.difference is None else f"{report.difference:.1e}"
-        rows.append((report.target, report.files[0], sizes, difference, *_times(report.latency), report.runtime))
+        row = (report.target, report.files[0], sizes, difference, *_times(report.latency), report.runtime)
+        rows.append((report.other_batch, row))
         if report.int8 is not None:
-            rows.append(_int8(report.int8, executed=not report.unrunnable))
+            rows.append((None, _int8(report.int8, executed=not report.unrunnable)))
     return rows
 
 

@@ -111,6 +111,13 @@ class TargetReport:
     """The end of what the converter printed, where it failed."""
     details: Any = None
     """Those of `Converted`."""
+    example: int | None = None
+    """The batch size of the program's example inputs."""
+
+    @property
+    def other_batch(self) -> int | None:
+        """The batch size that the file is fixed at, where it isn't the example's."""
+        return None if self.batch == self.example else self.batch
 
     @property
     def failed(self) -> bool:
@@ -118,8 +125,9 @@ class TargetReport:
         return bool(self.error or (self.int8 and self.int8.error))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the details; what there isn't has no key."""
-        said = {key: value for key, value in asdict(replace(self, details=None)).items() if value not in (None, "", ())}
+        """Plain JSON values of what was exported; what there isn't has no key."""
+        told = asdict(replace(self, details=None, example=None))
+        said = {key: value for key, value in told.items() if value not in (None, "", ())}
         return {**said, "files": list(self.files)}
 
 
@@ -197,7 +205,8 @@ def export(
         if (lacking := missing(target)) is not None:
             raise lacking
         with workers():
-            return Export(target, _fitting(target, slim), path, options, context).report(progress)
+            found = Export(target, _fitting(target, slim), path, options, context).report(progress)
+        return replace(found, example=batch_of(slim.inputs))
     except (TargetError, PlanError) as error:
         _remove(target, path)
         _remove(target, _in_int8(target, path))

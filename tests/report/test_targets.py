@@ -8,7 +8,7 @@ from example_reports import FULL
 
 from prunec.compiler.report.console import show_report
 from prunec.compiler.report.html import report_html
-from prunec.compiler.report.targets import COLUMNS, target_lines, target_rows, tells
+from prunec.compiler.report.targets import COLUMNS, target_columns, target_lines, target_rows, tells
 
 
 def test_a_row_for_each_target_and_for_its_files_in_int8():
@@ -34,6 +34,21 @@ def test_files_in_int8_that_can_not_be_run_are_told_so():
     onnx, coreml, _ = FULL.targets
     _, row = target_rows((replace(coreml, int8=replace(onnx.int8, latency=(), before=None, after=None)),))
     assert row == ("  int8", "model.int8.onnx", "20.0 kB", "not executed", "", "", "")
+
+
+def test_a_batch_that_the_plan_does_not_name_has_a_column():
+    onnx, coreml, ncnn = FULL.targets
+    assert target_columns(FULL.targets) == COLUMNS
+    assert target_columns([replace(onnx, batch=4, example=4)]) == COLUMNS
+    reports = onnx, replace(coreml, batch=1, example=4), ncnn
+    assert target_columns(reports) == ("target", "file", "batch", *COLUMNS[2:])
+    assert [row[:3] for row in target_rows(reports)] == [
+        ("onnx", "model.onnx", ""),
+        ("  int8", "model.int8.onnx", ""),
+        ("coreml", "model.mlpackage", "1"),
+        ("ncnn", "failed", ""),
+    ]
+    assert '<th class="n">batch</th>' in report_html(replace(FULL, targets=reports))
 
 
 def test_what_the_table_has_no_room_for():

@@ -123,6 +123,8 @@ def test_a_runtime_of_one_sample_is_handed_a_program_of_one_sample(tmp_path):
     found = export(One(), slim, tmp_path, ExportOptions(), ExportContext(dense=dense))
     assert not found.failed
     assert found.batch == 1
+    assert found.other_batch == 1
+    assert export(One(), programs(batch=1)[0], tmp_path, ExportOptions()).other_batch is None
     assert One.kept[str(tmp_path / "model.fake")].inputs[0].shape == (1, 3, 16, 16)
 
 
