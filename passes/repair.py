@@ -30,7 +30,8 @@ from prunec.passes.calibration.calibration import Bytes, Calibration
 from prunec.passes.repairing.audit import audit_repair
 from prunec.passes.repairing.drawn import Drawn
 from prunec.passes.repairing.layers import NORMS, Found, Layer, Search
-from prunec.passes.repairing.refit import Bias, LeastSquares, Statistics
+from prunec.passes.repairing.outputs import Step, longest_step, partial_step
+from prunec.passes.repairing.refit import Bias, LeastSquares, Place, Statistics
 from prunec.passes.repairing.walk import Walk
 
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -102,9 +103,21 @@ class Repair(Pass):
             why = none if not found.lost else f"none of the {found.lost} layers that have lost inputs can be repaired"
             return PassResult(program, tuple(found.notes), warnings=(f"repair: {why}",))
         rows = work.run(places)
-        details = {"method": self.method, "repaired": rows, "samples": work.samples}
-        told = () if rows else (f"repair: nothing was repaired; the first reason: {work.notes[0]}",)
-        return PassResult(made, (*found.notes, *work.notes), details, told, attachments=_table(self.method, rows))
+        notes, told = (*found.notes, *work.notes), work.warnings()
+        details = {"method": self.method, "repaired": rows, "samples": len(work.known)}
+        if not rows:
+            told = (*told, f"repair: nothing was repaired; the first reason: {work.notes[0]}")
+            return PassResult(made, notes, details, told)
+        step = longest_step(
+            program.deployed, slim, dense, self._calibration, context, shorten=self.method != "batch_norm"
+        )
+        if step is not None:
+            if step.share < 1:
+                self._audit(program, made, context)  # what isn't taken may be wrong, and nobody would see it
+                made, rows = partial_step(program, made, step.share), rows if step.share else {}
+            details |= {"repaired": rows, "outputs": step.to_dict()}
+            told = (*told, *_farther(self.method, step))
+        return PassResult(made, notes, details, told, attachments=_table(self.method, rows))
 
     def _drawn(self, program: Program, made: Program, drawn: Drawn, found: Found) -> PassResult:
         """The repair by what batch norms know."""
@@ -122,12 +135,12 @@ class Repair(Pass):
 
     def audit(self, program: Program, result: PassResult, context: Context) -> None:
         """On some samples, that layers give what they should rather than what they gave; of none, nothing is said."""
-        if self.data == "plan":
-            anew = self.method == "batch_norm"
-            audit_repair(program, result.program, self._calibration, context, statistics=anew, rows=self.rows)
+        if self.data == "plan" and result.details.get("outputs", {}).get("step", 1) == 1:
+            self._audit(program, result.program, context)
 
-
-_Place = LeastSquares | Bias | Statistics
+    def _audit(self, before: Program, after: Program, context: Context) -> None:
+        anew = self.method == "batch_norm"
+        audit_repair(before, after, self._calibration, context, statistics=anew, rows=self.rows)
 
 
 class _Work:
@@ -136,7 +149,9 @@ class _Work:
     def __init__(self, options: Repair, slim: Program, dense: Program, found: Found, context: Context) -> None:
         self.options, self.slim, self.dense, self.found, self.context = options, slim, dense, found, context
         self.notes: list[Note] = []
-        self.samples = 0
+        self.known: Sequence[int] = ()
+        self.left_out, self.first_left_out = set[int](), ""
+        """The numbers of samples that make values infinite or NaN, and the first place where one did."""
 
     def places(self) -> list[tuple[fx.Node, Layer | None]]:
         """The nodes that are repaired, in their order; None for a batch norm."""
@@ -153,9 +168,9 @@ class _Work:
         walk = Walk(
             self.slim, self.found.order, self.dense, self.options._calibration, self.context, self.options.memory
         )
-        self.samples = len(walk.known)
+        self.known = walk.known
         rows: dict[str, Any] = {}
-        begun, seen = dict[Hashable, _Place](), Counter[Hashable]()
+        begun, seen = dict[Hashable, Place](), Counter[Hashable]()
         """By the key of a weight that several layers share: what is gathered of them, and how many were seen."""
         left = [layer.target for _, layer in places if layer is not None]
         for done, (node, layer) in enumerate(places):
@@ -174,24 +189,48 @@ class _Work:
                     continue
                 walk.restart()  # its earlier calls give other values now
             figures = place.finish()
+            if place.left_out:
+                self.left_out, self.first_left_out = self.left_out | place.left_out, self.first_left_out or name
             if figures is None or figures is False:
-                why = "too few samples" if place.is_scarce else "some samples make its values infinite or NaN"
+                few = "too few samples make finite values" if place.left_out else "too few samples"
+                why = few if place.is_scarce else "some samples make its values infinite or NaN"
                 self.notes.append(Note(name, f"isn't repaired: {why}"))
             else:
                 rows[name] = _row(figures)
         self.context.progress("repair", len(places), len(places))
         return rows
 
-    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk, begun: Mapping[Hashable, _Place]) -> _Place:
+    def warnings(self) -> tuple[str, ...]:
+        """What the user must see of the samples."""
+        count = sum(number in self.left_out for number in self.known)
+        if not count:
+            return ()
+        of = f"{count} of {len(self.known)} samples {'makes' if count == 1 else 'make'} values infinite or NaN"
+        return (f"repair: {of}, first at {self.first_left_out}; these values are left out",)
+
+    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk, begun: Mapping[Hashable, Place]) -> Place:
         if layer is None:
             return Statistics(node, self.slim)
         known = begun.get(layer.part.key(self.slim))
-        if known is not None and not isinstance(known, Statistics):
+        if isinstance(known, LeastSquares | Bias):
             known.move(layer)
             return known
         if self.options.method == "bias":
             return Bias(layer, self.slim)
         return LeastSquares(layer, self.slim, walk.known, self.options.rows)
+
+
+def _farther(method: str, step: Step) -> tuple[str, ...]:
+    """The warning of a repair that isn't good for the outputs."""
+    if step.is_nearer:
+        return ()
+    shorter = f"{step.share:.0%} of the step is taken: {step.after:.3g}" if step.share else "nothing is changed"
+    done = "" if step.share == 1 else f", so {shorter}"
+    better = "" if method == "least_squares" else "; least_squares does more"
+    return (
+        f"repair: {method} takes the outputs farther from the dense model's on these samples "
+        f"(error {step.before:.3g} -> {step.whole:.3g}){done}{better}",
+    )
 
 
 def _table(method: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[Attachment, ...]:

@@ -86,6 +86,8 @@ class _Sums:
     def leads(self, rounding: float, least: float, most: float = math.inf) -> bool:
         """Whether the best step, in steps of the one that was taken, lies between these, as far as so few samples can
         tell, and but for rounding of this share of a number; for a step that is none, it does."""
+        if not self.along:
+            return True  # no sample has finite values
         along, own, rounded = torch.cat(self.along), torch.cat(self.own), _ROUNDED * rounding
         if float(own.sum()) <= max(_IDLE, rounded**2) * self.size:
             return True
@@ -147,6 +149,8 @@ def _faults_of_repair(
             _judge(layer, old, new, values, targets[layer.target], sums[layer.node.name])
         for node, its in norms.items():
             x = values[node.all_input_nodes[0]].double()
+            if not bool(x.isfinite().all()):
+                continue
             module: Any = new.state[str(node.target)]
             its.add_size(x.movedim(1, -1))
             _per_sample(its, x.movedim(1, -1) - module.running_mean.double())
@@ -172,6 +176,8 @@ def _judge(
     first, second, wanted = (x[..., alive].double() for x in (first, second, wanted))
     if layer.moves_norm and not layer.through_norm:
         second = second + (old.tensors[layer.bias or ""] - new.tensors[layer.bias or ""]).double()[alive]
+    if not all(bool(x.isfinite().all()) for x in (first, second, wanted)):
+        return  # the solution has left it out, too
     sums.add(second - first, wanted - first, wanted)
     if layer.bias is not None and layer.batch == (0, 1):
         _per_sample(sums, wanted - second)

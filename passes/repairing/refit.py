@@ -7,6 +7,7 @@ Statistics     a batch norm's running mean and variance
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -27,10 +28,36 @@ _OUTPUTS: Final = 256
 """How many outputs of a wide layer are computed at a time."""
 
 
-class _Place:
+class Place(ABC):
+    """What is repaired at one place. Positions of samples whose values aren't finite there are left out."""
+
+    def __init__(self) -> None:
+        self.left_out: set[int] = set()
+        """The numbers of the samples that such positions are of."""
+
+    def leave_out(self, piece: Piece, which: Tensor) -> None:
+        """Note samples of a piece, by their places in it."""
+        self.left_out |= {piece.samples[index] for index in torch.unique(which).tolist()}
+
+    @abstractmethod
+    def see(self, piece: Piece) -> None:
+        """Add what a piece gives here."""
+
+    @property
+    @abstractmethod
+    def is_scarce(self) -> bool:
+        """Whether too little was seen."""
+
+    @abstractmethod
+    def finish(self) -> Choice | WideChoice | bool | None:
+        """Write what is best, where it is better than what is there; None or False where nothing can be said."""
+
+
+class _OfLayer(Place):
     """A layer in the slim program, whose tensors may be written."""
 
     def __init__(self, layer: Layer, program: Program) -> None:
+        super().__init__()
         self.layer, self.program = layer, program
         norm = program.state[str(layer.norm.target)] if layer.norm is not None else None
         self.affine = affine_of(norm) if norm is not None else None
@@ -81,7 +108,7 @@ class _Place:
             tensor.add_(by.to(tensor))
 
 
-class LeastSquares(_Place):
+class LeastSquares(_OfLayer):
     """Weights and bias of a layer by least squares: from sums over its rows, or from the rows themselves where it reads
     more than there are rows."""
 
@@ -107,11 +134,15 @@ class LeastSquares(_Place):
         u = of_inputs(self.layer.form, piece.slim.env[self.layer.source], full, self.layer.batch, at)
         t = self.wanted(piece, full, at)
         t = t.reshape(len(t), self.groups, -1)
+        fine = _finite(u) & _finite(t)
+        held = self._held(piece.samples, at).to(self.device)
+        if not bool(fine.all()):
+            self.leave_out(piece, at.sample[~fine.cpu()])
+            u, t, held = u[fine], t[fine], held[fine]
         if self.fitted is None or self.held is None:
             self.fitted, self.held = (
                 self._nothing(min(count, self.each) * self.samples * self.layer.calls) for _ in range(2)
             )
-        held = self._held(piece.samples, at).to(self.device)
         if isinstance(self.fitted, Rows) and isinstance(self.held, Rows):
             given = self._given(u)
             self.held.aim(t[held], given[held])
@@ -199,7 +230,7 @@ class LeastSquares(_Place):
         return torch.zeros_like(self.counts)
 
 
-class Bias(_Place):
+class Bias(_OfLayer):
     """The bias of a layer, so that the mean of its output is the dense layer's."""
 
     def __init__(self, layer: Layer, program: Program) -> None:
@@ -210,7 +241,15 @@ class Bias(_Place):
     def see(self, piece: Piece) -> None:
         """Add what a piece's outputs lack."""
         found = self.values(piece.slim.given(self.layer.node), None).double()
-        lacking = self.wanted(piece, piece.dense.value(self.layer.target), None) - found
+        full = piece.dense.value(self.layer.target)
+        lacking = self.wanted(piece, full, None) - found
+        fine = _finite(lacking)
+        if not bool(fine.all()):
+            dim, rows = self.layer.batch
+            along = [-1 if d == dim else 1 for d in range(full.ndim)]
+            each = torch.arange(full.shape[dim], device=full.device).view(along).expand(full.shape)
+            self.leave_out(piece, self.values(each, None)[:, 0][~fine] // rows)
+            lacking = lacking[fine]
         self.sum = lacking.sum(0) + (0.0 if self.sum is None else self.sum)
         self.count += len(lacking)
 
@@ -227,18 +266,25 @@ class Bias(_Place):
         return True
 
 
-class Statistics:
+class Statistics(Place):
     """The running mean and variance of a batch norm, over all of the data."""
 
     def __init__(self, node: fx.Node, program: Program) -> None:
+        super().__init__()
         self.source = node.all_input_nodes[0]
         self.norm: Any = program.state[str(node.target)]
         self.count, self.mean, self.apart = 0, torch.zeros(()), torch.zeros(())
 
     def see(self, piece: Piece) -> None:
         """Add a piece's values, by the rule for means and squares of two parts (Chan et al. 1983)."""
-        x = piece.slim.env[self.source]
-        x = x.movedim(1, -1).flatten(0, -2).double()
+        x = piece.slim.env[self.source].movedim(1, -1)
+        fine = _finite(x.flatten(0, -2))
+        if not bool(fine.all()):
+            each = torch.arange(len(x), device=x.device) * len(piece.samples) // len(x)
+            self.leave_out(piece, each.repeat_interleave(len(fine) // len(x))[~fine])
+        x = x.flatten(0, -2)[fine].double()
+        if not len(x):
+            return
         count, mean = len(x), x.mean(0)
         apart = (x - mean).square().sum(0)
         total = self.count + count
@@ -261,3 +307,8 @@ class Statistics:
             self.norm.running_mean.copy_(self.mean)
             self.norm.running_var.copy_(torch.where(var > 0, var, self.norm.running_var.double()))
         return True
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """[rows]: which hold no infinite value and no NaN."""
+    return rows.isfinite().flatten(1).all(1)

@@ -453,18 +453,86 @@ def test_a_network_that_lost_nothing_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("count", "last", "why"),
-    [(1, 1.0, "too few samples"), (9, float("inf"), "some samples make its values infinite or NaN")],
+    ("count", "factor", "why"),
+    [
+        (1, 1.0, "too few samples"),
+        (9, float("inf"), "too few samples make finite values"),
+        (9, 1e200, "some samples make its values infinite or NaN"),
+    ],
 )
-def test_what_cannot_be_fitted_is_told_with_its_reason(count, last, why):
+def test_what_cannot_be_fitted_is_told_with_its_reason(count, factor, why):
     net = _net(nn.Linear(8, 4), lambda m, x: m.b(m.a(x).relu().mean((2, 3))))
     traced, slim = _slim(net)
-    images = torch.cat(list(_images(count)))
-    images[-1] *= last
-    found = _repaired(slim, traced, [images])
+    found = _repaired(slim, traced, [factor * torch.cat(list(_images(count)))])
     assert [str(note) for note in found.notes] == [f"b: isn't repaired: {why}"]
-    assert found.warnings == (f"repair: nothing was repaired; the first reason: b: isn't repaired: {why}",)
+    assert found.warnings[-1] == f"repair: nothing was repaired; the first reason: b: isn't repaired: {why}"
     assert all(torch.equal(tensor, slim.tensors[name]) for name, tensor in found.program.tensors.items())
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias", "batch_norm"])
+@pytest.mark.parametrize("reader", ["all of an image", "a wide one", "places of an image"])
+def test_samples_that_make_no_numbers_are_left_out_and_counted(method, reader, monkeypatch):
+    if reader == "a wide one":
+        monkeypatch.setattr(Moments, "none", None)
+    run = {
+        "all of an image": lambda m, x: m.n(m.b(m.a(x).relu().mean((2, 3)))),
+        "a wide one": lambda m, x: m.n(m.b(m.a(x).relu().flatten(1))),
+        "places of an image": lambda m, x: m.n(m.b(m.a(x).relu().flatten(2).transpose(1, 2)).transpose(1, 2)),
+    }[reader]
+    inputs = 8 * 64 if reader == "a wide one" else 8
+    torch.manual_seed(0)
+    traced, slim = _slim(_net(nn.Linear(inputs, 4), run, n=nn.BatchNorm1d(4)), {"a": (2, 3)})
+    images = torch.cat(list(_images()))
+    bad = images.clone()
+    bad[3, 0, 2, 2], bad[17] = float("inf"), -float("inf")
+    good = [*range(3), *range(4, 17), *range(18, 40)]
+    options = {"method": method, "rows": 40 * 64}
+    found = _repaired(slim, traced, list(bad.split(8)), **options)
+    place = "n" if method == "batch_norm" else "b"
+    told = f"repair: 2 of 40 samples make values infinite or NaN, first at {place}; these values are left out"
+    assert found.warnings[0] == told
+    audit = Repair.model_validate(options)
+    audit.audit(slim, found, Context(data=Data.of(list(bad.split(8))), traced=traced))
+    assert all(tensor.isfinite().all() for tensor in found.program.tensors.values())
+    if reader == "places of an image" or method == "least_squares":  # other places are seen, or others held out
+        figures = found.details["outputs"]
+        assert method == "batch_norm" or figures["error_after"] < 0.9 * figures["error_before"]
+        return
+    alone = _repaired(slim, traced, [images[good]], **options)
+    for name, tensor in alone.program.tensors.items():
+        assert torch.allclose(found.program.tensors[name], tensor, rtol=0, atol=1e-8), name
+
+
+@pytest.mark.parametrize(("typical", "share"), [(10.0, 1.0), (3.0, 0.5), (2.0, 0.25), (0.5, 0.0)])
+def test_a_bias_that_takes_the_outputs_farther_away_is_shortened(typical, share):
+    """The unit that goes closes `b` on every tenth sample: on average it takes 1 from it, which others lose now."""
+    net = Made({"a": nn.Linear(2, 2), "b": nn.Linear(2, 1)}, lambda m, x: m.b(m.a(x).relu()).relu()).double().eval()
+    with torch.no_grad():
+        net.a.weight.copy_(torch.eye(2))
+        net.a.bias.zero_()
+        net.b.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        net.b.bias.zero_()
+    x = torch.tensor([[typical, 0.0]] * 9 + [[typical, 10.0]], dtype=torch.float64)
+    traced = trace(net, (x[:2],))
+    slim = Shrink().run(traced.with_facts(selection={"a": (1,)}), Context()).program
+    found = _repaired(slim, traced, [x], method="bias")
+    assert found.details["outputs"]["step"] == share
+    assert found.program.tensors["b.bias"].item() == pytest.approx(-share)
+    assert _apart(found.program.module, net, x) <= _apart(slim.module, net, x) + 1e-12
+    assert list(found.details["repaired"]) == (["b"] if share else [])
+    warned = "farther from the dense model's on these samples (error"
+    assert [warned in warning for warning in found.warnings] == [True] * (share < 1)
+    Repair(method="bias").audit(slim, found, Context(data=Data.of([x]), traced=traced))
+
+
+def test_statistics_that_take_the_outputs_farther_away_are_told():
+    traced, slim = _slim(_deep(), {"0": (1, 2)})
+    found = _repaired(slim, traced, _images(), method="batch_norm")
+    figures = found.details["outputs"]
+    assert figures["error_after"] > figures["error_before"]
+    told = f"error {figures['error_before']:.3g} -> {figures['error_after']:.3g}"
+    (warning,) = found.warnings
+    assert f"repair: batch_norm takes the outputs farther from the dense model's on these samples ({told})" in warning
 
 
 def test_without_data_it_says_so():

@@ -14,7 +14,7 @@ from prunec.compiler import compile
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.rewrite.merge import Tensors
 from prunec.passes.repairing.low_rank import Spectrum
-from prunec.passes.repairing.refit import LeastSquares, Statistics, _Place
+from prunec.passes.repairing.refit import LeastSquares, Statistics, _OfLayer
 
 CUT: list[Any] = [{"score": "l1"}, {"select": "40%"}, "shrink"]
 PASSES: dict[str, list[Any]] = {
@@ -94,8 +94,8 @@ def _writes(change: Callable[[Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch]
 
 def _shifts(change: Callable[[Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
     """Biases are moved otherwise."""
-    shift = _Place.shift
-    return lambda patch: patch.setattr(_Place, "shift", lambda self, by: shift(self, change(by)))
+    shift = _OfLayer.shift
+    return lambda patch: patch.setattr(_OfLayer, "shift", lambda self, by: shift(self, change(by)))
 
 
 def _splits(change: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
