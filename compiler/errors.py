@@ -122,7 +122,9 @@ def first_line(error: BaseException) -> str:
     """The innermost cause of a foreign error in a line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
+    # a KeyError's text is its key as code: one line, however many the key has
+    text = error.args[0] if isinstance(error, KeyError) and "\n" in str(error.args[0]) else error
+    lines = str(text).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -36,7 +36,16 @@ from prunec.compiler.targets.base import Array, Converted, ExportOptions, Sessio
 from prunec.compiler.targets.captured import Log, captured
 from prunec.compiler.targets.child import workers
 from prunec.compiler.targets.interleaved import run_seconds
-from prunec.compiler.targets.sources import at_batch, deployed, described, steps, until
+from prunec.compiler.targets.sources import (
+    at_batch,
+    deployed,
+    described,
+    has_tensors,
+    is_complex,
+    is_foreign,
+    steps,
+    until,
+)
 from prunec.compiler.verify.compare import relative_difference
 from prunec.compiler.verify.interpreter import Interpreter
 
@@ -245,9 +254,14 @@ def size_of(path: Path) -> int:
     )
 
 
-def way_out(target: Target) -> str:
-    """What to do where a target can't take the model, and nothing better is known."""
-    return f"leave {target.name} out of the exports; the other files don't need it"
+def way_out(target: Target, step: fx.Node | None = None) -> str:
+    """What to do where a target can't take a step of the model, or all of it, and nothing better is known."""
+    leave = f"leave {target.name} out of the exports; the other files don't need it"
+    if step is not None and is_complex(step):
+        return f"compute it without complex numbers, such as with real and imaginary parts, or {leave}"
+    if step is not None and is_foreign(step):
+        return f"it is no operation of torch's own: write it in torch's, or {leave}"
+    return leave
 
 
 @contextmanager
@@ -409,11 +423,13 @@ class Export:
             count, part = found
             low, high = (count, high) if good(part) else (low, count)
         whole = until(self.program, high)
-        return None if whole is None or good(whole) else computed[low]
+        if whole is not None and good(whole):
+            return None
+        return next(filter(has_tensors, computed[low:high]), None)
 
     def _placed(self, error: TargetError, step: fx.Node | None) -> TargetError:
         """The error with the step that it comes from, the line of the user's model, and a way out."""
-        hint = error.hint or way_out(self.target)
+        hint = error.hint or way_out(self.target, step)
         if step is None:
             return TargetError(error.message, at=error.at, hint=hint, log=error.log)
         message = f"{error.message}; it begins with {described(self.program, step)}"

@@ -87,15 +87,17 @@ def steps(program: Program) -> list[fx.Node]:
 
 
 def until(program: Program, count: int) -> Program | None:
-    """The first `count` steps of a program as a program; None where no tensor of floats leads on from there.
+    """The first `count` steps of a program as a program; None where no tensor of floats leads on from there, or complex
+    numbers do.
 
     What later nodes read of them, tensors alone, are its outputs.
     """
     graph, mapping = program.copy_graph_with_map()
     computed = steps(program)
     kept = {node for node in program.graph.nodes if node not in computed[count:] and node.op != "output"}
-    live = [node for node in computed[:count] if any(user not in kept for user in node.users) and _floats(node)]
-    if not live:
+    read = [node for node in computed[:count] if any(user not in kept for user in node.users)]
+    live = [node for node in read if _floats(node)]
+    if not live or any(map(is_complex, read)):
         return None
     for old in reversed(list(program.graph.nodes)):
         if old not in kept:
@@ -112,6 +114,24 @@ def _floats(node: fx.Node) -> bool:
     """Whether a node's value is a tensor of floats, or a nest of such."""
     leaves = pytree.tree_leaves(node.meta.get("val"))
     return bool(leaves) and all(isinstance(leaf, torch.Tensor) and leaf.is_floating_point() for leaf in leaves)
+
+
+def has_tensors(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor, or holds one: a size is none."""
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
+
+
+def is_complex(node: fx.Node) -> bool:
+    """Whether complex numbers are among a node's values."""
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(leaf, torch.Tensor) and leaf.is_complex() for leaf in leaves)
+
+
+def is_foreign(node: fx.Node) -> bool:
+    """Whether a node calls an operation that torch doesn't bring."""
+    return isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket) and not str(
+        node.target
+    ).startswith(("aten.", "prims."))
 
 
 def described(program: Program, node: fx.Node) -> str:

@@ -304,3 +304,59 @@ def test_between_steps_that_can_not_be_cut_the_first_is_named(tmp_path):
     program = trace(Spectrum().eval(), (torch.randn(1, 3, 6, 6),))
     error = export(NoComplex(), program, tmp_path, ExportOptions()).error
     assert "it begins with fft_fft2" in error, error
+
+
+@torch.library.custom_op("prunec_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    """An operation that torch doesn't bring."""
+    return x * 2
+
+
+@twice.register_fake
+def _twice_shape(x):
+    return torch.empty_like(x)
+
+
+class Odd(nn.Module):
+    """A convolution, and behind it what a test wants."""
+
+    def __init__(self, then) -> None:
+        super().__init__()
+        self.conv, self.then = nn.Conv2d(3, 4, 3), then
+
+    def forward(self, x):
+        return self.then(self.conv(x))
+
+
+class Then(nn.Module):
+    def __init__(self, run) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        return self.run(x)
+
+
+@pytest.mark.parametrize(
+    ("run", "operation", "step", "way_out"),
+    [
+        (lambda x: torch.fft.fft2(x).real, "fft", "fft_fft2", "compute it without complex numbers"),
+        (lambda x: torch.fft.irfft(torch.fft.rfft(x), n=x.shape[-1]), "fft", "fft_rfft", "compute it without complex"),
+        (lambda x: torch.fft.fft2(x), "fft", "fft_fft2", "compute it without complex numbers"),
+        (lambda x: torch.ops.prunec_tests.twice(x), "twice", "twice", "it is no operation of torch's own"),
+        (lambda x: x.argmax(1), "argmax", "argmax", "leave fake out"),
+        (lambda x: torch.linalg.svdvals(x), "svd", "linalg_svdvals", "leave fake out"),
+    ],
+)
+def test_what_a_converter_can_not_take_is_named_with_its_layer_and_a_way_out(run, operation, step, way_out, tmp_path):
+    class Lacks(Fake):
+        def convert(self, program, path, options):
+            if any(operation in str(node.target) for node in program.graph.nodes):
+                raise KeyError("torch.complex64\n\nWhile executing %x\nOriginal traceback:\n...")
+            return super().convert(program, path, options)
+
+    found = export(Lacks(), trace(Odd(Then(run)).eval(), (torch.randn(1, 3, 6, 6),)), tmp_path, ExportOptions())
+    assert found.error.startswith(f"its converter fails: KeyError: torch.complex64; it begins with {step} in then, ")
+    assert re.search(r"test_exporting\.py:\d+$", found.error)
+    assert found.hint.startswith(way_out)
+    assert found.hint.endswith("leave fake out of the exports; the other files don't need it")
