@@ -49,6 +49,9 @@ class NodeTime:
     """What the runtime calls the node; where it has rewritten one of the program's, that name is part of this."""
 
 
+BETWEEN: Final = "between"
+"""The operation of a `NodeTime` of no elements that tells what goes by between the nodes, in the same runs."""
+
 Profile = tuple[NodeTime, ...]
 """All nodes of one model."""
 

@@ -1,6 +1,7 @@
 """Times in ExecuTorch: each operation is delegated by itself, and the runtime's own event tracer tells what it takes.
 
-XNNPACK tells its operators apart, so what changes the layout around each of them isn't counted as its own.
+XNNPACK tells its operators apart, in whole microseconds, so what changes the layout around each of them isn't counted
+as its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import NodeTime, Profile
 from prunec.compiler.targets.captured import captured
 from prunec.compiler.targets.flat import exported_flat
-from prunec.compiler.targets.metering import OneThread, Origins, Times, turns
+from prunec.compiler.targets.metering import ROUNDED, OneThread, Origins, Times, turns
 from prunec.compiler.targets.onnx_export import input_names
 
 _ONNX: Final[Mapping[str, str]] = {
@@ -122,7 +123,7 @@ def _runs(dump: bytes) -> Iterator[list[float]]:
                 steps.append(_own(own, took))
                 own = []
             elif each.name is None:
-                own.append((each.delegate_debug_id_str or "", took))
+                own.append((each.delegate_debug_id_str or "", took + ROUNDED))
         if steps:
             yield steps
 

@@ -37,6 +37,8 @@ MOST: Final = 100
 """Runs, however short they are."""
 LOW: Final = 0.1
 """Of many times, the quantile that counts."""
+ROUNDED: Final = 0.5e-6
+"""Seconds: times that a runtime tells in whole microseconds, rounded down, were so much longer in the mean."""
 
 
 def turns(seconds: float) -> Iterator[int]:

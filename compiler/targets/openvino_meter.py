@@ -1,18 +1,22 @@
 """Times in OpenVINO: of each node of the compiled model, as its own counters tell them.
 
-They tell the mean of all runs in whole microseconds, the first run, which allocates, among them.
+They tell the mean of all runs, the first one, which allocates, among them; each run and the mean are rounded down to
+whole microseconds. So the whole run is timed in the same runs, by the same clock: what it takes beyond its nodes goes by
+between them. Next to times of other runs, in which other programs took less, it would be nothing, or far too
+much.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from prunec.compiler.ir.program import Program
-from prunec.compiler.targets.base import Array, NodeTime, Profile, Target
+from prunec.compiler.targets.base import BETWEEN, NodeTime, Profile, Target
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.metering import OneThread, Times, fed, turns
+from prunec.compiler.targets.metering import ROUNDED, OneThread, Times, fed, turns
 from prunec.compiler.targets.onnx_export import onnx_bytes
 
 _ONNX: Final[Mapping[str, str]] = {
@@ -47,30 +51,33 @@ class OpenVinoMeter(OneThread):
         """The nodes that were executed."""
         with captured():
             core, inputs, times, kinds = self._package().Core(), fed(program), Times(), dict[str, str]()
-            model = core.read_model(onnx_bytes(program))
+            model, between = core.read_model(onnx_bytes(program)), list[float]()
             for _ in range(COMPILED):
                 compiled = core.compile_model(model, "CPU", _OPTIONS)
                 request = compiled.create_infer_request()
-                before = _totals(request, inputs, WARM)
-                count = sum(
-                    1 for _ in turns(seconds / COMPILED) if request.infer(inputs, share_inputs=True) is not None
-                )
-                after = _totals(request, inputs, 1, WARM + count)
+                for _ in range(WARM):
+                    request.infer(inputs, share_inputs=True)
+                before = _totals(request, WARM)
+                count, start = 0, time.perf_counter()
+                for _ in turns(seconds / COMPILED):
+                    request.infer(inputs, share_inputs=True)
+                    count += 1
+                whole = time.perf_counter() - start
+                after = _totals(request, WARM + count)
                 for node in _executed(request):
                     kinds[node.node_name] = _ONNX.get(node.node_type, node.node_type)
-                    times.add(node.node_name, (after[node.node_name] - before[node.node_name]) / (count + 1))
+                    took = max(after[node.node_name] - before[node.node_name], 0.0) / count + 2 * ROUNDED
+                    times.add(node.node_name, took)
+                    whole -= took * count
+                between.append(max(whole, 0.0) / count)
             sizes = {op.get_friendly_name(): _elements(op) for op in compiled.get_runtime_model().get_ops()}
-        return tuple(
-            NodeTime(kinds[name], sizes.get(name, 0), max(took, 0.0), name) for name, took in times.least().items()
-        )
+        nodes = [NodeTime(kinds[name], sizes.get(name, 0), took, name) for name, took in times.least().items()]
+        return (*nodes, NodeTime(BETWEEN, 0, min(between)))
 
 
-def _totals(request: Any, inputs: Sequence[Array], runs: int, before: int = 0) -> dict[str, float]:
-    """Run so often, after so many runs `before`; the seconds of each node in all runs, of which OpenVINO tells the
-    mean."""
-    for _ in range(runs):
-        request.infer(inputs, share_inputs=True)
-    return {node.node_name: node.real_time.total_seconds() * (before + runs) for node in _executed(request)}
+def _totals(request: Any, runs: int) -> dict[str, float]:
+    """The seconds of each node in all of so many runs, of which OpenVINO tells the mean."""
+    return {node.node_name: node.real_time.total_seconds() * runs for node in _executed(request)}
 
 
 def _executed(request: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from prunec.compiler.cost.latency.layers import PART, parts_of
 from prunec.compiler.cost.latency.table import Measured
 from prunec.compiler.errors import PrunecError, TargetError
 from prunec.compiler.targets import metering, timing
-from prunec.compiler.targets.base import TARGETS, Target
+from prunec.compiler.targets.base import BETWEEN, TARGETS, Target
 from prunec.compiler.targets.exporting import missing
 from prunec.compiler.targets.metering import Origins, Times, seconds_of, turns
 from prunec.compiler.targets.timing import meter_of, runs_in_turns, timed
@@ -81,6 +81,14 @@ def test_the_nodes_of_a_network_have_times_and_sizes(name):
     assert sorted(node.elements for node in products) == [5, 16 * 8 * 8, 16 * 8 * 8, 16 * 10 * 10]
     others = {node.elements for node in found.nodes if node.op not in PRODUCTS}
     assert 16 in others, "the mean"
+    assert all(node.seconds > 0 for node in products), "even those that take less than a microsecond"
+
+
+def test_openvino_tells_what_goes_by_between_its_nodes():
+    *nodes, between = _meter("openvino").profile(trace(Net().eval(), (torch.randn(1, 3, 12, 12),)), 0.05)
+    assert (between.op, between.elements) == (BETWEEN, 0)
+    assert 0 < between.seconds < 1e-3
+    assert BETWEEN not in {node.op for node in nodes}
 
 
 def test_what_a_runtime_does_not_tell_is_no_time():

@@ -6,21 +6,25 @@ put in. They are matched with the program's own nodes by how many elements they 
     product   Conv, Gemm, MatMul    goes to the layers and contractions whose values have as many elements, in
                                     proportion to what these take alone. In a network they take longer: their weights
                                     come from farther away
-    other     Add, Gelu, Reorder    goes, in equal parts, to all values of as many elements
+    other     Add, Gelu, Reorder    goes, in equal parts, to all values of as many elements; what writes as many as an
+                                    input, before all products, lays that out anew, and no width changes that
 
-What finds no partner is shared by all of its kind. So the shares add up to what the network takes.
+What finds no partner is shared by all of its kind. What is left of the whole run goes by between nodes, and stays: some
+runtimes tell it, in the same runs as the nodes, else it is the difference from a run that was timed by itself. So the
+shares add up to what the network takes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from prunec.compiler.cost.latency.table import NetworkTime
-from prunec.compiler.targets.base import NodeTime
+from prunec.compiler.targets.base import BETWEEN, NodeTime
 
 PRODUCTS: Final = frozenset(
     {
@@ -30,7 +34,7 @@ PRODUCTS: Final = frozenset(
 )
 """The runtime's operations that multiply."""
 DISPATCH: Final = 20e-6
-"""Seconds: the most that the runtime can need to get from one node to the next."""
+"""Seconds: the most that a runtime can need to get from one node to the next, where it doesn't tell."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,32 @@ class Shares:
     fixed: float
 
 
-def share_out(network: NetworkTime, parts: Sequence[Part], values: Sequence[int]) -> Shares:
-    """Share a network's time out to its parts, and to its values, which are given as their numbers of elements."""
-    products = _by_elements(node for node in network.nodes if node.op in PRODUCTS)
-    others = _by_elements(node for node in network.nodes if node.op not in PRODUCTS)
+def share_out(
+    network: NetworkTime, parts: Sequence[Part], values: Sequence[int], inputs: Collection[int] = ()
+) -> Shares:
+    """Share a network's time out to its parts, and to its values, which are given as their numbers of elements, as the
+    network's inputs are."""
+    nodes = [node for node in network.nodes if node.op != BETWEEN]
+    first = list(takewhile(lambda node: node.op not in PRODUCTS, nodes))
+    laid_out = math.fsum(node.seconds for node in first if node.elements in inputs)
+    nodes = [*(node for node in first if node.elements not in inputs), *nodes[len(first) :]]
+    products = _by_elements(node for node in nodes if node.op in PRODUCTS)
+    others = _by_elements(node for node in nodes if node.op not in PRODUCTS)
     if not parts:
-        others = _by_elements(network.nodes)
+        others = _by_elements(nodes)
     mine, rest = _of_parts(products, parts), _of_values(others, values)
-    known = math.fsum((*mine, *rest))
-    fixed = min(max(network.seconds - known, 0.0), DISPATCH * len(network.nodes))
-    scale = (network.seconds - fixed) / known if known else 0.0
-    fixed = fixed if known else network.seconds
+    known = math.fsum((*mine, *rest, laid_out))
+    between = math.fsum(node.seconds for node in network.nodes if node.op == BETWEEN)
+    if between and known:
+        between *= network.seconds / (known + between)
+    else:
+        between = min(max(network.seconds - known, 0.0), DISPATCH * len(nodes))
+    scale = (network.seconds - between) / known if known else 0.0
+    fixed = between + laid_out * scale if known else network.seconds
     return Shares(tuple(s * scale for s in mine), tuple(s * scale for s in rest), fixed)
 
 
-def _by_elements(nodes: Iterable[NodeTime]) -> Mapping[int, float]:
+def _by_elements(nodes: Iterable[NodeTime]) -> dict[int, float]:
     """Number of elements that are written -> the seconds of all nodes that write as many."""
     found: dict[int, float] = defaultdict(float)
     for node in nodes:

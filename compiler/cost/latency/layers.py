@@ -70,6 +70,13 @@ class Layer:
         inner, outer, groups = self.at(inner, outer)
         return inner * outer // groups * int(np.prod(self.kernel))
 
+    def values(self, inner: int, outer: int) -> int:
+        """Elements that arrive and leave at these widths, but for what padding adds."""
+        inner, outer, _ = self.at(inner, outer)
+        arriving, step = self.batch * int(np.prod(self.sizes)), int(np.prod(self.stride))
+        leaving = arriving * step if self.kind == "conv_transpose" else arriving // step
+        return inner * arriving + outer * leaving
+
     def describe(self) -> str:
         """A name for people, without widths: `conv 3x3 /2, 56x56`."""
         words = [self.kind.replace("_", " ")]

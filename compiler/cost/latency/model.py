@@ -3,7 +3,7 @@
     conv1    4.1 ms    its table at the widths that are left, times what a network makes of it
     fc       0.3 ms    ...
     add      0.1 ms    in proportion to the elements that are left
-    fixed    0.2 ms    going from node to node
+    fixed    0.2 ms    going from node to node, and laying inputs out
 
 The whole network is measured once, and its time is shared out (`cost/latency/attribution.py`): so the prediction for
 the whole program equals its measured latency. For narrower ones, every layer is read off its own table
@@ -160,7 +160,8 @@ def latency_model(program: Program, table: Table, seen: Program | None = None) -
     values = [charge for charge in _values(model) if charge.seconds]
     sizes = _elements(seen)
     parts = [Part(sizes[charge.node], charge.seconds) for charge in products]
-    shares = share_out(whole, parts, [sizes[charge.node] for charge in values])
+    arriving = {sizes[node.name] for node in seen.graph.nodes if node.op == "placeholder"}
+    shares = share_out(whole, parts, [sizes[charge.node] for charge in values], arriving)
     charges = tuple(
         replace(charge, seconds=seconds)
         for charge, seconds in zip((*products, *values), (*shares.parts, *shares.values), strict=True)

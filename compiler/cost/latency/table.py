@@ -5,7 +5,8 @@
 
 A layer alone would pay for what a network pays once: its input is put into the runtime's own layout, and its output is
 taken out of it. So not the run is timed but the layer's own nodes, by the runtime's profiler. Converters take seconds
-whatever they convert: so a layer stands at all its widths in one model.
+whatever they convert: so a layer stands at many widths in one model. But not at all of them where they are small: each
+would find its input in memory, where a network's layer has just written it to the processor's cache.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from prunec.compiler.targets.metering import seconds_of
 from prunec.compiler.targets.sources import deployed
 from prunec.compiler.text.printer import to_text
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """The version of entries on disk: raised when what is measured, or how, changes."""
 HELD: Final = 64e6
 """The most elements of weights that are in memory at once while a layer is measured."""
+CACHED: Final = 1e6
+"""Elements that a model may read and write until caches don't hold them."""
+FEWEST: Final = 8
+"""Of so many widths a model is, however large they are: more find nothing in a cache, and fewer neither."""
 SWEEPS: Final = 2
 """How often every layer is measured, with time in between; the fastest counts."""
 NETWORK_SWEEPS: Final = 4
@@ -70,12 +75,14 @@ class Measured:
 
     def layer(self, layer: Layer, points: Sequence[Point]) -> Sequence[float]:
         """Seconds of the layer's own nodes; as many points at a time as memory holds."""
-        return [seconds for some in _held(layer, points) for seconds in self._alone(layer, some)]
+        runs = list(_held(layer, points))
+        seconds = LAYER_SECONDS / len(runs)
+        return [took for some in runs for took in self._alone(layer, some, seconds)]
 
-    def _alone(self, layer: Layer, points: Sequence[Point]) -> list[float]:
+    def _alone(self, layer: Layer, points: Sequence[Point], seconds: float) -> list[float]:
         """Seconds of the layer at these points, without nodes that change the layout."""
         found: dict[int, float] = {}
-        for node in self.meter.profile(parts_of(layer, points), LAYER_SECONDS):
+        for node in self.meter.profile(parts_of(layer, points), seconds):
             part = PART.search(node.name)
             if part is not None and node.op not in self.meter.layout:
                 found[int(part[1])] = found.get(int(part[1]), 0.0) + node.seconds
@@ -102,13 +109,16 @@ def _fastest(sweeps: Sequence[NetworkTime]) -> NetworkTime:
 
 
 def _held(layer: Layer, points: Sequence[Point]) -> Iterator[Sequence[Point]]:
-    """The points in runs of as many as memory holds weights of."""
+    """The points in runs of as many as caches hold, or `FEWEST`, and memory holds weights of."""
     run: list[Point] = []
+    weights, touched = 0, 0
     for point in points:
-        if run and sum(layer.weights(*each) for each in [*run, point]) > HELD:
+        own = layer.weights(*point)
+        if run and (weights + own > HELD or (touched > CACHED and len(run) >= FEWEST)):
             yield run
-            run = []
+            run, weights, touched = [], 0, 0
         run.append(point)
+        weights, touched = weights + own, touched + own + layer.values(*point)
     yield run
 
 

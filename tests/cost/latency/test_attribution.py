@@ -9,6 +9,7 @@ from timing import NODES
 
 from prunec.compiler.cost.latency.attribution import DISPATCH, Part, share_out
 from prunec.compiler.cost.latency.table import NetworkTime
+from prunec.compiler.targets.base import BETWEEN, NodeTime
 
 
 def test_shares_add_up_to_the_network():
@@ -39,3 +40,20 @@ def test_nothing_gets_lost(parts, values, seconds):
 def test_going_from_node_to_node_stays():
     assert share_out(NetworkTime(NODES, 6.00005), [Part(100, 1.0)], [7]).fixed == pytest.approx(5e-5)
     assert share_out(NetworkTime(NODES, 9.0), [Part(100, 1.0)], [7]).fixed == pytest.approx(4 * DISPATCH)
+
+
+def test_what_goes_by_between_nodes_is_what_the_runtime_says():
+    told = (*NODES, NodeTime(BETWEEN, 0, 2.0))
+    shares = share_out(NetworkTime(told, 4.0), [Part(100, 1.0), Part(10, 1.0)], [100])
+    assert shares.fixed == pytest.approx(1.0), "a quarter of these runs, and so of any"
+    assert shares.parts == pytest.approx((2.0, 0.5))
+    assert shares.values == pytest.approx((0.5,))
+    assert share_out(NetworkTime(told[-1:], 4.0), [], []).fixed == 4.0
+
+
+def test_laying_out_an_input_stays():
+    nodes = (NodeTime("Reorder", 100, 0.25), NodeTime("Cast", 30, 0.25), *NODES, NodeTime("Reorder", 100, 0.5))
+    shares = share_out(NetworkTime(nodes, 7.0), [Part(100, 1.0), Part(10, 1.0)], [100, 30, 7], {100, 3})
+    assert shares.fixed == pytest.approx(0.25), "what comes later is a value of that size"
+    assert shares.values == pytest.approx((1.0, 0.25, 0.5))
+    assert share_out(NetworkTime(nodes, 7.0), [Part(100, 1.0), Part(10, 1.0)], [100, 30, 7]).fixed == 0.0

@@ -11,7 +11,9 @@ import torch
 from timing import CONV, NODES, Formula
 
 from prunec.compiler.cost.latency import table as latency_table
+from prunec.compiler.cost.latency.layers import PART
 from prunec.compiler.cost.latency.table import Measured, NetworkTime, Table
+from prunec.compiler.targets.base import NodeTime
 from prunec.compiler.targets.onnxruntime import OnnxRuntimeMeter
 from prunec.compiler.tracing.trace import trace
 from prunec.models.digits import cnn
@@ -110,3 +112,25 @@ def test_of_several_sweeps_the_fastest_counts():
 def test_points_are_measured_a_few_at_a_time(monkeypatch):
     monkeypatch.setattr(latency_table, "HELD", 100)
     assert len(Measured(OnnxRuntimeMeter()).layer(CONV, [(4, 4), (8, 4), (8, 8)])) == 3
+
+
+def test_points_are_measured_as_many_at_a_time_as_caches_hold(monkeypatch):
+    point = (8, 16)
+    own = CONV.weights(*point) + CONV.values(*point)
+    assert own == 8 * 16 * 9 + (8 + 16) * 36
+    asked = []
+
+    class Meter:
+        name, layout = "a runtime", frozenset()
+
+        def profile(self, program, seconds):
+            parts = [node.name for node in program.graph.nodes if PART.search(node.name) and node.op != "placeholder"]
+            asked.append((len(parts), seconds))
+            return [NodeTime("Conv", 1, 1e-6, name) for name in parts]
+
+    for cached, sizes in ((100 * own, [20]), (10 * own, [11, 9]), (own, [8, 8, 4])):
+        asked.clear()
+        monkeypatch.setattr(latency_table, "CACHED", cached)
+        assert Measured(Meter()).layer(CONV, [point] * 20) == [1e-6] * 20
+        seconds = latency_table.LAYER_SECONDS / len(sizes)
+        assert asked == [(size, pytest.approx(seconds)) for size in sizes]
