@@ -1,8 +1,8 @@
 """Times in OpenVINO: of each node of the compiled model, as its own counters tell them.
 
 They tell the mean of all runs, the first one, which allocates, among them; each run and the mean are rounded down to
-whole microseconds. So the whole run is timed in the same runs, by the same clock: what it takes beyond its nodes goes by
-between them. Next to times of other runs, in which other programs took less, it would be nothing, or far too
+whole microseconds. So the whole run is timed in the same runs, by the same clock, and what it takes beyond its nodes
+goes by between them. Next to times of other runs, in which other programs took less, it would be nothing, or far too
 much.
 """
 
