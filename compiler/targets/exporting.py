@@ -40,10 +40,10 @@ from prunec.compiler.targets.sources import (
     at_batch,
     deployed,
     described,
-    has_tensors,
     is_complex,
     is_foreign,
     steps,
+    types_of,
     until,
 )
 from prunec.compiler.verify.compare import relative_difference
@@ -257,11 +257,14 @@ def size_of(path: Path) -> int:
 def way_out(target: Target, step: fx.Node | None = None) -> str:
     """What to do where a target can't take a step of the model, or all of it, and nothing better is known."""
     leave = f"leave {target.name} out of the exports; the other files don't need it"
-    if step is not None and is_complex(step):
-        return f"compute it without complex numbers, such as with real and imaginary parts, or {leave}"
-    if step is not None and is_foreign(step):
+    if step is None:
+        return leave
+    if is_foreign(step):
         return f"it is no operation of torch's own: write it in torch's, or {leave}"
-    return leave
+    if is_complex(step):
+        return f"compute it without complex numbers, such as with real and imaginary parts, or {leave}"
+    strange = sorted(str(each) for each in types_of(step) if each.is_floating_point and each != torch.float32)
+    return f"compute it in float32, not in {strange[0].removeprefix('torch.')}, or {leave}" if strange else leave
 
 
 @contextmanager
@@ -425,7 +428,7 @@ class Export:
         whole = until(self.program, high)
         if whole is not None and good(whole):
             return None
-        return next(filter(has_tensors, computed[low:high]), None)
+        return next(filter(types_of, computed[low:high]), None)
 
     def _placed(self, error: TargetError, step: fx.Node | None) -> TargetError:
         """The error with the step that it comes from, the line of the user's model, and a way out."""

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from prunec.compiler.errors import TargetError
 from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.ir.program import Program
+from prunec.compiler.targets.sources import is_foreign
 
 
 class Flat(nn.Module):
@@ -61,7 +63,11 @@ def exported_flat(program: Program, inputs: tuple[Tensor, ...] | None = None) ->
 
 
 def saved_flat(program: Program, folder: Path, inputs: tuple[Tensor, ...] | None = None) -> Path:
-    """A file in the folder that `torch.export.load` reads."""
+    """A file in the folder that `torch.export.load` reads. Raises `TargetError` for operations that no other process
+    has."""
+    foreign = next(filter(is_foreign, program.graph.nodes), None)
+    if foreign is not None:
+        raise TargetError(f"its converter doesn't know the operation '{foreign.target}'")
     path = folder / "model.pt2"
     torch.export.save(exported_flat(program, inputs), path)
     return path

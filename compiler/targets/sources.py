@@ -116,15 +116,14 @@ def _floats(node: fx.Node) -> bool:
     return bool(leaves) and all(isinstance(leaf, torch.Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
-def has_tensors(node: fx.Node) -> bool:
-    """Whether a node's value is a tensor, or holds one: a size is none."""
-    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
+def types_of(node: fx.Node) -> set[torch.dtype]:
+    """The types of the tensors among a node's values; a size has none."""
+    return {leaf.dtype for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)}
 
 
 def is_complex(node: fx.Node) -> bool:
     """Whether complex numbers are among a node's values."""
-    leaves = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(leaf, torch.Tensor) and leaf.is_complex() for leaf in leaves)
+    return any(each.is_complex for each in types_of(node))
 
 
 def is_foreign(node: fx.Node) -> bool:

@@ -344,6 +344,7 @@ class Then(nn.Module):
         (lambda x: torch.fft.irfft(torch.fft.rfft(x), n=x.shape[-1]), "fft", "fft_rfft", "compute it without complex"),
         (lambda x: torch.fft.fft2(x), "fft", "fft_fft2", "compute it without complex numbers"),
         (lambda x: torch.ops.prunec_tests.twice(x), "twice", "twice", "it is no operation of torch's own"),
+        (lambda x: x.double().sin(), "double", "double", "compute it in float32, not in float64, or leave fake out"),
         (lambda x: x.argmax(1), "argmax", "argmax", "leave fake out"),
         (lambda x: torch.linalg.svdvals(x), "svd", "linalg_svdvals", "leave fake out"),
     ],
