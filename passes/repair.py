@@ -13,8 +13,9 @@ network gives it then, so that later ones also make up for what earlier ones cou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import torch
 from pydantic import Field, StrictInt, model_validator
@@ -23,16 +24,21 @@ from torch import fx
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Note, Program
-from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult
+from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult, silent
 from prunec.compiler.plan.options import wrong
 from prunec.compiler.verify.reference import Reference, Replaced
-from prunec.passes.calibration.calibration import Bytes, Calibration
+from prunec.passes.calibration.calibration import Bytes, Calibration, bytes_of_a_sample
 from prunec.passes.repairing.audit import audit_repair
 from prunec.passes.repairing.drawn import Drawn
-from prunec.passes.repairing.layers import NORMS, Found, Layer, Search
+from prunec.passes.repairing.layers import NORMS, Found, Layer, Search, called
 from prunec.passes.repairing.outputs import Step, longest_step, partial_step
 from prunec.passes.repairing.refit import Bias, LeastSquares, Place, Statistics
-from prunec.passes.repairing.walk import Walk
+from prunec.passes.repairing.values import WIDEST, RefitValues, Values, values_of
+from prunec.passes.repairing.walk import Walk, feeds_of
+
+_TOLD_BY: Final = 4
+"""So many samples tell which layers give values of attention heads."""
+_KEPT: Final = "old weights"
 
 Count = Annotated[StrictInt, Field(ge=1)]
 
@@ -93,10 +99,11 @@ class Repair(Pass):
         facts = {name: fact for name, fact in program.facts.items() if name not in self.drops}
         made = program.derive(state=with_own_tensors(program.state), facts=facts)
         slim, dense = made.deployed, context.traced.deployed
-        found = Search(slim, dense).found(sums=self.data == "plan")
+        search = Search(slim, dense)
+        found = search.found(sums=self.data == "plan")
         if self.data == "none":
             return self._drawn(program, made, Drawn(slim, dense, found), found)
-        work = _Work(self, slim, dense, found, context)
+        work = _Work(self, search, found, context)
         places = work.places()
         if not places:
             none = "nothing to repair: no layer reads fewer channels than in the traced model"
@@ -105,6 +112,7 @@ class Repair(Pass):
         rows = work.run(places)
         notes, told = (*found.notes, *work.notes), work.warnings()
         details = {"method": self.method, "repaired": rows, "samples": len(work.known)}
+        details |= {"values": work.pairs} if work.pairs else {}
         if not rows:
             told = (*told, f"repair: nothing was repaired; the first reason: {work.notes[0]}")
             return PassResult(made, notes, details, told)
@@ -113,7 +121,9 @@ class Repair(Pass):
         )
         if step is not None:
             if step.share < 1:
-                self._audit(program, made, context)  # what isn't taken may be wrong, and nobody would see it
+                self._audit(
+                    program, made, work.pairs, context
+                )  # what isn't taken may be wrong, and nobody would see it
                 made, rows = partial_step(program, made, step.share), rows if step.share else {}
             details |= {"repaired": rows, "outputs": step.to_dict()}
             told = (*told, *_farther(self.method, step))
@@ -136,24 +146,27 @@ class Repair(Pass):
     def audit(self, program: Program, result: PassResult, context: Context) -> None:
         """On some samples, that layers give what they should rather than what they gave; of none, nothing is said."""
         if self.data == "plan" and result.details.get("outputs", {}).get("step", 1) == 1:
-            self._audit(program, result.program, context)
+            self._audit(program, result.program, result.details.get("values", {}), context)
 
-    def _audit(self, before: Program, after: Program, context: Context) -> None:
+    def _audit(self, before: Program, after: Program, values: Mapping[str, str], context: Context) -> None:
         anew = self.method == "batch_norm"
-        audit_repair(before, after, self._calibration, context, statistics=anew, rows=self.rows)
+        audit_repair(before, after, self._calibration, context, statistics=anew, rows=self.rows, values=values)
 
 
 class _Work:
     """One repair of a program, whose values it changes in place."""
 
-    def __init__(self, options: Repair, slim: Program, dense: Program, found: Found, context: Context) -> None:
-        self.options, self.slim, self.dense, self.found, self.context = options, slim, dense, found, context
+    def __init__(self, options: Repair, search: Search, found: Found, context: Context) -> None:
+        self.options, self.search, self.found, self.context = options, search, found, context
+        self.slim, self.dense = search.slim, search.dense
         self.notes: list[Note] = []
         self.known: Sequence[int] = ()
         self.left_out, self.first_left_out = set[int](), ""
+        self.pairs: dict[str, str] = {}
+        """Layers that give values -> the projections with which they were refit."""
         """The numbers of samples that make values infinite or NaN, and the first place where one did."""
 
-    def places(self) -> list[tuple[fx.Node, Layer | None]]:
+    def places(self) -> list[tuple[fx.Node, Layer | Values | None]]:
         """The nodes that are repaired, in their order; None for a batch norm."""
         if self.options.method == "batch_norm":
             return [(node, None) for node in self.found.norms]
@@ -161,9 +174,24 @@ class _Work:
         layers = [layer for layer in self.found.layers if all_of_them or layer.lost]
         if self.options.method == "bias":
             layers = [layer for layer in layers if layer.bias is not None]
-        return [(layer.node, layer) for layer in layers]
+        found: list[tuple[fx.Node, Layer | Values | None]] = [(layer.node, layer) for layer in layers]
+        if all_of_them and layers:
+            found += [(pair.node, pair) for pair in self._values()]
+        place = {node: index for index, node in enumerate(self.found.order)}
+        return sorted(found, key=lambda each: place[each[0]])
 
-    def run(self, places: Sequence[tuple[fx.Node, Layer | None]]) -> dict[str, Any]:
+    def _values(self) -> Iterator[Values]:
+        """The values of attention heads that are refit together with their projections."""
+        context, each = replace(self.context, progress=silent), bytes_of_a_sample(self.slim)
+        piece = next(self.options._calibration.pieces(self.slim, context, each, _TOLD_BY))
+        for pair in values_of(self.search, self.found, feeds_of(self.slim, piece.inputs)):
+            if pair.features(self.slim) * len(pair.heads) <= WIDEST:
+                yield pair
+            else:
+                why = f"its values stay: heads that read more than {WIDEST:,} numbers together aren't refit"
+                self.notes.append(Note(called(pair.node), why))
+
+    def run(self, places: Sequence[tuple[fx.Node, Layer | Values | None]]) -> dict[str, Any]:
         """Repair them one after the other; give figures of each by name."""
         walk = Walk(
             self.slim, self.found.order, self.dense, self.options._calibration, self.context, self.options.memory
@@ -172,20 +200,20 @@ class _Work:
         rows: dict[str, Any] = {}
         begun, seen = dict[Hashable, Place](), Counter[Hashable]()
         """By the key of a weight that several layers share: what is gathered of them, and how many were seen."""
-        left = [layer.target for _, layer in places if layer is not None]
-        for done, (node, layer) in enumerate(places):
-            name = str(node.target) if node.op == "call_module" else node.name
+        left = [_target(what) for _, what in places]
+        for done, (node, what) in enumerate(places):
+            name = what.name if isinstance(what, Values) else called(node)
             self.context.progress("repair", done, len(places), name)
-            place = self._place(node, layer, walk, begun)
-            wanted = set(left[done:])
+            place = self._place(node, what, walk, begun)
+            wanted = {target for target in left[done:] if target is not None}
             for piece in walk.halt(node, wanted):
                 with torch.no_grad():
                     place.see(piece)
-            if layer is not None and layer.calls > 1:
-                key = layer.part.key(self.slim)
+            if isinstance(what, Layer) and what.calls > 1:
+                key = what.part.key(self.slim)
                 seen[key] += 1
                 begun[key] = place
-                if seen[key] < layer.calls:
+                if seen[key] < what.calls:
                     continue
                 walk.restart()  # its earlier calls give other values now
             figures = place.finish()
@@ -195,8 +223,10 @@ class _Work:
                 few = "too few samples make finite values" if place.left_out else "too few samples"
                 why = few if place.is_scarce else "some samples make its values infinite or NaN"
                 self.notes.append(Note(name, f"isn't repaired: {why}"))
-            else:
-                rows[name] = _row(figures)
+                continue
+            rows[name] = _row(figures)
+            if isinstance(what, Values) and rows[name]["ridge"] != _KEPT:
+                self.pairs[called(what.node)] = called(what.reader.node)
         self.context.progress("repair", len(places), len(places))
         return rows
 
@@ -208,9 +238,11 @@ class _Work:
         of = f"{count} of {len(self.known)} samples {'makes' if count == 1 else 'make'} values infinite or NaN"
         return (f"repair: {of}, first at {self.first_left_out}; these values are left out",)
 
-    def _place(self, node: fx.Node, layer: Layer | None, walk: Walk, begun: Mapping[Hashable, Place]) -> Place:
+    def _place(self, node: fx.Node, layer: Layer | Values | None, walk: Walk, begun: Mapping[Hashable, Place]) -> Place:
         if layer is None:
             return Statistics(node, self.slim)
+        if isinstance(layer, Values):
+            return RefitValues(layer, self.slim, walk.known, self.options.rows)
         known = begun.get(layer.part.key(self.slim))
         if isinstance(known, LeastSquares | Bias):
             known.move(layer)
@@ -218,6 +250,11 @@ class _Work:
         if self.options.method == "bias":
             return Bias(layer, self.slim)
         return LeastSquares(layer, self.slim, walk.known, self.options.rows)
+
+
+def _target(what: Layer | Values | None) -> fx.Node | None:
+    """The dense value that a place asks for."""
+    return what.reader.target if isinstance(what, Values) else None if what is None else what.target
 
 
 def _farther(method: str, step: Step) -> tuple[str, ...]:
@@ -247,5 +284,5 @@ def _row(figures: Any) -> dict[str, Any]:
     if figures is True:
         return {}
     ratio = figures.after / figures.before if figures.before > 0 else 0.0
-    ridge = "old weights" if figures.ridge is None else float(f"{figures.ridge:.3g}")
+    ridge = _KEPT if figures.ridge is None else float(f"{figures.ridge:.3g}")
     return {"ridge": ridge, "error_left": float(f"{ratio:.3g}")}

@@ -32,9 +32,10 @@ from prunec.compiler.pass_base import Context, silent
 from prunec.compiler.verify.interpreter import Interpreter
 from prunec.passes.calibration import calibration as calibrating
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
+from prunec.passes.repairing.calls import call_of
 from prunec.passes.repairing.combining import Read, reads_of
 from prunec.passes.repairing.inputs import ROWS, WIDE, WIDE_ROWS
-from prunec.passes.repairing.layers import Layer, Search
+from prunec.passes.repairing.layers import Layer, Search, called
 from prunec.passes.repairing.walk import feeds_of
 
 SAMPLES: Final = 16
@@ -115,11 +116,20 @@ def _isnt_negative(each: Tensor, errors: float, slack: float) -> bool:
 
 
 def audit_repair(
-    before: Program, after: Program, calibration: Calibration, context: Context, *, statistics: bool, rows: int = ROWS
+    before: Program,
+    after: Program,
+    calibration: Calibration,
+    context: Context,
+    *,
+    statistics: bool,
+    rows: int = ROWS,
+    values: Mapping[str, str] | None = None,
 ) -> None:
     """Check layers that `repair` has refit against the dense program (`context.traced`); or, with `statistics`, batch
-    norms' against what arrives at them. Raises `VerifyError`."""
-    _raise(lambda every: _faults_of_repair(before, after, calibration, context, statistics, rows, every))
+    norms' against what arrives at them. `values` are layers that were refit together with their readers. Raises
+    `VerifyError`."""
+    pairs = values or {}
+    _raise(lambda every: _faults_of_repair(before, after, calibration, context, statistics, rows, pairs, every))
 
 
 def _faults_of_repair(
@@ -129,6 +139,7 @@ def _faults_of_repair(
     context: Context,
     statistics: bool,
     rows: int,
+    pairs: Mapping[str, str],
     every: bool,
 ) -> Iterator[str]:
     """What is wrong with layers, by some samples or by every one."""
@@ -137,14 +148,20 @@ def _faults_of_repair(
     found = Search(new, dense).found()
     changed = {name for name, x in new.tensors.items() if not torch.equal(x, old.tensors[name])}
     refit = [] if statistics else found.layers
-    layers = [each for each in refit if each.calls == 1 and changed & {each.weight, each.bias or ""}]
+    refit = [each for each in refit if each.calls == 1 and called(each.node) not in pairs]
+    layers = [each for each in refit if changed & {each.weight, each.bias or ""}]
     sums = {each.node.name: _Sums() for each in layers}
+    together = [_Together.of(name, reader, old, new, found.layers) for name, reader in pairs.items()]
+    both = {each.name: _Sums() for each in together}
     norms = {node: _Sums() for node in found.norms if statistics and f"{node.target}.running_mean" in changed}
     sources = {each.source for each in layers} | {node.all_input_nodes[0] for node in norms}
     others = {each.other for each in layers if each.other is not None}
     for feeds in _feeds(dense, calibration, context, every)[0]:
-        targets = _values(dense, feeds(dense), {each.target for each in layers})
-        values = _values(new, feeds(new), sources | others)
+        targets = _values(dense, feeds(dense), {each.target for each in (*layers, *(x.reader for x in together))})
+        values = _values(new, feeds(new), sources | others | {each.reader.node for each in together})
+        for pair in together:
+            first = pair.given(new, feeds(new))
+            _compare(pair.reader, first, values, targets[pair.reader.target], both[pair.name])
         for layer in layers:
             _judge(layer, old, new, values, targets[layer.target], sums[layer.node.name])
         for node, its in norms.items():
@@ -159,9 +176,44 @@ def _faults_of_repair(
             yield _fault("repair", name, "isn't nearer to what the dense model gives than before")
         if not its.centred(_rounding(new), rows):
             yield _fault("repair", name, "doesn't give what the dense model gives on average")
+    for name, its in both.items():
+        if not its.leads(_rounding(new), _LEAST_STEP):
+            yield _fault("repair", name, "together aren't nearer to what the dense model gives than before")
     for node, its in norms.items():
         if not its.centred(_rounding(new), rows):
             yield _fault("repair", str(node.target), "has another running mean than what arrives at it")
+
+
+@dataclass(frozen=True)
+class _Together:
+    """A layer that gives values, and its reader."""
+
+    name: str
+    reader: Layer
+    tensors: Mapping[str, Tensor]
+    """Those of both, as they were."""
+
+    @staticmethod
+    def of(name: str, reader: str, old: Program, new: Program, layers: Sequence[Layer]) -> _Together:
+        its = next(each for each in layers if called(each.node) == reader)
+        call = next(found for node in new.graph.nodes if called(node) == name and (found := call_of(node, new)))
+        parts = (call.weight, call.bias, its.part, its.shift)
+        names = (part.name for part in parts if part is not None)
+        return _Together(f"{name} and {reader}", its, {name: old.tensors[name] for name in names})
+
+    def given(self, program: Program, inputs: tuple[Any, ...]) -> Tensor:
+        """What the reader gives with them, all before these being new."""
+        return _values(program, inputs, {self.reader.node}, self.tensors)[self.reader.node]
+
+
+def _compare(layer: Layer, before: Tensor, values: Mapping[fx.Node, Tensor], target: Tensor, sums: _Sums) -> None:
+    """Add the step from what a layer gave before to what it gives now, and what it lacked."""
+    wanted = _by_output(layer, target)[..., layer.left.to(target.device)]
+    if layer.other is not None:
+        wanted = wanted - _by_output(layer, values[layer.other])
+    first, second = _by_output(layer, before), _by_output(layer, values[layer.node])
+    if all(bool(x.isfinite().all()) for x in (first, second, wanted)):
+        sums.add(second - first, wanted - first, wanted)
 
 
 def _judge(
@@ -365,10 +417,12 @@ def _feeds(
     return (lambda which, sample=sample: tuple(feeds_of(which, sample.inputs)) for sample in kept), index
 
 
-def _values(program: Program, inputs: tuple[Any, ...], wanted: set[Any]) -> dict[fx.Node, Tensor]:
-    """The values of some nodes, as they are when they are computed."""
+def _values(
+    program: Program, inputs: tuple[Any, ...], wanted: set[Any], replaced: Mapping[str, Tensor] | None = None
+) -> dict[fx.Node, Tensor]:
+    """The values of some nodes, as they are when they are computed, with other tensors in place of some."""
     floats = {tensor.dtype for tensor in program.tensors.values()}
-    run = Interpreter(program, torch.float64 if torch.float64 in floats else torch.float32)
+    run = Interpreter(program, torch.float64 if torch.float64 in floats else torch.float32, replaced)
     return {node: value.clone() for node, value in run.steps(inputs) if node in wanted}
 
 

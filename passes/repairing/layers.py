@@ -149,11 +149,11 @@ class Search:
                     continue
                 made = self._layer(node, has_lost, alone=everywhere and not shared)
                 if isinstance(made, str):
-                    notes.append(Note(_called(node), made))
+                    notes.append(Note(called(node), made))
                     continue
                 layers.append(made)
             elif has_lost and not isinstance(self._module(node), MIXING):
-                notes.append(Note(_called(node), f"{_kind(node, self._module(node))} isn't refit"))
+                notes.append(Note(called(node), f"{_kind(node, self._module(node))} isn't refit"))
         layers, order = self._complete(layers, notes), list(self.slim.graph.nodes)
         if sums:
             layers, order = self._with_sums(layers)
@@ -226,6 +226,10 @@ class Search:
         mine = torch.unique(part.of(numbers))
         return sum(bool(torch.isin(mine, each.of(numbers)).any()) for each in uses)
 
+    def is_alone(self, call: Call) -> bool:
+        """Whether nothing else reads a layer's weight or bias."""
+        return not self._is_shared(call.weight, call.bias)
+
     def _is_shared(self, *parts: str | Part | None) -> bool:
         named = (Part(each) if isinstance(each, str) else each for each in parts)
         return any(self._users(part) > 1 for part in named if part is not None)
@@ -256,7 +260,7 @@ class Search:
             if layer.calls == count[layer.part.key(self.slim)]:
                 found.append(layer)
             else:
-                notes.append(Note(_called(layer.node), _SHARED))
+                notes.append(Note(called(layer.node), _SHARED))
         return found
 
     def _norm_fault(self, node: fx.Node) -> str | None:
@@ -487,7 +491,8 @@ def _along(call: Call, tensor: Tensor, dim: int, numbers: Any) -> Tensor:
     return call.form.laid(call.weight.of(spread)).flatten(1, -2)[0]
 
 
-def _called(node: fx.Node) -> str:
+def called(node: fx.Node) -> str:
+    """The name of a node's module, or its own where it has none."""
     return str(node.target) if node.op == "call_module" else node.name
 
 

@@ -68,6 +68,11 @@ class Moments:
             self.squares + other.squares,
         )
 
+    def through(self, spread: Tensor) -> Moments:
+        """The sums of one least squares, had it read u @ spread [p, q] in place of u."""
+        gram, cross = spread.T @ self.gram @ spread, spread.T @ self.cross
+        return Moments(self.count, self.inputs @ spread, self.targets, gram, cross, self.squares)
+
     @property
     def is_finite(self) -> bool:
         """Whether no row had an infinite value or NaN."""

@@ -66,18 +66,22 @@ class _OfLayer(Place):
         """Look at another layer from now on, which has the same weight."""
         self.layer = layer
 
-    def wanted(self, piece: Piece, full: Tensor, at: Chosen | None) -> Tensor:
+    def wanted(self, full: Tensor, other: Tensor | None, at: Chosen | None) -> Tensor:
         """[rows, o], in float64: what the layer itself should give at some positions (all of them where none are
-        named), where `full` is the target's value."""
+        named), where `full` is the target's value, and `other` that of the other summand."""
         layer = self.layer
         target = self.values(full, at)[:, layer.left.to(self.device)].double()
-        if layer.other is None:
+        if other is None:
             return target
-        target = target - self.values(piece.slim.env[layer.other], at).double()
+        target = target - self.values(other, at).double()
         if self.affine is None:
             return target
         dead = self.affine.scale == 0
         return ((target - self.affine.shift) / self.affine.scale.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)
+
+    def other(self, piece: Piece) -> Tensor | None:
+        """The other summand of the target, where that is a sum."""
+        return None if self.layer.other is None else piece.slim.env[self.layer.other]
 
     def values(self, value: Tensor, at: Chosen | None) -> Tensor:
         """[rows, channels] of a value that has the shape of what the layer gives."""
@@ -132,7 +136,10 @@ class LeastSquares(_OfLayer):
         count = positions(full, self.layer.batch, self.layer.form)
         at = chosen(piece.samples, count, self.each, self.key)
         u = of_inputs(self.layer.form, piece.slim.env[self.layer.source], full, self.layer.batch, at)
-        t = self.wanted(piece, full, at)
+        self.add(piece, u, self.wanted(full, self.other(piece), at), at)
+
+    def add(self, piece: Piece, u: Tensor, t: Tensor, at: Chosen) -> None:
+        """Add rows: u [rows, groups, p] and what the layer should give there, t [rows, o]."""
         t = t.reshape(len(t), self.groups, -1)
         fine = _finite(u) & _finite(t)
         held = self._held(piece.samples, at).to(self.device)
@@ -140,9 +147,8 @@ class LeastSquares(_OfLayer):
             self.leave_out(piece, at.sample[~fine.cpu()])
             u, t, held = u[fine], t[fine], held[fine]
         if self.fitted is None or self.held is None:
-            self.fitted, self.held = (
-                self._nothing(min(count, self.each) * self.samples * self.layer.calls) for _ in range(2)
-            )
+            seen = len(at.position) // len(piece.samples) * self.samples * self.layer.calls
+            self.fitted, self.held = self._nothing(seen), self._nothing(seen)
         if isinstance(self.fitted, Rows) and isinstance(self.held, Rows):
             given = self._given(u)
             self.held.aim(t[held], given[held])
@@ -242,7 +248,7 @@ class Bias(_OfLayer):
         """Add what a piece's outputs lack."""
         found = self.values(piece.slim.given(self.layer.node), None).double()
         full = piece.dense.value(self.layer.target)
-        lacking = self.wanted(piece, full, None) - found
+        lacking = self.wanted(full, self.other(piece), None) - found
         fine = _finite(lacking)
         if not bool(fine.all()):
             dim, rows = self.layer.batch

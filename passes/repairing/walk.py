@@ -52,11 +52,11 @@ class Lane:
         while self._at < self._place[node]:
             self._step()
 
-    def value(self, node: fx.Node) -> Tensor:
-        """The value of a wanted node, as it is computed; it is asked for once."""
+    def value(self, node: fx.Node, *, again: bool = False) -> Tensor:
+        """The value of a wanted node, as it is computed; it is asked for once, unless it will be `again`."""
         while self._at <= self._place[node]:
             self._step()
-        return self.kept.pop(node)
+        return self.kept[node] if again else self.kept.pop(node)
 
     def given(self, node: fx.Node) -> Any:
         """What the node would give now; it stays to be run."""
