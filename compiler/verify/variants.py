@@ -1,13 +1,14 @@
-"""One program with many sets of channels masked, run on the same inputs: what they have in common is run once.
+"""One program with many sets of channels masked, or of tensors replaced, run on the same inputs: what they have in
+common is run once.
 
     nodes          x  conv1  relu  conv2  relu  fc
     all kept       o----o-----o------o------o----o
     variant 0                        o------o----o         fc's columns and conv2's rows: from conv2 on
     variant 1           o-----o------o------o----o         conv1's rows: nearly everything
 
-A variant differs from the program from the first node on that reads a tensor of which it loses positions, or that
-selects what it reads. It is run
-from there by the reference interpreter, on values of the run in which all is kept: no slim model is made for it.
+A variant differs from the program from the first node on that reads a tensor of which it loses positions or has
+another, or that selects what it reads. It is run from there by the reference interpreter, on values of the run in which
+all is kept: no slim model is made for it.
 A value that a later operation overwrites is no place to start from; then the variant starts before that value.
 """
 
@@ -17,38 +18,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import Axis, Edge, IntArray, Program
-from prunec.compiler.verify.interpreter import last_uses
+from prunec.compiler.verify.interpreter import Interpreter, last_uses
 from prunec.compiler.verify.masks import Marked, plain
-from prunec.compiler.verify.reference import Masked, MaskedInterpreter
+from prunec.compiler.verify.reference import Masked, MaskedInterpreter, Replaced
 
 WHOLE: Final = -1
 """Stands for a variant's number where nothing is masked."""
 
 
 class Variants:
-    """A program and its variants: `removed` says what each loses: axis or edge -> positions."""
+    """A program and its variants: `changes` says what each loses (axis or edge -> positions), or which tensors it has
+    in place of the program's (name -> tensor): the same of all."""
 
-    def __init__(self, program: Program, removed: Sequence[Mapping[Axis | Edge, IntArray]]) -> None:
+    def __init__(
+        self, program: Program, changes: Sequence[Mapping[Axis | Edge, IntArray]] | Sequence[Mapping[str, Tensor]]
+    ) -> None:
         dtype = _dtype(program)
         self.nodes = list(program.graph.nodes)
-        self.whole = MaskedInterpreter(program, dtype, {}, {})
-        self.masked = [Masked(program, lost).interpreter(dtype) for lost in removed]
+        self.interpreters = [_changed(program, change).interpreter(dtype) for change in changes]
+        is_marked = any(isinstance(each, MaskedInterpreter) for each in self.interpreters)
+        self.whole = MaskedInterpreter(program, dtype, {}, {}) if is_marked else Interpreter(program, dtype)
         self._dead = last_uses(self.nodes)
         self._starts: dict[int, list[int]] = {}
         self.earliest = _earliest(self.nodes, self._writes(program))
         """[nodes + 1]: the place from which a run is resumed that differs from the whole one from this place on."""
         readers = _first_readers(program, self.nodes)
         places = {node.name: place for place, node in enumerate(self.nodes)}
-        for number, interpreter in enumerate(self.masked):
-            marked = [readers[name] for name in interpreter.marks if name in readers]
-            marked += [places[reader] for reader, _ in interpreter.edges]
-            first = min(marked, default=len(self.nodes))
+        for number, interpreter in enumerate(self.interpreters):
+            names, edges = list(interpreter.replaced), list[str]()
+            if isinstance(interpreter, MaskedInterpreter):
+                names, edges = list(interpreter.marks), [reader for reader, _ in interpreter.edges]
+            differing = [readers[name] for name in names if name in readers] + [places[reader] for reader in edges]
+            first = min(differing, default=len(self.nodes))
             self._starts.setdefault(self.earliest[first], []).append(number)
 
     def outputs(self, inputs: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
@@ -58,7 +65,7 @@ class Variants:
         """
         env: dict[fx.Node, Any] = {}
         for number in self._starts.get(0, ()):
-            yield number, _whole(self.masked[number].run(inputs))
+            yield number, _whole(self.interpreters[number].run(inputs))
         outputs = None
         for place, (node, outputs) in enumerate(self.whole.steps(inputs), 1):
             env[node] = outputs
@@ -70,7 +77,7 @@ class Variants:
 
     def _finished(self, number: int, place: int, env: Mapping[fx.Node, Any], value: Any) -> Any:
         """The outputs of a variant that is resumed at `place`, on the values of the whole run."""
-        for _, value in self.masked[number].resume(self.nodes[place:], dict(env)):  # noqa: B007  (the last is the output)
+        for _, value in self.interpreters[number].resume(self.nodes[place:], dict(env)):  # noqa: B007  (the last is the output)
             pass
         return _whole(value)
 
@@ -83,9 +90,16 @@ class Variants:
             if changed:
                 found.append((changed[0], place))
                 seen = [(old, tensor, tensor._version) for old, tensor, _ in seen]
-            leaves = (plain(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor | Marked))
+            leaves = (plain(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor | Marked))
             seen += [(place, tensor, tensor._version) for tensor in leaves]
         return found
+
+
+def _changed(program: Program, change: Mapping[Any, Any]) -> Masked | Replaced:
+    """The reference of one variant."""
+    if any(isinstance(name, str) for name in change):
+        return Replaced(program, change)
+    return Masked(program, change)
 
 
 def _whole(outputs: Any) -> Any:

@@ -2,10 +2,12 @@
 
     E_g(k)    the least mean squared error of what the readers of group g give, with k of its units gone and their
               weights on all others refit, as a share of the variance of what they give
-    score     by how much E_g grows with the unit, in the order in which the cheapest goes first
+    R_g(k)    by how much more of the variance of the model's outputs that is (`repairing/reach.py`)
+    score     by how much R_g E_g grows with the unit, in the order in which the cheapest goes first
 
-A unit that others can stand for costs nothing, however large it is. Where a residual sum directly follows a layer, the
-share is one of the sum's variance. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that
+A unit that others can stand for costs nothing, however large it is. R_g is tried: an eighth and a half of the units go,
+the readers are refit, and the model is run. Shares of what readers give, without R_g, are of the residual sum where one
+directly follows. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that
 their sums are errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors
 are those on samples that weren't fitted: on the others a layer that reads more than there are samples has none.
 """
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from prunec.compiler.groups.analysis import Group, Member
 from prunec.compiler.ir.program import IntArray, Program
@@ -26,12 +30,38 @@ from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting
 from prunec.passes.repairing.inputs import Inputs, bytes_of_moments, in_lots, look
 from prunec.passes.repairing.layers import Layer, Search
-from prunec.passes.repairing.surgeon import Formed, Places, Reader, Sampled, best_ridge, curve
+from prunec.passes.repairing.reach import Change, changed, reach
+from prunec.passes.repairing.surgeon import Curve, Formed, Places, Reader, Sampled, best_ridge, curve
 
 _RIDGES: Final = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those that are tried, without half of a group's units."""
 _USUAL: Final = 1e-3
 """Where no sample can be held out."""
+_TRIED: Final = (1 / 8, 1 / 2)
+"""Without these shares of a group's units is tried how far the error reaches."""
+_NOTHING: Final = 1e-3
+"""A share of the largest error that is tried: below it nothing can be told of how far one reaches."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The least squares of a layer, or of one of its groups."""
+
+    reader: Reader
+    seen: Inputs
+    number: int
+    """Which of the layer's groups."""
+    scale: Tensor
+    """[outputs of a group]: the root of what an output's error counts, by which the reader's weights are scaled."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a group's readers become, once so many of its units are gone and they are refit."""
+
+    group: str
+    gone: int
+    tensors: Mapping[str, Tensor]
 
 
 class Reconstruction(Criterion):
@@ -49,10 +79,10 @@ class Reconstruction(Criterion):
         description="what is added to the inputs' moments, as a share of their mean diagonal, with errors as they are "
         "on all samples; by default a fifth of the samples isn't fitted, and says which ridge is best and what remains",
     )
-    relative_to: Literal["sum", "own", "none"] = Field(
-        default="sum",
-        description="what errors are shares of: the variance of the residual sum that a layer's output goes into, or "
-        "of that output alone; `none` for errors as they are",
+    relative_to: Literal["outputs", "sum", "own", "none"] = Field(
+        default="outputs",
+        description="what errors are shares of: the variance of the model's outputs, as far as they reach these; of "
+        "the residual sum that a layer's output goes into; or of that output alone; `none` for errors as they are",
     )
 
     def weigh(self, setting: Setting) -> Iterator[Found]:
@@ -72,20 +102,45 @@ class Reconstruction(Criterion):
         for groups in in_lots(setting.groups, needed):
             asked = {layer.node: layer for group in groups for layer in _read_by(group, layers)}
             known = look(asked.values(), program, setting.calibration, setting.context, hold=self.ridge is None)
+            curves, trials = dict[str, Curve](), list[_Trial]()
             for group in groups:
                 mine = dict.fromkeys(layer.part.key(program) for layer in _read_by(group, layers))
-                readers = [reader for key in mine for reader in self._readers(group, known[key], program)]
-                if not readers:
+                reads = [read for key in mine for read in self._reads(group, known[key], program)]
+                if not reads:
                     continue
-                left = curve(readers, group.free)
-                scores = left.scores(group.size)
+                tried = _tried(group) if self.relative_to == "outputs" else ()
+                curves[group.name] = found = curve([read.reader for read in reads], group.free, tried)
+                trials += [
+                    _Trial(group.name, gone, changed(program, _changes(reads, each)))
+                    for gone, each in found.changes.items()
+                ]
+            sizes = {group.name: group.size for group in groups}
+            for name, left in (self._reaching(curves, trials, setting) if trials else curves).items():
+                scores = left.scores(sizes[name])
                 units = np.flatnonzero(~np.isnan(scores))
-                yield group.name, Evidence("the readers' refit", units, scores[units], remaining=left.error)
+                yield name, Evidence("the readers' refit", units, scores[units], remaining=left.error)
 
-    def _readers(self, group: Group, seen: Inputs, program: Program) -> Iterator[Reader]:
+    def _reaching(self, curves: Mapping[str, Curve], trials: Sequence[_Trial], setting: Setting) -> Mapping[str, Curve]:
+        """The curves of what reaches the model's outputs; as they were, where these can't tell."""
+        program = setting.program.deployed
+        tensors = [trial.tensors for trial in trials]
+        shares = reach(program, tensors, setting.calibration, setting.context, hold=self.ridge is None)
+        if np.isnan(shares).any():
+            return curves
+        most, found = dict[str, float](), defaultdict[str, dict[int, float]](dict)
+        for trial in trials:
+            most[trial.group] = max(most.get(trial.group, 0.0), float(curves[trial.group].error[trial.gone]))
+        for trial, share in zip(trials, shares.tolist(), strict=True):
+            own = float(curves[trial.group].error[trial.gone])
+            if own > _NOTHING * most[trial.group]:
+                found[trial.group][trial.gone] = share / own
+        return {name: left.times(found[name]) if name in found else left for name, left in curves.items()}
+
+    def _reads(self, group: Group, seen: Inputs, program: Program) -> Iterator[_Read]:
         """The least squares of one layer that reads the group, one for each of its own groups."""
         units = _units(group, seen.layer, program)
-        counts = (seen.counts / self._whole(seen)).sqrt().unsqueeze(1) * seen.weight
+        scale = (seen.counts / self._whole(seen)).sqrt()
+        counts = scale.unsqueeze(1) * seen.weight
         moments = seen.centred_rows() if seen.is_wide else seen.second_moments()
         held = (seen.held_centred_rows() if seen.is_wide else seen.held_moments()) if seen.is_judged else None
         half = np.flatnonzero(group.free)[::2]
@@ -97,16 +152,35 @@ class Reconstruction(Criterion):
             if held is not None:
                 judge, tried = held[number], [share * size for share in _RIDGES]
                 ridge = best_ridge(each, judge, weight, np.isin(mine, half), tried, sampled=seen.is_wide)
-            yield kind(each, weight, Places.of(_rows(mine, group.size), each.device), ridge, judge)
+            places = Places.of(_rows(mine, group.size), each.device)
+            yield _Read(kind(each, weight, places, ridge, judge), seen, number, scale[number])
 
     def _whole(self, seen: Inputs) -> float:
         """What the layer's errors are shares of."""
         if self.relative_to == "none":
             return 1.0
-        if self.relative_to == "sum" or seen.is_wide:
+        if self.relative_to in ("outputs", "sum") or seen.is_wide:
             return max(seen.variance(), 1e-300)
         each = (seen.weight * (seen.second_moments() @ seen.weight)).sum(1)
         return max(float((each * seen.counts).sum()), 1e-300)
+
+
+def _tried(group: Group) -> list[int]:
+    """For how many units of a group it is tried what reaches the outputs."""
+    units = int(group.free.sum())
+    return sorted({max(1, round(share * units)) for share in _TRIED}) if units else []
+
+
+def _changes(reads: Sequence[_Read], found: Sequence[Tensor]) -> Iterator[Change]:
+    """What becomes of layers, from how the weights of their least squares are changed; means stay as they were, where
+    a bias can see to that."""
+    seen, weights = dict[int, Inputs](), dict[int, Tensor]()
+    for read, each in zip(reads, found, strict=True):
+        seen[id(read.seen)] = read.seen
+        whole = weights.setdefault(id(read.seen), torch.zeros_like(read.seen.weight))
+        whole[read.number] = torch.where(read.scale > 0, each / read.scale, 0.0)
+    for key, weight in weights.items():
+        yield Change(seen[key].layer, weight, -(seen[key].mean.unsqueeze(1) @ weight).flatten())
 
 
 def _is_depthwise(layer: Layer, program: Program) -> bool:

@@ -136,7 +136,7 @@ class Inputs:
         return self.held, self.held_rows
 
     @property
-    def _mean(self) -> Tensor:
+    def mean(self) -> Tensor:
         """[groups, p]: what is taken from the inputs, since the bias makes up for it; zero where there is none."""
         moments, _ = self._fitted
         mean: Tensor = moments.inputs / moments.count
@@ -144,22 +144,22 @@ class Inputs:
 
     def second_moments(self) -> Tensor:
         """A, [groups, p, p], of what is fitted; not of a wide layer."""
-        return _about(self._fitted[0], self._mean)
+        return _about(self._fitted[0], self.mean)
 
     def held_moments(self) -> Tensor:
         """The same of what is held out, about the mean of what is fitted."""
         assert self.held is not None, "it is judged"
-        return _about(self.held, self._mean)
+        return _about(self.held, self.mean)
 
     def centred_rows(self) -> Tensor:
         """[groups, n, p]: of a wide layer, whose A is their product with themselves."""
         moments, rows = self._fitted
-        return _centred(rows, moments.count, self._mean)
+        return _centred(rows, moments.count, self.mean)
 
     def held_centred_rows(self) -> Tensor:
         """The same of what is held out, about the mean of what is fitted."""
         assert self.held is not None, "it is judged"
-        return _centred(self.held_rows, self.held.count, self._mean)
+        return _centred(self.held_rows, self.held.count, self.mean)
 
     def variance(self) -> float:
         """Of all that the target gives, in the unit of `counts`."""

@@ -22,8 +22,8 @@ held out, which also say which r is best.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -82,6 +82,11 @@ class Reader(ABC):
     def left_on_held(self) -> float:
         """The error that remains on what is held out."""
 
+    @property
+    def change(self) -> Tensor:
+        """[p, o]: what the refit without the units that are gone has made of the weights, less what they were."""
+        return self.weight - self.first
+
     def costs(self, units: Tensor) -> Tensor:
         """[units]: by how much the error grows when each of these goes next."""
         rows, own = self.places.rows[units], self.places.own[units]
@@ -127,7 +132,7 @@ class Formed(Reader):
 
     def left_on_held(self) -> float:
         assert self.held is not None, "the caller knows"
-        apart = self.weight - self.first
+        apart = self.change
         return float((apart * (self.held @ apart)).sum())
 
     def columns(self, rows: Tensor) -> Tensor:
@@ -161,7 +166,7 @@ class Sampled(Reader):
 
     def left_on_held(self) -> float:
         assert self.held is not None, "the caller knows"
-        return float((self.held @ (self.weight - self.first)).square().sum())
+        return float((self.held @ self.change).square().sum())
 
     def columns(self, rows: Tensor) -> Tensor:
         found = -self.samples.T @ (self.kernel @ self.samples[:, rows])
@@ -217,6 +222,15 @@ class Curve:
     order: IntArray
     error: FloatArray
     """[units + 1], from 0 on, rising: without the first 0, 1, 2, ... units of `order`."""
+    changes: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
+    """So many units are gone -> how the weights of each reader are changed then, [p, o]."""
+
+    def times(self, factors: Mapping[int, float]) -> Curve:
+        """The curve with its errors multiplied: by these factors where so many units are gone, between them by what
+        lies between, and beyond them by the nearest."""
+        gone = sorted(factors)
+        by = np.interp(np.arange(self.error.size), gone, [factors[each] for each in gone])
+        return replace(self, error=np.maximum.accumulate(self.error * by))
 
     def scores(self, size: int) -> FloatArray:
         """[size]: what each unit costs, rising in the order in which they go; NaN for units that don't.
@@ -244,14 +258,14 @@ def hull_slopes(error: FloatArray) -> FloatArray:
     return np.repeat(np.diff(error[corners]) / runs, runs)
 
 
-def curve(readers: Sequence[Reader], free: BoolArray) -> Curve:
+def curve(readers: Sequence[Reader], free: BoolArray, told: Sequence[int] = ()) -> Curve:
     """The order in which the `free` [units] go, the cheapest first, and the error that remains: on what is held out,
-    where the readers have that. `readers` are spent."""
+    where the readers have that. Changes of weights are told for these numbers of units. `readers` are spent."""
     left = np.flatnonzero(free)
     judged, every = all(reader.held is not None for reader in readers), -(-left.size // _WIDTHS)
     seen = {0: 0.0}
     order: list[int] = []
-    error = [0.0]
+    error, changes = [0.0], dict[int, Sequence[Tensor]]()
     while left.size:
         units = torch.from_numpy(left)
         costs = np.sum([reader.costs(units).cpu().numpy() for reader in readers], axis=0)
@@ -261,9 +275,11 @@ def curve(readers: Sequence[Reader], free: BoolArray) -> Curve:
             reader.remove(order[-1])
         error.append(error[-1] + max(float(costs[cheapest]), 0.0))
         left = np.delete(left, cheapest)
-        if judged and (len(order) % every == 0 or not left.size):
+        if len(order) in told:
+            changes[len(order)] = [reader.change for reader in readers]
+        if judged and (len(order) % every == 0 or len(order) in told or not left.size):
             seen[len(order)] = sum(reader.left_on_held() for reader in readers)
     if judged:
         rising = np.maximum.accumulate(list(seen.values()))
         error = list(np.interp(np.arange(len(error)), list(seen), rising))
-    return Curve(np.array(order, dtype=np.int64), np.array(error))
+    return Curve(np.array(order, dtype=np.int64), np.array(error), changes)

@@ -12,7 +12,7 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.granularity import Granularity
 from prunec.compiler.rewrite.shrink import removed_positions
 from prunec.compiler.tracing.trace import trace
-from prunec.compiler.verify.reference import Masked, Same
+from prunec.compiler.verify.reference import Masked, Replaced, Same
 from prunec.compiler.verify.variants import WHOLE, Variants
 
 SHARES = (0.0, 0.2, 0.6)
@@ -38,6 +38,18 @@ def test_every_variant_is_the_reference(name, granularity):
         assert difference(found[WHOLE], Same(program).run(inputs, torch.float64)) == 0
         for number, axes in enumerate(removed):
             assert difference(found[number], Masked(program, axes).run(inputs, torch.float64)) == 0
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_every_variant_with_other_tensors_is_the_reference(name):
+    net = NETS[name]
+    program, inputs = trace(net.build(), net.inputs()), net.inputs(3)
+    floats = [name for name, tensor in program.tensors.items() if tensor.is_floating_point()]
+    others = [{name: 1.25 * program.tensors[name].detach()} for name in floats[:: max(1, len(floats) // 4)]]
+    found = dict(Variants(program, others).outputs(inputs))
+    assert difference(found[WHOLE], Same(program).run(inputs, torch.float64)) == 0
+    for number, tensors in enumerate(others):
+        assert difference(found[number], Replaced(program, tensors).run(inputs, torch.float64)) == 0
 
 
 class Overwriting(nn.Module):

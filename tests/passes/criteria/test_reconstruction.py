@@ -31,9 +31,8 @@ def _net(reader: nn.Module, run: Any = None, **more: nn.Module) -> nn.Module:
 
 
 def _found(net: nn.Module, data: Samples = DATA, **options: Any) -> FloatArray:
-    return scores(
-        program_of(net, data), {"reconstruction": {"ridge": 1e-10, **options}}, data, aggregate="sum", samples=24
-    )["a"]
+    given = {"ridge": 1e-10, "relative_to": "sum", **options}
+    return scores(program_of(net, data), {"reconstruction": given}, data, aggregate="sum", samples=24)["a"]
 
 
 def _rows(net: nn.Module, taps: int) -> Tensor:
@@ -86,7 +85,7 @@ def test_what_fits_the_samples_and_no_others_is_no_repair():
     torch.manual_seed(0)
     net = Made({"a": nn.Conv2d(2, 60, 3, padding=1), "b": nn.Linear(60, 20)}, run).double().eval()
     fitted = np.sort(_found(net, ridge=1e-9))
-    seen = np.sort(scores(program_of(net, DATA), "reconstruction", DATA, samples=24)["a"])
+    seen = np.sort(_found(net, ridge=None))
     assert fitted[:36].sum() < 1e-3, "24 samples are fitted by 24 inputs"
     assert seen[:36].sum() > 0.05, "and others aren't"
 
@@ -198,3 +197,48 @@ def test_a_double_costs_nothing_whatever_reads_it(reader: nn.Module, run: Any):
     assert np.isfinite(read).all()
     assert np.sort(read)[0] < 1e-4 * np.sort(read)[3]
     assert {1, 2, 4} >= set(np.argsort(read)[:1])
+
+
+def test_errors_that_reach_the_outputs_are_what_a_refit_by_hand_leaves_there():
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.c(m.b(m.a(x).relu()).relu().mean((2, 3)))
+
+    net = _net(nn.Conv2d(6, 4, 1), run, c=nn.Linear(4, 3))
+    found = _found(net, relative_to="outputs")
+    order, given = np.argsort(found, kind="stable"), net(DATA.inputs).detach()
+    rows = _rows(net, 1)
+    left = [row for row in range(6) if row not in order[:3]]
+    mean, target = rows.mean(0), rows @ net.b.weight.detach().flatten(1).T
+    weight = torch.linalg.lstsq(rows[:, left] - mean[left], target - target.mean(0), driver="gelsd").solution
+    with torch.no_grad():
+        net.b.bias += target.mean(0) - mean[left] @ weight
+        net.b.weight.zero_()[:, left] = weight.T[..., None, None]
+        want = (net(DATA.inputs) - given).square().mean() / given.var(0, correction=0).mean()
+    assert found[order[:3]].sum() == pytest.approx(float(want), rel=1e-3)
+
+
+@pytest.mark.parametrize("ridge", [None, 1e-10])
+def test_what_an_error_is_worth_is_told_by_the_outputs(ridge: float | None):
+    def run(m: Any, x: Tensor) -> Tensor:
+        return torch.cat([m.b(m.a(x).relu()), 0.01 * m.d(m.c(x).relu())], 1)
+
+    net = _net(nn.Conv2d(6, 4, 1), run, c=nn.Conv2d(2, 6, 3, padding=1), d=nn.Conv2d(6, 4, 1))
+    net.c.load_state_dict(net.a.state_dict())
+    net.d.load_state_dict(net.b.state_dict())
+    for what, share in (("sum", 1.0), ("outputs", 1e-4)):
+        criterion = {"reconstruction": {"ridge": ridge, "relative_to": what}}
+        found = scores(program_of(net, DATA), criterion, DATA, aggregate="sum", samples=24)
+        assert np.allclose(found["c"], share * found["a"], rtol=1e-3, atol=1e-12 * found["a"].max())
+
+
+def test_classes_tell_nothing_of_how_far_errors_reach():
+    net = _net(nn.Conv2d(6, 4, 1), lambda m, x: m.b(m.a(x).relu()).mean((2, 3)).argmax(1))
+    assert np.array_equal(_found(net, relative_to="outputs"), _found(net))
+
+
+def test_neither_batches_nor_memory_matter_for_what_reaches_the_outputs(monkeypatch: pytest.MonkeyPatch):
+    net = _net(nn.Conv2d(6, 4, 3), lambda m, x: m.n(m.b(m.a(x).relu())).relu(), n=nn.BatchNorm2d(4))
+    found = _found(net, relative_to="outputs", ridge=None)
+    assert np.allclose(_found(net, DATA.in_batches_of(5), relative_to="outputs", ridge=None), found, rtol=1e-9)
+    monkeypatch.setattr(inputs, "_MEMORY", 1)
+    assert np.allclose(_found(net, relative_to="outputs", ridge=None), found, rtol=1e-9)

@@ -1,0 +1,165 @@
+"""How far errors of layers reach: what changed weights make of a model's outputs, on samples that weren't fitted.
+
+    x -- conv1 -- relu -- conv2 + change -- bn2 -- (+) -- ... -- outputs       sum of (outputs - before)^2 / variance
+
+An error of a tenth of a residual sum may vanish in what follows, or be all that the next layers look at; only the
+outputs tell. All changes are tried in one run over the samples, each from the first layer on that it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from prunec.compiler.data import Batch
+from prunec.compiler.ir.program import FloatArray, Program
+from prunec.compiler.pass_base import Context
+from prunec.compiler.verify.interpreter import StepError
+from prunec.compiler.verify.variants import WHOLE, Variants
+from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
+from prunec.passes.repairing.layers import Layer
+from prunec.passes.repairing.refit import HELD_OUT
+from prunec.passes.repairing.walk import AT_ONCE, feeds_of, numbers_of
+
+SAMPLES: Final = 64
+"""So many samples say how far an error reaches, where there are more."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is added to a layer's weight, and to all that it gives."""
+
+    layer: Layer
+    weight: Tensor
+    """[groups, inputs of a group, outputs of a group]"""
+    shift: Tensor
+    """[outputs]: zero where the layer has nothing that moves its outputs."""
+
+
+def changed(program: Program, changes: Iterable[Change]) -> dict[str, Tensor]:
+    """The tensors that changes make others of: name -> tensor."""
+    made: dict[str, Tensor] = {}
+
+    def own(name: str) -> Tensor:
+        if name not in made:
+            made[name] = program.tensors[name].detach().clone()
+        return made[name]
+
+    for change in changes:
+        layer = change.layer
+        weight = layer.part.of(own(layer.weight))
+        laid = layer.form.laid(weight)
+        laid.add_(change.weight.view(laid.shape).to(laid.dtype))
+        layer.form.put(laid, weight)
+        if layer.shift is not None:
+            by = -change.shift if layer.moves_norm else change.shift
+            layer.shift.of(own(layer.shift.name)).add_(by.to(laid.dtype))
+    return made
+
+
+def reach(
+    program: Program,
+    variants: Sequence[Mapping[str, Tensor]],
+    calibration: Calibration,
+    context: Context,
+    *,
+    hold: bool,
+) -> FloatArray:
+    """[variants]: the mean squared error of the outputs with other tensors, as a share of their variance; NaN where the
+    model has no outputs that vary. With `hold`, on the samples that fits hold out (`Inputs`), if there are any.
+
+    Raises `DataError` where the model can't take the data.
+    """
+    runs, sums = Variants(program, variants), _Sums(len(variants))
+    for piece in _pieces(program, calibration, context, hold):
+        found: dict[int, list[Tensor]] = {}
+        try:
+            for number, outputs in runs.outputs(tuple(feeds_of(program, piece.inputs))):
+                found[number] = _floats(outputs)
+        except StepError as error:
+            raise piece.refused(error) from error
+        sums.add(found.pop(WHOLE), found)
+    return sums.shares()
+
+
+def _pieces(program: Program, calibration: Calibration, context: Context, hold: bool) -> Iterable[Batch]:
+    """Some of the samples: those that are held out, where some are."""
+    first, taken = list[Batch](), 0
+    for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
+        mine = piece
+        if hold:
+            numbers = torch.tensor([number % HELD_OUT == 0 for number in numbers_of(piece)])
+            if not first:
+                first = [piece]
+            mine = piece.picked(numbers)
+        mine = mine[: SAMPLES - taken]
+        if mine.count and taken < SAMPLES:
+            taken += mine.count
+            yield mine
+    if not taken:
+        yield from (piece[:SAMPLES] for piece in first)
+
+
+def _floats(outputs: Any) -> list[Tensor]:
+    return [x.double() for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+class _Sums:
+    """Sums over pieces, for each of the outputs."""
+
+    def __init__(self, variants: int) -> None:
+        self.variants = variants
+        self.values: list[_Values] = []
+        self.errors: list[FloatArray] = []
+
+    def add(self, whole: Sequence[Tensor], found: Mapping[int, Sequence[Tensor]]) -> None:
+        """Take in what a piece gives: unchanged, and in each variant."""
+        if not self.values:
+            self.values, self.errors = [_Values() for _ in whole], [np.zeros(self.variants) for _ in whole]
+        for place, output in enumerate(whole):
+            known = output.isfinite()
+            values = torch.where(known, output, 0.0)
+            self.values[place].add(values)
+            for number, others in found.items():
+                self.errors[place][number] += float(torch.where(known, others[place] - values, 0.0).square().sum())
+
+    def shares(self) -> FloatArray:
+        """[variants]: the mean over the outputs that vary."""
+        wholes = [values.apart() for values in self.values]
+        found = [error / whole for error, whole in zip(self.errors, wholes, strict=True) if whole > 0]
+        shares: FloatArray = np.mean(found, axis=0) if found else np.full(self.variants, np.nan)
+        return shares
+
+
+class _Values:
+    """Sums of one output, for how far it is from its mean."""
+
+    def __init__(self) -> None:
+        self.count, self.squares = 0, 0.0
+        self.total: Tensor | None = None
+        """[...] the sum over samples; of all that an output has, where its shape isn't always the same."""
+
+    def add(self, values: Tensor) -> None:
+        """Take in a piece's, [samples, ...]."""
+        values = values if values.ndim else values[None]
+        self.count += len(values)
+        self.squares += float(values.square().sum())
+        total = values.sum(0)
+        if self.total is None or self.total.shape == total.shape:
+            self.total = total if self.total is None else self.total + total
+        else:
+            self.total = self.total.sum() + total.sum()
+
+    def apart(self) -> float:
+        """The sum of squares about the mean; about zero where only one sample tells of it."""
+        if self.total is None:
+            return 0.0
+        mean = float(self.total.square().sum()) / self.count if self.total.ndim else 0.0
+        found = self.squares - mean
+        return found if found > 1e-12 * self.squares else self.squares
