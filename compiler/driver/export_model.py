@@ -29,6 +29,7 @@ from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Progress, silent
 from prunec.compiler.plan.exports import EXPORTING, PlanExport, options_of
 from prunec.compiler.plan.plan import Plan
+from prunec.compiler.report.report import finite
 from prunec.compiler.targets.exporting import TargetReport
 from prunec.compiler.version import __version__
 
@@ -145,7 +146,7 @@ def export_model(
             failed.append(reports)
             raise TargetError("no export succeeded")
         said = {"prunec": __version__, "model": program.name, "targets": [report.to_dict() for report in reports]}
-        (folder / RESULT).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        (folder / RESULT).write_text(json.dumps(finite(said), indent=1) + "\n", encoding="utf-8")
         return reports
 
     try:

@@ -400,13 +400,13 @@ class Report:
             **{name: section.to_dict() for name, section in sections.items() if section is not None},
             **({"targets": [target.to_dict() for target in self.targets]} if self.targets else {}),
         }
-        return {key: _finite(value) for key, value in said.items()}
+        return {key: finite(value) for key, value in said.items()}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """A JSON value without NaN and infinite numbers, which JSON doesn't have."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

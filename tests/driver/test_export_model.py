@@ -18,6 +18,7 @@ from prunec.compiler.driver.export_model import exports_of
 from prunec.compiler.errors import PlanError
 from prunec.compiler.plan.plan import Plan
 from prunec.compiler.targets import exporting
+from prunec.compiler.targets.exporting import Export
 from prunec.compiler.targets.onnx_file import OrtInt8
 from prunec.compiler.targets.ort import Ort
 
@@ -114,6 +115,14 @@ def test_where_one_fails_the_others_stand_and_where_all_fail_nothing_is_written(
     shown = capsys.readouterr()
     assert "no-such-package" in shown.out
     assert "Traceback" not in shown.err
+
+
+def test_a_difference_that_is_no_number_is_none(monkeypatch):
+    monkeypatch.setattr(Export, "compare", lambda self, converted: (float("inf"), ""))
+    assert cli.run(["export", "prunec.models.digits:cnn", "--inputs", "1,1,8,8", "--to", "onnx"]) == 0
+    text = Path("exported/export.json").read_text()
+    (row,) = json.loads(text, parse_constant=pytest.fail)["targets"]
+    assert row["difference"] is None
 
 
 def test_another_folder_is_never_replaced(capsys):
