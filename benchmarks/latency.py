@@ -28,7 +28,7 @@ from prunec.compiler.cost.model import cost
 from prunec.compiler.cost.resources import resource
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
-from prunec.compiler.report.console import bars
+from prunec.compiler.report.progress import watched
 from prunec.compiler.targets.onnx_export import onnx_bytes
 from prunec.compiler.targets.ort_session import ort_latency
 from prunec.passes.score import Score
@@ -83,7 +83,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def run(name: str, options: argparse.Namespace, out: Console) -> None:
     """Measure one model, and print what was found."""
-    with bars() as progress:
+    with watched() as progress:
         context = Context(progress=progress)
         program = scored(name, options.size, context)
         context = Context(progress=progress, traced=program)

@@ -53,7 +53,7 @@ class ExecuTorchMeter(OneThread):
             path = Path(folder) / "run.etdp"
             opened.write_etdump_result_to_file(str(path))
             runs = list(_runs(path.read_bytes()))
-        steps, times = list(_steps(held.exported_program().graph, input_names(program))), Times()
+        steps, times = list(_steps(held.exported_program(), input_names(program))), Times()
         for run in runs:
             if len(run) != len(steps):
                 raise TargetError(f"ExecuTorch tells the times of {len(run)} steps of {len(steps)}")
@@ -78,12 +78,13 @@ class _Step:
     name: str
 
 
-def _steps(graph: fx.Graph, inputs: Sequence[str]) -> Iterator[_Step]:
-    """What the runtime calls, in order."""
-    names, origins = iter(inputs), Origins()
-    for node in graph.nodes:
-        if node.op == "placeholder" and "val" in node.meta:
-            origins.starts(node, next(names))
+def _steps(exported: Any, inputs: Sequence[str]) -> Iterator[_Step]:
+    """What the runtime calls, in order. Buffers that nothing reads are placeholders as well as inputs are."""
+    names, origins = dict(zip(exported.graph_signature.user_inputs, inputs, strict=True)), Origins()
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in names:
+                origins.starts(node, names[node.name])
             continue
         name = origins.name(node.name, node.all_input_nodes, [node])
         called = getattr(node.target, "__name__", str(node.target))
