@@ -159,9 +159,9 @@ class Merge(Pass):
         return Replaced(before, means) if means else Same(before)
 
     def audit(self, program: Program, result: PassResult, context: Context) -> None:
-        """That new columns are combinations of old ones."""
+        """That new columns are combinations of old ones, and those of least squares."""
         if self.inexact == "least_squares":
-            audit_merge(program, result.program, list(result.details["removed"]))
+            audit_merge(program, result.program, list(result.details["removed"]), self._calibration, context)
 
 
 def mergeable(program: Program) -> tuple[dict[str, Clusters], tuple[Note, ...]]:

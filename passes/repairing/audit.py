@@ -6,6 +6,7 @@ these are a least squares solution at all is seen from what layers give with the
     d = new - old outputs, r = what the old ones lack        repair      the step d is along r: <d, r> / <d, d> >= 1
     y = the thin layers' outputs, t = the old layer's        factorise   y is a projection:     <y, t> / <y, y> = 1
     W_kept', W_kept, W_gone                                  merge       W_kept' = W_kept + C W_gone for some C
+    e = W_gone' x_gone - (W_kept' - W_kept)' x_kept          merge       E[x_kept e'] = 0: C is that of least squares
 
 That number is the length of the best step in a direction, in steps of the one that was taken. Half a step, and the
 new weights are as good as the old ones; weights with rows or columns in another order have a number near zero. What
@@ -21,13 +22,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from prunec.compiler.data import Batch
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.groups.analysis import analyse
-from prunec.compiler.ir.program import Axis, Program
+from prunec.compiler.groups.interchangeable import kinds
+from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program
 from prunec.compiler.pass_base import Context, silent
 from prunec.compiler.verify.interpreter import Interpreter
 from prunec.passes.calibration import calibration as calibrating
@@ -36,7 +39,7 @@ from prunec.passes.repairing.calls import call_of
 from prunec.passes.repairing.combining import Read, reads_of
 from prunec.passes.repairing.inputs import ROWS, WIDE, WIDE_ROWS
 from prunec.passes.repairing.layers import Layer, Search, called
-from prunec.passes.repairing.walk import feeds_of
+from prunec.passes.repairing.walk import AT_ONCE, feeds_of
 
 SAMPLES: Final = 16
 """How many samples are looked at, at least; all where there are no more, and fewer than twice as many."""
@@ -52,6 +55,9 @@ _OFF: Final = 7.0
 """How many a mean may be off, of which there is one for each layer, however few its outputs."""
 _ROUNDED: Final = 4.0
 """How many roundings of what is added up a mean may be off."""
+_ORTHOGONAL: Final = 1e-4
+"""What rounding may leave of the product of what a combination lacks with what it is made of, as a share of their sizes
+without the combination."""
 _IDLE: Final = 1e-9
 """A step that is smaller than this share of what it is added to isn't looked at: rounding makes it."""
 
@@ -356,44 +362,129 @@ def _given_plainly(layer: Layer, program: Program, x: Tensor) -> Tensor:
 # -- combinations ------------------------------------------------------------------------------------------------------
 
 
-def audit_merge(before: Program, after: Program, groups: Sequence[str]) -> None:
-    """Check that readers' new columns are their old ones and a combination of those that are gone. Raises
+def audit_merge(
+    before: Program, after: Program, groups: Sequence[str], calibration: Calibration, context: Context
+) -> None:
+    """Check that readers' new columns are their old ones and a combination of those that are gone, and that it is the
+    one of least squares: what it lacks is orthogonal to the channels that stay, over all samples. Raises
     `VerifyError`."""
     analysis = analyse(before)
+    kind, lacks = kinds(analysis), dict[str, list[_Lack]]()
     for name in groups:
-        found = reads_of(analysis, analysis.groups[name])
+        group = analysis.groups[name]
+        found = reads_of(analysis, group)
         for read in () if isinstance(found, str) else found:
             if not _is_combined(read, before, after):
                 raise VerifyError(
                     _fault("merge", str(read.member.axis), "has columns that are no combination of its old ones")
                 )
+            for value in np.unique(kind[group.where]):
+                lack = _Lack.of(read, before, after, kind[group.where] == value)
+                if lack is not None:
+                    lacks.setdefault(f"{read.member.axis} {value}", []).append(lack)
+    _see(before, [lack for some in lacks.values() for lack in some], calibration, context)
+    most = max(_ORTHOGONAL, _ROUNDED * _rounding(before))
+    for some in lacks.values():  # a layer that is called twice reads two values with one combination
+        size = math.sqrt(sum(lack.kept * lack.whole for lack in some))
+        if float(torch.stack([lack.along for lack in some]).sum(0).norm()) > most * size:
+            axis = str(some[0].read.member.axis)
+            raise VerifyError(_fault("merge", axis, "has columns that aren't the combination of least squares"))
 
 
-def _is_combined(read: Read, before: Program, after: Program) -> bool:
-    """Whether new columns are that; taken for true where they can't say it."""
+@dataclass
+class _Lack:
+    """What the channels that stay lack of a reader's channels that are gone, in a few random mixtures of outputs."""
+
+    read: Read
+    stays: IntArray
+    gone: IntArray
+    change: Tensor
+    """[units that stay, mixtures]: what has been added to their columns."""
+    removed: Tensor
+    """[units that are gone, mixtures]: the columns that went."""
+    along: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """[units that stay, mixtures]: the products of what is lacking with what is read."""
+    kept: float = 0.0
+    """The sum of the squares of what is read of the units that stay."""
+    whole: float = 0.0
+    """That of what the units that are gone gave."""
+
+    @staticmethod
+    def of(read: Read, before: Program, after: Program, those: BoolArray) -> _Lack | None:
+        """Of some units; None where none is gone, or columns of several places can't tell the combination."""
+        columns = _columns(read, before, after)
+        if columns is None:
+            return None
+        old, new, stays, gone = columns
+        stays, gone = stays & torch.from_numpy(those), gone & torch.from_numpy(those)
+        if not bool(gone.any()) or not bool(stays.any()):
+            return None
+        change, removed = (new - old)[stays], old[gone]
+        if read.places.shape[1] > 1:  # the combination is one for all places, which have columns of their own
+            if torch.linalg.matrix_rank(removed) < len(removed):
+                return None
+            change = torch.linalg.lstsq(removed.T, change.T).solution.T
+            removed = torch.eye(len(removed), dtype=torch.float64)
+        mixtures = torch.randn(change.shape[1], 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        kept, lost = (each.nonzero().reshape(-1).numpy() for each in (stays, gone))
+        return _Lack(read, kept, lost, change @ mixtures, removed @ mixtures)
+
+    def add(self, value: Tensor) -> None:
+        """Add a value that is read."""
+        rows = value.detach().cpu().double().movedim(self.read.dim, 0).flatten(1)
+        stays, gone = (rows[torch.from_numpy(self.read.places[some])].flatten(1) for some in (self.stays, self.gone))
+        given = self.removed.T @ gone
+        self.along = self.along + stays @ (given - self.change.T @ stays).T
+        self.kept, self.whole = self.kept + float(stays.square().sum()), self.whole + float(given.square().sum())
+
+
+def _see(program: Program, lacks: Sequence[_Lack], calibration: Calibration, context: Context) -> None:
+    """Run the samples through the program."""
+    wanted: dict[fx.Node, list[_Lack]] = {}
+    for lack in lacks:
+        wanted.setdefault(lack.read.source, []).append(lack)
+    context = Context(context.seed, context.data, silent)
+    for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE) if wanted else ():
+        for node, value in _values(program, tuple(feeds_of(program, piece.inputs)), set(wanted)).items():
+            for lack in wanted[node]:
+                lack.add(value)
+
+
+def _columns(read: Read, before: Program, after: Program) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Each unit's columns [units, places * outputs * taps] before and after, NaN where it is gone; and which units stay
+    and which are gone. None where nothing is gone."""
     axis = read.member.axis
     left, other = after.left_of(before, axis), Axis(axis.tensor, 1 - axis.dim)
     if left is None:
-        return True
+        return None
     rows = after.left_of(before, other)
     old, new = (which.tensors[axis.tensor].detach().cpu().double().movedim(axis.dim, 0) for which in (before, after))
     old = old if rows is None else old[:, torch.from_numpy(rows)]
     whole = torch.full_like(old, math.nan)
     whole[torch.from_numpy(left)] = new
-    by_unit = [x[torch.from_numpy(read.places)].flatten(1) for x in (old, whole)]  # [units, places * outputs * taps]
+    by_unit = [x[torch.from_numpy(read.places)].flatten(1) for x in (old, whole)]
     there = torch.zeros(len(read.places), dtype=torch.bool)
     there[torch.from_numpy(read.present)] = True
     stays = there & ~by_unit[1].isnan().any(1)
-    kept, gone = (which.nonzero().reshape(-1).numpy() for which in (stays, there & ~stays))
+    return by_unit[0], by_unit[1], stays, there & ~stays
+
+
+def _is_combined(read: Read, before: Program, after: Program) -> bool:
+    """Whether new columns are that; taken for true where they can't say it."""
+    columns = _columns(read, before, after)
+    if columns is None:
+        return True
+    old, new, stays, lost = columns
+    kept, gone = (which.nonzero().reshape(-1).numpy() for which in (stays, lost))
     if not gone.size or not kept.size:
         return True
-    removed, change = by_unit[0][gone].T, (by_unit[1] - by_unit[0])[kept].T
+    removed, change = old[gone].T, (new - old)[kept].T
     if torch.linalg.matrix_rank(removed) < len(gone):
         return True
     c = torch.linalg.lstsq(removed, change).solution.T
     apart = float((removed @ c.T - change).abs().max())
-    precision = torch.finfo(before.tensors[axis.tensor].dtype).eps
-    size = float(by_unit[0].abs().max() + change.abs().max())
+    precision = torch.finfo(before.tensors[read.member.axis.tensor].dtype).eps
+    size = float(old.abs().max() + change.abs().max())
     return apart <= 100 * precision * size
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from prunec.compiler import compile
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.rewrite.merge import Tensors
+from prunec.passes.repairing import combining
 from prunec.passes.repairing.low_rank import Spectrum
 from prunec.passes.repairing.refit import LeastSquares, Statistics, _OfLayer
 
@@ -110,6 +111,12 @@ def _noisy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tensors, "accumulate", lambda self, axis, at, rows: right(self, axis, at, rows + rows.flip(1)))
 
 
+def _combines(change: Callable[[Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Channels are combined otherwise, [units that stay, units that are gone]."""
+    right = combining.coefficients
+    return lambda patch: patch.setattr(combining, "coefficients", lambda *args: change(right(*args)))
+
+
 def _other_means(patch: pytest.MonkeyPatch) -> None:
     right = Statistics.finish
 
@@ -135,6 +142,13 @@ FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "the first factor's columns": ("factors", _splits(lambda one, two, b: (_rolled(one, 0), two, b))),
     "factors without what they lack": ("factors", _splits(lambda one, two, b: (one, two, torch.zeros_like(b)))),
     "no combination": ("combinations", _noisy),
+    "half of a combination": ("combinations", _combines(lambda c: c / 2)),
+    "nothing for what is gone": ("combinations", _combines(torch.zeros_like)),
+    "the nearest channel alone": (
+        "combinations",
+        _combines(lambda c: c * (c.abs() == c.abs().amax(0))),
+    ),
+    "combinations of other channels": ("combinations", _combines(lambda c: _rolled(c, 0))),
 }
 
 
