@@ -5,11 +5,11 @@
     R_g(k)    by how much more of the variance of the model's outputs that is (`repairing/reach.py`)
     score     by how much R_g E_g grows with the unit, in the order in which the cheapest goes first
 
-A unit that others can stand for costs nothing, however large it is. R_g is tried: an eighth and a half of the units go,
-the readers are refit, and the model is run. Shares of what readers give, without R_g, are of the residual sum where one
-directly follows. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that
-their sums are errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors
-are those on samples that weren't fitted: on the others a layer that reads more than there are samples has none.
+A unit that others can stand for costs nothing, however large it is. R_g is tried: so many units go that E_g is 1% and
+10%, the readers are refit, and the model is run. Shares of what readers give, without R_g, are of the residual sum where
+one directly follows. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that their sums are
+errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors are those on
+samples that weren't fitted: on the others a layer that reads more than there are samples has none.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _RIDGES: Final = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those that are tried, without half of a group's units."""
 _USUAL: Final = 1e-3
 """Where no sample can be held out."""
-_TRIED: Final = (1 / 8, 1 / 2)
-"""Without these shares of a group's units is tried how far the error reaches."""
-_NOTHING: Final = 1e-3
-"""A share of the largest error that is tried: below it nothing can be told of how far one reaches."""
+_TRIED: Final = (0.01, 0.1)
+"""Where a group's error is so large is tried how far it reaches: what a budget takes mostly lies between."""
+_NOTHING: Final = 1e-9
+"""Of an error below it nothing can be told."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Reconstruction(Criterion):
                 reads = [read for key in mine for read in self._reads(group, known[key], program)]
                 if not reads:
                     continue
-                tried = _tried(group) if self.relative_to == "outputs" else ()
+                tried = _TRIED if self.relative_to == "outputs" else ()
                 curves[group.name] = found = curve([read.reader for read in reads], group.free, tried)
                 trials += [
                     _Trial(group.name, gone, changed(program, _changes(reads, each)))
@@ -127,12 +127,10 @@ class Reconstruction(Criterion):
         shares = reach(program, tensors, setting.calibration, setting.context, hold=self.ridge is None)
         if np.isnan(shares).any():
             return curves
-        most, found = dict[str, float](), defaultdict[str, dict[int, float]](dict)
-        for trial in trials:
-            most[trial.group] = max(most.get(trial.group, 0.0), float(curves[trial.group].error[trial.gone]))
+        found = defaultdict[str, dict[int, float]](dict)
         for trial, share in zip(trials, shares.tolist(), strict=True):
             own = float(curves[trial.group].error[trial.gone])
-            if own > _NOTHING * most[trial.group]:
+            if own > _NOTHING:
                 found[trial.group][trial.gone] = share / own
         return {name: left.times(found[name]) if name in found else left for name, left in curves.items()}
 
@@ -163,12 +161,6 @@ class Reconstruction(Criterion):
             return max(seen.variance(), 1e-300)
         each = (seen.weight * (seen.second_moments() @ seen.weight)).sum(1)
         return max(float((each * seen.counts).sum()), 1e-300)
-
-
-def _tried(group: Group) -> list[int]:
-    """For how many units of a group it is tried what reaches the outputs."""
-    units = int(group.free.sum())
-    return sorted({max(1, round(share * units)) for share in _TRIED}) if units else []
 
 
 def _changes(reads: Sequence[_Read], found: Sequence[Tensor]) -> Iterator[Change]:

@@ -258,14 +258,15 @@ def hull_slopes(error: FloatArray) -> FloatArray:
     return np.repeat(np.diff(error[corners]) / runs, runs)
 
 
-def curve(readers: Sequence[Reader], free: BoolArray, told: Sequence[int] = ()) -> Curve:
+def curve(readers: Sequence[Reader], free: BoolArray, told: Sequence[float] = ()) -> Curve:
     """The order in which the `free` [units] go, the cheapest first, and the error that remains: on what is held out,
-    where the readers have that. Changes of weights are told for these numbers of units. `readers` are spent."""
+    where the readers have that. Changes of weights are told for where it first reaches each of these errors, rising;
+    for all units, where it doesn't reach the first. `readers` are spent."""
     left = np.flatnonzero(free)
     judged, every = all(reader.held is not None for reader in readers), -(-left.size // _WIDTHS)
     seen = {0: 0.0}
     order: list[int] = []
-    error, changes = [0.0], dict[int, Sequence[Tensor]]()
+    error, changes, waiting = [0.0], dict[int, Sequence[Tensor]](), list(told)
     while left.size:
         units = torch.from_numpy(left)
         costs = np.sum([reader.costs(units).cpu().numpy() for reader in readers], axis=0)
@@ -275,10 +276,14 @@ def curve(readers: Sequence[Reader], free: BoolArray, told: Sequence[int] = ()) 
             reader.remove(order[-1])
         error.append(error[-1] + max(float(costs[cheapest]), 0.0))
         left = np.delete(left, cheapest)
-        if len(order) in told:
+        reached = error[-1]
+        if judged and (len(order) % every == 0 or not left.size):
+            reached = seen[len(order)] = sum(reader.left_on_held() for reader in readers)
+        if waiting and (reached >= waiting[0] or not (left.size or changes)):
             changes[len(order)] = [reader.change for reader in readers]
-        if judged and (len(order) % every == 0 or len(order) in told or not left.size):
-            seen[len(order)] = sum(reader.left_on_held() for reader in readers)
+            waiting = [each for each in waiting if each > reached]
+            if judged:
+                seen[len(order)] = sum(reader.left_on_held() for reader in readers)
     if judged:
         rising = np.maximum.accumulate(list(seen.values()))
         error = list(np.interp(np.arange(len(error)), list(seen), rising))
