@@ -7,9 +7,9 @@
 
 A unit that others can stand for costs nothing, however large it is. R_g is tried: so many units go that E_g is 1% and
 10%, the readers are refit, and the model is run. Shares of what readers give, without R_g, are of the residual sum
-where one directly follows. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that their sums are
-errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors are those on
-samples that weren't fitted: on the others a layer that reads more than there are samples has none.
+where one directly follows. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that their
+sums are errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors are
+those on samples that weren't fitted: on the others a layer that reads more than there are samples has none.
 """
 
 from __future__ import annotations
