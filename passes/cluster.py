@@ -63,7 +63,7 @@ class Cluster(Pass):
     """Find clusters of channels that `merge` can join."""
 
     name = "cluster"
-    gives = frozenset({"clusters"})
+    gives = frozenset({"clusters", "clusters_leave"})
     shorthand = "ratio"
 
     method: Literal["kmeans", "even", "identical", "given"] = Field(
@@ -162,10 +162,12 @@ class Cluster(Pass):
             self._of_round(Context())._targets(analysis)
 
     def run(self, program: Program, context: Context) -> PassResult:
-        """Give the fact `clusters`. Raises PassError as `check` does, and where units can't be joined."""
+        """Give the fact `clusters`, and `clusters_leave`: by each budget's resource the share of the traced model's
+        that is left when all of them are merged. Raises PassError as `check` does, and where units can't be joined."""
         analysis = analyse(program)
         notes: list[Note] = []
         details: dict[str, Any] = {}
+        leave: dict[str, float] = {}
         if self.clusters is not None:
             found = _given(analysis, self.clusters)
         else:
@@ -174,6 +176,8 @@ class Cluster(Pass):
                 now, short = now._meeting(analysis, context, self.budget)
                 ratio = {} if now.ratio is None else {"ratio": now.ratio}
                 details = {**ratio, **({"falls_short": short} if short else {})}
+                keep, limits = now._kept(analysis, context), budgets(self.budget, program, context)
+                leave = {b.name: float(b.resource.of(keep) / b.whole) for b in limits}
             found, notes = now._found(analysis, context)
         groups = analysis.groups
         details = {
@@ -181,7 +185,7 @@ class Cluster(Pass):
             "chi": chi(program, groups, found),
             **details,
         }
-        return PassResult(program.with_facts(clusters=found), tuple(notes), details)
+        return PassResult(program.with_facts(clusters=found, clusters_leave=leave), tuple(notes), details)
 
     def expected(self, program: Program) -> Mapping[str, Any]:
         """`expected_clusters`: those that the weights decide at once; of k-means, how many are left of how many."""

@@ -14,7 +14,7 @@ kernels belong to the channel like a batch norm's scale, and nothing is added.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -46,7 +46,10 @@ from prunec.compiler.verify.reference import Masked, Reference, Replaced, Same
 from prunec.passes.calibration.calibration import Calibration
 from prunec.passes.repairing.audit import audit_merge
 from prunec.passes.repairing.combining import Read, fold, moments, reads_of, share_left
+from prunec.passes.selection.budgets import budgets
 
+_SLACK: Final = 0.002
+"""A share of the traced model's cost by which a budget may be missed without a word."""
 _WAY_OUT: Final = "train until they agree, or merge their means: {inexact: mean}"
 
 
@@ -104,7 +107,7 @@ class Merge(Pass):
         analysis = analyse(program)
         clusters, notes = mergeable(program)
         if self.inexact == "least_squares":
-            return self._combined(analysis, clusters, notes, context)
+            return self._combined(program, clusters, notes, context)
         apart = {n: _widest(gaps(program, analysis.groups[n], part)) for n, part in clusters.items()}
         worst = _widest(gap for gap in apart.values() if gap)
         if not context.structural:
@@ -117,12 +120,14 @@ class Merge(Pass):
         }
         differing = {name for name, gap in apart.items() if gap and gap.size}
         after = _merged(analysis, clusters, differing) if clusters else program
-        return PassResult(after, (*notes, *_untied(program, after)), details)
+        missed, told = _missed(program, after, notes, context)
+        return PassResult(after, (*notes, *_untied(program, after)), details | missed, told)
 
     def _combined(
-        self, analysis: Analysis, clusters: Mapping[str, Clusters], notes: tuple[Note, ...], context: Context
+        self, program: Program, clusters: Mapping[str, Clusters], notes: tuple[Note, ...], context: Context
     ) -> PassResult:
         """The program without the units that others stand for."""
+        analysis = analyse(program)
         kind, reads, left = kinds(analysis), dict[str, list[Read]](), list(notes)
         for name in clusters:
             found = reads_of(analysis, analysis.groups[name])
@@ -147,8 +152,9 @@ class Merge(Pass):
             "removed": {name: int((~keep[analysis.groups[name].where]).sum()) for name in reads},
             "error_left": {name: float(f"{error:.3g}") for name, error in errors.items()},
         }
-        after = remove_units(hand_on(analysis, tensors.finish()), keep) if reads else analysis.program
-        return PassResult(after, (*left, *_untied(analysis.program, after)), details)
+        after = remove_units(hand_on(analysis, tensors.finish()), keep) if reads else program
+        missed, told = _missed(program, after, left, context)
+        return PassResult(after, (*left, *_untied(program, after)), details | missed, told)
 
     def reference(self, before: Program, after: Program) -> Reference:
         """The old program; with the clusters' means in its weights where their channels differ. For combinations it is
@@ -257,6 +263,22 @@ def _refusal(gap: Gap, tolerance: float) -> PassError:
 
 def _spelled(cluster: tuple[int, ...]) -> str:
     return "[" + ", ".join(str(unit) for unit in cluster) + "]"
+
+
+def _missed(
+    before: Program, after: Program, notes: Sequence[Note], context: Context
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """For the report, what is left of each budget's resource, and what the clusters would have left, where that is
+    less; and the warning of it."""
+    planned = before.facts.get("clusters_leave") or {}
+    used = {b.name: float(b.resource.now / b.whole) for b in budgets(dict.fromkeys(planned, "100%"), after, context)}
+    over = {name: share for name, share in used.items() if share > planned[name] + _SLACK}
+    if not over:
+        return {}, ()
+    shares = " and ".join(f"{share:.1%} of the {name} (not {planned[name]:.1%})" for name, share in over.items())
+    why = f"; the first reason: {notes[0]}" if notes else ""
+    figures = {name: {"planned": planned[name], "reached": share} for name, share in over.items()}
+    return {"missed": figures}, (f"merge: {shares} are left, since some clusters aren't merged{why}",)
 
 
 def _untied(before: Program, after: Program) -> list[Note]:

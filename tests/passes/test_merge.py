@@ -25,6 +25,7 @@ from mergeable_nets import (
 )
 from torch import nn
 
+from prunec.compiler import compile
 from prunec.compiler.errors import PassError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.interchangeable import kinds
@@ -35,6 +36,7 @@ from prunec.compiler.tracing.trace import trace
 from prunec.compiler.verify.compare import difference
 from prunec.compiler.verify.reference import Replaced, Same
 from prunec.compiler.verify.verify import verify
+from prunec.passes import merge
 from prunec.passes.merge import Merge
 
 
@@ -338,3 +340,32 @@ def test_padded_streams_have_a_kind_for_each_stage():
     written = np.array([sum(unit in member.units for member in stream.writers) for unit in range(stream.size)])
     assert {len(set(written[kind == value])) for value in set(kind)} == {1}
     assert len(set(kind)) >= 3
+
+
+@pytest.mark.parametrize(("budget", "missed"), [({"macs": "60%"}, ["macs"]), ({"macs": "60%", "params": "65%"}, None)])
+def test_a_budget_that_is_missed_since_groups_stay_whole_is_told(budget, missed, monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 4))
+    x = torch.randn(2, 3, 8, 8)
+    right = merge.reads_of
+    monkeypatch.setattr(merge, "reads_of", lambda a, group: "odd" if group.name == "0" else right(a, group))
+    passes = [{"cluster": {"budget": budget, "method": "even"}}, {"merge": "least_squares"}]
+    result = compile(net, {"plan": 1, "passes": passes}, (x,), [x])
+    merged = result.report["passes"][1]
+    reached = result.report["cost"]["after"]["macs"] / result.report["cost"]["before"]["macs"]
+    found = merged["details"]["missed"]
+    assert list(found) == (missed or ["macs", "params"])
+    assert found["macs"]["reached"] == pytest.approx(reached)
+    assert found["macs"]["planned"] <= 0.6 < reached - 0.002
+    (warning,) = [each for each in result.report["warnings"] if each.startswith("merge: ")]
+    assert f"merge: {reached:.1%} of the macs (not {found['macs']['planned']:.1%})" in warning
+    assert "are left, since some clusters aren't merged; the first reason: 0: its units stay: odd" in warning
+
+
+def test_a_budget_that_is_met_is_not_told():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    passes = [{"cluster": {"budget": {"macs": "60%"}, "method": "even"}}, {"merge": "least_squares"}]
+    result = compile(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)), {"plan": 1, "passes": passes}, (x,), [x])
+    assert "missed" not in result.report["passes"][1]["details"]
+    assert not [each for each in result.report["warnings"] if each.startswith("merge: ")]
