@@ -2,21 +2,21 @@
 
     E_g(k)    the least mean squared error of what the readers of group g give, with k of its units gone and their
               weights on all others refit, as a share of the variance of what they give
-    R_g(k)    by how much more of the variance of the model's outputs that is (`repairing/reach.py`)
+    R_g       by how much more of the variance of the model's outputs that is (`repairing/reach.py`)
     score     by how much R_g E_g grows with the unit, in the order in which the cheapest goes first
 
-A unit that others can stand for costs nothing, however large it is. R_g is tried: so many units go that E_g is 1% and
-10%, the readers are refit, and the model is run. Shares of what readers give, without R_g, are of the residual sum
-where one directly follows. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that their
-sums are errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors are
-those on samples that weren't fitted: on the others a layer that reads more than there are samples has none.
+A unit that others can stand for costs nothing, however large it is. R_g is tried: so many units go that E_g is 3%, the
+readers are refit, and the model is run. Shares of what readers give, without R_g, are of the residual sum where one
+directly follows. The scores of a group are the slopes of its curve (`repairing/surgeon.py`), so that their sums are
+errors at every width: for the knapsack, and for `repair: least_squares`, which does the refit. Errors are those on
+samples that weren't fitted: on the others a layer that reads more than there are samples has none.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
@@ -37,8 +37,8 @@ _RIDGES: Final = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those that are tried, without half of a group's units."""
 _USUAL: Final = 1e-3
 """Where no sample can be held out."""
-_TRIED: Final = (0.01, 0.1)
-"""Where a group's error is so large is tried how far it reaches: what a budget takes mostly lies between."""
+_TRIED: Final = 0.03
+"""Where a group's error is so large is tried how far it reaches: about what budgets take."""
 _NOTHING: Final = 1e-9
 """Of an error below it nothing can be told."""
 
@@ -53,15 +53,6 @@ class _Read:
     """Which of the layer's groups."""
     scale: Tensor
     """[outputs of a group]: the root of what an output's error counts, by which the reader's weights are scaled."""
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """What a group's readers become, once so many of its units are gone and they are refit."""
-
-    group: str
-    gone: int
-    tensors: Mapping[str, Tensor]
 
 
 class Reconstruction(Criterion):
@@ -102,37 +93,39 @@ class Reconstruction(Criterion):
         for groups in in_lots(setting.groups, needed):
             asked = {layer.node: layer for group in groups for layer in _read_by(group, layers)}
             known = look(asked.values(), program, setting.calibration, setting.context, hold=self.ridge is None)
-            curves, trials = dict[str, Curve](), list[_Trial]()
+            curves, trials = dict[str, Curve](), dict[str, Mapping[str, Tensor]]()
             for group in groups:
                 mine = dict.fromkeys(layer.part.key(program) for layer in _read_by(group, layers))
                 reads = [read for key in mine for read in self._reads(group, known[key], program)]
                 if not reads:
                     continue
-                tried = _TRIED if self.relative_to == "outputs" else ()
-                curves[group.name] = found = curve([read.reader for read in reads], group.free, tried)
-                trials += [
-                    _Trial(group.name, gone, changed(program, _changes(reads, each)))
-                    for gone, each in found.changes.items()
-                ]
+                tried = _TRIED if self.relative_to == "outputs" else None
+                found = curve([read.reader for read in reads], group.free, tried)
+                if found.changed is not None:
+                    trials[group.name] = changed(program, _changes(reads, found.changed.weights))
+                    found = replace(found, changed=replace(found.changed, weights=()))  # they take much memory
+                curves[group.name] = found
             sizes = {group.name: group.size for group in groups}
             for name, left in (self._reaching(curves, trials, setting) if trials else curves).items():
                 scores = left.scores(sizes[name])
                 units = np.flatnonzero(~np.isnan(scores))
                 yield name, Evidence("the readers' refit", units, scores[units], remaining=left.error)
 
-    def _reaching(self, curves: Mapping[str, Curve], trials: Sequence[_Trial], setting: Setting) -> Mapping[str, Curve]:
-        """The curves of what reaches the model's outputs; as they were, where these can't tell."""
-        program = setting.program.deployed
-        tensors = [trial.tensors for trial in trials]
+    def _reaching(
+        self, curves: Mapping[str, Curve], trials: Mapping[str, Mapping[str, Tensor]], setting: Setting
+    ) -> Mapping[str, Curve]:
+        """The curves of what reaches the model's outputs, by what groups' readers were tried with; as they were, where
+        the outputs can't tell."""
+        program, tensors = setting.program.deployed, list(trials.values())
         shares = reach(program, tensors, setting.calibration, setting.context, hold=self.ridge is None)
         if np.isnan(shares).any():
             return curves
-        found = defaultdict[str, dict[int, float]](dict)
-        for trial, share in zip(trials, shares.tolist(), strict=True):
-            own = float(curves[trial.group].error[trial.gone])
+        found = dict(curves)
+        for name, share in zip(trials, shares.tolist(), strict=True):
+            own = curves[name].at_change
             if own > _NOTHING:
-                found[trial.group][trial.gone] = share / own
-        return {name: left.times(found[name]) if name in found else left for name, left in curves.items()}
+                found[name] = curves[name].times(share / own)
+        return found
 
     def _reads(self, group: Group, seen: Inputs, program: Program) -> Iterator[_Read]:
         """The least squares of one layer that reads the group, one for each of its own groups."""

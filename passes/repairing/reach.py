@@ -28,7 +28,11 @@ from prunec.passes.repairing.refit import HELD_OUT
 from prunec.passes.repairing.walk import AT_ONCE, feeds_of, numbers_of
 
 SAMPLES: Final = 64
-"""So many samples say how far an error reaches, where there are more."""
+"""The most samples that say how far errors reach."""
+FEWEST: Final = 8
+"""So many are looked at, if there are so many, however many changes there are."""
+RUNS: Final = 1_600
+"""About so many runs of one sample, of all changes together, are worth it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def reach(
     Raises `DataError` where the model can't take the data.
     """
     runs, sums = Variants(program, variants), _Sums(len(variants))
-    for piece in _pieces(program, calibration, context, hold):
+    samples = min(SAMPLES, max(FEWEST, RUNS // len(variants)))
+    for piece in _pieces(program, calibration, context, samples, hold):
         found: dict[int, list[Tensor]] = {}
         try:
             for number, outputs in runs.outputs(tuple(feeds_of(program, piece.inputs))):
@@ -88,7 +93,7 @@ def reach(
     return sums.shares()
 
 
-def _pieces(program: Program, calibration: Calibration, context: Context, hold: bool) -> Iterable[Batch]:
+def _pieces(program: Program, calibration: Calibration, context: Context, samples: int, hold: bool) -> Iterable[Batch]:
     """Some of the samples: those that are held out, where some are."""
     first, taken = list[Batch](), 0
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
@@ -98,12 +103,12 @@ def _pieces(program: Program, calibration: Calibration, context: Context, hold: 
             if not first:
                 first = [piece]
             mine = piece.picked(numbers)
-        mine = mine[: SAMPLES - taken]
-        if mine.count and taken < SAMPLES:
+        mine = mine[: samples - taken]
+        if mine.count and taken < samples:
             taken += mine.count
             yield mine
     if not taken:
-        yield from (piece[:SAMPLES] for piece in first)
+        yield from (piece[:samples] for piece in first)
 
 
 def _floats(outputs: Any) -> list[Tensor]:

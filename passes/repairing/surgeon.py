@@ -22,8 +22,8 @@ held out, which also say which r is best.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -216,21 +216,33 @@ def _solved(inner: Tensor, right: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """What has become of the readers' weights."""
+
+    gone: int
+    """So many units are gone."""
+    weights: Sequence[Tensor]
+    """For each reader, [p, o]: what is added to its weights."""
+
+
+@dataclass(frozen=True)
 class Curve:
     """In which order the units of a group go, and the error that remains after each."""
 
     order: IntArray
     error: FloatArray
     """[units + 1], from 0 on, rising: without the first 0, 1, 2, ... units of `order`."""
-    changes: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
-    """So many units are gone -> how the weights of each reader are changed then, [p, o]."""
+    changed: Changed | None = None
+    """How the readers are changed at one place."""
 
-    def times(self, factors: Mapping[int, float]) -> Curve:
-        """The curve with its errors multiplied: by these factors where so many units are gone, between them by what
-        lies between, and beyond them by the nearest."""
-        gone = sorted(factors)
-        by = np.interp(np.arange(self.error.size), gone, [factors[each] for each in gone])
-        return replace(self, error=np.maximum.accumulate(self.error * by))
+    @property
+    def at_change(self) -> float:
+        """The error there."""
+        return 0.0 if self.changed is None else float(self.error[self.changed.gone])
+
+    def times(self, factor: float) -> Curve:
+        """The curve with its errors multiplied."""
+        return replace(self, error=self.error * factor)
 
     def scores(self, size: int) -> FloatArray:
         """[size]: what each unit costs, rising in the order in which they go; NaN for units that don't.
@@ -258,15 +270,15 @@ def hull_slopes(error: FloatArray) -> FloatArray:
     return np.repeat(np.diff(error[corners]) / runs, runs)
 
 
-def curve(readers: Sequence[Reader], free: BoolArray, told: Sequence[float] = ()) -> Curve:
+def curve(readers: Sequence[Reader], free: BoolArray, told: float | None = None) -> Curve:
     """The order in which the `free` [units] go, the cheapest first, and the error that remains: on what is held out,
-    where the readers have that. Changes of weights are told for where it first reaches each of these errors, rising;
-    for all units, where it doesn't reach the first. `readers` are spent."""
+    where the readers have that. Changes of weights are told for where it first is as large as `told`, or else for all
+    units. `readers` are spent."""
     left = np.flatnonzero(free)
     judged, every = all(reader.held is not None for reader in readers), -(-left.size // _WIDTHS)
     seen = {0: 0.0}
     order: list[int] = []
-    error, changes, waiting = [0.0], dict[int, Sequence[Tensor]](), list(told)
+    error, change = [0.0], None
     while left.size:
         units = torch.from_numpy(left)
         costs = np.sum([reader.costs(units).cpu().numpy() for reader in readers], axis=0)
@@ -279,12 +291,11 @@ def curve(readers: Sequence[Reader], free: BoolArray, told: Sequence[float] = ()
         reached = error[-1]
         if judged and (len(order) % every == 0 or not left.size):
             reached = seen[len(order)] = sum(reader.left_on_held() for reader in readers)
-        if waiting and (reached >= waiting[0] or not (left.size or changes)):
-            changes[len(order)] = [reader.change for reader in readers]
-            waiting = [each for each in waiting if each > reached]
+        if told is not None and change is None and (reached >= told or not left.size):
+            change = Changed(len(order), [reader.change for reader in readers])
             if judged:
                 seen[len(order)] = sum(reader.left_on_held() for reader in readers)
     if judged:
         rising = np.maximum.accumulate(list(seen.values()))
         error = list(np.interp(np.arange(len(error)), list(seen), rising))
-    return Curve(np.array(order, dtype=np.int64), np.array(error), changes)
+    return Curve(np.array(order, dtype=np.int64), np.array(error), change)

@@ -201,7 +201,7 @@ def test_a_double_costs_nothing_whatever_reads_it(reader: nn.Module, run: Any):
 
 
 def test_errors_that_reach_the_outputs_are_what_a_refit_by_hand_leaves_there(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reconstruction, "_TRIED", (1e-4,))  # without three units: the first two cost nothing
+    monkeypatch.setattr(reconstruction, "_TRIED", 1e-4)  # without three units: the first two cost nothing
 
     def run(m: Any, x: Tensor) -> Tensor:
         return m.c(m.b(m.a(x).relu()).relu().mean((2, 3)))
