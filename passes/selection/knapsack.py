@@ -28,6 +28,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
 from prunec.compiler.ir.program import FloatArray, IntArray
+from prunec.compiler.targets.captured import captured
 from prunec.passes.selection.exchange import exchanged
 from prunec.passes.selection.greedy import Greedy, descend
 from prunec.passes.selection.problems import Problem, State, filled
@@ -164,13 +165,14 @@ def _solved(choices: _Choices, room: FloatArray, levels: IntArray) -> IntArray |
     low = np.concatenate([np.ones(levels.size), np.full(room.size, -np.inf)])
     high = np.concatenate([np.ones(levels.size), room / scale])
     worth = max(float(np.abs(choices.lost).max(initial=0.0)), 1e-300)
-    answer = milp(
-        choices.lost / worth,
-        integrality=np.full(count, int(count <= _WHOLE)),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(rows, low, high),
-        options={"node_limit": _NODES, "mip_rel_gap": _GAP, "presolve": False},
-    )
+    with captured():  # HiGHS prints names of its functions now and then
+        answer = milp(
+            choices.lost / worth,
+            integrality=np.full(count, int(count <= _WHOLE)),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(rows, low, high),
+            options={"node_limit": _NODES, "mip_rel_gap": _GAP, "presolve": False},
+        )
     if answer.x is None:
         return None
     found = np.zeros_like(levels)

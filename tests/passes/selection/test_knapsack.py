@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,20 @@ def test_the_knapsack_against_all_selections(name, budget, seed, few, misses, mo
     best = best_kept(problem(program, select, context(name)))
     assert found <= best + 1e-9
     assert found >= (1 - misses) * best - 1e-9, "what is missed, of what is kept"
+
+
+def test_what_the_solver_prints_is_not_shown(monkeypatch, capfd):
+    solve = knapsack.milp
+
+    def loud(*args: Any, **options: Any) -> Any:
+        os.write(1, b"HighsMipSolverData::transformNewIntegerFeasibleSolution")
+        return solve(*args, **options)
+
+    monkeypatch.setattr(knapsack, "_FEW", 0)
+    monkeypatch.setattr(knapsack, "milp", loud)
+    select, program = Select(budget={"macs": 0.45}, method="knapsack"), scored(SMALL[0], 0)
+    assert select.run(program, context(SMALL[0])).details["kept_score"] > 0
+    assert capfd.readouterr().out == ""
 
 
 # -- losses and norms on trained networks --------------------------------------------------------------------------
