@@ -14,8 +14,9 @@ With `maps`, what neither can stand for is added behind the layer, place by plac
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -109,13 +110,7 @@ def is_same(before: Program, after: Program, tolerance: float = 1e-9) -> bool:
     """Whether both give the same on fresh inputs, in float64: also in another batch size, with images of another size
     and sequences of another length, where the model takes them."""
     compared = False
-    trials = [fresh_inputs(before, None, 2), fresh_inputs(before, 5, 2, SMALLER), *other_sizes(before, 3)]
-    for inputs in trials:
-        try:
-            with seeded(0):
-                wanted = Interpreter(before, torch.float64).run(inputs)
-        except StepError:
-            continue  # the model takes no such sizes
+    for inputs, wanted in before.cached("outputs to compare", lambda: list(_outputs(before))):
         try:
             with seeded(0):
                 found = Interpreter(after, torch.float64).run(inputs)
@@ -127,7 +122,17 @@ def is_same(before: Program, after: Program, tolerance: float = 1e-9) -> bool:
     return compared
 
 
-@dataclass(frozen=True)
+def _outputs(program: Program) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Fresh inputs, in several batch sizes and sizes of images, and what the program gives for those that it takes."""
+    for inputs in (fresh_inputs(program, None, 2), fresh_inputs(program, 5, 2, SMALLER), *other_sizes(program, 3)):
+        try:
+            with seeded(0):
+                yield inputs, Interpreter(program, torch.float64).run(inputs)
+        except StepError:
+            continue  # the model takes no such sizes
+
+
+@dataclass
 class _Seen:
     """What a layer reads of constant units."""
 
@@ -143,6 +148,14 @@ class _Seen:
     """What a sample reads of the channels, [channels, ...], where all samples read the same."""
     mapped: set[int] = field(default_factory=set)
     """The channels whose constants are added behind the layer."""
+    largest: IntArray | None = None
+    """[groups]: the channel with the largest constant of those that stay."""
+
+    @cached_property
+    def numbers(self) -> FloatArray:
+        """The same constants as numbers of numpy."""
+        found: FloatArray = self.values.cpu().numpy()
+        return found
 
     @property
     def pads(self) -> bool:
@@ -247,7 +260,7 @@ class _Draft:
     def _fault(self, seen: _Seen, channel: int) -> str | None:
         """Why neither the layer's bias nor another constant can stand for a channel's."""
         name = seen.layer.node.target if seen.layer.node.op == "call_module" else seen.layer.node.name
-        value = float(seen.values[channel])
+        value = float(seen.numbers[channel])
         if np.isnan(value):
             return f"what {name} reads of it isn't the same everywhere"
         if value and self._stands_for(seen, channel) is None:
@@ -287,15 +300,16 @@ class _Draft:
     def _stands_for(self, seen: _Seen, channel: int) -> int | None:
         """The channel with the largest constant of those in the same group of the layer that stay and are constant
         there, too: weights grow least by it."""
-        start, found = channel // seen.width * seen.width, dict[int, float]()
+        if seen.largest is None:
+            stays = np.append(self.stay, False)[seen.units] & (seen.units != NO_UNIT)
+            sizes = np.where(stays, np.nan_to_num(np.abs(seen.numbers)), -1.0).reshape(-1, seen.width)
+            seen.largest = sizes.argmax(1) + np.arange(len(sizes)) * seen.width
+        other = int(seen.largest[channel // seen.width])
+        if not np.append(self.stay, False)[seen.units[other]] or seen.units[other] == NO_UNIT:
+            return None
         weight = self.analysis.program.tensors[seen.layer.weight]
         most = _MOST if torch.finfo(weight.dtype).eps < _SINGLE else _MOST_ROUNDED
-        for other in range(start, start + seen.width):
-            unit = int(seen.units[other])
-            value = float(seen.values[other])
-            if unit != NO_UNIT and self.stay[unit] and abs(value) * most >= abs(float(seen.values[channel])) > 0:
-                found[other] = abs(value)
-        return max(found, key=found.__getitem__, default=None)
+        return other if abs(seen.numbers[other]) * most >= abs(seen.numbers[channel]) > 0 else None
 
     def state(self, taken: BoolArray, *, rounded: bool = False) -> dict[str, State]:
         """The program's state, with the constants of these units in their readers: in float64, or rounded to the types
@@ -312,23 +326,26 @@ class _Draft:
         weight = _draft_of(program, layer.weight, tensors)
         shift = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
         each = len(weight) * seen.width // len(seen.units)  # outputs of a group
+        needs = (seen.pads and self.border) or layer.bias is None
+        columns: dict[tuple[int, int | None], list[int]] = defaultdict(list)
+        """By group of the layer, and the channel that stands for them: the channels that go."""
         for channel in np.flatnonzero(np.append(taken, False)[seen.units]).tolist():
-            value = float(seen.values[channel])
-            group, column = divmod(channel, seen.width)
-            rows = slice(group * each, (group + 1) * each)
-            if not value or channel in seen.mapped:
-                continue
-            needs = (seen.pads and self.border) or layer.bias is None
-            other = self._stands_for(seen, channel) if needs else None
+            if seen.numbers[channel] and channel not in seen.mapped:
+                other = self._stands_for(seen, channel) if needs else None
+                columns[channel // seen.width, other].append(channel)
+        for (group, other), channels in columns.items():
+            own = weight[group * each : (group + 1) * each]
+            values = seen.values[channels].to(own).view(1, -1, *[1] * (own.ndim - 2))
+            gone = own[:, [channel % seen.width for channel in channels]] * values
             if other is None:
-                shift[rows] += value * weight[rows, column].reshape(each, -1).sum(1)
+                shift[group * each : (group + 1) * each] += gone.reshape(each, -1).sum(1)
             else:
-                weight[rows, other % seen.width] += value / float(seen.values[other]) * weight[rows, column]
+                own[:, other % seen.width] += gone.sum(1) / float(seen.numbers[other])
         if not bool(shift.any()):
             return
         assert layer.bias is not None, "others aren't asked"
-        own = layer.norm is not None and layer.bias.startswith(f"{layer.norm.target}.")
-        _draft_of(program, layer.bias, tensors).add_(-shift if own else shift)
+        is_mean = layer.norm is not None and layer.bias.startswith(f"{layer.norm.target}.")
+        _draft_of(program, layer.bias, tensors).add_(-shift if is_mean else shift)
 
 
 def _draft_of(program: Program, name: str, tensors: dict[str, Tensor]) -> Tensor:

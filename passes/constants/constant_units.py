@@ -56,11 +56,11 @@ def constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArra
 
 def _constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
     zero, other = proven_constants(analysis, among)
-    candidates = _without_input(analysis, among)
+    candidates = _without_input(analysis, among & ~zero & ~other)
     if not candidates.any():
         return zero, other
     seen_zero, seen_other = _constant(analysis, candidates)
-    return zero | (seen_zero & ~other), other | (seen_other & ~zero)
+    return zero | seen_zero, other | seen_other
 
 
 def proven_constants(analysis: Analysis, among: BoolArray) -> tuple[BoolArray, BoolArray]:
