@@ -121,9 +121,7 @@ class Repair(Pass):
         )
         if step is not None:
             if step.share < 1:
-                self._audit(
-                    program, made, work.pairs, context
-                )  # what isn't taken may be wrong, and nobody would see it
+                self._audit(program, made, work.pairs, context)  # what isn't taken is looked at here, or by nobody
                 made, rows = partial_step(program, made, step.share), rows if step.share else {}
             details |= {"repaired": rows, "outputs": step.to_dict()}
             told = (*told, *_farther(self.method, step))
@@ -162,9 +160,9 @@ class _Work:
         self.notes: list[Note] = []
         self.known: Sequence[int] = ()
         self.left_out, self.first_left_out = set[int](), ""
+        """The numbers of samples that make values infinite or NaN, and the first place where one did."""
         self.pairs: dict[str, str] = {}
         """Layers that give values -> the projections with which they were refit."""
-        """The numbers of samples that make values infinite or NaN, and the first place where one did."""
 
     def places(self) -> list[tuple[fx.Node, Layer | Values | None]]:
         """The nodes that are repaired, in their order; None for a batch norm."""
