@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -399,7 +400,7 @@ class Export:
         exact = outputs(lambda *given: Interpreter(program, torch.float64).run(given), inputs)
         ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
         figures = f"the runtime is {ours:.1e} from a float64 run, torch's float32 {torchs:.1e}"
-        if not ours <= TIMES_TORCH * torchs:
+        if not isfinite(ours) or not ours <= TIMES_TORCH * torchs:
             shapes = [value.shape for value in got], [value.shape for value in expected]
             other = f"gives outputs of {shapes[0]} for {shapes[1]}" if shapes[0] != shapes[1] else ""
             apart = other or f"computes something else than the module, by {found:.1e}"

@@ -18,6 +18,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -439,7 +440,7 @@ def _compare(opened: Any, program: Program, inputs: Values, known: int | None = 
     exact = _run(lambda *given: Interpreter(program, torch.float64).run(given), inputs)
     ours, torchs = relative_difference(got, exact), relative_difference(expected, exact)
     figures = f"onnxruntime is {ours:.1e} from the float64 run, torch's float32 {torchs:.1e}"
-    if not ours <= TIMES_TORCH * torchs:
+    if not isfinite(ours) or not ours <= TIMES_TORCH * torchs:
         raise VerifyError(f"the ONNX file differs from the module by {difference:.1e} at batch {size}: {figures}")
     return Check(difference, figures)
 

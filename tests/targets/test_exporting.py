@@ -69,6 +69,38 @@ def test_a_step_that_can_not_be_converted_is_named_with_its_line_and_what_was_pr
     assert capfd.readouterr() == ("", "")
 
 
+class Shares(nn.Module):
+    """Shares of a sum that is zero for some samples, where they are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([self.head(x), x.clamp(max=0)], 1).relu()
+        return y[:, 4:] / y[:, 4:].sum(1, keepdim=True) + y[:, :4]
+
+
+class SpoilsHeads(Fake):
+    spoils: ClassVar = nn.Linear
+
+
+def test_what_is_no_number_in_both_hides_no_difference(tmp_path):
+    program = trace(Shares().eval(), (torch.rand(2, 4),))
+    right = export(Fake(), program, tmp_path, ExportOptions())
+    assert right.difference == 0, "nothing is a number"
+    two = trace(Both().eval(), (torch.rand(2, 4),))
+    assert export(Fake(), two, tmp_path, ExportOptions()).difference < 1e-6
+    assert "computes something else" in export(SpoilsHeads(), two, tmp_path, ExportOptions()).error
+
+
+class Both(Shares):
+    """Beside numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([super().forward(x), self.head(x)], 1)
+
+
 class Spoils(Fake):
     spoils: ClassVar = nn.Linear
 
