@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunec.compiler import compile
+from prunec.compiler import Plan, compile
 
 GONE = (1, 4, 6)
 
@@ -327,3 +327,50 @@ def test_what_is_constant_at_one_size_alone_stays(net, passes, example, other):
     result = compile(net.eval(), {"plan": 1, "passes": passes}, example_inputs=(torch.randn(example),))
     x = torch.randn(other)
     assert torch.allclose(result.module(x), net(x), atol=1e-5)
+
+
+class _Mapped(nn.Module):
+    """A frozen convolution with constant channels, whose readers pad and flatten: only images of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = (nn.Conv2d(*width, 3, padding=1) for width in ((3, 8), (8, 6)))
+        self.c = nn.Linear(6 * 64, 4)
+        with torch.no_grad():
+            self.a.weight[:3], self.a.bias[:3] = 0.0, torch.tensor([1.0, 2.0, 3.0])
+        self.a.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.c(self.b(self.a(x).relu()).relu().flatten(1))
+        return found
+
+
+_TRAINED: list[Any] = [{"finetune": {"epochs": 1}}]
+_CUT: list[Any] = [{"score": "l1"}, {"select": "30%"}]
+_ROUND: list[Any] = [{"score": "l1"}, "select", {"shrink": {"constants": "map"}}]
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        [{"fold_constants": "map"}],
+        [{"fold_constants": "map"}, *_TRAINED, "fold_bn"],
+        [*_TRAINED, {"fold_constants": "map"}, *_TRAINED],
+        [*_CUT, {"shrink": {"constants": "map"}}, {"repair": {"samples": 32}}, *_TRAINED],
+        [{"fold_constants": "map"}, *_CUT, "shrink", *_TRAINED],
+        [{"repeat": {"steps": 2, "to": {"macs": "40%"}, "passes": _ROUND}}],
+    ],
+    ids=["alone", "trained behind", "trained around", "repaired", "cut behind", "in rounds"],
+)
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_lock_has_maps_again(passes, trained, tmp_path):
+    torch.manual_seed(1)
+    net, x = _Mapped().eval(), torch.randn(32, 3, 8, 8)
+    data = [(x, torch.arange(32) % 4)]
+    result = compile(net, {"plan": 1, "passes": passes}, (x[:2],), data)
+    assert any(each["details"].get("maps") for each in result.report["passes"])
+    result.save(tmp_path / "out")
+    again = compile(net, Plan.load(tmp_path / "out" / "plan.lock.json"), (x[:2],), data, trained=trained)
+    assert again.lock["hashes"] == result.lock["hashes"]
+    assert torch.equal(again.module(x), result.module(x))
