@@ -43,8 +43,7 @@ class ExecuTorchMeter(OneThread):
         from executorch.extension.pybindings import portable_lib  # noqa: PLC0415  (an extra)
 
         with TemporaryDirectory() as folder, captured():
-            exported = exported_flat(program)
-            held = _lowered(exported)
+            exported, held = self._last.of(program, lambda: _lowered(exported_flat(program)))
             if portable_lib._threadpool_get_thread_count() != 1:
                 portable_lib._unsafe_reset_threadpool(1)
             opened = portable_lib._load_for_executorch_from_buffer(held.buffer, enable_etdump=True)
@@ -63,12 +62,14 @@ class ExecuTorchMeter(OneThread):
         return tuple(NodeTime(step.op, step.elements, low[n], step.name) for n, step in enumerate(steps))
 
 
-def _lowered(exported: Any) -> Any:
-    """A program of ExecuTorch's in which XNNPACK has each operation, with its activation, by itself."""
+def _lowered(exported: Any) -> tuple[Any, Any]:
+    """What torch exported, and a program of ExecuTorch's in which XNNPACK has each operation, with its activation, by
+    itself."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # noqa: PLC0415
     from executorch.exir import to_edge_transform_and_lower  # noqa: PLC0415  (an extra)
 
-    return to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner(per_op_mode=True)]).to_executorch()
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner(per_op_mode=True)])
+    return exported, lowered.to_executorch()
 
 
 @dataclass(frozen=True)

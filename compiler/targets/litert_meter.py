@@ -36,7 +36,7 @@ class LiteRTMeter(OneThread):
         from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415  (an extra)
 
         with TemporaryDirectory() as folder, captured():
-            held = converted(self.target, program, Path(folder)).read_bytes()
+            held = self._last.of(program, lambda: converted(self.target, program, Path(folder)).read_bytes())
             nodes, runs, times = [], [], Times()
             for node, model in _alone(held, input_names(program)):
                 opened: Any = Interpreter(model_content=model, num_threads=1)

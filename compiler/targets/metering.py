@@ -13,13 +13,13 @@ by the seconds of the process, which others don't lengthen: with one thread noth
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from statistics import quantiles
 from tempfile import mkdtemp
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -39,6 +39,8 @@ LOW: Final = 0.1
 """Of many times, the quantile that counts."""
 ROUNDED: Final = 0.5e-6
 """Seconds: times that a runtime tells in whole microseconds, rounded down, were so much longer in the mean."""
+
+Made = TypeVar("Made")
 
 
 def turns(seconds: float) -> Iterator[int]:
@@ -91,12 +93,28 @@ def fed(program: Program) -> list[Array]:
     return [value.detach().contiguous().numpy(force=True) for value in tensors_in(program.inputs)]
 
 
+class Last(Generic[Made]):
+    """What was made of the program that was asked for last: a network is profiled several times in a row, and some
+    converters take seconds."""
+
+    def __init__(self) -> None:
+        self._of: Program | None = None
+        self._made: Made
+
+    def of(self, program: Program, make: Callable[[], Made]) -> Made:
+        """What `make` makes of this program, or has made of it."""
+        if self._of is not program:
+            self._made, self._of = make(), program
+        return self._made
+
+
 class OneThread:
     """What the meters of targets share: their names, and a whole run, on this machine's CPU with one thread."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self.name = f"{target.describe()}, {processor()}, 1 thread"
+        self._last = Last[Any]()
 
     def loaded(self, program: Program) -> Run:
         """The session that parity is tested by."""

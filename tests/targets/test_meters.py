@@ -148,6 +148,13 @@ def test_low_times_count_and_the_first_does_not():
     assert times.least() == {"a": 1.0, "b": 3.0}
 
 
+def test_what_was_made_last_is_made_once():
+    first, second = (trace(nn.Linear(2, 2).eval(), (torch.randn(1, 2),)) for _ in range(2))
+    last, made = metering.Last(), iter("abc")
+    found = [last.of(program, lambda: next(made)) for program in (first, first, second, first)]
+    assert found == ["a", "a", "b", "c"]
+
+
 def test_turns_end():
     assert len(list(turns(0.0))) == metering.FEWEST
     assert len(list(turns(60.0))) == metering.MOST

@@ -11,6 +11,7 @@ would find its input in memory, where a network's layer has just written it to t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
@@ -30,10 +31,11 @@ FORMAT: Final = 3
 """The version of entries on disk: raised when what is measured, or how, changes."""
 HELD: Final = 64e6
 """The most elements of weights that are in memory at once while a layer is measured."""
-CACHED: Final = 1e6
+CACHED: Final = 2e6
 """Elements that a model may read and write until caches don't hold them."""
 FEWEST: Final = 8
-"""Of so many widths a model is, however large they are: more find nothing in a cache, and fewer neither."""
+"""A layer of which caches don't hold so many at its widest stands at all widths in one model: it finds nothing there
+in a network either."""
 SWEEPS: Final = 2
 """How often every layer is measured, with time in between; the fastest counts."""
 NETWORK_SWEEPS: Final = 4
@@ -109,17 +111,22 @@ def _fastest(sweeps: Sequence[NetworkTime]) -> NetworkTime:
 
 
 def _held(layer: Layer, points: Sequence[Point]) -> Iterator[Sequence[Point]]:
-    """The points in runs of as many as caches hold, or `FEWEST`, and memory holds weights of."""
+    """The points in runs of as many as memory holds weights of, and caches all that is touched, where it is small."""
     run: list[Point] = []
     weights, touched = 0, 0
+    most = CACHED if FEWEST * max(_touched(layer, point) for point in points) <= CACHED else math.inf
     for point in points:
-        own = layer.weights(*point)
-        if run and (weights + own > HELD or (touched > CACHED and len(run) >= FEWEST)):
+        own, more = layer.weights(*point), _touched(layer, point)
+        if run and (weights + own > HELD or touched + more > most):
             yield run
             run, weights, touched = [], 0, 0
         run.append(point)
-        weights, touched = weights + own, touched + own + layer.values(*point)
+        weights, touched = weights + own, touched + more
     yield run
+
+
+def _touched(layer: Layer, point: Point) -> int:
+    return layer.weights(*point) + layer.values(*point)
 
 
 # -- kept on disk --------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_points_are_measured_as_many_at_a_time_as_caches_hold(monkeypatch):
             asked.append((len(parts), seconds))
             return [NodeTime("Conv", 1, 1e-6, name) for name in parts]
 
-    for cached, sizes in ((100 * own, [20]), (10 * own, [11, 9]), (own, [8, 8, 4])):
+    for cached, sizes in ((100 * own, [20]), (8 * own, [8, 8, 4]), (7 * own, [20])):
         asked.clear()
         monkeypatch.setattr(latency_table, "CACHED", cached)
         assert Measured(Meter()).layer(CONV, [point] * 20) == [1e-6] * 20
