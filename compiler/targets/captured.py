@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, TextIO
+from typing import IO, Any, Final, TextIO
 
 KEPT = 4000
 """So many characters of the end of what was printed are kept."""
@@ -27,34 +27,52 @@ class Log:
         self.text = ""
 
 
+_ONE_BY_ONE: Final = threading.RLock()
+"""The descriptors are the process's: who catches them second must not find the first one's file there."""
+
+
 @contextmanager
 def captured() -> Iterator[Log]:
-    """A context that prints nothing; what was printed stands in the log when it is left."""
+    """A context that prints nothing; what was printed stands in the log when it is left. Another thread's waits."""
     log = Log()
-    with tempfile.TemporaryFile() as file, warnings.catch_warnings(action="ignore"):
-        streams = sys.stdout, sys.stderr
-        for stream in streams:
-            stream.flush()
-        saved = [os.dup(number) for number in (1, 2)]
-        beside = [os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace") for number in saved]
-        here = io.TextIOWrapper(io.FileIO(os.dup(file.fileno()), "w"), "utf-8", errors="replace", write_through=True)
-        try:
-            for number in (1, 2):
-                os.dup2(file.fileno(), number)
-            sys.stdout, sys.stderr = (
-                _Apart(here, _elsewhere(old, number, out))
-                for number, (old, out) in enumerate(zip(streams, beside, strict=True), 1)
+    with _ONE_BY_ONE, warnings.catch_warnings(action="ignore"):
+        numbers = [number for number in (1, 2) if _is_open(number)]
+        with tempfile.TemporaryFile() as file:
+            streams = {name: getattr(sys, name) for name in ("stdout", "stderr") if getattr(sys, name) is not None}
+            for stream in streams.values():
+                stream.flush()
+            saved = {number: os.dup(number) for number in numbers}
+            beside = {n: os.fdopen(os.dup(old), "w", encoding="utf-8", errors="replace") for n, old in saved.items()}
+            here = io.TextIOWrapper(
+                io.FileIO(os.dup(file.fileno()), "w"), "utf-8", errors="replace", write_through=True
             )
-            yield log
-        finally:
-            sys.stdout, sys.stderr = streams
-            here.close()
-            for number, old, out in zip((1, 2), saved, beside, strict=True):
-                os.dup2(old, number)
-                os.close(old)
-                with suppress(OSError):
-                    out.close()
-            log.text = _end(file)
+            try:
+                for number in numbers:
+                    os.dup2(file.fileno(), number)
+                for name, stream in streams.items():
+                    number = 1 if name == "stdout" else 2
+                    out = beside.get(number)
+                    setattr(sys, name, _Apart(here, stream if out is None else _elsewhere(stream, number, out)))
+                yield log
+            finally:
+                for name, stream in streams.items():
+                    setattr(sys, name, stream)
+                here.close()
+                for number, old in saved.items():
+                    os.dup2(old, number)
+                    os.close(old)
+                    with suppress(OSError):
+                        beside[number].close()
+                log.text = _end(file)
+
+
+def _is_open(number: int) -> bool:
+    """Whether the process has such a descriptor; a service may have none."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _elsewhere(stream: TextIO, number: int, out: TextIO) -> TextIO:

@@ -95,6 +95,10 @@ class Interpreter:
             for spent in dead.get(node, ()):
                 del env[spent]
 
+    def follow(self, other: Interpreter) -> None:
+        """Have what another run has written into tensors by now, to be resumed from there."""
+        self._written = {name: tensor.clone() for name, tensor in other._written.items()}
+
     def run(self, inputs: tuple[Any, ...]) -> Any:
         """The outputs, nested as the model returns them."""
         value = None

@@ -77,6 +77,7 @@ class Variants:
 
     def _finished(self, number: int, place: int, env: Mapping[fx.Node, Any], value: Any) -> Any:
         """The outputs of a variant that is resumed at `place`, on the values of the whole run."""
+        self.interpreters[number].follow(self.whole)
         for _, value in self.interpreters[number].resume(self.nodes[place:], dict(env)):  # noqa: B007  (the last is the output)
             pass
         return _whole(value)

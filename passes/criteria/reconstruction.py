@@ -15,7 +15,7 @@ samples that weren't fitted: on the others a layer that reads more than there ar
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -25,11 +25,11 @@ from pydantic import Field
 from torch import Tensor
 
 from prunec.compiler.groups.analysis import Group, Member
-from prunec.compiler.ir.program import IntArray, Program
+from prunec.compiler.ir.program import IntArray, Note, Program
 from prunec.passes.criteria.aggregates import Evidence
 from prunec.passes.criteria.base import Criterion, Found, Setting
 from prunec.passes.repairing.inputs import Inputs, bytes_of_moments, in_lots, look
-from prunec.passes.repairing.layers import Layer, Search
+from prunec.passes.repairing.layers import Layer, Search, called
 from prunec.passes.repairing.reach import Change, changed, reach
 from prunec.passes.repairing.surgeon import Curve, Formed, Places, Reader, Sampled, best_ridge, curve
 
@@ -93,6 +93,7 @@ class Reconstruction(Criterion):
         for groups in in_lots(setting.groups, needed):
             asked = {layer.node: layer for group in groups for layer in _read_by(group, layers)}
             known = look(asked.values(), program, setting.calibration, setting.context, hold=self.ridge is None)
+            _tell(known.values(), setting)
             curves, trials = dict[str, Curve](), dict[str, Mapping[str, Tensor]]()
             for group in groups:
                 mine = dict.fromkeys(layer.part.key(program) for layer in _read_by(group, layers))
@@ -154,6 +155,16 @@ class Reconstruction(Criterion):
             return max(seen.variance(), 1e-300)
         each = (seen.weight * (seen.second_moments() @ seen.weight)).sum(1)
         return max(float((each * seen.counts).sum()), 1e-300)
+
+
+def _tell(known: Collection[Inputs], setting: Setting) -> None:
+    """Note that some samples' values are left out."""
+    spoilt = [seen for seen in known if seen.left_out]
+    if spoilt:
+        count = len(set[int]().union(*(seen.left_out for seen in spoilt)))
+        samples = "a sample makes" if count == 1 else f"{count} samples make"
+        why = f"{samples} values infinite or NaN; these are left out"
+        setting.memo.setdefault("notes", []).append(Note(called(spoilt[0].layer.node), why))
 
 
 def _changes(reads: Sequence[_Read], found: Sequence[Tensor]) -> Iterator[Change]:

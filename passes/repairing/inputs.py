@@ -77,6 +77,8 @@ class Inputs:
     held_rows: list[Tensor] = field(default_factory=list)
     outputs: Tensor = field(default_factory=lambda: torch.zeros(0))
     """[2, channels]: the sums of what the target gives, and of its squares."""
+    left_out: set[int] = field(default_factory=set)
+    """The numbers of samples of which some values are left out, since they aren't finite."""
 
     @staticmethod
     def of(layer: Layer, program: Program, *, hold: bool) -> Inputs:
@@ -107,11 +109,15 @@ class Inputs:
         at = chosen(samples, positions(given, batch, form), rows, key)
         u = of_inputs(form, x, given, batch, at)
         t = of_outputs(given, batch, at, form).double()
+        fine, sample = u.isfinite().flatten(1).all(1) & t.isfinite().all(1), at.sample
+        if not bool(fine.all()):
+            self.left_out |= {samples[index] for index in torch.unique(sample[~fine.cpu()]).tolist()}
+            u, t, sample = u[fine], t[fine], sample[fine.cpu()]
         self.outputs += torch.stack([t.sum(0), t.square().sum(0)])
         if self.held is None:
             self._take(u, self.moments, self.rows)
             return
-        held = torch.tensor([number % HELD_OUT == 0 for number in samples])[at.sample].to(u.device)
+        held = torch.tensor([number % HELD_OUT == 0 for number in samples])[sample].to(u.device)
         self._take(u[held], self.held, self.held_rows)
         self._take(u[~held], self.moments, self.rows)
 

@@ -22,13 +22,14 @@ from prunec.compiler.ir.program import FloatArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.verify.interpreter import StepError
 from prunec.compiler.verify.variants import WHOLE, Variants
+from prunec.passes.calibration.calibration import SAMPLES as ALL
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 from prunec.passes.repairing.layers import Layer
 from prunec.passes.repairing.refit import HELD_OUT
 from prunec.passes.repairing.walk import AT_ONCE, feeds_of, numbers_of
 
 SAMPLES: Final = 64
-"""The most samples that say how far errors reach."""
+"""About the most samples that say how far errors reach."""
 FEWEST: Final = 8
 """So many are looked at, if there are so many, however many changes there are."""
 RUNS: Final = 1_600
@@ -76,7 +77,7 @@ def reach(
     hold: bool,
 ) -> FloatArray:
     """[variants]: the mean squared error of the outputs with other tensors, as a share of their variance; NaN where the
-    model has no outputs that vary. With `hold`, on the samples that fits hold out (`Inputs`), if there are any.
+    model has no floating-point outputs. With `hold`, on the samples that fits hold out (`Inputs`), if there are any.
 
     Raises `DataError` where the model can't take the data.
     """
@@ -94,18 +95,20 @@ def reach(
 
 
 def _pieces(program: Program, calibration: Calibration, context: Context, samples: int, hold: bool) -> Iterable[Batch]:
-    """Some of the samples: those that are held out, where some are."""
+    """About so many of the samples, of those that are held out where some are; which these are depends on each sample
+    alone."""
+    wanted = calibration.samples or ALL
+    every = max(1, round(wanted / (HELD_OUT if hold else 1) / samples))
     first, taken = list[Batch](), 0
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
-        mine = piece
-        if hold:
-            numbers = torch.tensor([number % HELD_OUT == 0 for number in numbers_of(piece)])
-            if not first:
-                first = [piece]
-            mine = piece.picked(numbers)
-        mine = mine[: samples - taken]
-        if mine.count and taken < samples:
-            taken += mine.count
+        first = first or [piece]
+        numbers = numbers_of(piece)
+        fit = [not hold or number % HELD_OUT == 0 for number in numbers]
+        mine = piece.picked(
+            torch.tensor([ok and number // HELD_OUT % every == 0 for ok, number in zip(fit, numbers, strict=True)])
+        )
+        taken += mine.count
+        if mine.count:
             yield mine
     if not taken:
         yield from (piece[:samples] for piece in first)
@@ -132,10 +135,12 @@ class _Sums:
             values = torch.where(known, output, 0.0)
             self.values[place].add(values)
             for number, others in found.items():
-                self.errors[place][number] += float(torch.where(known, others[place] - values, 0.0).square().sum())
+                # what isn't finite any more is as wrong as if it were gone
+                apart = torch.where(known & others[place].isfinite(), others[place], 0.0) - values
+                self.errors[place][number] += float(apart.square().sum())
 
     def shares(self) -> FloatArray:
-        """[variants]: the mean over the outputs that vary."""
+        """[variants]: the mean over the outputs that aren't zero."""
         wholes = [values.apart() for values in self.values]
         found = [error / whole for error, whole in zip(self.errors, wholes, strict=True) if whole > 0]
         shares: FloatArray = np.mean(found, axis=0) if found else np.full(self.variants, np.nan)
@@ -147,24 +152,24 @@ class _Values:
 
     def __init__(self) -> None:
         self.count, self.squares = 0, 0.0
-        self.total: Tensor | None = None
-        """[...] the sum over samples; of all that an output has, where its shape isn't always the same."""
+        self.totals: Tensor | None = None
+        """[...]: the sum over samples."""
+        self.varies = False
+        """Whether the shape of a sample isn't always the same: then there is no mean."""
 
     def add(self, values: Tensor) -> None:
         """Take in a piece's, [samples, ...]."""
         values = values if values.ndim else values[None]
         self.count += len(values)
         self.squares += float(values.square().sum())
-        total = values.sum(0)
-        if self.total is None or self.total.shape == total.shape:
-            self.total = total if self.total is None else self.total + total
-        else:
-            self.total = self.total.sum() + total.sum()
+        totals = values.sum(0)
+        self.varies |= self.totals is not None and self.totals.shape != totals.shape
+        self.totals = totals if self.totals is None or self.varies else self.totals + totals
 
     def apart(self) -> float:
-        """The sum of squares about the mean; about zero where only one sample tells of it."""
-        if self.total is None:
+        """The sum of squares about the mean; about zero where only one sample, or samples of many shapes tell of it."""
+        if self.totals is None:
             return 0.0
-        mean = float(self.total.square().sum()) / self.count if self.total.ndim else 0.0
+        mean = 0.0 if self.varies else float(self.totals.square().sum()) / self.count
         found = self.squares - mean
         return found if found > 1e-12 * self.squares else self.squares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -37,6 +38,47 @@ def test_other_threads_print_where_they_always_do(capfd):
         sys.stderr.write("converter\n")
     assert log.text == "converter"
     assert capfd.readouterr().err == "progress\n"
+
+
+def test_a_second_thread_that_holds_back_waits_for_the_first(capfd):
+    inside, order = threading.Event(), []
+
+    def second():
+        inside.wait()
+        with captured() as log:
+            order.append("second")
+            os.write(1, b"second\n")
+        order.append(log.text)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with captured() as log:
+        inside.set()
+        thread.join(0.2)
+        os.write(1, b"first\n")
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second", "second"]
+    assert log.text == "first"
+    os.write(1, b"behind\n")
+    sys.stdout.write("after\n")
+    assert sorted(capfd.readouterr().out.split()) == ["after", "behind"]
+
+
+def test_a_process_without_streams_needs_none():
+    code = (
+        "import os, sys; from prunec.compiler.targets.captured import captured\n"
+        "with captured() as log: os.write(1, b'held'); print('shown to nobody')\n"
+        "sys.stderr.write(f'{sys.stdout} {log.text}')\n"
+    )
+    found = subprocess.run(
+        f'"{sys.executable}" -c "$CODE" >&-',
+        shell=True,
+        env={**os.environ, "CODE": code},
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stderr) == (0, "None held")
 
 
 def test_the_end_of_much_is_kept_and_an_error_passes():

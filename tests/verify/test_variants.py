@@ -52,6 +52,30 @@ def test_every_variant_with_other_tensors_is_the_reference(name):
         assert difference(found[number], Replaced(program, tensors).run(inputs, torch.float64)) == 0
 
 
+class Counting(nn.Module):
+    """Counts its calls, and what it gives is so many times as much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(self.a(x).relu())
+        self.count.add_(1.0)
+        return self.c(y.relu()) * self.count
+
+
+def test_what_a_run_writes_stays_in_no_variant():
+    program, inputs = trace(Counting().double().eval(), (torch.rand(2, 3).double(),)), (torch.rand(5, 3).double(),)
+    others = [{name: 1.25 * program.tensors[name].detach()} for name in ("a.weight", "b.weight", "c.weight")]
+    variants = Variants(program, others)
+    for _ in range(3):
+        for number, outputs in variants.outputs(inputs):
+            want = Same(program) if number == WHOLE else Replaced(program, others[number])
+            assert difference(outputs, want.run(inputs, torch.float64)) == 0
+
+
 class Overwriting(nn.Module):
     """What the first convolution gives is overwritten behind the second, which reads a view of it."""
 

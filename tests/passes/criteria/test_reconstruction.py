@@ -245,3 +245,38 @@ def test_neither_batches_nor_memory_matter_for_what_reaches_the_outputs(monkeypa
     assert np.allclose(_found(net, DATA.in_batches_of(5), relative_to="outputs", ridge=None), found, rtol=1e-9)
     monkeypatch.setattr(inputs, "_MEMORY", 1)
     assert np.allclose(_found(net, relative_to="outputs", ridge=None), found, rtol=1e-9)
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_one_number_a_sample_weighs_as_a_column_does(squeezed: bool):
+    def run(m: Any, x: Tensor) -> Tensor:
+        first, second = (f(m.a(x).relu().mean((2, 3))) + 100 for f in (m.b, m.d))
+        return (first.squeeze(1) if squeezed else first, second + m.e(m.c(x).relu().mean((2, 3))))
+
+    net = _net(nn.Linear(6, 1), run, c=nn.Conv2d(2, 6, 3, padding=1), d=nn.Linear(6, 1), e=nn.Linear(6, 1))
+    found = scores(program_of(net, DATA), "reconstruction", DATA, aggregate="sum", samples=24)
+    assert 1e-2 < found["a"].sum() / found["c"].sum() < 1e2, "means of 100 don't count"
+
+
+def test_outputs_that_are_no_numbers_without_some_units_are_as_wrong_as_can_be():
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).relu()
+        return m.b(y).mean((2, 3)), (m.d(y).mean((2, 3)) - m.least).sqrt()
+
+    net = _net(nn.Conv2d(6, 4, 1), run, d=nn.Conv2d(6, 4, 1), least=nn.Identity())
+    with torch.no_grad():
+        net.least = nn.Parameter(net.d(net.a(DATA.inputs).relu()).mean((2, 3)).amin(0) - 1e-6)
+    found = _found(net, relative_to="outputs", ridge=None)
+    assert np.isfinite(found).all()
+    assert not np.allclose(found, _found(net, ridge=None)), "the outputs tell"
+
+
+def test_samples_whose_values_are_no_numbers_are_left_out_and_told():
+    net, spoilt = _net(nn.Conv2d(6, 4, 1), lambda m, x: m.b(m.a(x / x[:, :1, :1, :1]).relu())), images(24)
+    spoilt.inputs[5, 0, 0, 0] = 0.0
+    found = scores(program_of(net, spoilt), "reconstruction", spoilt, aggregate="sum", samples=24)["a"]
+    assert np.isfinite(found).all()
+    assert (np.sort(found)[2:] > 1e-6).all()
+    plan = {"plan": 1, "passes": [{"score": {"criterion": "reconstruction", "samples": 24}}]}
+    notes = compile(net, plan, example_inputs=(DATA.inputs[:2],), data=spoilt).findings.passes[0].notes
+    assert any("a sample makes values infinite or NaN; these are left out" in note.reason for note in notes)
