@@ -157,7 +157,9 @@ def _faults_of_repair(
     refit = [each for each in refit if each.calls == 1 and called(each.node) not in pairs]
     layers = [each for each in refit if changed & {each.weight, each.bias or ""}]
     sums = {each.node.name: _Sums() for each in layers}
-    together = [_Together.of(name, reader, old, new, found.layers) for name, reader in pairs.items()]
+    # A reader that gives values itself has been turned for the next one, and gives nothing that is told to be dense.
+    ends = {name: reader for name, reader in pairs.items() if reader not in pairs}
+    together = [_Together.of(name, reader, old, new, found.layers) for name, reader in ends.items()]
     both = {each.name: _Sums() for each in together}
     norms = {node: _Sums() for node in found.norms if statistics and f"{node.target}.running_mean" in changed}
     sources = {each.source for each in layers} | {node.all_input_nodes[0] for node in norms}

@@ -169,6 +169,51 @@ def test_neither_order_nor_batches_nor_memory_matter():
             assert torch.allclose(again.program.tensors[name], tensor, rtol=0, atol=1e-7), name
 
 
+def _attended(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (m.query, m.key, m.value))
+    return m.head(m.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1))
+
+
+def _four_in_a_row(m: Any, x: Tensor) -> Tensor:
+    return m.head(m.project(m.value(m.query(x).cumsum(1)).cumsum(1)).mean(1))
+
+
+def _convolved(m: Any, x: Tensor) -> Tensor:
+    x = m.query(x.unsqueeze(3).transpose(1, 2)).relu()
+    return m.head(F.avg_pool2d(m.project(m.value(x).cumsum(2)), (5, 1)).flatten(1))
+
+
+def _pointwise() -> nn.Conv2d:
+    return nn.Conv2d(WIDTH, WIDTH, 1)
+
+
+@pytest.mark.parametrize(
+    ("run", "layer", "chain", "seed"),
+    [
+        (_attended, _linear, {"value": "project", "project": "head"}, 0),
+        (_attended, _linear, {"value": "project", "project": "head"}, 3),
+        (_four_in_a_row, _linear, {"query": "value", "value": "project", "project": "head"}, 0),
+        (_convolved, _pointwise, {"value": "project", "project": "head"}, 2),
+    ],
+)
+def test_a_reader_that_gives_values_itself_is_refit_twice(run, layer, chain, seed):
+    torch.manual_seed(seed)
+    names = ("query", "key", "value", "project") if run is _attended else ("query", "value", "project")
+    net = Made({**{name: layer() for name in names}, "head": nn.Linear(WIDTH, 4)}, run).double().eval()
+    data = list(_tokens(192).split(32))
+    traced = trace(net, (_tokens()[:2],))
+    slim = Shrink().run(traced.with_facts(selection=_halves(traced)), Context()).program
+    found, x = _repaired(slim, traced, data), _tokens(192)
+    assert found.details["values"] == chain
+    assert _error(found.program, net, x) < 0.2 * _error(slim, net, x)
+
+
+def _halves(traced: Program) -> dict[str, list[int]]:
+    """Half of each group's units."""
+    groups = analyse(traced).groups
+    return {name: list(range(group.size // 2)) for name, group in groups.items() if group.free.all()}
+
+
 def _through_relu(m: Any, x: Tensor) -> Tensor:
     q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (m.query, m.key, m.value))
     return x + m.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).relu())
