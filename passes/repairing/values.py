@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec.compiler.ir.aliasing import mutates
+from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.compiler.verify.interpreter import Interpreter
@@ -97,7 +98,7 @@ def values_of(search: Search, found: Found, feeds: Sequence[Any]) -> list[Values
         return []
     run, env, pairs = Interpreter(program, _precision(program)), dict[fx.Node, Any](), list[Values]()
     last = max(place[node] for node in tried)
-    given = (run.cast(x.clone()) if isinstance(x, Tensor) else x for x in feeds)
+    given = (map_tensors(lambda x: run.cast(x.clone()), feed) for feed in feeds)
     for node, value in run.resume(order, env, given):
         for call, reader, between in tried.get(node, ()):
             pairs += _values(run, env, value, Values(node, call, reader, between, (), ()))

@@ -237,6 +237,22 @@ def test_what_isn_t_linear_in_a_layer_is_no_value_of_it(run):
     assert "values" not in _repaired(slim, traced, [_tokens()]).details
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("nested", "first"),
+    [(lambda x: ([x, x],), lambda given: given[1]), (lambda x: ({"u": x},), lambda given: given["u"])],
+    ids=["list", "dict"],
+)
+def test_inputs_may_be_nested(nested, first, dtype):
+    torch.manual_seed(0)
+    layers = {name: _linear() for name in ("query", "key", "value", "project")}
+    net = Made(layers, lambda m, given: _separate(m, first(given))).to(dtype).eval()
+    traced = trace(net, nested(_tokens()[:2].to(dtype)))
+    slim = Shrink().run(traced.with_facts(selection=_halves(traced)), Context()).program
+    found = _repaired(slim, traced, [(nested(x), None) for x in _tokens().to(dtype).split(16)])
+    assert found.details["values"] == {"value": "project"}
+
+
 def test_only_readers_are_refit_where_the_plan_says_so():
     traced, slim = _without(_net("three layers"), 1)
     found = _repaired(slim, traced, [_tokens()], layers="readers")
