@@ -90,8 +90,10 @@ def _between(before: Program, after: Program, share: float) -> dict[str, Tensor]
     """The tensors of floats that differ, a share of the way from one to the other."""
     old, new = before.tensors, after.tensors
     changed = (name for name in new if new[name].is_floating_point() and not torch.equal(old[name], new[name]))
+    if share in (0, 1):  # as they are: a refit may have overflowed, and a share of infinity is none
+        return {name: (new if share else old)[name] for name in changed}
     with torch.no_grad():
-        return {name: new[name] if share == 1 else torch.lerp(old[name], new[name], share) for name in changed}
+        return {name: torch.lerp(old[name], new[name], share) for name in changed}
 
 
 def _errors(

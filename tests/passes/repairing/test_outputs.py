@@ -77,3 +77,10 @@ def test_a_part_of_a_step_leaves_both_programs_as_they_are():
     before, after = (trace(_Several(scale), (x[:2],)) for scale in (1.0, 3.0))
     made = partial_step(before, after, 0.25)
     assert [float(p.tensors["a.weight"].detach().mean()) for p in (before, made, after)] == [1.0, 1.5, 3.0]
+
+
+@pytest.mark.parametrize(("share", "end"), [(0.0, 1.0), (1.0, math.inf)])
+def test_no_step_is_what_was_before_and_a_whole_one_what_is_after(share, end):
+    before, after = (trace(_Several(scale), (torch.ones(2, 3, dtype=torch.float64),)) for scale in (1.0, math.inf))
+    made = partial_step(before, after, share)
+    assert torch.equal(made.tensors["a.weight"], torch.full((2, 3), end, dtype=torch.float64))
