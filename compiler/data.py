@@ -104,9 +104,10 @@ class Batch:
         return replace(self, inputs=inputs, labels=labels)
 
     def through(self, module: Callable[..., Any]) -> Any:
-        """What the model gives for the batch. Raises `DataError` where it can't take it."""
+        """What the model gives for the batch, which stays as it is, also where the model writes into its inputs: they
+        may be the user's own tensors. Raises `DataError` where it can't take it."""
         with running("", DataError, explain=self.refused):
-            return called(module, self.inputs)
+            return called(module, map_tensors(torch.clone, self.inputs))
 
     def refused(self, error: BaseException) -> PrunecError:
         """The error of a model that can't take the batch, or for which there isn't memory enough."""

@@ -339,6 +339,24 @@ def test_a_batch_that_the_model_cannot_take():
 
 
 @pytest.mark.parametrize(
+    ("nest", "run", "given"),
+    [
+        (lambda x: x, lambda x: x.mul_(2), 2 * X),
+        (lambda x: (x, 1), lambda x, by: x.add_(by), X + 1),
+        (lambda x: {"x": x}, lambda x: x.neg_(), -X),
+        (lambda x: ([x], {"u": [x]}), lambda some, by: some[0].mul_(2) + by["u"][0].sub_(1), 3 * X - 1),
+    ],
+    ids=["tensor", "arguments", "by name", "nested"],
+)
+def test_a_model_that_writes_into_its_inputs_leaves_the_data_as_they_are(nest, run, given):
+    x = X.clone()
+    batch = checked((nest(x), None), Place())
+    for _ in range(2):
+        assert torch.equal(batch.through(run), given)
+    assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({}, "an empty dict"),

@@ -652,3 +652,18 @@ def test_a_repair_that_was_killed_goes_on_from_the_pass_before(tmp_path, monkeyp
     rest = compile(None, plan, quick=True, checkpoints=tmp_path / "kept")
     assert len(runs) == first > 0
     assert rest.lock["hashes"] == whole.lock["hashes"]
+
+
+def _halved_in_place(m: Any, x: Tensor) -> Tensor:
+    return m.fc(m.bn(m.conv(x.mul_(0.5))).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias"])
+def test_the_data_stay_as_they_are_where_the_model_writes_into_its_input(method):
+    net = Made({"conv": nn.Conv2d(3, 8, 3), "bn": nn.BatchNorm2d(8), "fc": nn.Linear(8, 4)}, _halved_in_place).eval()
+    x = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    passes = [{"score": "l1"}, {"select": "50%"}, "shrink", {"repair": method}]
+    found = compile(net, {"plan": 1, "passes": passes}, (x[:1].clone(),), [x[:8], x[8:]])
+    assert found.report["passes"][-1]["details"]["repaired"]
+    assert torch.equal(x, before)
