@@ -37,7 +37,7 @@ from prunec.passes.repairing.values import WIDEST, RefitValues, Values, values_o
 from prunec.passes.repairing.walk import Walk, feeds_of
 
 _TOLD_BY: Final = 4
-"""So many samples tell which layers give values of attention heads."""
+"""So many samples at once tell which layers give values of attention heads."""
 _KEPT: Final = "old weights"
 
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -181,8 +181,9 @@ class _Work:
     def _values(self) -> Iterator[Values]:
         """The values of attention heads that are refit together with their projections."""
         context, each = replace(self.context, progress=silent), bytes_of_a_sample(self.slim)
-        piece = next(self.options._calibration.pieces(self.slim, context, each, _TOLD_BY))
-        for pair in values_of(self.search, self.found, feeds_of(self.slim, piece.inputs)):
+        pieces = self.options._calibration.pieces(self.slim, context, each, _TOLD_BY)
+        several = (feeds_of(self.slim, piece.inputs) for piece in pieces)
+        for pair in values_of(self.search, self.found, several):
             if pair.features(self.slim) * len(pair.heads) <= WIDEST:
                 yield pair
             else:

@@ -17,7 +17,7 @@ their place: what the projection reads must be linear in them, each channel by i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,8 +82,9 @@ class Values:
 # -- which layers ------------------------------------------------------------------------------------------------------
 
 
-def values_of(search: Search, found: Found, feeds: Sequence[Any]) -> list[Values]:
-    """The values that readers which have lost inputs read by attention, told by what some samples give."""
+def values_of(search: Search, found: Found, several: Iterable[Sequence[Any]]) -> list[Values]:
+    """The values that readers which have lost inputs read by attention, told by what some samples give; by the next
+    ones where these can't tell."""
     program, order, layers = search.slim, found.order, found.layers
     place = {node: index for index, node in enumerate(order)}
     tried: dict[fx.Node, list[tuple[Call, Layer, list[fx.Node]]]] = {}
@@ -94,15 +95,21 @@ def values_of(search: Search, found: Found, feeds: Sequence[Any]) -> list[Values
                 call = call_of(node, program)
                 if between and call is not None and search.is_alone(call) and _is_pointwise(call.form, call, program):
                     tried.setdefault(node, []).append((call, reader, between))
-    if not tried:
-        return []
-    run, env, pairs = Interpreter(program, _precision(program)), dict[fx.Node, Any](), list[Values]()
-    last = max(place[node] for node in tried)
-    given = (map_tensors(lambda x: run.cast(x.clone()), feed) for feed in feeds)
-    for node, value in run.resume(order, env, given):
-        for call, reader, between in tried.get(node, ()):
-            pairs += _values(run, env, value, Values(node, call, reader, between, (), ()))
-        if place[node] == last:
+    run, pairs = Interpreter(program, _precision(program)), list[Values]()
+    for feeds in several if tried else ():
+        env, left = dict[fx.Node, Any](), dict[fx.Node, list[tuple[Call, Layer, list[fx.Node]]]]()
+        last = max(place[node] for node in tried)
+        given = (map_tensors(lambda x: run.cast(x.clone()), feed) for feed in feeds)
+        for node, value in run.resume(order, env, given):
+            for call, reader, between in tried.get(node, ()):
+                told, pair = _values(run, env, value, Values(node, call, reader, between, (), ()))
+                pairs += [] if pair is None else [pair]
+                if not told:
+                    left.setdefault(node, []).append((call, reader, between))
+            if place[node] == last:
+                break
+        tried = left
+        if not tried:
             break
     return pairs
 
@@ -173,14 +180,15 @@ def _through(
     return found
 
 
-def _values(run: Interpreter, env: Mapping[fx.Node, Any], given: Tensor, pair: Values) -> Iterator[Values]:
-    """The pair with its heads, if the layer gives values."""
-    flat = _last(given, pair.call.form, gives=True)
+def _values(run: Interpreter, env: Mapping[fx.Node, Any], given: Tensor, pair: Values) -> tuple[bool, Values | None]:
+    """Whether the samples can tell, and the pair with its heads, if the layer gives values."""
+    told, flat = True, _last(given, pair.call.form, gives=True)
     for outputs in _parts(run, env, flat, given, pair):
         heads = _heads(run, env, flat, given, outputs, pair)
-        if heads is not None:
-            yield Values(pair.node, pair.call, pair.reader, pair.between, *heads)
-            return
+        if heads is not None and heads[0]:
+            return True, Values(pair.node, pair.call, pair.reader, pair.between, *heads)
+        told = told and heads is None
+    return told, None
 
 
 def _parts(run: Interpreter, env: Mapping[fx.Node, Any], flat: Tensor, given: Tensor, pair: Values) -> list[IntArray]:
@@ -213,7 +221,8 @@ def _leaves(node: fx.Node) -> Iterator[fx.Node]:
 def _heads(
     run: Interpreter, env: Mapping[fx.Node, Any], flat: Tensor, given: Tensor, outputs: IntArray, pair: Values
 ) -> tuple[Sequence[IntArray], Sequence[IntArray]] | None:
-    """For each head, its outputs and where they lie in what the reader reads; None where these aren't values."""
+    """For each head, its outputs and where they lie in what the reader reads; None where these aren't values,
+    no heads where nothing finite but zero arrives there, so that nobody can tell."""
     rng = torch.Generator().manual_seed(0)
     one, other = (torch.randn(*flat.shape[:-1], 1, generator=rng).to(flat) for _ in range(2))
     size = len(outputs)
@@ -230,12 +239,14 @@ def _heads(
     both, scaled = read(one + other), read(one * scales)
     fine = torch.stack([x.isfinite().all(1) for x in (none, first, second, both, scaled)]).all(0)
     none, first, second, both, scaled = (x[fine] for x in (none, first, second, both, scaled))
-    if not len(first) or first.shape[1] != size:
+    if first.shape[1] != size:
         return None
+    if not any(x.any() for x in (none, first, second, both, scaled)):
+        return [], []
     far = _CLOSE * float(first.abs().max())
     factors = (scaled * first).sum(0) / first.square().sum(0)
     wrong = (none, both - first - second, scaled - factors * first)
-    if not far or not all(float(x.abs().max()) <= far for x in wrong):
+    if not all(float(x.abs().max()) <= far for x in wrong):
         return None
     order = torch.argsort(scales)
     match = order[torch.searchsorted(scales[order].double(), factors - 0.5 / size).clamp(max=size - 1)]

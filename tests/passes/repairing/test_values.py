@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -251,6 +252,24 @@ def test_inputs_may_be_nested(nested, first, dtype):
     slim = Shrink().run(traced.with_facts(selection=_halves(traced)), Context()).program
     found = _repaired(slim, traced, [(nested(x), None) for x in _tokens().to(dtype).split(16)])
     assert found.details["values"] == {"value": "project"}
+
+
+@pytest.mark.parametrize("nothing", [math.nan, 0.0], ids=["not finite", "zero"])
+def test_samples_that_can_t_tell_leave_it_to_the_next_ones(nothing):
+    def scaled(m: Any, x: Tensor, by: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (m.query, m.key, m.value))
+        heads = F.scaled_dot_product_attention(q, k, v) * by.log().exp()[:, None, None, None]
+        return x + m.project(heads.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    net = Made({name: _linear() for name in ("query", "key", "value", "project")}, scaled).double().eval()
+    x, by = _tokens(), torch.ones(96, dtype=torch.float64)
+    by[:9] = -1.0 if math.isnan(nothing) else 0.0  # which has no logarithm, or -inf
+    traced = trace(net, (x[-2:], by[-2:]))
+    slim = Shrink().run(traced.with_facts(selection=_halves(traced)), Context()).program
+    for order in (1, -1):
+        data = [((a, b), None) for a, b in list(zip(x.split(8), by.split(8), strict=True))[::order]]
+        assert _repaired(slim, traced, data).details["values"] == {"value": "project"}
 
 
 def test_only_readers_are_refit_where_the_plan_says_so():
