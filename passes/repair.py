@@ -21,11 +21,13 @@ import torch
 from pydantic import Field, StrictInt, model_validator
 from torch import fx
 
+from prunec.compiler.data import Batch
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult, silent
 from prunec.compiler.plan.options import wrong
+from prunec.compiler.verify.interpreter import StepError
 from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Bytes, Calibration, bytes_of_a_sample
 from prunec.passes.repairing.audit import audit_repair
@@ -182,8 +184,18 @@ class _Work:
         """The values of attention heads that are refit together with their projections."""
         context, each = replace(self.context, progress=silent), bytes_of_a_sample(self.slim)
         pieces = self.options._calibration.pieces(self.slim, context, each, _TOLD_BY)
-        several = (feeds_of(self.slim, piece.inputs) for piece in pieces)
-        for pair in values_of(self.search, self.found, several):
+        seen: list[Batch] = []
+
+        def feeds() -> Iterator[Sequence[Any]]:
+            for piece in pieces:
+                seen[:] = [piece]
+                yield feeds_of(self.slim, piece.inputs)
+
+        try:
+            pairs = values_of(self.search, self.found, feeds())
+        except StepError as error:
+            raise seen[0].refused(error) from error
+        for pair in pairs:
             if pair.features(self.slim) * len(pair.heads) <= WIDEST:
                 yield pair
             else:
@@ -206,7 +218,7 @@ class _Work:
             place = self._place(node, what, walk, begun)
             wanted = {target for target in left[done:] if target is not None}
             for piece in walk.halt(node, wanted):
-                with torch.no_grad():
+                with torch.no_grad(), piece.running():
                     place.see(piece)
             if isinstance(what, Layer) and what.calls > 1:
                 key = what.part.key(self.slim)

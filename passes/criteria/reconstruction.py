@@ -92,7 +92,8 @@ class Reconstruction(Criterion):
 
         for groups in in_lots(setting.groups, needed):
             asked = {layer.node: layer for group in groups for layer in _read_by(group, layers)}
-            known = look(asked.values(), program, setting.calibration, setting.context, hold=self.ridge is None)
+            hold = self.ridge is None
+            known = look(asked.values(), program, setting.calibration, setting.context, hold=hold, leave_out=True)
             _tell(known.values(), setting)
             curves, trials = dict[str, Curve](), dict[str, Mapping[str, Tensor]]()
             for group in groups:

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import torch
@@ -77,6 +77,8 @@ class Inputs:
     held_rows: list[Tensor] = field(default_factory=list)
     outputs: Tensor = field(default_factory=lambda: torch.zeros(0))
     """[2, channels]: the sums of what the target gives, and of its squares."""
+    leaves_out: bool = False
+    """Whether values that aren't finite are left out; else they are in all sums."""
     left_out: set[int] = field(default_factory=set)
     """The numbers of samples of which some values are left out, since they aren't finite."""
 
@@ -110,7 +112,7 @@ class Inputs:
         u = of_inputs(form, x, given, batch, at)
         t = of_outputs(given, batch, at, form).double()
         fine, sample = u.isfinite().flatten(1).all(1) & t.isfinite().all(1), at.sample
-        if not bool(fine.all()):
+        if self.leaves_out and not bool(fine.all()):
             self.left_out |= {samples[index] for index in torch.unique(sample[~fine.cpu()]).tolist()}
             u, t, sample = u[fine], t[fine], sample[fine.cpu()]
         self.outputs += torch.stack([t.sum(0), t.square().sum(0)])
@@ -188,10 +190,17 @@ def _centred(rows: Sequence[Tensor], count: int, mean: Tensor) -> Tensor:
 
 
 def look(
-    layers: Iterable[Layer], program: Program, calibration: Calibration, context: Context, *, hold: bool = False
+    layers: Iterable[Layer],
+    program: Program,
+    calibration: Calibration,
+    context: Context,
+    *,
+    hold: bool = False,
+    leave_out: bool = False,
 ) -> Mapping[Hashable, Inputs]:
     """What is seen of each layer's weight (`Part.key`), in one run over the data; `program` is `deployed`. Calls that
-    share a weight are seen together. With `hold`, some samples are held out.
+    share a weight are seen together. With `hold`, some samples are held out; with `leave_out`, values that aren't
+    finite say nothing.
 
     Raises `DataError` where the model can't take the data.
     """
@@ -200,7 +209,7 @@ def look(
     for layer in layers:
         key = layer.part.key(program)
         if key not in found:
-            found[key] = Inputs.of(layer, program, hold=hold)
+            found[key] = replace(Inputs.of(layer, program, hold=hold), leaves_out=leave_out)
         by_target[layer.target].append((layer, found[key]))
     sources = {layer.source for each in by_target.values() for layer, _ in each}
     wanted = calibration.samples or SAMPLES

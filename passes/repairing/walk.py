@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from prunec.compiler.data import Batch
 from prunec.compiler.ir.inputs import is_batched, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, silent
-from prunec.compiler.verify.interpreter import Interpreter
+from prunec.compiler.verify.interpreter import Interpreter, StepError
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 
 AT_ONCE: Final = 64
@@ -88,6 +89,15 @@ class Piece:
     dense: Lane
     samples: Sequence[int]
     """For each sample a number that depends on what it is alone."""
+    batch: Batch
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A context to run it in; raises `DataError` where a model can't take its samples."""
+        try:
+            yield
+        except StepError as error:
+            raise self.batch.refused(error) from error
 
     @property
     def bytes(self) -> int:
@@ -125,7 +135,8 @@ class Walk:
         batches = [None] * self._count if all_wait else self._batches()
         for index, batch in enumerate(batches):
             piece = self._waiting.pop(index, None) or self._begun(batch, wanted)
-            piece.slim.before(node)
+            with piece.running():
+                piece.slim.before(node)
             yield piece
             if self._taken + piece.bytes <= self.memory:
                 self._waiting[index] = piece
@@ -142,7 +153,7 @@ class Walk:
         assert batch is not None, "all others wait"
         slim = Lane(self.slim, self.order, feeds_of(self.slim, batch.inputs), set())
         dense = Lane(self.dense, list(self.dense.graph.nodes), feeds_of(self.dense, batch.inputs), wanted)
-        return Piece(slim, dense, numbers_of(batch))
+        return Piece(slim, dense, numbers_of(batch), batch)
 
     def _batches(self) -> Iterator[Batch]:
         each = bytes_of_a_sample(self.slim) + bytes_of_a_sample(self.dense)

@@ -667,3 +667,12 @@ def test_the_data_stay_as_they_are_where_the_model_writes_into_its_input(method)
     found = compile(net, {"plan": 1, "passes": passes}, (x[:1].clone(),), [x[:8], x[8:]])
     assert found.report["passes"][-1]["details"]["repaired"]
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias"])
+def test_a_later_batch_that_the_model_can_not_take_is_the_datas(method):
+    net = Made({"a": nn.Linear(8, 8), "b": nn.Linear(8, 4)}, lambda m, x: m.b(m.a(x).relu())).eval()
+    data = [torch.randn(8, 8), torch.randn(8, 8), torch.randn(8, 7)]
+    passes = [{"score": "l1"}, {"select": "50%"}, "shrink", {"repair": method}]
+    with pytest.raises(DataError, match=r"the model can't take the data's batches, of shape \[8, 7\]"):
+        compile(net, {"plan": 1, "passes": passes}, (data[0][:1],), data)
