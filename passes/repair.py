@@ -21,22 +21,20 @@ import torch
 from pydantic import Field, StrictInt, model_validator
 from torch import fx
 
-from prunec.compiler.data import Batch
 from prunec.compiler.errors import PassError
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Note, Program
 from prunec.compiler.pass_base import Attachment, Context, Pass, PassResult, silent
 from prunec.compiler.plan.options import wrong
-from prunec.compiler.verify.interpreter import StepError
 from prunec.compiler.verify.reference import Reference, Replaced
 from prunec.passes.calibration.calibration import Bytes, Calibration, bytes_of_a_sample
-from prunec.passes.repairing.audit import audit_repair
+from prunec.passes.repairing.audit import RepairAudit
 from prunec.passes.repairing.drawn import Drawn
 from prunec.passes.repairing.layers import NORMS, Found, Layer, Search, called
 from prunec.passes.repairing.outputs import Step, longest_step, partial_step
 from prunec.passes.repairing.refit import Bias, LeastSquares, Place, Statistics
 from prunec.passes.repairing.values import WIDEST, RefitValues, Values, values_of
-from prunec.passes.repairing.walk import Walk, feeds_of
+from prunec.passes.repairing.walk import Walk
 
 _TOLD_BY: Final = 4
 """So many samples at once tell which layers give values of attention heads."""
@@ -150,7 +148,7 @@ class Repair(Pass):
 
     def _audit(self, before: Program, after: Program, values: Mapping[str, str], context: Context) -> None:
         anew = self.method == "batch_norm"
-        audit_repair(before, after, self._calibration, context, statistics=anew, rows=self.rows, values=values)
+        RepairAudit(before, after, self._calibration, context, anew, self.rows, values).check()
 
 
 class _Work:
@@ -184,18 +182,7 @@ class _Work:
         """The values of attention heads that are refit together with their projections."""
         context, each = replace(self.context, progress=silent), bytes_of_a_sample(self.slim)
         pieces = self.options._calibration.pieces(self.slim, context, each, _TOLD_BY)
-        seen: list[Batch] = []
-
-        def feeds() -> Iterator[Sequence[Any]]:
-            for piece in pieces:
-                seen[:] = [piece]
-                yield feeds_of(self.slim, piece.inputs)
-
-        try:
-            pairs = values_of(self.search, self.found, feeds())
-        except StepError as error:
-            raise seen[0].refused(error) from error
-        for pair in pairs:
+        for pair in values_of(self.search, self.found, pieces):
             if pair.features(self.slim) * len(pair.heads) <= WIDEST:
                 yield pair
             else:

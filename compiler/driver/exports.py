@@ -181,7 +181,7 @@ class Exports:
     by_latency: bool = False
     """That of `slow_layers`."""
     judge: Judge | None = None
-    around: Around = field(default_factory=lambda: Around())
+    around: Around = field(default_factory=Around)
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What stands in files that have a place for it."""
 

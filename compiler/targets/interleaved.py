@@ -45,8 +45,13 @@ def run_seconds(runs: Sequence[Run], seconds: float, *, alone: bool) -> list[flo
     """The seconds of one run of each. Where the thread that calls computes `alone`, its own time counts, and of the
     blocks the lower quartile; else the wall clock's, and the median."""
     if alone:
-        return [quantiles(times, n=4)[0] for times in interleaved(runs, seconds, lambda: _own_clock())]
+        return lower_quartiles(runs, seconds, lambda: _own_clock())
     return [median(times) for times in interleaved(runs, seconds)]
+
+
+def lower_quartiles(runs: Sequence[Run], seconds: float, clock: Clock) -> list[float]:
+    """Of the blocks of each, in seconds: what others do makes the slower ones slow."""
+    return [quantiles(times, n=4)[0] for times in interleaved(runs, seconds, clock)]
 
 
 def _own_clock() -> float:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from statistics import quantiles
 from tempfile import mkdtemp
 from typing import Any, Final, Generic, TypeVar
 from weakref import finalize
@@ -28,7 +27,7 @@ from prunec.compiler.ir.inputs import tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.targets.base import Array, Target
 from prunec.compiler.targets.captured import captured
-from prunec.compiler.targets.interleaved import Run, interleaved
+from prunec.compiler.targets.interleaved import Run, lower_quartiles
 from prunec.compiler.targets.processor import processor
 
 FEWEST: Final = 4
@@ -141,4 +140,4 @@ def loaded(target: Target, program: Program) -> Run:
 
 def seconds_of(runs: Sequence[Run], seconds: float = 1.0) -> list[float]:
     """The seconds of each of these calls, which take turns, in processor time: the lower quartile counts."""
-    return [quantiles(times, n=4)[0] for times in interleaved(runs, seconds, time.process_time)]
+    return lower_quartiles(runs, seconds, time.process_time)

@@ -56,6 +56,11 @@ class StepError(RuntimeError):
         self.node = node
 
 
+def precision_of(program: Program) -> torch.dtype:
+    """The dtype to run a program in: float64 for one that has any, else float32; half precision is slow on a CPU."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in program.tensors.values()) else torch.float32
+
+
 def describe(node: fx.Node) -> str:
     """A node with what it calls: `node 'layer1_0_conv1' (layer1.0.conv1)`."""
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunec.compiler.errors import VerifyError
 from prunec.compiler.ir.modules import module_tensors
 from prunec.compiler.ir.program import Axis, Edge, IntArray, Program
-from prunec.compiler.verify.interpreter import Interpreter, last_uses
+from prunec.compiler.verify.interpreter import Interpreter, last_uses, precision_of
 from prunec.compiler.verify.masks import Marked, plain
 from prunec.compiler.verify.reference import Masked, MaskedInterpreter, Replaced
 
@@ -39,7 +38,7 @@ class Variants:
     def __init__(
         self, program: Program, changes: Sequence[Mapping[Axis | Edge, IntArray]] | Sequence[Mapping[str, Tensor]]
     ) -> None:
-        dtype = _dtype(program)
+        dtype = precision_of(program)
         self.nodes = list(program.graph.nodes)
         self.interpreters = [_changed(program, change).interpreter(dtype) for change in changes]
         is_marked = any(isinstance(each, MaskedInterpreter) for each in self.interpreters)
@@ -108,11 +107,6 @@ def _whole(outputs: Any) -> Any:
     if any(isinstance(leaf, Marked) and leaf.has_removed for leaf in pytree.tree_leaves(outputs)):
         raise VerifyError("removed channels reach the model's output")
     return plain(outputs)
-
-
-def _dtype(program: Program) -> torch.dtype:
-    """float64 for a model that has any, else float32: half precision is slow on a CPU."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in program.tensors.values()) else torch.float32
 
 
 def _first_readers(program: Program, nodes: Sequence[fx.Node]) -> dict[str, int]:

@@ -95,23 +95,28 @@ class Reconstruction(Criterion):
             hold = self.ridge is None
             known = look(asked.values(), program, setting.calibration, setting.context, hold=hold, leave_out=True)
             _tell(known.values(), setting)
-            curves, trials = dict[str, Curve](), dict[str, Mapping[str, Tensor]]()
-            for group in groups:
-                mine = dict.fromkeys(layer.part.key(program) for layer in _read_by(group, layers))
-                reads = [read for key in mine for read in self._reads(group, known[key], program)]
-                if not reads:
-                    continue
-                tried = _TRIED if self.relative_to == "outputs" else None
-                found = curve([read.reader for read in reads], group.free, tried)
-                if found.changed is not None:
-                    trials[group.name] = changed(program, _changes(reads, found.changed.weights))
-                    found = replace(found, changed=replace(found.changed, weights=()))  # they take much memory
-                curves[group.name] = found
+            keys = {g.name: dict.fromkeys(layer.part.key(program) for layer in _read_by(g, layers)) for g in groups}
+            seen = [(group, [known[key] for key in keys[group.name]]) for group in groups]
             sizes = {group.name: group.size for group in groups}
-            for name, left in (self._reaching(curves, trials, setting) if trials else curves).items():
+            for name, left in self._curves(seen, setting).items():
                 scores = left.scores(sizes[name])
                 units = np.flatnonzero(~np.isnan(scores))
                 yield name, Evidence("the readers' refit", units, scores[units], remaining=left.error)
+
+    def _curves(self, seen: Sequence[tuple[Group, Sequence[Inputs]]], setting: Setting) -> Mapping[str, Curve]:
+        """The curve of each group that has readers, by name, from what is seen of these."""
+        program, tried = setting.program.deployed, _TRIED if self.relative_to == "outputs" else None
+        curves, trials = dict[str, Curve](), dict[str, Mapping[str, Tensor]]()
+        for group, layers in seen:
+            reads = [read for layer in layers for read in self._reads(group, layer, program)]
+            if not reads:
+                continue
+            found = curve([read.reader for read in reads], group.free, tried)
+            if found.changed is not None:
+                trials[group.name] = changed(program, _changes(reads, found.changed.weights))
+                found = replace(found, changed=replace(found.changed, weights=()))  # they take much memory
+            curves[group.name] = found
+        return self._reaching(curves, trials, setting) if trials else curves
 
     def _reaching(
         self, curves: Mapping[str, Curve], trials: Mapping[str, Mapping[str, Tensor]], setting: Setting

@@ -32,7 +32,7 @@ from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.groups.interchangeable import kinds
 from prunec.compiler.ir.program import Axis, BoolArray, IntArray, Program
 from prunec.compiler.pass_base import Context, silent
-from prunec.compiler.verify.interpreter import Interpreter
+from prunec.compiler.verify.interpreter import Interpreter, precision_of
 from prunec.passes.calibration import calibration as calibrating
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 from prunec.passes.repairing.calls import call_of
@@ -121,75 +121,68 @@ def _isnt_negative(each: Tensor, errors: float, slack: float) -> bool:
     return float(each.sum()) >= -errors * error - slack
 
 
-def audit_repair(
-    before: Program,
-    after: Program,
-    calibration: Calibration,
-    context: Context,
-    *,
-    statistics: bool,
-    rows: int = ROWS,
-    values: Mapping[str, str] | None = None,
-) -> None:
-    """Check layers that `repair` has refit against the dense program (`context.traced`); or, with `statistics`, batch
-    norms' against what arrives at them. `values` are layers that were refit together with their readers. Raises
-    `VerifyError`."""
-    pairs = values or {}
-    _raise(lambda every: _faults_of_repair(before, after, calibration, context, statistics, rows, pairs, every))
+@dataclass(frozen=True)
+class RepairAudit:
+    """The check of a program that `repair` has refit, against the dense one (`context.traced`)."""
 
+    before: Program
+    after: Program
+    calibration: Calibration
+    context: Context
+    statistics: bool
+    """Whether it is batch norms' statistics that were estimated anew, and not layers refit."""
+    rows: int = ROWS
+    """About so many positions the solution has seen."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Layers that were refit together with their readers."""
 
-def _faults_of_repair(
-    before: Program,
-    after: Program,
-    calibration: Calibration,
-    context: Context,
-    statistics: bool,
-    rows: int,
-    pairs: Mapping[str, str],
-    every: bool,
-) -> Iterator[str]:
-    """What is wrong with layers, by some samples or by every one."""
-    assert context.traced is not None, "a compile knows what it has traced"
-    old, new, dense = before.deployed, after.deployed, context.traced.deployed
-    found = Search(new, dense).found()
-    changed = {name for name, x in new.tensors.items() if not torch.equal(x, old.tensors[name])}
-    refit = [] if statistics else found.layers
-    refit = [each for each in refit if each.calls == 1 and called(each.node) not in pairs]
-    layers = [each for each in refit if changed & {each.weight, each.bias or ""}]
-    sums = {each.node.name: _Sums() for each in layers}
-    # A reader that gives values itself has been turned for the next one, and gives nothing that is told to be dense.
-    ends = {name: reader for name, reader in pairs.items() if reader not in pairs}
-    together = [_Together.of(name, reader, old, new, found.layers) for name, reader in ends.items()]
-    both = {each.name: _Sums() for each in together}
-    norms = {node: _Sums() for node in found.norms if statistics and f"{node.target}.running_mean" in changed}
-    sources = {each.source for each in layers} | {node.all_input_nodes[0] for node in norms}
-    others = {each.other for each in layers if each.other is not None}
-    for feeds in _feeds(dense, calibration, context, every)[0]:
-        targets = _values(dense, feeds(dense), {each.target for each in (*layers, *(x.reader for x in together))})
-        values = _values(new, feeds(new), sources | others | {each.reader.node for each in together})
-        for pair in together:
-            first = pair.given(new, feeds(new))
-            _compare(pair.reader, first, values, targets[pair.reader.target], both[pair.name])
-        for layer in layers:
-            _judge(layer, old, new, values, targets[layer.target], sums[layer.node.name])
+    def check(self) -> None:
+        """Check layers, or batch norms against what arrives at them. Raises `VerifyError`."""
+        _raise(self._faults)
+
+    def _faults(self, every: bool) -> Iterator[str]:
+        """What is wrong with layers, by some samples or by every one."""
+        assert self.context.traced is not None, "a compile knows what it has traced"
+        old, new, dense = self.before.deployed, self.after.deployed, self.context.traced.deployed
+        found = Search(new, dense).found()
+        changed = {name for name, x in new.tensors.items() if not torch.equal(x, old.tensors[name])}
+        refit = [] if self.statistics else found.layers
+        refit = [each for each in refit if each.calls == 1 and called(each.node) not in self.values]
+        layers = [each for each in refit if changed & {each.weight, each.bias or ""}]
+        sums = {each.node.name: _Sums() for each in layers}
+        # A reader that gives values itself has been turned for the next one: nothing tells what it should give.
+        ends = {name: reader for name, reader in self.values.items() if reader not in self.values}
+        together = [_Together.of(name, reader, old, new, found.layers) for name, reader in ends.items()]
+        both = {each.name: _Sums() for each in together}
+        norms = {node: _Sums() for node in found.norms if self.statistics and f"{node.target}.running_mean" in changed}
+        sources = {each.source for each in layers} | {node.all_input_nodes[0] for node in norms}
+        others = {each.other for each in layers if each.other is not None}
+        for feeds in _feeds(dense, self.calibration, self.context, every)[0]:
+            targets = _values(dense, feeds(dense), {each.target for each in (*layers, *(x.reader for x in together))})
+            values = _values(new, feeds(new), sources | others | {each.reader.node for each in together})
+            for pair in together:
+                first = pair.given(new, feeds(new))
+                _compare(pair.reader, first, values, targets[pair.reader.target], both[pair.name])
+            for layer in layers:
+                _judge(layer, old, new, values, targets[layer.target], sums[layer.node.name])
+            for node, its in norms.items():
+                x = values[node.all_input_nodes[0]].double()
+                if not bool(x.isfinite().all()):
+                    continue
+                module: Any = new.state[str(node.target)]
+                its.add_size(x.movedim(1, -1))
+                _per_sample(its, x.movedim(1, -1) - module.running_mean.double())
+        for name, its in sums.items():
+            if not its.leads(_rounding(new), _LEAST_STEP):
+                yield _fault("repair", name, "isn't nearer to what the dense model gives than before")
+            if not its.centred(_rounding(new), self.rows):
+                yield _fault("repair", name, "doesn't give what the dense model gives on average")
+        for name, its in both.items():
+            if not its.leads(_rounding(new), _LEAST_STEP):
+                yield _fault("repair", name, "together aren't nearer to what the dense model gives than before")
         for node, its in norms.items():
-            x = values[node.all_input_nodes[0]].double()
-            if not bool(x.isfinite().all()):
-                continue
-            module: Any = new.state[str(node.target)]
-            its.add_size(x.movedim(1, -1))
-            _per_sample(its, x.movedim(1, -1) - module.running_mean.double())
-    for name, its in sums.items():
-        if not its.leads(_rounding(new), _LEAST_STEP):
-            yield _fault("repair", name, "isn't nearer to what the dense model gives than before")
-        if not its.centred(_rounding(new), rows):
-            yield _fault("repair", name, "doesn't give what the dense model gives on average")
-    for name, its in both.items():
-        if not its.leads(_rounding(new), _LEAST_STEP):
-            yield _fault("repair", name, "together aren't nearer to what the dense model gives than before")
-    for node, its in norms.items():
-        if not its.centred(_rounding(new), rows):
-            yield _fault("repair", str(node.target), "has another running mean than what arrives at it")
+            if not its.centred(_rounding(new), self.rows):
+                yield _fault("repair", str(node.target), "has another running mean than what arrives at it")
 
 
 @dataclass(frozen=True)
@@ -514,8 +507,7 @@ def _values(
     program: Program, inputs: tuple[Any, ...], wanted: set[Any], replaced: Mapping[str, Tensor] | None = None
 ) -> dict[fx.Node, Tensor]:
     """The values of some nodes, as they are when they are computed, with other tensors in place of some."""
-    floats = {tensor.dtype for tensor in program.tensors.values()}
-    run = Interpreter(program, torch.float64 if torch.float64 in floats else torch.float32, replaced)
+    run = Interpreter(program, precision_of(program), replaced)
     return {node: value.clone() for node, value in run.steps(inputs) if node in wanted}
 
 

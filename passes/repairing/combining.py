@@ -26,7 +26,7 @@ from prunec.compiler.groups.analysis import Analysis, Group, Member
 from prunec.compiler.ir.program import IntArray, Program
 from prunec.compiler.pass_base import Context
 from prunec.compiler.rewrite.merge import Tensors
-from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.compiler.verify.interpreter import Interpreter, StepError, precision_of
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 from prunec.passes.repairing.calls import call_of
 from prunec.passes.repairing.walk import AT_ONCE, feeds_of
@@ -102,8 +102,7 @@ def moments(reads: Sequence[Read], program: Program, calibration: Calibration, c
     wanted: dict[fx.Node, list[int]] = defaultdict(list)
     for number, read in enumerate(reads):
         wanted[read.source].append(number)
-    floats = {tensor.dtype for tensor in program.tensors.values()}
-    dtype = torch.float64 if torch.float64 in floats else torch.float32
+    dtype = precision_of(program)
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
         try:
             for node, value in Interpreter(program, dtype).steps(tuple(feeds_of(program, piece.inputs))):

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context
-from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.compiler.verify.interpreter import Interpreter, StepError, precision_of
 from prunec.passes.calibration.calibration import SAMPLES, Calibration, bytes_of_a_sample
 from prunec.passes.repairing.layers import Layer, affine_of
 from prunec.passes.repairing.moments import Moments
@@ -213,8 +213,7 @@ def look(
         by_target[layer.target].append((layer, found[key]))
     sources = {layer.source for each in by_target.values() for layer, _ in each}
     wanted = calibration.samples or SAMPLES
-    floats = {tensor.dtype for tensor in program.tensors.values()}
-    dtype = torch.float64 if torch.float64 in floats else torch.float32
+    dtype = precision_of(program)
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
         samples, read = numbers_of(piece), dict[fx.Node, Tensor]()
         try:

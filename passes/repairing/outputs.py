@@ -12,19 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from prunec.compiler.ir.modules import with_own_tensors
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, silent
-from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.compiler.verify.interpreter import Interpreter, StepError, precision_of
+from prunec.compiler.verify.variants import WHOLE, Variants
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 from prunec.passes.repairing.moments import CLOSE
-from prunec.passes.repairing.walk import AT_ONCE, feeds_of
+from prunec.passes.repairing.walk import AT_ONCE, feeds_of, floats_of
 
 SHORTER: Final = (0.5, 0.25)
 """Shares of a step that are tried where the whole one leads farther away."""
@@ -63,17 +63,17 @@ def longest_step(
 
     Raises `DataError` where a model can't take the data.
     """
-    errors = _errors(before, ({}, _between(before, after, 1.0)), dense, calibration, context)
+    errors = _errors(before, [_between(before, after, 1.0)], dense, calibration, context)
     if errors is None:
         return None
-    without, most = errors
+    without, most = errors[WHOLE], errors[0]
     step = Step(1.0, without, most, most)
     if step.is_nearer or not shorten:
         return step
-    shorter = [_between(before, after, share) for share in SHORTER]
-    for share, error in zip(SHORTER, _errors(before, shorter, dense, calibration, context) or (), strict=True):
-        if error <= without:
-            return Step(share, without, error, most)
+    shorter = _errors(before, [_between(before, after, share) for share in SHORTER], dense, calibration, context)
+    for number, share in enumerate(SHORTER):
+        if shorter is not None and shorter[number] <= without:
+            return Step(share, without, shorter[number], most)
     return Step(0.0, without, without, most)
 
 
@@ -98,43 +98,28 @@ def _between(before: Program, after: Program, share: float) -> dict[str, Tensor]
 
 def _errors(
     slim: Program, variants: Sequence[Mapping[str, Tensor]], dense: Program, calibration: Calibration, context: Context
-) -> list[float] | None:
-    """The outputs' error with each variant's tensors in place of the program's own. Samples whose dense outputs aren't
-    finite say nothing."""
-    apart: dict[int, list[float]] = {}
+) -> dict[int, float] | None:
+    """The outputs' error with each variant's tensors in place of the program's own, and with these (`WHOLE`). Samples
+    whose dense outputs aren't finite say nothing."""
+    runs, exact = Variants(slim, variants), Interpreter(dense, precision_of(dense))
+    apart: dict[int, dict[int, float]] = {}
     sizes: dict[int, float] = {}
     each = bytes_of_a_sample(slim) + bytes_of_a_sample(dense)
     for piece in calibration.pieces(slim, replace(context, progress=silent), each, AT_ONCE):
         try:
-            wanted = _outputs(Interpreter(dense, _precision(dense)), feeds_of(dense, piece.inputs))
-            given = [
-                _outputs(Interpreter(slim, _precision(slim), tensors), feeds_of(slim, piece.inputs))
-                for tensors in variants
-            ]
+            wanted = floats_of(exact.run(tuple(feeds_of(dense, piece.inputs))))
+            given = {n: floats_of(outputs) for n, outputs in runs.outputs(tuple(feeds_of(slim, piece.inputs)))}
         except StepError as error:
             raise piece.refused(error) from error
-        for number, target in enumerate(wanted):
-            found = [outputs[number] for outputs in given if number < len(outputs)]
-            if len(found) < len(variants) or any(output.shape != target.shape for output in found):
+        for place, target in enumerate(wanted):
+            found = {number: outputs[place] for number, outputs in given.items() if place < len(outputs)}
+            if len(found) < len(given) or any(output.shape != target.shape for output in found.values()):
                 continue
-            fine = target.isfinite()
-            size = target.double().masked_fill(~fine, 0.0).square().sum()
-            sizes[number] = sizes.get(number, 0.0) + float(size)
-            off = [(y.double() - target.double()).masked_fill(~fine, 0.0).square().sum() for y in found]
-            apart[number] = [a + float(b) for a, b in zip(apart.get(number, [0.0] * len(off)), off, strict=True)]
-    counted = [number for number, size in sizes.items() if size > 0]
+            fine, sums = target.isfinite(), apart.setdefault(place, dict.fromkeys(given, 0.0))
+            sizes[place] = sizes.get(place, 0.0) + float(target.masked_fill(~fine, 0.0).square().sum())
+            for number, output in found.items():
+                sums[number] += float((output - target).masked_fill(~fine, 0.0).square().sum())
+    counted = [place for place, size in sizes.items() if size > 0]
     if not counted:
         return None
-    shares = [[error / sizes[number] for error in apart[number]] for number in counted]
-    return [sum(column) / len(counted) for column in zip(*shares, strict=True)]
-
-
-def _outputs(run: Interpreter, feeds: Sequence[Any]) -> list[Tensor]:
-    """The outputs that are tensors of floats."""
-    leaves = pytree.tree_leaves(run.run(tuple(feeds)))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _precision(program: Program) -> torch.dtype:
-    floats = {tensor.dtype for tensor in program.tensors.values()}
-    return torch.float64 if torch.float64 in floats else torch.float32
+    return {n: sum(apart[place][n] / sizes[place] for place in counted) / len(counted) for n in apart[counted[0]]}

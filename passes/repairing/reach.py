@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from prunec.compiler.data import Batch
 from prunec.compiler.ir.program import FloatArray, Program
@@ -26,7 +25,7 @@ from prunec.passes.calibration.calibration import SAMPLES as ALL
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 from prunec.passes.repairing.layers import Layer
 from prunec.passes.repairing.refit import HELD_OUT
-from prunec.passes.repairing.walk import AT_ONCE, feeds_of, numbers_of
+from prunec.passes.repairing.walk import AT_ONCE, feeds_of, floats_of, numbers_of
 
 SAMPLES: Final = 64
 """About the most samples that say how far errors reach."""
@@ -87,7 +86,7 @@ def reach(
         found: dict[int, list[Tensor]] = {}
         try:
             for number, outputs in runs.outputs(tuple(feeds_of(program, piece.inputs))):
-                found[number] = _floats(outputs)
+                found[number] = floats_of(outputs)
         except StepError as error:
             raise piece.refused(error) from error
         sums.add(found.pop(WHOLE), found)
@@ -102,20 +101,13 @@ def _pieces(program: Program, calibration: Calibration, context: Context, sample
     first, taken = list[Batch](), 0
     for piece in calibration.pieces(program, context, bytes_of_a_sample(program), AT_ONCE):
         first = first or [piece]
-        numbers = numbers_of(piece)
-        fit = [not hold or number % HELD_OUT == 0 for number in numbers]
-        mine = piece.picked(
-            torch.tensor([ok and number // HELD_OUT % every == 0 for ok, number in zip(fit, numbers, strict=True)])
-        )
+        numbers = torch.tensor(numbers_of(piece))
+        mine = piece.picked((numbers // HELD_OUT % every == 0) & ((numbers % HELD_OUT == 0) | (not hold)))
         taken += mine.count
         if mine.count:
             yield mine
     if not taken:
         yield from (piece[:samples] for piece in first)
-
-
-def _floats(outputs: Any) -> list[Tensor]:
-    return [x.double() for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 class _Sums:

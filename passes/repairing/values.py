@@ -25,17 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from prunec.compiler.data import Batch
 from prunec.compiler.ir.aliasing import mutates
 from prunec.compiler.ir.inputs import map_tensors
 from prunec.compiler.ir.ops import op_name
 from prunec.compiler.ir.program import IntArray, Program
-from prunec.compiler.verify.interpreter import Interpreter
+from prunec.compiler.verify.interpreter import Interpreter, StepError, precision_of
 from prunec.passes.repairing.calls import VIEWS, Call, call_of
 from prunec.passes.repairing.layers import Found, Layer, Search, called
 from prunec.passes.repairing.moments import RIDGES, Choice, Fit, Moments, choose, solve
 from prunec.passes.repairing.refit import LeastSquares
 from prunec.passes.repairing.rows import Form, chosen, of_inputs, positions
-from prunec.passes.repairing.walk import Lane, Piece
+from prunec.passes.repairing.walk import Lane, Piece, feeds_of
 
 WIDEST: Final = 3_072
 """Heads that read more than so many numbers together are left alone: their moments would take longest of all."""
@@ -82,9 +83,9 @@ class Values:
 # -- which layers ------------------------------------------------------------------------------------------------------
 
 
-def values_of(search: Search, found: Found, several: Iterable[Sequence[Any]]) -> list[Values]:
+def values_of(search: Search, found: Found, pieces: Iterable[Batch]) -> list[Values]:
     """The values that readers which have lost inputs read by attention, told by what some samples give; by the next
-    ones where these can't tell."""
+    ones where these can't tell. Raises `DataError` where the model can't take them."""
     program, order, layers = search.slim, found.order, found.layers
     place = {node: index for index, node in enumerate(order)}
     tried: dict[fx.Node, list[tuple[Call, Layer, list[fx.Node]]]] = {}
@@ -95,28 +96,26 @@ def values_of(search: Search, found: Found, several: Iterable[Sequence[Any]]) ->
                 call = call_of(node, program)
                 if between and call is not None and search.is_alone(call) and _is_pointwise(call.form, call, program):
                     tried.setdefault(node, []).append((call, reader, between))
-    run, pairs = Interpreter(program, _precision(program)), list[Values]()
-    for feeds in several if tried else ():
+    run, pairs = Interpreter(program, precision_of(program)), list[Values]()
+    for piece in pieces if tried else ():
         env, left = dict[fx.Node, Any](), dict[fx.Node, list[tuple[Call, Layer, list[fx.Node]]]]()
         last = max(place[node] for node in tried)
-        given = (map_tensors(lambda x: run.cast(x.clone()), feed) for feed in feeds)
-        for node, value in run.resume(order, env, given):
-            for call, reader, between in tried.get(node, ()):
-                told, pair = _values(run, env, value, Values(node, call, reader, between, (), ()))
-                pairs += [] if pair is None else [pair]
-                if not told:
-                    left.setdefault(node, []).append((call, reader, between))
-            if place[node] == last:
-                break
+        given = (map_tensors(lambda x: run.cast(x.clone()), feed) for feed in feeds_of(program, piece.inputs))
+        try:
+            for node, value in run.resume(order, env, given):
+                for call, reader, between in tried.get(node, ()):
+                    told, pair = _values(run, env, value, Values(node, call, reader, between, (), ()))
+                    pairs += [] if pair is None else [pair]
+                    if not told:
+                        left.setdefault(node, []).append((call, reader, between))
+                if place[node] == last:
+                    break
+        except StepError as error:
+            raise piece.refused(error) from error
         tried = left
         if not tried:
             break
     return pairs
-
-
-def _precision(program: Program) -> torch.dtype:
-    floats = {tensor.dtype for tensor in program.tensors.values()}
-    return torch.float64 if torch.float64 in floats else torch.float32
 
 
 def _is_pointwise(form: Form, layer: Layer | Call, program: Program) -> bool:

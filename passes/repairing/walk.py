@@ -25,7 +25,7 @@ from prunec.compiler.data import Batch
 from prunec.compiler.ir.inputs import is_batched, tensors_in
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, silent
-from prunec.compiler.verify.interpreter import Interpreter, StepError
+from prunec.compiler.verify.interpreter import Interpreter, StepError, precision_of
 from prunec.passes.calibration.calibration import Calibration, bytes_of_a_sample
 
 AT_ONCE: Final = 64
@@ -38,8 +38,7 @@ class Lane:
     """One program on one piece, as far as it has been run."""
 
     def __init__(self, program: Program, order: Sequence[fx.Node], feeds: Sequence[Any], wanted: set[fx.Node]) -> None:
-        floats = {tensor.dtype for tensor in program.tensors.values()}
-        self.interpreter = Interpreter(program, torch.float64 if torch.float64 in floats else torch.float32)
+        self.interpreter = Interpreter(program, precision_of(program))
         self.env: dict[fx.Node, Any] = {}
         self.kept: dict[fx.Node, Tensor] = {}
         """Values that are asked for later, as they were when they were computed."""
@@ -170,6 +169,11 @@ def feeds_of(program: Program, inputs: Any) -> Sequence[Any]:
         nodes = program.graph.find_nodes(op="placeholder")
         return [inputs.get(str(node.target), *node.args) for node in nodes]
     return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+
+
+def floats_of(outputs: Any) -> list[Tensor]:
+    """The floating-point tensors among a model's outputs, in float64."""
+    return [x.double() for x in tensors_in(outputs) if x.is_floating_point()]
 
 
 def numbers_of(batch: Batch) -> list[int]:
