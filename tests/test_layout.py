@@ -110,7 +110,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "passes/training/few.py": "passes/test_finetune.py",
     "passes/repairing/pictures.py": "passes/criteria/test_reconstruction.py",
     "passes/repairing/inputs.py": "passes/criteria/test_reconstruction.py",
-    "passes/repairing/reach.py": "passes/criteria/test_reconstruction.py",
     "compiler/targets/coreml_convert.py": "targets/test_coreml.py",
     "compiler/targets/executorch_lower.py": "targets/test_runtimes.py",
     "compiler/targets/executorch_meter.py": "targets/test_meters.py",

@@ -59,10 +59,13 @@ class Lane:
         return self.kept[node] if again else self.kept.pop(node)
 
     def given(self, node: fx.Node) -> Any:
-        """What the node would give now; it stays to be run."""
+        """What the node would give now; it stays to be run. Raises `StepError` where it fails."""
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.env[n])
-        with torch.no_grad():
-            return self.interpreter.call(node, args, dict(kwargs))
+        try:
+            with torch.no_grad():
+                return self.interpreter.call(node, args, dict(kwargs))
+        except Exception as error:
+            raise StepError(node, error) from error
 
     def _step(self) -> None:
         node, value = next(self._steps)

@@ -670,9 +670,11 @@ def test_the_data_stay_as_they_are_where_the_model_writes_into_its_input(method)
 
 
 @pytest.mark.parametrize("method", ["least_squares", "bias"])
-def test_a_later_batch_that_the_model_can_not_take_is_the_datas(method):
-    net = Made({"a": nn.Linear(8, 8), "b": nn.Linear(8, 4)}, lambda m, x: m.b(m.a(x).relu())).eval()
-    data = [torch.randn(8, 8), torch.randn(8, 8), torch.randn(8, 7)]
+@pytest.mark.parametrize("size", [3, 2], ids=["before what is repaired", "there"])
+def test_a_later_batch_that_the_model_can_not_take_is_the_datas(method, size):
+    parts = {"a": nn.Conv2d(1, 8, 3), "b": nn.Linear(8 * 4, 4)}
+    net = Made(parts, lambda m, x: m.b(m.a(x).relu().flatten(1))).eval()
+    data = [torch.randn(8, 1, 4, 4), torch.randn(8, 1, 4, 4), torch.randn(8, 1, size, size)]
     passes = [{"score": "l1"}, {"select": "50%"}, "shrink", {"repair": method}]
-    with pytest.raises(DataError, match=r"the model can't take the data's batches, of shape \[8, 7\]"):
+    with pytest.raises(DataError, match=rf"the model can't take the data's batches, of shape \[8, 1, {size}, {size}\]"):
         compile(net, {"plan": 1, "passes": passes}, (data[0][:1],), data)

@@ -94,6 +94,24 @@ def test_what_is_no_number_in_both_hides_no_difference(tmp_path):
     assert "computes something else" in export(SpoilsHeads(), two, tmp_path, ExportOptions()).error
 
 
+class Overflowing(nn.Module):
+    """What it gives is infinite in single precision, and has a sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x) * 1e38 * 1e10
+
+
+def test_other_infinities_are_no_rounding(tmp_path):
+    torch.manual_seed(0)
+    program = trace(Overflowing().eval(), (torch.rand(2, 4),))
+    assert export(Fake(), program, tmp_path, ExportOptions()).difference == 0
+    assert "computes something else" in export(SpoilsHeads(), program, tmp_path, ExportOptions()).error
+
+
 class Both(Shares):
     """Beside numbers."""
 

@@ -200,13 +200,17 @@ def test_a_double_costs_nothing_whatever_reads_it(reader: nn.Module, run: Any):
     assert {1, 2, 4} >= set(np.argsort(read)[:1])
 
 
-def test_errors_that_reach_the_outputs_are_what_a_refit_by_hand_leaves_there(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("normed", [False, True], ids=["a bias", "a batch norm"])
+def test_errors_that_reach_the_outputs_are_what_a_refit_by_hand_leaves_there(
+    normed: bool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(reconstruction, "_TRIED", 1e-4)  # without three units: the first two cost nothing
 
     def run(m: Any, x: Tensor) -> Tensor:
-        return m.c(m.b(m.a(x).relu()).relu().mean((2, 3)))
+        return m.c(m.n(m.b(m.a(x).relu())).relu().mean((2, 3)))
 
-    net = _net(nn.Conv2d(6, 4, 1), run, c=nn.Linear(4, 3))
+    norm = nn.BatchNorm2d(4) if normed else nn.Identity()
+    net = _net(nn.Conv2d(6, 4, 1, bias=not normed), run, n=norm, c=nn.Linear(4, 3))
     found = _found(net, relative_to="outputs")
     order, given = np.argsort(found, kind="stable"), net(DATA.inputs).detach()
     rows = _rows(net, 1)
@@ -214,7 +218,10 @@ def test_errors_that_reach_the_outputs_are_what_a_refit_by_hand_leaves_there(mon
     mean, target = rows.mean(0), rows @ net.b.weight.detach().flatten(1).T
     weight = torch.linalg.lstsq(rows[:, left] - mean[left], target - target.mean(0), driver="gelsd").solution
     with torch.no_grad():
-        net.b.bias += target.mean(0) - mean[left] @ weight
+        if normed:
+            net.n.running_mean -= target.mean(0) - mean[left] @ weight
+        else:
+            net.b.bias += target.mean(0) - mean[left] @ weight
         net.b.weight.zero_()[:, left] = weight.T[..., None, None]
         want = (net(DATA.inputs) - given).square().mean() / given.var(0, correction=0).mean()
     assert found[order[:3]].sum() == pytest.approx(float(want), rel=1e-3)
@@ -280,3 +287,22 @@ def test_samples_whose_values_are_no_numbers_are_left_out_and_told():
     plan = {"plan": 1, "passes": [{"score": {"criterion": "reconstruction", "samples": 24}}]}
     notes = compile(net, plan, example_inputs=(DATA.inputs[:2],), data=spoilt).findings.passes[0].notes
     assert any("a sample makes values infinite or NaN; these are left out" in note.reason for note in notes)
+
+
+def test_errors_of_each_group_of_a_layer_reach_the_outputs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reconstruction, "_TRIED", 1e-4)
+    net = _net(nn.Conv2d(6, 4, 1, groups=2), lambda m, x: m.b(m.a(x).relu()).relu())
+    first = int(np.argmin(_found(net, relative_to="outputs")))  # a channel of each group
+    plan = {"plan": 1, "passes": [{"score": {"criterion": {"reconstruction": {"ridge": 1e-10}}, "samples": 24}}]}
+    details = compile(net, plan, example_inputs=(DATA.inputs[:2],), data=DATA).report["passes"][0]["details"]
+    given, rows = net(DATA.inputs).detach(), _rows(net, 1)
+    with torch.no_grad():
+        for group in (0, 1):
+            mine, outputs = rows[:, 3 * group : 3 * group + 3], slice(2 * group, 2 * group + 2)
+            left, target = [unit for unit in range(3) if unit != first], mine @ net.b.weight[outputs].flatten(1).T
+            mean = mine.mean(0)
+            weight = torch.linalg.lstsq(mine[:, left] - mean[left], target - target.mean(0), driver="gelsd").solution
+            net.b.bias[outputs] += target.mean(0) - mean[left] @ weight
+            net.b.weight[outputs].zero_()[:, left] = weight.T[..., None, None]
+        want = (net(DATA.inputs) - given).square().mean() / given.var(0, correction=0).mean()
+    assert details["remaining_error"]["a"][1] == pytest.approx(float(want), rel=1e-3)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from prunec.compiler import compile, trace
 from prunec.compiler.data import Data
-from prunec.compiler.errors import VerifyError
+from prunec.compiler.errors import DataError, VerifyError
 from prunec.compiler.groups.analysis import analyse
 from prunec.compiler.ir.program import Program
 from prunec.compiler.pass_base import Context, PassResult
@@ -254,8 +254,9 @@ def test_inputs_may_be_nested(nested, first, dtype):
     assert found.details["values"] == {"value": "project"}
 
 
-@pytest.mark.parametrize("nothing", [math.nan, 0.0], ids=["not finite", "zero"])
-def test_samples_that_can_t_tell_leave_it_to_the_next_ones(nothing):
+def _scaled_heads() -> tuple[Program, Program]:
+    """Attention whose heads are multiplied by a number for each sample, and it with half of each."""
+
     def scaled(m: Any, x: Tensor, by: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (m.query, m.key, m.value))
         heads = F.scaled_dot_product_attention(q, k, v) * by.log().exp()[:, None, None, None]
@@ -263,13 +264,26 @@ def test_samples_that_can_t_tell_leave_it_to_the_next_ones(nothing):
 
     torch.manual_seed(0)
     net = Made({name: _linear() for name in ("query", "key", "value", "project")}, scaled).double().eval()
+    traced = trace(net, (_tokens()[-2:], torch.ones(2, dtype=torch.float64)))
+    return traced, Shrink().run(traced.with_facts(selection=_halves(traced)), Context()).program
+
+
+@pytest.mark.parametrize("nothing", [math.nan, 0.0], ids=["not finite", "zero"])
+def test_samples_that_can_t_tell_leave_it_to_the_next_ones(nothing):
     x, by = _tokens(), torch.ones(96, dtype=torch.float64)
     by[:9] = -1.0 if math.isnan(nothing) else 0.0  # which has no logarithm, or -inf
-    traced = trace(net, (x[-2:], by[-2:]))
-    slim = Shrink().run(traced.with_facts(selection=_halves(traced)), Context()).program
+    traced, slim = _scaled_heads()
     for order in (1, -1):
         data = [((a, b), None) for a, b in list(zip(x.split(8), by.split(8), strict=True))[::order]]
         assert _repaired(slim, traced, data).details["values"] == {"value": "project"}
+
+
+def test_a_batch_that_the_model_can_not_take_is_the_datas_also_before_any_is_repaired():
+    x, none = _tokens()[:8], torch.zeros(8, dtype=torch.float64)
+    traced, slim = _scaled_heads()
+    data = [((x, none), None), ((x[..., :-1], none), None)]  # the first ones can't tell
+    with pytest.raises(DataError, match="the model can't take the data's batches"):
+        _repaired(slim, traced, data)
 
 
 def test_only_readers_are_refit_where_the_plan_says_so():
